@@ -1,0 +1,152 @@
+"""Settings of everything that makes data: prompts, sampling, engine, generators, judges, replay.
+
+Light by law: importing this module must not import torch, ray, vllm or transformers.
+Every field states its unit and its bound; `offbeat train --help` prints them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Settings(BaseModel):
+    """Base of every configuration model: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class PromptConfig(Settings):
+    """Where prompts come from and in which order they are offered."""
+
+    source: str = Field(
+        default="world",
+        description="`world` (the embedded one), a .jsonl or .parquet file, a directory of them or one written by "
+        "`datasets.save_to_disk`, or a hub name of a data set",
+    )
+    split: str = Field(default="train", description="split, for data sets that have several")
+    prompt_field: str = Field(default="prompt", description="column with the prompt: a string, or a list of chat messages")
+    answer_field: str | None = Field(default=None, description="column with the gold answer, for verifiers")
+    max_prompt_tokens: int = Field(default=512, ge=1, description="tokens; a longer prompt is a malformed row")
+    on_malformed: Literal["error", "skip"] = Field(
+        default="error", description="`error` names file and line and stops; `skip` leaves the row out and counts it"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of the order; every epoch is shuffled anew")
+    shuffle: bool = Field(default=True, description="False offers the rows in file order, epoch after epoch")
+
+
+class SamplingConfig(Settings):
+    """How completions are sampled. Temperature only: truncation (top-p, top-k) would bias the behaviour log-probs."""
+
+    completions_per_prompt: int = Field(default=4, ge=2, description="completions; K in the papers")
+    max_new_tokens: int = Field(default=128, ge=1, description="tokens per completion")
+    temperature: float = Field(default=1.0, gt=0.0, description="logits are divided by it, in the engine and in the learner")
+    stop_token_ids: tuple[int, ...] = Field(
+        default=(), description="token ids that end a completion besides end-of-sequence; such a completion is not `finished`"
+    )
+
+
+class GeneratorConfig(Settings):
+    """The generator actors and the vLLM engine inside each."""
+
+    count: int = Field(default=1, ge=1, description="generator actors, each with an engine of its own")
+    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs per engine")
+    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="weights and activations of the engine")
+    max_model_len: int = Field(default=1024, ge=2, description="tokens, prompt and completion together")
+    max_running_prompts: int = Field(default=64, ge=1, description="leases that one generator holds at a time")
+    kv_cache_mib: int = Field(default=128, ge=16, description="MiB of key-value cache; CPU engines only")
+    gpu_memory_utilization: float = Field(default=0.85, gt=0.0, le=1.0, description="share of GPU memory; GPU engines only")
+    enforce_eager: bool = Field(default=False, description="no CUDA graphs; always so on CPU")
+    cpus: float = Field(default=1.0, gt=0.0, description="CPU cores that each actor reserves from Ray; also its threads")
+    max_restarts: int = Field(default=3, ge=0, description="times Ray restarts a generator that died")
+    canary_tolerance: float | None = Field(
+        default=None, gt=0.0,
+        description="nats; largest log-prob difference to the learner on the canary. Unset: 1e-3 for float32, 1.0 for bfloat16",
+    )
+
+
+class GoldJudgeConfig(Settings):
+    """The embedded world's closed-form preference."""
+
+    kind: Literal["gold"] = "gold"
+
+
+class RewardModelJudgeConfig(Settings):
+    """A Bradley-Terry reward model: any Hugging Face sequence-classification directory with one label."""
+
+    kind: Literal["reward_model"] = "reward_model"
+    path: str = Field(description="directory or hub name of the model")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="weights of the judge")
+    batch_tokens: int = Field(default=16384, ge=1, description="padded tokens per forward pass")
+    gpus: float = Field(default=0.0, ge=0.0, description="GPUs that the judge actor reserves from Ray")
+
+
+class VerifierJudgeConfig(Settings):
+    """Exact-answer match, in the GSM8K format by default: 1 for the right final answer, 0 otherwise."""
+
+    kind: Literal["verifier"] = "verifier"
+    answer_pattern: str = Field(
+        default=r"####\s*([^\n]+)", description="regular expression; group 1 of its last match is the final answer"
+    )
+
+
+class FunctionJudgeConfig(Settings):
+    """A Python function: `f(prompt: Prompt, completions: Sequence[Completion]) -> Sequence[float]`, plain or async."""
+
+    kind: Literal["function"] = "function"
+    path: str = Field(description="`package.module:function`, importable where the judge runs")
+
+
+JudgeKind = Annotated[
+    GoldJudgeConfig | RewardModelJudgeConfig | VerifierJudgeConfig | FunctionJudgeConfig, Field(discriminator="kind")
+]
+
+
+class JudgingConfig(Settings):
+    """How judges are run, whatever their kind."""
+
+    judge: JudgeKind = Field(default_factory=GoldJudgeConfig, description="which judge")
+    missing_eos_score: float | None = Field(
+        default=-1.0, description="score that replaces the judge's for a completion without end-of-sequence; null keeps it"
+    )
+    max_batch_groups: int = Field(default=64, ge=1, description="groups judged together")
+    timeout_seconds: float = Field(default=60.0, gt=0.0, description="seconds for one batch")
+    retries: int = Field(default=2, ge=0, description="further attempts before the group is returned with the reason")
+    retry_backoff_seconds: float = Field(default=0.5, ge=0.0, description="seconds before the first retry, doubled each time")
+
+
+class ReplayConfig(Settings):
+    """Admission and the replay buffer: how far generation may run ahead of learning."""
+
+    prompts_per_update: int = Field(default=32, ge=1, description="prompts (groups) consumed by one optimizer step")
+    updates_per_publish: int = Field(default=1, ge=1, description="optimizer steps per policy version")
+    max_staleness: int = Field(
+        default=1, ge=0, description="policy versions; S: no consumed token is older. 0 is synchronous and on-policy"
+    )
+    order: Literal["lease", "ready"] = Field(
+        default="lease", description="`lease` consumes prompts in the order they were leased and drops nothing; "
+        "`ready` takes the first ready ones and drops what is over the bound"
+    )
+    max_reuse: int = Field(default=1, ge=1, description="times that a group may be consumed; more than 1 needs `ready`")
+    lease_seconds: float = Field(default=600.0, gt=0.0, description="seconds until an unanswered lease is granted again")
+    max_attempts: int = Field(default=3, ge=1, description="grants of one lease before its prompt is dropped with the reason")
+
+    @model_validator(mode="after")
+    def _reuse_needs_ready_order(self) -> ReplayConfig:
+        if self.max_reuse > 1 and self.order == "lease":
+            raise ValueError(
+                f"max_reuse {self.max_reuse} cannot be met with order 'lease', which consumes every lease exactly once; "
+                "set order to 'ready' or max_reuse to 1"
+            )
+        return self
+
+    @property
+    def prompts_per_version(self) -> int:
+        """B: prompts consumed between two published versions."""
+        return self.prompts_per_update * self.updates_per_publish
+
+
+def describe(value: Any) -> str:
+    """How a default is printed in help texts."""
+    return "null" if value is None else str(value)

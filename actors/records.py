@@ -1,0 +1,169 @@
+"""Wire types: the small frozen records that travel between generators, judges, buffer and learner.
+
+They hold plain Python values only, so that any process can unpickle them without torch, ray or vllm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt. Made by `prompts.py`; read by generators and judges."""
+
+    id: str
+    """Stable name, `<source>:<row>`; the same in every epoch and after a resume."""
+    token_ids: tuple[int, ...]
+    """What the engine is given, chat template and special tokens included."""
+    text: str
+    """What a judge is shown."""
+    answer: str | None = None
+    """Gold answer for verifiers, verbatim from the data; None where the data has none."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to generate for one prompt. Made by the replay buffer; read by generators."""
+
+    index: int
+    """Position in the global order of leases; update `u` consumes `[uB, (u+1)B)` in lease order.
+    Evaluation leases, which never enter the buffer, have negative indices."""
+    attempt: int
+    """0 for the first grant, one more for each re-grant: a late answer to an older attempt is refused."""
+    prompt: Prompt
+    min_version: int
+    """A generator must have taken at least this policy version before it starts."""
+    deadline: float
+    """Seconds on the coordinator's clock after which the lease may be granted again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled response. Made by a generator; read by judges and learner."""
+
+    token_ids: tuple[int, ...]
+    """Response tokens, the end-of-sequence token included when there is one. Never empty."""
+    logprobs: tuple[float, ...]
+    """Behaviour log-prob (nats) of each token under exactly the distribution that sampled it."""
+    versions: tuple[int, ...]
+    """Policy version that sampled each token; not decreasing."""
+    text: str
+    """Decoded response without special tokens."""
+    finished: bool
+    """True when it ended with end-of-sequence, False when it was cut at the length limit."""
+
+    @property
+    def oldest_version(self) -> int:
+        return min(self.versions)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a judge says of one prompt's K completions. Made by judges; read by pairing."""
+
+    scores: tuple[float, ...]
+    """One score per completion; higher is better; all finite."""
+    preferences: tuple[tuple[float, ...], ...] | None = None
+    """`preferences[i][j]` = P(completion i is preferred to j), for judges that compare pairs; None for scalar judges."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One lease's K completions and, once judged, their judgement. Made by a generator; completed by a judge."""
+
+    lease: Lease
+    completions: tuple[Completion, ...]
+    judgement: Judgement | None = None
+
+    @property
+    def oldest_version(self) -> int:
+        return min(completion.oldest_version for completion in self.completions)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A lease that came to nothing: generator or judge could not answer. The prompt goes back with the reason."""
+
+    lease_index: int
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What a preference loss consumes. Made by `pairing.py`; read by the learner."""
+
+    lease_index: int
+    prompt_token_ids: tuple[int, ...]
+    chosen: Completion
+    rejected: Completion
+    margin: float
+    """Score of chosen minus score of rejected, at least 0; 0 means a tie, which carries no gradient."""
+
+    @property
+    def tie(self) -> bool:
+        return self.margin == 0.0
+
+    def staleness(self, version: int) -> int:
+        """Policy versions between the pair's oldest token and `version`."""
+        return version - min(self.chosen.oldest_version, self.rejected.oldest_version)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRecord:
+    """One tensor of a publication."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    """torch dtype without the prefix: `float32`, `bfloat16`."""
+    fingerprint: str
+    """`weights.fingerprint` of its bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """A fixed token sequence and the learner's log-probs of its tokens 1.. under the published weights."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """One fewer than `token_ids`: the first token has no prediction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a publication must contain. Made by the learner's publisher; checked by every receiver."""
+
+    version: int
+    tensors: tuple[TensorRecord, ...]
+    canary: Canary
+    transport: str
+    """`shm`, `object_store`, `nccl` or `ipc`."""
+    location: str = ""
+    """`shm`: path of the safetensors file. Others: empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorStatus:
+    """A generator's own account, for metrics and the time budget. Seconds are since its start."""
+
+    name: str
+    version: int
+    running: int
+    """Leases being generated."""
+    waiting: int
+    """Leases held back for newer weights."""
+    tokens: int
+    """Response tokens sampled since the start."""
+    generating_seconds: float
+    updating_seconds: float
+    idle_seconds: float
+
+
+def flatten(groups: Sequence[Group]) -> list[Completion]:
+    """All completions of `groups`, in order."""
+    return [completion for group in groups for completion in group.completions]

@@ -1,0 +1,75 @@
+"""The whole configuration of a run, composed from the models beside what they configure. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from actors.config import GeneratorConfig, JudgingConfig, PromptConfig, ReplayConfig, SamplingConfig, Settings
+from learner.config import CheckpointConfig, LearnerConfig, PublicationConfig
+
+
+class ModelConfig(Settings):
+    """The policy to start from; it is also the frozen reference."""
+
+    path: str = Field(description="Hugging Face directory or hub name; `world` trains the embedded world's small policy first")
+    tokenizer: str | None = Field(default=None, description="directory or hub name; unset: the model's own")
+
+
+class WorldConfig(Settings):
+    """The embedded world, used where model.path or prompts.source is `world`."""
+
+    task: Literal["transitive", "intransitive"] = Field(default="transitive", description="which closed-form preference is gold")
+    sft_updates: int = Field(default=300, ge=1, description="optimizer steps of supervised training of the small policy")
+    seed: int = Field(default=0, ge=0, description="seed of corpus, initial weights and supervised training")
+
+
+class EvaluationConfig(Settings):
+    """Win rate of the policy against its own starting point, by the run's judge."""
+
+    prompts: int = Field(default=256, ge=0, description="prompts sampled at the start and at every evaluation; 0 turns it off")
+    every_updates: int = Field(default=0, ge=0, description="optimizer steps between evaluations; 0 evaluates only at the end")
+
+
+class ClusterConfig(Settings):
+    """Which Ray to use."""
+
+    address: str = Field(
+        default="auto", description="`local` starts a Ray of its own; `auto` joins the one this job was submitted to, "
+        "else starts its own; or an address"
+    )
+    num_cpus: int | None = Field(default=None, ge=1, description="CPU cores of a Ray started here; unset: all of the machine")
+    object_store_mib: int = Field(default=512, ge=80, description="MiB of shared memory for a Ray started here")
+
+
+class RunConfig(Settings):
+    """One asynchronous RLHF run."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$", description="names the output directory runs/NAME")
+    output: str | None = Field(default=None, description="output directory; unset: runs/NAME")
+    updates: int = Field(default=1000, ge=1, description="optimizer steps in all")
+    seed: int = Field(default=0, ge=0, description="seed of engines and sampling")
+    model: ModelConfig
+    world: WorldConfig = Field(default_factory=WorldConfig)
+    prompts: PromptConfig = Field(default_factory=PromptConfig)
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    generators: GeneratorConfig = Field(default_factory=GeneratorConfig)
+    judging: JudgingConfig = Field(default_factory=JudgingConfig)
+    replay: ReplayConfig = Field(default_factory=ReplayConfig)
+    learner: LearnerConfig = Field(default_factory=LearnerConfig)
+    publication: PublicationConfig = Field(default_factory=PublicationConfig)
+    checkpoints: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+
+    @model_validator(mode="after")
+    def _lengths_fit_the_engine(self) -> RunConfig:
+        needed = self.prompts.max_prompt_tokens + self.sampling.max_new_tokens
+        if needed > self.generators.max_model_len:
+            raise ValueError(
+                f"prompts.max_prompt_tokens {self.prompts.max_prompt_tokens} + sampling.max_new_tokens "
+                f"{self.sampling.max_new_tokens} = {needed} exceed generators.max_model_len "
+                f"{self.generators.max_model_len}; raise the last or lower one of the first two"
+            )
+        return self
