@@ -54,6 +54,7 @@ class LearnerConfig(Settings):
     loss: LossConfig = Field(default_factory=LossConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     max_skipped_updates: int = Field(default=5, ge=0, description="updates skipped for a non-finite loss or gradient before the run stops")
+    port: int | None = Field(default=None, ge=1, le=65535, description="port on rank 0's host where the ranks meet; unset: a free one")
     seed: int = Field(default=0, ge=0, description="seed of the learner's random state")
 
     @model_validator(mode="after")

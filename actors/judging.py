@@ -1,0 +1,36 @@
+"""A judge at work: one judge, its retries and its clock. It must not know the buffer or who consumes its judgements."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from actors.config import JudgingConfig
+from actors.judges import make_judge
+from actors.judges.retrying import judge_with_retries
+from actors.records import Failure, Group
+
+
+class JudgeWorker:
+    """Judges batches of groups; a group that cannot be judged comes back as a `Failure`, never with a made-up score."""
+
+    def __init__(self, config: JudgingConfig, *, task: str = "transitive", seed: int = 0) -> None:
+        self._config = config
+        self._judge = make_judge(config.judge, task=task, seed=seed)
+        self._seconds = 0.0
+
+    async def judge(self, groups: Sequence[Group]) -> list[Group | Failure]:
+        """Judgements of `groups`, in order.
+
+        Returns:
+            Each group with its judgement, or a `Failure` with the reason after the configured retries.
+        """
+        started = time.monotonic()
+        try:
+            return await judge_with_retries(self._judge, groups, self._config)
+        finally:
+            self._seconds += time.monotonic() - started
+
+    async def seconds(self) -> float:
+        """Seconds spent judging since the start."""
+        return self._seconds

@@ -1,0 +1,52 @@
+"""The producers as Ray actors. The only module of `actors` that knows Ray; the classes themselves stay plain.
+
+Placement, concurrency and restarts are decided here; what the actors do is in `generator.py` and `judging.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+from actors.config import GeneratorConfig, JudgingConfig, SamplingConfig
+from actors.judging import JudgeWorker
+
+COLLECTING_CALLS = 8
+"""Calls one actor serves at a time: collect blocks, and submit, take_weights and status must get past it."""
+
+
+def start_generator(
+    name: str,
+    *,
+    model_dir: str,
+    generators: GeneratorConfig,
+    sampling: SamplingConfig,
+    seed: int,
+    transport: str,
+    gpus: float,
+    environment: dict[str, str],
+) -> Any:
+    """Starts one generator actor and returns its handle at once; the engine loads in the background.
+
+    `environment` is the engine's process environment; `gpus` is per actor (the tensor parallel size, or 0 on CPU).
+    """
+    from actors.generator import Generator
+
+    actor = ray.remote(Generator).options(
+        num_cpus=generators.cpus,
+        num_gpus=gpus,
+        max_restarts=generators.max_restarts,
+        max_concurrency=COLLECTING_CALLS,
+        runtime_env={"env_vars": environment},
+    )
+    return actor.remote(
+        name, model_dir=model_dir, generators=generators, sampling=sampling, seed=seed, transport=transport
+    )
+
+
+def start_judge(config: JudgingConfig, *, task: str, seed: int) -> Any:
+    """Starts the judge actor. Scalar and closed-form judges take no core of their own; a model may reserve GPUs."""
+    gpus = getattr(config.judge, "gpus", 0.0)
+    actor = ray.remote(JudgeWorker).options(num_cpus=0, num_gpus=gpus, max_restarts=3)
+    return actor.remote(config, task=task, seed=seed)

@@ -1,0 +1,278 @@
+"""The training loop: batches in, updates out, weights published while generation goes on.
+
+One asyncio task learns, one keeps the generators busy (`pool.py`), two judge, one watches. Synchronous training is this
+same loop with `max_staleness: 0`, which leaves the tasks nothing to overlap. It must not know Ray: see `ports.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from actors.buffer import Batch, ReplayBuffer
+from actors.errors import RunError
+from actors.pairing import best_and_worst
+from actors.records import Failure, Group, Prompt
+from launch import evaluation
+from launch.config import RunConfig
+from launch.pool import GeneratorPool
+from launch.ports import GeneratorPort, JudgePort, LearnerPort
+
+JUDGING_TASKS = 2
+"""Batches at the judge at a time: one is judged while the next is on its way."""
+WATCH_SECONDS = 1.0
+
+
+@dataclass
+class LearnerClock:
+    """Where the learner's wall time went, in seconds; `state` is what it does now."""
+
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("training", "waiting", "publishing", "checkpointing", "evaluating"), 0.0)
+    )
+    state: str = "waiting"
+
+    @contextlib.contextmanager
+    def spend(self, state: str) -> Iterator[None]:
+        previous, self.state = self.state, state
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[state] += time.monotonic() - started
+            self.state = previous
+
+
+@dataclass
+class Progress:
+    """What the run has done so far; the board, the metrics and the summary read it."""
+
+    started: float = field(default_factory=time.monotonic)
+    first_update: int = 0
+    """Updates that an earlier part of the run had done, when resumed."""
+    clock: LearnerClock = field(default_factory=LearnerClock)
+    staleness: dict[int, int] = field(default_factory=dict)
+    """Pairs consumed at each staleness."""
+    groups: int = 0
+    ties: int = 0
+    skipped: int = 0
+    stats: Any = None
+    """The last update's `learner.engine.UpdateStats`."""
+    log_ratio_max: float = 0.0
+    """Largest |log policy - log behaviour| of any token consumed at staleness 0, before its update: the engines' own gap."""
+    win_rate: evaluation.WinRate | None = None
+    kl: float | None = None
+    learning_seconds: float = 0.0
+    """Wall time between the start of the first update's wait and the end of the last update."""
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """The prompts of every evaluation and the starting policy's completions of them."""
+
+    prompts: Sequence[Prompt]
+    baseline: Sequence[Group]
+
+
+class TrainingLoop:
+    """Runs updates until `config.updates`, an interrupt or a failure."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        buffer: ReplayBuffer,
+        generators: Sequence[GeneratorPort],
+        judge: JudgePort,
+        learner: LearnerPort,
+        on_update: Callable[[Progress, Mapping[str, float]], None],
+        on_watch: Callable[[TrainingLoop], None],
+        on_checkpoint: Callable[[TrainingLoop], Awaitable[None]],
+        on_message: Callable[[str], None],
+    ) -> None:
+        self.evaluation_set: EvaluationSet | None = None
+        self.config = config
+        self.buffer = buffer
+        self.judge = judge
+        self.learner = learner
+        self.progress = Progress(first_update=buffer.updates)
+        self.stopped = False
+        self._on_update = on_update
+        self._on_watch = on_watch
+        self._on_checkpoint = on_checkpoint
+        self._judging: asyncio.Queue[Group] = asyncio.Queue()
+        self._tasks: asyncio.TaskGroup | None = None
+        self.pool = GeneratorPool(
+            generators,
+            buffer,
+            max_running=config.generators.max_running_prompts,
+            take_seconds=config.publication.timeout_seconds,
+            on_group=self._judging.put_nowait,
+            on_retire=self._retire,
+            on_message=on_message,
+        )
+
+    def stop(self) -> None:
+        """Asks for an end after the current update; the run is checkpointed first."""
+        self.stopped = True
+        self.pool.changed.notify()
+
+    async def run(self, main: Callable[[TrainingLoop], Awaitable[None]]) -> None:
+        """Keeps generators, judge and watch going while `main(self)` runs; ends them with it.
+
+        Raises:
+            RunError: the first failure of any task, unwrapped.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                background = [tasks.create_task(self.pool.run()), tasks.create_task(self._watch())]
+                background += [tasks.create_task(self._judge()) for _ in range(JUDGING_TASKS)]
+                await main(self)
+                for task in background:
+                    task.cancel()
+        except BaseExceptionGroup as group:
+            raise _first_failure(group) from None
+
+    async def publish(self) -> None:
+        """Publishes the learner's weights as the version that its updates so far make. Does not wait for generators."""
+        version = self.buffer.updates // self.config.replay.updates_per_publish
+        with self.progress.clock.spend("publishing"):
+            self.pool.offer(await self.learner.export(version))
+
+    async def learn(self) -> None:
+        """Consumes batches until the last update or `stop`."""
+        started = time.monotonic()
+        while self.buffer.updates < self.config.updates and not self.stopped:
+            batch = self.buffer.take()
+            if batch is None:
+                with self.progress.clock.spend("waiting"):
+                    await self.pool.changed.wait()
+                continue
+            self.pool.changed.notify()
+            await self._update(batch)
+            if self.buffer.updates % self.config.replay.updates_per_publish == 0:
+                await self.publish()
+            self.progress.learning_seconds = time.monotonic() - started
+            await self._after_update()
+
+    async def evaluate(self) -> None:
+        """Sets fresh completions against the starting policy's, and measures KL to the reference on them."""
+        if self.evaluation_set is None:
+            return
+        prompts, baseline = self.evaluation_set.prompts, self.evaluation_set.baseline
+        groups = await self.sample(prompts)
+        judged = await self._judge_all([evaluation.against(a, b) for a, b in zip(groups, baseline, strict=True)])
+        missing = self.config.judging.missing_eos_score
+        self.progress.win_rate = evaluation.win_rate([evaluation.win_share(group, missing) for group in judged])
+        sequences = [(g.lease.prompt.token_ids, c.token_ids) for g in groups for c in g.completions]
+        self.progress.kl = evaluation.sequence_kl(await self.learner.score(sequences))
+
+    async def sample(self, prompts: Sequence[Prompt]) -> list[Group]:
+        """Completions of `prompts` by the newest published version."""
+        newest = self.pool.newest
+        assert newest is not None
+        return await self.pool.sample(prompts, min_version=newest.version)
+
+    async def _update(self, batch: Batch) -> None:
+        progress, bound = self.progress, self.config.replay.max_staleness
+        for staleness in batch.staleness:
+            if staleness > bound:
+                raise RunError(f"a group of staleness {staleness} reached the learner, over max_staleness {bound}")
+            progress.staleness[staleness] = progress.staleness.get(staleness, 0) + 1
+        missing = self.config.judging.missing_eos_score
+        pairs = [best_and_worst(group, missing) for group in batch.groups]
+        progress.groups += len(pairs)
+        progress.ties += sum(pair.tie for pair in pairs)
+        if not pairs:
+            return
+        with progress.clock.spend("training"):
+            stats = await self.learner.update(pairs)
+        progress.stats = stats
+        progress.skipped += stats.skipped
+        if max(batch.staleness) == 0:
+            progress.log_ratio_max = max(progress.log_ratio_max, stats.log_ratio_max)
+        completions = [completion for group in batch.groups for completion in group.completions]
+        self._on_update(
+            progress,
+            {
+                "staleness_max": max(batch.staleness),
+                "staleness_mean": sum(batch.staleness) / len(batch.staleness),
+                "tie_share": sum(pair.tie for pair in pairs) / len(pairs),
+                "completion_tokens_mean": sum(len(c.token_ids) for c in completions) / len(completions),
+                "finished_share": sum(c.finished for c in completions) / len(completions),
+                "score_mean": sum(
+                    sum(group.judgement.scores) / len(group.judgement.scores)
+                    for group in batch.groups
+                    if group.judgement is not None
+                )
+                / len(batch.groups),
+            },
+        )
+
+    async def _after_update(self) -> None:
+        every = self.config.checkpoints.every_updates
+        if every and self.buffer.updates % every == 0 and self.buffer.updates < self.config.updates:
+            with self.progress.clock.spend("checkpointing"):
+                await self._on_checkpoint(self)
+        every = self.config.evaluation.every_updates
+        if every and self.buffer.updates % every == 0 and self.buffer.updates < self.config.updates:
+            # Not awaited: neither learner nor generators stop for it.
+            self._create_task(self.evaluate())
+
+    async def _judge_all(self, groups: Sequence[Group]) -> list[Group]:
+        size = self.config.judging.max_batch_groups
+        judged: list[Group] = []
+        for start in range(0, len(groups), size):
+            for item in await self.judge.judge(groups[start : start + size]):
+                if isinstance(item, Failure):
+                    raise RunError(f"the judge could not judge an evaluation prompt: {item.reason}")
+                judged.append(item)
+        return judged
+
+    async def _judge(self) -> None:
+        while True:
+            groups = [await self._judging.get()]
+            while len(groups) < self.config.judging.max_batch_groups and not self._judging.empty():
+                groups.append(self._judging.get_nowait())
+            for item in await self.judge.judge(groups):
+                if isinstance(item, Failure):
+                    self.buffer.give_back(item)
+                else:
+                    self.buffer.add(item)
+            self.pool.changed.notify()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            self.pool.expire()
+            await self.pool.refresh()
+            self._on_watch(self)
+
+    def _retire(self, version: int) -> None:
+        self._create_task(self.learner.retire(version))
+
+    def _create_task(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Runs beside the loop; its failure ends the run."""
+        assert self._tasks is not None
+        self._tasks.create_task(coroutine)
+
+
+def _first_failure(group: BaseExceptionGroup) -> BaseException:
+    """The failure that ended a task group: the first leaf that is not a mere cancellation."""
+    for exception in group.exceptions:
+        leaf = _first_failure(exception) if isinstance(exception, BaseExceptionGroup) else exception
+        if not isinstance(leaf, asyncio.CancelledError):
+            return leaf
+    return group.exceptions[0]
+
+
+def stage_name(updates: int) -> str:
+    """Name of the checkpoint after `updates` updates; sorts in order of time."""
+    return f"update-{updates:07d}"
+
+

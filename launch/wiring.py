@@ -1,0 +1,323 @@
+"""Ray on the outside, plain classes inside: starts the actors of a run and adapts them to the loop's ports.
+
+The only module that knows where things run. `System.close` ends everything that `System.start` began.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Awaitable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.errors import RunError, UsageError
+from actors.records import Failure, GeneratorStatus, Group, Lease, Manifest, Pair
+from launch.config import ClusterConfig, RunConfig
+from launch.ports import GeneratorDead, GeneratorUnavailable, Publication
+
+PLACEMENT_SECONDS = 120.0
+JUDGE_ATTEMPTS = 3
+
+
+async def _answer(reference: Awaitable[Any]) -> Any:
+    """The call's result; an exception of the actor's own code comes back as itself, not wrapped in Ray's."""
+    try:
+        return await reference
+    except RayTaskError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, Exception) and not isinstance(cause, RayTaskError):
+            raise cause from None
+        raise
+
+
+class RayGenerator:
+    """A generator actor as the pool sees it."""
+
+    def __init__(self, name: str, actor: Any) -> None:
+        self.name = name
+        self._actor = actor
+
+    async def ready(self) -> None:
+        # A restarting actor answers "unavailable" until it is back: that is what is being waited for.
+        while True:
+            try:
+                await self._call("status")
+                return
+            except GeneratorUnavailable:
+                await asyncio.sleep(0.5)
+
+    async def submit(self, leases: Sequence[Lease]) -> None:
+        await self._call("submit", list(leases))
+
+    async def collect(self, timeout_seconds: float) -> list[Group | Failure]:
+        return await self._call("collect", timeout_seconds)
+
+    async def take_weights(self, manifest: Manifest, chunks: Any) -> int:
+        # Chunks are object references: passed as arguments of their own, Ray delivers what they hold.
+        return await self._call("take_weights", manifest, *(chunks or ()))
+
+    async def status(self) -> GeneratorStatus:
+        return await self._call("status")
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        try:
+            return await _answer(getattr(self._actor, method).remote(*arguments))
+        except ActorDiedError as error:
+            raise GeneratorDead(f"{self.name}: {_first_line(error)}") from None
+        except (ActorUnavailableError, RayActorError):
+            raise GeneratorUnavailable(self.name) from None
+
+
+class RayJudge:
+    """The judge actor."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def judge(self, groups: Sequence[Group]) -> list[Group | Failure]:
+        for attempt in range(JUDGE_ATTEMPTS):
+            try:
+                return await _answer(self._actor.judge.remote(list(groups)))
+            except ActorUnavailableError:
+                await asyncio.sleep(0.5 * 2**attempt)
+            except ActorDiedError as error:
+                raise RunError(f"the judge died for good: {_first_line(error)}; go on with --resume") from None
+        return [Failure(group.lease.index, group.lease.attempt, "judge unavailable") for group in groups]
+
+    async def seconds(self) -> float:
+        return await _answer(self._actor.seconds.remote())
+
+
+class RayLearner:
+    """All learner ranks as one: every call enters every rank, as collectives require; rank 0 answers."""
+
+    def __init__(self, ranks: Sequence[Any], transport: str) -> None:
+        self._ranks = ranks
+        self._transport = transport
+
+    async def update(self, pairs: Sequence[Pair]) -> Any:
+        return await self._all("update", ray.put(list(pairs)))
+
+    async def export(self, version: int) -> Publication:
+        manifest = await self._all("export", version)
+        chunks = None
+        if self._transport == "object_store":
+            count = await self._first("chunk_count")
+            # Return values outlive the learner; what an actor puts itself dies with it.
+            chunks = [self._ranks[0].chunk.remote(index) for index in range(count)]
+            await asyncio.wait([asyncio.wrap_future(chunk.future()) for chunk in chunks])
+        return Publication(manifest, chunks)
+
+    async def retire(self, version: int) -> None:
+        await self._first("retire", version)
+
+    async def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Any]:
+        return await self._all("score", ray.put([(tuple(p), tuple(r)) for p, r in sequences]))
+
+    async def save(self, stage: Path) -> None:
+        await self._all("save", str(stage))
+
+    async def load(self, checkpoint: Path) -> Any:
+        return await self._all("load", str(checkpoint))
+
+    async def save_pretrained(self, directory: Path) -> None:
+        await self._all("save_pretrained", str(directory))
+
+    async def ready(self) -> None:
+        await self._all("ready")
+
+    async def close(self) -> None:
+        with contextlib.suppress(RunError):
+            await asyncio.wait_for(self._all("close"), timeout=10)
+
+    async def _all(self, method: str, *arguments: Any) -> Any:
+        return (await self._gather([getattr(rank, method).remote(*arguments) for rank in self._ranks]))[0]
+
+    async def _first(self, method: str, *arguments: Any) -> Any:
+        return (await self._gather([getattr(self._ranks[0], method).remote(*arguments)]))[0]
+
+    async def _gather(self, references: Sequence[Awaitable[Any]]) -> list[Any]:
+        try:
+            return list(await asyncio.gather(*[_answer(reference) for reference in references]))
+        except RayActorError as error:
+            raise RunError(
+                f"a learner process died: {_first_line(error)}; go on from the last checkpoint with --resume"
+            ) from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def ray_session(cluster: ClusterConfig) -> Iterator[None]:
+    """Joins or starts Ray, and leaves it as it was.
+
+    Raises:
+        RunError: the address does not answer.
+    """
+    joins = cluster.address not in ("auto", "local") or (cluster.address == "auto" and "RAY_ADDRESS" in os.environ)
+    # Ray watches memory by cgroup and kills workers near the limit; its own report on usage is not wanted.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        if joins:
+            address = os.environ["RAY_ADDRESS"] if cluster.address == "auto" else cluster.address
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        else:
+            ray.init(
+                address="local",
+                num_cpus=cluster.num_cpus,
+                object_store_memory=cluster.object_store_mib << 20,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise RunError(
+            f"Ray could not be {'joined at ' + cluster.address if joins else 'started'}: {_first_line(error)}; check that "
+            "the cluster runs and the address is right, or set cluster.address=local"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_resources(config: RunConfig) -> None:
+    """Raises `UsageError` when Ray cannot place the run's actors, which would otherwise wait for ever."""
+    have = ray.cluster_resources()
+    needed = {
+        "CPU": config.generators.count * config.generators.cpus + config.learner.ranks * config.learner.cpus_per_rank,
+        "GPU": config.generators.count * generator_gpus(config) + config.learner.ranks * config.learner.gpus_per_rank,
+    }
+    for resource, amount in needed.items():
+        if amount > have.get(resource, 0.0):
+            raise UsageError(
+                f"the run needs {amount:g} {resource}s ({config.generators.count} generators and {config.learner.ranks} "
+                f"learner ranks) and Ray has {have.get(resource, 0.0):g}; lower generators.count, learner.ranks or their "
+                "shares, or give Ray more (cluster.num_cpus oversubscribes CPUs)"
+            )
+    if config.publication.transport == "shm" and len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) > 1:
+        raise UsageError(
+            "publication.transport shm reaches one host only and this Ray cluster has several; set it to nccl (GPUs) or "
+            "object_store"
+        )
+
+
+def generator_gpus(config: RunConfig) -> float:
+    """GPUs that each generator reserves: its tensor parallel size where the run uses GPUs at all."""
+    return float(config.generators.tensor_parallel_size) if config.learner.gpus_per_rank > 0 else 0.0
+
+
+def start_generators(config: RunConfig, model_dir: str) -> list[RayGenerator]:
+    """Starts all generator actors; their engines load in the background."""
+    from actors.engine import engine_environment
+    from actors.remote import start_generator
+
+    environment = {**engine_environment(config.generators), **_import_path()}
+    return [
+        RayGenerator(
+            name,
+            start_generator(
+                name,
+                model_dir=model_dir,
+                generators=config.generators,
+                sampling=config.sampling,
+                seed=config.seed + index,
+                transport=config.publication.transport,
+                gpus=generator_gpus(config),
+                environment=environment,
+            ),
+        )
+        for index, name in enumerate(f"generator-{number}" for number in range(config.generators.count))
+    ]
+
+
+def start_judge(config: RunConfig) -> RayJudge:
+    """Starts the judge actor."""
+    from actors import remote
+
+    return RayJudge(remote.start_judge(config.judging, task=config.world.task, seed=config.world.seed))
+
+
+def start_learner(config: RunConfig, model_dir: str, shared_memory: Path, failed_batches: Path) -> RayLearner:
+    """Starts all learner ranks, packed together, with rank 0's host as their meeting point."""
+    from learner.worker import LearnerWorker
+
+    learner = config.learner
+    bundle = {"CPU": learner.cpus_per_rank, **({"GPU": learner.gpus_per_rank} if learner.gpus_per_rank else {})}
+    group = placement_group([bundle] * learner.ranks, strategy="PACK")
+    if not group.wait(PLACEMENT_SECONDS):
+        raise RunError(
+            f"Ray could not place {learner.ranks} learner ranks of {bundle} within {PLACEMENT_SECONDS:g} s; free those "
+            "resources or lower learner.ranks"
+        )
+    first = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+    master_addr, master_port = ray.get(
+        ray.remote(_meeting_point).options(num_cpus=0, scheduling_strategy=first).remote(learner.port)
+    )
+    actor = ray.remote(LearnerWorker)
+    ranks = [
+        actor.options(
+            num_cpus=learner.cpus_per_rank,
+            num_gpus=learner.gpus_per_rank,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+            runtime_env={"env_vars": _import_path()},
+        ).remote(
+            learner=learner,
+            publication=config.publication,
+            rank=rank,
+            world_size=learner.ranks,
+            master_addr=master_addr,
+            master_port=master_port,
+            model_dir=model_dir,
+            reference_dir=model_dir,
+            total_updates=config.updates,
+            temperature=config.sampling.temperature,
+            publish_dir=str(shared_memory),
+            failed_batches_dir=str(failed_batches),
+        )
+        for rank in range(learner.ranks)
+    ]
+    return RayLearner(ranks, config.publication.transport)
+
+
+def run_on_all_cores(function: Any, *arguments: Any, **keywords: Any) -> Any:
+    """Runs `function` in a Ray worker that has every core of its node to itself; returns its result."""
+    cores = int(ray.cluster_resources().get("CPU", 1))
+    task = ray.remote(function).options(num_cpus=cores, max_retries=0, runtime_env={"env_vars": _import_path()})
+    try:
+        return ray.get(task.remote(*arguments, threads=cores, **keywords))
+    except RayTaskError as error:
+        raise getattr(error, "cause", error) from None
+
+
+def _meeting_point(port: int | None) -> tuple[str, int]:
+    """This node's address and a port for the learner's ranks to meet at."""
+    address = ray.util.get_node_ip_address()
+    with socket.socket() as probe:
+        try:
+            probe.bind((address, port or 0))
+        except OSError as error:
+            raise UsageError(
+                f"learner.port {port} cannot be used on {address}: {error.strerror}; choose a free port, or leave "
+                "learner.port unset to have one chosen"
+            ) from None
+        return address, probe.getsockname()[1]
+
+
+def _import_path() -> dict[str, str]:
+    """Workers import what the driver can import: the directory it was started in, for judge functions."""
+    paths = [os.getcwd(), os.environ.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
