@@ -1,0 +1,263 @@
+"""One training run from its config to its summary: prepares, wires, trains, evaluates, saves, cleans up.
+
+The order matters: everything that a user can get wrong is checked before an actor starts, and everything that was
+started is ended whatever happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from actors import world
+from actors.buffer import ReplayBuffer, group_from_dict, group_to_dict
+from actors.errors import RunError, UsageError
+from actors.prompts import PromptSource, load_tokenizer
+from actors.records import Group
+from launch import wiring
+from launch.board import Board
+from launch.config import RunConfig
+from launch.loop import EvaluationSet, Progress, TrainingLoop, stage_name
+from launch.metrics import MetricsWriter
+from launch.report import snapshot, summarise
+from launch.rundir import RunDirectory, SharedMemory
+from learner import checkpoints
+
+INTERRUPTED = 130
+WORLD = "world"
+
+
+def run_training(config: RunConfig, *, resume: bool = False) -> int:
+    """Runs `config` to its end, or on from its last checkpoint.
+
+    Returns:
+        The exit code: 0 when all updates are done, 130 after an interrupt that was checkpointed.
+
+    Raises:
+        UsageError: wrong paths, data or settings; nothing was trained.
+        RunError: the run failed; the last checkpoint stands.
+    """
+    config = with_world_defaults(config)
+    tokenizer = world.tokenizer() if config.model.path == WORLD else load_tokenizer(_tokenizer_path(config))
+    prompts = PromptSource(config.prompts, tokenizer)
+    check_model(config)
+    run = RunDirectory.open(config, resume=resume)
+    checkpoint = checkpoints.latest(run.checkpoints) if resume else None
+    state = checkpoints.read_state(checkpoint) if checkpoint else {}
+    if state and state["prompts"] != prompts.fingerprint():
+        raise UsageError(
+            f"the prompts in {config.prompts.source} are not those that {checkpoint} was saved with; resume with the same "
+            "data, or start a new run with another --output"
+        )
+    with contextlib.ExitStack() as stack:
+        board = stack.enter_context(Board())
+        for line in prompts.skipped[:5]:
+            board.message(f"skipped {line}")
+        shared_memory = SharedMemory()
+        stack.callback(shared_memory.close)
+        if config.cluster.address == "local" or "RAY_ADDRESS" not in os.environ:
+            shared_memory.require(config.cluster.object_store_mib << 20, what="Ray's object store")
+        board.message("starting Ray")
+        stack.enter_context(wiring.ray_session(config.cluster))
+        wiring.check_resources(config)
+        session = _Session(config, run, prompts, board, state, checkpoint)
+        return session.run(shared_memory.path)
+
+
+class _Session:
+    """What one call of `run_training` holds while actors are alive."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: RunDirectory,
+        prompts: PromptSource,
+        board: Board,
+        state: Mapping[str, Any],
+        checkpoint: Path | None,
+    ) -> None:
+        self.config = config
+        self.run_dir = run
+        self.prompts = prompts
+        self.board = board
+        self.checkpoint = checkpoint
+        self.buffer = ReplayBuffer(config.replay, prompts, config.updates)
+        if state:
+            self.buffer.load_state_dict(state["buffer"])
+        self.metrics = MetricsWriter(run.path, resume_from=self.buffer.updates)
+        self.started = time.monotonic()
+        self.sft_seconds = 0.0
+        self.learner: wiring.RayLearner
+        self.judge: wiring.RayJudge
+
+    def run(self, shared_memory: Path) -> int:
+        model_dir = self._starting_policy()
+        generators = wiring.start_generators(self.config, model_dir)
+        self.judge = wiring.start_judge(self.config)
+        self.learner = wiring.start_learner(self.config, model_dir, shared_memory, self.run_dir.failed_batches)
+        self.board.message(f"starting {len(generators)} generators and {self.config.learner.ranks} learner ranks")
+        loop = TrainingLoop(
+            self.config,
+            buffer=self.buffer,
+            generators=generators,
+            judge=self.judge,
+            learner=self.learner,
+            on_update=self._on_update,
+            on_watch=lambda loop: self.board.update(snapshot(loop)),
+            on_checkpoint=self._save,
+            on_message=self.board.message,
+        )
+        try:
+            return asyncio.run(self._drive(loop))
+        except BaseException as error:
+            self._write_summary(loop, status="failed", error=str(error))
+            raise
+        finally:
+            self.metrics.close()
+
+    async def _drive(self, loop: TrainingLoop) -> int:
+        with _stopping_on_signals(loop):
+            await self.learner.ready()
+            if self.checkpoint is not None:
+                await self.learner.load(self.checkpoint)
+                self.board.message(f"resumed from {self.checkpoint} after {self.buffer.updates} updates")
+            await loop.run(self._main)
+        interrupted = self.buffer.updates < self.config.updates
+        self._write_summary(loop, status="interrupted" if interrupted else "completed")
+        await self.learner.close()
+        return INTERRUPTED if interrupted else 0
+
+    async def _main(self, loop: TrainingLoop) -> None:
+        await loop.publish()
+        await loop.pool.acknowledged(loop.buffer.updates // self.config.replay.updates_per_publish)
+        if self.config.evaluation.prompts:
+            loop.evaluation_set = await self._evaluation_set(loop)
+        await loop.learn()
+        await loop.pool.refresh()
+        with loop.progress.clock.spend("checkpointing"):
+            await self._save(loop)
+        if loop.stopped:
+            self.board.message("interrupted: checkpoint written, go on with --resume")
+            return
+        with loop.progress.clock.spend("evaluating"):
+            await loop.evaluate()
+        await self.learner.save_pretrained(self.run_dir.final)
+        await loop.pool.refresh()
+
+    async def _evaluation_set(self, loop: TrainingLoop) -> EvaluationSet:
+        """The starting policy's completions: sampled before the first update, read back on a resume."""
+        prompts = self.prompts.evaluation_prompts(self.config.evaluation.prompts)
+        path = self.run_dir.baseline
+        if path.is_file():
+            saved = json.loads(path.read_text())
+            return EvaluationSet(prompts, [group_from_dict(g, p) for g, p in zip(saved, prompts, strict=True)])
+        if loop.buffer.updates:
+            raise RunError(f"{path} is missing: the starting policy's completions cannot be made again; set evaluation.prompts=0")
+        baseline: list[Group] = await loop.sample(prompts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps([group_to_dict(group) for group in baseline]))
+        os.replace(temporary, path)
+        return EvaluationSet(prompts, baseline)
+
+    async def _save(self, loop: TrainingLoop) -> None:
+        state = {
+            "updates": self.buffer.updates,
+            "version": self.buffer.version,
+            "prompts": self.prompts.fingerprint(),
+            "buffer": self.buffer.state_dict(),
+        }
+        tag = stage_name(self.buffer.updates)
+        stage = checkpoints.begin(self.run_dir.checkpoints, tag)
+        try:
+            await self.learner.save(stage)
+            checkpoints.write_state(stage, state)
+        except BaseException:
+            checkpoints.abandon(stage)
+            raise
+        checkpoints.commit(self.run_dir.checkpoints, tag, self.config.checkpoints.keep)
+
+    def _starting_policy(self) -> str:
+        """Directory of the policy to start from; the embedded world's is trained here first."""
+        if self.config.model.path != WORLD:
+            return self.config.model.path
+        from learner.sft import train_sft
+
+        self.board.message(f"supervised training of the world's policy: {self.config.world.sft_updates} updates")
+        started = time.monotonic()
+        wiring.run_on_all_cores(
+            train_sft, self.run_dir.start, updates=self.config.world.sft_updates, seed=self.config.world.seed
+        )
+        self.sft_seconds = time.monotonic() - started
+        return str(self.run_dir.start)
+
+    def _on_update(self, progress: Progress, values: Mapping[str, float]) -> None:
+        numbers = {key: float(value) for key, value in asdict(progress.stats).items() if isinstance(value, int | float)}
+        self.metrics.write(self.buffer.updates, {**numbers, **values})
+
+    def _write_summary(self, loop: TrainingLoop, *, status: str, error: str | None = None) -> None:
+        summary = summarise(loop, status=status, error=error, wall_seconds=time.monotonic() - self.started, sft_seconds=self.sft_seconds)
+        summary.write(self.run_dir.summary)
+        if error is None:
+            summary.render(self.board.console)
+
+
+def with_world_defaults(config: RunConfig) -> RunConfig:
+    """In the embedded world a completion ends at any token that no response may hold."""
+    if config.model.path != WORLD or config.sampling.stop_token_ids:
+        return config
+    sampling = config.sampling.model_copy(update={"stop_token_ids": world.STOP_TOKEN_IDS})
+    return config.model_copy(update={"sampling": sampling})
+
+
+def check_model(config: RunConfig) -> None:
+    """Raises `UsageError` when the starting policy cannot be read or is too short for the run's sequences."""
+    if config.model.path == WORLD:
+        return
+    from transformers import AutoConfig
+
+    try:
+        model = AutoConfig.from_pretrained(config.model.path)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"model.path {config.model.path!r} holds no model that transformers can read: {str(error).splitlines()[0]}; "
+            "give a Hugging Face directory with config.json and safetensors, or a hub name"
+        ) from None
+    longest = getattr(model, "max_position_embeddings", None)
+    if longest is not None and config.generators.max_model_len > longest:
+        raise UsageError(
+            f"generators.max_model_len {config.generators.max_model_len} exceeds the {longest} positions of "
+            f"{config.model.path}; lower it to {longest} or less"
+        )
+
+
+def _tokenizer_path(config: RunConfig) -> str:
+    return config.model.tokenizer or config.model.path
+
+
+@contextlib.contextmanager
+def _stopping_on_signals(loop: TrainingLoop) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the run after the current update; the second ends it at once."""
+    running = asyncio.get_running_loop()
+    task = asyncio.current_task()
+
+    def stop() -> None:
+        if loop.stopped and task is not None:
+            task.cancel()
+        loop.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        running.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            running.remove_signal_handler(number)
