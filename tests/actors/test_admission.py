@@ -229,14 +229,14 @@ def test_a_version_may_not_go_back_nor_lead_the_learner(version):
 def test_tokens_of_a_version_that_does_not_exist_stop_the_run():
     state = admission()
     state.grant(1, now=0.0)
-    with pytest.raises(RunError, match="lease 0 .* policy version 1, but the learner has made versions up to 0"):
+    with pytest.raises(RunError, match=r"lease 0 .* policy version 1, but the learner has made versions up to 0"):
         state.judged(0, 0, 0, 1)
 
 
 def test_reuse_that_the_bound_rules_out_is_refused_at_construction():
     """S = 1, k = 2: version-0 tokens may be used in updates 0 to 3."""
     admission(order="ready", max_staleness=1, updates_per_publish=2, max_reuse=4)
-    with pytest.raises(UsageError, match="max_reuse 5 .* max_staleness 1 and updates_per_publish 2 .* 4 updates"):
+    with pytest.raises(UsageError, match=r"max_reuse 5 .* max_staleness 1 and updates_per_publish 2 .* 4 updates"):
         admission(order="ready", max_staleness=1, updates_per_publish=2, max_reuse=5)
     with pytest.raises(UsageError, match="total_updates 0"):
         admission(total_updates=0)

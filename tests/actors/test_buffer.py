@@ -1,0 +1,125 @@
+"""The buffer keeps contents; what it may grant and take is tested with `admission.py`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from actors.buffer import ReplayBuffer, group_from_dict, group_to_dict
+from actors.config import ReplayConfig
+from actors.errors import RunError, UsageError
+from actors.records import Failure, Judgement, Prompt
+from tests.fakes import NumberedPrompts, group_of, judged_group
+
+
+def buffer(total_updates: int | None = None, **settings: object) -> ReplayBuffer:
+    settings = {"prompts_per_update": 2, "lease_seconds": 10.0} | settings
+    return ReplayBuffer(ReplayConfig(**settings), NumberedPrompts(), total_updates)
+
+
+def test_a_lease_carries_the_prompt_at_its_own_position_every_time_it_is_granted():
+    replay = buffer()
+    first = replay.grant(2, now=0.0)
+    assert [lease.prompt.id for lease in first] == ["test:0", "test:1"]
+    replay.give_back(Failure(1, 0, "judge timeout"))
+    again, new = replay.grant(2, now=1.0)
+    assert (again.index, again.attempt, again.prompt.id, again.deadline) == (1, 1, "test:1", 11.0)
+    assert (new.index, new.prompt.id) == (2, "test:2")
+
+
+def test_a_batch_holds_the_groups_that_were_added_with_the_staleness_of_their_oldest_token():
+    replay = buffer(max_staleness=1)
+    leases = replay.grant(4, now=0.0)
+    for lease in leases[:2]:
+        replay.add(judged_group(lease, (0,), (0, 0)))
+    assert replay.take().staleness == (0, 0)
+    replay.published(1)
+    third = judged_group(leases[2], (1, 1), (1,))
+    fourth = judged_group(leases[3], (1,), (0, 1))
+    assert replay.generated(fourth)
+    assert replay.add(fourth)
+    assert replay.take() is None
+    assert replay.add(third)
+    assert replay.ages() == [1, 0]
+    batch = replay.take()
+    assert (batch.update, batch.version, batch.groups, batch.staleness) == (1, 1, (third, fourth), (0, 1))
+    assert replay.ages() == []
+
+
+def test_a_late_group_changes_nothing():
+    replay = buffer(prompts_per_update=1, max_staleness=0)
+    (old,) = replay.grant(1, now=0.0)
+    assert replay.expire(now=10.0) == [0]
+    (new,) = replay.grant(1, now=10.0)
+    answer = judged_group(new, (0,), (0,))
+    assert replay.add(answer)
+    assert not replay.add(judged_group(old, (0, 0), (0,)))
+    assert replay.take().groups == (answer,)
+    assert not replay.add(answer)
+    assert replay.take() is None
+
+
+def test_leases_that_died_with_a_generator_are_granted_again():
+    replay = buffer()
+    leases = replay.grant(2, now=0.0)
+    assert replay.generated(group_of(leases[0], (0,), (0,)))
+    assert replay.lost([0, 1], "generator died") == [1]
+    assert replay.in_flight == 1
+    assert [lease.index for lease in replay.grant(1, now=0.0)] == [1]
+    assert replay.ledger()["returned"] == {"generator died": 1}
+
+
+def test_an_unjudged_group_is_refused():
+    replay = buffer()
+    (lease,) = replay.grant(1, now=0.0)
+    with pytest.raises(ValueError, match="the group of lease 0 has no judgement"):
+        replay.add(group_of(lease, (0,), (0,)))
+
+
+def test_one_token_of_an_unmade_version_is_enough_to_stop_the_run():
+    replay = buffer()
+    (lease,) = replay.grant(1, now=0.0)
+    with pytest.raises(RunError, match="policy version 3"):
+        replay.add(judged_group(lease, (0, 0), (0, 3)))
+
+
+def test_a_restart_brings_back_the_same_groups_bit_for_bit():
+    replay = buffer(max_staleness=1)
+    leases = replay.grant(4, now=0.0)
+    group = judged_group(leases[0], (0, 0, 0), (0,))
+    odd = replace(group.completions[0], logprobs=(-1e-300, -0.1 - 0.2, -1 / 3), finished=False, text='"\u2028é"')
+    judgement = Judgement(scores=(0.1, 1 / 3), preferences=((0.5, 0.1), (0.9, 0.5)))
+    group = replace(group, completions=(odd, group.completions[1]), judgement=judgement)
+    replay.add(group)
+    state = json.loads(json.dumps(replay.state_dict()))
+    restored = buffer(max_staleness=1)
+    restored.load_state_dict(state)
+    assert (restored.buffered, restored.in_flight) == (1, 0)
+    (again,) = restored.grant(1, now=0.0)
+    assert (again.index, again.attempt) == (1, 1)
+    other = judged_group(again, (0,), (0,))
+    restored.add(other)
+    assert restored.take().groups == (group, other)
+
+
+def test_a_reused_group_survives_a_restart_between_its_uses():
+    replay = buffer(prompts_per_update=1, order="ready", max_reuse=2)
+    (lease,) = replay.grant(1, now=0.0)
+    group = judged_group(lease, (0,), (0,))
+    replay.add(group)
+    assert replay.take().groups == (group,)
+    restored = buffer(prompts_per_update=1, order="ready", max_reuse=2)
+    restored.load_state_dict(json.loads(json.dumps(replay.state_dict())))
+    assert restored.take().groups == (group,)
+    assert restored.take() is None
+    assert restored.state_dict()["groups"] == []
+
+
+def test_resuming_with_other_prompts_is_refused_by_name():
+    (lease,) = buffer().grant(1, now=0.0)
+    data = group_to_dict(judged_group(lease, (0,), (0,)))
+    assert group_from_dict(data, lease.prompt) == judged_group(lease, (0,), (0,))
+    with pytest.raises(UsageError, match="position 0 of the prompts holds 'other:7' now and held 'test:0'"):
+        group_from_dict(data, Prompt("other:7", (7,), "7"))
