@@ -1,0 +1,80 @@
+"""A user's Python function as a judge. It must not know what the function does."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any
+
+from actors.config import FunctionJudgeConfig
+from actors.errors import RunError, UsageError
+from actors.judges.threads import in_daemon_thread
+from actors.records import Group, Judgement
+
+
+def load_function(path: str) -> Callable[..., Any]:
+    """The callable at `package.module:function`.
+
+    Raises:
+        UsageError: malformed path, module that cannot be imported, or no such callable.
+    """
+    module_name, _, name = path.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), name]):
+        raise UsageError(f"judge.path '{path}' is no import path; write it as 'package.module:function'")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UsageError(
+            f"judge.path '{path}': module '{module_name}' cannot be imported where the judge runs: {error}; "
+            "install it there or put it in the working directory of the run"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UsageError(f"judge.path '{path}': module '{module_name}' has no function '{name}'; it has: {functions}")
+    return function
+
+
+class FunctionJudge:
+    """Calls the function once per group. A plain function runs in a thread, an async one in the event loop."""
+
+    def __init__(self, config: FunctionJudgeConfig) -> None:
+        self._path = config.path
+        self._function = load_function(config.path)
+
+    async def judge(self, groups: Sequence[Group]) -> list[Judgement]:
+        """One call per group, one after another.
+
+        Raises:
+            RunError: an answer is not one finite number per completion. The function's own errors pass through.
+        """
+        return [self._checked(group, await self._call(group)) for group in groups]
+
+    async def _call(self, group: Group) -> Any:
+        prompt, completions = group.lease.prompt, group.completions
+        if inspect.iscoroutinefunction(self._function):
+            return await self._function(prompt, completions)
+        answer = await in_daemon_thread(lambda: self._function(prompt, completions))
+        return await answer if inspect.isawaitable(answer) else answer
+
+    def _checked(self, group: Group, answer: Any) -> Judgement:
+        scores = tuple(answer) if hasattr(answer, "__iter__") else None
+        expected = len(group.completions)
+        if (
+            scores is None
+            or len(scores) != expected
+            or not all(isinstance(score, Real) and math.isfinite(score) for score in map(_plain, scores))
+        ):
+            raise RunError(
+                f"judge function '{self._path}' answered {answer!r:.200} for prompt '{group.lease.prompt.id}'; "
+                f"it must return {expected} finite numbers, one per completion"
+            )
+        return Judgement(scores=tuple(float(score) for score in scores))
+
+
+def _plain(score: Any) -> Any:
+    """The Python number in a one-element array or tensor; anything else as it is."""
+    return score.item() if hasattr(score, "item") else score
