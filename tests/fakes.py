@@ -116,3 +116,17 @@ class FakeLearner:
 
     async def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Any]:
         return [([-1.0] * len(response), [-1.5] * len(response)) for _, response in sequences]
+
+
+def group_of(lease: Lease, *versions: tuple[int, ...]) -> Group:
+    """An unjudged group with one completion for each tuple of token versions."""
+    completions = tuple(
+        Completion(tuple(range(len(each))), tuple(-0.1 * (i + 1) for i in range(len(each))), each, "", finished=True)
+        for each in versions
+    )
+    return Group(lease, completions)
+
+
+def judged_group(lease: Lease, *versions: tuple[int, ...]) -> Group:
+    """`group_of`, with the scores 0, 1, 2, ..."""
+    return replace(group_of(lease, *versions), judgement=Judgement(tuple(float(i) for i in range(len(versions)))))

@@ -11,22 +11,22 @@ from actors.buffer import ReplayBuffer, group_from_dict, group_to_dict
 from actors.config import ReplayConfig
 from actors.errors import RunError, UsageError
 from actors.records import Failure, Judgement, Prompt
-from tests.fakes import NumberedPrompts, group_of, judged_group
+from tests.fakes import FakePrompts, group_of, judged_group
 
 
 def buffer(total_updates: int | None = None, **settings: object) -> ReplayBuffer:
     settings = {"prompts_per_update": 2, "lease_seconds": 10.0} | settings
-    return ReplayBuffer(ReplayConfig(**settings), NumberedPrompts(), total_updates)
+    return ReplayBuffer(ReplayConfig(**settings), FakePrompts(), total_updates)
 
 
 def test_a_lease_carries_the_prompt_at_its_own_position_every_time_it_is_granted():
     replay = buffer()
     first = replay.grant(2, now=0.0)
-    assert [lease.prompt.id for lease in first] == ["test:0", "test:1"]
+    assert [lease.prompt.id for lease in first] == ["fake:0", "fake:1"]
     replay.give_back(Failure(1, 0, "judge timeout"))
     again, new = replay.grant(2, now=1.0)
-    assert (again.index, again.attempt, again.prompt.id, again.deadline) == (1, 1, "test:1", 11.0)
-    assert (new.index, new.prompt.id) == (2, "test:2")
+    assert (again.index, again.attempt, again.prompt.id, again.deadline) == (1, 1, "fake:1", 11.0)
+    assert (new.index, new.prompt.id) == (2, "fake:2")
 
 
 def test_a_batch_holds_the_groups_that_were_added_with_the_staleness_of_their_oldest_token():
@@ -121,5 +121,5 @@ def test_resuming_with_other_prompts_is_refused_by_name():
     (lease,) = buffer().grant(1, now=0.0)
     data = group_to_dict(judged_group(lease, (0,), (0,)))
     assert group_from_dict(data, lease.prompt) == judged_group(lease, (0,), (0,))
-    with pytest.raises(UsageError, match="position 0 of the prompts holds 'other:7' now and held 'test:0'"):
+    with pytest.raises(UsageError, match="position 0 of the prompts holds 'other:7' now and held 'fake:0'"):
         group_from_dict(data, Prompt("other:7", (7,), "7"))
