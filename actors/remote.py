@@ -10,10 +10,19 @@ from typing import Any
 import ray
 
 from actors.config import GeneratorConfig, JudgingConfig, SamplingConfig
+from actors.generator import Generator
 from actors.judging import JudgeWorker
+from actors.records import Manifest
 
 COLLECTING_CALLS = 8
 """Calls one actor serves at a time: collect blocks, and submit, take_weights and status must get past it."""
+
+
+class RemoteGenerator(Generator):
+    """A generator whose chunks come as arguments of their own: for those, Ray delivers what a reference holds."""
+
+    def take_published(self, manifest: Manifest, *chunks: Any) -> int:
+        return self.take_weights(manifest, list(chunks) or None)
 
 
 def start_generator(
@@ -31,9 +40,7 @@ def start_generator(
 
     `environment` is the engine's process environment; `gpus` is per actor (the tensor parallel size, or 0 on CPU).
     """
-    from actors.generator import Generator
-
-    actor = ray.remote(Generator).options(
+    actor = ray.remote(RemoteGenerator).options(
         num_cpus=generators.cpus,
         num_gpus=gpus,
         max_restarts=generators.max_restarts,

@@ -62,7 +62,7 @@ class RayGenerator:
 
     async def take_weights(self, manifest: Manifest, chunks: Any) -> int:
         # Chunks are object references: passed as arguments of their own, Ray delivers what they hold.
-        return await self._call("take_weights", manifest, *(chunks or ()))
+        return await self._call("take_published", manifest, *(chunks or ()))
 
     async def status(self) -> GeneratorStatus:
         return await self._call("status")
@@ -71,7 +71,7 @@ class RayGenerator:
         try:
             return await _answer(getattr(self._actor, method).remote(*arguments))
         except ActorDiedError as error:
-            raise GeneratorDead(f"{self.name}: {_first_line(error)}") from None
+            raise GeneratorDead(f"{self.name}: {_reason(error)}") from None
         except (ActorUnavailableError, RayActorError):
             raise GeneratorUnavailable(self.name) from None
 
@@ -89,7 +89,7 @@ class RayJudge:
             except ActorUnavailableError:
                 await asyncio.sleep(0.5 * 2**attempt)
             except ActorDiedError as error:
-                raise RunError(f"the judge died for good: {_first_line(error)}; go on with --resume") from None
+                raise RunError(f"the judge died for good: {_reason(error)}; go on with --resume") from None
         return [Failure(group.lease.index, group.lease.attempt, "judge unavailable") for group in groups]
 
     async def seconds(self) -> float:
@@ -149,13 +149,18 @@ class RayLearner:
             return list(await asyncio.gather(*[_answer(reference) for reference in references]))
         except RayActorError as error:
             raise RunError(
-                f"a learner process died: {_first_line(error)}; go on from the last checkpoint with --resume"
+                f"a learner process died: {_reason(error)}; go on from the last checkpoint with --resume"
             ) from None
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    """One line of what Ray reports; of a constructor that failed, the exception itself, which is the last line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    if isinstance(error, RayActorError) and error.actor_init_failed:
+        return lines[-1].split(": ", 1)[-1]
+    return lines[0]
 
 
 @contextlib.contextmanager
@@ -183,7 +188,7 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise RunError(
-            f"Ray could not be {'joined at ' + cluster.address if joins else 'started'}: {_first_line(error)}; check that "
+            f"Ray could not be {'joined at ' + cluster.address if joins else 'started'}: {_reason(error)}; check that "
             "the cluster runs and the address is right, or set cluster.address=local"
         ) from None
     try:
@@ -223,7 +228,7 @@ def start_generators(config: RunConfig, model_dir: str) -> list[RayGenerator]:
     from actors.engine import engine_environment
     from actors.remote import start_generator
 
-    environment = {**engine_environment(config.generators), **_import_path()}
+    environment = {**engine_environment(config.generators, cuda=generator_gpus(config) > 0), **_import_path()}
     return [
         RayGenerator(
             name,
