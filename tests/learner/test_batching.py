@@ -1,0 +1,94 @@
+"""Micro-batches: what a rank computes, and that every rank computes the same number of times."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.errors import UsageError
+from actors.records import Completion, Pair
+from learner.batching import behaviour_logprobs, collate, filler, micro_batches, schedule, sequences_of, sum_by_sequence
+
+
+def completion(tokens):
+    tokens = tuple(tokens)
+    return Completion(tokens, tuple(-0.1 * token for token in tokens), (0,) * len(tokens), "", True)
+
+
+def pair(index, prompt, chosen, rejected, margin=1.0):
+    """A pair of the given lengths whose tokens are all `index`."""
+    return Pair(index, (index,) * prompt, completion([index] * chosen), completion([index] * rejected), margin)
+
+
+def test_longest_come_first_and_each_micro_batch_pads_only_to_its_own_longest():
+    """Budget 40 tokens, 2 rows per item: 2 items of length 10, then 4 of length 5, then the rest."""
+    lengths = [5, 10, 4, 9, 5, 5, 3]
+    assert schedule(lengths, 2, 1, 40) == [[(1, 3)], [(0, 4, 5, 2)], [(6,)]]
+
+
+def test_an_item_over_the_budget_is_a_micro_batch_by_itself():
+    assert schedule([100, 1], 2, 1, 10) == [[(0,)], [(1,)]]
+
+
+def test_ranks_are_dealt_neighbours_in_length_and_the_last_round_may_leave_one_idle():
+    assert schedule([9, 8, 7, 6, 5], 1, 2, 18) == [[(0, 2), (1, 3)], [(4,), ()]]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40), rows=st.integers(1, 2), ranks=st.integers(1, 5),
+    budget=st.integers(1, 200),
+)  # fmt: skip
+def test_every_item_is_dealt_once_within_the_budget_and_every_rank_has_every_round(lengths, rows, ranks, budget):
+    rounds = schedule(lengths, rows, ranks, budget)
+    assert all(len(shares) == ranks for shares in rounds)
+    assert sorted(index for shares in rounds for share in shares for index in share) == list(range(len(lengths)))
+    for number, shares in enumerate(rounds):
+        sizes = [len(share) for share in shares]
+        assert max(sizes) - min(sizes) <= 1
+        assert min(sizes) > 0 or number == len(rounds) - 1
+        for share in shares:
+            padded = rows * len(share) * max((lengths[index] for index in share), default=0)
+            assert padded <= budget or len(share) == 1
+
+
+def test_ties_are_not_computed():
+    pairs = [pair(1, 2, 3, 4), pair(2, 2, 3, 3, margin=0.0), pair(3, 2, 1, 1)]
+    assert micro_batches(pairs, 0, 1, 1000) == [[pairs[0], pairs[2]]]
+
+
+def test_a_batch_of_ties_alone_still_gives_every_rank_one_empty_micro_batch():
+    ties = [pair(1, 2, 3, 3, margin=0.0)]
+    assert [micro_batches(ties, rank, 2, 100) for rank in range(2)] == [[[]], [[]]]
+
+
+def test_the_filler_is_the_shortest_pair():
+    pairs = [pair(1, 5, 3, 4), pair(2, 2, 6, 1), pair(3, 1, 1, 5)]
+    assert filler(pairs) is pairs[2]
+
+
+def test_collation_marks_the_position_before_each_response_token():
+    batch = collate([([5, 6], [7, 8]), ([9], [4])])
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8], [9, 4, 0, 0]]
+    assert list(zip(batch.rows.tolist(), batch.columns.tolist(), batch.targets.tolist(), strict=True)) == [
+        (0, 1, 7), (0, 2, 8), (1, 0, 4),
+    ]  # fmt: skip
+    assert batch.tokens == 6
+
+
+def test_behaviour_log_probs_come_in_the_order_of_the_collated_targets():
+    pairs = [pair(1, 2, 3, 1), pair(2, 1, 2, 2)]
+    targets = collate(sequences_of(pairs)).targets
+    assert targets.tolist() == [1, 1, 1, 2, 2, 1, 2, 2]
+    assert behaviour_logprobs(pairs) == pytest.approx([-0.1 * token for token in targets.tolist()])
+
+
+def test_token_values_are_summed_into_their_sequences():
+    sums = sum_by_sequence(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 2, 0]), 3)
+    assert sums.tolist() == [5.0, 0.0, 2.0]
+
+
+def test_an_empty_prompt_or_response_is_refused():
+    with pytest.raises(UsageError, match="0 prompt and 2 response tokens"):
+        collate([([], [1, 2])])
+    with pytest.raises(UsageError, match="1 prompt and 0 response tokens"):
+        collate([([1], [])])
