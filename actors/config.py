@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Settings(BaseModel):
-    """Base of every configuration model: frozen, and unknown keys are errors."""
+    """Base of every configuration model: frozen; unknown keys, infinities and NaN are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class PromptConfig(Settings):
@@ -23,7 +23,7 @@ class PromptConfig(Settings):
     source: str = Field(
         default="world",
         description="`world` (the embedded one), a .jsonl or .parquet file, a directory of them or one written by "
-        "`datasets.save_to_disk`, or a hub name of a data set",
+        "`datasets.save_to_disk`, or a hub data set, `owner/name` or `owner/name:configuration`",
     )
     split: str = Field(default="train", description="split, for data sets that have several")
     prompt_field: str = Field(default="prompt", description="column with the prompt: a string, or a list of chat messages")

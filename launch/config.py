@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -62,6 +63,11 @@ class RunConfig(Settings):
     checkpoints: CheckpointConfig = Field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+
+    @property
+    def directory(self) -> Path:
+        """Where everything the run writes goes."""
+        return Path(self.output) if self.output is not None else Path("runs") / self.name
 
     @model_validator(mode="after")
     def _lengths_fit_the_engine(self) -> RunConfig:

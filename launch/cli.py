@@ -1,0 +1,279 @@
+"""The command line. Each verb parses, loads the configuration, then imports what does the work and calls it.
+
+Exit codes: 0 success, 1 a run that failed, 2 a wrong request, 130 after Ctrl-C. Errors are one clear text on stderr;
+the traceback of a failed run goes to `error.txt` in the run's directory. Nothing heavy is imported at the top, so that
+`--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from actors.errors import OffbeatError, UsageError
+
+if TYPE_CHECKING:
+    from launch.config import RunConfig
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="offbeat",
+    help="Asynchronous RLHF: vLLM generators, judges, a replay buffer with a staleness bound, a DeepSpeed learner.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+submit_app = typer.Typer(help="Starts a training run on a cluster from the same configuration.", rich_markup_mode=None)
+app.add_typer(submit_app, name="submit")
+
+
+@dataclass
+class Options:
+    """What the main command was given, for the error handler outside typer's context."""
+
+    debug: bool = False
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"offbeat {version('offbeat')}")
+        except PackageNotFoundError:
+            print("offbeat (run from a source tree, not installed)")
+        raise typer.Exit
+
+
+def _print_train_help(ctx: typer.Context, wanted: bool) -> None:
+    if wanted:
+        from launch.help import print_settings
+
+        print(ctx.get_help())
+        print_settings()
+        raise typer.Exit
+
+
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="a YAML file, or embedded, node-8gpu or cluster-2node")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="settings on top of CONFIG, for example replay.max_staleness=2"),
+]
+Output = Annotated[Path | None, typer.Option(metavar="DIR", help="directory of the run; by default runs/NAME")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be submitted, and stop")]
+
+
+@app.callback()
+def _options(
+    ctx: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="show the full traceback of an error")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version, and stop")
+    ] = False,
+) -> None:
+    ctx.ensure_object(Options).debug = debug
+
+
+@app.command(add_help_option=False)
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the run's last checkpoint")] = False,
+    output: Output = None,
+    help_: Annotated[
+        bool,
+        typer.Option("--help", callback=_print_train_help, is_eager=True, help="show this and every setting, and stop"),
+    ] = False,
+) -> int:
+    """Trains a policy with asynchronous RLHF."""
+    run_config = _load(config, overrides, output)
+
+    def run() -> int:
+        from launch.train import run_training
+
+        return run_training(run_config, resume=resume)
+
+    return _run(run_config, run)
+
+
+@app.command()
+def demo(overrides: Overrides = None, output: Output = None) -> int:
+    """Trains in a small world of its own, from a supervised policy to a win rate. Minutes on CPU."""
+    run_config = _load("embedded", overrides, output)
+
+    def run() -> int:
+        from launch.demo import run_demo
+
+        return run_demo(run_config)
+
+    return _run(run_config, run)
+
+
+@app.command(name="config")
+def show_config(config: Config, overrides: Overrides = None) -> int:
+    """Checks a configuration and prints it with every default filled in, as YAML."""
+    from launch.loading import dump_config
+
+    print(dump_config(_load(config, overrides, None)), end="")
+    return 0
+
+
+@submit_app.command(name="ray")
+def submit_to_ray(
+    config: Config,
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="the cluster's job server; unset: RAY_API_SERVER_ADDRESS, else this host"),
+    ] = None,
+    working_dir: Annotated[Path, typer.Option(metavar="DIR", help="source tree that is uploaded")] = Path(),
+    env: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="environment variable of the job; may be repeated")
+    ] = None,
+    dry_run: DryRun = False,
+) -> int:
+    """Runs training as a Ray job and follows its log."""
+    file = _checked_file(config, overrides)
+    from launch.submit import submit_ray
+
+    return submit_ray(
+        file,
+        overrides or [],
+        address=address,
+        working_dir=working_dir,
+        dry_run=dry_run,
+        env_vars=dict(_name_and_value(entry) for entry in env or []),
+    )
+
+
+@submit_app.command(name="slurm")
+def submit_to_slurm(
+    config: Config,
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(help="hosts")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs on each host; 0 for CPU only")] = 8,
+    time: Annotated[str, typer.Option(metavar="LIMIT", help="minutes, HH:MM:SS or D-HH:MM:SS")] = "24:00:00",
+    partition: Annotated[str | None, typer.Option(help="unset: the site's default")] = None,
+    account: Annotated[str | None, typer.Option(help="unset: the site's default")] = None,
+    dry_run: DryRun = False,
+) -> int:
+    """Runs training as a Slurm batch job on a Ray cluster of its own."""
+    file = _checked_file(config, overrides)
+    from launch.submit import submit_slurm
+
+    return submit_slurm(
+        file,
+        overrides or [],
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        time=time,
+        partition=partition,
+        account=account,
+        dry_run=dry_run,
+    )
+
+
+@submit_app.command(name="compose")
+def submit_to_compose(config: Config, overrides: Overrides = None, dry_run: DryRun = False) -> int:
+    """Runs training with docker compose on this host."""
+    file = _checked_file(config, overrides)
+    from launch.submit import submit_compose
+
+    return submit_compose(file, overrides or [], dry_run=dry_run)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; every error ends here as one text on stderr."""
+    options = Options()
+    try:
+        arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+        return int(app(arguments, prog_name="offbeat", standalone_mode=False, obj=options) or 0)
+    except (KeyboardInterrupt, typer.Abort):
+        print("offbeat: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except typer.TyperException as error:
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        return _fail(f"{message}\n`offbeat --help` lists the verbs, `offbeat VERB --help` their options", 2)
+    except Exception as error:
+        if options.debug:
+            traceback.print_exc()
+        cause = _origin(error)
+        code = cause.exit_code if isinstance(cause, OffbeatError) else 1
+        expected = options.debug or isinstance(cause, OffbeatError)
+        notes = getattr(error, "__notes__", [] if expected else [_DEBUG_HINT])
+        return _fail("\n".join([_message(cause), *notes]), code)
+
+
+_DEBUG_HINT = "run `offbeat --debug VERB ...` for the traceback"
+
+
+def _load(config: str, overrides: Sequence[str] | None, output: Path | None) -> RunConfig:
+    from launch.loading import load_config
+
+    extra = [] if output is None else [f"output='{str(output).replace(chr(39), chr(39) * 2)}'"]
+    return load_config(config, [*(overrides or []), *extra])
+
+
+def _checked_file(config: str, overrides: Sequence[str] | None) -> Path:
+    """The file to submit; a wrong setting is told here and not by a job that waited hours for its turn."""
+    from launch.loading import config_file
+
+    _load(config, overrides, None)
+    return config_file(config)
+
+
+def _name_and_value(entry: str) -> tuple[str, str]:
+    name, equals, value = entry.partition("=")
+    if not equals or not name:
+        raise UsageError(f"--env {entry}: given {entry!r}; allowed: NAME=VALUE, for example --env HF_HOME=/data/hf")
+    return name, value
+
+
+def _run(config: RunConfig, run: Callable[[], int]) -> int:
+    """Runs a verb; an unexpected end leaves its traceback in the run's directory, where there is one."""
+    try:
+        return run()
+    except UsageError:
+        raise
+    except Exception as error:
+        path = config.directory / "error.txt"
+        try:
+            path.write_text(traceback.format_exc(), encoding="utf-8")
+        except OSError:
+            raise error from None
+        error.add_note(f"full traceback in {path}")
+        raise
+    except BaseException as error:
+        if type(error).__name__ == "CancelledError":  # asyncio's: the second Ctrl-C of a run that is ending
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _origin(error: BaseException) -> BaseException:
+    """The error a remote task raised, where Ray has wrapped it and put both tracebacks in the message."""
+    while isinstance(cause := getattr(error, "cause", None), BaseException):
+        error = cause
+    return error
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, OffbeatError):
+        return str(error)
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"offbeat: error: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

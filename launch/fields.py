@@ -1,0 +1,158 @@
+"""The settings of a run as a flat list of dotted keys, read off the configuration models.
+
+Help texts and error messages describe a setting in the same words because both ask here.
+Knows pydantic's field records and nothing of files, terminals or what the settings do.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+_NOUNS = {int: ("integer", "integers"), float: ("number", "numbers"), str: ("text", "texts")}
+_BOUNDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One leaf of the configuration."""
+
+    key: str
+    """Dotted, as in an override: `replay.max_staleness`."""
+    section: str
+    """The key without its last part; empty at the top."""
+    title: str
+    """What the section is for, one line."""
+    allowed: str
+    """Type, choices and bounds in words: `integer >= 0`, `lease | ready`."""
+    default: str
+    """Printed form; `required` where there is none."""
+    description: str
+    types: frozenset[type]
+    """Plain Python types that a value may have, `NoneType` included; element types for lists."""
+    only_for: str = ""
+    """The `kind` it belongs to, where a section comes in several kinds."""
+
+
+def settings(model: type[BaseModel], section: str = "", title: str = "") -> Iterator[Setting]:
+    """Every leaf below `model`, depth first in the order of declaration."""
+    title = title or first_line(model.__doc__)
+    for name, info in model.model_fields.items():
+        key = f"{section}.{name}" if section else name
+        variants = section_models(info)
+        if not variants:
+            yield _leaf(key, section, title, info)
+        elif len(variants) == 1:
+            yield from settings(next(iter(variants.values())), key)
+        else:
+            yield from _variants(key, info, variants)
+
+
+def section_models(info: FieldInfo) -> dict[str, type[BaseModel]]:
+    """The models a field may hold: none for a leaf, one for a plain section, else one for each discriminator value."""
+    members = _members(info.annotation)
+    models = [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]
+    if not isinstance(info.discriminator, str):
+        return {"": models[0]} if models else {}
+    return {_tag(model, info.discriminator): model for model in models}
+
+
+def first_line(text: str | None) -> str:
+    """First line of a docstring, without its full stop."""
+    return (text or "").strip().partition("\n")[0].rstrip(".")
+
+
+def _variants(key: str, info: FieldInfo, variants: dict[str, type[BaseModel]]) -> Iterator[Setting]:
+    """Leaves of a section that comes in several kinds: the kind first, then what each kind adds."""
+    tag_field = str(info.discriminator)
+    title = info.description or ""
+    default = info.get_default(call_default_factory=True)
+    chosen = "required" if default in (None, PydanticUndefined) else str(getattr(default, tag_field))
+    yield Setting(f"{key}.{tag_field}", key, title, " | ".join(variants), chosen, title, frozenset({str}))
+    for tag, model in variants.items():
+        for name, field in model.model_fields.items():
+            if name != tag_field:
+                yield _leaf(f"{key}.{name}", key, title, field, only_for=tag)
+
+
+def _leaf(key: str, section: str, title: str, info: FieldInfo, only_for: str = "") -> Setting:
+    members = _members(info.annotation)
+    return Setting(
+        key=key,
+        section=section,
+        title=title,
+        allowed=describe_type(info),
+        default="required" if info.is_required() else format_value(info.get_default(call_default_factory=True)),
+        description=info.description or "",
+        types=frozenset(plain for member in members for plain in _plain_types(member)),
+        only_for=only_for,
+    )
+
+
+def describe_type(info: FieldInfo) -> str:
+    """Type, choices and bounds of a leaf in words."""
+    words = [_describe(member) for member in _members(info.annotation) if member is not type(None)]
+    bounds = [
+        f"{sign} {limit:g}"
+        for limits in info.metadata
+        for name, sign in _BOUNDS
+        if (limit := _limit(limits, name)) is not None
+    ]
+    patterns = [pattern for limits in info.metadata if (pattern := getattr(limits, "pattern", None))]
+    text = " or ".join(words)
+    if bounds:
+        text += " " + " and ".join(bounds)
+    if patterns:
+        text += f" matching {patterns[0]}"
+    return text + (" or null" if type(None) in _members(info.annotation) else "")
+
+
+def format_value(value: Any) -> str:
+    """A value as one would write it in YAML or in an override, on one line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(format_value(item) for item in value) + "]"
+    return str(value)
+
+
+def _limit(metadata: Any, name: str) -> float | None:
+    limit = getattr(metadata, name, None)
+    return limit if isinstance(limit, int | float) else None
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def _tag(model: type[BaseModel], field: str) -> str:
+    return str(get_args(model.model_fields[field].annotation)[0])
+
+
+def _describe(member: Any) -> str:
+    if get_origin(member) is Literal:
+        return " | ".join(format_value(choice) for choice in get_args(member))
+    if get_origin(member) is tuple:
+        items = get_args(member)
+        plural = _NOUNS.get(items[0], ("value", "values"))[1]
+        return f"list of {plural}" if items[-1] is Ellipsis else f"list of {len(items)} {plural}"
+    if member is bool:
+        return "true | false"
+    return _NOUNS.get(member, (str(member), ""))[0]
+
+
+def _plain_types(member: Any) -> Iterator[type]:
+    if get_origin(member) is Literal:
+        yield from (type(choice) for choice in get_args(member))
+    elif get_origin(member) is tuple:
+        yield from (item for item in get_args(member) if isinstance(item, type))
+    elif isinstance(member, type):
+        yield member

@@ -1,0 +1,53 @@
+"""Every setting of a run as readable tables, for `offbeat train --help`. Knows the settings' words, not their use."""
+
+from __future__ import annotations
+
+import os
+from itertools import groupby
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from launch.config import RunConfig
+from launch.fields import Setting, settings
+
+WIDTH_WITHOUT_TERMINAL = 120
+
+
+def print_settings(console: Console | None = None) -> None:
+    """Prints one table for each section: key, type or choices with bounds, default, meaning."""
+    if console is None:
+        console = Console(highlight=False)
+        if not console.is_terminal and "COLUMNS" not in os.environ:
+            console = Console(highlight=False, width=WIDTH_WITHOUT_TERMINAL)
+    # A section's own leaves stand together even where a subsection was declared between them.
+    sections: dict[str, list[Setting]] = {}
+    for setting in settings(RunConfig):
+        sections.setdefault(setting.section, []).append(setting)
+    console.print("\nSettings, in the YAML file as sections or on the command line as KEY=VALUE:")
+    key_width = max(len(entry.key) for entries in sections.values() for entry in entries)
+    for section, entries in sections.items():
+        console.print()
+        console.print(Text.assemble((section or "run", "bold"), "  ", (entries[0].title, "dim")))
+        console.print(Padding(_table(entries, key_width), (0, 0, 0, 2)))
+
+
+def _table(entries: list[Setting], key_width: int) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0), expand=True)
+    table.add_column("key", no_wrap=True, min_width=key_width)
+    table.add_column("allowed", ratio=3)
+    table.add_column("default", ratio=2)
+    table.add_column("meaning", ratio=6)
+    for kind, group in groupby(entries, key=lambda entry: entry.only_for):
+        for entry in group:
+            meaning = f"kind {kind}: {entry.description}" if kind else entry.description
+            required = entry.default == "required"
+            table.add_row(
+                Text(entry.key, style="cyan"),
+                Text(entry.allowed),
+                Text(entry.default, style="bold red" if required else "green"),
+                Text(meaning),
+            )
+    return table

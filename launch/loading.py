@@ -1,0 +1,294 @@
+"""From a YAML file or preset and dotted overrides to one validated RunConfig; and back to YAML.
+
+Every mistake is reported at once, one line each: the dotted key, what was given, what is allowed. Knows files and
+pydantic's errors; must not know the terminal, and starts nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from actors.errors import UsageError
+from launch.config import RunConfig
+from launch.fields import Setting, format_value, section_models, settings
+
+PRESETS = Path(__file__).parent / "presets"
+
+Tree = dict[str, Any]
+
+
+def preset_names() -> list[str]:
+    """Names that may stand in place of a configuration file."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def config_file(path: str | Path) -> Path:
+    """The file behind a configuration argument: a preset's, where it is a preset's name."""
+    return PRESETS / f"{path}.yaml" if str(path) in preset_names() else Path(path)
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration in `path` (YAML file, preset's name, or None for defaults) with `KEY=VALUE` overrides on top.
+
+    Values of overrides are YAML; a later override wins; a mapping replaces a whole section.
+    Raises UsageError naming every mistake.
+    """
+    mistakes: list[str] = []
+    read = _read(path, mistakes)
+    tree = read or {}
+    for override in overrides:
+        _apply(override, tree, mistakes)
+    config = None if read is None else _validate(tree, mistakes)
+    if config is None or mistakes:
+        raise UsageError(_report(path, mistakes))
+    return config
+
+
+def dump_config(config: RunConfig) -> str:
+    """YAML that `load_config` reads back to an equal configuration."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _report(path: str | Path | None, mistakes: Sequence[str]) -> str:
+    count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "1 mistake"
+    lines = [f"configuration {path or 'from overrides'}: {count}", *(f"  {mistake}" for mistake in mistakes)]
+    return "\n".join([*lines, "`offbeat train --help` lists every setting"])
+
+
+# ---------------------------------------------------------------- reading
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key written twice in one mapping; PyYAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"`{key_node.value}` is written twice in one section", key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: str | Path | None, mistakes: list[str]) -> Tree | None:
+    """The file's mapping; on any failure None and a line in `mistakes`."""
+    if path is None:
+        return {}
+    try:
+        loaded = yaml.load(config_file(path).read_text(encoding="utf-8"), _UniqueKeyLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        mistakes.append(f"{where}not valid YAML: {error.problem or error.context}")
+    except yaml.YAMLError as error:
+        mistakes.append(f"not valid YAML: {' '.join(str(error).split())}")
+    except UnicodeDecodeError as error:
+        mistakes.append(f"not a text file: byte {error.start} is not UTF-8")
+    except FileNotFoundError:
+        mistakes.append(_missing_file(str(path)))
+    except OSError as error:
+        mistakes.append(f"cannot be read: {error.strerror}")
+    else:
+        if loaded is None or isinstance(loaded, dict):
+            return loaded or {}
+        mistakes.append(f"holds {_show(loaded)}; allowed: sections of `key: value` lines")
+    return None
+
+
+def _missing_file(path: str) -> str:
+    if "=" in path:
+        return f"`{path}` looks like an override; the configuration file or preset comes first"
+    near = difflib.get_close_matches(path, preset_names(), n=1)
+    hint = f"; nearest preset: {near[0]}" if near else ""
+    return f"no such file, and no such preset (presets: {', '.join(preset_names())}){hint}"
+
+
+def _apply(override: str, tree: Tree, mistakes: list[str]) -> None:
+    """Sets one `KEY=VALUE` in `tree`."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        mistakes.append(f"{override}: not an override; write KEY=VALUE, for example replay.max_staleness=2")
+        return
+    try:
+        value = yaml.load(text, _UniqueKeyLoader)
+    except yaml.YAMLError:
+        mistakes.append(f"{key}: given {text}, which is not valid YAML; quote it, as in {key}='\"text\"'")
+        return
+    expected = {kind for setting in settings(RunConfig) if setting.key == ".".join(parts) for kind in setting.types}
+    if str in expected and not isinstance(value, str) and not (value is None and type(None) in expected):
+        value = text.strip()  # a name such as 2026 or `on` is text where text is wanted
+    section = tree
+    for depth, part in enumerate(parts[:-1], start=1):
+        below = section.setdefault(part, {})
+        if below is None:
+            below = section[part] = {}
+        if not isinstance(below, dict):
+            mistakes.append(f"{key}: `{'.'.join(parts[:depth])}` is {_show(below)} and has no settings below it")
+            return
+        section = below
+    section[parts[-1]] = copy.deepcopy(value)
+
+
+# ---------------------------------------------------------------- checking
+
+
+def _validate(tree: Tree, mistakes: list[str]) -> RunConfig | None:
+    known = list(settings(RunConfig))
+    _drop_empty_sections(tree, known)
+    lines = dict.fromkeys(_booleans(tree, known))
+    config = None
+    try:
+        config = RunConfig.model_validate(tree)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            lines.update(dict.fromkeys(_explain(dict(detail), tree, known)))
+    mistakes.extend(lines)
+    return config
+
+
+def _drop_empty_sections(tree: Tree, known: Sequence[Setting]) -> None:
+    """A section whose lines are all commented out is null in YAML; it stands for its defaults."""
+    for section in {entry.section for entry in known if entry.section}:
+        above, _, name = section.rpartition(".")
+        parent = _lookup(tree, above) if above else tree
+        if isinstance(parent, dict) and name in parent and parent[name] is None:
+            del parent[name]
+
+
+def _booleans(tree: Tree, known: Sequence[Setting]) -> Iterator[str]:
+    """`true` where a number is wanted: pydantic would read it as 1."""
+    for setting in known:
+        value = _lookup(tree, setting.key)
+        if isinstance(value, bool) and bool not in setting.types and setting.types & {int, float}:
+            yield _given(setting, value)
+
+
+def _explain(detail: Mapping[str, Any], tree: Tree, known: Sequence[Setting]) -> Iterator[str]:
+    """One of pydantic's errors as lines for the user."""
+    kind = detail["type"]
+    key, variant = _dotted(detail["loc"])
+    setting = _find(known, key, variant)
+    if kind == "missing":
+        yield from (_missing(required) for required in known if _required_below(required, key, variant))
+    elif kind == "extra_forbidden":
+        yield _unknown(key, variant, known)
+    elif kind in ("union_tag_invalid", "union_tag_not_found"):
+        tag = next(entry for entry in known if entry.section == key)
+        given = _lookup(tree, tag.key)
+        yield _missing(tag) if given is None else _given(tag, given)
+    elif kind == "invalid_key":
+        yield f"{key}: given as a key; allowed: names of settings"
+    elif kind == "value_error":
+        yield f"{key}: {detail['ctx']['error']}" if key else str(detail["ctx"]["error"])
+    elif setting is not None:
+        given = _lookup(tree, key)
+        # Presets leave what only the user can know empty; null where null is not allowed asks for it.
+        yield _missing(setting) if given is None else _given(setting, given)
+    else:
+        yield f"{key}: given {_show(_lookup(tree, key))}; allowed: a section of `key: value` lines"
+
+
+def _dotted(loc: Sequence[str | int]) -> tuple[str, str]:
+    """Dotted key of the deepest setting or section on pydantic's path, and the kind where a section has several."""
+    model: type[BaseModel] | None = RunConfig
+    parts: list[str] = []
+    variant = ""
+    path = iter(loc)
+    for part in path:
+        parts.append(str(part))
+        info = model.model_fields.get(str(part)) if model else None
+        models = section_models(info) if info else {}
+        if not models:
+            break
+        if len(models) > 1:
+            variant = str(next(path, ""))
+        model = models.get(variant) if len(models) > 1 else next(iter(models.values()))
+    return ".".join(parts), variant
+
+
+def _find(known: Sequence[Setting], key: str, variant: str) -> Setting | None:
+    return next((entry for entry in known if entry.key == key and entry.only_for in ("", variant)), None)
+
+
+def _required_below(setting: Setting, key: str, variant: str) -> bool:
+    inside = setting.key == key or setting.section == key or setting.section.startswith(f"{key}.")
+    return inside and setting.default == "required" and setting.only_for in ("", variant)
+
+
+def _lookup(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+# ---------------------------------------------------------------- wording
+
+
+def _given(setting: Setting, value: Any) -> str:
+    free_text = str in setting.types and "|" not in setting.allowed
+    hint = ""
+    if free_text and isinstance(value, bool | int | float):
+        hint = "; put it in quotes"
+    elif isinstance(value, float) and not math.isfinite(value):
+        hint = ", finite"
+    near = difflib.get_close_matches(str(value), setting.allowed.split(" | "), n=1)
+    return f"{setting.key}: given {_show(value)}; allowed: {setting.allowed}{hint}" + (
+        f"; nearest: {near[0]}" if near else ""
+    )
+
+
+def _missing(setting: Setting) -> str:
+    return f"{setting.key}: missing; pass {setting.key}=VALUE ({setting.description})"
+
+
+def _unknown(key: str, variant: str, known: Sequence[Setting]) -> str:
+    owners = [entry.only_for for entry in known if entry.key == key and entry.only_for]
+    if owners:
+        section = key.rpartition(".")[0]
+        return (
+            f"{key}: not a setting of {section} of kind {variant} (it belongs to {' and '.join(owners)}); remove it, "
+            f"or replace the whole section with '{section}={{kind: {variant}}}'"
+        )
+    near = _nearest(key, known)
+    return f"{key}: no such setting" + (f"; nearest: {near}" if near else "")
+
+
+def _nearest(key: str, known: Sequence[Setting]) -> str | None:
+    """The known key that a mistyped or misplaced one probably means: the same name elsewhere, else a similar one."""
+    keys = list(dict.fromkeys([entry.key for entry in known] + [entry.section for entry in known if entry.section]))
+    section, _, name = key.rpartition(".")
+    same_name = [candidate for candidate in keys if candidate.rpartition(".")[2] == name]
+    siblings = [candidate for candidate in keys if candidate.rpartition(".")[0] == section]
+    for candidates in (
+        same_name,
+        difflib.get_close_matches(key, siblings, n=1),
+        difflib.get_close_matches(key, keys, n=1),
+    ):
+        if candidates:
+            return candidates[0]
+    by_name = {candidate.rpartition(".")[2]: candidate for candidate in reversed(keys)}
+    close = difflib.get_close_matches(name, by_name, n=1, cutoff=0.75)
+    return by_name[close[0]] if close else None
+
+
+def _show(value: Any) -> str:
+    """A given value on one short line."""
+    if isinstance(value, dict):
+        return f"a section with {', '.join(map(str, value)) or 'nothing in it'}"
+    if isinstance(value, str):
+        value = repr(value)
+    text = " ".join(format_value(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."
