@@ -1,0 +1,90 @@
+"""Metrics: one line per step, the same numbers in TensorBoard, and a resume that leaves no trace of what it redoes."""
+
+import json
+import math
+import os
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from actors.errors import RunError
+from launch.metrics import MetricsWriter
+
+
+def lines(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def scalars(directory, tag):
+    events = EventAccumulator(str(directory / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def test_each_step_is_one_line_that_is_on_disk_at_once(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    writer.write(1, {"loss": 0.5, "accuracy": 0.75})
+    assert [(line["step"], line["loss"], line["accuracy"]) for line in lines(tmp_path)] == [(1, 0.5, 0.75)]
+    writer.close()
+
+
+def test_tensorboard_holds_the_same_numbers(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    writer.write(1, {"loss": 0.5})
+    writer.write(2, {"loss": 0.25})
+    writer.close()
+    assert scalars(tmp_path, "loss") == [(1, 0.5), (2, 0.25)]
+
+
+def test_a_resume_takes_back_what_was_written_after_the_checkpoint(tmp_path):
+    first = MetricsWriter(tmp_path)
+    for step in (1, 2, 3, 4):
+        first.write(step, {"loss": float(step)})
+    first.close()
+    second = MetricsWriter(tmp_path, resume_from=2)
+    second.write(3, {"loss": 30.0})
+    second.close()
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+    assert scalars(tmp_path, "loss") == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_a_line_cut_short_by_a_crash_is_dropped(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
+    writer = MetricsWriter(tmp_path, resume_from=5)
+    writer.write(2, {"loss": 2.0})
+    writer.close()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+
+
+def test_a_fresh_run_starts_an_empty_file(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    MetricsWriter(tmp_path).close()
+    assert lines(tmp_path) == []
+
+
+def test_nan_is_null_in_json_and_nan_in_tensorboard(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    writer.write(1, {"loss": math.nan, "norm": math.inf})
+    writer.close()
+    (line,) = lines(tmp_path)
+    assert (line["loss"], line["norm"]) == (None, None)
+    ((step, value),) = scalars(tmp_path, "loss")
+    assert step == 1
+    assert math.isnan(value)
+
+
+def test_an_unwritable_directory_says_which_and_what_to_do(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"cannot write .*file/metrics\.jsonl.*--output"):
+        MetricsWriter(tmp_path / "file")
+
+
+def test_a_full_disk_is_a_run_error_and_closing_does_not_hide_it(tmp_path):
+    """Every write to /dev/full fails with `No space left on device`."""
+    writer = MetricsWriter(tmp_path)
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, writer._file.fileno())
+    os.close(full)
+    with pytest.raises(RunError, match="No space left on device"):
+        writer.write(1, {"loss": 1.0})
+    writer.close()
