@@ -1,0 +1,336 @@
+"""One vLLM engine in this process: requests in, completions with behaviour log-probs and token versions out.
+
+Driven step by step by one thread, so that new weights land exactly between two steps. vLLM's public API only, and it is
+imported when an engine is built, after its environment was set. It must not know leases, groups or ray.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.config import GeneratorConfig, SamplingConfig
+from actors.errors import RunError, UsageError, WeightMismatchError
+from actors.records import Completion, Manifest
+
+Chunks = Iterable[Mapping[str, np.ndarray]]
+"""Payload of the `object_store` transport."""
+
+DEFAULT_CANARY_TOLERANCE = {"float32": 1e-3, "bfloat16": 1.0}
+"""Nats. bfloat16 kernels of two libraries differ by tenths of a nat on peaked models; wrong weights by several nats."""
+
+MAX_REQUESTS = 1024
+"""Requests that run together at most, whatever the number of leases; more wait inside the engine."""
+
+MAX_BATCHED_TOKENS = 8192
+"""Tokens per engine step at least: a running batch is prefilled again after an update in few steps."""
+
+_CANARY = "canary"
+_CANARY_PRIORITY, _SAMPLE_PRIORITY = 0, 1
+
+
+def engine_environment(generators: GeneratorConfig, *, cuda: bool | None = None) -> dict[str, str]:
+    """Environment that an engine's process needs, for a Ray actor's `runtime_env` or this process.
+
+    Args:
+        generators: the engine's settings.
+        cuda: whether it will run on GPUs; unset asks torch about this machine.
+    """
+    if cuda is None:
+        import torch
+
+        cuda = torch.cuda.is_available()
+    environment = {
+        # Engine core in this process: nothing samples between the steps of an update.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+        "OMP_NUM_THREADS": str(max(1, int(generators.cpus))),
+    }
+    if not cuda:
+        # Tensor-parallel workers would all be pinned to the first core; compiling the sampler costs ten seconds.
+        environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1"}
+    return environment
+
+
+class Engine:
+    """A vLLM engine whose weights can be replaced between two steps, with its requests kept.
+
+    Args:
+        model_dir: Hugging Face directory with safetensors weights and a tokenizer; its weights are version 0.
+        generators: engine settings.
+        sampling: how every request is sampled.
+        seed: of the sampler; two engines of one run need different seeds.
+        transport: of the publications that `load` will be given.
+
+    Raises:
+        UsageError: the directory or the settings do not make an engine.
+    """
+
+    def __init__(
+        self,
+        model_dir: str | Path,
+        generators: GeneratorConfig,
+        sampling: SamplingConfig,
+        seed: int = 0,
+        transport: str = "shm",
+    ) -> None:
+        if not (Path(model_dir) / "config.json").is_file():
+            raise UsageError(f"{model_dir} is not a Hugging Face model directory: it has no config.json")
+        self._generators = generators
+        self._sampling = sampling
+        self._transport = transport
+        self._eos = eos_token_ids(model_dir)
+        self._version = 0
+        self._failure: RunError | None = None
+        self._running: set[str] = set()
+        self._finished: list[tuple[str, Completion]] = []
+        os.environ.update(engine_environment(generators))
+        self._llm = self._build(str(model_dir), seed)
+        self._llm.set_weight_version("0")
+        self._vocab_size = self._llm.model_config.get_vocab_size()
+        self._params = self._sampling_params()
+
+    @property
+    def version(self) -> int:
+        """The policy version that samples now."""
+        return self._version
+
+    @property
+    def failure(self) -> RunError | None:
+        """Why this engine must not be used any more; None while it is sound."""
+        return self._failure
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has something to do."""
+        return bool(self._running or self._finished)
+
+    def add(self, request_id: str, prompt_token_ids: Sequence[int]) -> None:
+        """Queues one request.
+
+        Raises:
+            UsageError: the prompt is empty, too long, outside the vocabulary, or the id is taken; the engine goes on.
+        """
+        self._check_sound()
+        self._check_prompt(request_id, prompt_token_ids)
+        prompt = {"prompt_token_ids": list(prompt_token_ids)}
+        self._llm.add_request(request_id, prompt, self._params, priority=_SAMPLE_PRIORITY)
+        self._running.add(request_id)
+
+    def step(self) -> list[tuple[str, Completion]]:
+        """Samples one token of every running request; returns those that finished, with their ids.
+
+        Raises:
+            RunError: an earlier `load` left the engine unusable.
+        """
+        self._check_sound()
+        finished, self._finished = self._finished, []
+        if self._running:
+            finished += self._completions(self._llm.step())
+        return finished
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Forgets these requests; nothing of them is returned. Ids that are not running are ignored."""
+        known = [request_id for request_id in request_ids if request_id in self._running]
+        self._llm.abort_request(known)
+        self._running.difference_update(known)
+
+    def connect(self, init_info: dict[str, Any]) -> None:
+        """Joins the learner's `nccl` or `ipc` transfer; blocks until the learner has joined too.
+
+        Not run on a GPU so far.
+        """
+        self._check_sound()
+        self._llm.collective_rpc("init_weight_transfer_engine", args=(init_info,))
+
+    def load(self, manifest: Manifest, payload: Chunks | dict[str, Any] | None = None) -> None:
+        """Replaces the weights between two steps. Running requests are kept: their tokens so far are prefilled again
+        under the new weights.
+
+        Args:
+            manifest: what is published; its canary log-probs are at temperature 1.
+            payload: `shm`: None; `object_store`: all chunks; `nccl` and `ipc`: the transfer's update info.
+
+        Raises:
+            WeightMismatchError: refused. When `failure` is None the old weights are untouched and at work; otherwise
+                the model was already changed and every later call raises.
+        """
+        self._check_sound()
+        self._check_canary(manifest)
+        try:
+            refusal = self._receive(manifest, payload)
+            if refusal is None:
+                self._adopt(manifest)
+        except RunError as error:
+            self._failure = error
+            raise
+        except Exception as error:
+            self._failure = RunError(f"loading version {manifest.version} failed halfway: {error}; restart this engine")
+            raise self._failure from error
+        if refusal is not None:
+            raise WeightMismatchError(refusal)
+
+    def _receive(self, manifest: Manifest, payload: Any) -> str | None:
+        if manifest.transport in ("nccl", "ipc"):
+            replies = self._llm.collective_rpc("receive_publication", args=(manifest, payload))
+            return next((reply for reply in replies if reply is not None), None)
+        chunks = list(payload) if manifest.transport == "object_store" else None
+        replies = self._llm.collective_rpc("check_publication", args=(manifest, chunks))
+        refusal = next((reply for reply in replies if reply is not None), None)
+        if refusal is None:
+            self._llm.collective_rpc("load_publication")
+        return refusal
+
+    def _adopt(self, manifest: Manifest) -> None:
+        """Makes the loaded weights the ones in use, if the canary agrees.
+
+        The canary's steps advance the other requests too; what they finish is handed out by the next `step`.
+        """
+        # Cached keys and values belong to the old weights. Preempting everything makes the reset certain, and lets the
+        # canary, which has the better priority, run in the very next step.
+        self._llm.reset_prefix_cache(reset_running_requests=True)
+        self._llm.set_weight_version(str(manifest.version))
+        tolerance = self._generators.canary_tolerance or DEFAULT_CANARY_TOLERANCE[self._generators.dtype]
+        scored, finished = self._score(manifest.canary.token_ids)
+        difference = float(np.max(np.abs(np.subtract(scored, manifest.canary.logprobs))))
+        if not difference <= tolerance:  # also true for NaN
+            raise WeightMismatchError(
+                f"version {manifest.version}: engine and learner differ by {difference:.4g} nats on the canary, "
+                f"{tolerance:g} are allowed; what was sampled since is void. Restart this generator; if it recurs, "
+                f"compare generators.dtype {self._generators.dtype} with learner.dtype, or raise "
+                "generators.canary_tolerance if the difference is rounding"
+            )
+        self._finished += finished
+        self._version = manifest.version
+
+    def _score(self, token_ids: Sequence[int]) -> tuple[list[float], list[tuple[str, Completion]]]:
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=self._sampling.temperature)
+        self._llm.add_request(_CANARY, {"prompt_token_ids": list(token_ids)}, params, priority=_CANARY_PRIORITY)
+        finished: list[tuple[str, Completion]] = []
+        while True:
+            outputs = self._llm.step()
+            finished += self._completions(output for output in outputs if output.request_id != _CANARY)
+            for output in outputs:
+                if output.request_id == _CANARY and output.finished:
+                    scores = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
+                    return [position[token].logprob for token, position in scores], finished
+
+    def _completions(self, outputs: Iterable[Any]) -> list[tuple[str, Completion]]:
+        finished = []
+        for output in outputs:
+            if output.finished and output.request_id in self._running:
+                self._running.remove(output.request_id)
+                finished.append((output.request_id, self._completion(output.outputs[0])))
+        return finished
+
+    def _completion(self, output: Any) -> Completion:
+        if output.finish_reason not in ("stop", "length"):
+            raise RunError(f"the engine ended a request with {output.finish_reason!r}; see its log")
+        token_ids = tuple(output.token_ids)
+        return Completion(
+            token_ids=token_ids,
+            logprobs=tuple(output.logprobs.logprobs),
+            versions=tuple(int(span.version) for span in output.weight_versions for _ in range(span.start, span.end)),
+            text=output.text,
+            finished=token_ids[-1] in self._eos,
+        )
+
+    def _check_sound(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _check_prompt(self, request_id: str, prompt_token_ids: Sequence[int]) -> None:
+        needed = len(prompt_token_ids) + self._sampling.max_new_tokens
+        if not prompt_token_ids:
+            raise UsageError(f"request {request_id!r} has an empty prompt; every prompt needs at least one token")
+        if needed > self._generators.max_model_len:
+            raise UsageError(
+                f"request {request_id!r} has a prompt of {len(prompt_token_ids)} tokens, which with "
+                f"sampling.max_new_tokens {self._sampling.max_new_tokens} makes {needed}, more than "
+                f"generators.max_model_len {self._generators.max_model_len}; raise the last or shorten the prompt"
+            )
+        if not 0 <= min(prompt_token_ids) <= max(prompt_token_ids) < self._vocab_size:
+            raise UsageError(
+                f"request {request_id!r} has token ids outside the vocabulary of {self._vocab_size}; use the tokenizer "
+                "that belongs to the model"
+            )
+        if request_id in self._running or request_id == _CANARY:
+            raise UsageError(f"request id {request_id!r} is taken; give every request its own")
+
+    def _check_canary(self, manifest: Manifest) -> None:
+        length = len(manifest.canary.token_ids)
+        if not 2 <= length < self._generators.max_model_len:
+            raise UsageError(
+                f"a canary of {length} tokens cannot be scored: it needs at least 2 and fewer than "
+                f"generators.max_model_len {self._generators.max_model_len}; change publication.canary_tokens"
+            )
+
+    def _sampling_params(self) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            temperature=self._sampling.temperature,
+            max_tokens=self._sampling.max_new_tokens,
+            stop_token_ids=sorted(self._eos | set(self._sampling.stop_token_ids)),
+            logprobs=0,  # of the sampled token alone
+            flat_logprobs=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _build(self, model_dir: str, seed: int) -> Any:
+        from vllm import EngineArgs, LLMEngine
+        from vllm.config import WeightTransferConfig
+        from vllm.platforms import current_platform
+
+        config = self._generators
+        requests = min(MAX_REQUESTS, config.max_running_prompts * self._sampling.completions_per_prompt + 1)
+        options: dict[str, Any] = {}
+        if current_platform.is_cpu():
+            options |= {"enforce_eager": True, "kv_cache_memory_bytes": config.kv_cache_mib << 20}
+        else:
+            options |= {"enforce_eager": config.enforce_eager, "gpu_memory_utilization": config.gpu_memory_utilization}
+        if config.tensor_parallel_size > 1:
+            options["distributed_executor_backend"] = "mp"
+        if self._transport in ("nccl", "ipc"):
+            options["weight_transfer_config"] = WeightTransferConfig(backend=self._transport)
+        try:
+            arguments = EngineArgs(
+                model=model_dir,
+                dtype=config.dtype,
+                max_model_len=config.max_model_len,
+                max_num_seqs=requests,
+                max_num_batched_tokens=max(MAX_BATCHED_TOKENS, config.max_model_len, requests),
+                tensor_parallel_size=config.tensor_parallel_size,
+                seed=seed,
+                logprobs_mode="processed_logprobs",  # of the distribution that is sampled from, temperature included
+                scheduling_policy="priority",
+                async_scheduling=False,  # a step in flight would carry the label of the next weights
+                worker_extension_cls="actors.weight_receiver.WeightReceiver",
+                disable_log_stats=True,
+                **options,
+            )
+            return LLMEngine.from_engine_args(arguments)
+        except ValueError as error:
+            raise UsageError(
+                f"vLLM refuses {model_dir} with generators.max_model_len {config.max_model_len}, dtype {config.dtype}, "
+                f"kv_cache_mib {config.kv_cache_mib}: {error}"
+            ) from error
+
+
+def eos_token_ids(model_dir: str | Path) -> frozenset[int]:
+    """Every end-of-sequence id that a model directory names, in its generation config or else its config."""
+    for name in ("generation_config.json", "config.json"):
+        path = Path(model_dir) / name
+        ids = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+        if ids is not None:
+            return frozenset([ids] if isinstance(ids, int) else ids)
+    return frozenset()

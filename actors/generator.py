@@ -1,0 +1,293 @@
+"""A generator: turns leases into groups of completions, and takes new weights while it does.
+
+One thread owns the engine; the methods, which may be called from any thread, only pass messages to it. A plain class:
+`remote.py` makes a Ray actor of it. It must not know the buffer, the judges or who publishes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from actors.config import GeneratorConfig, SamplingConfig
+from actors.engine import Engine
+from actors.errors import OffbeatError, RunError, UsageError
+from actors.records import Completion, Failure, GeneratorStatus, Group, Lease, Manifest
+from actors.weights import check_expected, expected_tensors
+
+Activity = str
+GENERATING, UPDATING, IDLE = "generating", "updating", "idle"
+
+
+class EngineLike(Protocol):
+    """What a generator needs of an engine; see `engine.Engine`."""
+
+    @property
+    def version(self) -> int: ...
+    @property
+    def failure(self) -> RunError | None: ...
+    @property
+    def busy(self) -> bool: ...
+    def add(self, request_id: str, prompt_token_ids: Sequence[int]) -> None: ...
+    def step(self) -> list[tuple[str, Completion]]: ...
+    def abort(self, request_ids: Sequence[str]) -> None: ...
+    def connect(self, init_info: dict[str, Any]) -> None: ...
+    def load(self, manifest: Manifest, payload: Any = None) -> None: ...
+
+
+@dataclass
+class _Running:
+    """A lease being generated: its completions by position, as they finish."""
+
+    lease: Lease
+    completions: dict[int, Completion] = field(default_factory=dict)
+
+
+class Generator:
+    """Serves leases until closed.
+
+    Args:
+        name: for messages and metrics.
+        model_dir, generators, sampling, seed, transport: see `engine.Engine`.
+        make_engine: builds the engine from these, in the thread that will own it.
+
+    The constructor returns when the engine is ready, and raises what building it raised.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        model_dir: str | Path,
+        generators: GeneratorConfig,
+        sampling: SamplingConfig,
+        seed: int = 0,
+        transport: str = "shm",
+        make_engine: Callable[..., EngineLike] = Engine,
+    ) -> None:
+        self._name = name
+        self._model_dir = model_dir
+        self._max_running = generators.max_running_prompts
+        self._completions_per_prompt = sampling.completions_per_prompt
+        self._build = lambda: make_engine(model_dir, generators, sampling, seed, transport)
+        # Guards everything below; notified whenever any of it changes.
+        self._changed = threading.Condition()
+        self._waiting: deque[Lease] = deque()
+        self._running: dict[tuple[int, int], _Running] = {}
+        self._results: list[Group | Failure] = []
+        self._orders: deque[tuple[Callable[[EngineLike], None], Future[None]]] = deque()
+        self._failure: OffbeatError | None = None
+        self._closed = False
+        self._version = 0
+        self._tokens = 0
+        self._seconds = dict.fromkeys((GENERATING, UPDATING, IDLE), 0.0)
+        self._activity: Activity = IDLE
+        self._since = time.monotonic()
+        self._requests: dict[str, tuple[tuple[int, int], int]] = {}
+        ready: Future[None] = Future()
+        self._thread = threading.Thread(target=self._serve, args=(ready,), name=f"{name}-engine", daemon=True)
+        self._thread.start()
+        ready.result()
+
+    def submit(self, leases: Sequence[Lease]) -> None:
+        """Takes leases. One whose `min_version` is ahead waits for those weights; the rest start as there is room."""
+        with self._changed:
+            self._check()
+            known = set(self._running) | {(lease.index, lease.attempt) for lease in self._waiting}
+            self._waiting.extend(lease for lease in leases if (lease.index, lease.attempt) not in known)
+            self._changed.notify_all()
+
+    def collect(self, timeout_seconds: float) -> list[Group | Failure]:
+        """What is ready, as soon as something is; empty when nothing was within `timeout_seconds`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._results or self._failure or self._closed, timeout_seconds)
+            self._check()
+            results, self._results = self._results, []
+            return results
+
+    def take_weights(self, manifest: Manifest, chunks: Any = None) -> int:
+        """Loads a publication between two engine steps; returns its version when it is at work.
+
+        Args:
+            manifest: what is published.
+            chunks: the payload of `engine.Engine.load`.
+
+        Raises:
+            WeightMismatchError: refused; unless the model was already changed, generation goes on with the old weights.
+        """
+        self._order(lambda engine: engine.load(manifest, chunks))
+        return manifest.version
+
+    def check_weights(self, manifest: Manifest) -> None:
+        """Raises `WeightMismatchError` when the publication's names or shapes do not fit the model. For transports that
+        cannot be refused once the transfer has begun."""
+        check_expected(manifest, expected_tensors(self._model_dir))
+
+    def connect_weights(self, init_info: dict[str, Any]) -> None:
+        """Joins the learner's `nccl` or `ipc` transfer; returns when both have joined."""
+        self._order(lambda engine: engine.connect(init_info))
+
+    def status(self) -> GeneratorStatus:
+        """The account so far; its three durations add up to the seconds since the engine was ready."""
+        with self._changed:
+            self._check()
+            self._switch(self._activity)
+            return GeneratorStatus(
+                name=self._name,
+                version=self._version,
+                running=len(self._running),
+                waiting=len(self._waiting),
+                tokens=self._tokens,
+                generating_seconds=self._seconds[GENERATING],
+                updating_seconds=self._seconds[UPDATING],
+                idle_seconds=self._seconds[IDLE],
+            )
+
+    def close(self) -> None:
+        """Stops after the current step; leases in progress are dropped. Safe to call twice."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._closed:
+            raise RunError(f"{self._name} is closed; start a new generator")
+
+    def _order(self, work: Callable[[EngineLike], None]) -> None:
+        """Runs `work` in the engine's thread between two steps and waits for it."""
+        done: Future[None] = Future()
+        with self._changed:
+            self._check()
+            self._orders.append((work, done))
+            self._changed.notify_all()
+        done.result()
+
+    # Everything below runs in the engine's thread.
+
+    def _serve(self, ready: Future[None]) -> None:
+        try:
+            engine = self._build()
+        except BaseException as error:
+            ready.set_exception(error)
+            return
+        with self._changed:
+            self._since = time.monotonic()
+        ready.set_result(None)
+        try:
+            while self._await_work(engine):
+                self._execute_orders(engine)
+                self._start_leases(engine)
+                if engine.busy:
+                    self._enter(GENERATING)
+                    self._deliver(engine.step())
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._release(RunError(f"{self._name} was closed before this was done"))
+
+    def _await_work(self, engine: EngineLike) -> bool:
+        """Waits until there is something to do; False when closed."""
+        with self._changed:
+            if not (engine.busy or self._orders or self._startable() or self._closed):
+                self._switch(IDLE)
+                self._changed.wait_for(lambda: self._orders or self._startable() or self._closed)
+            return not self._closed
+
+    def _execute_orders(self, engine: EngineLike) -> None:
+        while True:
+            with self._changed:
+                if not self._orders:
+                    return
+                work, done = self._orders[0]
+                self._switch(UPDATING)
+            try:
+                work(engine)
+            except Exception as error:
+                self._orders.popleft()
+                done.set_exception(error)
+                if engine.failure is not None:
+                    raise
+            else:
+                with self._changed:
+                    self._version = engine.version
+                    self._orders.popleft()
+                done.set_result(None)
+
+    def _startable(self) -> Lease | None:
+        """The first lease in line that the current weights may serve, if there is room for one."""
+        if len(self._running) >= self._max_running:
+            return None
+        return next((lease for lease in self._waiting if lease.min_version <= self._version), None)
+
+    def _start_leases(self, engine: EngineLike) -> None:
+        while True:
+            with self._changed:
+                lease = self._startable()
+                if lease is None:
+                    return
+                self._waiting.remove(lease)
+                key = (lease.index, lease.attempt)
+                self._running[key] = _Running(lease)
+            request_ids = [f"{lease.index}.{lease.attempt}.{k}" for k in range(self._completions_per_prompt)]
+            try:
+                for k, request_id in enumerate(request_ids):
+                    engine.add(request_id, lease.prompt.token_ids)
+                    self._requests[request_id] = (key, k)
+            except UsageError as error:
+                engine.abort(request_ids)
+                for request_id in request_ids:
+                    self._requests.pop(request_id, None)
+                with self._changed:
+                    del self._running[key]
+                    self._results.append(Failure(lease.index, lease.attempt, str(error)))
+                    self._changed.notify_all()
+
+    def _deliver(self, finished: Sequence[tuple[str, Completion]]) -> None:
+        with self._changed:
+            for request_id, completion in finished:
+                key, k = self._requests.pop(request_id)
+                running = self._running[key]
+                running.completions[k] = completion
+                self._tokens += len(completion.token_ids)
+                if len(running.completions) == self._completions_per_prompt:
+                    del self._running[key]
+                    completions = tuple(running.completions[k] for k in range(self._completions_per_prompt))
+                    self._results.append(Group(running.lease, completions))
+            self._changed.notify_all()
+
+    def _enter(self, activity: Activity) -> None:
+        with self._changed:
+            self._switch(activity)
+
+    def _switch(self, activity: Activity) -> None:
+        """Books the time since the last switch on what was going on, so that the three accounts add up."""
+        now = time.monotonic()
+        self._seconds[self._activity] += now - self._since
+        self._activity, self._since = activity, now
+
+    def _fail(self, error: Exception) -> None:
+        failure = error if isinstance(error, OffbeatError) else None
+        if failure is None:
+            failure = RunError(f"{self._name}: the engine failed with {type(error).__name__}: {error}; see its log")
+            failure.__cause__ = error
+        with self._changed:
+            self._failure = failure
+            self._changed.notify_all()
+        self._release(failure)
+
+    def _release(self, reason: OffbeatError) -> None:
+        """Answers everyone who still waits for an order."""
+        with self._changed:
+            orders, self._orders = self._orders, deque()
+            self._changed.notify_all()
+        for _, done in orders:
+            done.set_exception(reason)
