@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from actors.errors import UsageError, WeightMismatchError
 from actors.records import (
     Canary,
     Completion,
@@ -130,3 +133,123 @@ def group_of(lease: Lease, *versions: tuple[int, ...]) -> Group:
 def judged_group(lease: Lease, *versions: tuple[int, ...]) -> Group:
     """`group_of`, with the scores 0, 1, 2, ..."""
     return replace(group_of(lease, *versions), judgement=Judgement(tuple(float(i) for i in range(len(versions)))))
+
+
+class FakeEngine:
+    """`actors.engine.Engine` without a model: every request finishes after `steps` steps with that many tokens.
+
+    Tests set `break_next_step` or `refuse_next_load` to an exception; `load` of version 13 breaks the engine for good.
+    """
+
+    def __init__(self, *_: Any, steps: int = 3) -> None:
+        self.version = 0
+        self.failure: Any = None
+        self.break_next_step: Exception | None = None
+        self.refuse_next_load: Exception | None = None
+        self.aborted: list[str] = []
+        self._steps = steps
+        self._versions: dict[str, list[int]] = {}
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._versions)
+
+    def add(self, request_id: str, prompt_token_ids: Sequence[int]) -> None:
+        if not prompt_token_ids:
+            raise UsageError("empty prompt")
+        self._versions[request_id] = []
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        self.aborted.extend(request_ids)
+
+    def step(self) -> list[tuple[str, Completion]]:
+        time.sleep(0.001)
+        if self.break_next_step is not None:
+            raise self.break_next_step
+        for versions in self._versions.values():
+            versions.append(self.version)
+        done = {name: v for name, v in self._versions.items() if len(v) == self._steps}
+        self._versions = {name: v for name, v in self._versions.items() if name not in done}
+        return [(name, Completion((7,) * len(v), (-1.0,) * len(v), tuple(v), name, True)) for name, v in done.items()]
+
+    def connect(self, init_info: dict[str, Any]) -> None: ...
+
+    def load(self, manifest: Manifest, payload: Any = None) -> None:
+        time.sleep(0.002)
+        if self.refuse_next_load is not None:
+            refusal, self.refuse_next_load = self.refuse_next_load, None
+            raise refusal
+        if manifest.version == 13:
+            self.failure = WeightMismatchError("canary differs")
+            raise self.failure
+        self.version = manifest.version
+
+
+def tiny_llama(directory: Path, *, seed: int, tied: bool = False, vocab_size: int = 96) -> Any:
+    """Saves a random two-layer Llama (hidden 64, float32) with a tokenizer of `vocab_size` words, and returns it.
+
+    Its weights are large for its size, so that its distributions are peaked and two of them differ by nats.
+    """
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,  # vLLM's CPU attention has no heads below 32 dimensions
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        initializer_range=0.1,
+        tie_word_embeddings=tied,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config).eval()
+    model.save_pretrained(directory)
+    words = {"<s>": 0, "</s>": 1, **{f"w{i}": i for i in range(2, vocab_size)}}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="<s>")), bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer.save_pretrained(directory)
+    return model
+
+
+def make_group(
+    texts: Sequence[str],
+    *,
+    index: int = 0,
+    answer: str | None = None,
+    finished: Sequence[bool] | None = None,
+    judgement: Judgement | None = None,
+) -> Group:
+    """A group whose completion `i` says `texts[i]` in token ids (10 + i, 2), all finished unless told otherwise."""
+    ends = finished or [True] * len(texts)
+    completions = tuple(
+        Completion((10 + i, 2), (-1.0, -0.5), (0, 0), text, end)
+        for i, (text, end) in enumerate(zip(texts, ends, strict=True))
+    )
+    prompt = Prompt(f"fake:{index}", (1, 3), f"prompt {index}", answer=answer)
+    return Group(Lease(index, 0, prompt, 0, 60.0), completions, judgement)
+
+
+class ScriptedJudge:
+    """Answers call `n` with `script(n, groups)`: judgements, an error to raise, or None for silence."""
+
+    def __init__(self, script: Any) -> None:
+        self.calls: list[list[int]] = []
+        self._script = script
+
+    async def judge(self, groups: Sequence[Group]) -> Any:
+        self.calls.append([group.lease.index for group in groups])
+        answer = self._script(len(self.calls) - 1, groups)
+        if answer is None:
+            await asyncio.Event().wait()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
