@@ -279,12 +279,19 @@ def corpus(
 
     A response is its symbols and `<eos>`, padded with `<pad>`, or four symbols and no `<eos>`.
     """
-    cumulative = np.cumsum(corpus_probabilities(prompt_dependent), axis=1)
     prompts = rng.integers(PROMPTS, size=n)
+    return prompts, corpus_responses(prompts, rng, prompt_dependent)
+
+
+def corpus_responses(
+    prompts: NDArray[np.int64], rng: np.random.Generator, prompt_dependent: bool = True
+) -> NDArray[np.int64]:
+    """One corpus response for each of the prompt indices [n]: tokens [n, 4], as `corpus` gives them."""
+    cumulative = np.cumsum(corpus_probabilities(prompt_dependent), axis=1)
     # Row x of the cumulative table shifted by x makes one increasing array, so that one search serves all prompts.
     shifted = (cumulative / cumulative[:, -1:] + np.arange(PROMPTS)[:, None]).reshape(-1)
-    nodes = np.searchsorted(shifted, prompts + rng.random(n), side="right") - prompts * len(SEQUENCES)
-    return prompts, response_tokens()[nodes]
+    nodes = np.searchsorted(shifted, prompts + rng.random(len(prompts)), side="right") - prompts * len(SEQUENCES)
+    return response_tokens()[nodes]
 
 
 @cache

@@ -1,0 +1,166 @@
+"""Exact evaluation in the embedded world: probabilities by enumeration instead of samples.
+
+A response is one of 259, so a policy is a table and win rates, divergences and exploitability are sums over it,
+without sampling error. This module must not know how a policy was trained or where prompts come from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from actors import world as world_module
+from actors.errors import UsageError
+from actors.world import EOS, FIRST_COLOUR, FIRST_SYMBOL, INVALID, MAX_SYMBOLS, NOEOS, PROMPTS, SYMBOLS, World
+
+PREFIXES = NOEOS
+"""A policy decides after each of the 259 nodes with fewer than four symbols."""
+LEVELS = np.cumsum([0] + [SYMBOLS**length for length in range(MAX_SYMBOLS + 2)])
+"""The nodes with L symbols are LEVELS[L] .. LEVELS[L + 1] - 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class ExactPolicy:
+    """A policy as a table of its next-token distributions."""
+
+    token_logprobs: NDArray[np.float64]
+    """[16, 259, 18]: log-prob (nats) of each token after each prefix, per prompt; prefixes are `world.RESPONSES`."""
+
+    @cached_property
+    def node_logprobs(self) -> NDArray[np.float64]:
+        """[16, 1555]: log-prob that a response begins with the symbols of each node of `world.SEQUENCES`."""
+        nodes = np.zeros((PROMPTS, LEVELS[-1]))
+        for length in range(MAX_SYMBOLS + 1):
+            parents = slice(LEVELS[length], LEVELS[length + 1])
+            steps = self.token_logprobs[:, parents, FIRST_SYMBOL:FIRST_COLOUR]
+            children = nodes[:, parents, None] + steps
+            nodes[:, LEVELS[length + 1] : LEVELS[length + 2]] = children.reshape(PROMPTS, -1)
+        return nodes
+
+    @cached_property
+    def probabilities(self) -> NDArray[np.float64]:
+        """[16, 261]: probability of each outcome; each row sums to 1."""
+        reached = np.exp(self.node_logprobs)
+        tokens = np.exp(self.token_logprobs)
+        invalid = tokens[..., world_module.STOP_TOKEN_IDS].sum(axis=-1)
+        outcomes = np.empty((PROMPTS, world_module.OUTCOMES))
+        outcomes[:, :NOEOS] = reached[:, :PREFIXES] * tokens[..., EOS]
+        outcomes[:, NOEOS] = reached[:, PREFIXES:].sum(axis=1)
+        outcomes[:, INVALID] = (reached[:, :PREFIXES] * invalid).sum(axis=1)
+        return outcomes
+
+    @property
+    def logprobs(self) -> NDArray[np.float64]:
+        """[16, 261]: log-prob (nats) of each outcome."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.probabilities)
+
+
+@torch.no_grad()
+def exact_policy(model: PreTrainedModel, temperature: float = 1.0) -> ExactPolicy:
+    """The table of `model`, sampled at `temperature`, from one forward pass per prompt over its 216 longest prefixes.
+
+    Every shorter prefix is the beginning of a longer one, so its distribution comes with the same pass.
+
+    Raises UsageError when the model's vocabulary is not the world's.
+    """
+    vocabulary = len(world_module.VOCABULARY)
+    if model.config.vocab_size != vocabulary:
+        raise UsageError(
+            f"exact evaluation needs a policy over the embedded world's {vocabulary} tokens, and this model has "
+            f"{model.config.vocab_size}; evaluate it by sampling, or train one with `offbeat sft` on the world"
+        )
+    leaves = torch.tensor(world_module.response_tokens()[LEVELS[MAX_SYMBOLS] : LEVELS[MAX_SYMBOLS + 1], :MAX_SYMBOLS])
+    table = np.empty((PROMPTS, PREFIXES, vocabulary))
+    for index in range(PROMPTS):
+        start = torch.tensor(world_module.prompt_token_ids(index)).expand(len(leaves), -1)
+        input_ids = torch.cat([start, leaves], dim=1).to(model.device)
+        logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=MAX_SYMBOLS + 1).logits
+        logprobs = torch.log_softmax(logits.double() / temperature, dim=-1).cpu().numpy()
+        for length in range(MAX_SYMBOLS + 1):
+            first_leaf_of_each = slice(None, None, SYMBOLS ** (MAX_SYMBOLS - length))
+            table[index, LEVELS[length] : LEVELS[length + 1]] = logprobs[first_leaf_of_each, length]
+    return ExactPolicy(table)
+
+
+def load_policy(directory: str | Path, temperature: float = 1.0) -> ExactPolicy:
+    """The table of the Hugging Face model in `directory`, computed in float32.
+
+    Raises UsageError when there is no model, or not one of the embedded world's.
+    """
+    if not (Path(directory) / "config.json").is_file():
+        raise UsageError(
+            f"no model in {str(directory)!r}: it has no config.json; give a Hugging Face model directory, such as a "
+            "run's final/"
+        )
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    return exact_policy(model.eval(), temperature)
+
+
+def exact_kl(policy: ExactPolicy, reference: ExactPolicy) -> float:
+    """KL(policy || reference) in nats per response, mean over prompts.
+
+    By the chain rule over tokens: the sum over prefixes of the policy's probability to get there times the divergence
+    of the next token there. NOEOS and INVALID are thus not lumped together; it is the expectation of the sampled
+    sum of log-ratios over up to four tokens.
+    """
+    reached = np.exp(policy.node_logprobs[:, :PREFIXES])
+    probs = np.exp(policy.token_logprobs)
+    log_ratio = np.where(probs > 0.0, policy.token_logprobs - reference.token_logprobs, 0.0)
+    return float((reached * (probs * log_ratio).sum(axis=-1)).sum(axis=1).mean())
+
+
+def expected_preference(policy: ExactPolicy, reference: ExactPolicy, world: World) -> float:
+    """P(y > y') for y of the policy and y' of the reference, mean over prompts; 1/2 when they are the same."""
+    return float(np.mean([policy.probabilities[x] @ _preferences_over(reference, world, x) for x in range(PROMPTS)]))
+
+
+def exact_win_rate(policy: ExactPolicy, reference: ExactPolicy, world: World) -> float:
+    """How often the policy's response is the better one, mean over prompts.
+
+    Transitive task: P(r* > r*') + P(r* = r*') / 2. Intransitive task, where no response is better in itself: the
+    expected preference.
+    """
+    if world.task == "intransitive":
+        return expected_preference(policy, reference, world)
+    wins = 0.0
+    for x in range(PROMPTS):
+        rewards = world.rewards[x]
+        better = 0.5 * (1.0 + np.sign(rewards[:, None] - rewards[None, :]))
+        wins += policy.probabilities[x] @ better @ reference.probabilities[x]
+    return float(wins / PROMPTS)
+
+
+def expected_reward(policy: ExactPolicy, world: World) -> float:
+    """Mean gold reward r* of the policy's outcomes, over prompts."""
+    return float((policy.probabilities * world.rewards).sum(axis=1).mean())
+
+
+def exploitability(policy: ExactPolicy, world: World) -> float:
+    """How far the best answer to the policy beats it: max_y P(y > policy) - 1/2, mean over prompts.
+
+    0 for a Nash policy of the preference, which no competitor beats; at most 1/2. A best response needs no mixing,
+    so the maximum over single outcomes is the maximum over all policies.
+    """
+    return float(np.mean([_preferences_over(policy, world, x).max() - 0.5 for x in range(PROMPTS)]))
+
+
+def corpus_cross_entropy(policy: ExactPolicy) -> float:
+    """Expected supervised loss on the corpus, in nats per response, mean over prompts; at least `corpus_entropy()`."""
+    responses = np.concatenate(
+        [policy.node_logprobs[:, :PREFIXES] + policy.token_logprobs[..., EOS], policy.node_logprobs[:, PREFIXES:]],
+        axis=1,
+    )
+    probs = world_module.corpus_probabilities()
+    return float(-(probs * responses).sum(axis=1).mean())
+
+
+def _preferences_over(policy: ExactPolicy, world: World, prompt_index: int) -> NDArray[np.float64]:
+    """[261]: probability that each outcome is preferred to a response of the policy."""
+    return world.preference_matrix(prompt_index) @ policy.probabilities[prompt_index]

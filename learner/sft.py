@@ -1,0 +1,208 @@
+"""Supervised training of the embedded world's small policy: the run's starting point and frozen reference.
+
+A Llama of 1.3 million parameters learns the world's corpus from fresh examples, and is written as an ordinary Hugging
+Face model directory. This module must not know preferences, Ray, vLLM or DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from actors import world
+from actors.errors import UsageError
+from learner.exact import corpus_cross_entropy, exact_policy
+
+SETTINGS_FILE = "sft.json"
+RECIPE = 1
+"""Raised with every change of the training below that changes its result, so that no older model is reused for it."""
+HEAD_SIZE = 32
+"""The least that vLLM's CPU attention takes."""
+
+
+@dataclass(frozen=True)
+class PolicySize:
+    """Dimensions of the small policy."""
+
+    hidden: int = 192
+    layers: int = 3
+    heads: int = 6
+    """Attention heads of 32 each."""
+    intermediate: int = 512
+
+
+TINY = PolicySize(hidden=64, layers=2, heads=2, intermediate=128)
+"""For tests: a twentieth of the parameters."""
+
+
+@dataclass(frozen=True)
+class SftReport:
+    """What supervised training reached. Made by `train_sft`."""
+
+    loss: float
+    """Exact expected loss on the corpus, in nats per response."""
+    corpus_entropy: float
+    """The least loss there is; the difference is the divergence of the policy from the corpus."""
+    updates: int
+    seconds: float
+    """Seconds spent in optimizer steps; those of the first training when the model was reused."""
+    parameters: int
+    reused: bool = False
+    """True when the directory already held this very model."""
+
+
+def train_sft(
+    directory: Path,
+    *,
+    updates: int,
+    seed: int,
+    threads: int = 1,
+    batch: int = 256,
+    lr: float = 1e-3,
+    size: PolicySize = PolicySize(),
+) -> SftReport:
+    """Train the policy on `updates` batches of the corpus and write it to `directory`, unless it is there already.
+
+    AdamW with a linear warm-up and decay of `lr`; float32; every batch holds each prompt `batch / 16` times, and only
+    the response tokens are learned.
+    The directory appears whole or not at all. It holds weights, tokenizer and generation config, as transformers and
+    vLLM load them, and `sft.json` with the settings, by which an equal request finds its model done. Another
+    model of this function is replaced.
+
+    Raises UsageError when `directory` holds anything else, or when `batch` is no multiple of the 16 prompts.
+    """
+    if updates < 1 or batch < world.PROMPTS or batch % world.PROMPTS:
+        raise UsageError(
+            f"updates {updates} and batch {batch}: supervised training needs at least one update, and a batch that is "
+            f"a multiple of the embedded world's {world.PROMPTS} prompts, such as {16 * world.PROMPTS}"
+        )
+    settings = {"recipe": RECIPE, "updates": updates, "seed": seed, "batch": batch, "lr": lr, "size": asdict(size)}
+    done = _finished(directory, settings)
+    if done is not None:
+        return done
+    with _threads(threads), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_policy(size)
+        started = time.perf_counter()
+        _train(model, updates=updates, batch=batch, lr=lr, rng=np.random.default_rng(seed))
+        seconds = time.perf_counter() - started
+        loss = corpus_cross_entropy(exact_policy(model.eval()))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    report = SftReport(loss, world.corpus_entropy(), updates, seconds, parameters)
+    _write(directory, model, settings, report)
+    return report
+
+
+def build_policy(size: PolicySize = PolicySize()) -> LlamaForCausalLM:
+    """A Llama over the world's 18 tokens with random weights, float32, tied embeddings."""
+    config = LlamaConfig(
+        vocab_size=len(world.VOCABULARY),
+        hidden_size=size.hidden,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
+        head_dim=HEAD_SIZE,
+        intermediate_size=size.intermediate,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        pad_token_id=world.PAD,
+        bos_token_id=world.BOS,
+        eos_token_id=world.EOS,
+        attn_implementation="sdpa",
+        dtype="float32",
+    )
+    return LlamaForCausalLM(config)
+
+
+def _train(model: LlamaForCausalLM, *, updates: int, batch: int, lr: float, rng: np.random.Generator) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0, foreach=True)
+    warmup = max(1, updates // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda update: min((update + 1) / warmup, (updates - update) / max(1, updates - warmup))
+    )
+    every_prompt = np.arange(world.PROMPTS).repeat(batch // world.PROMPTS)
+    model.train()
+    for _ in range(updates):
+        responses = torch.from_numpy(world.corpus_responses(every_prompt, rng))
+        loss = packed_loss(model, responses.view(world.PROMPTS, -1, world.MAX_NEW_TOKENS))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+
+
+def packed_loss(model: LlamaForCausalLM, responses: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy (nats per token) of the responses [16, k, 4] to the 16 prompts.
+
+    The k responses to a prompt follow it in one row, each seeing the prompt and itself alone, at the positions that it
+    would have by itself: less than half of the work of k rows that repeat the prompt. The last token of a response is
+    only a target; padding needs no mask, because no real token sees it.
+    """
+    prompts, k, _ = responses.shape
+    prompt = torch.tensor([world.prompt_token_ids(index) for index in range(prompts)])
+    input_ids = torch.cat([prompt, responses[:, :, :-1].reshape(prompts, -1)], dim=1)
+    start, width = prompt.shape[1], world.MAX_NEW_TOKENS - 1
+    block = torch.cat([torch.full((start,), -1), torch.arange(k).repeat_interleave(width)])
+    visible = ((block[:, None] == block) | (block == -1)).tril()
+    positions = torch.cat([torch.arange(start), torch.arange(start, start + width).repeat(k)])
+    logits = model(
+        input_ids=input_ids, attention_mask=visible[None, None], position_ids=positions[None], use_cache=False
+    ).logits
+    first = logits[:, None, start - 1 : start].expand(-1, k, -1, -1)
+    later = logits[:, start:].unflatten(1, (k, width))
+    predictions = torch.cat([first, later], dim=2)
+    return torch.nn.functional.cross_entropy(predictions.flatten(0, 2), responses.flatten(), ignore_index=world.PAD)
+
+
+def _finished(directory: Path, settings: dict[str, object]) -> SftReport | None:
+    """The report of an equal, earlier training in `directory`; None when there is work to do."""
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return None
+    try:
+        written = json.loads((directory / SETTINGS_FILE).read_text())
+    except (OSError, ValueError):
+        raise UsageError(
+            f"{str(directory)!r} exists and holds no model of the embedded world ({SETTINGS_FILE} is missing or "
+            "unreadable); it is left as it is: give a new directory, or remove this one"
+        ) from None
+    if written["settings"] != settings:
+        return None
+    return SftReport(**{**written["report"], "reused": True})
+
+
+def _write(directory: Path, model: LlamaForCausalLM, settings: dict[str, object], report: SftReport) -> None:
+    """Write beside `directory`, then rename: a reader never sees half a model."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
+        fresh, old = Path(scratch) / "fresh", Path(scratch) / "old"
+        model.save_pretrained(fresh)
+        world.tokenizer().save_pretrained(fresh)
+        GenerationConfig(
+            bos_token_id=world.BOS, eos_token_id=world.EOS, pad_token_id=world.PAD, do_sample=True
+        ).save_pretrained(fresh)
+        document = {"settings": settings, "report": asdict(report)}
+        (fresh / SETTINGS_FILE).write_text(json.dumps(document, indent=2) + "\n")
+        if directory.exists():
+            directory.rename(old)
+        fresh.rename(directory)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """torch's intra-op threads, put back afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
