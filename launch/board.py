@@ -1,0 +1,258 @@
+"""What a run shows while it goes on: a live board in a terminal, now and then a line anywhere else.
+
+It draws `RunSnapshot`s and knows nothing of where they come from; it must never hold up a run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from rich.box import ROUNDED
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from actors.records import GeneratorStatus
+
+MIN_SECONDS = 5.0
+"""Two lines of a plain log are at least this far apart."""
+MAX_SECONDS = 60.0
+"""A plain log is silent no longer than this, so that a run that waits can be told from one that hangs."""
+PROGRESS_STEP = 0.1
+"""Share of the updates after which a line is due."""
+REFRESH_PER_SECOND = 4
+MAX_ROWS = 8
+"""Generators shown one by one, and staleness bounds shown with every age below them."""
+
+
+@dataclass(frozen=True)
+class RunSnapshot:
+    """The state of a run at one moment. Made by the driver; drawn here. Rates are of the recent past."""
+
+    elapsed_seconds: float
+    version: int
+    updates: int
+    total_updates: int
+    tokens_per_second: float
+    groups_per_second: float
+    generators: tuple[GeneratorStatus, ...]
+    ages: tuple[int, ...]
+    """Staleness that each buffered group has now."""
+    max_staleness: int
+    buffered: int
+    """Groups judged and not yet consumed."""
+    in_flight: int
+    """Leases at a generator or the judge."""
+    learner_state: str
+    """`training`, `waiting`, `publishing`, `checkpointing` or `evaluating`."""
+    learner_seconds: Mapping[str, float]
+    """Seconds spent in each state so far."""
+    loss: float | None = None
+    accuracy: float | None = None
+    kl: float | None = None
+    """Nats per completion to the reference."""
+    log_ratio_max: float | None = None
+    """Largest |log policy - log behaviour| of a token, nats."""
+    win_rate: float | None = None
+    win_rate_interval: tuple[float, float] | None = None
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Groups dropped, by reason."""
+
+    @property
+    def progress(self) -> float:
+        """Share of the updates done, in [0, 1]."""
+        return self.updates / self.total_updates if self.total_updates else 1.0
+
+
+class Board:
+    """Shows snapshots and messages; a context manager. In a terminal it redraws in place, elsewhere it prints lines."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self._live: Live | None = None
+        self._last_line: RunSnapshot | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def update(self, snapshot: RunSnapshot) -> None:
+        """Shows the newest snapshot: at once in a terminal, when a line is due elsewhere."""
+        if self.console.is_terminal:
+            if self._live is None:  # starts with the first snapshot: an empty board says nothing
+                self._live = Live(console=self.console, refresh_per_second=REFRESH_PER_SECOND)
+                self._live.start()
+            self._live.update(render(snapshot))
+        elif line_due(self._last_line, snapshot):
+            self._last_line = snapshot
+            self.console.print(Text(f"offbeat: {line(snapshot)}"), soft_wrap=True)
+
+    def message(self, text: str) -> None:
+        """Prints one line that stays, above the board where there is one."""
+        self.console.print(Text(f"offbeat: {text}"), soft_wrap=True)
+
+
+# ---------------------------------------------------------------- plain lines
+
+
+def line_due(last: RunSnapshot | None, now: RunSnapshot) -> bool:
+    """Whether a plain log needs a line: the first and the last snapshot, a tenth of the run, or a minute of silence."""
+    if last is None:
+        return True
+    if now.updates >= now.total_updates:
+        return last.updates < now.total_updates
+    silence = now.elapsed_seconds - last.elapsed_seconds
+    advanced = now.progress - last.progress >= PROGRESS_STEP - 1e-9
+    return silence >= MAX_SECONDS or (advanced and silence >= MIN_SECONDS)
+
+
+def line(snapshot: RunSnapshot) -> str:
+    """A snapshot in one line of plain text."""
+    oldest = max(snapshot.ages, default=0)
+    parts = [
+        f"update {snapshot.updates}/{snapshot.total_updates} ({snapshot.progress:.0%}) version {snapshot.version}",
+        *(f"{name} {text}" for name, text in _scores(snapshot).items() if text != "-"),
+        f"{snapshot.tokens_per_second:,.0f} tokens/s {snapshot.groups_per_second:.1f} groups/s",
+        f"buffered {snapshot.buffered} in flight {snapshot.in_flight} oldest {oldest} of {snapshot.max_staleness}",
+        f"learner {snapshot.learner_state}",
+        *([f"dropped {_counts(snapshot.dropped)}"] if any(snapshot.dropped.values()) else []),
+        f"elapsed {clock(snapshot.elapsed_seconds)}",
+    ]
+    return " | ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """`1:02:03` for 3723 seconds; hours are not wrapped into days."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _scores(snapshot: RunSnapshot) -> dict[str, str]:
+    def number(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    win_rate = number(snapshot.win_rate, ".3f")
+    if snapshot.win_rate is not None and snapshot.win_rate_interval is not None:
+        low, high = snapshot.win_rate_interval
+        win_rate += f" [{low:.3f}, {high:.3f}]"
+    return {
+        "loss": number(snapshot.loss, ".4f"),
+        "accuracy": number(snapshot.accuracy, ".3f"),
+        "KL": number(snapshot.kl, ".2f"),
+        "max log-ratio": number(snapshot.log_ratio_max, ".3f"),
+        "win rate": win_rate,
+    }
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+
+
+# ---------------------------------------------------------------- the board
+
+
+def render(snapshot: RunSnapshot) -> RenderableType:
+    """The board of one snapshot."""
+    middle = Table.grid(expand=True, padding=(0, 3, 0, 0))
+    middle.add_column(ratio=1)
+    middle.add_column(ratio=1)
+    middle.add_row(_buffer(snapshot), _learner(snapshot))
+    return Panel(
+        Group(_progress(snapshot), Text(), _generators(snapshot), Text(), middle, Text(), _scores_row(snapshot)),
+        title=Text(f"offbeat  version {snapshot.version}", style="bold"),
+        title_align="left",
+        subtitle=Text(f"{clock(snapshot.elapsed_seconds)} elapsed"),
+        subtitle_align="right",
+        box=ROUNDED,
+        padding=(0, 1),
+    )
+
+
+def _progress(snapshot: RunSnapshot) -> RenderableType:
+    row = Table.grid(expand=True, padding=(0, 2, 0, 0))
+    row.add_column(no_wrap=True)
+    row.add_column(ratio=1)
+    row.add_column(no_wrap=True, justify="right")
+    rates = f"{snapshot.tokens_per_second:,.0f} tokens/s   {snapshot.groups_per_second:.1f} groups/s"
+    row.add_row(
+        f"update {snapshot.updates}/{snapshot.total_updates}",
+        ProgressBar(total=max(1, snapshot.total_updates), completed=snapshot.updates),
+        f"{snapshot.progress:4.0%}   {rates}",
+    )
+    return row
+
+
+def _generators(snapshot: RunSnapshot) -> RenderableType:
+    table = Table(box=None, expand=True, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    table.add_column("generator", no_wrap=True)
+    for name in ("version", "running", "held", "tokens", "generating", "updating", "idle"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for status in snapshot.generators[:MAX_ROWS]:
+        behind = snapshot.version - status.version
+        version = Text(str(status.version))
+        if behind > 0:
+            version.append(f" (-{behind})", style="yellow")
+        seconds = (status.generating_seconds, status.updating_seconds, status.idle_seconds)
+        total = sum(seconds) or 1.0
+        shares = [f"{part / total:.0%}" for part in seconds]
+        table.add_row(status.name, version, str(status.running), str(status.waiting), f"{status.tokens:,}", *shares)
+    if len(snapshot.generators) > MAX_ROWS:
+        table.add_row(Text(f"and {len(snapshot.generators) - MAX_ROWS} more", style="dim"))
+    return table
+
+
+def _buffer(snapshot: RunSnapshot) -> RenderableType:
+    table = _bars(f"buffer  {snapshot.buffered} ready, {snapshot.in_flight} in flight")
+    counts = Counter(snapshot.ages)
+    most = max(counts.values(), default=1)
+    bound = snapshot.max_staleness
+    rows = set(range(bound + 1)) if bound < MAX_ROWS else {bound}
+    for age in sorted(rows | set(counts)):
+        name = f"age {age}" + (" = bound" if age == bound else " > bound" if age > bound else "")
+        _add_bar(table, name, counts[age] / most, str(counts[age]), "red" if age > bound else "cyan")
+    return table
+
+
+def _learner(snapshot: RunSnapshot) -> RenderableType:
+    table = _bars(f"learner  {snapshot.learner_state}")
+    total = sum(snapshot.learner_seconds.values()) or 1.0
+    for state, seconds in snapshot.learner_seconds.items():
+        style = {"training": "green", "waiting": "yellow"}.get(state, "blue")
+        _add_bar(table, state, seconds / total, f"{seconds / total:.0%}", style)
+    return table
+
+
+def _bars(title: str) -> Table:
+    table = Table.grid(expand=True, padding=(0, 1, 0, 0))
+    table.title = Text(title, style="bold", no_wrap=True)
+    table.title_justify = "left"
+    table.add_column(no_wrap=True, min_width=13)
+    table.add_column(ratio=1)
+    table.add_column(justify="right", no_wrap=True, min_width=4)
+    return table
+
+
+def _add_bar(table: Table, name: str, share: float, value: str, style: str) -> None:
+    table.add_row(name, ProgressBar(total=1.0, completed=share, complete_style=style, finished_style=style), value)
+
+
+def _scores_row(snapshot: RunSnapshot) -> RenderableType:
+    # Columns, so that a narrow terminal breaks between two scores and never inside one.
+    items = [Text.assemble((f"{name} ", "dim"), (text, "bold")) for name, text in _scores(snapshot).items()]
+    if any(snapshot.dropped.values()):
+        items.append(Text(f"dropped {_counts(snapshot.dropped)}", style="yellow"))
+    return Columns(items, padding=(0, 3))
