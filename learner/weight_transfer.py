@@ -1,0 +1,152 @@
+"""The learner's side of the `nccl` and `ipc` transports, by vLLM's own weight transfer. One sender per generator:
+when a generator dies its sender is closed and a new one built, and the others are not in its group.
+
+It must not know DeepSpeed or ray: whole tensors come in, and a generator is three methods. vLLM is imported when a
+sender is built. Written against vLLM 0.32's `distributed/weight_transfer`; not run on a GPU so far.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from actors.errors import RunError, UsageError
+from actors.records import Manifest
+
+ParamMetas = list[Any]
+"""vLLM's `ParamMeta` records: name, dtype, shape."""
+
+
+class ReceivingGenerator(Protocol):
+    """What a sender calls on its generator; every call blocks. `actors.generator.Generator` has these methods."""
+
+    def check_weights(self, manifest: Manifest) -> None: ...
+    def connect_weights(self, init_info: dict[str, Any]) -> None: ...
+    def take_weights(self, manifest: Manifest, chunks: Any = None) -> int: ...
+
+
+class WeightSender:
+    """Sends publications from this process's GPU to one generator.
+
+    Args:
+        transport: `nccl` or `ipc`.
+        generator: whose engine was built with the same transport.
+        workers: the generator's tensor parallel size.
+        address: of this host, as the generator's host reaches it; `nccl` only.
+
+    Raises:
+        UsageError: the transport cannot serve this process.
+    """
+
+    def __init__(
+        self, transport: str, generator: ReceivingGenerator, *, workers: int = 1, address: str = "127.0.0.1"
+    ) -> None:
+        _check_usable(transport)
+        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo, IPCTrainerWeightTransferEngine
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
+
+        self._source = TensorSource()
+        self._client = GeneratorClient(generator)
+        if transport == "ipc":
+            self._trainer = IPCTrainerWeightTransferEngine.trainer_init(
+                IPCTrainerInitInfo(rank=0), client=self._client, source=self._source
+            )
+        else:
+            self._trainer = NCCLTrainerWeightTransferEngine.trainer_init(
+                NCCLTrainerInitInfo(address, _free_port(), 1 + workers, rank=0),
+                client=self._client,
+                source=self._source,
+            )
+
+    def send(self, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
+        """Sends one publication; returns when the generator has verified it and works with it.
+
+        Args:
+            manifest: made by `publisher.Publisher` from these very tensors, canary included.
+            tensors: whole weights, on any device; they must not change before this returns.
+
+        Raises:
+            WeightMismatchError: the generator refused it; before the transfer when names or shapes do not fit.
+        """
+        self._client.manifest = manifest
+        self._source.tensors = tensors
+        try:
+            self._trainer.send_weights()
+        finally:
+            self._source.tensors = {}
+
+    def close(self) -> None:
+        """Leaves the group."""
+        self._trainer.shutdown()
+
+
+class GeneratorClient:
+    """vLLM's weight-sync client for a `ReceivingGenerator`.
+
+    vLLM's protocol starts, fills and finishes an update in three calls; an engine that samples in between dies. Here
+    the middle call does all three inside the generator, between two engine steps, and the first only asks whether names
+    and shapes fit, because a receiver that refuses later would leave the sender waiting in its broadcast.
+    """
+
+    def __init__(self, generator: ReceivingGenerator) -> None:
+        self._generator = generator
+        self.manifest: Manifest | None = None
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self._generator.connect_weights(init_info)
+
+    def start_weight_update(self) -> None:
+        self._generator.check_weights(self._current())
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self._generator.take_weights(self._current(), update_info)
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """The generator finished the update, and stamped its version from the manifest, in `update_weights`."""
+
+    def _current(self) -> Manifest:
+        if self.manifest is None:
+            raise RunError("weights are sent without a manifest; use WeightSender.send")
+        return self.manifest
+
+
+class TensorSource:
+    """vLLM's `WeightSource` over whichever tensors are being sent, one at a time on this process's GPU."""
+
+    def __init__(self) -> None:
+        self.tensors: Mapping[str, Tensor] = {}
+
+    def metadata(self) -> ParamMetas:
+        from vllm.distributed.weight_transfer.base import ParamMeta
+
+        return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors.items()]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in self.tensors.items():
+            yield name, tensor.detach().to(torch.accelerator.current_accelerator() or "cpu").contiguous()
+
+
+def _check_usable(transport: str) -> None:
+    if transport not in ("nccl", "ipc"):
+        raise UsageError(f"publication.transport {transport!r} is not sent by a WeightSender; it sends nccl and ipc")
+    if not torch.cuda.is_available():
+        raise UsageError(
+            f"publication.transport {transport} needs a CUDA GPU in the learner's process, which sees none; set "
+            "learner.gpus_per_rank to 1, or the transport to shm or object_store"
+        )
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if transport == "ipc" and distributed and torch.distributed.get_world_size() > 1:
+        raise UsageError(
+            f"publication.transport ipc joins one learner rank and one generator on one GPU, and this learner has "
+            f"{torch.distributed.get_world_size()} ranks; set learner.ranks to 1, or the transport to nccl"
+        )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

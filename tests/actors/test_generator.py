@@ -1,0 +1,175 @@
+import threading
+import time
+
+import pytest
+
+from actors.config import GeneratorConfig, SamplingConfig
+from actors.errors import RunError, UsageError, WeightMismatchError
+from actors.generator import Generator
+from actors.records import Canary, Failure, Group, Lease, Manifest, Prompt
+from tests.fakes import FakeEngine
+
+
+def lease(index: int, *, min_version: int = 0, prompt: tuple[int, ...] = (1, 2)) -> Lease:
+    return Lease(index, 0, Prompt(f"p:{index}", prompt, "text"), min_version, deadline=1e9)
+
+
+def manifest(version: int) -> Manifest:
+    return Manifest(version, (), Canary((), ()), "shm")
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def generator(engine):
+    made = Generator(
+        "g0",
+        model_dir="unused",
+        generators=GeneratorConfig(max_running_prompts=2),
+        sampling=SamplingConfig(completions_per_prompt=2),
+        make_engine=lambda *_: engine,
+    )
+    yield made
+    made.close()
+
+
+def collect(generator: Generator, count: int) -> list[Group | Failure]:
+    results: list[Group | Failure] = []
+    deadline = time.monotonic() + 10
+    while len(results) < count and time.monotonic() < deadline:
+        results += generator.collect(1.0)
+    return results
+
+
+def test_each_lease_becomes_one_group_of_its_own_completions_in_order(generator):
+    generator.submit([lease(i) for i in range(5)])
+    groups = {group.lease.index: group for group in collect(generator, 5)}
+    assert sorted(groups) == [0, 1, 2, 3, 4]
+    assert [c.text for c in groups[3].completions] == ["3.0.0", "3.0.1"]
+
+
+def test_no_more_leases_run_than_allowed(generator):
+    generator.submit([lease(i) for i in range(5)])
+    time.sleep(0.002)
+    assert generator.status().running <= 2
+    assert len(collect(generator, 5)) == 5
+
+
+def test_a_lease_waits_for_the_weights_it_asks_for_and_does_not_block_others(generator):
+    generator.submit([lease(0, min_version=2), lease(1)])
+    assert [group.lease.index for group in collect(generator, 1)] == [1]
+    assert generator.status().waiting == 1
+    generator.take_weights(manifest(1))
+    assert generator.collect(0.05) == []
+    assert generator.take_weights(manifest(2)) == 2
+    (group,) = collect(generator, 1)
+    assert group.oldest_version == 2
+
+
+def test_a_lease_submitted_twice_is_generated_once(generator):
+    generator.submit([lease(0, min_version=1), lease(1)])
+    generator.submit([lease(0, min_version=1)])
+    generator.take_weights(manifest(1))
+    assert sorted(group.lease.index for group in collect(generator, 2)) == [0, 1]
+    assert generator.collect(0.05) == []
+
+
+def test_collect_returns_empty_after_its_timeout(generator):
+    started = time.monotonic()
+    assert generator.collect(0.05) == []
+    assert 0.05 <= time.monotonic() - started < 1.0
+
+
+def test_collect_wakes_as_soon_as_something_is_ready(generator):
+    threading.Timer(0.05, lambda: generator.submit([lease(0)])).start()
+    started = time.monotonic()
+    assert len(generator.collect(30.0)) == 1
+    assert time.monotonic() - started < 5.0
+
+
+def test_a_prompt_that_the_engine_refuses_comes_back_as_a_failure(generator, engine):
+    generator.submit([lease(0, prompt=()), lease(1)])
+    results = sorted(collect(generator, 2), key=lambda item: isinstance(item, Failure))
+    assert results[0].lease.index == 1
+    assert results[1] == Failure(0, 0, "empty prompt")
+    assert engine.aborted == ["0.0.0", "0.0.1"]
+
+
+def test_refused_weights_are_raised_and_generation_goes_on_with_the_old_ones(generator, engine):
+    engine.refuse_next_load = WeightMismatchError("tensor 'a' is missing")
+    with pytest.raises(WeightMismatchError, match="'a' is missing"):
+        generator.take_weights(manifest(1))
+    generator.submit([lease(0)])
+    (group,) = collect(generator, 1)
+    assert group.oldest_version == 0
+    assert generator.status().version == 0
+
+
+def test_weights_that_break_the_engine_stop_every_method(generator):
+    with pytest.raises(WeightMismatchError, match="canary differs"):
+        generator.take_weights(manifest(13))
+    time.sleep(0.05)
+    calls = (
+        lambda: generator.collect(5.0),
+        lambda: generator.submit([lease(0)]),
+        lambda: generator.take_weights(manifest(14)),
+        lambda: generator.status(),
+    )
+    for call in calls:
+        with pytest.raises(WeightMismatchError, match="canary differs"):
+            call()
+
+
+def test_an_engine_failure_reaches_a_collect_that_is_waiting(generator, engine):
+    engine.break_next_step = ValueError("out of cache")
+    threading.Timer(0.05, lambda: generator.submit([lease(0)])).start()
+    with pytest.raises(RunError, match="g0: the engine failed with ValueError: out of cache"):
+        generator.collect(30.0)
+
+
+def test_weights_ordered_while_the_engine_fails_do_not_hang(generator, engine):
+    engine.break_next_step = ValueError("out of cache")
+    generator.submit([lease(0)])
+
+    def take_until_it_fails():
+        while True:
+            generator.take_weights(manifest(1))
+
+    with pytest.raises(RunError, match="out of cache"):
+        take_until_it_fails()
+
+
+def test_an_engine_that_cannot_be_built_raises_from_the_constructor():
+    def refuse(*_):
+        raise UsageError("no such model")
+
+    with pytest.raises(UsageError, match="no such model"):
+        Generator("g", model_dir="x", generators=GeneratorConfig(), sampling=SamplingConfig(), make_engine=refuse)
+
+
+def test_the_three_durations_add_up_to_wall_time(generator):
+    first, started = generator.status(), time.monotonic()
+    generator.submit([lease(i) for i in range(4)])
+    collect(generator, 4)
+    generator.take_weights(manifest(1))
+    time.sleep(0.05)
+    last, wall = generator.status(), time.monotonic() - started
+
+    def total(status):
+        return status.generating_seconds + status.updating_seconds + status.idle_seconds
+
+    assert total(last) - total(first) == pytest.approx(wall, abs=2e-3)
+    assert last.generating_seconds >= 6 * 0.001  # two batches of three steps of a millisecond
+    assert last.updating_seconds >= 0.002
+    assert last.idle_seconds >= 0.05
+    assert last.tokens == 4 * 2 * 3
+
+
+def test_a_closed_generator_says_so(generator):
+    generator.close()
+    generator.close()
+    with pytest.raises(RunError, match="g0 is closed"):
+        generator.collect(0.0)

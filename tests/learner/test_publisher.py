@@ -1,0 +1,124 @@
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from actors import weights
+from actors.errors import RunError
+from actors.records import Canary
+from learner.config import PublicationConfig
+from learner.publisher import MIB, Publisher
+
+CANARY = Canary((1, 2), (-0.5,))
+
+
+def some_tensors() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "embed": torch.randn(10, 6, generator=generator),
+        "half": torch.randn(5, generator=generator).to(torch.bfloat16),
+        "transposed": torch.randn(4, 3, generator=generator).t(),
+        "scalar": torch.tensor(2.0),
+    }
+
+
+def publisher(tmp_path: Path, **settings) -> Publisher:
+    return Publisher(PublicationConfig(**settings), tmp_path / "run")
+
+
+def test_a_shm_publication_is_a_safetensors_file_that_equals_its_manifest(tmp_path):
+    tensors = some_tensors()
+    manifest = publisher(tmp_path).publish(4, tensors, CANARY)
+    by_the_library = load_file(manifest.location)
+    assert {name: t.tolist() for name, t in by_the_library.items()} == {n: t.tolist() for n, t in tensors.items()}
+    weights.check_against(manifest, weights.read_shm(manifest))
+    assert (manifest.version, manifest.transport, manifest.canary) == (4, "shm", CANARY)
+
+
+def test_later_training_does_not_change_a_publication(tmp_path):
+    for transport in ("shm", "object_store"):
+        tensors = some_tensors()
+        made = publisher(tmp_path, transport=transport)
+        manifest = made.publish(1, tensors, CANARY)
+        for tensor in tensors.values():
+            tensor.zero_()
+        chunks = [made.chunk(i) for i in range(made.chunk_count)]
+        arrived = weights.read_shm(manifest) if transport == "shm" else weights.read_chunks(manifest, chunks)
+        weights.check_against(manifest, arrived)
+
+
+def test_chunks_are_split_between_tensors_and_a_large_tensor_is_its_own(tmp_path):
+    words = MIB // 4
+    sizes = {"a": words // 2, "b": words // 2, "c": 1, "large": 3 * words, "d": 1}
+    made = publisher(tmp_path, transport="object_store", chunk_mib=1)
+    manifest = made.publish(1, {name: torch.ones(size) for name, size in sizes.items()}, CANARY)
+    chunks = [made.chunk(i) for i in range(made.chunk_count)]
+    assert [list(chunk) for chunk in chunks] == [["a", "b"], ["c"], ["large"], ["d"]]
+    weights.check_against(manifest, weights.read_chunks(manifest, chunks))
+
+
+def test_bfloat16_travels_as_int16(tmp_path):
+    made = publisher(tmp_path, transport="object_store")
+    made.publish(1, {"half": torch.tensor([1.0], dtype=torch.bfloat16)}, CANARY)
+    assert made.chunk(0)["half"].dtype == np.int16
+    assert made.chunk(0)["half"].tolist() == [0x3F80]  # 1.0 is sign 0, exponent 127, mantissa 0
+
+
+def test_retire_removes_one_version_and_close_removes_all(tmp_path):
+    made = publisher(tmp_path)
+    locations = [Path(made.publish(version, some_tensors(), CANARY).location) for version in (1, 2, 3)]
+    made.retire(1)
+    made.retire(99)
+    assert [path.exists() for path in locations] == [False, True, True]
+    made.close()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mapped_publication_outlives_its_retirement(tmp_path):
+    made = publisher(tmp_path)
+    manifest = made.publish(1, some_tensors(), CANARY)
+    mapped = weights.read_shm(manifest)
+    made.retire(1)
+    weights.check_against(manifest, mapped)
+
+
+def test_retire_frees_the_chunks_of_its_version_only(tmp_path):
+    made = publisher(tmp_path, transport="object_store")
+    made.publish(1, some_tensors(), CANARY)
+    made.publish(2, some_tensors(), CANARY)
+    made.retire(1)
+    assert made.chunk_count == 1
+    made.retire(2)
+    assert made.chunk_count == 0
+
+
+def test_a_device_that_is_too_small_is_refused_with_both_sizes_and_a_remedy(tmp_path, monkeypatch):
+    made = publisher(tmp_path)
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=3, f_frsize=4096))
+    with pytest.raises(RunError, match=f"needs {MIB + 400} bytes .* has 12288 free; .*--shm-size.*object_store"):
+        made.publish(1, {"a": torch.ones(100)}, CANARY)
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_write_that_fails_leaves_no_file(tmp_path, monkeypatch):
+    made = publisher(tmp_path)
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(RunError, match="No space left"):
+        made.publish(1, some_tensors(), CANARY)
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_gpu_transports_make_a_manifest_and_no_copies(tmp_path):
+    made = publisher(tmp_path, transport="nccl")
+    manifest = made.publish(1, some_tensors(), CANARY)
+    assert (manifest.transport, manifest.location, made.chunk_count) == ("nccl", "", 0)
+    assert not (tmp_path / "run").exists()
+    weights.check_against(manifest, some_tensors())
