@@ -1,0 +1,57 @@
+# Set-up and everyday commands. `make` lists them; docs/install.md explains the set-up.
+
+PYTHON ?= python3
+# Extra arguments for pip, for example the extra index that serves CPU builds of torch.
+PIP_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+VERSION := 'import sys; print(*sys.version_info[:2])'
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+TEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint clean
+
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+install: $(STAMP)  ## create .venv with the locked packages
+
+# Redone only when the lock or the project file changed; the stamp is written last, so a broken-off install is redone.
+# - An environment of another Python version is replaced: its packages would not be found.
+# - setuptools comes first: deepspeed is published as source and packed with it, compiling nothing, in a second or two.
+# - Bytecode is left to the first import, which saves half a minute.
+$(STAMP): requirements-cpu.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "Offbeat needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1 || true)." >&2; \
+	    echo "Name another: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	@rm -f $(STAMP)
+	@[ ! -x $(BIN)/python ] || [ "$$($(BIN)/python -c $(VERSION))" = "$$($(PYTHON) -c $(VERSION))" ] || rm -rf $(VENV)
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the locked packages into $(VENV): two to five minutes"
+	@$(PIP) $(PIP_ARGS) "$$(grep '^setuptools==' requirements-cpu.lock)"
+	@DS_BUILD_OPS=0 $(PIP) --no-compile --no-build-isolation $(PIP_ARGS) -r requirements-cpu.lock
+	@$(PIP) --no-build-isolation -e .
+	@$(BIN)/python -c 'import torch' || { \
+	    echo "torch does not import: most likely the package index served a CUDA build, which the lock does not support." >&2; \
+	    echo "Run again with the extra index that PyTorch's site names for CPU builds:" >&2; \
+	    echo "    rm -rf $(VENV) && make $(MAKECMDGOALS) PIP_ARGS='--extra-index-url URL'" >&2; exit 1; }
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## the whole system on the embedded world: train, evaluate, report
+	@$(BIN)/offbeat demo
+
+test: $(STAMP)  ## every test that needs no GPU; TEST_ARGS adds pytest arguments
+	@$(TEST_ENV) $(BIN)/python -m pytest -m "not gpu" $(TEST_ARGS)
+
+lint: $(STAMP)  ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+clean:  ## remove .venv and everything the tools left behind; runs/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	find actors learner launch tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,211 @@
+"""Ray jobs: addresses, exit codes and broken logs on stand-ins; the real thing against a head of its own."""
+
+from __future__ import annotations
+
+import secrets
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from actors.errors import RunError, UsageError
+from launch import rayjob
+from launch.rayjob import RayJob
+
+ROOT = Path(rayjob.__file__).resolve().parent.parent
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "environ", "expected"),
+    [
+        ("http://a:1/", {"RAY_API_SERVER_ADDRESS": "http://b:2"}, "http://a:1"),
+        (None, {"RAY_API_SERVER_ADDRESS": "http://b:2", "RAY_ADDRESS": "http://c:3"}, "http://b:2"),
+        (None, {"RAY_ADDRESS": "http://c:3"}, "http://c:3"),
+        (None, {"RAY_ADDRESS": "10.0.0.1:6379"}, "http://127.0.0.1:8265"),
+        (None, {}, "http://127.0.0.1:8265"),
+    ],
+)
+def test_the_address_given_wins_over_the_environment(given, environ, expected):
+    assert rayjob.job_server(given, environ) == expected
+
+
+@pytest.mark.parametrize("address", ["auto", "10.0.0.1:6379", "ray://h:10001", "http://"])
+def test_an_address_that_is_not_a_job_server_is_refused(address):
+    with pytest.raises(UsageError, match="http://HOST:8265"):
+        rayjob.job_server(address, {})
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        ("SUCCEEDED", 0, 0),
+        ("FAILED", 3, 3),
+        ("FAILED", None, 1),
+        ("FAILED", -9, 137),
+        ("STOPPED", 0, 1),
+        ("STOPPED", -15, 143),
+    ],
+)
+def test_only_success_is_exit_code_0(status, code, expected):
+    assert rayjob.exit_code(status, code) == expected
+
+
+class DroppingClient:
+    """A job server whose log breaks off in the middle; each new connection starts over."""
+
+    def __init__(self, logs: list[list[str | Exception]], final: str = "SUCCEEDED") -> None:
+        self.logs, self.final = logs, final
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        for chunk in self.logs.pop(0):
+            if isinstance(chunk, Exception):
+                raise chunk
+            yield chunk
+
+    def get_job_info(self, job_id: str) -> Any:
+        status = job_status("RUNNING" if self.logs else self.final)
+        return SimpleNamespace(status=status, driver_exit_code=None if self.logs else 0)
+
+
+def job_status(name: str) -> Any:
+    from ray.job_submission import JobStatus
+
+    return JobStatus(name)
+
+
+def test_a_log_that_broke_off_is_taken_up_where_it_broke(capsys):
+    client = DroppingClient([["abc", "de", RuntimeError("dropped")], ["ab", "cdef"], ["abcdefg"]])
+    assert rayjob.wait_for_job(client, "job", pause=lambda _: None) == ("SUCCEEDED", 0)
+    assert capsys.readouterr().out == "abcdefg"
+
+
+def test_a_job_server_that_stays_away_is_an_error_that_says_the_job_may_be_running():
+    client = DroppingClient([[OSError("gone")]] * 5)
+    with pytest.raises(RunError, match=r"job-7 may still be running.*`ray job stop job-7`"):
+        rayjob.wait_for_job(client, "job-7", patience=2, pause=lambda _: None)
+    assert len(client.logs) == 2
+
+
+def test_an_unreachable_address_is_one_sentence_and_exit_code_1(tmp_path):
+    address = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(RunError, match=r"no Ray job server answers at .*`ray start --head`") as caught:
+        rayjob.run_ray_job(RayJob("true", tmp_path), address)
+    assert caught.value.exit_code == 1
+    assert "\n" not in str(caught.value)
+
+
+def test_the_token_is_found_where_ray_keeps_it(tmp_path):
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("of the user\n")
+    (tmp_path / "token").write_text("of the cluster\n")
+    path = {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    assert rayjob.auth_token({}, tmp_path) == "of the user"
+    assert rayjob.auth_token(path, tmp_path) == "of the cluster"
+    assert rayjob.auth_token(path | {"RAY_AUTH_TOKEN": "itself"}, tmp_path) == "itself"
+    assert rayjob.auth_token({}, tmp_path / "elsewhere") is None
+    with pytest.raises(UsageError, match=r"RAY_AUTH_TOKEN_PATH=.*none: No such file"):
+        rayjob.auth_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}, tmp_path)
+
+
+# For real.
+
+
+@dataclass
+class Head:
+    address: str
+    environ: dict[str, str]
+
+    def submit(self, tree: Path, words: list[str], **environ: str) -> subprocess.Popen[str]:
+        """A process of its own, as on a command line."""
+        program = (
+            "import sys; from pathlib import Path; from launch.rayjob import RayJob, run_ray_job\n"
+            "from actors.errors import OffbeatError\n"
+            "job = RayJob(sys.argv[3], Path(sys.argv[2]), {'GREETING': 'hello there'})\n"
+            "try: sys.exit(run_ray_job(job, sys.argv[1]))\n"
+            "except OffbeatError as error: print(error); sys.exit(error.exit_code)"
+        )
+        return subprocess.Popen(
+            [sys.executable, "-c", program, self.address, str(tree), shlex.join(words)],
+            env=self.environ | {"PYTHONPATH": str(ROOT)} | environ,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+
+@pytest.fixture
+def head(marked, short_dir: Path) -> Iterator[Head]:
+    port, token = free_port(), short_dir / "token"
+    token.write_text(secrets.token_hex(32))
+    environ = marked.environ | {"RAY_AUTH_TOKEN_PATH": str(token)}
+    command = ["ray", "start", "--head", "--block", "--port", str(free_port()), "--num-cpus", "1"]
+    command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(port), "--temp-dir", str(short_dir / "ray")]
+    command += ["--object-store-memory", "100000000", "--ray-client-server-port", str(free_port())]
+    with (short_dir / "log").open("w") as log:
+        process = subprocess.Popen(command, env=environ | {"RAY_AUTH_MODE": "token"}, stdout=log, stderr=log)
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            break
+        except OSError:
+            assert process.poll() is None, (short_dir / "log").read_text()
+            assert time.monotonic() < deadline, (short_dir / "log").read_text()
+            time.sleep(0.2)
+    yield Head(f"http://127.0.0.1:{port}", environ)
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_ray_job_runs_from_the_upload_and_its_exit_code_comes_back(head, tmp_path):
+    """One head for four submissions: a failure with its own code, a success, a wrong token, and Ctrl-C."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "big.bin").write_text("stays here")
+    (tmp_path / "job.py").write_text(
+        "import os, sys, time\n"
+        "print(os.environ['GREETING'], os.path.exists('runs'), sys.argv[1:], flush=True)\n"
+        "time.sleep(float(sys.argv[2]))\nsys.exit(int(sys.argv[1]))\n"
+    )
+
+    failing = head.submit(tmp_path, ["python", "job.py", "3", "0", "two words"])
+    output, _ = failing.communicate(timeout=90)
+    assert failing.returncode == 3, output
+    assert "hello there False ['3', '0', 'two words']" in output
+    assert "FAILED, exit code 3" in output
+
+    succeeding = head.submit(tmp_path, ["python", "job.py", "0", "0"])
+    output, _ = succeeding.communicate(timeout=90)
+    assert (succeeding.returncode, "SUCCEEDED, exit code 0" in output) == (0, True), output
+
+    refused = head.submit(tmp_path, ["python", "job.py", "0", "0"], RAY_AUTH_TOKEN="0" * 64)
+    output, _ = refused.communicate(timeout=90)
+    assert refused.returncode == 1, output
+    assert "refused" in output
+    assert "RAY_AUTH_TOKEN_PATH" in output
+
+    endless = head.submit(tmp_path, ["python", "job.py", "0", "600"])
+    for line in endless.stdout:  # the log is followed live: the job prints this while it runs
+        if "hello there" in line:
+            break
+    endless.send_signal(signal.SIGINT)
+    output, _ = endless.communicate(timeout=60)
+    assert endless.returncode == rayjob.INTERRUPTED, output
+    assert "interrupted: stopping raysubmit_" in output
+    assert "is STOPPED" in output
