@@ -286,11 +286,12 @@ def _tokenise(parsed: Sequence[_Parsed], tokenizer: Any) -> list[list[int]]:
         texts = [parsed[index].text for index in chosen]
         encoded = tokenizer(texts, add_special_tokens=not chat, return_attention_mask=False, verbose=False)["input_ids"]
         for index, sequence in zip(chosen, encoded, strict=True):
-            ids[index] = list(sequence) if chat else _without_trailing(sequence, tokenizer.eos_token_id)
+            ids[index] = list(sequence) if chat else without_trailing(sequence, tokenizer.eos_token_id)
     return ids
 
 
-def _without_trailing(sequence: Sequence[int], eos: int | None) -> list[int]:
+def without_trailing(sequence: Sequence[int], eos: int | None) -> list[int]:
+    """`sequence` up to its last token that is not `eos`."""
     end = len(sequence)
     while end and sequence[end - 1] == eos:
         end -= 1

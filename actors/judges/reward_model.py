@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification
 from actors.config import RewardModelJudgeConfig
 from actors.errors import RunError, UsageError
 from actors.judges.threads import in_daemon_thread
-from actors.prompts import load_tokenizer
+from actors.prompts import load_tokenizer, without_trailing
 from actors.records import Completion, Group, Judgement, Prompt
 
 logger = logging.getLogger(__name__)
@@ -95,8 +95,9 @@ class RewardModelJudge:
     def token_ids(self, prompt: Prompt, completion: Completion) -> list[int]:
         """What the model reads: the sampled ids where the vocabulary is the policy's, else the text tokenised again.
 
-        Text ends with the judge's own end-of-sequence token exactly when the completion has finished, as sampled ids
-        do. Chat prompts are written in the judge's own template, which ends the answer itself.
+        Prompt and completion are tokenised apart, as they were when sampled, so that what a tokenizer writes around a
+        prompt stays around the prompt; a finished completion ends with the judge's own end-of-sequence token. Chat
+        prompts are written in the judge's own template where it has one, which ends the answer itself.
         """
         messages = prompt.metadata.get("messages")
         own_template = self._tokenizer.chat_template is not None
@@ -106,9 +107,10 @@ class RewardModelJudge:
             conversation = [*messages, {"role": "assistant", "content": completion.text}]
             text = self._tokenizer.apply_chat_template(conversation, tokenize=False)
             return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        token_ids = self._tokenizer(prompt.text + completion.text, verbose=False)["input_ids"]
         eos = self._tokenizer.eos_token_id
-        return [*token_ids, eos] if completion.finished and eos not in (None, token_ids[-1]) else token_ids
+        before = without_trailing(self._tokenizer(prompt.text, verbose=False)["input_ids"], eos)
+        answer = self._tokenizer(completion.text, add_special_tokens=False, verbose=False)["input_ids"]
+        return [*before, *answer, eos] if completion.finished and eos is not None else [*before, *answer]
 
     def _score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         # A forward pass whose caller gave up still runs; the next one waits for it instead of competing with it.

@@ -1,0 +1,139 @@
+"""A user's function as judge: how it is found, called and checked."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.config import FunctionJudgeConfig
+from actors.errors import RunError, UsageError
+from actors.judges import make_judge
+from actors.judges.function import FunctionJudge
+from tests.fakes import make_group
+
+MODULE = """
+import asyncio, threading
+import numpy, torch
+
+seen = []
+
+def lengths(prompt, completions):
+    seen.append((prompt.id, threading.current_thread() is threading.main_thread()))
+    return [len(completion.text) for completion in completions]
+
+async def later(prompt, completions):
+    await asyncio.sleep(0)
+    return numpy.array([float(len(completion.text)) for completion in completions])
+
+class Scorer:
+    async def __call__(self, prompt, completions):
+        return torch.tensor([1.0, 2.0])
+
+scorer = Scorer()
+wrong = {"short": [1.0], "nan": [1.0, float("nan")], "text": ["1", "2"], "string": "12", "number": 3.0, "none": None}
+
+def answer(prompt, completions):
+    return wrong[prompt.answer]
+
+def exhausted(prompt, completions):
+    return [next(iter([]))]
+
+not_callable = 3
+"""
+GROUPS = [make_group(["a", "bbb"], index=0), make_group(["cc", ""], index=1)]
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    name = f"user_judge_{tmp_path.name}".replace("-", "_").replace("[", "_").replace("]", "_")
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    (tmp_path / f"broken_{name}.py").write_text("import a_module_that_is_not_there")
+    monkeypatch.syspath_prepend(tmp_path)
+    return name
+
+
+def scores(path: str, groups: Sequence[Any] = GROUPS) -> list[tuple[float, ...]]:
+    judgements = asyncio.run(make_judge(FunctionJudgeConfig(path=path)).judge(groups))
+    return [judgement.scores for judgement in judgements]
+
+
+def test_a_plain_function_is_called_once_per_group_outside_the_event_loops_thread(module: str) -> None:
+    assert scores(f"{module}:lengths") == [(1.0, 3.0), (2.0, 0.0)]
+    assert sys.modules[module].seen == [("fake:0", False), ("fake:1", False)]
+
+
+def test_an_async_function_may_answer_with_an_array(module: str) -> None:
+    assert scores(f"{module}:later") == [(1.0, 3.0), (2.0, 0.0)]
+
+
+def test_an_object_with_an_async_call_may_answer_with_a_tensor(module: str) -> None:
+    assert scores(f"{module}:scorer") == [(1.0, 2.0), (1.0, 2.0)]
+
+
+@pytest.mark.parametrize("kind", ["short", "nan", "text", "string", "number", "none"])
+def test_an_answer_that_is_not_one_finite_number_per_completion_is_an_error(module: str, kind: str) -> None:
+    with pytest.raises(RunError, match=r"for prompt 'fake:0'; it must return 2 finite numbers"):
+        scores(f"{module}:answer", [make_group(["a", "b"], answer=kind)])
+
+
+def test_the_functions_own_errors_pass_through(module: str) -> None:
+    with pytest.raises(KeyError, match="unheard of"):
+        scores(f"{module}:answer", [make_group(["a", "b"], answer="unheard of")])
+
+
+def test_a_stop_iteration_is_an_error_and_no_endless_wait(module: str) -> None:
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        scores(f"{module}:exhausted")
+
+
+@pytest.mark.parametrize("path", ["module", "module:", ":function", "module.function", "a-b:c", "module:f()"])
+def test_a_malformed_path_is_refused(path: str) -> None:
+    with pytest.raises(UsageError, match=r"write it as 'package\.module:function'"):
+        FunctionJudge(FunctionJudgeConfig(path=path))
+
+
+def test_a_module_that_cannot_be_imported_is_refused_with_the_reason(module: str) -> None:
+    with pytest.raises(UsageError, match=r"module 'not_there_at_all' cannot be imported"):
+        FunctionJudge(FunctionJudgeConfig(path="not_there_at_all:f"))
+    with pytest.raises(UsageError, match="No module named 'a_module_that_is_not_there'"):
+        FunctionJudge(FunctionJudgeConfig(path=f"broken_{module}:f"))
+
+
+@pytest.mark.parametrize("name", ["length", "not_callable"])
+def test_a_name_that_is_no_function_is_refused_with_the_choice(module: str, name: str) -> None:
+    with pytest.raises(UsageError, match=rf"has no function '{name}'; it has: .*'lengths'"):
+        FunctionJudge(FunctionJudgeConfig(path=f"{module}:{name}"))
+
+
+def test_a_function_that_never_returns_does_not_keep_the_process_alive(tmp_path: Path) -> None:
+    (tmp_path / "hanging.py").write_text("import threading\ndef f(prompt, completions): threading.Event().wait()\n")
+    script = textwrap.dedent("""
+        import asyncio
+        from actors.config import FunctionJudgeConfig, JudgingConfig
+        from actors.judges import make_judge
+        from actors.judges.retrying import judge_with_retries
+        from actors.records import Completion, Group, Lease, Prompt
+
+        completion = Completion((1,), (-1.0,), (0,), "a", True)
+        group = Group(Lease(0, 0, Prompt("p:0", (1,), "p"), 0, 1.0), (completion, completion))
+        config = JudgingConfig(judge=FunctionJudgeConfig(path="hanging:f"), timeout_seconds=0.1, retries=0)
+        print(asyncio.run(judge_with_retries(make_judge(config.judge), [group], config))[0].reason)
+    """)
+    root = Path(__file__).parents[3]
+    paths = f"{root}:{tmp_path}"
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert ended.stdout == "the judge did not answer within 0.1 s\n"

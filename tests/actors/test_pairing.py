@@ -1,0 +1,98 @@
+"""Pairs, ties and missing ends, with every expected value worked out by hand."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from actors.errors import RunError
+from actors.pairing import best_and_worst, effective_scores, mean_win_probabilities
+from actors.records import Group, Judgement
+from tests.fakes import make_group
+
+
+def judged(*scores: float, finished: tuple[bool, ...] | None = None) -> Group:
+    texts = [f"completion {i}" for i in range(len(scores))]
+    return make_group(texts, index=7, finished=finished, judgement=Judgement(scores))
+
+
+def chosen_and_rejected(group: Group, missing_eos_score: float | None = None) -> tuple[int, int]:
+    pair = best_and_worst(group, missing_eos_score)
+    return group.completions.index(pair.chosen), group.completions.index(pair.rejected)
+
+
+def test_the_best_is_chosen_and_the_worst_rejected() -> None:
+    pair = best_and_worst(judged(0.5, 2.0, -1.5, 1.0), None)
+    assert (pair.chosen.text, pair.rejected.text) == ("completion 1", "completion 2")
+    assert pair.margin == 3.5
+    assert not pair.tie
+    assert (pair.lease_index, pair.prompt_token_ids) == (7, (1, 3))
+
+
+def test_equal_bests_and_equal_worsts_go_to_the_first_index() -> None:
+    assert chosen_and_rejected(judged(1.0, 3.0, 3.0, 1.0)) == (1, 0)
+
+
+def test_a_tie_of_all_is_one_completion_twice_and_carries_no_gradient() -> None:
+    pair = best_and_worst(judged(0.25, 0.25, 0.25), None)
+    assert pair.chosen is pair.rejected
+    assert pair.margin == 0.0
+    assert pair.tie
+
+
+def test_a_pair_agrees_with_enumeration_for_every_small_score_table() -> None:
+    for scores in product((0.0, 1.0, 2.0), repeat=3):
+        best = min(range(3), key=lambda i: (-scores[i], i))
+        worst = min(range(3), key=lambda i: (scores[i], i))
+        assert chosen_and_rejected(judged(*scores)) == (best, worst), scores
+        assert best_and_worst(judged(*scores), None).margin == scores[best] - scores[worst]
+
+
+def test_a_missing_end_of_sequence_replaces_the_score() -> None:
+    group = judged(5.0, 1.0, 2.0, finished=(False, True, True))
+    assert effective_scores(group, -1.0) == (-1.0, 1.0, 2.0)
+    assert chosen_and_rejected(group, -1.0) == (2, 0)
+
+
+def test_a_missing_end_of_sequence_may_raise_a_score_because_it_replaces_it() -> None:
+    assert effective_scores(judged(-4.0, 0.0, finished=(False, True)), -1.0) == (-1.0, 0.0)
+
+
+def test_without_a_replacement_the_judge_has_the_last_word() -> None:
+    group = judged(5.0, 1.0, 2.0, finished=(False, True, True))
+    assert effective_scores(group, None) == (5.0, 1.0, 2.0)
+    assert chosen_and_rejected(group, None) == (0, 1)
+
+
+def test_completions_that_all_miss_their_end_are_a_tie_whatever_the_judge_said() -> None:
+    pair = best_and_worst(judged(3.0, 1.0, finished=(False, False)), -1.0)
+    assert pair.tie
+    assert pair.chosen is pair.rejected
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_score_that_is_not_finite_is_refused_even_where_it_would_be_replaced(bad: float) -> None:
+    with pytest.raises(RunError, match=r"lease 7 .*finite"):
+        best_and_worst(judged(1.0, bad, finished=(True, False)), -1.0)
+
+
+def test_a_group_without_judgement_is_refused() -> None:
+    with pytest.raises(RunError, match="lease 4 has no judgement"):
+        best_and_worst(make_group(["a", "b"], index=4), None)
+
+
+def test_a_judgement_of_another_length_is_refused() -> None:
+    with pytest.raises(RunError, match="3 scores for 2 completions"):
+        effective_scores(make_group(["a", "b"], judgement=Judgement((1.0, 2.0, 3.0))), None)
+
+
+def test_the_mean_win_probability_leaves_out_the_diagonal() -> None:
+    preferences = ((0.5, 0.9, 0.4), (0.1, 0.5, 0.7), (0.6, 0.3, 0.5))
+    assert mean_win_probabilities(preferences) == pytest.approx((0.65, 0.40, 0.45))
+
+
+def test_a_perfect_cycle_of_preferences_gives_equal_scores_and_so_a_tie() -> None:
+    scores = mean_win_probabilities(((0.5, 1.0, 0.0), (0.0, 0.5, 1.0), (1.0, 0.0, 0.5)))
+    assert scores == (0.5, 0.5, 0.5)
+    assert best_and_worst(judged(*scores), None).tie

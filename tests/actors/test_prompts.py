@@ -1,0 +1,450 @@
+"""Rows in, prompts out: order, positions, tokens, and every way in which data can be wrong."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from actors.config import PromptConfig
+from actors.errors import UsageError
+from actors.prompts import PromptSource, load_tokenizer
+
+WORDS = ["<unk>", "<bos>", "<eos>", "<user>", "<assistant>", *(f"w{i}" for i in range(200))]
+UNK, BOS, EOS, USER, ASSISTANT, W0 = range(6)
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system messages') }}{% endif %}"
+    "<{{ m.role }}> {{ m.content }} <eos> {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def make_tokenizer(single: str = "<bos> $A <eos>", chat_template: str | None = None) -> PreTrainedTokenizerFast:
+    """One token per word; `single` is what it writes around plain text."""
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    words.post_processor = TemplateProcessing(single=single, special_tokens=[("<bos>", BOS), ("<eos>", EOS)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        unk_token="<unk>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        additional_special_tokens=["<user>", "<assistant>"],
+        chat_template=chat_template,
+    )
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    """A JSONL file; a row that is text already is written as it is."""
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
+    return path
+
+
+def source(path: Path, tokenizer: Any = None, **settings: Any) -> PromptSource:
+    return PromptSource(PromptConfig(source=str(path), **settings), tokenizer or make_tokenizer())
+
+
+def numbered(path: Path, count: int) -> Path:
+    return write(path, [{"prompt": f"w{i}"} for i in range(count)])
+
+
+def texts(prompts: PromptSource, positions: range) -> list[str]:
+    return [prompts.prompt(position).text for position in positions]
+
+
+# Order
+
+
+def test_every_epoch_offers_every_prompt_once_in_an_order_of_its_own(tmp_path: Path) -> None:
+    prompts = source(numbered(tmp_path / "p.jsonl", 50))
+    epochs = [texts(prompts, range(50 * epoch, 50 * (epoch + 1))) for epoch in range(4)]
+    assert all(sorted(epoch) == sorted(f"w{i}" for i in range(50)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_the_prompt_at_a_position_does_not_depend_on_what_was_asked_before(tmp_path: Path) -> None:
+    file = numbered(tmp_path / "p.jsonl", 20)
+    in_order = texts(source(file), range(100))
+    backwards = source(file)
+    assert [backwards.prompt(position).text for position in reversed(range(100))] == in_order[::-1]
+    assert source(file).prompt(73).text == in_order[73]
+
+
+def test_the_order_is_that_of_the_seed(tmp_path: Path) -> None:
+    file = numbered(tmp_path / "p.jsonl", 30)
+    assert texts(source(file, seed=4), range(60)) == texts(source(file, seed=4), range(60))
+    assert texts(source(file, seed=4), range(60)) != texts(source(file, seed=5), range(60))
+
+
+def test_without_shuffling_file_order_repeats(tmp_path: Path) -> None:
+    assert texts(source(numbered(tmp_path / "p.jsonl", 3), shuffle=False), range(7)) == [
+        "w0",
+        "w1",
+        "w2",
+        "w0",
+        "w1",
+        "w2",
+        "w0",
+    ]
+
+
+def test_a_negative_position_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="position -1 is negative"):
+        source(numbered(tmp_path / "p.jsonl", 3)).prompt(-1)
+
+
+def test_evaluation_prompts_are_fixed_and_different_while_the_data_lasts(tmp_path: Path) -> None:
+    file = numbered(tmp_path / "p.jsonl", 40)
+    prompts = source(file)
+    before = [prompt.id for prompt in prompts.evaluation_prompts(25)]
+    texts(prompts, range(90))
+    assert [prompt.id for prompt in prompts.evaluation_prompts(25)] == before
+    assert [prompt.id for prompt in source(file, shuffle=False).evaluation_prompts(25)] == before
+    assert len(set(before)) == 25
+    assert before != sorted(before, key=lambda name: int(name.split(":")[1]))
+
+
+def test_evaluation_prompts_repeat_evenly_when_more_are_wanted_than_there_are(tmp_path: Path) -> None:
+    chosen = source(numbered(tmp_path / "p.jsonl", 3)).evaluation_prompts(7)
+    assert sorted(Counter(prompt.text for prompt in chosen).values()) == [2, 2, 3]
+
+
+def test_a_pickled_source_goes_on_as_the_original(tmp_path: Path) -> None:
+    prompts = source(numbered(tmp_path / "p.jsonl", 12))
+    copy = pickle.loads(pickle.dumps(prompts))
+    assert texts(copy, range(30)) == texts(prompts, range(30))
+    assert copy.fingerprint() == prompts.fingerprint()
+
+
+# Tokens
+
+
+def test_text_gets_the_tokenizers_special_tokens_but_no_end_of_sequence(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.jsonl", [{"prompt": "w3 w1"}, {"prompt": "w2 <eos>"}])
+    prompts = source(file, shuffle=False)
+    assert prompts.prompt(0).token_ids == (BOS, W0 + 3, W0 + 1)
+    assert prompts.prompt(1).token_ids == (BOS, W0 + 2)
+    assert prompts.prompt(0).text == "w3 w1"
+
+
+def test_chat_messages_go_through_the_template_exactly_once(tmp_path: Path) -> None:
+    messages = [
+        {"role": "user", "content": "w1"},
+        {"role": "assistant", "content": "w2"},
+        {"role": "user", "content": "w3"},
+    ]
+    file = write(tmp_path / "p.jsonl", [{"prompt": messages}, {"prompt": "w4"}])
+    tokenizer = make_tokenizer(chat_template=TEMPLATE)
+    prompts = source(file, tokenizer, shuffle=False)
+    expected = (USER, W0 + 1, EOS, ASSISTANT, W0 + 2, EOS, USER, W0 + 3, EOS, ASSISTANT)
+    assert prompts.prompt(0).token_ids == expected
+    assert list(expected) == tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert prompts.prompt(0).text == "<user> w1 <eos> <assistant> w2 <eos> <user> w3 <eos> <assistant>"
+    assert prompts.prompt(0).metadata == {"messages": messages}
+    assert prompts.prompt(1).token_ids == (BOS, W0 + 4)
+    assert prompts.prompt(1).metadata == {}
+
+
+def test_more_rows_than_one_tokenizer_call_keep_their_own_tokens(tmp_path: Path) -> None:
+    rows = [{"prompt": " ".join(f"w{(i + j) % 200}" for j in range(1 + i % 3))} for i in range(2500)]
+    prompts = source(write(tmp_path / "p.jsonl", rows), shuffle=False)
+    for i in (0, 1, 2, 1023, 1024, 1025, 2047, 2048, 2499):
+        assert prompts.prompt(i).token_ids == (BOS, *(W0 + (i + j) % 200 for j in range(1 + i % 3)))
+
+
+def test_the_answer_column_fills_the_answer_verbatim(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.jsonl", [{"q": "w1", "a": " so #### 72 "}, {"q": "w2", "a": 72}])
+    prompts = source(file, shuffle=False, prompt_field="q", answer_field="a")
+    assert [prompts.prompt(i).answer for i in range(2)] == [" so #### 72 ", "72"]
+    assert source(file, shuffle=False, prompt_field="q").prompt(0).answer is None
+
+
+# Sources
+
+
+def test_ids_name_file_and_line_and_blank_lines_are_no_rows(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.jsonl", [{"prompt": "w1"}, "", "  ", {"prompt": "w2"}])
+    prompts = source(file, shuffle=False)
+    assert [prompts.prompt(i).id for i in range(len(prompts))] == ["p.jsonl:1", "p.jsonl:4"]
+
+
+def test_a_byte_order_mark_is_not_part_of_the_data(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"prompt": "w1"}\n')
+    assert source(file).prompt(0).text == "w1"
+
+
+def test_parquet_gives_the_prompts_that_jsonl_gives(tmp_path: Path) -> None:
+    rows = [{"prompt": [{"role": "user", "content": f"w{i}"}], "answer": str(i)} for i in range(5)]
+    write(tmp_path / "p.jsonl", rows)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "p.parquet", row_group_size=2)
+    tokenizer = make_tokenizer(chat_template=TEMPLATE)
+    lines, table = (source(tmp_path / f"p.{kind}", tokenizer, answer_field="answer") for kind in ("jsonl", "parquet"))
+    assert lines.fingerprint() == table.fingerprint()
+    assert [table.prompt(i).token_ids for i in range(15)] == [lines.prompt(i).token_ids for i in range(15)]
+    assert {table.prompt(i).id for i in range(5)} == {f"p.parquet:{i}" for i in range(5)}
+
+
+def test_a_directory_is_read_file_by_file_in_name_order(tmp_path: Path) -> None:
+    write(tmp_path / "part-1.jsonl", [{"prompt": "w3"}])
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["w1", "w2"], "other": [1, 2]}), tmp_path / "part-0.parquet")
+    (tmp_path / "README.md").write_text("not data")
+    prompts = source(tmp_path, shuffle=False)
+    assert [prompts.prompt(i).id for i in range(3)] == ["part-0.parquet:0", "part-0.parquet:1", "part-1.jsonl:1"]
+
+
+def test_a_directory_with_splits_gives_only_the_wanted_one(tmp_path: Path) -> None:
+    write(tmp_path / "train-00000-of-00001.jsonl", [{"prompt": "w1"}])
+    write(tmp_path / "test.jsonl", [{"prompt": "w2"}])
+    assert texts(source(tmp_path), range(2)) == ["w1", "w1"]
+    assert texts(source(tmp_path, split="test"), range(2)) == ["w2", "w2"]
+    with pytest.raises(UsageError, match=r"no file of prompts\.split 'validation'.*'test\.jsonl'"):
+        source(tmp_path, split="validation")
+
+
+def test_a_saved_data_set_is_read_with_and_without_splits(tmp_path: Path) -> None:
+    plain = datasets.Dataset.from_dict({"prompt": ["w1", "w2"], "n": [1, 2]})
+    plain.save_to_disk(tmp_path / "plain")
+    datasets.DatasetDict(train=plain, test=datasets.Dataset.from_dict({"prompt": ["w9"]})).save_to_disk(
+        tmp_path / "dict"
+    )
+    assert texts(source(tmp_path / "plain", shuffle=False), range(2)) == ["w1", "w2"]
+    assert source(tmp_path / "dict", split="test").prompt(0).id == "dict:0"
+    assert source(tmp_path / "dict", split="test").prompt(0).text == "w9"
+    with pytest.raises(UsageError, match=r"no prompts\.split 'tset'; did you mean 'test'"):
+        source(tmp_path / "dict", split="tset")
+
+
+def test_a_hub_name_is_loaded_with_its_configuration_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load(*args: Any, **kwargs: Any) -> datasets.Dataset:
+        asked.append((args, kwargs))
+        return datasets.Dataset.from_dict({"prompt": ["w5"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert source(Path("owner/name:main"), split="test").prompt(0).text == "w5"
+    assert asked == [(("owner/name", "main"), {"split": "test"})]
+
+
+def test_a_hub_data_set_that_cannot_be_had_says_what_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*args: Any, **kwargs: Any) -> datasets.Dataset:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(UsageError, match=r"'owner/name' is no file or directory here.*no route to host"):
+        source(Path("owner/name"))
+
+
+def test_the_embedded_world_offers_its_own_prompts() -> None:
+    from actors.world import prompt_rows, tokenizer
+
+    prompts = PromptSource(PromptConfig(source="world", shuffle=False), tokenizer())
+    assert texts(prompts, range(len(prompts))) == [row["prompt"] for row in prompt_rows()]
+    assert prompts.prompt(2).id == "world:2"
+
+
+# Fingerprint
+
+
+def test_the_fingerprint_is_that_of_the_rows(tmp_path: Path) -> None:
+    rows = [{"prompt": "w1", "answer": "1"}, {"prompt": "w2", "answer": "2"}]
+    original = write(tmp_path / "a.jsonl", rows)
+    variants = {
+        "order": write(tmp_path / "b.jsonl", rows[::-1]),
+        "text": write(tmp_path / "c.jsonl", [rows[0], {"prompt": "w3", "answer": "2"}]),
+        "answer": write(tmp_path / "d.jsonl", [rows[0], {"prompt": "w2", "answer": "3"}]),
+        "count": write(tmp_path / "e.jsonl", [*rows, rows[0]]),
+    }
+    fingerprint = source(original, answer_field="answer").fingerprint()
+    assert source(write(tmp_path / "moved.jsonl", rows), answer_field="answer").fingerprint() == fingerprint
+    for change, file in variants.items():
+        assert source(file, answer_field="answer").fingerprint() != fingerprint, change
+    other_tokens = source(original, make_tokenizer("$A"), answer_field="answer")
+    assert other_tokens.fingerprint() != fingerprint
+
+
+# Malformed rows
+
+LONE_SURROGATE = '{"prompt": "w1 \\ud800"}'
+MALFORMED = {
+    "bad json": ('{"prompt": "w1"', "not JSON"),
+    "no object": ('["w1"]', "a JSON list; each line must be one JSON object"),
+    "missing field": ({"promt": "w1"}, "no field 'prompt'; did you mean 'promt'"),
+    "null": ({"prompt": None}, "'prompt' is null"),
+    "number": ({"prompt": 3}, "of type int; allowed are a string or a list of chat messages"),
+    "empty": ({"prompt": ""}, "'prompt' is empty"),
+    "blank": ({"prompt": " \n"}, "'prompt' is empty"),
+    "lone surrogate": (LONE_SURROGATE, "not valid Unicode"),
+    "too long": ({"prompt": "w1 " * 8}, r"9 tokens, more than prompts.max_prompt_tokens 8"),
+    "no messages": ({"prompt": []}, "empty list"),
+    "message is text": ({"prompt": ["w1"]}, r"prompt[0] is of type str"),
+    "message without role": ({"prompt": [{"content": "w1"}]}, "prompt[0] has no string 'role'"),
+    "content is a list": ({"prompt": [{"role": "user", "content": ["w1"]}]}, "prompt[0] has no string 'content'"),
+    "content is empty": ({"prompt": [{"role": "user", "content": ""}]}, "'prompt[0].content' is empty"),
+    "ends with assistant": ({"prompt": [{"role": "assistant", "content": "w1"}]}, "ends with an assistant message"),
+    "refused by the template": ({"prompt": [{"role": "system", "content": "w1"}]}, "no system messages"),
+}
+
+
+@pytest.mark.parametrize(("row", "reason"), MALFORMED.values(), ids=MALFORMED.keys())
+def test_a_malformed_row_is_named_with_its_line_and_what_is_allowed(tmp_path: Path, row: Any, reason: str) -> None:
+    file = write(tmp_path / "p.jsonl", [{"prompt": "w1"}, row, {"prompt": "w2"}])
+    tokenizer = make_tokenizer(chat_template=TEMPLATE)
+    with pytest.raises(UsageError) as raised:
+        source(file, tokenizer, max_prompt_tokens=8)
+    assert f"1 of 3 rows of prompts.source '{file}' are malformed" in str(raised.value)
+    assert f"{file}:2: " in str(raised.value)
+    assert reason in str(raised.value)
+    kept = source(file, tokenizer, max_prompt_tokens=8, on_malformed="skip", shuffle=False)
+    assert texts(kept, range(2)) == ["w1", "w2"]
+    assert len(kept.skipped) == 1
+    assert kept.skipped[0].startswith(f"{file}:2: ")
+
+
+def test_a_prompt_of_exactly_the_limit_is_kept(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.jsonl", [{"prompt": "w1 w2 w3"}])
+    assert len(source(file, max_prompt_tokens=4).prompt(0).token_ids) == 4
+
+
+def test_a_prompt_that_is_nothing_but_an_end_of_sequence_is_malformed(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.jsonl", [{"prompt": "<eos>"}])
+    with pytest.raises(UsageError, match=r"p\.jsonl:1: no tokens"):
+        source(file, make_tokenizer("$A <eos>"))
+
+
+def test_a_line_in_another_encoding_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_bytes(b'{"prompt": "w1"}\n{"prompt": "caf\xe9"}\n')
+    with pytest.raises(UsageError, match=r"p\.jsonl:2: not UTF-8: .* at byte 15 of the line"):
+        source(file)
+
+
+def test_the_first_five_problems_and_their_number_are_reported_in_file_order(tmp_path: Path) -> None:
+    long, bad = {"prompt": "w1 " * 9}, {"prompt": 1}
+    file = write(tmp_path / "p.jsonl", [long, bad, {"prompt": "w1"}, long, bad, long, bad, long])
+    with pytest.raises(UsageError) as raised:
+        source(file, max_prompt_tokens=8)
+    lines = str(raised.value).splitlines()
+    assert lines[0].startswith("7 of 8 rows")
+    assert [line.split(": ")[0].rpartition(":")[2] for line in lines[1:6]] == ["1", "2", "4", "5", "6"]
+    assert "skip" in lines[6]
+    assert len(lines) == 7
+
+
+@pytest.mark.parametrize("answer", [None, "", True, ["72"]])
+def test_a_bad_answer_makes_a_row_malformed(tmp_path: Path, answer: Any) -> None:
+    file = write(tmp_path / "p.jsonl", [{"prompt": "w1", "answer": answer}])
+    with pytest.raises(UsageError, match=r"p\.jsonl:1: field 'answer'"):
+        source(file, answer_field="answer")
+
+
+def test_a_bad_parquet_row_is_named_by_its_number(tmp_path: Path) -> None:
+    file = tmp_path / "p.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["w1", "w2", None]}), file, row_group_size=2)
+    with pytest.raises(UsageError, match=r"p\.parquet row 2: field 'prompt' is null"):
+        source(file)
+
+
+def test_a_parquet_row_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    raw = pyarrow.array([b"w1", b"caf\xe9"], type=pyarrow.binary())
+    strings = pyarrow.Array.from_buffers(pyarrow.string(), 2, raw.buffers())
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": strings}), tmp_path / "p.parquet")
+    with pytest.raises(UsageError, match=r"p\.parquet row 1: not UTF-8"):
+        source(tmp_path / "p.parquet")
+
+
+def test_a_missing_table_column_suggests_the_nearest_names(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"question": ["w1"], "answer": ["1"]}), tmp_path / "p.parquet")
+    with pytest.raises(
+        UsageError, match=r"no column 'questions' .*did you mean 'question'.*it has: 'question', 'answer'"
+    ):
+        source(tmp_path / "p.parquet", prompt_field="questions")
+    with pytest.raises(UsageError, match=r"no column 'anser' \(prompts\.answer_field\); did you mean 'answer'"):
+        source(tmp_path / "p.parquet", prompt_field="question", answer_field="anser")
+
+
+def test_chat_rows_need_a_tokenizer_with_a_template_even_when_skipping(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.jsonl", [{"prompt": [{"role": "user", "content": "w1"}]}])
+    with pytest.raises(UsageError, match="no chat template"):
+        source(file, on_malformed="skip")
+
+
+# Sources that cannot be used
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "missing.parquet", "./missing", "a/b/c", "/nowhere/at/all"])
+def test_a_missing_path_is_refused_without_asking_a_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: pytest.fail("asked the hub"))
+    with pytest.raises(UsageError, match=r"does not exist"):
+        PromptSource(PromptConfig(source=name), make_tokenizer())
+
+
+def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt\nw1\n")
+    with pytest.raises(UsageError, match=r"ends in '\.csv'; allowed are \.jsonl"):
+        source(tmp_path / "p.csv")
+
+
+def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.parquet").write_bytes(b"PAR1 but not really")
+    with pytest.raises(UsageError, match=r"p\.parquet' is not a readable Parquet file"):
+        source(tmp_path / "p.parquet")
+
+
+def test_an_empty_source_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no rows"):
+        source(write(tmp_path / "p.jsonl", []))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"holds no \.jsonl or \.parquet file"):
+        source(tmp_path / "empty")
+
+
+def test_skipping_every_row_is_an_error_that_shows_why(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.jsonl", [{"text": "w1"}] * 3)
+    with pytest.raises(UsageError, match=r"(?s)all 3 rows .* none is left.*no field 'prompt'.*it has: 'text'"):
+        source(file, on_malformed="skip")
+
+
+# Tokenizers
+
+
+def test_a_saved_tokenizer_is_loaded(tmp_path: Path) -> None:
+    make_tokenizer().save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path))("w1 w2")["input_ids"] == [BOS, W0 + 1, W0 + 2, EOS]
+
+
+def test_a_missing_tokenizer_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        load_tokenizer(str(tmp_path / "missing"))
+
+
+def test_a_directory_without_or_with_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no tokenizer can be loaded"):
+        load_tokenizer(str(tmp_path))
+    make_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UsageError, match="no tokenizer can be loaded"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_tokenizer_without_end_of_sequence_is_refused_unless_it_only_reads(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="no end-of-sequence token"):
+        load_tokenizer(str(tmp_path))
+    assert load_tokenizer(str(tmp_path), needs_eos=False).eos_token_id is None
