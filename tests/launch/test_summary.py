@@ -1,0 +1,179 @@
+"""The summary: names that scripts rely on, a verdict that claims no more than the interval, intervals that cover."""
+
+import json
+import random
+
+import pytest
+from rich.console import Console
+
+from actors.errors import RunError
+from launch.evaluation import WinRate
+from launch.summary import Staleness, Summary, package_versions, verdict, wilson_interval
+
+
+def summary(**changes):
+    values = {
+        "status": "completed",
+        "updates": 300,
+        "wall_seconds": 252.0,
+        "max_staleness_bound": 1,
+        "staleness": Staleness.of({0: 1600, 1: 8000}),
+        "groups_per_second": 38.2,
+        "tokens_per_second": 1611.0,
+        "time_budget": {
+            "generator": {"generating": 60.0, "updating": 10.0, "idle": 30.0},
+            "learner": {"training": 30.0, "waiting": 10.0, "publishing": 0.0},
+            "judge": {"judging": 4.2},
+        },
+        "ledger": {"offered": 9632, "trained": 9600, "returned": {"generator_died": 4}, "dropped": {}},
+        "judge": "gold",
+        "opponent": "the SFT policy",
+        "win_rate": WinRate(0.87, 0.85, 0.89, 256),
+        "kl": 3.1,
+    }
+    return Summary(**{**values, **changes})
+
+
+def rendered(record, width=100):
+    console = Console(record=True, width=width, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115
+    record.render(console)
+    return console.export_text()
+
+
+def test_the_file_has_the_names_that_scripts_rely_on(tmp_path):
+    summary().write(tmp_path / "summary.json")
+    data = json.loads((tmp_path / "summary.json").read_text())
+    assert data["status"] == "completed"
+    assert data["updates"] == 300
+    assert data["max_staleness_bound"] == 1
+    assert data["staleness"] == {"max": 1, "mean": 8000 / 9600, "histogram": {"0": 1600, "1": 8000}}
+    assert data["groups_per_second"] == 38.2
+    assert data["time_budget"]["generator"] == {"generating": 60.0, "updating": 10.0, "idle": 30.0}
+    assert data["ledger"]["returned"] == {"generator_died": 4}
+    assert data["win_rate"] == {"value": 0.87, "low": 0.85, "high": 0.89, "n": 256}
+    assert data["kl"] == 3.1
+    assert data["exploitability"] is None
+    assert data["versions"]["torch"]
+
+
+def test_what_was_not_measured_is_null_and_not_zero(tmp_path):
+    summary(win_rate=None, kl=None, staleness=Staleness.of({})).write(tmp_path / "summary.json")
+    data = json.loads((tmp_path / "summary.json").read_text())
+    assert (data["win_rate"], data["kl"]) == (None, None)
+    assert data["staleness"] == {"max": None, "mean": None, "histogram": {}}
+
+
+def test_staleness_counts_weigh_the_mean_and_zero_counts_do_not_raise_the_maximum():
+    """(0*1 + 2*3) / 4 = 1.5"""
+    assert Staleness.of({2: 3, 0: 1, 5: 0}) == Staleness(max=2, mean=1.5, histogram={0: 1, 2: 3})
+
+
+def test_a_failed_write_leaves_the_old_file_and_says_why(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    path.write_text("old")
+
+    def full_disk(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(RunError, match=r"summary\.json: No space left on device"):
+        summary().write(path)
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
+
+
+@pytest.mark.parametrize(
+    ("rate", "outcome"),
+    [
+        (WinRate(0.87, 0.85, 0.89, 256), "beats"),
+        (WinRate(0.53, 0.49, 0.57, 256), "cannot be told from"),
+        (WinRate(0.50, 0.50, 0.50, 256), "cannot be told from"),
+        (WinRate(0.40, 0.35, 0.45, 256), "loses to"),
+    ],
+)
+def test_the_verdict_claims_no_more_than_the_interval(rate, outcome):
+    assert verdict(summary(win_rate=rate)).startswith(f"policy {outcome} the SFT policy {rate.value:.3f} [")
+
+
+def test_the_verdict_is_one_sentence_with_judge_and_kl():
+    assert verdict(summary()) == (
+        "policy beats the SFT policy 0.870 [0.850, 0.890] on the gold judge at KL 3.10 nats (95% interval, 256 prompts)"
+    )
+    assert verdict(summary(win_rate=None)) is None
+    assert " on the reward model judge " in verdict(summary(judge="reward_model"))
+
+
+def test_the_end_of_a_run_shows_result_bound_and_where_time_went():
+    text = rendered(summary(output="runs/demo"))
+    assert "completed: 300 updates in 0:04:12" in text
+    assert verdict(summary()) in text
+    assert "max 1 of 1 allowed, mean 0.83 (17% at 0, 83% at 1)" in text
+    assert "38.2 groups/s, 1,611 tokens/s" in text
+    assert "60% generating, 30% idle, 10% updating of 100 s" in text
+    assert "75% training, 25% waiting of 40 s" in text
+    assert "4 returned (4 generator_died), 0 dropped" in text
+    assert "runs/demo" in text
+
+
+def test_a_failed_run_says_so_and_why():
+    text = rendered(summary(status="failed", error="no generator is left [0 of 2]", win_rate=None))
+    assert "failed: 300 updates" in text
+    assert "no generator is left [0 of 2]" in text
+    assert "beats" not in text
+
+
+def test_versions_leave_out_what_is_not_installed():
+    versions = package_versions()
+    assert versions["python"].startswith("3.")
+    assert "ray" in versions
+    assert all(versions.values())
+
+
+# ---------------------------------------------------------------- intervals
+
+
+@pytest.mark.parametrize(
+    ("wins", "n", "low", "high"),
+    [
+        # z = 1.96, z^2 = 3.8416. 5 of 10: (0.5 + 0.19208 -+ 1.96 sqrt(0.025 + 0.009604)) / 1.38416.
+        (5, 10, 0.236590, 0.763410),
+        # 0 of n: from 0 to z^2 / (n + z^2) = 3.8416 / 13.8416.
+        (0, 10, 0.0, 0.277540),
+        (10, 10, 0.722460, 1.0),
+        # Two ties count as one win: (0.5 + 0.9604 -+ 1.96 sqrt(0.125 + 0.2401)) / 2.9208.
+        (0.5 + 0.5, 2, 0.094529, 0.905471),
+    ],
+)
+def test_wilson_interval_by_hand(wins, n, low, high):
+    assert wilson_interval(wins, n) == pytest.approx((low, high), abs=2e-6)
+
+
+def test_no_comparison_says_nothing():
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("wins", "n"), [(-1, 5), (6, 5), (0, -1)])
+def test_impossible_counts_are_refused(wins, n):
+    with pytest.raises(ValueError, match=r"allowed are 0 <= wins <= n"):
+        wilson_interval(wins, n)
+
+
+def coverage(outcomes, weights, n, runs=3000):
+    """Share of simulated evaluations whose interval holds the true mean."""
+    rng = random.Random(7)
+    mean = sum(outcome * weight for outcome, weight in zip(outcomes, weights, strict=True))
+    held = 0
+    for _ in range(runs):
+        low, high = wilson_interval(sum(rng.choices(outcomes, weights, k=n)), n)
+        held += low <= mean <= high
+    return held / runs
+
+
+@pytest.mark.parametrize(("p", "n"), [(0.5, 100), (0.87, 256), (0.97, 256)])
+def test_wins_and_losses_are_covered_about_95_times_in_100(p, n):
+    """Standard error of the simulated coverage: sqrt(0.95 * 0.05 / 3000) = 0.004; discreteness adds about 0.01."""
+    assert coverage((0.0, 1.0), (1 - p, p), n) == pytest.approx(0.95, abs=0.02)
+
+
+def test_ties_make_the_interval_wider_than_it_need_be_and_never_narrower():
+    assert coverage((0.0, 0.5, 1.0), (0.3, 0.4, 0.3), 100) > 0.97
