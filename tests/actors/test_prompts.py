@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -175,18 +174,6 @@ def test_the_answer_column_fills_the_answer_verbatim(tmp_path: Path) -> None:
 # Sources
 
 
-def test_ids_name_file_and_line_and_blank_lines_are_no_rows(tmp_path: Path) -> None:
-    file = write(tmp_path / "p.jsonl", [{"prompt": "w1"}, "", "  ", {"prompt": "w2"}])
-    prompts = source(file, shuffle=False)
-    assert [prompts.prompt(i).id for i in range(len(prompts))] == ["p.jsonl:1", "p.jsonl:4"]
-
-
-def test_a_byte_order_mark_is_not_part_of_the_data(tmp_path: Path) -> None:
-    file = tmp_path / "p.jsonl"
-    file.write_bytes(b'\xef\xbb\xbf{"prompt": "w1"}\n')
-    assert source(file).prompt(0).text == "w1"
-
-
 def test_parquet_gives_the_prompts_that_jsonl_gives(tmp_path: Path) -> None:
     rows = [{"prompt": [{"role": "user", "content": f"w{i}"}], "answer": str(i)} for i in range(5)]
     write(tmp_path / "p.jsonl", rows)
@@ -196,57 +183,6 @@ def test_parquet_gives_the_prompts_that_jsonl_gives(tmp_path: Path) -> None:
     assert lines.fingerprint() == table.fingerprint()
     assert [table.prompt(i).token_ids for i in range(15)] == [lines.prompt(i).token_ids for i in range(15)]
     assert {table.prompt(i).id for i in range(5)} == {f"p.parquet:{i}" for i in range(5)}
-
-
-def test_a_directory_is_read_file_by_file_in_name_order(tmp_path: Path) -> None:
-    write(tmp_path / "part-1.jsonl", [{"prompt": "w3"}])
-    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["w1", "w2"], "other": [1, 2]}), tmp_path / "part-0.parquet")
-    (tmp_path / "README.md").write_text("not data")
-    prompts = source(tmp_path, shuffle=False)
-    assert [prompts.prompt(i).id for i in range(3)] == ["part-0.parquet:0", "part-0.parquet:1", "part-1.jsonl:1"]
-
-
-def test_a_directory_with_splits_gives_only_the_wanted_one(tmp_path: Path) -> None:
-    write(tmp_path / "train-00000-of-00001.jsonl", [{"prompt": "w1"}])
-    write(tmp_path / "test.jsonl", [{"prompt": "w2"}])
-    assert texts(source(tmp_path), range(2)) == ["w1", "w1"]
-    assert texts(source(tmp_path, split="test"), range(2)) == ["w2", "w2"]
-    with pytest.raises(UsageError, match=r"no file of prompts\.split 'validation'.*'test\.jsonl'"):
-        source(tmp_path, split="validation")
-
-
-def test_a_saved_data_set_is_read_with_and_without_splits(tmp_path: Path) -> None:
-    plain = datasets.Dataset.from_dict({"prompt": ["w1", "w2"], "n": [1, 2]})
-    plain.save_to_disk(tmp_path / "plain")
-    datasets.DatasetDict(train=plain, test=datasets.Dataset.from_dict({"prompt": ["w9"]})).save_to_disk(
-        tmp_path / "dict"
-    )
-    assert texts(source(tmp_path / "plain", shuffle=False), range(2)) == ["w1", "w2"]
-    assert source(tmp_path / "dict", split="test").prompt(0).id == "dict:0"
-    assert source(tmp_path / "dict", split="test").prompt(0).text == "w9"
-    with pytest.raises(UsageError, match=r"no prompts\.split 'tset'; did you mean 'test'"):
-        source(tmp_path / "dict", split="tset")
-
-
-def test_a_hub_name_is_loaded_with_its_configuration_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-
-    def load(*args: Any, **kwargs: Any) -> datasets.Dataset:
-        asked.append((args, kwargs))
-        return datasets.Dataset.from_dict({"prompt": ["w5"]})
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    assert source(Path("owner/name:main"), split="test").prompt(0).text == "w5"
-    assert asked == [(("owner/name", "main"), {"split": "test"})]
-
-
-def test_a_hub_data_set_that_cannot_be_had_says_what_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*args: Any, **kwargs: Any) -> datasets.Dataset:
-        raise ConnectionError("no route to host")
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(UsageError, match=r"'owner/name' is no file or directory here.*no route to host"):
-        source(Path("owner/name"))
 
 
 def test_the_embedded_world_offers_its_own_prompts() -> None:
@@ -367,16 +303,6 @@ def test_a_parquet_row_that_is_not_utf8_is_named(tmp_path: Path) -> None:
         source(tmp_path / "p.parquet")
 
 
-def test_a_missing_table_column_suggests_the_nearest_names(tmp_path: Path) -> None:
-    pyarrow.parquet.write_table(pyarrow.table({"question": ["w1"], "answer": ["1"]}), tmp_path / "p.parquet")
-    with pytest.raises(
-        UsageError, match=r"no column 'questions' .*did you mean 'question'.*it has: 'question', 'answer'"
-    ):
-        source(tmp_path / "p.parquet", prompt_field="questions")
-    with pytest.raises(UsageError, match=r"no column 'anser' \(prompts\.answer_field\); did you mean 'answer'"):
-        source(tmp_path / "p.parquet", prompt_field="question", answer_field="anser")
-
-
 def test_chat_rows_need_a_tokenizer_with_a_template_even_when_skipping(tmp_path: Path) -> None:
     file = write(tmp_path / "p.jsonl", [{"prompt": [{"role": "user", "content": "w1"}]}])
     with pytest.raises(UsageError, match="no chat template"):
@@ -384,25 +310,6 @@ def test_chat_rows_need_a_tokenizer_with_a_template_even_when_skipping(tmp_path:
 
 
 # Sources that cannot be used
-
-
-@pytest.mark.parametrize("name", ["missing.jsonl", "missing.parquet", "./missing", "a/b/c", "/nowhere/at/all"])
-def test_a_missing_path_is_refused_without_asking_a_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: pytest.fail("asked the hub"))
-    with pytest.raises(UsageError, match=r"does not exist"):
-        PromptSource(PromptConfig(source=name), make_tokenizer())
-
-
-def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "p.csv").write_text("prompt\nw1\n")
-    with pytest.raises(UsageError, match=r"ends in '\.csv'; allowed are \.jsonl"):
-        source(tmp_path / "p.csv")
-
-
-def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "p.parquet").write_bytes(b"PAR1 but not really")
-    with pytest.raises(UsageError, match=r"p\.parquet' is not a readable Parquet file"):
-        source(tmp_path / "p.parquet")
 
 
 def test_an_empty_source_is_refused(tmp_path: Path) -> None:
