@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class UpdateStats:
-    """One optimizer step over one batch of pairs. Made by `TrainEngine.update`, alike on every rank; read by the driver.
+    """One optimizer step over one batch of pairs. Made by `TrainEngine.update`, alike on all ranks; read by the driver.
 
     Means over pairs leave ties out, except `loss`; means over tokens cover both completions of the other pairs, under
     the policy as it was before the step. With ties alone those means are 0.

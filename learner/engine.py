@@ -1,0 +1,428 @@
+"""The training engine of one learner rank: policy, frozen reference and optimizer under DeepSpeed ZeRO 0-3.
+
+The only module that imports deepspeed. It knows pairs and losses, and must not know where pairs come from, what a
+policy version is, or Ray. Every method that says so is collective: all ranks enter it, with the same arguments.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+from torch import Tensor, nn
+
+from actors.errors import RunError, UsageError
+from actors.records import Pair
+from learner.batching import (
+    TokenSequence,
+    behaviour_logprobs,
+    collate,
+    filler,
+    micro_batches,
+    schedule,
+    sequences_of,
+    sum_by_sequence,
+)
+from learner.checkpoints import ENGINE, MODEL
+from learner.config import LearnerConfig
+from learner.logprobs import PolicyWithLogProbs
+from learner.losses import preference_loss, tie_loss
+from learner.models import (
+    checkpoint_activations,
+    checkpoint_names,
+    load_model,
+    replace_directory,
+    resolve,
+    unique_tensors,
+    write_model,
+)
+from learner.records import UpdateStats
+from learner.schedules import learning_rate
+from learner.totals import Totals
+from learner.zero import deepspeed_config, reference_config
+
+ENGINE_TAG = "engine"
+LAYOUT = "layout.json"
+_GATHER_NUMEL = 1 << 26
+"""Elements of ZeRO-3 weights that are whole at a time while they are gathered for publication or saving."""
+
+
+def join_process_group(config: LearnerConfig) -> torch.device:
+    """Joins the process group that the environment describes (torch's RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT and
+    LOCAL_RANK); without RANK this process is a group of its own. Returns the device of this rank.
+
+    Raises RunError when GPUs are asked for and there are none, or the other way round.
+    """
+    on_gpu = config.gpus_per_rank > 0
+    if on_gpu != (get_accelerator().device_name() == "cuda"):
+        raise RunError(
+            f"learner.gpus_per_rank is {config.gpus_per_rank:g} but DeepSpeed chose the device "
+            f"{get_accelerator().device_name()!r}; set gpus_per_rank to match this machine, or DS_ACCELERATOR to "
+            f"{'cuda' if on_gpu else 'cpu'} before the process starts"
+        )
+    if not dist.is_initialized():
+        alone = {} if "RANK" in os.environ else {"init_method": _free_address(), "rank": 0, "world_size": 1}
+        os.environ.setdefault("LOCAL_RANK", "0")
+        # This operation serves inference only, and building it needs a compiler and leaves shared memory behind.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False, **alone)
+    if not on_gpu:
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    return device
+
+
+class _CheckpointWriter(TorchCheckpointEngine):
+    """Remembers a failed write instead of raising, so that this rank reaches the barriers the others wait at."""
+
+    def __init__(self, config_params: Any = None) -> None:
+        super().__init__(config_params)
+        self.error: Exception | None = None
+
+    def save(self, state_dict: Any, path: str) -> None:
+        try:
+            super().save(state_dict, path)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            self.error = error
+
+
+class TrainEngine:
+    """Policy, reference and optimizer of one rank. Construction is collective.
+
+    Every rank loads both models whole into host memory once; ZeRO-3 then partitions them over the ranks, the frozen
+    reference too, while under ZeRO 0-2 each rank keeps a full copy of the weights of both.
+    `total_updates` is the length of the schedule; `temperature` divides the logits of both models, as it did when
+    sampling; `reference_dir` defaults to `model_dir`. Batches whose update was skipped are written to
+    `failed_batches_dir`. Raises UsageError when a model cannot be loaded or is no supported architecture.
+    """
+
+    def __init__(
+        self,
+        model_dir: str | Path,
+        config: LearnerConfig,
+        total_updates: int,
+        temperature: float = 1.0,
+        reference_dir: str | Path | None = None,
+        failed_batches_dir: str | Path | None = None,
+    ) -> None:
+        deepspeed.utils.logger.setLevel(logging.WARNING)
+        self.config, self.total_updates, self.temperature = config, total_updates, temperature
+        self.failed_batches_dir = None if failed_batches_dir is None else Path(failed_batches_dir)
+        self.updates = 0
+        self.skipped_updates = 0
+        torch.manual_seed(config.seed)
+        self.device = join_process_group(config)
+        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+
+        self.source = resolve(model_dir)
+        self._reference = self._make_reference(self.source if reference_dir is None else resolve(reference_dir))
+        policy = self._load(self.source)
+        self.model = policy.model
+        self.vocab_size = policy.head.weight.shape[0]
+        if config.gradient_checkpointing:
+            checkpoint_activations(self.model)
+        ds_config = deepspeed_config(config, sum(parameter.numel() for parameter in policy.parameters()))
+        self._engine, *_ = deepspeed.initialize(model=policy, model_parameters=policy.parameters(), config=ds_config)
+        self._writer = self._engine.checkpoint_engine = _CheckpointWriter(self._engine._config)
+
+    # Training
+
+    def update(self, pairs: Sequence[Pair]) -> UpdateStats:
+        """One optimizer step on the mean loss over `pairs`, the whole batch on every rank. Collective.
+
+        When the loss or a gradient is not finite on any rank, no rank takes the step. Raises RunError once more than
+        `max_skipped_updates` were skipped.
+        """
+        if not pairs:
+            raise UsageError("an update needs at least one pair; it was given none")
+        started = time.perf_counter()
+        batches = micro_batches(pairs, self.rank, self.ranks, self.config.micro_batch_tokens)
+        totals = Totals(self.device)
+        lr = learning_rate(self.config.optimizer, self.updates, self.total_updates)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        for number, members in enumerate(batches, start=1):
+            self._engine.set_gradient_accumulation_boundary(number == len(batches))
+            loss = self._loss(members or [filler(pairs)], totals, weight=1.0 if members else 0.0)
+            # DeepSpeed averages gradients over ranks; the mean wanted is over the pairs of all ranks.
+            self._engine.backward(loss * (self.ranks / len(pairs)), scale_wrt_gas=False)
+        applied, grad_norm = self._step()
+        self.updates += 1
+        self.skipped_updates += not applied
+        ties = sum(pair.tie for pair in pairs)
+        stats = UpdateStats(
+            update=self.updates,
+            grad_norm=grad_norm,
+            lr=lr,
+            pairs=len(pairs),
+            ties=ties,
+            skipped=not applied,
+            skipped_updates=self.skipped_updates,
+            **totals.reduce(time.perf_counter() - started, len(pairs), ties * tie_loss(self.config.loss)),
+        )
+        if not applied:
+            self._report_skipped(pairs)
+        return stats
+
+    def _loss(self, members: Sequence[Pair], totals: Totals, weight: float) -> Tensor:
+        """Sum of the losses of one micro-batch, times `weight`; adds to `totals` what is measured on the way."""
+        batch = collate(sequences_of(members), self.device)
+        logprobs = self._engine(batch.input_ids, batch.rows, batch.columns, batch.targets)
+        with torch.no_grad():
+            reference_logprobs = self._reference(batch.input_ids, batch.rows, batch.columns, batch.targets)
+        count = 2 * len(members)
+        policy = sum_by_sequence(logprobs, batch.rows, count)
+        reference = sum_by_sequence(reference_logprobs, batch.rows, count)
+        (chosen, rejected), (reference_chosen, reference_rejected) = policy.chunk(2), reference.chunk(2)
+        output = preference_loss(chosen, rejected, reference_chosen, reference_rejected, self.config.loss)
+        loss = output.loss.sum() * weight
+        if weight:
+            behaviour = torch.tensor(behaviour_logprobs(members), device=self.device)
+            totals.add(output.loss, output.metrics, policy - reference, logprobs - behaviour)
+        totals.add_tokens(batch)
+        # A non-finite loss makes every gradient non-finite, so that the check of the gradient norm, which all ranks
+        # share, is the only one needed.
+        return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
+
+    def _step(self) -> tuple[bool, float]:
+        """Takes the step unless gradients are not finite; returns whether it did, and the gradient norm."""
+        if self.config.zero_stage == 0:
+            # Without ZeRO nothing checks the gradients; they are already reduced, so every rank decides alike.
+            gradients = [parameter.grad for parameter in self._engine.module.parameters() if parameter.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients))
+            if not math.isfinite(norm):
+                self._engine.zero_grad()
+                return False, math.inf
+            self._engine.step()
+            return True, norm
+        self._engine.step()
+        return self._engine.was_step_applied(), float(self._engine.get_global_grad_norm())
+
+    def _report_skipped(self, pairs: Sequence[Pair]) -> None:
+        """Saves the batch of a skipped update and raises RunError when there were too many."""
+        where = "nowhere, as no directory was given"
+        if self.failed_batches_dir is not None:
+            path = self.failed_batches_dir / f"skipped-update-{self.updates:06d}.jsonl"
+            where = str(path)
+            if self.rank == 0:
+                self.failed_batches_dir.mkdir(parents=True, exist_ok=True)
+                path.write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in pairs), encoding="utf-8")
+        if self.skipped_updates > self.config.max_skipped_updates:
+            raise RunError(
+                f"update {self.updates} had a loss or gradient that is not finite, the {self.skipped_updates}th one; "
+                f"learner.max_skipped_updates allows {self.config.max_skipped_updates}. Its batch is saved to {where}. "
+                "Lower learner.optimizer.lr or raise learner.loss.beta, and resume from the last checkpoint"
+            )
+
+    # Scoring
+
+    @torch.no_grad()
+    def score(
+        self, sequences: Sequence[TokenSequence], temperature: float | None = None
+    ) -> list[tuple[list[float], list[float]]]:
+        """Log-probs (nats) of each response token under policy and reference, for each (prompt, response). Collective.
+
+        `temperature` is the engine's own unless given. The work is shared by the ranks; all get all results.
+        """
+        rounds = schedule([len(p) + len(r) for p, r in sequences], 1, self.ranks, self.config.micro_batch_tokens)
+        own: dict[int, tuple[list[float], list[float]]] = {}
+        for shares in rounds:
+            share = shares[self.rank] or shares[0][:1]
+            batch = collate([sequences[index] for index in share], self.device)
+            arguments = (batch.input_ids, batch.rows, batch.columns, batch.targets, temperature or self.temperature)
+            lengths = [len(sequences[index][1]) for index in share]
+            policy, reference = self._engine(*arguments).split(lengths), self._reference(*arguments).split(lengths)
+            if shares[self.rank]:
+                own |= {i: (p.tolist(), r.tolist()) for i, p, r in zip(share, policy, reference, strict=True)}
+        gathered: list[Any] = [None] * self.ranks
+        dist.all_gather_object(gathered, own)
+        merged = {index: result for part in gathered for index, result in part.items()}
+        return [merged[index] for index in range(len(sequences))]
+
+    # Weights
+
+    def full_state(self) -> dict[str, Tensor]:
+        """The policy's weights on rank 0, on the CPU, under the names and dtypes of `save_pretrained`; elsewhere empty.
+
+        Tied weights appear once. Collective: under ZeRO-3 the ranks gather a part at a time.
+        """
+        return checkpoint_names(self.model, self._gather()) if self.rank == 0 else self._gather()
+
+    def _gather(self) -> dict[str, Tensor]:
+        """Copies of the policy's weights on rank 0 under the model's own names; elsewhere empty. Collective."""
+        state: dict[str, Tensor] = {}
+        for part in _parts(unique_tensors(self.model)):
+            partitioned = [tensor for tensor in part.values() if hasattr(tensor, "ds_id")]
+            with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
+                if self.rank == 0:
+                    state |= {name: tensor.detach().to("cpu", copy=True) for name, tensor in part.items()}
+        return state
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Writes the policy as a Hugging Face directory, whole or not at all. Collective. Raises RunError."""
+        final = Path(directory)
+        stage = final.with_name(f".tmp-{final.name}")
+        error = self._write_model(stage)
+        if self.rank == 0 and error is None:
+            try:
+                replace_directory(stage, final)
+            except OSError as failure:
+                error = failure
+        self._agree(error, f"the model could not be written to {final}")
+
+    def _write_model(self, directory: Path) -> Exception | None:
+        state = self._gather()
+        if self.rank == 0:
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+                write_model(directory, self.model, state, self.source)
+            except (OSError, RuntimeError) as error:
+                return error
+        return None
+
+    # Checkpoints
+
+    def save(self, directory: str | Path, client_state: dict[str, Any] | None = None) -> None:
+        """Writes engine state and a model directory below `directory`, a stage of `checkpoints.begin`. Collective.
+
+        Raises RunError on every rank when any rank could not write; nothing then waits for anything.
+        """
+        directory = Path(directory)
+        what = f"the checkpoint could not be written to {directory}"
+        self._agree(_made(directory / ENGINE / ENGINE_TAG), what)
+        states: list[Any] = [None] * self.ranks
+        dist.all_gather_object(states, self._random_state())
+        own = {"updates": self.updates, "skipped_updates": self.skipped_updates, "random_states": states}
+        self._writer.error = None
+        try:
+            self._engine.save_checkpoint(
+                str(directory / ENGINE),
+                tag=ENGINE_TAG,
+                client_state={"learner": own, "client": client_state or {}},
+                save_latest=False,
+            )
+        except OSError as error:
+            # Only the script that DeepSpeed adds on rank 0 fails this way, just before the last barrier.
+            self._writer.error = error
+            dist.barrier()
+        error = self._write_model(directory / MODEL) or self._writer.error
+        if self.rank == 0 and error is None:
+            try:
+                (directory / ENGINE / LAYOUT).write_text(json.dumps(self._layout()), encoding="utf-8")
+            except OSError as failure:
+                error = failure
+        self._agree(error, what)
+
+    def load(self, checkpoint: str | Path) -> dict[str, Any]:
+        """Takes over the state that `save` wrote below `checkpoint`; returns its `client_state`. Collective.
+
+        Only load checkpoints you trust: the engine state is a pickle. Raises UsageError when it was written by another
+        number of ranks, ZeRO stage or dtype, or cannot be read.
+        """
+        directory = Path(checkpoint) / ENGINE
+        try:
+            written = json.loads((directory / LAYOUT).read_text(encoding="utf-8"))
+            if written != self._layout():
+                raise UsageError(
+                    f"checkpoint {checkpoint} was written with {_describe(written)}, this run has "
+                    f"{_describe(self._layout())}; resume with the settings it was written with, or start a new run "
+                    f"from its model directory {Path(checkpoint) / MODEL}"
+                )
+            path, state = self._engine.load_checkpoint(str(directory), tag=ENGINE_TAG)
+        except UsageError:
+            raise
+        except Exception as error:  # a torn file fails in as many ways as it can be torn
+            raise UsageError(
+                f"checkpoint {checkpoint} cannot be read: {error}; resume from an older one, or start a new run from "
+                f"its model directory {Path(checkpoint) / MODEL}"
+            ) from error
+        if path is None:
+            raise UsageError(f"checkpoint {checkpoint} holds no engine state; resume from an older one")
+        own = state["learner"]
+        self.updates, self.skipped_updates = own["updates"], own["skipped_updates"]
+        self._set_random_state(own["random_states"][self.rank])
+        return state["client"]
+
+    def close(self) -> None:
+        """Leaves the process group."""
+        self._engine.destroy()
+        deepspeed.comm.destroy_process_group()
+
+    def _load(self, directory: Path) -> PolicyWithLogProbs:
+        policy = PolicyWithLogProbs(
+            load_model(directory, self.config.dtype), self.config.logprob_chunk, self.temperature
+        )
+        policy.check(1e-3 if self.config.dtype == "float32" else 0.25)
+        return policy
+
+    def _make_reference(self, directory: Path) -> nn.Module:
+        reference = self._load(directory).requires_grad_(False)
+        if self.config.zero_stage < 3:
+            return reference.to(self.device)
+        ds_config = reference_config(self.config, sum(parameter.numel() for parameter in reference.parameters()))
+        return deepspeed.initialize(model=reference, config=ds_config)[0]
+
+    def _layout(self) -> dict[str, Any]:
+        return {"ranks": self.ranks, "zero_stage": self.config.zero_stage, "dtype": self.config.dtype}
+
+    def _random_state(self) -> dict[str, Tensor]:
+        state = {"cpu": torch.get_rng_state()}
+        return state | ({"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {})
+
+    def _set_random_state(self, state: dict[str, Tensor]) -> None:
+        torch.set_rng_state(state["cpu"])
+        if "cuda" in state and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+
+    def _agree(self, error: Exception | None, what: str) -> None:
+        """Raises RunError on every rank when any rank met an error. Collective."""
+        messages: list[Any] = [None] * self.ranks
+        dist.all_gather_object(messages, None if error is None else f"rank {self.rank}: {error}")
+        failed = [message for message in messages if message is not None]
+        if failed:
+            raise RunError(f"{what}: {'; '.join(failed)}. Free space or make the directory writable, then resume")
+
+
+def _parts(named: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Splits named tensors into runs of about `_GATHER_NUMEL` elements."""
+    parts: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in named.items():
+        if size >= _GATHER_NUMEL:
+            parts.append({})
+            size = 0
+        parts[-1][name] = tensor
+        size += getattr(tensor, "ds_numel", tensor.numel())
+    return parts
+
+
+def _made(directory: Path) -> OSError | None:
+    """Makes `directory`; returns the error rather than raising it, for ranks that must agree."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return error
+    return None
+
+
+def _free_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"tcp://127.0.0.1:{server.getsockname()[1]}"
+
+
+def _describe(layout: dict[str, Any]) -> str:
+    return ", ".join(f"learner.{name} {value}" for name, value in layout.items())

@@ -1,0 +1,106 @@
+"""Hugging Face model directories: reading a causal language model, and writing one back that others load as it is."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from actors.errors import UsageError
+
+_WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5")
+_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+
+
+def resolve(path: str | Path) -> Path:
+    """The local directory of a model: `path` itself, or the downloaded copy when it is a hub name.
+
+    Raises UsageError when it is neither.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=_HUB_FILES))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UsageError(
+            f"model {str(path)!r} is neither a directory nor a hub name that can be downloaded ({error}); "
+            "give the directory of a Hugging Face model"
+        ) from error
+
+
+def load_model(directory: Path, dtype: str) -> PreTrainedModel:
+    """The causal language model of `directory` on the CPU, in evaluation mode, so without dropout.
+
+    `dtype` is `float32` or `bfloat16`. Raises UsageError when it cannot be loaded.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"model {directory} cannot be loaded: {error}; give a causal language model's directory"
+        ) from error
+    return model.eval()
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Turns on gradient checkpointing while dropout stays off.
+
+    transformers recomputes only layers in training mode, so the layers alone are switched, not what is inside them, and
+    their own dropout rates are set to 0.
+    """
+    # Re-entrant, because under ZeRO-3 the other kind finds weights of another shape when it recomputes.
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
+            for name, value in list(vars(module).items()):
+                if "dropout" in name and isinstance(value, float):
+                    setattr(module, name, 0.0)
+
+
+def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, tied ones once under their first name: what a checkpoint holds."""
+    named: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            named[name] = tensor
+    return named
+
+
+def checkpoint_names(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state` under the names and layout that `save_pretrained` writes; some architectures use others in memory."""
+    return revert_weight_conversion(model, state)
+
+
+def write_model(directory: Path, model: PreTrainedModel, state: dict[str, Tensor], source: Path) -> None:
+    """Writes `state` (the model's own names, CPU) and the configuration, and copies the tokenizer of `source`.
+
+    Raises OSError when the disk refuses.
+    """
+    model.save_pretrained(directory, state_dict=state)
+    for path in source.iterdir():
+        # Whatever is not weights and was not just written belongs to the tokenizer, whichever kind it is.
+        if path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES) and not (directory / path.name).exists():
+            shutil.copyfile(path, directory / path.name)
+
+
+def replace_directory(stage: Path, final: Path) -> None:
+    """Puts `stage` in place of `final`, so that no reader sees half a directory. Raises OSError."""
+    if not final.exists():
+        stage.rename(final)
+        return
+    old = final.with_name(f".tmp-replaced-{final.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    final.rename(old)
+    stage.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
