@@ -26,7 +26,9 @@ class PromptConfig(Settings):
         "`datasets.save_to_disk`, or a hub data set, `owner/name` or `owner/name:configuration`",
     )
     split: str = Field(default="train", description="split, for data sets that have several")
-    prompt_field: str = Field(default="prompt", description="column with the prompt: a string, or a list of chat messages")
+    prompt_field: str = Field(
+        default="prompt", description="column with the prompt: a string, or a list of chat messages"
+    )
     answer_field: str | None = Field(default=None, description="column with the gold answer, for verifiers")
     max_prompt_tokens: int = Field(default=512, ge=1, description="tokens; a longer prompt is a malformed row")
     on_malformed: Literal["error", "skip"] = Field(
@@ -41,9 +43,12 @@ class SamplingConfig(Settings):
 
     completions_per_prompt: int = Field(default=4, ge=2, description="completions; K in the papers")
     max_new_tokens: int = Field(default=128, ge=1, description="tokens per completion")
-    temperature: float = Field(default=1.0, gt=0.0, description="logits are divided by it, in the engine and in the learner")
+    temperature: float = Field(
+        default=1.0, gt=0.0, description="logits are divided by it, in the engine and in the learner"
+    )
     stop_token_ids: tuple[int, ...] = Field(
-        default=(), description="token ids that end a completion besides end-of-sequence; such a completion is not `finished`"
+        default=(),
+        description="token ids that end a completion besides end-of-sequence; such a completion is not `finished`",
     )
 
 
@@ -52,16 +57,23 @@ class GeneratorConfig(Settings):
 
     count: int = Field(default=1, ge=1, description="generator actors, each with an engine of its own")
     tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs per engine")
-    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="weights and activations of the engine")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="bfloat16", description="weights and activations of the engine"
+    )
     max_model_len: int = Field(default=1024, ge=2, description="tokens, prompt and completion together")
     max_running_prompts: int = Field(default=64, ge=1, description="leases that one generator holds at a time")
     kv_cache_mib: int = Field(default=128, ge=16, description="MiB of key-value cache; CPU engines only")
-    gpu_memory_utilization: float = Field(default=0.85, gt=0.0, le=1.0, description="share of GPU memory; GPU engines only")
+    gpu_memory_utilization: float = Field(
+        default=0.85, gt=0.0, le=1.0, description="share of GPU memory; GPU engines only"
+    )
     enforce_eager: bool = Field(default=False, description="no CUDA graphs; always so on CPU")
-    cpus: float = Field(default=1.0, gt=0.0, description="CPU cores that each actor reserves from Ray; also its threads")
+    cpus: float = Field(
+        default=1.0, gt=0.0, description="CPU cores that each actor reserves from Ray; also its threads"
+    )
     max_restarts: int = Field(default=3, ge=0, description="times Ray restarts a generator that died")
     canary_tolerance: float | None = Field(
-        default=None, gt=0.0,
+        default=None,
+        gt=0.0,
         description="nats; largest log-prob difference to the learner on the canary. Unset: 1e-3 for float32, 1.0 for bfloat16",
     )
 
@@ -108,12 +120,15 @@ class JudgingConfig(Settings):
 
     judge: JudgeKind = Field(default_factory=GoldJudgeConfig, description="which judge")
     missing_eos_score: float | None = Field(
-        default=-1.0, description="score that replaces the judge's for a completion without end-of-sequence; null keeps it"
+        default=-1.0,
+        description="score that replaces the judge's for a completion without end-of-sequence; null keeps it",
     )
     max_batch_groups: int = Field(default=64, ge=1, description="groups judged together")
     timeout_seconds: float = Field(default=60.0, gt=0.0, description="seconds for one batch")
     retries: int = Field(default=2, ge=0, description="further attempts before the group is returned with the reason")
-    retry_backoff_seconds: float = Field(default=0.5, ge=0.0, description="seconds before the first retry, doubled each time")
+    retry_backoff_seconds: float = Field(
+        default=0.5, ge=0.0, description="seconds before the first retry, doubled each time"
+    )
 
 
 class ReplayConfig(Settings):
@@ -125,12 +140,17 @@ class ReplayConfig(Settings):
         default=1, ge=0, description="policy versions; S: no consumed token is older. 0 is synchronous and on-policy"
     )
     order: Literal["lease", "ready"] = Field(
-        default="lease", description="`lease` consumes prompts in the order they were leased and drops nothing; "
-        "`ready` takes the first ready ones and drops what is over the bound"
+        default="lease",
+        description="`lease` consumes prompts in the order they were leased and drops nothing; "
+        "`ready` takes the first ready ones and drops what is over the bound",
     )
     max_reuse: int = Field(default=1, ge=1, description="times that a group may be consumed; more than 1 needs `ready`")
-    lease_seconds: float = Field(default=600.0, gt=0.0, description="seconds until an unanswered lease is granted again")
-    max_attempts: int = Field(default=3, ge=1, description="grants of one lease before its prompt is dropped with the reason")
+    lease_seconds: float = Field(
+        default=600.0, gt=0.0, description="seconds until an unanswered lease is granted again"
+    )
+    max_attempts: int = Field(
+        default=3, ge=1, description="grants of one lease before its prompt is dropped with the reason"
+    )
 
     @model_validator(mode="after")
     def _reuse_needs_ready_order(self) -> ReplayConfig:

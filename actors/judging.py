@@ -14,9 +14,11 @@ from actors.records import Failure, Group
 class JudgeWorker:
     """Judges batches of groups; a group that cannot be judged comes back as a `Failure`, never with a made-up score."""
 
-    def __init__(self, config: JudgingConfig, *, task: str = "transitive", seed: int = 0) -> None:
+    def __init__(
+        self, config: JudgingConfig, *, task: str = "transitive", seed: int = 0, tokenizer: str | None = None
+    ) -> None:
         self._config = config
-        self._judge = make_judge(config.judge, task=task, seed=seed)
+        self._judge = make_judge(config.judge, task=task, seed=seed, tokenizer=tokenizer)
         self._seconds = 0.0
 
     async def judge(self, groups: Sequence[Group]) -> list[Group | Failure]:

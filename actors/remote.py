@@ -52,8 +52,14 @@ def start_generator(
     )
 
 
-def start_judge(config: JudgingConfig, *, task: str, seed: int) -> Any:
-    """Starts the judge actor. Scalar and closed-form judges take no core of their own; a model may reserve GPUs."""
+def start_judge(
+    config: JudgingConfig, *, task: str, seed: int, tokenizer: str | None, environment: dict[str, str]
+) -> Any:
+    """Starts the judge actor; `tokenizer` is the policy's, whose ids a model with the same one reads as they are.
+
+    Scalar and closed-form judges take no core of their own; a model may reserve GPUs."""
     gpus = getattr(config.judge, "gpus", 0.0)
-    actor = ray.remote(JudgeWorker).options(num_cpus=0, num_gpus=gpus, max_restarts=3)
-    return actor.remote(config, task=task, seed=seed)
+    actor = ray.remote(JudgeWorker).options(
+        num_cpus=0, num_gpus=gpus, max_restarts=3, runtime_env={"env_vars": environment}
+    )
+    return actor.remote(config, task=task, seed=seed, tokenizer=tokenizer)

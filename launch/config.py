@@ -14,33 +14,46 @@ from learner.config import CheckpointConfig, LearnerConfig, PublicationConfig
 class ModelConfig(Settings):
     """The policy to start from; it is also the frozen reference."""
 
-    path: str = Field(description="Hugging Face directory or hub name; `world` trains the embedded world's small policy first")
+    path: str = Field(
+        description="Hugging Face directory or hub name; `world` trains the embedded world's small policy first"
+    )
     tokenizer: str | None = Field(default=None, description="directory or hub name; unset: the model's own")
 
 
 class WorldConfig(Settings):
     """The embedded world, used where model.path or prompts.source is `world`."""
 
-    task: Literal["transitive", "intransitive"] = Field(default="transitive", description="which closed-form preference is gold")
-    sft_updates: int = Field(default=300, ge=1, description="optimizer steps of supervised training of the small policy")
+    task: Literal["transitive", "intransitive"] = Field(
+        default="transitive", description="which closed-form preference is gold"
+    )
+    sft_updates: int = Field(
+        default=300, ge=1, description="optimizer steps of supervised training of the small policy"
+    )
     seed: int = Field(default=0, ge=0, description="seed of corpus, initial weights and supervised training")
 
 
 class EvaluationConfig(Settings):
     """Win rate of the policy against its own starting point, by the run's judge."""
 
-    prompts: int = Field(default=256, ge=0, description="prompts sampled at the start and at every evaluation; 0 turns it off")
-    every_updates: int = Field(default=0, ge=0, description="optimizer steps between evaluations; 0 evaluates only at the end")
+    prompts: int = Field(
+        default=256, ge=0, description="prompts sampled at the start and at every evaluation; 0 turns it off"
+    )
+    every_updates: int = Field(
+        default=0, ge=0, description="optimizer steps between evaluations; 0 evaluates only at the end"
+    )
 
 
 class ClusterConfig(Settings):
     """Which Ray to use."""
 
     address: str = Field(
-        default="auto", description="`local` starts a Ray of its own; `auto` joins the one this job was submitted to, "
-        "else starts its own; or an address"
+        default="auto",
+        description="`local` starts a Ray of its own; `auto` joins the one this job was submitted to, "
+        "else starts its own; or an address",
     )
-    num_cpus: int | None = Field(default=None, ge=1, description="CPU cores of a Ray started here; unset: all of the machine")
+    num_cpus: int | None = Field(
+        default=None, ge=1, description="CPU cores of a Ray started here; unset: all of the machine"
+    )
     object_store_mib: int = Field(default=512, ge=80, description="MiB of shared memory for a Ray started here")
 
 
@@ -77,5 +90,23 @@ class RunConfig(Settings):
                 f"prompts.max_prompt_tokens {self.prompts.max_prompt_tokens} + sampling.max_new_tokens "
                 f"{self.sampling.max_new_tokens} = {needed} exceed generators.max_model_len "
                 f"{self.generators.max_model_len}; raise the last or lower one of the first two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _canary_fits_the_engine(self) -> RunConfig:
+        if self.publication.canary_tokens >= self.generators.max_model_len:
+            raise ValueError(
+                f"publication.canary_tokens {self.publication.canary_tokens} must be below generators.max_model_len "
+                f"{self.generators.max_model_len}; lower the first or raise the second"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _verifier_needs_answers(self) -> RunConfig:
+        if self.judging.judge.kind == "verifier" and self.prompts.answer_field is None:
+            raise ValueError(
+                "judging.judge.kind verifier compares with gold answers and prompts.answer_field is unset; set it to the "
+                "column that holds them"
             )
         return self

@@ -16,7 +16,7 @@ from typing import Any
 from actors.buffer import Batch, ReplayBuffer
 from actors.errors import RunError
 from actors.pairing import best_and_worst
-from actors.records import Failure, Group, Prompt
+from actors.records import Failure, Group, Prompt, flatten
 from launch import evaluation
 from launch.config import RunConfig
 from launch.pool import GeneratorPool
@@ -58,6 +58,8 @@ class Progress:
     staleness: dict[int, int] = field(default_factory=dict)
     """Pairs consumed at each staleness."""
     groups: int = 0
+    tokens: int = 0
+    """Response tokens of the groups consumed, all K completions."""
     ties: int = 0
     skipped: int = 0
     stats: Any = None
@@ -95,6 +97,7 @@ class TrainingLoop:
         on_message: Callable[[str], None],
     ) -> None:
         self.evaluation_set: EvaluationSet | None = None
+        self.evaluation_tokens = 0
         self.config = config
         self.buffer = buffer
         self.judge = judge
@@ -176,7 +179,9 @@ class TrainingLoop:
         """Completions of `prompts` by the newest published version."""
         newest = self.pool.newest
         assert newest is not None
-        return await self.pool.sample(prompts, min_version=newest.version)
+        groups = await self.pool.sample(prompts, min_version=newest.version)
+        self.evaluation_tokens += sum(len(completion.token_ids) for completion in flatten(groups))
+        return groups
 
     async def _update(self, batch: Batch) -> None:
         progress, bound = self.progress, self.config.replay.max_staleness
@@ -186,7 +191,9 @@ class TrainingLoop:
             progress.staleness[staleness] = progress.staleness.get(staleness, 0) + 1
         missing = self.config.judging.missing_eos_score
         pairs = [best_and_worst(group, missing) for group in batch.groups]
+        completions = flatten(batch.groups)
         progress.groups += len(pairs)
+        progress.tokens += sum(len(completion.token_ids) for completion in completions)
         progress.ties += sum(pair.tie for pair in pairs)
         if not pairs:
             return
@@ -196,7 +203,6 @@ class TrainingLoop:
         progress.skipped += stats.skipped
         if max(batch.staleness) == 0:
             progress.log_ratio_max = max(progress.log_ratio_max, stats.log_ratio_max)
-        completions = [completion for group in batch.groups for completion in group.completions]
         self._on_update(
             progress,
             {
@@ -274,5 +280,3 @@ def _first_failure(group: BaseExceptionGroup) -> BaseException:
 def stage_name(updates: int) -> str:
     """Name of the checkpoint after `updates` updates; sorts in order of time."""
     return f"update-{updates:07d}"
-
-

@@ -57,7 +57,9 @@ class RunDirectory:
             temporary.write_text(dump_config(config))
             os.replace(temporary, run.config)
         except OSError as error:
-            raise RunError(f"cannot write to the output directory {path}: {error}; choose another with --output DIR") from None
+            raise RunError(
+                f"cannot write to the output directory {path}: {error}; choose another with --output DIR"
+            ) from None
         return run
 
 

@@ -27,7 +27,7 @@ from launch.board import Board
 from launch.config import RunConfig
 from launch.loop import EvaluationSet, Progress, TrainingLoop, stage_name
 from launch.metrics import MetricsWriter
-from launch.report import snapshot, summarise
+from launch.report import Reporter
 from launch.rundir import RunDirectory, SharedMemory
 from learner import checkpoints
 
@@ -52,10 +52,10 @@ def run_training(config: RunConfig, *, resume: bool = False) -> int:
     run = RunDirectory.open(config, resume=resume)
     checkpoint = checkpoints.latest(run.checkpoints) if resume else None
     state = checkpoints.read_state(checkpoint) if checkpoint else {}
-    if state and state["prompts"] != prompts.fingerprint():
+    if state and state["prompts"] != _prompt_order(config, prompts):
         raise UsageError(
-            f"the prompts in {config.prompts.source} are not those that {checkpoint} was saved with; resume with the same "
-            "data, or start a new run with another --output"
+            f"the prompts of {config.prompts.source} or their order are not those that {checkpoint} was saved with; resume "
+            "with the same data, prompts.seed and prompts.shuffle, or start a new run with another --output"
         )
     with contextlib.ExitStack() as stack:
         board = stack.enter_context(Board())
@@ -93,8 +93,8 @@ class _Session:
         if state:
             self.buffer.load_state_dict(state["buffer"])
         self.metrics = MetricsWriter(run.path, resume_from=self.buffer.updates)
-        self.started = time.monotonic()
-        self.sft_seconds = 0.0
+        self.reporter = Reporter(config, run)
+        self.judging_seconds = 0.0
         self.learner: wiring.RayLearner
         self.judge: wiring.RayJudge
 
@@ -111,7 +111,7 @@ class _Session:
             judge=self.judge,
             learner=self.learner,
             on_update=self._on_update,
-            on_watch=lambda loop: self.board.update(snapshot(loop)),
+            on_watch=lambda loop: self.board.update(self.reporter.snapshot(loop)),
             on_checkpoint=self._save,
             on_message=self.board.message,
         )
@@ -130,6 +130,7 @@ class _Session:
                 await self.learner.load(self.checkpoint)
                 self.board.message(f"resumed from {self.checkpoint} after {self.buffer.updates} updates")
             await loop.run(self._main)
+        self.judging_seconds = await self.judge.seconds()
         interrupted = self.buffer.updates < self.config.updates
         self._write_summary(loop, status="interrupted" if interrupted else "completed")
         await self.learner.close()
@@ -160,7 +161,9 @@ class _Session:
             saved = json.loads(path.read_text())
             return EvaluationSet(prompts, [group_from_dict(g, p) for g, p in zip(saved, prompts, strict=True)])
         if loop.buffer.updates:
-            raise RunError(f"{path} is missing: the starting policy's completions cannot be made again; set evaluation.prompts=0")
+            raise RunError(
+                f"{path} is missing: the starting policy's completions cannot be made again; set evaluation.prompts=0"
+            )
         baseline: list[Group] = await loop.sample(prompts)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
@@ -172,7 +175,7 @@ class _Session:
         state = {
             "updates": self.buffer.updates,
             "version": self.buffer.version,
-            "prompts": self.prompts.fingerprint(),
+            "prompts": _prompt_order(self.config, self.prompts),
             "buffer": self.buffer.state_dict(),
         }
         tag = stage_name(self.buffer.updates)
@@ -181,7 +184,7 @@ class _Session:
             await self.learner.save(stage)
             checkpoints.write_state(stage, state)
         except BaseException:
-            checkpoints.abandon(stage)
+            checkpoints.discard(stage)
             raise
         checkpoints.commit(self.run_dir.checkpoints, tag, self.config.checkpoints.keep)
 
@@ -196,7 +199,7 @@ class _Session:
         wiring.run_on_all_cores(
             train_sft, self.run_dir.start, updates=self.config.world.sft_updates, seed=self.config.world.seed
         )
-        self.sft_seconds = time.monotonic() - started
+        self.reporter.sft_seconds = time.monotonic() - started
         return str(self.run_dir.start)
 
     def _on_update(self, progress: Progress, values: Mapping[str, float]) -> None:
@@ -204,15 +207,21 @@ class _Session:
         self.metrics.write(self.buffer.updates, {**numbers, **values})
 
     def _write_summary(self, loop: TrainingLoop, *, status: str, error: str | None = None) -> None:
-        summary = summarise(loop, status=status, error=error, wall_seconds=time.monotonic() - self.started, sft_seconds=self.sft_seconds)
+        summary = self.reporter.summary(loop, judging_seconds=self.judging_seconds, status=status, error=error)
         summary.write(self.run_dir.summary)
         if error is None:
+            self.board.close()
             summary.render(self.board.console)
+
+
+def _prompt_order(config: RunConfig, prompts: PromptSource) -> str:
+    """What must be equal for position `i` to be the same prompt."""
+    return f"{prompts.fingerprint()} seed={config.prompts.seed} shuffle={config.prompts.shuffle}"
 
 
 def with_world_defaults(config: RunConfig) -> RunConfig:
     """In the embedded world a completion ends at any token that no response may hold."""
-    if config.model.path != WORLD or config.sampling.stop_token_ids:
+    if config.prompts.source != WORLD or config.sampling.stop_token_ids:
         return config
     sampling = config.sampling.model_copy(update={"stop_token_ids": world.STOP_TOKEN_IDS})
     return config.model_copy(update={"sampling": sampling})

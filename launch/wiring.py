@@ -211,7 +211,10 @@ def check_resources(config: RunConfig) -> None:
                 f"learner ranks) and Ray has {have.get(resource, 0.0):g}; lower generators.count, learner.ranks or their "
                 "shares, or give Ray more (cluster.num_cpus oversubscribes CPUs)"
             )
-    if config.publication.transport == "shm" and len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) > 1:
+    if (
+        config.publication.transport == "shm"
+        and len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) > 1
+    ):
         raise UsageError(
             "publication.transport shm reaches one host only and this Ray cluster has several; set it to nccl (GPUs) or "
             "object_store"
@@ -251,7 +254,16 @@ def start_judge(config: RunConfig) -> RayJudge:
     """Starts the judge actor."""
     from actors import remote
 
-    return RayJudge(remote.start_judge(config.judging, task=config.world.task, seed=config.world.seed))
+    tokenizer = config.model.tokenizer or (None if config.model.path == "world" else config.model.path)
+    return RayJudge(
+        remote.start_judge(
+            config.judging,
+            task=config.world.task,
+            seed=config.world.seed,
+            tokenizer=tokenizer,
+            environment=_import_path(),
+        )
+    )
 
 
 def start_learner(config: RunConfig, model_dir: str, shared_memory: Path, failed_batches: Path) -> RayLearner:
@@ -324,5 +336,3 @@ def _import_path() -> dict[str, str]:
     """Workers import what the driver can import: the directory it was started in, for judge functions."""
     paths = [os.getcwd(), os.environ.get("PYTHONPATH", "")]
     return {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
-
-

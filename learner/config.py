@@ -14,7 +14,9 @@ class LossConfig(Settings):
 
     kind: Literal["dpo", "ipo", "slic"] = Field(default="dpo", description="dpo: logistic; ipo: squared; slic: hinge")
     beta: float = Field(
-        default=0.1, gt=0.0, description="strength of the pull to the reference; IPO's tau and SLiC's 1/margin slope alike"
+        default=0.1,
+        gt=0.0,
+        description="strength of the pull to the reference; IPO's tau and SLiC's 1/margin slope alike",
     )
     label_smoothing: float = Field(
         default=0.0, ge=0.0, lt=0.5, description="probability that the preference is taken to be the other way round"
@@ -28,7 +30,9 @@ class OptimizerConfig(Settings):
     betas: tuple[float, float] = Field(default=(0.9, 0.95), description="AdamW's moment decay rates, each in [0, 1)")
     eps: float = Field(default=1e-8, gt=0.0, description="AdamW's epsilon")
     weight_decay: float = Field(default=0.0, ge=0.0, description="AdamW's decoupled weight decay")
-    schedule: Literal["constant", "linear", "cosine"] = Field(default="linear", description="after warm-up; the last two fall to 0")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="linear", description="after warm-up; the last two fall to 0"
+    )
     warmup_updates: int = Field(default=0, ge=0, description="optimizer steps of linear warm-up")
     max_grad_norm: float = Field(default=1.0, gt=0.0, description="gradient norm is clipped to it")
 
@@ -43,18 +47,34 @@ class LearnerConfig(Settings):
     """The learner's ranks and how they train."""
 
     ranks: int = Field(default=1, ge=1, description="data-parallel learner processes")
-    gpus_per_rank: float = Field(default=0.0, ge=0.0, description="GPUs that each rank reserves from Ray; 0 trains on CPU")
-    cpus_per_rank: float = Field(default=1.0, gt=0.0, description="CPU cores that each rank reserves from Ray; also its threads")
+    gpus_per_rank: float = Field(
+        default=0.0, ge=0.0, description="GPUs that each rank reserves from Ray; 0 trains on CPU"
+    )
+    cpus_per_rank: float = Field(
+        default=1.0, gt=0.0, description="CPU cores that each rank reserves from Ray; also its threads"
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="DeepSpeed ZeRO stage; bfloat16 needs at least 1")
-    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="weights and activations; optimizer state is float32")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="bfloat16", description="weights and activations; optimizer state is float32"
+    )
     offload_optimizer: bool = Field(default=False, description="optimizer state in host memory (ZeRO 1-3 on GPUs)")
-    gradient_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass to save memory")
-    micro_batch_tokens: int = Field(default=8192, ge=1, description="padded tokens per forward pass on one rank; more pairs are accumulated")
-    logprob_chunk: int = Field(default=512, ge=1, description="tokens whose logits exist at a time in the chunked log-prob")
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute activations in the backward pass to save memory"
+    )
+    micro_batch_tokens: int = Field(
+        default=8192, ge=1, description="padded tokens per forward pass on one rank; more pairs are accumulated"
+    )
+    logprob_chunk: int = Field(
+        default=512, ge=1, description="tokens whose logits exist at a time in the chunked log-prob"
+    )
     loss: LossConfig = Field(default_factory=LossConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
-    max_skipped_updates: int = Field(default=5, ge=0, description="updates skipped for a non-finite loss or gradient before the run stops")
-    port: int | None = Field(default=None, ge=1, le=65535, description="port on rank 0's host where the ranks meet; unset: a free one")
+    max_skipped_updates: int = Field(
+        default=5, ge=0, description="updates skipped for a non-finite loss or gradient before the run stops"
+    )
+    port: int | None = Field(
+        default=None, ge=1, le=65535, description="port on rank 0's host where the ranks meet; unset: a free one"
+    )
     seed: int = Field(default=0, ge=0, description="seed of the learner's random state")
 
     @model_validator(mode="after")
@@ -71,15 +91,20 @@ class PublicationConfig(Settings):
     """How weights reach the generators."""
 
     transport: Literal["shm", "object_store", "nccl", "ipc"] = Field(
-        default="shm", description="shm: one host; object_store: many hosts; nccl: GPUs; ipc: generator and learner on one GPU"
+        default="shm",
+        description="shm: one host; object_store: many hosts; nccl: GPUs; ipc: generator and learner on one GPU",
     )
     chunk_mib: int = Field(default=256, ge=1, description="MiB per message of the object_store transport")
     timeout_seconds: float = Field(default=600.0, gt=0.0, description="seconds for one generator to take one version")
-    canary_tokens: int = Field(default=32, ge=2, description="length of the fixed sequence that learner and engines both score")
+    canary_tokens: int = Field(
+        default=32, ge=2, description="length of the fixed sequence that learner and engines both score"
+    )
 
 
 class CheckpointConfig(Settings):
     """When the run is saved and how much is kept."""
 
-    every_updates: int = Field(default=100, ge=0, description="optimizer steps between checkpoints; 0 saves only at the end or on an interrupt")
+    every_updates: int = Field(
+        default=100, ge=0, description="optimizer steps between checkpoints; 0 saves only at the end or on an interrupt"
+    )
     keep: int = Field(default=2, ge=1, description="checkpoints kept, newest first")

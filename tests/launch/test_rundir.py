@@ -42,7 +42,9 @@ def test_the_resolved_config_is_written(tmp_path: Path) -> None:
 
 
 def test_a_dead_process_s_shared_memory_is_removed_and_a_live_one_s_is_kept(tmp_path: Path) -> None:
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
     gone = tmp_path / f"offbeat-{dead.stdout.strip()}"
     mine = tmp_path / f"offbeat-{os.getpid()}"
     other = tmp_path / "somebody-else"

@@ -1,0 +1,102 @@
+"""Turns the loop's state into what is shown and written: snapshots for the board, the summary for the end.
+
+Reads the loop and the generators' own accounts; must not change either.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from launch.board import RunSnapshot
+from launch.config import RunConfig
+from launch.loop import TrainingLoop
+from launch.rundir import RunDirectory
+from launch.summary import Staleness, Summary
+
+RATE_SECONDS = 20.0
+"""The board's rates are over this much of the past."""
+
+
+class Reporter:
+    """Watches one run."""
+
+    def __init__(self, config: RunConfig, run: RunDirectory) -> None:
+        self._config = config
+        self._run = run
+        self._started = time.monotonic()
+        self._history: deque[tuple[float, int, int]] = deque()
+        self.sft_seconds = 0.0
+
+    def snapshot(self, loop: TrainingLoop) -> RunSnapshot:
+        """The run as it is now."""
+        now, progress, buffer = time.monotonic(), loop.progress, loop.buffer
+        statuses = loop.pool.statuses
+        self._history.append((now, sum(status.tokens for status in statuses), progress.groups))
+        while now - self._history[0][0] > RATE_SECONDS:
+            self._history.popleft()
+        then, tokens, groups = self._history[0]
+        seconds = max(now - then, 1e-9)
+        stats, rate = progress.stats, progress.win_rate
+        return RunSnapshot(
+            elapsed_seconds=now - self._started,
+            version=buffer.version,
+            updates=buffer.updates,
+            total_updates=self._config.updates,
+            # A restarted generator counts from zero again.
+            tokens_per_second=max(0, self._history[-1][1] - tokens) / seconds,
+            groups_per_second=(progress.groups - groups) / seconds,
+            generators=statuses,
+            ages=tuple(buffer.ages()),
+            max_staleness=self._config.replay.max_staleness,
+            buffered=buffer.buffered,
+            in_flight=buffer.in_flight,
+            learner_state=progress.clock.state,
+            learner_seconds=dict(progress.clock.seconds),
+            loss=stats and stats.loss,
+            accuracy=stats and stats.accuracy,
+            kl=progress.kl if stats is None else stats.kl_chosen,
+            log_ratio_max=stats and stats.log_ratio_max,
+            win_rate=rate and rate.value,
+            win_rate_interval=rate and (rate.low, rate.high),
+            dropped=buffer.ledger()["dropped"],
+        )
+
+    def summary(self, loop: TrainingLoop, *, judging_seconds: float, status: str, error: str | None) -> Summary:
+        """The run as it ended."""
+        config, progress, buffer = self._config, loop.progress, loop.buffer
+        statuses = loop.pool.statuses
+        sampled = sum(status.tokens for status in statuses)
+        seconds = max(progress.learning_seconds, 1e-9)
+        return Summary(
+            status=status,
+            error=error,
+            name=config.name,
+            output=str(self._run.path),
+            updates=buffer.updates,
+            version=buffer.version,
+            wall_seconds=time.monotonic() - self._started,
+            sft_seconds=self.sft_seconds,
+            max_staleness_bound=config.replay.max_staleness,
+            staleness=Staleness.of(progress.staleness),
+            groups_per_second=progress.groups / seconds,
+            tokens_per_second=progress.tokens / seconds,
+            time_budget={
+                "generator": {
+                    "generating": sum(status.generating_seconds for status in statuses),
+                    "updating": sum(status.updating_seconds for status in statuses),
+                    "idle": sum(status.idle_seconds for status in statuses),
+                },
+                "learner": dict(progress.clock.seconds),
+                "judge": {"judging": judging_seconds},
+            },
+            dropped_tokens=max(0, sampled - progress.tokens - loop.evaluation_tokens),
+            ties=progress.ties,
+            skipped_updates=progress.skipped,
+            ledger=buffer.ledger(),
+            judge=config.judging.judge.kind,
+            opponent="the SFT policy" if self.sft_seconds else "the starting policy",
+            win_rate=progress.win_rate,
+            kl=progress.kl,
+            log_ratio_max=progress.log_ratio_max if 0 in progress.staleness else None,
+        )

@@ -1,0 +1,185 @@
+"""Whole runs on the real engines: Ray, vLLM and DeepSpeed, started as a user starts them, in a process of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from actors.world import tokenizer
+from learner.sft import TINY, build_policy
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(400)]
+
+ROOT = Path(__file__).parents[2]
+ENGINE_GAP = 1e-3
+"""Largest log-prob difference, in nats, between the engine and the learner on one token in float32."""
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded world's policy, tiny and untrained."""
+    import torch
+
+    torch.manual_seed(0)
+    directory = tmp_path_factory.mktemp("policy")
+    build_policy(TINY).save_pretrained(directory)
+    tokenizer().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def config(tmp_path: Path, model_dir: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "model": {"path": str(model_dir)},
+                "updates": 8,
+                "output": str(tmp_path / "run"),
+                "prompts": {"source": "world", "max_prompt_tokens": 4},
+                "sampling": {"completions_per_prompt": 4, "max_new_tokens": 4},
+                "generators": {"dtype": "float32", "max_model_len": 32, "kv_cache_mib": 64},
+                "replay": {"prompts_per_update": 8, "max_staleness": 1},
+                "learner": {"dtype": "float32", "zero_stage": 1, "optimizer": {"lr": 1e-3}},
+                "publication": {"canary_tokens": 16},
+                "checkpoints": {"every_updates": 4},
+                "evaluation": {"prompts": 16},
+                "cluster": {"address": "local", "num_cpus": 2, "object_store_mib": 128},
+            }
+        )
+    )
+    return path
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """No process and no shared memory of a run outlives it."""
+    before = _footprint()
+    yield
+    deadline = time.monotonic() + 20
+    while (left := _footprint() - before) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not left
+
+
+def _footprint() -> set[str]:
+    processes = set()
+    for process in psutil.process_iter(["name", "cmdline", "ppid", "status"]):
+        words = " ".join(process.info["cmdline"] or [process.info["name"] or ""])
+        if process.info["status"] != psutil.STATUS_ZOMBIE and any(
+            w in words for w in ("ray::", "raylet", "gcs_server")
+        ):
+            processes.add(f"{process.pid} {words[:120]}")
+    shared = {str(p) for p in Path("/dev/shm").iterdir() if p.name.startswith(("offbeat-", "plasma", "deepspeed"))}
+    return processes | shared
+
+
+def _start(config: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch", "train", str(config), *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
+    )
+
+
+def _run(config: Path, *arguments: str, code: int = 0) -> tuple[str, str]:
+    process = _start(config, *arguments)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
+    return out, err
+
+
+def _summary(config: Path) -> dict:
+    return json.loads((config.parent / "run" / "summary.json").read_text())
+
+
+def test_an_asynchronous_run_trains_publishes_and_leaves_a_model_that_loads(config: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    _run(config)
+    summary, run = _summary(config), config.parent / "run"
+    assert summary["status"] == "completed"
+    assert summary["updates"] == 8
+    assert summary["staleness"]["max"] <= summary["max_staleness_bound"] == 1
+    assert summary["ledger"]["trained"] == 64
+    assert summary["win_rate"]["n"] == 16
+    assert summary["kl"] is not None
+    assert sum(summary["staleness"]["histogram"].values()) == 64
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(metrics) == 8
+    assert any((run / "tensorboard").iterdir())
+    AutoTokenizer.from_pretrained(run / "final")
+    model = AutoModelForCausalLM.from_pretrained(run / "final")
+    start = AutoModelForCausalLM.from_pretrained(yaml.safe_load(config.read_text())["model"]["path"])
+    moved = [name for name, p in model.named_parameters() if not p.equal(dict(start.named_parameters())[name])]
+    assert len(moved) == len(list(model.named_parameters())), "every tensor was trained"
+
+
+def test_at_bound_zero_an_interrupted_and_resumed_run_is_on_policy_to_the_engines_gap(config: Path) -> None:
+    """At staleness 0 every token's behaviour log-prob must be the learner's own, before and after a resume."""
+    arguments = ("replay.max_staleness=0", "updates=40", "checkpoints.every_updates=0")
+    process = _start(config, *arguments)
+    metrics = config.parent / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.is_file() and len(metrics.read_text().splitlines()) >= 3:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, f"{out}\n{err}"
+    interrupted = _summary(config)
+    assert interrupted["status"] == "interrupted"
+    assert 3 <= interrupted["updates"] < 40
+
+    _run(config, *arguments, "--resume")
+    summary = _summary(config)
+    assert summary["status"] == "completed"
+    assert summary["updates"] == 40
+    assert summary["ledger"]["trained"] == 40 * 8
+    values = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [value["step"] for value in values] == list(range(1, 41))
+    assert {value["staleness_max"] for value in values} == {0}
+    assert 0 < max(value["log_ratio_max"] for value in values) < ENGINE_GAP
+
+
+def test_a_port_in_use_is_one_sentence_and_leaves_nothing(config: Path) -> None:
+    import ray.util
+
+    address = ray.util.get_node_ip_address()
+    with socket.socket() as taken:
+        taken.bind((address, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        _, err = _run(config, f"learner.port={port}", code=2)
+    assert f"learner.port {port} cannot be used" in err
+    assert "Traceback" not in err
+
+
+def test_weights_travel_through_the_object_store_to_two_generators(config: Path) -> None:
+    _run(
+        config,
+        "publication.transport=object_store",
+        "generators.count=2",
+        "cluster.num_cpus=3",
+        "updates=4",
+        "evaluation.prompts=0",
+        "checkpoints.every_updates=0",
+    )
+    summary = _summary(config)
+    assert summary["status"] == "completed"
+    assert summary["staleness"]["max"] <= 1
