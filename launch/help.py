@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from itertools import groupby
 
 from rich.console import Console
 from rich.padding import Padding
@@ -40,14 +39,11 @@ def _table(entries: list[Setting], key_width: int) -> Table:
     table.add_column("allowed", ratio=3)
     table.add_column("default", ratio=2)
     table.add_column("meaning", ratio=6)
-    for kind, group in groupby(entries, key=lambda entry: entry.only_for):
-        for entry in group:
-            meaning = f"kind {kind}: {entry.description}" if kind else entry.description
-            required = entry.default == "required"
-            table.add_row(
-                Text(entry.key, style="cyan"),
-                Text(entry.allowed),
-                Text(entry.default, style="bold red" if required else "green"),
-                Text(meaning),
-            )
+    for entry in entries:
+        table.add_row(
+            Text(entry.key, style="cyan"),
+            Text(entry.allowed),
+            Text(entry.default, style="bold red" if entry.default == "required" else "green"),
+            Text(f"kind {entry.only_for}: {entry.description}" if entry.only_for else entry.description),
+        )
     return table

@@ -267,21 +267,17 @@ def _unknown(key: str, variant: str, known: Sequence[Setting]) -> str:
 
 
 def _nearest(key: str, known: Sequence[Setting]) -> str | None:
-    """The known key that a mistyped or misplaced one probably means: the same name elsewhere, else a similar one."""
-    keys = list(dict.fromkeys([entry.key for entry in known] + [entry.section for entry in known if entry.section]))
+    """The known key that a mistyped or misplaced one probably means: by its last part, its own section preferred."""
     section, _, name = key.rpartition(".")
-    same_name = [candidate for candidate in keys if candidate.rpartition(".")[2] == name]
-    siblings = [candidate for candidate in keys if candidate.rpartition(".")[0] == section]
-    for candidates in (
-        same_name,
-        difflib.get_close_matches(key, siblings, n=1),
-        difflib.get_close_matches(key, keys, n=1),
-    ):
-        if candidates:
-            return candidates[0]
-    by_name = {candidate.rpartition(".")[2]: candidate for candidate in reversed(keys)}
-    close = difflib.get_close_matches(name, by_name, n=1, cutoff=0.75)
-    return by_name[close[0]] if close else None
+
+    def likeness(candidate: str) -> float:
+        its_section, _, its_name = candidate.rpartition(".")
+        ratio = difflib.SequenceMatcher(None, name, its_name).ratio()
+        return ratio + (0.15 if its_section == section else 0.0)
+
+    keys = list(dict.fromkeys([entry.key for entry in known] + [entry.section for entry in known if entry.section]))
+    best = max(keys, key=likeness)
+    return best if likeness(best) >= 0.7 else None
 
 
 def _show(value: Any) -> str:

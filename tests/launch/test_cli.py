@@ -1,0 +1,220 @@
+"""The command line through its real entry point: exit codes, errors on stderr, and a help that answers at once."""
+
+import asyncio
+import resource
+import subprocess
+import sys
+import types
+
+import pytest
+
+from actors.errors import RunError, UsageError
+from launch.cli import main
+from launch.config import RunConfig
+from launch.fields import settings
+from launch.loading import load_config
+
+HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "datasets", "pyarrow", "numpy", "tensorboard")
+
+
+@pytest.fixture
+def verb(monkeypatch):
+    """Replaces what `train` and `demo` call by `run`; records the calls."""
+
+    def install(run):
+        calls = []
+
+        def run_training(config, *, resume):
+            calls.append((config, resume))
+            return run(config)
+
+        def run_demo(config):
+            calls.append((config, None))
+            return run(config)
+
+        train, demo = types.ModuleType("launch.train"), types.ModuleType("launch.demo")
+        train.run_training, demo.run_demo = run_training, run_demo
+        monkeypatch.setitem(sys.modules, "launch.train", train)
+        monkeypatch.setitem(sys.modules, "launch.demo", demo)
+        return calls
+
+    return install
+
+
+def raising(error):
+    def run(_config):
+        raise error
+
+    return run
+
+
+def test_train_passes_the_configuration_and_resume_and_returns_the_run_s_code(verb, tmp_path):
+    calls = verb(lambda config: 0)
+    assert main(["train", "embedded", "updates=3", "--resume", "--output", f"{tmp_path}/it's"]) == 0
+    assert main(["train", "embedded", "updates=3"]) == 0
+    assert calls == [
+        (load_config("embedded", ["updates=3", f"output={tmp_path}/it's"]), True),
+        (load_config("embedded", ["updates=3"]), False),
+    ]
+
+
+def test_the_run_s_own_code_is_the_command_s(verb):
+    verb(lambda config: 130)
+    assert main(["train", "embedded"]) == 130
+
+
+def test_demo_is_the_embedded_preset_in_a_directory_of_its_own(verb, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    calls = verb(lambda config: 0)
+    assert main(["demo", "updates=3"]) == 0
+    assert calls == [(load_config("embedded", ["updates=3", "output=runs/demo-2"]), None)]
+
+
+def test_a_wrong_configuration_ends_with_2_before_anything_starts(verb, capsys):
+    calls = verb(lambda config: 0)
+    assert main(["train", "embedded", "updates=0", "replay.max_stalenes=1"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("offbeat: error: configuration embedded: 2 mistakes\n")
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "Missing argument 'CONFIG'"),
+        (["train", "embedded", "--resum"], "No such option: --resum"),
+        (["tran"], "No such command 'tran'"),
+        (["submit"], "Missing command"),
+        (["submit", "slurm", "embedded", "--nodes", "many"], "Invalid value for '--nodes'"),
+        (["submit", "ray", "embedded", "--env", "X"], "--env X: given 'X'; allowed: NAME=VALUE"),
+        (["submit", "ray", "embedded", "updates=0"], "updates: given 0; allowed: integer >= 1"),
+    ],
+)
+def test_a_wrong_command_ends_with_2(arguments, message, capsys):
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("offbeat: error: ")
+    assert message in err
+
+
+def test_an_error_in_the_request_found_by_the_run_ends_with_2_and_leaves_no_traceback(verb, tmp_path, capsys):
+    verb(raising(UsageError("prompts.source /p holds no rows; give another")))
+    assert main(["train", "embedded", "--output", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "offbeat: error: prompts.source /p holds no rows; give another\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_run_ends_with_1_one_message_and_its_traceback_in_the_run_s_directory(verb, tmp_path, capsys):
+    verb(raising(RunError("no generator is left; go on with --resume")))
+    assert main(["train", "embedded", "--output", str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert err == f"offbeat: error: no generator is left; go on with --resume\nfull traceback in {tmp_path}/error.txt\n"
+    assert "Traceback" in (tmp_path / "error.txt").read_text()
+
+
+def test_an_unexpected_error_is_one_line_with_its_type(verb, tmp_path, capsys):
+    verb(raising(KeyError("lost\nsecond line")))
+    assert main(["train", "embedded", "--output", str(tmp_path / "never-made")]) == 1
+    first, hint = capsys.readouterr().err.splitlines()
+    assert first.startswith("offbeat: error: KeyError: ")
+    assert "--debug" in hint
+
+
+def test_debug_shows_the_traceback(verb, capsys):
+    verb(raising(ZeroDivisionError("oops")))
+    assert main(["--debug", "train", "embedded", "--output", "/nonexistent/run"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in err
+    assert err.endswith("offbeat: error: ZeroDivisionError: oops\n")
+
+
+def test_an_error_that_came_from_a_remote_task_is_told_in_its_own_words(verb, capsys):
+    """Ray wraps it, with both tracebacks as the message and the error itself as `cause`."""
+    wrapped = RuntimeError("ray::Learner.update() (pid=7)\n  File ...\nRunError: out of memory")
+    wrapped.cause = RunError("out of memory; lower learner.micro_batch_tokens")
+    verb(raising(wrapped))
+    assert main(["train", "embedded", "--output", "/nonexistent/run"]) == 1
+    assert capsys.readouterr().err == "offbeat: error: out of memory; lower learner.micro_batch_tokens\n"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), asyncio.CancelledError()])
+def test_ctrl_c_ends_with_130(verb, error):
+    verb(raising(error))
+    assert main(["train", "embedded", "--output", "/nonexistent/run"]) == 130
+
+
+def test_config_prints_yaml_that_loads_to_the_same_configuration(tmp_path, capsys):
+    assert main(["config", "embedded", "updates=3"]) == 0
+    (tmp_path / "run.yaml").write_text(capsys.readouterr().out)
+    assert load_config(tmp_path / "run.yaml") == load_config("embedded", ["updates=3"])
+
+
+def test_submit_hands_over_the_preset_s_file_and_every_option(monkeypatch):
+    calls = []
+    submit = types.ModuleType("launch.submit")
+    submit.submit_ray = lambda *args, **kwargs: calls.append((*args, kwargs)) or 0
+    submit.submit_slurm = lambda *args, **kwargs: calls.append((*args, kwargs)) or 3
+    monkeypatch.setitem(sys.modules, "launch.submit", submit)
+    assert (
+        main(["submit", "ray", "embedded", "updates=3", "--address", "http://h:1", "--env", "A=b=c", "--dry-run"]) == 0
+    )
+    assert main(["submit", "slurm", "embedded", "--nodes", "2", "--time", "60", "--partition", "gpu"]) == 3
+    (ray_file, ray_overrides, ray), (slurm_file, _, slurm) = calls
+    assert ray_file == slurm_file
+    assert ray_file.name == "embedded.yaml"
+    assert ray_file.is_file()
+    assert ray_overrides == ["updates=3"]
+    assert (ray["address"], ray["dry_run"], ray["env_vars"]) == ("http://h:1", True, {"A": "b=c"})
+    assert (slurm["nodes"], slurm["time"], slurm["partition"], slurm["account"]) == (2, "60", "gpu", None)
+
+
+def test_submit_options_fit_what_launch_submit_takes(capsys):
+    """The real function, in its dry run: nothing is contacted."""
+    assert main(["submit", "slurm", "embedded", "--nodes", "2", "--dry-run"]) == 0
+    assert "#SBATCH --nodes=2" in capsys.readouterr().out
+
+
+def test_train_help_shows_every_setting_with_its_bounds(capsys):
+    assert main(["train", "--help"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert not {setting.key for setting in settings(RunConfig)} - {row[0] for row in rows}
+    (staleness,) = [row for row in rows if row[0] == "replay.max_staleness"]
+    assert staleness[1:6] == ["integer", ">=", "0", "1", "policy"]
+
+
+def test_help_answers_at_once_and_imports_nothing_heavy():
+    """Under half a second on an idle machine. Processor time is compared, which a busy machine inflates less."""
+    script = (
+        "import sys\nfrom launch.cli import main\ncode = main(['train', '--help'])\n"
+        f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)\nsys.exit(code)"
+    )
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert done.stderr == "[]\n"
+    assert min(seconds) < 1.0
+
+
+def test_python_m_launch_is_the_same_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", "train", "nope"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("offbeat: error: configuration nope: 1 mistake\n")
+
+
+def test_no_verb_shows_the_verbs(capsys):
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    for name in ("train", "demo", "config", "submit", "--version"):
+        assert name in out
+
+
+def test_version_is_printed(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("offbeat")

@@ -1,0 +1,213 @@
+"""Loading: every mistake at once, each with its key, what was given and what is allowed; and a round trip."""
+
+import pytest
+
+from actors.errors import UsageError
+from launch.loading import config_file, dump_config, load_config, preset_names
+
+WORLD = "model.path=world"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_file(text, name="run.yaml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write_file
+
+
+def mistakes(path, *overrides):
+    """The lines of the error, without heading and footer."""
+    with pytest.raises(UsageError) as caught:
+        load_config(path, overrides)
+    heading, *lines, footer = str(caught.value).splitlines()
+    assert heading.startswith("configuration ")
+    assert footer == "`offbeat train --help` lists every setting"
+    return [line.removeprefix("  ") for line in lines]
+
+
+def test_a_file_sets_what_it_names_and_leaves_the_rest(write):
+    config = load_config(write("model: {path: /m}\nreplay:\n  max_staleness: 3\n"))
+    assert (config.model.path, config.replay.max_staleness, config.replay.prompts_per_update) == ("/m", 3, 32)
+
+
+def test_overrides_win_over_the_file_and_the_last_one_wins(write):
+    path = write("model: {path: /m}\nupdates: 7\nreplay: {max_staleness: 3, order: ready}\n")
+    config = load_config(path, ["updates=8", "replay.max_staleness=4", "replay.max_staleness=5"])
+    assert (config.updates, config.replay.max_staleness, config.replay.order) == (8, 5, "ready")
+
+
+@pytest.mark.parametrize(
+    ("override", "read", "expected"),
+    [
+        ("learner.optimizer.lr=1e-6", lambda config: config.learner.optimizer.lr, 1e-6),  # YAML 1.1 calls it a text
+        ("sampling.stop_token_ids=[5, 7]", lambda config: config.sampling.stop_token_ids, (5, 7)),
+        ("learner.optimizer.betas=[0.8, 0.9]", lambda config: config.learner.optimizer.betas, (0.8, 0.9)),
+        ("judging.missing_eos_score=null", lambda config: config.judging.missing_eos_score, None),
+        ("prompts.shuffle=false", lambda config: config.prompts.shuffle, False),
+        ("name=2026", lambda config: config.name, "2026"),  # a text that looks like a number,
+        ("prompts.split=on", lambda config: config.prompts.split, "on"),  # a boolean,
+        ("name=2026-11-21", lambda config: config.name, "2026-11-21"),  # a date,
+        ("prompts.source=1:30", lambda config: config.prompts.source, "1:30"),  # base-60 digits
+        ("prompts.source=a=b", lambda config: config.prompts.source, "a=b"),
+        ("output=null", lambda config: config.output, None),
+        ("judging.judge={kind: function, path: 'a.b:c'}", lambda config: config.judging.judge.path, "a.b:c"),
+    ],
+)
+def test_values_of_overrides_are_yaml_and_text_stays_text(override, read, expected):
+    assert read(load_config(None, [WORLD, override])) == expected
+
+
+def test_a_section_with_all_its_lines_commented_out_stands_for_its_defaults(write):
+    config = load_config(write("model: {path: world}\nreplay:\n  # max_staleness: 2\nlearner:\n  loss:\n"))
+    assert config.replay.max_staleness == 1
+    assert config.learner.loss.kind == "dpo"
+
+
+def test_all_mistakes_of_file_and_overrides_are_reported_at_once(write):
+    path = write(
+        "updates: true\nname: 2026\nlerner: {}\nsampling: 5\n"
+        "replay: {max_staleness: -1, max_stalenes: 2}\n"
+        "learner: {dtype: float16, optimizer: {betas: [0.9, x], lr: .inf}}\n"
+        "judging: {judge: {kind: godl}}\n"
+    )
+    path_help = "Hugging Face directory or hub name; `world` trains the embedded world's small policy first"
+    assert sorted(mistakes(path, "foo", "lr=3", "updates.x=4", "learner.zero_stage=5")) == sorted(
+        [
+            "foo: not an override; write KEY=VALUE, for example replay.max_staleness=2",
+            "lr: no such setting; nearest: learner.optimizer.lr",
+            "updates.x: `updates` is true and has no settings below it",
+            "learner.zero_stage: given 5; allowed: 0 | 1 | 2 | 3",
+            "updates: given true; allowed: integer >= 1",
+            "name: given 2026; allowed: text matching ^[A-Za-z0-9._-]+$; put it in quotes",
+            "lerner: no such setting; nearest: learner",
+            "sampling: given 5; allowed: a section of `key: value` lines",
+            "replay.max_staleness: given -1; allowed: integer >= 0",
+            "replay.max_stalenes: no such setting; nearest: replay.max_staleness",
+            "learner.dtype: given 'float16'; allowed: float32 | bfloat16; nearest: bfloat16",
+            "learner.optimizer.betas: given [0.9, x]; allowed: list of 2 numbers",
+            "learner.optimizer.lr: given inf; allowed: number > 0, finite",
+            "judging.judge.kind: given 'godl'; allowed: gold | reward_model | verifier | function; nearest: gold",
+            f"model.path: missing; pass model.path=VALUE ({path_help})",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("replay.max_stalness=1", "replay.max_stalness: no such setting; nearest: replay.max_staleness"),
+        ("max_staleness=1", "max_staleness: no such setting; nearest: replay.max_staleness"),
+        ("learner.optimiser.lr=1", "learner.optimiser: no such setting; nearest: learner.optimizer"),
+        ("beta=1", "beta: no such setting; nearest: learner.loss.beta"),
+        ("learner.max_new_token=1", "learner.max_new_token: no such setting; nearest: sampling.max_new_tokens"),
+        ("xyzzy=1", "xyzzy: no such setting"),
+        ("replay.max_staleness=", "replay.max_staleness: missing; pass replay.max_staleness=VALUE (policy versions; "),
+        ("replay.order=[", "replay.order: given [, which is not valid YAML; quote it, as in replay.order='\"text\"'"),
+        ("=3", "=3: not an override; write KEY=VALUE"),
+        ("replay..order=ready", "replay..order=ready: not an override; write KEY=VALUE"),
+        ("learner.optimizer.lr=fast", "learner.optimizer.lr: given 'fast'; allowed: number > 0"),
+        ("updates=1.5", "updates: given 1.5; allowed: integer >= 1"),
+        ("generators.canary_tolerance=0", "generators.canary_tolerance: given 0; allowed: number > 0 or null"),
+        ("replay.max_reuse=2", "replay: max_reuse 2 cannot be met with order 'lease'"),
+        ("sampling.max_new_tokens=600", "prompts.max_prompt_tokens 512 + sampling.max_new_tokens 600 = 1112 exceed"),
+    ],
+)
+def test_a_wrong_override_is_one_line(override, line):
+    (found,) = mistakes(None, WORLD, override)
+    assert found.startswith(line)
+
+
+def test_a_judge_without_its_kind_or_what_its_kind_needs_says_what_to_pass():
+    assert mistakes(None, WORLD, "judging.judge.path=/rm") == [
+        "judging.judge.kind: missing; pass judging.judge.kind=VALUE (which judge)"
+    ]
+    assert mistakes(None, WORLD, "judging.judge.kind=reward_model") == [
+        "judging.judge.path: missing; pass judging.judge.path=VALUE (directory or hub name of the model)"
+    ]
+
+
+def test_a_setting_of_another_judge_says_whose_it_is():
+    (line,) = mistakes(None, WORLD, "judging.judge.kind=verifier", "judging.judge.path=/rm")
+    assert line == (
+        "judging.judge.path: not a setting of judging.judge of kind verifier (it belongs to reward_model and "
+        "function); remove it, or replace the whole section with 'judging.judge={kind: verifier}'"
+    )
+
+
+def test_the_advice_to_replace_a_section_works():
+    config = load_config(None, [WORLD, "judging.judge.path=/rm", "judging.judge={kind: verifier}"])
+    assert config.judging.judge.kind == "verifier"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a: 1\n b: 2\n", "line 2, column 3: not valid YAML: mapping values are not allowed here"),
+        ("updates: 1\nupdates: 2\n", "line 2, column 1: not valid YAML: `updates` is written twice in one section"),
+        ("updates: [1\n", "line 2, column 1: not valid YAML: "),
+        (
+            "updates: !!python/object:os.system {}\n",
+            "line 1, column 10: not valid YAML: could not determine a constructor",
+        ),
+        ("{{a: 1}: 2}", "line 1, column 2: not valid YAML: found unhashable key"),
+        ("[a, b]", "holds [a, b]; allowed: sections of `key: value` lines"),
+        ("a: \x07", "not valid YAML: unacceptable character"),
+    ],
+)
+def test_a_broken_file_says_where(write, text, line):
+    (found,) = mistakes(write(text))
+    assert found.startswith(line)
+
+
+def test_a_broken_file_hides_no_mistake_in_the_overrides_and_invents_none(write):
+    assert len(mistakes(write("[a, b]"), "nonsense", "updates=5")) == 2
+
+
+def test_keys_that_are_no_names_are_refused(write):
+    assert mistakes(write("1: 2\nmodel: {path: world}\n")) == ["1: given as a key; allowed: names of settings"]
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        (
+            "embeded",
+            "no such file, and no such preset (presets: cluster-2node, embedded, node-8gpu); nearest preset: embedded",
+        ),
+        ("missing.yaml", "no such file, and no such preset (presets: cluster-2node, embedded, node-8gpu)"),
+        ("updates=5", "`updates=5` looks like an override; the configuration file or preset comes first"),
+    ],
+)
+def test_a_missing_file_names_the_presets(path, line):
+    assert mistakes(path) == [line]
+
+
+def test_unreadable_files_say_why(tmp_path):
+    assert mistakes(tmp_path) == ["cannot be read: Is a directory"]
+    (tmp_path / "image.yaml").write_bytes(b"a: \xff\xfe")
+    assert mistakes(tmp_path / "image.yaml") == ["not a text file: byte 3 is not UTF-8"]
+
+
+def test_what_is_dumped_loads_to_the_same_configuration(write):
+    overrides = [
+        "model.path=/m",
+        "name=2026",
+        "prompts.split=on",
+        "updates=17",
+        "learner.optimizer.lr=3e-7",
+        "sampling.stop_token_ids=[5, 7]",
+        "judging.judge={kind: verifier}",
+        "judging.missing_eos_score=null",
+        "replay.order=ready",
+    ]
+    config = load_config(None, overrides)
+    assert load_config(write(dump_config(config))) == config
+
+
+def test_a_preset_s_name_stands_for_its_file():
+    assert preset_names() == ["cluster-2node", "embedded", "node-8gpu"]
+    assert load_config("embedded") == load_config(config_file("embedded"))
+    assert config_file("other.yaml").name == "other.yaml"

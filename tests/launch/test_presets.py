@@ -1,0 +1,47 @@
+"""Presets: whole, within the hardware that their names promise, and clear about what only the user can know."""
+
+import pytest
+
+from actors.errors import UsageError
+from launch.loading import load_config, preset_names
+
+USER_KNOWS = ["model.path=/m", "prompts.source=/p.jsonl", "judging.judge.path=/rm"]
+
+
+def gpus(config):
+    return (
+        config.generators.count * config.generators.tensor_parallel_size
+        + config.learner.ranks * config.learner.gpus_per_rank
+        + getattr(config.judging.judge, "gpus", 0.0)
+    )
+
+
+def test_the_embedded_preset_needs_nothing_and_no_gpu():
+    config = load_config("embedded")
+    assert config.model.path == "world"
+    assert config.learner.gpus_per_rank == 0
+    assert config.generators.dtype == config.learner.dtype == "float32"
+    assert config.cluster.address == "local"
+
+
+@pytest.mark.parametrize(("preset", "total"), [("node-8gpu", 8), ("cluster-2node", 16)])
+def test_a_gpu_preset_uses_the_gpus_that_it_promises(preset, total):
+    config = load_config(preset, USER_KNOWS)
+    assert gpus(config) == total
+    assert config.publication.transport == "nccl"
+    assert config.replay.prompts_per_update % config.learner.ranks == 0
+
+
+@pytest.mark.parametrize("preset", ["node-8gpu", "cluster-2node"])
+def test_a_gpu_preset_asks_for_all_that_only_the_user_knows_at_once(preset):
+    with pytest.raises(UsageError) as caught:
+        load_config(preset)
+    for override in USER_KNOWS:
+        key = override.partition("=")[0]
+        assert f"{key}: missing; pass {key}=VALUE" in str(caught.value)
+    assert ": 3 mistakes" in str(caught.value)
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_a_run_of_a_preset_is_named_after_it_or_demo(preset):
+    assert load_config(preset, USER_KNOWS if preset != "embedded" else []).name in (preset, "demo")
