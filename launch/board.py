@@ -89,10 +89,6 @@ class Board:
         self.close()
 
     def close(self) -> None:
-        """Ends the live display; what is printed after it stays below."""
-        self.close()
-
-    def close(self) -> None:
         """Leaves the last board standing and gives the terminal back; what is printed next comes below it."""
         if self._live is not None:
             self._live.stop()

@@ -255,8 +255,9 @@ def _run(config: RunConfig, run: Callable[[], int]) -> int:
         error.add_note(f"full traceback in {path}")
         raise
     except BaseException as error:
-        if type(error).__name__ == "CancelledError":  # asyncio's: the second Ctrl-C of a run that is ending
-            raise KeyboardInterrupt from None
+        # asyncio's CancelledError: the second Ctrl-C of a run that is ending.
+        if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "CancelledError":
+            raise typer.Abort from None
         raise
 
 

@@ -140,9 +140,10 @@ def test_an_error_that_came_from_a_remote_task_is_told_in_its_own_words(verb, ca
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), asyncio.CancelledError()])
-def test_ctrl_c_ends_with_130(verb, error):
+def test_ctrl_c_ends_with_130(verb, error, capsys):
     verb(raising(error))
     assert main(["train", "embedded", "--output", "/nonexistent/run"]) == 130
+    assert capsys.readouterr().err == "offbeat: interrupted\n"
 
 
 def test_config_prints_yaml_that_loads_to_the_same_configuration(tmp_path, capsys):
