@@ -2,12 +2,16 @@ import threading
 import time
 
 import pytest
+import torch
 
 from actors.config import GeneratorConfig, SamplingConfig
 from actors.errors import RunError, UsageError, WeightMismatchError
 from actors.generator import Generator
 from actors.records import Canary, Failure, Group, Lease, Manifest, Prompt
-from tests.fakes import FakeEngine
+from actors.weights import canary_tokens
+from learner.config import PublicationConfig
+from learner.publisher import Publisher
+from tests.fakes import FakeEngine, tiny_llama
 
 
 def lease(index: int, *, min_version: int = 0, prompt: tuple[int, ...] = (1, 2)) -> Lease:
@@ -173,3 +177,45 @@ def test_a_closed_generator_says_so(generator):
     generator.close()
     with pytest.raises(RunError, match="g0 is closed"):
         generator.collect(0.0)
+
+
+@pytest.mark.vllm
+def test_a_real_engine_takes_weights_while_it_generates(tmp_path):
+    a, b = tiny_llama(tmp_path / "a", seed=1), tiny_llama(tmp_path / "b", seed=2)
+    canary = canary_tokens(96, 16)
+    publisher = Publisher(PublicationConfig(), tmp_path / "shm")
+    generator = Generator(
+        "g0",
+        model_dir=tmp_path / "a",
+        generators=GeneratorConfig(dtype="float32", max_model_len=512, max_running_prompts=4, kv_cache_mib=32),
+        sampling=SamplingConfig(completions_per_prompt=2, max_new_tokens=300),
+    )
+    try:
+        generator.submit([lease(i, prompt=(2, 3 + i)) for i in range(8)] + [lease(8, min_version=1, prompt=(4,))])
+        while not generator.status().running:
+            time.sleep(0.001)
+        manifest = publisher.publish(1, dict(b.named_parameters()), Canary(canary, log_probs(b, canary)))
+        assert generator.take_weights(manifest) == 1
+        groups = {group.lease.index: group for group in collect(generator, 9)}
+        assert sorted(groups) == list(range(9))
+        assert groups[8].oldest_version == 1
+        for group in groups.values():
+            for completion in group.completions:
+                tokens = group.lease.prompt.token_ids + completion.token_ids
+                start = len(group.lease.prompt.token_ids) - 1
+                by_version = {v: log_probs(model, tokens)[start:] for v, model in ((0, a), (1, b))}
+                expected = [by_version[version][i] for i, version in enumerate(completion.versions)]
+                assert completion.logprobs == pytest.approx(expected, abs=1e-4)
+        assert {version for group in groups.values() for c in group.completions for version in c.versions} == {0, 1}
+        with pytest.raises(WeightMismatchError, match=r"'lm_head\.weight' is missing"):
+            generator.check_weights(publisher.publish(2, {"model.norm.weight": b.model.norm.weight}, manifest.canary))
+    finally:
+        generator.close()
+        publisher.close()
+
+
+def log_probs(model, token_ids) -> tuple[float, ...]:
+    with torch.no_grad():
+        logits = model(torch.tensor([token_ids])).logits[0].double()
+    chosen = torch.tensor(token_ids[1:])[:, None]
+    return tuple(torch.log_softmax(logits, -1)[:-1].gather(1, chosen)[:, 0].tolist())
