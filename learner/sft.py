@@ -67,7 +67,7 @@ def train_sft(
     seed: int,
     threads: int = 1,
     batch: int = 256,
-    lr: float = 1e-3,
+    lr: float = 2e-3,
     size: PolicySize = PolicySize(),
 ) -> SftReport:
     """Train the policy on `updates` batches of the corpus and write it to `directory`, unless it is there already.
