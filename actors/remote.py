@@ -25,6 +25,22 @@ class RemoteGenerator(Generator):
         return self.take_weights(manifest, list(chunks) or None)
 
 
+class GeneratorHandle:
+    """A generator actor's blocking face for the learner's process, which sends it weights over `nccl` or `ipc`."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def check_weights(self, manifest: Manifest) -> None:
+        ray.get(self._actor.check_weights.remote(manifest))
+
+    def connect_weights(self, init_info: dict[str, Any]) -> None:
+        ray.get(self._actor.connect_weights.remote(init_info))
+
+    def take_weights(self, manifest: Manifest, chunks: Any = None) -> int:
+        return ray.get(self._actor.take_weights.remote(manifest, chunks))
+
+
 def start_generator(
     name: str,
     *,

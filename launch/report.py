@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from typing import Literal
 
 from launch.board import RunSnapshot
 from launch.config import RunConfig
 from launch.loop import TrainingLoop
 from launch.rundir import RunDirectory
 from launch.summary import Staleness, Summary
+
+Status = Literal["completed", "interrupted", "failed"]
 
 RATE_SECONDS = 20.0
 """The board's rates are over this much of the past."""
@@ -57,12 +60,12 @@ class Reporter:
             accuracy=stats and stats.accuracy,
             kl=progress.kl if stats is None else stats.kl_chosen,
             log_ratio_max=stats and stats.log_ratio_max,
-            win_rate=rate and rate.value,
-            win_rate_interval=rate and (rate.low, rate.high),
+            win_rate=None if rate is None else rate.value,
+            win_rate_interval=None if rate is None else (rate.low, rate.high),
             dropped=buffer.ledger()["dropped"],
         )
 
-    def summary(self, loop: TrainingLoop, *, judging_seconds: float, status: str, error: str | None) -> Summary:
+    def summary(self, loop: TrainingLoop, *, judging_seconds: float, status: Status, error: str | None) -> Summary:
         """The run as it ended."""
         config, progress, buffer = self._config, loop.progress, loop.buffer
         statuses = loop.pool.statuses

@@ -27,7 +27,7 @@ from launch.board import Board
 from launch.config import RunConfig
 from launch.loop import EvaluationSet, Progress, TrainingLoop, stage_name
 from launch.metrics import MetricsWriter
-from launch.report import Reporter
+from launch.report import Reporter, Status
 from launch.rundir import RunDirectory, SharedMemory
 from learner import checkpoints
 
@@ -206,7 +206,7 @@ class _Session:
         numbers = {key: float(value) for key, value in asdict(progress.stats).items() if isinstance(value, int | float)}
         self.metrics.write(self.buffer.updates, {**numbers, **values})
 
-    def _write_summary(self, loop: TrainingLoop, *, status: str, error: str | None = None) -> None:
+    def _write_summary(self, loop: TrainingLoop, *, status: Status, error: str | None = None) -> None:
         summary = self.reporter.summary(loop, judging_seconds=self.judging_seconds, status=status, error=error)
         summary.write(self.run_dir.summary)
         if error is None:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Awaitable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from launch.ports import GeneratorDead, GeneratorUnavailable, Publication
 
 PLACEMENT_SECONDS = 120.0
 JUDGE_ATTEMPTS = 3
+PUBLISHING = "publishing"
+"""Concurrency group of the learner's actors."""
+SENT_BY_LEARNER = ("nccl", "ipc")
 
 
 async def _answer(reference: Awaitable[Any]) -> Any:
@@ -38,12 +42,23 @@ async def _answer(reference: Awaitable[Any]) -> Any:
         raise
 
 
+@dataclass(frozen=True)
+class Delivery:
+    """A publication that learner rank 0 sends to each generator itself (`nccl`, `ipc`). Not run on a GPU so far."""
+
+    sender: Any
+    """Rank 0's actor."""
+    workers: int
+    """Tensor parallel size of a generator."""
+
+
 class RayGenerator:
     """A generator actor as the pool sees it."""
 
     def __init__(self, name: str, actor: Any) -> None:
         self.name = name
         self._actor = actor
+        self._incarnation = 0
 
     async def ready(self) -> None:
         # A restarting actor answers "unavailable" until it is back: that is what is being waited for.
@@ -52,6 +67,7 @@ class RayGenerator:
                 await self._call("status")
                 return
             except GeneratorUnavailable:
+                self._incarnation += 1
                 await asyncio.sleep(0.5)
 
     async def submit(self, leases: Sequence[Lease]) -> None:
@@ -61,6 +77,12 @@ class RayGenerator:
         return await self._call("collect", timeout_seconds)
 
     async def take_weights(self, manifest: Manifest, chunks: Any) -> int:
+        if isinstance(chunks, Delivery):
+            from actors.remote import GeneratorHandle
+
+            deliver = chunks.sender.deliver.options(concurrency_group=PUBLISHING)
+            arguments = (self.name, self._incarnation, GeneratorHandle(self._actor), manifest.version, chunks.workers)
+            return await _answer(deliver.remote(*arguments))
         # Chunks are object references: passed as arguments of their own, Ray delivers what they hold.
         return await self._call("take_published", manifest, *(chunks or ()))
 
@@ -99,16 +121,19 @@ class RayJudge:
 class RayLearner:
     """All learner ranks as one: every call enters every rank, as collectives require; rank 0 answers."""
 
-    def __init__(self, ranks: Sequence[Any], transport: str) -> None:
+    def __init__(self, ranks: Sequence[Any], transport: str, generator_workers: int = 1) -> None:
         self._ranks = ranks
         self._transport = transport
+        self._generator_workers = generator_workers
 
     async def update(self, pairs: Sequence[Pair]) -> Any:
         return await self._all("update", ray.put(list(pairs)))
 
     async def export(self, version: int) -> Publication:
         manifest = await self._all("export", version)
-        chunks = None
+        chunks: Any = None
+        if self._transport in SENT_BY_LEARNER:
+            chunks = Delivery(self._ranks[0], self._generator_workers)
         if self._transport == "object_store":
             count = await self._first("chunk_count")
             # Return values outlive the learner; what an actor puts itself dies with it.
@@ -207,8 +232,9 @@ def check_resources(config: RunConfig) -> None:
     for resource, amount in needed.items():
         if amount > have.get(resource, 0.0):
             raise UsageError(
-                f"the run needs {amount:g} {resource}s ({config.generators.count} generators and {config.learner.ranks} "
-                f"learner ranks) and Ray has {have.get(resource, 0.0):g}; lower generators.count, learner.ranks or their "
+                f"the run needs {amount:g} {resource}s ({config.generators.count} generators and "
+                f"{config.learner.ranks} learner ranks) and Ray has {have.get(resource, 0.0):g}; lower "
+                "generators.count, learner.ranks or their "
                 "shares, or give Ray more (cluster.num_cpus oversubscribes CPUs)"
             )
     if (
@@ -216,8 +242,8 @@ def check_resources(config: RunConfig) -> None:
         and len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) > 1
     ):
         raise UsageError(
-            "publication.transport shm reaches one host only and this Ray cluster has several; set it to nccl (GPUs) or "
-            "object_store"
+            "publication.transport shm reaches one host only and this Ray cluster has several; set it to nccl (GPUs) "
+            "or object_store"
         )
 
 
@@ -282,9 +308,14 @@ def start_learner(config: RunConfig, model_dir: str, shared_memory: Path, failed
     master_addr, master_port = ray.get(
         ray.remote(_meeting_point).options(num_cpus=0, scheduling_strategy=first).remote(learner.port)
     )
+    # Weights are sent beside the next update, not after it.
+    groups: dict[str, Any] = (
+        {"concurrency_groups": {PUBLISHING: 1}} if config.publication.transport in SENT_BY_LEARNER else {}
+    )
     actor = ray.remote(LearnerWorker)
     ranks = [
         actor.options(
+            **groups,
             num_cpus=learner.cpus_per_rank,
             num_gpus=learner.gpus_per_rank,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
@@ -305,7 +336,7 @@ def start_learner(config: RunConfig, model_dir: str, shared_memory: Path, failed
         )
         for rank in range(learner.ranks)
     ]
-    return RayLearner(ranks, config.publication.transport)
+    return RayLearner(ranks, config.publication.transport, config.generators.tensor_parallel_size)
 
 
 def run_on_all_cores(function: Any, *arguments: Any, **keywords: Any) -> Any:

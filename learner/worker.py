@@ -50,6 +50,9 @@ class LearnerWorker:
         # More threads than cores spin against each other, and one number of threads keeps results reproducible.
         torch.set_num_threads(max(1, int(learner.cpus_per_rank)))
         self.rank = rank
+        self._transport = publication.transport
+        self._sendable: dict[int, tuple[Manifest, dict[str, Any]]] = {}
+        self._senders: dict[str, tuple[int, Any]] = {}
         self._canary_length = publication.canary_tokens
         self._publisher = Publisher(publication, publish_dir) if rank == 0 else None
         self._engine = TrainEngine(
@@ -67,7 +70,30 @@ class LearnerWorker:
         """Publishes the current weights as `version`; the manifest on rank 0, None elsewhere. Collective."""
         canary = self._canary()
         state = self._engine.full_state()
-        return None if self._publisher is None else self._publisher.publish(version, state, canary)
+        if self._publisher is None:
+            return None
+        manifest = self._publisher.publish(version, state, canary)
+        if self._transport in ("nccl", "ipc"):
+            self._sendable[version] = (manifest, state)
+        return manifest
+
+    def deliver(self, name: str, incarnation: int, generator: Any, version: int, workers: int) -> int:
+        """Sends the publication of `version` to one generator over `nccl` or `ipc`; returns when it works with it.
+
+        `incarnation` counts the generator's restarts: each has a transfer group of its own. `generator` and `workers`
+        are those of `WeightSender`. Rank 0 only. Not run on a GPU so far.
+        """
+        from learner.weight_transfer import WeightSender
+
+        manifest, state = self._sendable[version]
+        known = self._senders.get(name)
+        if known is None or known[0] != incarnation:
+            if known is not None:
+                known[1].close()
+            sender = WeightSender(self._transport, generator, workers=workers, address=os.environ["MASTER_ADDR"])
+            self._senders[name] = known = (incarnation, sender)
+        known[1].send(manifest, state)
+        return version
 
     def chunk_count(self) -> int:
         """Chunks of the newest publication. Rank 0 only."""
@@ -80,6 +106,7 @@ class LearnerWorker:
     def retire(self, version: int) -> None:
         """Frees the publication of `version`. Rank 0 only."""
         self._publishing().retire(version)
+        self._sendable.pop(version, None)
 
     def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[list[float], list[float]]]:
         """Log-probs (nats) of each (prompt, response)'s response tokens under policy and reference. Collective."""
@@ -99,6 +126,8 @@ class LearnerWorker:
 
     def close(self) -> None:
         """Removes what was published and leaves the other ranks. Collective."""
+        for _, sender in self._senders.values():
+            sender.close()
         if self._publisher is not None:
             self._publisher.close()
         self._engine.close()
