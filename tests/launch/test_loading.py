@@ -138,8 +138,8 @@ def test_a_setting_of_another_judge_says_whose_it_is():
 
 
 def test_the_advice_to_replace_a_section_works():
-    config = load_config(None, [WORLD, "judging.judge.path=/rm", "judging.judge={kind: verifier}"])
-    assert config.judging.judge.kind == "verifier"
+    config = load_config(None, [WORLD, "judging.judge.path=/rm", "judging.judge={kind: gold}"])
+    assert config.judging.judge.kind == "gold"
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_what_is_dumped_loads_to_the_same_configuration(write):
         "updates=17",
         "learner.optimizer.lr=3e-7",
         "sampling.stop_token_ids=[5, 7]",
-        "judging.judge={kind: verifier}",
+        "judging.judge={kind: function, path: 'a.b:c'}",
         "judging.missing_eos_score=null",
         "replay.order=ready",
     ]
