@@ -11,8 +11,8 @@ import json
 import os
 import struct
 from collections.abc import Mapping
+from io import RawIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -98,7 +98,7 @@ class Publisher:
         self._check_room(tensors)
         partial = path.with_suffix(".partial")
         try:
-            with partial.open("wb") as file:
+            with partial.open("wb", buffering=0) as file:  # a buffer copies every byte once more
                 write_safetensors(file, tensors)
             os.replace(partial, path)
         except OSError as error:
@@ -121,7 +121,7 @@ class Publisher:
             )
 
 
-def write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor]) -> None:
+def write_safetensors(file: RawIOBase, tensors: Mapping[str, Tensor]) -> None:
     """Writes `tensors` in the safetensors format: header length, JSON header, then the bytes of each tensor.
 
     Streams tensor by tensor; the library's writer assembles everything in memory first and takes several times longer.
@@ -137,9 +137,15 @@ def write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor]) -> None:
         offset += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the format asks for data that starts at a multiple of eight bytes
-    file.write(struct.pack("<Q", len(text)) + text)
+    _write_all(file, memoryview(struct.pack("<Q", len(text)) + text))
     for tensor in tensors.values():
-        file.write(_bytes(tensor).numpy().data)
+        _write_all(file, memoryview(_bytes(tensor).numpy()))
+
+
+def _write_all(file: RawIOBase, data: memoryview) -> None:
+    # An unbuffered write takes at most 2 GiB at a time.
+    while data:
+        data = data[file.write(data) :]
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -1,3 +1,4 @@
+import io
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from actors import weights
 from actors.errors import RunError
 from actors.records import Canary
 from learner.config import PublicationConfig
-from learner.publisher import MIB, Publisher
+from learner.publisher import MIB, Publisher, write_safetensors
 
 CANARY = Canary((1, 2), (-0.5,))
 
@@ -37,6 +38,19 @@ def test_a_shm_publication_is_a_safetensors_file_that_equals_its_manifest(tmp_pa
     assert {name: t.tolist() for name, t in by_the_library.items()} == {n: t.tolist() for n, t in tensors.items()}
     weights.check_against(manifest, weights.read_shm(manifest))
     assert (manifest.version, manifest.transport, manifest.canary) == (4, "shm", CANARY)
+
+
+def test_a_write_that_takes_less_than_it_was_given_goes_on(tmp_path):
+    """Linux writes at most 2 GiB at a time; here it is three bytes."""
+
+    class ShortWrites(io.FileIO):
+        def write(self, data):
+            return super().write(bytes(data[:3]))
+
+    with ShortWrites(tmp_path / "w.safetensors", "w") as file:
+        write_safetensors(file, some_tensors())
+    written = load_file(tmp_path / "w.safetensors")
+    assert {name: t.tolist() for name, t in written.items()} == {n: t.tolist() for n, t in some_tensors().items()}
 
 
 def test_later_training_does_not_change_a_publication(tmp_path):
