@@ -39,6 +39,8 @@ $(STAMP): requirements-cpu.lock pyproject.toml
 	    echo "torch does not import: most likely the package index served a CUDA build, which the lock does not support." >&2; \
 	    echo "Run again with the extra index that PyTorch's site names for CPU builds:" >&2; \
 	    echo "    rm -rf $(VENV) && make $(MAKECMDGOALS) PIP_ARGS='--extra-index-url URL'" >&2; exit 1; }
+	@$(BIN)/python -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || { \
+	    echo "vLLM's CPU kernels need libnuma: install it (libnuma1 on Debian and Ubuntu), then run make again." >&2; exit 1; }
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## the whole system on the embedded world: train, evaluate, report

@@ -30,13 +30,13 @@ SLURM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,-]*")
 # What every way has in common.
 
 
-def train_command(config: str, overrides: Sequence[str]) -> list[str]:
+def train_command(config: str, overrides: Sequence[str], resume: bool = False) -> list[str]:
     """The command that trains, as words. Raises UsageError for an override that is not KEY=VALUE."""
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", key):
             raise UsageError(f"override {override!r} is not KEY=VALUE; write for example learner.learning_rate=1e-6")
-    return ["python", "-m", "launch", "train", config, *overrides]
+    return ["python", "-m", "launch", "train", config, *overrides, *(["--resume"] if resume else [])]
 
 
 def existing_config(config_path: str | Path) -> Path:
@@ -55,6 +55,7 @@ def plan_ray_job(
     overrides: Sequence[str],
     working_dir: str | Path,
     env_vars: Mapping[str, str] | None = None,
+    resume: bool = False,
 ) -> RayJob:
     """The job for one run. Raises UsageError where the upload would not hold the configuration file."""
     config, root = existing_config(config_path), Path(working_dir).resolve()
@@ -68,7 +69,7 @@ def plan_ray_job(
     relative = config.relative_to(root)
     if relative.parts[0] in EXCLUDED_FOLDERS:
         raise UsageError(f"{relative} lies in {relative.parts[0]}/, which is not uploaded; copy the file out of it")
-    return RayJob(shlex.join(train_command(relative.as_posix(), overrides)), root, dict(env_vars or {}))
+    return RayJob(shlex.join(train_command(relative.as_posix(), overrides, resume)), root, dict(env_vars or {}))
 
 
 def submit_ray(
@@ -79,12 +80,13 @@ def submit_ray(
     working_dir: str | Path,
     dry_run: bool,
     env_vars: Mapping[str, str] | None = None,
+    resume: bool = False,
 ) -> int:
     """Runs one training as a Ray job, its log followed live. Returns the exit code to end with.
 
     Raises UsageError for a wrong request before anything is contacted, RunError where the cluster does not answer.
     """
-    job = plan_ray_job(config_path, overrides, working_dir, env_vars)
+    job = plan_ray_job(config_path, overrides, working_dir, env_vars, resume)
     server = job_server(address, os.environ)
     if dry_run:
         print(ray_command_line(job, server))
@@ -180,13 +182,14 @@ def submit_slurm(
     partition: str | None,
     account: str | None,
     dry_run: bool,
+    resume: bool = False,
 ) -> int:
     """Runs one training as a Slurm job on a Ray of its own. Returns the job's exit code.
 
     The current directory, the configuration file and this Python must be on storage that the nodes share.
     Raises UsageError for a wrong request and RunError where Slurm is not there.
     """
-    command = train_command(str(existing_config(config_path)), overrides)
+    command = train_command(str(existing_config(config_path)), overrides, resume)
     job = SlurmJob(tuple(command), Path.cwd(), sys.executable, nodes, gpus_per_node, time, partition, account)
     script = render_sbatch(job)
     if dry_run:
@@ -222,22 +225,22 @@ def wait_for_nodes(address: str, nodes: int, seconds: float) -> None:
 # Docker compose: one container on this machine.
 
 
-def compose_command(config: Path, overrides: Sequence[str]) -> list[str]:
+def compose_command(config: Path, overrides: Sequence[str], resume: bool = False) -> list[str]:
     """The `docker compose run` command that trains in a container, the configuration file mounted read-only."""
     if ":" in str(config):
         raise UsageError(f"{config} has a colon, which docker reads as a separator of volumes; rename or move the file")
     inside = f"/configs/{config.name}"
-    verb = train_command(inside, overrides)[3:]  # the image's entry point is `python -m launch`
+    verb = train_command(inside, overrides, resume)[3:]  # the image's entry point is `python -m launch`
     compose = ["docker", "compose", "-f", str(COMPOSE_FILE), "run", "--rm", "--volume", f"{config}:{inside}:ro"]
     return [*compose, "offbeat", *verb]
 
 
-def submit_compose(config_path: str | Path, overrides: Sequence[str], *, dry_run: bool) -> int:
+def submit_compose(config_path: str | Path, overrides: Sequence[str], *, dry_run: bool, resume: bool = False) -> int:
     """Runs one training in the CUDA image with this machine's GPUs. Returns the container's exit code.
 
     Raises UsageError for a wrong request and RunError where docker is not there.
     """
-    command = compose_command(existing_config(config_path), overrides)
+    command = compose_command(existing_config(config_path), overrides, resume)
     if dry_run:
         print(shlex.join(command))
         return 0

@@ -88,6 +88,15 @@ def test_an_override_that_is_not_key_value_is_refused(tree, override):
         submit_compose(tree / "configs" / "two words.yaml", [override], dry_run=True)
 
 
+def test_every_way_can_resume_a_run(tree, capsys):
+    config = tree / "configs" / "two words.yaml"
+    submit_ray(config, ["updates=5"], address="http://h:1", working_dir=tree, dry_run=True, resume=True)
+    request: dict[str, Any] = {"nodes": 1, "gpus_per_node": 0, "time": "10", "partition": None, "account": None}
+    submit_slurm(config, ["updates=5"], **request, dry_run=True, resume=True)
+    submit_compose(config, ["updates=5"], dry_run=True, resume=True)
+    assert capsys.readouterr().out.count("updates=5 --resume") == 3
+
+
 # Slurm.
 
 
