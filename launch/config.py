@@ -106,7 +106,7 @@ class RunConfig(Settings):
     def _verifier_needs_answers(self) -> RunConfig:
         if self.judging.judge.kind == "verifier" and self.prompts.answer_field is None:
             raise ValueError(
-                "judging.judge.kind verifier compares with gold answers and prompts.answer_field is unset; set it to the "
-                "column that holds them"
+                "judging.judge.kind verifier compares with gold answers and prompts.answer_field is unset; set it to "
+                "the column that holds them"
             )
         return self

@@ -50,12 +50,32 @@ def win_share(judged: Group, missing_eos_score: float | None) -> float:
 
 
 def win_rate(shares: Sequence[float]) -> WinRate:
-    """Mean over prompts with its 95% normal interval, clipped to [0, 1]."""
+    """Mean over prompts with its 95% Wilson interval: conservative, for shares in [0, 1] vary less than coin flips."""
     n = len(shares)
-    mean = sum(shares) / n
-    variance = sum((share - mean) ** 2 for share in shares) / max(1, n - 1)
-    half_width = 1.96 * math.sqrt(variance / n)
-    return WinRate(mean, max(0.0, mean - half_width), min(1.0, mean + half_width), n)
+    wins = sum(shares)
+    return WinRate(wins / n, *wilson_interval(wins, n), n)
+
+
+def wilson_interval(wins: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (E. B. Wilson, JASA 22, 1927): 95% for z = 1.96.
+
+        (p + z^2/2n ± z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n),   p = wins / n
+
+    Exact binomial coverage is not promised, but unlike p ± z s/sqrt(n) it stays inside [0, 1] and does not shrink to a
+    point at p = 0 or 1. `wins` may be fractional (a tie counts one half): outcomes in [0, 1] with mean p vary at most
+    as much as wins and losses with that mean, so the interval is then wider than it need be, never narrower.
+
+    Returns (0, 1) for n = 0. Raises ValueError unless 0 <= wins <= n.
+    """
+    if n < 0 or not 0 <= wins <= n:
+        raise ValueError(f"wins {wins} of n {n}: allowed are 0 <= wins <= n")
+    if n == 0:
+        return 0.0, 1.0
+    p = wins / n
+    centre = p + z * z / (2 * n)
+    half_width = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - half_width) / scale), min(1.0, (centre + half_width) / scale)
 
 
 def sequence_kl(scored: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float:

@@ -65,7 +65,7 @@ class Progress:
     stats: Any = None
     """The last update's `learner.engine.UpdateStats`."""
     log_ratio_max: float = 0.0
-    """Largest |log policy - log behaviour| of any token consumed at staleness 0, before its update: the engines' own gap."""
+    """Largest |log policy - log behaviour| of a token consumed at staleness 0, before its update: the engines' gap."""
     win_rate: evaluation.WinRate | None = None
     kl: float | None = None
     learning_seconds: float = 0.0

@@ -1,4 +1,4 @@
-"""The generator pool: keeps every generator supplied with leases and up to date with weights, and survives their deaths.
+"""The generator pool: keeps generators supplied with leases and up to date with weights, and survives their deaths.
 
 It must not know the learner or the judge: finished groups leave through a callback.
 """
@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from actors.buffer import ReplayBuffer
 from actors.errors import RunError
 from actors.records import Failure, GeneratorStatus, Group, Lease, Prompt
-from launch.ports import GeneratorDead, GeneratorPort, GeneratorUnavailable, Publication
+from launch.ports import GeneratorDeadError, GeneratorPort, GeneratorUnavailableError, Publication
 
 COLLECT_SECONDS = 2.0
 """Longest wait of one collect call, and of one status call."""
 
 
-def _leaves(group: BaseExceptionGroup[GeneratorDead]) -> Iterator[GeneratorDead]:
+def _leaves(group: BaseExceptionGroup[GeneratorDeadError]) -> Iterator[GeneratorDeadError]:
     for exception in group.exceptions:
         if isinstance(exception, BaseExceptionGroup):
             yield from _leaves(exception)
@@ -141,17 +141,17 @@ class GeneratorPool:
         for member in list(self._members):
             try:
                 member.status = await asyncio.wait_for(member.port.status(), timeout=COLLECT_SECONDS)
-            except (GeneratorUnavailable, GeneratorDead, TimeoutError):
+            except (GeneratorUnavailableError, GeneratorDeadError, TimeoutError):
                 continue
 
     async def _serve(self, member: _Member) -> None:
         while True:
-            died: GeneratorDead | None = None
+            died: GeneratorDeadError | None = None
             try:
                 await self._serve_until_death(member)
-            except* GeneratorUnavailable:
+            except* GeneratorUnavailableError:
                 self._on_message(f"{member.port.name} died and is being restarted")
-            except* GeneratorDead as group:
+            except* GeneratorDeadError as group:
                 died = next(_leaves(group))
             self._forget(member, "generator died")
             if died is not None:

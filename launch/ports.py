@@ -13,16 +13,16 @@ from typing import Any, Protocol
 from actors.records import Failure, GeneratorStatus, Group, Lease, Manifest, Pair
 
 
-class GeneratorUnavailable(Exception):
+class GeneratorUnavailableError(Exception):
     """The generator's process is gone and is being started again; everything it held is lost."""
 
 
-class GeneratorDead(Exception):
+class GeneratorDeadError(Exception):
     """The generator's process is gone and will not come back."""
 
 
 class GeneratorPort(Protocol):
-    """One generator. Every call may raise `GeneratorUnavailable` or `GeneratorDead`."""
+    """One generator. Every call may raise `GeneratorUnavailableError` or `GeneratorDeadError`."""
 
     name: str
 

@@ -39,12 +39,12 @@ class RunDirectory:
             UsageError: it holds another run and `resume` was not asked for, or there is nothing to resume.
             RunError: it cannot be created.
         """
-        path = Path(config.output or Path("runs") / config.name)
+        path = config.directory
         run = cls(path)
         if resume and not run.config.is_file():
             raise UsageError(
-                f"--resume found no run in {path}: it has no config.yaml; give the directory of an interrupted run with "
-                "--output DIR, or leave --resume out to start one"
+                f"--resume found no run in {path}: it has no config.yaml; give the directory of an interrupted run "
+                "with --output DIR, or leave --resume out to start one"
             )
         if not resume and path.is_dir() and any(path.iterdir()):
             raise UsageError(

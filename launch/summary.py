@@ -6,7 +6,6 @@ Names in the file are relied on: add, never rename. Knows numbers and files, not
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import platform
 from collections.abc import Mapping
@@ -139,28 +138,6 @@ def verdict(summary: Summary) -> str | None:
     kl = f" at KL {summary.kl:.2f} nats" if summary.kl is not None else ""
     interval = f"{rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}]"
     return f"policy {outcome} {summary.opponent} {interval}{judge}{kl} (95% interval, {rate.n} prompts)"
-
-
-def wilson_interval(wins: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (E. B. Wilson, JASA 22, 1927): 95% for z = 1.96.
-
-        (p + z^2/2n ± z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n),   p = wins / n
-
-    Exact binomial coverage is not promised, but unlike p ± z s/sqrt(n) it stays inside [0, 1] and does not shrink to a
-    point at p = 0 or 1. `wins` may be fractional (a tie counts one half): outcomes in [0, 1] with mean p vary at most
-    as much as wins and losses with that mean, so the interval is then wider than it need be, never narrower.
-
-    Returns (0, 1) for n = 0. Raises ValueError unless 0 <= wins <= n.
-    """
-    if n < 0 or not 0 <= wins <= n:
-        raise ValueError(f"wins {wins} of n {n}: allowed are 0 <= wins <= n")
-    if n == 0:
-        return 0.0, 1.0
-    p = wins / n
-    centre = p + z * z / (2 * n)
-    half_width = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return max(0.0, (centre - half_width) / scale), min(1.0, (centre + half_width) / scale)
 
 
 def package_versions() -> dict[str, str]:

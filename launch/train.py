@@ -54,8 +54,8 @@ def run_training(config: RunConfig, *, resume: bool = False) -> int:
     state = checkpoints.read_state(checkpoint) if checkpoint else {}
     if state and state["prompts"] != _prompt_order(config, prompts):
         raise UsageError(
-            f"the prompts of {config.prompts.source} or their order are not those that {checkpoint} was saved with; resume "
-            "with the same data, prompts.seed and prompts.shuffle, or start a new run with another --output"
+            f"the prompts of {config.prompts.source} or their order are not those that {checkpoint} was saved with; "
+            "resume with the same data, prompts.seed and prompts.shuffle, or start a new run with another --output"
         )
     with contextlib.ExitStack() as stack:
         board = stack.enter_context(Board())
@@ -118,7 +118,8 @@ class _Session:
         try:
             return asyncio.run(self._drive(loop))
         except BaseException as error:
-            self._write_summary(loop, status="failed", error=str(error))
+            with contextlib.suppress(RunError):  # a full disk must not hide what ended the run
+                self._write_summary(loop, status="failed", error=str(error))
             raise
         finally:
             self.metrics.close()
@@ -237,8 +238,8 @@ def check_model(config: RunConfig) -> None:
         model = AutoConfig.from_pretrained(config.model.path)
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"model.path {config.model.path!r} holds no model that transformers can read: {str(error).splitlines()[0]}; "
-            "give a Hugging Face directory with config.json and safetensors, or a hub name"
+            f"model.path {config.model.path!r} holds no model that transformers can read: "
+            f"{str(error).splitlines()[0]}; give a Hugging Face directory with config.json and weights, or a hub name"
         ) from None
     longest = getattr(model, "max_position_embeddings", None)
     if longest is not None and config.generators.max_model_len > longest:

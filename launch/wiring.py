@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.errors import RunError, UsageError
 from actors.records import Failure, GeneratorStatus, Group, Lease, Manifest, Pair
 from launch.config import ClusterConfig, RunConfig
-from launch.ports import GeneratorDead, GeneratorUnavailable, Publication
+from launch.ports import GeneratorDeadError, GeneratorUnavailableError, Publication
 
 PLACEMENT_SECONDS = 120.0
 JUDGE_ATTEMPTS = 3
@@ -66,7 +66,7 @@ class RayGenerator:
             try:
                 await self._call("status")
                 return
-            except GeneratorUnavailable:
+            except GeneratorUnavailableError:
                 self._incarnation += 1
                 await asyncio.sleep(0.5)
 
@@ -93,9 +93,9 @@ class RayGenerator:
         try:
             return await _answer(getattr(self._actor, method).remote(*arguments))
         except ActorDiedError as error:
-            raise GeneratorDead(f"{self.name}: {_reason(error)}") from None
+            raise GeneratorDeadError(f"{self.name}: {_reason(error)}") from None
         except (ActorUnavailableError, RayActorError):
-            raise GeneratorUnavailable(self.name) from None
+            raise GeneratorUnavailableError(self.name) from None
 
 
 class RayJudge:

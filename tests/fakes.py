@@ -1,4 +1,4 @@
-"""In-process stand-ins for generators, judge and learner: the whole loop runs in a unit test, without Ray or engines."""
+"""In-process stand-ins for generators, judge and learner: the whole loop runs in a test, without Ray or engines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from actors.records import (
     Pair,
     Prompt,
 )
-from launch.ports import GeneratorDead, GeneratorUnavailable, Publication
+from launch.ports import GeneratorDeadError, GeneratorUnavailableError, Publication
 
 
 class FakePrompts:
@@ -40,6 +40,7 @@ class FakeGenerator:
         self.version = 0
         self.loads: list[int] = []
         self.deaths = 0
+        self.loads_at_death: int | None = None
         self._held: list[Lease] = []
         self._die_after = die_after
         self._dead_for_good = dead_for_good
@@ -55,8 +56,8 @@ class FakeGenerator:
         await asyncio.sleep(0.001)
         if self._die_after is not None and self._answered >= self._die_after:
             self._die_after, self._held, self.version = None, [], 0
-            self.deaths += 1
-            raise (GeneratorDead if self._dead_for_good else GeneratorUnavailable)(self.name)
+            self.deaths, self.loads_at_death = self.deaths + 1, len(self.loads)
+            raise (GeneratorDeadError if self._dead_for_good else GeneratorUnavailableError)(self.name)
         startable = [lease for lease in self._held if lease.min_version <= self.version]
         self._held = [lease for lease in self._held if lease.min_version > self.version]
         self._answered += len(startable)

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from actors.records import Completion, Group, Judgement, Lease, Prompt
-from launch.evaluation import against, sequence_kl, win_rate, win_share
+from launch.evaluation import against, sequence_kl, wilson_interval, win_rate, win_share
 
 LEASE = Lease(-1, 0, Prompt("p:0", (1,), "p"), 0, math.inf)
 
@@ -39,23 +39,58 @@ def test_a_completion_without_end_of_sequence_competes_with_the_penalty_score() 
     assert win_share(judged, missing_eos_score=None) == pytest.approx(1.0)
 
 
-def test_the_interval_is_the_normal_one_by_hand() -> None:
-    rate = win_rate([1.0, 0.0, 1.0, 1.0])
-    # mean 3/4, sample variance 1/4, standard error sqrt(1/16) = 1/4
-    assert rate.value == 0.75
-    assert rate.low == pytest.approx(0.75 - 1.96 * 0.25)
-    assert rate.high == 1.0
-    assert rate.n == 4
-
-
-def test_the_interval_covers_the_truth_at_about_its_level() -> None:
-    rng = random.Random(0)
-    covered = 0
-    for _ in range(1000):
-        rate = win_rate([rng.betavariate(2, 1) for _ in range(64)])
-        covered += rate.low <= 2 / 3 <= rate.high
-    assert 925 <= covered <= 970
+def test_the_win_rate_is_the_mean_over_prompts_with_wilson_s_interval() -> None:
+    rate = win_rate([1.0, 0.5, 0.5, 1.0])
+    assert (rate.value, rate.n) == (0.75, 4)
+    assert (rate.low, rate.high) == wilson_interval(3, 4)
 
 
 def test_sequence_kl_is_the_mean_log_ratio_of_whole_completions() -> None:
     assert sequence_kl([([-1.0, -1.0], [-2.0, -1.5]), ([-0.5], [-0.25])]) == pytest.approx((1.5 - 0.25) / 2)
+
+
+@pytest.mark.parametrize(
+    ("wins", "n", "low", "high"),
+    [
+        # z = 1.96, z^2 = 3.8416. 5 of 10: (0.5 + 0.19208 -+ 1.96 sqrt(0.025 + 0.009604)) / 1.38416.
+        (5, 10, 0.236590, 0.763410),
+        # 0 of n: from 0 to z^2 / (n + z^2) = 3.8416 / 13.8416.
+        (0, 10, 0.0, 0.277540),
+        (10, 10, 0.722460, 1.0),
+        # Two ties count as one win: (0.5 + 0.9604 -+ 1.96 sqrt(0.125 + 0.2401)) / 2.9208.
+        (0.5 + 0.5, 2, 0.094529, 0.905471),
+    ],
+)
+def test_wilson_interval_by_hand(wins, n, low, high):
+    assert wilson_interval(wins, n) == pytest.approx((low, high), abs=2e-6)
+
+
+def test_no_comparison_says_nothing():
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("wins", "n"), [(-1, 5), (6, 5), (0, -1)])
+def test_impossible_counts_are_refused(wins, n):
+    with pytest.raises(ValueError, match=r"allowed are 0 <= wins <= n"):
+        wilson_interval(wins, n)
+
+
+def coverage(outcomes, weights, n, runs=3000):
+    """Share of simulated evaluations whose interval holds the true mean."""
+    rng = random.Random(7)
+    mean = sum(outcome * weight for outcome, weight in zip(outcomes, weights, strict=True))
+    held = 0
+    for _ in range(runs):
+        low, high = wilson_interval(sum(rng.choices(outcomes, weights, k=n)), n)
+        held += low <= mean <= high
+    return held / runs
+
+
+@pytest.mark.parametrize(("p", "n"), [(0.5, 100), (0.87, 256), (0.97, 256)])
+def test_wins_and_losses_are_covered_about_95_times_in_100(p, n):
+    """Standard error of the simulated coverage: sqrt(0.95 * 0.05 / 3000) = 0.004; discreteness adds about 0.01."""
+    assert coverage((0.0, 1.0), (1 - p, p), n) == pytest.approx(0.95, abs=0.02)
+
+
+def test_ties_make_the_interval_wider_than_it_need_be_and_never_narrower():
+    assert coverage((0.0, 0.5, 1.0), (0.3, 0.4, 0.3), 100) > 0.97

@@ -1,14 +1,13 @@
 """The summary: names that scripts rely on, a verdict that claims no more than the interval, intervals that cover."""
 
 import json
-import random
 
 import pytest
 from rich.console import Console
 
 from actors.errors import RunError
 from launch.evaluation import WinRate
-from launch.summary import Staleness, Summary, package_versions, verdict, wilson_interval
+from launch.summary import Staleness, Summary, package_versions, verdict
 
 
 def summary(**changes):
@@ -127,53 +126,3 @@ def test_versions_leave_out_what_is_not_installed():
     assert versions["python"].startswith("3.")
     assert "ray" in versions
     assert all(versions.values())
-
-
-# ---------------------------------------------------------------- intervals
-
-
-@pytest.mark.parametrize(
-    ("wins", "n", "low", "high"),
-    [
-        # z = 1.96, z^2 = 3.8416. 5 of 10: (0.5 + 0.19208 -+ 1.96 sqrt(0.025 + 0.009604)) / 1.38416.
-        (5, 10, 0.236590, 0.763410),
-        # 0 of n: from 0 to z^2 / (n + z^2) = 3.8416 / 13.8416.
-        (0, 10, 0.0, 0.277540),
-        (10, 10, 0.722460, 1.0),
-        # Two ties count as one win: (0.5 + 0.9604 -+ 1.96 sqrt(0.125 + 0.2401)) / 2.9208.
-        (0.5 + 0.5, 2, 0.094529, 0.905471),
-    ],
-)
-def test_wilson_interval_by_hand(wins, n, low, high):
-    assert wilson_interval(wins, n) == pytest.approx((low, high), abs=2e-6)
-
-
-def test_no_comparison_says_nothing():
-    assert wilson_interval(0, 0) == (0.0, 1.0)
-
-
-@pytest.mark.parametrize(("wins", "n"), [(-1, 5), (6, 5), (0, -1)])
-def test_impossible_counts_are_refused(wins, n):
-    with pytest.raises(ValueError, match=r"allowed are 0 <= wins <= n"):
-        wilson_interval(wins, n)
-
-
-def coverage(outcomes, weights, n, runs=3000):
-    """Share of simulated evaluations whose interval holds the true mean."""
-    rng = random.Random(7)
-    mean = sum(outcome * weight for outcome, weight in zip(outcomes, weights, strict=True))
-    held = 0
-    for _ in range(runs):
-        low, high = wilson_interval(sum(rng.choices(outcomes, weights, k=n)), n)
-        held += low <= mean <= high
-    return held / runs
-
-
-@pytest.mark.parametrize(("p", "n"), [(0.5, 100), (0.87, 256), (0.97, 256)])
-def test_wins_and_losses_are_covered_about_95_times_in_100(p, n):
-    """Standard error of the simulated coverage: sqrt(0.95 * 0.05 / 3000) = 0.004; discreteness adds about 0.01."""
-    assert coverage((0.0, 1.0), (1 - p, p), n) == pytest.approx(0.95, abs=0.02)
-
-
-def test_ties_make_the_interval_wider_than_it_need_be_and_never_narrower():
-    assert coverage((0.0, 0.5, 1.0), (0.3, 0.4, 0.3), 100) > 0.97
