@@ -74,7 +74,7 @@ class GeneratorConfig(Settings):
     canary_tolerance: float | None = Field(
         default=None,
         gt=0.0,
-        description="nats; largest log-prob difference to the learner on the canary. Unset: 1e-3 for float32, 1.0 for bfloat16",
+        description="nats; largest difference to the learner's log-probs on the canary; unset: 1e-3, or 1.0 in bfloat16",
     )
 
 
@@ -130,6 +130,12 @@ class JudgingConfig(Settings):
         default=0.5, ge=0.0, description="seconds before the first retry, doubled each time"
     )
 
+    @property
+    def longest_seconds(self) -> float:
+        """Seconds that one batch may take with all its retries."""
+        backoff = self.retry_backoff_seconds * (2**self.retries - 1)
+        return self.timeout_seconds * (self.retries + 1) + backoff
+
 
 class ReplayConfig(Settings):
     """Admission and the replay buffer: how far generation may run ahead of learning."""
@@ -156,7 +162,7 @@ class ReplayConfig(Settings):
     def _reuse_needs_ready_order(self) -> ReplayConfig:
         if self.max_reuse > 1 and self.order == "lease":
             raise ValueError(
-                f"max_reuse {self.max_reuse} cannot be met with order 'lease', which consumes every lease exactly once; "
+                f"max_reuse {self.max_reuse} cannot be met with order 'lease', which consumes every lease once; "
                 "set order to 'ready' or max_reuse to 1"
             )
         return self

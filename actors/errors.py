@@ -1,4 +1,4 @@
-"""Errors that a user can cause or must hear about. Each message says what was given, what is allowed, what to do next."""
+"""Errors that a user can cause or must hear of. Each says what was given, what is allowed and what to do next."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class Judgement:
     scores: tuple[float, ...]
     """One score per completion; higher is better; all finite."""
     preferences: tuple[tuple[float, ...], ...] | None = None
-    """`preferences[i][j]` = P(completion i is preferred to j), for judges that compare pairs; None for scalar judges."""
+    """`preferences[i][j]` = P(completion i is preferred to j), for judges that compare pairs; None for scalar ones."""
 
 
 @dataclass(frozen=True, slots=True)

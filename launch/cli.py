@@ -67,6 +67,7 @@ Overrides = Annotated[
     typer.Argument(metavar="KEY=VALUE", help="settings on top of CONFIG, for example replay.max_staleness=2"),
 ]
 Output = Annotated[Path | None, typer.Option(metavar="DIR", help="directory of the run; by default runs/NAME")]
+Resume = Annotated[bool, typer.Option("--resume", help="go on from the run's last checkpoint")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be submitted, and stop")]
 
 
@@ -85,7 +86,7 @@ def _options(
 def train(
     config: Config,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the run's last checkpoint")] = False,
+    resume: Resume = False,
     output: Output = None,
     help_: Annotated[
         bool,
@@ -113,9 +114,9 @@ def demo(overrides: Overrides = None, output: Output = None) -> int:
         run_config = run_config.model_copy(update={"output": str(next_free(run_config.directory))})
 
     def run() -> int:
-        from launch.demo import run_demo
+        from launch.train import run_training
 
-        return run_demo(run_config)
+        return run_training(run_config)
 
     return _run(run_config, run)
 
@@ -141,6 +142,7 @@ def submit_to_ray(
     env: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="environment variable of the job; may be repeated")
     ] = None,
+    resume: Resume = False,
     dry_run: DryRun = False,
 ) -> int:
     """Runs training as a Ray job and follows its log."""
@@ -153,6 +155,7 @@ def submit_to_ray(
         address=address,
         working_dir=working_dir,
         dry_run=dry_run,
+        resume=resume,
         env_vars=dict(_name_and_value(entry) for entry in env or []),
     )
 
@@ -166,6 +169,7 @@ def submit_to_slurm(
     time: Annotated[str, typer.Option(metavar="LIMIT", help="minutes, HH:MM:SS or D-HH:MM:SS")] = "24:00:00",
     partition: Annotated[str | None, typer.Option(help="unset: the site's default")] = None,
     account: Annotated[str | None, typer.Option(help="unset: the site's default")] = None,
+    resume: Resume = False,
     dry_run: DryRun = False,
 ) -> int:
     """Runs training as a Slurm batch job on a Ray cluster of its own."""
@@ -181,16 +185,19 @@ def submit_to_slurm(
         partition=partition,
         account=account,
         dry_run=dry_run,
+        resume=resume,
     )
 
 
 @submit_app.command(name="compose")
-def submit_to_compose(config: Config, overrides: Overrides = None, dry_run: DryRun = False) -> int:
+def submit_to_compose(
+    config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+) -> int:
     """Runs training with docker compose on this host."""
     file = _checked_file(config, overrides)
     from launch.submit import submit_compose
 
-    return submit_compose(file, overrides or [], dry_run=dry_run)
+    return submit_compose(file, overrides or [], dry_run=dry_run, resume=resume)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -103,6 +103,16 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _judging_ends_before_its_lease(self) -> RunConfig:
+        if self.judging.longest_seconds >= self.replay.lease_seconds:
+            raise ValueError(
+                f"judging.timeout_seconds {self.judging.timeout_seconds:g} with judging.retries {self.judging.retries} "
+                f"may take {self.judging.longest_seconds:g} s, and leases end after replay.lease_seconds "
+                f"{self.replay.lease_seconds:g}; raise the last, or lower one of the first two"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _verifier_needs_answers(self) -> RunConfig:
         if self.judging.judge.kind == "verifier" and self.prompts.answer_field is None:
             raise ValueError(

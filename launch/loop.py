@@ -25,6 +25,8 @@ from launch.ports import GeneratorPort, JudgePort, LearnerPort
 JUDGING_TASKS = 2
 """Batches at the judge at a time: one is judged while the next is on its way."""
 WATCH_SECONDS = 1.0
+MAX_EMPTY_UPDATES = 3
+"""Updates in a row without a single group before the run fails: failures must not look like the end of the data."""
 
 
 @dataclass
@@ -149,14 +151,21 @@ class TrainingLoop:
 
     async def learn(self) -> None:
         """Consumes batches until the last update or `stop`."""
-        started = time.monotonic()
+        started, empty = time.monotonic(), 0
         while self.buffer.updates < self.config.updates and not self.stopped:
             batch = self.buffer.take()
+            # Taking frees places, also when it only swept out what was too old.
+            self.pool.changed.notify()
             if batch is None:
                 with self.progress.clock.spend("waiting"):
                     await self.pool.changed.wait()
                 continue
-            self.pool.changed.notify()
+            empty = 0 if batch.groups else empty + 1
+            if empty == MAX_EMPTY_UPDATES:
+                raise RunError(
+                    f"{empty} updates in a row had nothing to train on: every prompt was dropped, by reason "
+                    f"{self.buffer.ledger()['dropped']}; see the logs of judge and generators, then go on with --resume"
+                )
             await self._update(batch)
             if self.buffer.updates % self.config.replay.updates_per_publish == 0:
                 await self.publish()

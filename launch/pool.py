@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from actors.buffer import ReplayBuffer
 from actors.errors import RunError
@@ -19,7 +20,10 @@ COLLECT_SECONDS = 2.0
 """Longest wait of one collect call, and of one status call."""
 
 
-def _leaves(group: BaseExceptionGroup[GeneratorDeadError]) -> Iterator[GeneratorDeadError]:
+E = TypeVar("E", bound=Exception)
+
+
+def _leaves(group: BaseExceptionGroup[E]) -> Iterator[E]:
     for exception in group.exceptions:
         if isinstance(exception, BaseExceptionGroup):
             yield from _leaves(exception)
@@ -149,8 +153,8 @@ class GeneratorPool:
             died: GeneratorDeadError | None = None
             try:
                 await self._serve_until_death(member)
-            except* GeneratorUnavailableError:
-                self._on_message(f"{member.port.name} died and is being restarted")
+            except* GeneratorUnavailableError as group:
+                self._on_message(f"{next(_leaves(group))} died and is being restarted")
             except* GeneratorDeadError as group:
                 died = next(_leaves(group))
             self._forget(member, "generator died")

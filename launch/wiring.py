@@ -19,7 +19,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError,
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.errors import RunError, UsageError
+from actors.errors import RunError, UsageError, WeightMismatchError
 from actors.records import Failure, GeneratorStatus, Group, Lease, Manifest, Pair
 from launch.config import ClusterConfig, RunConfig
 from launch.ports import GeneratorDeadError, GeneratorUnavailableError, Publication
@@ -92,6 +92,12 @@ class RayGenerator:
     async def _call(self, method: str, *arguments: Any) -> Any:
         try:
             return await _answer(getattr(self._actor, method).remote(*arguments))
+        except WeightMismatchError:
+            raise
+        except RunError as error:
+            # The process lives and its engine does not: Ray starts a new one, while restarts are left.
+            ray.kill(self._actor, no_restart=False)
+            raise GeneratorUnavailableError(f"{self.name}: {error}") from None
         except ActorDiedError as error:
             raise GeneratorDeadError(f"{self.name}: {_reason(error)}") from None
         except (ActorUnavailableError, RayActorError):

@@ -24,18 +24,13 @@ def verb(monkeypatch):
     def install(run):
         calls = []
 
-        def run_training(config, *, resume):
+        def run_training(config, *, resume=False):
             calls.append((config, resume))
             return run(config)
 
-        def run_demo(config):
-            calls.append((config, None))
-            return run(config)
-
-        train, demo = types.ModuleType("launch.train"), types.ModuleType("launch.demo")
-        train.run_training, demo.run_demo = run_training, run_demo
+        train = types.ModuleType("launch.train")
+        train.run_training = run_training
         monkeypatch.setitem(sys.modules, "launch.train", train)
-        monkeypatch.setitem(sys.modules, "launch.demo", demo)
         return calls
 
     return install
@@ -68,7 +63,7 @@ def test_demo_is_the_embedded_preset_in_a_directory_of_its_own(verb, tmp_path, m
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     calls = verb(lambda config: 0)
     assert main(["demo", "updates=3"]) == 0
-    assert calls == [(load_config("embedded", ["updates=3", "output=runs/demo-2"]), None)]
+    assert calls == [(load_config("embedded", ["updates=3", "output=runs/demo-2"]), False)]
 
 
 def test_a_wrong_configuration_ends_with_2_before_anything_starts(verb, capsys):

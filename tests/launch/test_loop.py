@@ -9,6 +9,7 @@ import pytest
 
 from actors.buffer import ReplayBuffer
 from actors.errors import RunError
+from actors.records import Failure
 from launch.config import RunConfig
 from launch.loop import TrainingLoop
 from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakePrompts
@@ -148,3 +149,14 @@ def test_stop_ends_after_the_current_update() -> None:
 
     asyncio.run(asyncio.wait_for(loop.run(stop_early), timeout=30))
     assert 3 <= len(learner.batches) <= 4
+
+
+def test_a_judge_that_never_answers_fails_the_run_with_the_reasons() -> None:
+    class Silent(FakeJudge):
+        async def judge(self, groups):
+            return [Failure(group.lease.index, group.lease.attempt, "judge timed out") for group in groups]
+
+    loop = _loop([FakeGenerator("a")], FakeLearner())
+    loop.judge = Silent()
+    with pytest.raises(RunError, match=r"3 updates in a row had nothing to train on.*'judge timed out': 1[26]"):
+        _run(loop)
