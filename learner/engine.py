@@ -37,12 +37,14 @@ from learner.batching import (
     sum_by_sequence,
 )
 from learner.checkpoints import ENGINE, MODEL
+from learner.collective import agree, gather, make_directory
 from learner.config import LearnerConfig
 from learner.logprobs import PolicyWithLogProbs
 from learner.losses import preference_loss, tie_loss
 from learner.models import (
     checkpoint_activations,
     checkpoint_names,
+    in_parts,
     load_model,
     replace_directory,
     resolve,
@@ -137,7 +139,7 @@ class TrainEngine:
             checkpoint_activations(self.model)
         ds_config = deepspeed_config(config, sum(parameter.numel() for parameter in policy.parameters()))
         self._engine, *_ = deepspeed.initialize(model=policy, model_parameters=policy.parameters(), config=ds_config)
-        self._writer = self._engine.checkpoint_engine = _CheckpointWriter(self._engine._config)
+        self._writer = self._engine.checkpoint_engine = _CheckpointWriter()
 
     # Training
 
@@ -210,22 +212,28 @@ class TrainEngine:
             self._engine.step()
             return True, norm
         self._engine.step()
-        return self._engine.was_step_applied(), float(self._engine.get_global_grad_norm())
+        applied = self._engine.was_step_applied()
+        if not applied and self.config.zero_stage < 3:
+            # With an offloaded optimizer DeepSpeed keeps the gradients of the step it skipped, and the next backward
+            # pass would add to them.
+            kept = getattr(self._engine.optimizer, "averaged_gradients", {})
+            kept.update(dict.fromkeys(kept))
+        return applied, float(self._engine.get_global_grad_norm())
 
     def _report_skipped(self, pairs: Sequence[Pair]) -> None:
         """Saves the batch of a skipped update and raises RunError when there were too many."""
-        where = "nowhere, as no directory was given"
+        where = "not saved, as no directory was given"
         if self.failed_batches_dir is not None:
             path = self.failed_batches_dir / f"skipped-update-{self.updates:06d}.jsonl"
-            where = str(path)
+            where = f"saved to {path}"
             if self.rank == 0:
-                self.failed_batches_dir.mkdir(parents=True, exist_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in pairs), encoding="utf-8")
         if self.skipped_updates > self.config.max_skipped_updates:
             raise RunError(
-                f"update {self.updates} had a loss or gradient that is not finite, the {self.skipped_updates}th one; "
-                f"learner.max_skipped_updates allows {self.config.max_skipped_updates}. Its batch is saved to {where}. "
-                "Lower learner.optimizer.lr or raise learner.loss.beta, and resume from the last checkpoint"
+                f"update {self.updates} had a loss or gradient that is not finite; {self.skipped_updates} updates were "
+                f"skipped so far and learner.max_skipped_updates allows {self.config.max_skipped_updates}. Its batch "
+                f"was {where}. Lower learner.optimizer.lr and resume from the last checkpoint"
             )
 
     # Scoring
@@ -248,9 +256,7 @@ class TrainEngine:
             policy, reference = self._engine(*arguments).split(lengths), self._reference(*arguments).split(lengths)
             if shares[self.rank]:
                 own |= {i: (p.tolist(), r.tolist()) for i, p, r in zip(share, policy, reference, strict=True)}
-        gathered: list[Any] = [None] * self.ranks
-        dist.all_gather_object(gathered, own)
-        merged = {index: result for part in gathered for index, result in part.items()}
+        merged = {index: result for part in gather(own) for index, result in part.items()}
         return [merged[index] for index in range(len(sequences))]
 
     # Weights
@@ -265,7 +271,7 @@ class TrainEngine:
     def _gather(self) -> dict[str, Tensor]:
         """Copies of the policy's weights on rank 0 under the model's own names; elsewhere empty. Collective."""
         state: dict[str, Tensor] = {}
-        for part in _parts(unique_tensors(self.model)):
+        for part in in_parts(unique_tensors(self.model), _GATHER_NUMEL):
             partitioned = [tensor for tensor in part.values() if hasattr(tensor, "ds_id")]
             with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
                 if self.rank == 0:
@@ -282,7 +288,7 @@ class TrainEngine:
                 replace_directory(stage, final)
             except OSError as failure:
                 error = failure
-        self._agree(error, f"the model could not be written to {final}")
+        agree(error, f"the model could not be written to {final}")
 
     def _write_model(self, directory: Path) -> Exception | None:
         state = self._gather()
@@ -303,10 +309,9 @@ class TrainEngine:
         """
         directory = Path(directory)
         what = f"the checkpoint could not be written to {directory}"
-        self._agree(_made(directory / ENGINE / ENGINE_TAG), what)
-        states: list[Any] = [None] * self.ranks
-        dist.all_gather_object(states, self._random_state())
-        own = {"updates": self.updates, "skipped_updates": self.skipped_updates, "random_states": states}
+        make_directory(directory / ENGINE / ENGINE_TAG, what)
+        random_states = gather(self._random_state())
+        own = {"updates": self.updates, "skipped_updates": self.skipped_updates, "random_states": random_states}
         self._writer.error = None
         try:
             self._engine.save_checkpoint(
@@ -319,13 +324,13 @@ class TrainEngine:
             # Only the script that DeepSpeed adds on rank 0 fails this way, just before the last barrier.
             self._writer.error = error
             dist.barrier()
-        error = self._write_model(directory / MODEL) or self._writer.error
-        if self.rank == 0 and error is None:
+        failure = self._write_model(directory / MODEL) or self._writer.error
+        if self.rank == 0 and failure is None:
             try:
                 (directory / ENGINE / LAYOUT).write_text(json.dumps(self._layout()), encoding="utf-8")
-            except OSError as failure:
-                error = failure
-        self._agree(error, what)
+            except OSError as error:
+                failure = error
+        agree(failure, what)
 
     def load(self, checkpoint: str | Path) -> dict[str, Any]:
         """Takes over the state that `save` wrote below `checkpoint`; returns its `client_state`. Collective.
@@ -387,36 +392,6 @@ class TrainEngine:
         torch.set_rng_state(state["cpu"])
         if "cuda" in state and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"], self.device)
-
-    def _agree(self, error: Exception | None, what: str) -> None:
-        """Raises RunError on every rank when any rank met an error. Collective."""
-        messages: list[Any] = [None] * self.ranks
-        dist.all_gather_object(messages, None if error is None else f"rank {self.rank}: {error}")
-        failed = [message for message in messages if message is not None]
-        if failed:
-            raise RunError(f"{what}: {'; '.join(failed)}. Free space or make the directory writable, then resume")
-
-
-def _parts(named: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Splits named tensors into runs of about `_GATHER_NUMEL` elements."""
-    parts: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in named.items():
-        if size >= _GATHER_NUMEL:
-            parts.append({})
-            size = 0
-        parts[-1][name] = tensor
-        size += getattr(tensor, "ds_numel", tensor.numel())
-    return parts
-
-
-def _made(directory: Path) -> OSError | None:
-    """Makes `directory`; returns the error rather than raising it, for ranks that must agree."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return error
-    return None
 
 
 def _free_address() -> str:

@@ -77,6 +77,19 @@ def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
     return named
 
 
+def in_parts(named: dict[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
+    """Splits named tensors, in order, into runs that end once they reach `limit` elements."""
+    parts: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in named.items():
+        if size >= limit:
+            parts.append({})
+            size = 0
+        parts[-1][name] = tensor
+        size += getattr(tensor, "ds_numel", tensor.numel())  # a ZeRO-3 partition knows the size of the whole
+    return parts
+
+
 def checkpoint_names(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """`state` under the names and layout that `save_pretrained` writes; some architectures use others in memory."""
     return revert_weight_conversion(model, state)
