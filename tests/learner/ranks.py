@@ -1,0 +1,247 @@
+"""What the learner's tests share: random pairs, a plain-torch learner to compare with, and the program of each rank.
+
+`python -m tests.learner.ranks RANK WORLD PORT DIRECTORY SCENARIO` is one rank; `run_ranks` starts them all.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from actors.records import Completion, Pair
+from learner.config import LearnerConfig, LossConfig, OptimizerConfig
+
+VOCABULARY = 50
+TOTAL_UPDATES = 6
+TEMPERATURE = 0.7
+OPTIMIZER = OptimizerConfig(lr=5e-3, weight_decay=0.01, warmup_updates=1, max_grad_norm=0.5)
+CONFIG = LearnerConfig(
+    dtype="float32", micro_batch_tokens=40, logprob_chunk=5, loss=LossConfig(beta=0.5), optimizer=OPTIMIZER
+)
+
+
+def make_model(directory: Path, **settings: Any) -> Path:
+    """A random two-layer Llama of 32 dimensions, with a file that stands for its tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        initializer_range=0.2, **settings,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(directory)
+    (directory / "tokenizer.json").write_text("{}")
+    return directory
+
+
+def random_pairs(seed: int, count: int = 7) -> list[Pair]:
+    """Pairs of uneven lengths; every fourth is a tie."""
+    rng = random.Random(seed)
+
+    def tokens(longest: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, longest)))
+
+    def completion() -> Completion:
+        ids = tokens(9)
+        return Completion(ids, tuple(-rng.uniform(1, 6) for _ in ids), (0,) * len(ids), "", True)
+
+    return [Pair(i, tokens(5), completion(), completion(), float(i % 4 != 3)) for i in range(count)]
+
+
+def plain_learner(
+    model_dir: Path, batches: list[list[Pair]], config: LearnerConfig = CONFIG
+) -> tuple[dict, list[tuple[float, float]]]:
+    """DPO without DeepSpeed, micro-batches or chunks: one sequence at a time, full logits, AdamW.
+
+    Returns the weights, and loss and gradient norm of each update.
+    """
+    from transformers import AutoModelForCausalLM
+
+    policy, reference = (AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval() for _ in range(2))
+    settings = config.optimizer
+    optimizer = torch.optim.AdamW(
+        policy.parameters(), lr=1.0, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
+    )
+
+    def logprob(model, pair, completion):
+        ids = torch.tensor([*pair.prompt_token_ids, *completion.token_ids])
+        logp = (model(input_ids=ids[None]).logits[0] / TEMPERATURE).log_softmax(-1)
+        return sum(logp[t - 1, ids[t]] for t in range(len(pair.prompt_token_ids), len(ids)))
+
+    history = []
+    for update, pairs in enumerate(batches):
+        loss = torch.zeros(())
+        for pair in pairs:
+            with torch.no_grad():
+                mu = logprob(reference, pair, pair.chosen) - logprob(reference, pair, pair.rejected)
+            h = logprob(policy, pair, pair.chosen) - logprob(policy, pair, pair.rejected) - mu
+            h = h * 0.0 if pair.tie else h
+            loss = loss - torch.nn.functional.logsigmoid(config.loss.beta * h) / len(pairs)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), settings.max_grad_norm)
+        # Warm-up of one update at half the peak, then linear to the zero that update 6 would have.
+        optimizer.param_groups[0]["lr"] = settings.lr * (0.5 if update == 0 else (TOTAL_UPDATES - update) / 5)
+        optimizer.step()
+        history.append((float(loss.detach()), float(norm)))
+    return {name: tensor.detach() for name, tensor in policy.state_dict().items()}, history
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def run_ranks(directory: Path, scenario: str, world: int = 2) -> list[int]:
+    """Runs `scenario` on all ranks and returns their exit codes; what they print goes to `directory`."""
+    port = free_port()
+    command = [sys.executable, "-W", "ignore", "-m", "tests.learner.ranks"]
+    # Nothing of a distributed launcher that this very process might run under.
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
+    processes = []
+    for rank in range(world):
+        with (directory / f"{scenario}-rank{rank}.log").open("w") as log:
+            arguments = [str(rank), str(world), str(port), str(directory), scenario]
+            processes.append(
+                subprocess.Popen(
+                    [*command, *arguments],
+                    cwd=Path(__file__).parents[2],
+                    stdout=log,
+                    stderr=log,
+                    env=environment | {"OMP_NUM_THREADS": "1"},
+                )
+            )
+    try:
+        return [process.wait(timeout=200) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def _worker(rank: int, world: int, port: int, directory: Path, config: LearnerConfig):
+    from learner.config import PublicationConfig
+    from learner.worker import LearnerWorker
+
+    model_dir = str(directory / "model")
+    return LearnerWorker(
+        learner=config, publication=PublicationConfig(transport="object_store"), rank=rank, world_size=world,
+        master_addr="127.0.0.1", master_port=port, model_dir=model_dir, reference_dir=model_dir,
+        total_updates=TOTAL_UPDATES, temperature=TEMPERATURE, publish_dir=str(directory / "publish"),
+        failed_batches_dir=str(directory / "failed"),
+    )  # fmt: skip
+
+
+def _train(rank: int, world: int, port: int, directory: Path) -> None:
+    """Every ZeRO stage on the same batches; a loss that is no number on rank 1; a checkpoint and what follows it."""
+    from learner.worker import _set_environment
+
+    _set_environment(CONFIG, rank, world, "127.0.0.1", port)
+    from learner.engine import TrainEngine
+
+    batches = [random_pairs(seed) for seed in range(3)]
+    sequences = [(pair.prompt_token_ids, pair.chosen.token_ids) for pair in batches[0][:3]]
+    results = {}
+    for stage in (0, 1, 2, 3):
+        config = CONFIG.model_copy(update={"zero_stage": stage, "gradient_checkpointing": stage in (2, 3)})
+        arguments = (directory / ("tied" if stage == 3 else "model"), config, TOTAL_UPDATES, TEMPERATURE)
+        engine = TrainEngine(*arguments, failed_batches_dir=directory / "failed")
+        result = {"score": engine.score(sequences), "updates": [engine.update(batch) for batch in batches]}
+        result["state"] = engine.full_state()
+
+        whole = engine._reference
+        engine._reference = lambda *inputs, whole=whole: whole(*inputs) * (float("nan") if rank == 1 else 1.0)
+        result["skipped"] = engine.update(batches[0])
+        engine._reference = whole
+        result["state after skip"] = engine.full_state()
+
+        engine.save(directory / f"stage{stage}", {"note": stage})
+        result["went on"] = engine.update(batches[1])
+        result["state that went on"] = engine.full_state()
+        engine._engine.destroy()
+        resumed = TrainEngine(*arguments)
+        result["client state"] = resumed.load(directory / f"stage{stage}")
+        result["resumed"] = resumed.update(batches[1])
+        result["resumed state"] = resumed.full_state()
+        resumed._engine.destroy()
+        results[stage] = result
+    if rank == 0:
+        torch.save(results, directory / "results.pt")
+
+
+def _crash(rank: int, world: int, port: int, directory: Path) -> None:
+    """A refused write on rank 1, a good checkpoint, and a kill of rank 1 while it writes the next one."""
+    from actors.errors import RunError
+    from learner import checkpoints
+
+    config = CONFIG.model_copy(update={"zero_stage": 2})
+    worker = _worker(rank, world, port, directory, config)
+    root = directory / "checkpoints"
+    worker.update(random_pairs(0))
+    real_save = torch.save
+
+    # Messages between ranks are made by the same function; only files are to fail.
+    def refuse(state, target, **options):
+        if isinstance(target, str):
+            raise OSError(28, "No space left on device")
+        real_save(state, target, **options)
+
+    def die(state, target, **options):
+        if isinstance(target, str):
+            Path(target).write_bytes(b"half a shard")
+            os.kill(os.getpid(), signal.SIGKILL)
+        real_save(state, target, **options)
+
+    if rank == 1:
+        torch.save = refuse
+    try:
+        worker.save(str(directory / "refused"))
+        message = "no error"
+    except RunError as error:
+        message = str(error)
+    (directory / f"message{rank}").write_text(message)
+    torch.save = real_save
+
+    if rank == 0:
+        stage = checkpoints.begin(root, "update-1")
+    torch.distributed.barrier()
+    worker.save(str(root / ".tmp-update-1"), {"cursor": 17})
+    state = worker._engine.full_state()
+    if rank == 0:
+        checkpoints.write_state(stage, {"updates": 1})
+        checkpoints.commit(root, "update-1", keep=2)
+        checkpoints.begin(root, "update-2")
+        torch.save(state, directory / "whole.pt")
+    worker.update(random_pairs(1))
+    if rank == 1:
+        torch.save = die
+    worker.save(str(root / ".tmp-update-2"))
+
+
+def _recover(rank: int, world: int, port: int, directory: Path) -> None:
+    """New ranks take over the last good checkpoint and publish it."""
+    from learner import checkpoints
+
+    worker = _worker(rank, world, port, directory, CONFIG.model_copy(update={"zero_stage": 2}))
+    client_state = worker.load(str(checkpoints.latest(directory / "checkpoints")))
+    manifest = worker.export(1)
+    worker.save_pretrained(str(directory / "final"))
+    if rank == 0:
+        chunks = [worker.chunk(index) for index in range(worker.chunk_count())]
+        torch.save({"client": client_state, "manifest": manifest, "chunks": chunks}, directory / "recovered.pt")
+    worker.close()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    scenarios = {"train": _train, "crash": _crash, "recover": _recover}
+    scenarios[sys.argv[5]](*(int(argument) for argument in sys.argv[1:4]), Path(sys.argv[4]))

@@ -1,0 +1,299 @@
+"""The training engine against a plain-torch learner, on two ranks and under every ZeRO stage; and what it refuses."""
+
+import json
+import math
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from actors.errors import RunError, UsageError
+from learner.config import LossConfig, OptimizerConfig
+from learner.losses import tie_loss
+from learner.schedules import learning_rate
+from tests.learner.ranks import CONFIG, TEMPERATURE, TOTAL_UPDATES, make_model, plain_learner, random_pairs, run_ranks
+
+STAGES = (0, 1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    path = tmp_path_factory.mktemp("ranks")
+    make_model(path / "model")
+    make_model(path / "tied", tie_word_embeddings=True)
+    make_model(path / "dropout", attention_dropout=0.5)
+    return path
+
+
+@pytest.fixture(scope="module")
+def two_ranks(directory):
+    codes = run_ranks(directory, "train")
+    assert codes == [0, 0], (directory / "train-rank0.log").read_text()[-3000:]
+    return torch.load(directory / "results.pt", weights_only=False)
+
+
+@pytest.fixture(scope="module")
+def plain(directory):
+    batches = [random_pairs(seed) for seed in range(3)]
+    return {name: plain_learner(directory / name, batches) for name in ("model", "tied")}
+
+
+@pytest.fixture
+def make_engine(directory, tmp_path):
+    """Engines of one rank in this process; the process is left as it was."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    from learner.engine import TrainEngine
+
+    environment = dict(os.environ)
+    engines = []
+
+    def make(model="model", **settings):
+        config = CONFIG.model_copy(update={"zero_stage": 2} | settings)
+        engine = TrainEngine(
+            directory / model, config, TOTAL_UPDATES, TEMPERATURE, failed_batches_dir=tmp_path / "failed"
+        )
+        engines.append(engine)
+        return engine
+
+    yield make
+    if engines:
+        for engine in engines[1:]:
+            engine._engine.destroy()
+        engines[0].close()
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_reach_the_parameters_of_one_plain_torch_process(two_ranks, plain, stage):
+    """Uneven lengths, several micro-batches, ties, an idle rank, weight decay, clipping and warm-up are all in play."""
+    expected, history = plain["tied" if stage == 3 else "model"]
+    result = two_ranks[stage]
+    # Clipping and Adam hide a wrong scale of the gradient from the parameters; the norm does not.
+    for stats, (loss, norm) in zip(result["updates"], history, strict=True):
+        assert (stats.loss, stats.grad_norm) == (pytest.approx(loss, abs=1e-5), pytest.approx(norm, rel=1e-4))
+    assert {name for name in expected if not (stage == 3 and name == "lm_head.weight")} == set(result["state"])
+    for name, tensor in result["state"].items():
+        assert torch.allclose(tensor, expected[name], atol=1e-5), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_loss_that_is_no_number_on_one_rank_skips_the_step_on_all(two_ranks, directory, stage):
+    result = two_ranks[stage]
+    stats = result["skipped"]
+    assert stats.skipped
+    assert stats.skipped_updates == 1
+    assert stats.grad_norm == math.inf
+    for name, tensor in result["state after skip"].items():
+        assert torch.equal(tensor, result["state"][name]), name
+    assert not result["went on"].skipped
+    saved = (directory / "failed" / "skipped-update-000004.jsonl").read_text().splitlines()
+    assert [json.loads(line)["lease_index"] for line in saved] == list(range(7))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_resumed_run_is_bit_identical_to_one_that_went_on(two_ranks, stage):
+    result = two_ranks[stage]
+    assert result["client state"] == {"note": stage}
+    assert replace(result["resumed"], seconds=0.0) == replace(result["went on"], seconds=0.0)
+    for name, tensor in result["state that went on"].items():
+        assert torch.equal(tensor, result["resumed state"][name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_checkpoint_holds_a_model_directory_that_transformers_loads(two_ranks, directory, stage):
+    path = directory / f"stage{stage}" / "hf"
+    written = load_file(path / "model.safetensors")
+    expected = two_ranks[stage]["state after skip"]
+    assert set(written) == set(expected)
+    assert all(torch.equal(written[name], expected[name]) for name in written)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    assert torch.equal(model.get_input_embeddings().weight, expected["model.embed_tokens.weight"])
+    assert (path / "tokenizer.json").read_text() == "{}"
+
+
+@pytest.mark.slow
+def test_scores_are_in_the_order_of_the_sequences_whatever_rank_computed_them(two_ranks, directory):
+    model = AutoModelForCausalLM.from_pretrained(directory / "model").eval()
+    for pair, (policy, reference) in zip(random_pairs(0)[:3], two_ranks[1]["score"], strict=True):
+        ids = torch.tensor([*pair.prompt_token_ids, *pair.chosen.token_ids])
+        logp = (model(input_ids=ids[None]).logits[0] / TEMPERATURE).log_softmax(-1)
+        start = len(pair.prompt_token_ids)
+        expected = [float(logp[t - 1, ids[t]]) for t in range(start, len(ids))]
+        assert policy == pytest.approx(expected, abs=1e-5)
+        assert reference == pytest.approx(expected, abs=1e-5)
+
+
+def test_statistics_follow_their_definitions(make_engine):
+    """Policy and reference are one model here, so every h is 0; ratios are computed again from scored log-probs."""
+    engine = make_engine()
+    pairs = random_pairs(5, count=5)
+    active = [pair for pair in pairs if not pair.tie]
+    completions = [(pair, completion) for pair in active for completion in (pair.chosen, pair.rejected)]
+    scores = engine.score([(pair.prompt_token_ids, completion.token_ids) for pair, completion in completions])
+    differences = [
+        ours - theirs
+        for (policy, _), (_, completion) in zip(scores, completions, strict=True)
+        for ours, theirs in zip(policy, completion.logprobs, strict=True)
+    ]
+    stats = engine.update(pairs)
+    assert stats.loss == pytest.approx(math.log(2.0))
+    assert (stats.margin, stats.accuracy) == (pytest.approx(0.0, abs=1e-6), pytest.approx(0.0))
+    assert (stats.kl_chosen, stats.kl_rejected) == (pytest.approx(0.0, abs=1e-5), pytest.approx(0.0, abs=1e-5))
+    assert stats.log_ratio_max == pytest.approx(max(map(abs, differences)), rel=1e-4)
+    assert stats.log_ratio_mean == pytest.approx(sum(map(abs, differences)) / len(differences), rel=1e-4)
+    k3 = [math.exp(d) - 1.0 - d for d in differences]
+    assert stats.behaviour_kl == pytest.approx(sum(k3) / len(k3), rel=1e-4)
+    lengths = [len(pair.prompt_token_ids) + len(completion.token_ids) for pair, completion in completions]
+    assert (stats.pairs, stats.ties, stats.tokens) == (5, 1, sum(lengths))
+    assert stats.padded_tokens >= stats.tokens
+    assert stats.lr == CONFIG.optimizer.lr / 2
+    second = engine.update(pairs)
+    assert second.margin > 0.0
+    assert second.kl_chosen > second.kl_rejected
+
+
+def test_ties_alone_change_nothing_and_cost_the_tie_loss(make_engine):
+    optimizer = CONFIG.optimizer.model_copy(update={"weight_decay": 0.0})
+    engine = make_engine(optimizer=optimizer, loss=LossConfig(kind="ipo", beta=0.5))
+    before = engine.full_state()
+    stats = engine.update([replace(pair, margin=0.0) for pair in random_pairs(6)])
+    assert stats.loss == pytest.approx(tie_loss(LossConfig(kind="ipo", beta=0.5)))
+    assert (stats.ties, stats.accuracy, stats.grad_norm) == (7, 0.0, 0.0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in engine.full_state().items())
+
+
+def test_too_many_skipped_updates_stop_the_run_naming_the_saved_batch(make_engine, tmp_path):
+    engine = make_engine(max_skipped_updates=1)
+    whole = engine._reference
+    engine._reference = lambda *inputs: whole(*inputs) * math.nan
+    assert engine.update(random_pairs(0)).skipped
+    path = tmp_path / "failed" / "skipped-update-000002.jsonl"
+    with pytest.raises(RunError, match=rf"max_skipped_updates allows 1.*saved to {path}"):
+        engine.update(random_pairs(0))
+    assert path.exists()
+
+
+def test_bfloat16_weights_are_trained_with_float32_master_weights(make_engine):
+    """A step of 1e-4 on weights near 1 is below bfloat16's grid of 0.0078; only master weights can add it up."""
+    constant = OptimizerConfig(lr=1e-4, schedule="constant", betas=(0.0, 0.0), eps=1e-20)
+    engine = make_engine(dtype="bfloat16", optimizer=constant)
+    norm = "model.norm.weight"
+    start = engine.full_state()[norm]
+    assert start.dtype == torch.bfloat16
+    for _ in range(3):
+        engine.update(random_pairs(0))
+    assert torch.equal(engine.full_state()[norm], start)
+    for _ in range(60):
+        engine.update(random_pairs(0))
+    assert not torch.equal(engine.full_state()[norm], start)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bfloat16_and_offloaded_runs_skip_and_resume_like_the_others(make_engine, tmp_path, stage, offload):
+    """DeepSpeed keeps the offloaded gradients of a step it skipped: they would spoil every later one."""
+    settings = {"dtype": "bfloat16", "zero_stage": stage, "offload_optimizer": offload}
+    engine = make_engine(**settings)
+    engine.update(random_pairs(0))
+    whole = engine._reference
+    engine._reference = lambda *inputs: whole(*inputs) * math.nan
+    assert engine.update(random_pairs(1)).skipped
+    engine._reference = whole
+    engine.save(tmp_path / "update-2")
+    ahead = engine.update(random_pairs(2))
+    assert not ahead.skipped
+    state = engine.full_state()
+    other = make_engine(**settings)
+    other.load(tmp_path / "update-2")
+    assert replace(other.update(random_pairs(2)), seconds=0.0) == replace(ahead, seconds=0.0)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in other.full_state().items())
+    assert all(tensor.dtype == torch.bfloat16 for tensor in state.values())
+
+
+def test_gradient_checkpointing_recomputes_each_layer_and_keeps_dropout_off(make_engine):
+    """The model's own configuration asks for dropout; the policy must still equal its reference: loss log 2 exactly."""
+    calls = []
+    for recompute in (False, True):
+        engine = make_engine(gradient_checkpointing=recompute, micro_batch_tokens=10_000, model="dropout")
+        layer = engine.model.model.layers[0]
+        layer.register_forward_hook(lambda *_, recompute=recompute: calls.append(recompute))
+        stats = engine.update(random_pairs(0))
+        assert stats.loss == pytest.approx(math.log(2.0), abs=1e-7)
+    assert (calls.count(False), calls.count(True)) == (1, 2)
+
+
+def test_the_final_model_is_replaced_as_a_whole(make_engine, tmp_path):
+    engine = make_engine()
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "old").write_text("")
+    engine.save_pretrained(tmp_path / "final")
+    names = {path.name for path in (tmp_path / "final").iterdir()}
+    assert names == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+def test_a_checkpoint_of_other_settings_or_with_a_torn_file_is_refused(make_engine, tmp_path):
+    engine = make_engine()
+    engine.save(tmp_path / "update-1")
+    layout = tmp_path / "update-1" / "deepspeed" / "layout.json"
+    written = layout.read_text()
+    layout.write_text(json.dumps(json.loads(written) | {"ranks": 4}))
+    with pytest.raises(UsageError, match=r"was written with learner\.ranks 4.*this run has learner\.ranks 1"):
+        engine.load(tmp_path / "update-1")
+    layout.write_text(written)
+    shard = next((tmp_path / "update-1" / "deepspeed" / "engine").glob("*optim_states.pt"))
+    shard.write_bytes(shard.read_bytes()[:1000])
+    with pytest.raises(UsageError, match=r"update-1 cannot be read: .*resume from an older one"):
+        engine.load(tmp_path / "update-1")
+
+
+def test_a_full_disk_fails_the_save_with_a_clear_error_and_training_goes_on(make_engine, tmp_path, monkeypatch):
+    engine = make_engine()
+
+    real_save = torch.save
+
+    def full(state, target, **options):
+        if isinstance(target, str):  # a file; messages between ranks are made by the same function
+            raise OSError(28, "No space left on device")
+        real_save(state, target, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(RunError, match=r"could not be written to .*update-1: rank 0: .*No space left"):
+            engine.save(tmp_path / "update-1")
+    assert not engine.update(random_pairs(0)).skipped
+    engine.save(tmp_path / "update-2")
+
+
+def test_wrong_requests_are_refused_before_anything_is_loaded(make_engine, tmp_path):
+    engine = make_engine()
+    with pytest.raises(UsageError, match="needs at least one pair"):
+        engine.update([])
+    (tmp_path / "empty").mkdir()
+    from learner.engine import TrainEngine
+
+    with pytest.raises(UsageError, match=r"empty cannot be loaded: .*give a causal language model's directory"):
+        TrainEngine(tmp_path / "empty", CONFIG, 1)
+    with pytest.raises(RunError, match=r"gpus_per_rank is 1 but DeepSpeed chose the device 'cpu'"):
+        TrainEngine(tmp_path / "empty", CONFIG.model_copy(update={"gpus_per_rank": 1.0}), 1)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [1 / 3, 2 / 3, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [1 / 3, 2 / 3, 1.0, 0.75, 0.5, 0.25, 0.0]),
+        ("cosine", [1 / 3, 2 / 3, 1.0, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125), 0.0]),
+    ],
+)
+def test_learning_rate_warms_up_from_above_zero_and_the_last_update_still_learns(schedule, expected):
+    config = OptimizerConfig(lr=2.0, schedule=schedule, warmup_updates=2)
+    assert [learning_rate(config, update, 6) / 2.0 for update in range(7)] == pytest.approx(expected)
