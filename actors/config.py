@@ -74,7 +74,7 @@ class GeneratorConfig(Settings):
     canary_tolerance: float | None = Field(
         default=None,
         gt=0.0,
-        description="nats; largest difference to the learner's log-probs on the canary; unset: 1e-3, or 1.0 in bfloat16",
+        description="nats; largest difference to the learner's log-probs on the canary. Unset: 1e-3, bfloat16 1.0",
     )
 
 
