@@ -67,6 +67,7 @@ class Engine:
         sampling: how every request is sampled.
         seed: of the sampler; two engines of one run need different seeds.
         transport: of the publications that `load` will be given.
+        tokenizer: directory or hub name; unset: the model's own.
 
     Raises:
         UsageError: the directory or the settings do not make an engine.
@@ -79,6 +80,7 @@ class Engine:
         sampling: SamplingConfig,
         seed: int = 0,
         transport: str = "shm",
+        tokenizer: str | None = None,
     ) -> None:
         if not (Path(model_dir) / "config.json").is_file():
             raise UsageError(f"{model_dir} is not a Hugging Face model directory: it has no config.json")
@@ -91,7 +93,7 @@ class Engine:
         self._running: set[str] = set()
         self._finished: list[tuple[str, Completion]] = []
         os.environ.update(engine_environment(generators))
-        self._llm = self._build(str(model_dir), seed)
+        self._llm = self._build(str(model_dir), tokenizer, seed)
         self._llm.set_weight_version("0")
         self._vocab_size = self._llm.model_config.get_vocab_size()
         self._params = self._sampling_params()
@@ -286,7 +288,7 @@ class Engine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _build(self, model_dir: str, seed: int) -> Any:
+    def _build(self, model_dir: str, tokenizer: str | None, seed: int) -> Any:
         from vllm import EngineArgs, LLMEngine
         from vllm.config import WeightTransferConfig
         from vllm.platforms import current_platform
@@ -305,6 +307,7 @@ class Engine:
         try:
             arguments = EngineArgs(
                 model=model_dir,
+                tokenizer=tokenizer,
                 dtype=config.dtype,
                 max_model_len=config.max_model_len,
                 max_num_seqs=requests,

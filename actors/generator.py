@@ -54,7 +54,7 @@ class Generator:
 
     Args:
         name: for messages and metrics.
-        model_dir, generators, sampling, seed, transport: see `engine.Engine`.
+        model_dir, generators, sampling, seed, transport, tokenizer: see `engine.Engine`.
         make_engine: builds the engine from these, in the thread that will own it.
 
     The constructor returns when the engine is ready, and raises what building it raised.
@@ -69,13 +69,14 @@ class Generator:
         sampling: SamplingConfig,
         seed: int = 0,
         transport: str = "shm",
+        tokenizer: str | None = None,
         make_engine: Callable[..., EngineLike] = Engine,
     ) -> None:
         self._name = name
         self._model_dir = model_dir
         self._max_running = generators.max_running_prompts
         self._completions_per_prompt = sampling.completions_per_prompt
-        self._build = lambda: make_engine(model_dir, generators, sampling, seed, transport)
+        self._build = lambda: make_engine(self._model_dir, generators, sampling, seed, transport, tokenizer)
         # Guards everything below; notified whenever any of it changes.
         self._changed = threading.Condition()
         self._waiting: deque[Lease] = deque()

@@ -12,6 +12,7 @@ import ray
 from actors.config import GeneratorConfig, JudgingConfig, SamplingConfig
 from actors.generator import Generator
 from actors.judging import JudgeWorker
+from actors.model_files import resolve
 from actors.records import Manifest
 
 COLLECTING_CALLS = 8
@@ -19,7 +20,11 @@ COLLECTING_CALLS = 8
 
 
 class RemoteGenerator(Generator):
-    """A generator whose chunks come as arguments of their own: for those, Ray delivers what a reference holds."""
+    """A generator whose model may be a hub name, and whose chunks come as arguments of their own: for those, Ray
+    delivers what a reference holds."""
+
+    def __init__(self, name: str, *, model_dir: str, **settings: Any) -> None:
+        super().__init__(name, model_dir=resolve(model_dir), **settings)
 
     def take_published(self, manifest: Manifest, *chunks: Any) -> int:
         return self.take_weights(manifest, list(chunks) or None)
@@ -45,6 +50,7 @@ def start_generator(
     name: str,
     *,
     model_dir: str,
+    tokenizer: str | None,
     generators: GeneratorConfig,
     sampling: SamplingConfig,
     seed: int,
@@ -64,7 +70,13 @@ def start_generator(
         runtime_env={"env_vars": environment},
     )
     return actor.remote(
-        name, model_dir=model_dir, generators=generators, sampling=sampling, seed=seed, transport=transport
+        name,
+        model_dir=model_dir,
+        tokenizer=tokenizer,
+        generators=generators,
+        sampling=sampling,
+        seed=seed,
+        transport=transport,
     )
 
 

@@ -56,7 +56,9 @@ class RandomPrompts:
 def make_model(directory: Path, hidden: int, layers: int) -> None:
     """A random Llama; sizes are printed with the result."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -72,6 +74,9 @@ def make_model(directory: Path, hidden: int, layers: int) -> None:
         pad_token_id=0,
     )
     LlamaForCausalLM(config).save_pretrained(directory)
+    words = {"<pad>": 0, "<bos>": 1, "<eos>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<pad>"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>").save_pretrained(directory)
 
 
 def make_config(arguments: argparse.Namespace, bound: int) -> RunConfig:

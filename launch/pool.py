@@ -186,6 +186,9 @@ class GeneratorPool:
     async def _feed(self, member: _Member) -> None:
         # A quarter at a time, so that several generators share what the buffer grants.
         portion = max(1, self._max_running // 4)
+        # Nothing is sampled with weights that were not verified, those it was started with included.
+        while member.version < 0:
+            await self._offered.wait()
         while True:
             room = min(portion, self._max_running - len(member.outstanding))
             leases = self._asides[:room]

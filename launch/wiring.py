@@ -270,6 +270,7 @@ def start_generators(config: RunConfig, model_dir: str) -> list[RayGenerator]:
             start_generator(
                 name,
                 model_dir=model_dir,
+                tokenizer=config.model.tokenizer,
                 generators=config.generators,
                 sampling=config.sampling,
                 seed=config.seed + index,
@@ -339,6 +340,7 @@ def start_learner(config: RunConfig, model_dir: str, shared_memory: Path, failed
             temperature=config.sampling.temperature,
             publish_dir=str(shared_memory),
             failed_batches_dir=str(failed_batches),
+            tokenizer_dir=config.model.tokenizer,
         )
         for rank in range(learner.ranks)
     ]

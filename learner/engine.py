@@ -25,6 +25,7 @@ from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchChe
 from torch import Tensor, nn
 
 from actors.errors import RunError, UsageError
+from actors.model_files import resolve
 from actors.records import Pair
 from learner.batching import (
     TokenSequence,
@@ -47,7 +48,6 @@ from learner.models import (
     in_parts,
     load_model,
     replace_directory,
-    resolve,
     unique_tensors,
     write_model,
 )
@@ -120,6 +120,7 @@ class TrainEngine:
         temperature: float = 1.0,
         reference_dir: str | Path | None = None,
         failed_batches_dir: str | Path | None = None,
+        tokenizer_dir: str | Path | None = None,
     ) -> None:
         deepspeed.utils.logger.setLevel(logging.WARNING)
         self.config, self.total_updates, self.temperature = config, total_updates, temperature
@@ -131,6 +132,7 @@ class TrainEngine:
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
 
         self.source = resolve(model_dir)
+        self._tokenizer_source = self.source if tokenizer_dir is None else resolve(tokenizer_dir)
         self._reference = self._make_reference(self.source if reference_dir is None else resolve(reference_dir))
         policy = self._load(self.source)
         self.model = policy.model
@@ -295,7 +297,7 @@ class TrainEngine:
         if self.rank == 0:
             try:
                 directory.mkdir(parents=True, exist_ok=True)
-                write_model(directory, self.model, state, self.source)
+                write_model(directory, self.model, state, self._tokenizer_source)
             except (OSError, RuntimeError) as error:
                 return error
         return None

@@ -40,6 +40,7 @@ class LearnerWorker:
         temperature: float,
         publish_dir: str,
         failed_batches_dir: str | None = None,
+        tokenizer_dir: str | None = None,
     ) -> None:
         _set_environment(learner, rank, world_size, master_addr, master_port)
         import torch
@@ -56,7 +57,13 @@ class LearnerWorker:
         self._canary_length = publication.canary_tokens
         self._publisher = Publisher(publication, publish_dir) if rank == 0 else None
         self._engine = TrainEngine(
-            model_dir, learner, total_updates, temperature, reference_dir, failed_batches_dir=failed_batches_dir
+            model_dir,
+            learner,
+            total_updates,
+            temperature,
+            reference_dir,
+            failed_batches_dir=failed_batches_dir,
+            tokenizer_dir=tokenizer_dir,
         )
 
     def ready(self) -> None:
