@@ -24,7 +24,7 @@ class PromptOrder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One update's groups. Made by the replay buffer; read by pairing, learner and journal."""
+    """One update's groups. Made by the replay buffer; read by pairing and learner."""
 
     update: int
     version: int

@@ -70,7 +70,7 @@ class Summary(_Record):
     groups_per_second: float
     """Groups consumed per second of learning."""
     tokens_per_second: float = 0.0
-    """Response tokens sampled per second of learning."""
+    """Response tokens of the groups consumed, all K completions, per second of learning."""
     time_budget: dict[str, dict[str, float]]
     """Seconds by role (`generator`, `learner`, `judge`) and activity."""
     dropped_tokens: int = 0

@@ -33,6 +33,8 @@ from learner import checkpoints
 
 INTERRUPTED = 130
 WORLD = "world"
+SHOWN_SKIPS = 5
+"""Malformed rows shown one by one."""
 
 
 def run_training(config: RunConfig, *, resume: bool = False) -> int:
@@ -52,15 +54,14 @@ def run_training(config: RunConfig, *, resume: bool = False) -> int:
     run = RunDirectory.open(config, resume=resume)
     checkpoint = checkpoints.latest(run.checkpoints) if resume else None
     state = checkpoints.read_state(checkpoint) if checkpoint else {}
-    if state and state["prompts"] != _prompt_order(config, prompts):
-        raise UsageError(
-            f"the prompts of {config.prompts.source} or their order are not those that {checkpoint} was saved with; "
-            "resume with the same data, prompts.seed and prompts.shuffle, or start a new run with another --output"
-        )
+    if state:
+        check_same_run(state["fixed"], fixed_settings(config, prompts), checkpoint)
     with contextlib.ExitStack() as stack:
         board = stack.enter_context(Board())
-        for line in prompts.skipped[:5]:
+        for line in prompts.skipped[:SHOWN_SKIPS]:
             board.message(f"skipped {line}")
+        if prompts.skipped:
+            board.message(f"{len(prompts.skipped)} malformed rows skipped, {len(prompts)} prompts left")
         shared_memory = SharedMemory()
         stack.callback(shared_memory.close)
         if config.cluster.address == "local" or "RAY_ADDRESS" not in os.environ:
@@ -146,7 +147,7 @@ class _Session:
         await loop.pool.refresh()
         with loop.progress.clock.spend("checkpointing"):
             await self._save(loop)
-        if loop.stopped:
+        if loop.buffer.updates < self.config.updates:
             self.board.message("interrupted: checkpoint written, go on with --resume")
             return
         with loop.progress.clock.spend("evaluating"):
@@ -176,7 +177,7 @@ class _Session:
         state = {
             "updates": self.buffer.updates,
             "version": self.buffer.version,
-            "prompts": _prompt_order(self.config, self.prompts),
+            "fixed": fixed_settings(self.config, self.prompts),
             "buffer": self.buffer.state_dict(),
         }
         tag = stage_name(self.buffer.updates)
@@ -215,9 +216,31 @@ class _Session:
             summary.render(self.board.console)
 
 
-def _prompt_order(config: RunConfig, prompts: PromptSource) -> str:
-    """What must be equal for position `i` to be the same prompt."""
-    return f"{prompts.fingerprint()} seed={config.prompts.seed} shuffle={config.prompts.shuffle}"
+def fixed_settings(config: RunConfig, prompts: PromptSource) -> dict[str, Any]:
+    """What a resumed run must share with the saved one, as JSON values; everything else may change."""
+    fixed = {
+        "the prompts": prompts.fingerprint(),
+        "prompts.seed": config.prompts.seed,
+        "prompts.shuffle": config.prompts.shuffle,
+        "model.path": config.model.path,
+        "sampling": config.sampling.model_dump(mode="json"),
+        "evaluation.prompts": config.evaluation.prompts,
+    }
+    return fixed | ({"world": config.world.model_dump(mode="json")} if config.model.path == WORLD else {})
+
+
+def check_same_run(saved: Mapping[str, Any], given: Mapping[str, Any], checkpoint: Path | None) -> None:
+    """Raises `UsageError` naming every fixed setting that is not what the checkpoint was saved with."""
+    changed = [
+        f"{name} (was {saved.get(name)}, is {given.get(name)})"
+        for name in sorted(set(saved) | set(given))
+        if saved.get(name) != given.get(name)
+    ]
+    if changed:
+        raise UsageError(
+            f"cannot resume from {checkpoint}: changed since it was saved: {'; '.join(changed)}; resume with the same, "
+            "or start a new run with another --output"
+        )
 
 
 def with_world_defaults(config: RunConfig) -> RunConfig:

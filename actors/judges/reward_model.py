@@ -158,7 +158,7 @@ def _load_model(config: RewardModelJudgeConfig) -> Any:
     if model.config.num_labels != 1:
         raise UsageError(
             f"the model in '{config.path}' has {model.config.num_labels} labels; a reward model has exactly 1 "
-            "(num_labels in its config.json); train one with `offbeat preference`"
+            "(num_labels in its config.json)"
         )
     if loading["missing_keys"]:
         raise UsageError(
