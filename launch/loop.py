@@ -116,6 +116,7 @@ class TrainingLoop:
             buffer,
             max_running=config.generators.max_running_prompts,
             take_seconds=config.publication.timeout_seconds,
+            lease_seconds=config.replay.lease_seconds,
             on_group=self._judging.put_nowait,
             on_retire=self._retire,
             on_message=on_message,

@@ -6,10 +6,11 @@ It must not know the learner or the judge: finished groups leave through a callb
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from actors.buffer import ReplayBuffer
 from actors.errors import RunError
@@ -18,6 +19,10 @@ from launch.ports import GeneratorDeadError, GeneratorPort, GeneratorUnavailable
 
 COLLECT_SECONDS = 2.0
 """Longest wait of one collect call, and of one status call."""
+READY_SECONDS = 120.0
+"""Between two messages about a generator that has not answered since its start."""
+ASIDE_ATTEMPTS = 3
+"""Grants of one evaluation prompt before its silence fails the run."""
 
 
 E = TypeVar("E", bound=Exception)
@@ -29,6 +34,31 @@ def _leaves(group: BaseExceptionGroup[E]) -> Iterator[E]:
             yield from _leaves(exception)
         else:
             yield exception
+
+
+async def _apart(work: Coroutine[Any, Any, None]) -> None:
+    """Awaits `work` so that a cancellation always arrives here.
+
+    A task group that ends with an error keeps to itself a cancellation that reached it meanwhile; who then handles the
+    error would go on, and whoever cancelled would wait for ever. (So does `asyncio.wait_for` with a result.)
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task})
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.wait({task})
+        raise
+    task.result()
+
+
+def _restarted(before: GeneratorStatus, now: GeneratorStatus) -> bool:
+    """Whether `now` is another process's account: its own never runs backwards."""
+
+    def seconds(status: GeneratorStatus) -> float:
+        return status.generating_seconds + status.updating_seconds + status.idle_seconds
+
+    return now.tokens < before.tokens or seconds(now) < seconds(before)
 
 
 class Signal:
@@ -52,7 +82,12 @@ class _Member:
     port: GeneratorPort
     version: int = -1
     """Last version it acknowledged; -1 before the first."""
+    working: bool = False
+    """It has verified weights and takes leases."""
     outstanding: dict[tuple[int, int], Lease] = field(default_factory=dict)
+    """Granted to it and not answered, by index and attempt."""
+    unsent: list[Lease] = field(default_factory=list)
+    """The part of `outstanding` that is still to be submitted."""
     status: GeneratorStatus | None = None
 
 
@@ -66,6 +101,7 @@ class GeneratorPool:
         *,
         max_running: int,
         take_seconds: float,
+        lease_seconds: float,
         on_group: Callable[[Group], None],
         on_retire: Callable[[int], None],
         on_message: Callable[[str], None],
@@ -76,6 +112,7 @@ class GeneratorPool:
         self._buffer = buffer
         self._max_running = max_running
         self._take_seconds = take_seconds
+        self._lease_seconds = lease_seconds
         self._on_group = on_group
         self._on_retire = on_retire
         self._on_message = on_message
@@ -86,6 +123,7 @@ class GeneratorPool:
         self._asides: list[Lease] = []
         self._aside_results: dict[int, asyncio.Future[Group]] = {}
         self._next_aside = -1
+        self._ended: list[GeneratorStatus] = []
 
     @property
     def newest(self) -> Publication | None:
@@ -96,6 +134,11 @@ class GeneratorPool:
     def statuses(self) -> tuple[GeneratorStatus, ...]:
         """The last known account of each generator that is alive."""
         return tuple(member.status for member in self._members if member.status is not None)
+
+    @property
+    def accounts(self) -> tuple[GeneratorStatus, ...]:
+        """`statuses`, and the last account of each generator process that has died."""
+        return (*self._ended, *self.statuses)
 
     async def run(self) -> None:
         """Serves all generators until cancelled. Raises `RunError` when none is left."""
@@ -122,37 +165,61 @@ class GeneratorPool:
         """
         leases = []
         for prompt in prompts:
-            leases.append(Lease(self._next_aside, 0, prompt, min_version, deadline=float("inf")))
+            leases.append(Lease(self._next_aside, 0, prompt, min_version, deadline=math.inf))
             self._next_aside -= 1
         loop = asyncio.get_running_loop()
-        futures = [self._aside_results.setdefault(lease.index, loop.create_future()) for lease in leases]
+        results = {lease.index: loop.create_future() for lease in leases}
+        self._aside_results.update(results)
         self._asides.extend(leases)
         self.changed.notify()
-        return list(await asyncio.gather(*futures))
+        try:
+            return list(await asyncio.gather(*results.values()))
+        finally:
+            for index in results:
+                self._aside_results.pop(index, None)
 
     def expire(self) -> None:
-        """Takes back leases that are past their deadline, wherever they are."""
-        expired = set(self._buffer.expire(self._clock()))
+        """Takes back leases that are past their deadline, wherever they are.
+
+        Raises:
+            RunError: an evaluation prompt was granted as often as is allowed, and nothing came back.
+        """
+        now = self._clock()
+        expired = set(self._buffer.expire(now))
+        asides = []
         for member in self._members:
-            for key in [key for key in member.outstanding if key[0] in expired]:
+            for key, lease in list(member.outstanding.items()):
+                if lease.index < 0 and lease.deadline <= now:
+                    asides.append(lease)
+                elif lease.index not in expired:
+                    continue
                 del member.outstanding[key]
-        if expired:
-            self._on_message(f"{len(expired)} leases passed their deadline and are granted again")
+        self._asides.extend(self._next_attempt(lease) for lease in asides if lease.index in self._aside_results)
+        if expired or asides:
+            self._on_message(
+                f"{len(expired) + len(asides)} leases passed their deadline and go back to be granted again"
+            )
             self.changed.notify()
 
     async def refresh(self) -> None:
         """Asks every generator for its status; one that does not answer keeps its last."""
-        for member in list(self._members):
-            try:
-                member.status = await asyncio.wait_for(member.port.status(), timeout=COLLECT_SECONDS)
-            except (GeneratorUnavailableError, GeneratorDeadError, TimeoutError):
-                continue
+        await asyncio.gather(*[self._ask(member) for member in self._members])
+
+    async def _ask(self, member: _Member) -> None:
+        try:
+            async with asyncio.timeout(COLLECT_SECONDS):
+                status = await member.port.status()
+        except (GeneratorUnavailableError, GeneratorDeadError, TimeoutError):
+            return
+        if member.status is not None and _restarted(member.status, status):
+            self._ended.append(member.status)
+        member.status = status
 
     async def _serve(self, member: _Member) -> None:
         while True:
             died: GeneratorDeadError | None = None
             try:
-                await self._serve_until_death(member)
+                await _apart(self._serve_until_death(member))
             except* GeneratorUnavailableError as group:
                 self._on_message(f"{next(_leaves(group))} died and is being restarted")
             except* GeneratorDeadError as group:
@@ -160,6 +227,7 @@ class GeneratorPool:
             self._forget(member, "generator died")
             if died is not None:
                 self._members.remove(member)
+                self._ended += [member.status] if member.status is not None else []
                 self._on_message(f"{member.port.name} died for good: {died}")
                 break
         if not self._members:
@@ -170,36 +238,73 @@ class GeneratorPool:
 
     async def _serve_until_death(self, member: _Member) -> None:
         async with asyncio.TaskGroup() as tasks:
+            waiting = tasks.create_task(self._report_waiting(member))
             await member.port.ready()
+            waiting.cancel()
             tasks.create_task(self._sync(member))
             tasks.create_task(self._feed(member))
             tasks.create_task(self._collect(member))
+
+    async def _report_waiting(self, member: _Member) -> None:
+        started = time.monotonic()
+        while True:
+            await asyncio.sleep(READY_SECONDS)
+            self._on_message(
+                f"{member.port.name} has not answered for {time.monotonic() - started:.0f} s: its engine is still "
+                "loading, or Ray has no room for it (`ray status` tells)"
+            )
 
     def _forget(self, member: _Member, reason: str) -> None:
         indices = [index for index, _ in member.outstanding if index >= 0]
         self._asides.extend(lease for lease in member.outstanding.values() if lease.index < 0)
         member.outstanding.clear()
+        member.unsent.clear()
+        member.working = False
         member.version = -1
         self._buffer.lost(indices, reason)
         self.changed.notify()
 
     async def _feed(self, member: _Member) -> None:
-        # A quarter at a time, so that several generators share what the buffer grants.
-        portion = max(1, self._max_running // 4)
         # Nothing is sampled with weights that were not verified, those it was started with included.
         while member.version < 0:
             await self._offered.wait()
+        member.working = True
         while True:
-            room = min(portion, self._max_running - len(member.outstanding))
-            leases = self._asides[:room]
-            del self._asides[: len(leases)]
-            if len(leases) < room:
-                leases += self._buffer.grant(room - len(leases), self._clock())
-            if not leases:
+            self._deal()
+            if not member.unsent:
                 await self.changed.wait()
                 continue
-            member.outstanding.update({(lease.index, lease.attempt): lease for lease in leases})
+            leases, member.unsent = member.unsent, []
             await member.port.submit(leases)
+
+    def _deal(self) -> None:
+        """Grants what may be granted now, evaluation first, each lease to the generator that holds the fewest."""
+        working = [member for member in self._members if member.working]
+        room = sum(self._max_running - len(member.outstanding) for member in working)
+        leases = self._take_asides(room)
+        leases += self._buffer.grant(room - len(leases), self._clock())
+        for lease in leases:
+            member = min(working, key=lambda member: len(member.outstanding))
+            member.outstanding[lease.index, lease.attempt] = lease
+            member.unsent.append(lease)
+        if leases:
+            self.changed.notify()
+
+    def _take_asides(self, limit: int) -> list[Lease]:
+        wanted = [lease for lease in self._asides if lease.index in self._aside_results]
+        taken, self._asides = wanted[:limit], wanted[limit:]
+        deadline = self._clock() + self._lease_seconds
+        return [replace(lease, deadline=deadline) for lease in taken]
+
+    def _next_attempt(self, lease: Lease) -> Lease:
+        attempt = lease.attempt + 1
+        if attempt == ASIDE_ATTEMPTS:
+            raise RunError(
+                f"an evaluation prompt had no answer, though it was given {attempt} times, for {self._lease_seconds:g} "
+                "s each; look at the generators' logs, raise replay.lease_seconds if they are only slow, then go on "
+                "with --resume"
+            )
+        return replace(lease, attempt=attempt)
 
     async def _collect(self, member: _Member) -> None:
         while True:
@@ -212,12 +317,15 @@ class GeneratorPool:
             lease = member.outstanding.pop((item.lease_index, item.attempt), None)
             if item.lease_index >= 0:
                 self._buffer.give_back(item)
-            elif lease is not None:
+            elif lease is not None and item.lease_index in self._aside_results:
                 raise RunError(f"an evaluation prompt could not be generated: {item.reason}")
             return
         member.outstanding.pop((item.lease.index, item.lease.attempt), None)
         if item.lease.index < 0:
-            self._aside_results.pop(item.lease.index).set_result(item)
+            # Absent: answered before by another generator, or the evaluation was given up.
+            result = self._aside_results.pop(item.lease.index, None)
+            if result is not None and not result.done():
+                result.set_result(item)
         elif self._buffer.generated(item):
             self._on_group(item)
 
@@ -237,8 +345,8 @@ class GeneratorPool:
         version = publication.version
         self._taking[version] = self._taking.get(version, 0) + 1
         try:
-            taking = member.port.take_weights(publication.manifest, publication.chunks)
-            member.version = await asyncio.wait_for(taking, self._take_seconds)
+            async with asyncio.timeout(self._take_seconds):
+                member.version = await member.port.take_weights(publication.manifest, publication.chunks)
         except TimeoutError:
             raise RunError(
                 f"{member.port.name} did not take policy version {version} within {self._take_seconds:g} s; raise "

@@ -1,0 +1,450 @@
+"""The generator pool on its own: who gets which lease, what a death costs, when a publication may go."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from actors.buffer import ReplayBuffer
+from actors.config import ReplayConfig
+from actors.errors import RunError
+from actors.records import Canary, GeneratorStatus, Group, Judgement, Lease, Manifest, Prompt
+from launch import pool as pool_module
+from launch.pool import GeneratorPool
+from launch.ports import GeneratorDeadError, GeneratorUnavailableError, Publication
+from tests.fakes import FakeGenerator, FakePrompts, group_of
+
+
+class Manual(FakeGenerator):
+    """A generator that answers, takes weights and dies when the test says so."""
+
+    def __init__(self, name: str = "a") -> None:
+        super().__init__(name)
+        self.leases: list[Lease] = []
+        self.answers: asyncio.Queue[Any] = asyncio.Queue()
+        self.may_take = asyncio.Event()
+        self.may_take.set()
+        self.taking: list[int] = []
+
+    async def submit(self, leases: Any) -> None:
+        self.leases.extend(leases)
+
+    async def collect(self, timeout_seconds: float) -> list[Any]:
+        answer = await self.answers.get()
+        if isinstance(answer, Exception):
+            raise answer
+        return [answer]
+
+    async def take_weights(self, manifest: Manifest, chunks: Any) -> int:
+        self.taking.append(manifest.version)
+        await self.may_take.wait()
+        return await super().take_weights(manifest, chunks)
+
+    def indices(self) -> list[int]:
+        return [lease.index for lease in self.leases]
+
+
+class Pool:
+    """A pool around generators, and what left it."""
+
+    def __init__(self, *generators: Any, total_updates: int = 100, **settings: Any) -> None:
+        replay = {"prompts_per_update": 8, "max_staleness": 0, "lease_seconds": 60.0}
+        replay |= {name: settings.pop(name) for name in list(settings) if name in ReplayConfig.model_fields}
+        self.groups: list[Group] = []
+        self.retired: list[int] = []
+        self.messages: list[str] = []
+        self._generators = generators
+        self.now = 0.0
+        self.buffer = ReplayBuffer(ReplayConfig(**replay), FakePrompts(), total_updates)
+        self.pool = GeneratorPool(
+            generators,
+            self.buffer,
+            **{"max_running": 16, "take_seconds": 5.0, "lease_seconds": replay["lease_seconds"], **settings},
+            on_group=self.groups.append,
+            on_retire=self.retired.append,
+            on_message=self.messages.append,
+            clock=lambda: self.now,
+        )
+
+    def offer(self, version: int) -> None:
+        self.pool.offer(Publication(Manifest(version, (), Canary((), ()), "shm")))
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[asyncio.Task[None]]:
+        """While it serves; all generators have version 0."""
+        task = asyncio.create_task(self.pool.run())
+        self.offer(0)
+        await _until(lambda: all(generator.loads for generator in self._generators))
+        try:
+            yield task
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+async def _until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def _run(test: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), timeout=5))
+
+
+def _answer(lease: Lease, version: int = 0) -> Group:
+    return group_of(lease, (version, version), (version, version))
+
+
+PROMPTS = [Prompt(f"evaluation:{i}", (1, 2), "") for i in range(4)]
+
+
+def test_a_batch_smaller_than_one_generator_s_room_is_shared_evenly() -> None:
+    """The first generator to wake used to take a whole small batch, and the others idled."""
+
+    async def test() -> None:
+        a, b = Manual("a"), Manual("b")
+        pool = Pool(a, b)
+        async with pool.running():
+            await _until(lambda: len(a.leases) + len(b.leases) == 8)
+            for generator in (a, b):
+                for lease in generator.leases:
+                    generator.answers.put_nowait(_answer(lease))
+            await _until(lambda: len(pool.groups) == 8)
+            a.leases.clear()
+            b.leases.clear()
+            _train(pool, 1)
+            await _until(lambda: len(a.leases) + len(b.leases) == 8)
+            assert (len(a.leases), len(b.leases)) == (4, 4)
+
+    _run(test)
+
+
+def _train(pool: Pool, version: int) -> None:
+    """Judges and consumes what was generated, and publishes `version`."""
+    for group in pool.groups:
+        pool.buffer.add(replace(group, judgement=Judgement((0.0, 1.0))))
+    pool.groups.clear()
+    assert pool.buffer.take() is not None
+    pool.offer(version)
+
+
+def test_a_faster_generator_gets_more() -> None:
+    async def test() -> None:
+        fast, slow = Manual("fast"), Manual("slow")
+        pool = Pool(fast, slow, prompts_per_update=32, max_running=4)
+        async with pool.running():
+            await _until(lambda: len(fast.leases) == 4 and len(slow.leases) == 4)
+            for _ in range(12):
+                served = len(fast.leases)
+                fast.answers.put_nowait(_answer(fast.leases[served - 4]))
+                await _until(lambda served=served: len(fast.leases) == served + 1)
+            assert (len(fast.leases), len(slow.leases)) == (16, 4)
+
+    _run(test)
+
+
+def test_no_generator_holds_more_than_its_room() -> None:
+    async def test() -> None:
+        a = Manual("a")
+        pool = Pool(a, prompts_per_update=8, max_running=3)
+        async with pool.running():
+            await _until(lambda: len(a.leases) == 3)
+            await asyncio.sleep(0.01)
+            assert a.indices() == [0, 1, 2]
+            a.answers.put_nowait(_answer(a.leases[1]))
+            await _until(lambda: len(a.leases) == 4)
+            assert a.indices() == [0, 1, 2, 3]
+
+    _run(test)
+
+
+def test_a_lease_past_its_deadline_goes_to_a_generator_again_and_the_late_answer_is_ignored() -> None:
+    async def test() -> None:
+        a = Manual("a")
+        pool = Pool(a, prompts_per_update=2)
+        async with pool.running():
+            await _until(lambda: len(a.leases) == 2)
+            first = a.leases[0]
+            pool.now = 59.0
+            pool.pool.expire()
+            assert pool.messages == []
+            pool.now = 60.0
+            pool.pool.expire()
+            assert "2 leases passed their deadline" in pool.messages[0]
+            await _until(lambda: len(a.leases) == 4)
+            assert [(lease.index, lease.attempt) for lease in a.leases[2:]] == [(0, 1), (1, 1)]
+            a.answers.put_nowait(_answer(first))
+            a.answers.put_nowait(_answer(a.leases[2]))
+            await _until(lambda: pool.groups)
+            assert [group.lease.attempt for group in pool.groups] == [1]
+            assert pool.buffer.ledger()["late"] == 1
+
+    _run(test)
+
+
+def test_evaluation_prompts_go_before_training_leases_and_come_back_in_order() -> None:
+    async def test() -> None:
+        a = Manual("a")
+        pool = Pool(a, max_running=4)
+        async with pool.running():
+            await _until(lambda: len(a.leases) == 4)
+            sampling = asyncio.create_task(pool.pool.sample(PROMPTS[:2], min_version=0))
+            await asyncio.sleep(0)
+            for lease in a.leases[:2]:
+                a.answers.put_nowait(_answer(lease))
+            await _until(lambda: len(a.leases) == 6)
+            asides = a.leases[4:]
+            assert [lease.prompt for lease in asides] == PROMPTS[:2]
+            for lease in reversed(asides):
+                a.answers.put_nowait(_answer(lease))
+            assert [group.lease.prompt for group in await sampling] == PROMPTS[:2]
+            assert all(group.lease.index >= 0 for group in pool.groups)
+
+    _run(test)
+
+
+def test_evaluation_prompts_of_a_dead_generator_are_answered_by_another_one() -> None:
+    async def test() -> None:
+        a, b = Manual("a"), Manual("b")
+        pool = Pool(a, b, prompts_per_update=1)
+        async with pool.running():
+            sampling = asyncio.create_task(pool.pool.sample(PROMPTS, min_version=0))
+            await _until(lambda: len(_asides(a)) + len(_asides(b)) == 4)
+            assert 1 <= len(_asides(a)) <= 2
+            a.answers.put_nowait(GeneratorDeadError("a"))
+            await _until(lambda: len(_asides(b)) == 4)
+            for lease in _asides(b):
+                b.answers.put_nowait(_answer(lease))
+            assert [group.lease.prompt for group in await sampling] == PROMPTS
+
+    _run(test)
+
+
+def _asides(generator: Manual) -> list[Lease]:
+    return [lease for lease in generator.leases if lease.index < 0]
+
+
+def test_a_second_answer_to_an_evaluation_prompt_is_ignored() -> None:
+    """A generator that was only unreachable for a moment answers what another one has answered meanwhile."""
+
+    async def test() -> None:
+        a = Manual("a")
+        pool = Pool(a)
+        async with pool.running() as running:
+            sampling = asyncio.create_task(pool.pool.sample(PROMPTS[:1], min_version=0))
+            await _until(lambda: _asides(a))
+            (lease,) = _asides(a)
+            a.answers.put_nowait(_answer(lease))
+            a.answers.put_nowait(_answer(lease))
+            await sampling
+            training = next(lease for lease in a.leases if lease.index >= 0)
+            a.answers.put_nowait(_answer(training))
+            await _until(lambda: pool.groups)
+            assert not running.done()
+
+    _run(test)
+
+
+def test_answers_to_an_evaluation_that_was_given_up_are_ignored() -> None:
+    async def test() -> None:
+        a = Manual("a")
+        pool = Pool(a)
+        async with pool.running() as running:
+            sampling = asyncio.create_task(pool.pool.sample(PROMPTS[:1], min_version=0))
+            await _until(lambda: _asides(a))
+            sampling.cancel()
+            a.answers.put_nowait(_answer(_asides(a)[0]))
+            a.answers.put_nowait(_answer(next(lease for lease in a.leases if lease.index >= 0)))
+            await _until(lambda: pool.groups)
+            assert not running.done()
+
+    _run(test)
+
+
+def test_an_evaluation_prompt_without_an_answer_is_given_again_and_at_last_fails_the_run() -> None:
+    """They had no deadline: one lost answer held up the end of a run for ever."""
+
+    async def test() -> None:
+        a = Manual("a")
+        pool = Pool(a, lease_seconds=10.0, prompts_per_update=1, max_attempts=9)
+        async with pool.running():
+            sampling = asyncio.create_task(pool.pool.sample(PROMPTS[:1], min_version=0))
+            for attempt in range(3):
+                await _until(lambda attempt=attempt: len(_asides(a)) == attempt + 1)
+                pool.now += 10.0
+                if attempt < 2:
+                    pool.pool.expire()
+            with pytest.raises(RunError, match=r"an evaluation prompt had no answer.*3 times.*replay\.lease_seconds"):
+                pool.pool.expire()
+            sampling.cancel()
+
+    _run(test)
+
+
+def test_a_slow_generator_skips_to_the_newest_version() -> None:
+    async def test() -> None:
+        a = Manual("a")
+        pool = Pool(a, prompts_per_update=1, max_staleness=4)
+        async with pool.running():
+            await _until(lambda: len(a.leases) == 5)
+            for lease in a.leases[:4]:
+                a.answers.put_nowait(_answer(lease))
+            await _until(lambda: len(pool.groups) == 4)
+            a.may_take.clear()
+            _train(pool, 1)
+            await _until(lambda: a.taking == [0, 1])
+            for version in (2, 3, 4):
+                _train(pool, version)
+            a.may_take.set()
+            await pool.pool.acknowledged(4)
+            assert a.taking == [0, 1, 4]
+            assert sorted(pool.retired) == [0, 1, 2, 3]
+
+    _run(test)
+
+
+def test_a_publication_is_retired_once_superseded_and_no_sooner_than_its_last_taker_is_done() -> None:
+    async def test() -> None:
+        a = Manual("a")
+        pool = Pool(a)
+        a.may_take.clear()
+        running = asyncio.create_task(pool.pool.run())
+        pool.offer(0)
+        await _until(lambda: a.taking == [0])
+        pool.offer(1)
+        pool.offer(2)
+        assert pool.retired == [1], "0 is being taken, 2 is the newest"
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+        assert pool.retired == [1, 0]
+        assert pool.pool.newest is not None
+        assert pool.pool.newest.version == 2
+
+    _run(test)
+
+
+def test_a_generator_that_does_not_take_weights_in_time_is_named_with_the_setting_to_raise() -> None:
+    async def test() -> None:
+        a = Manual("slow-one")
+        a.may_take.clear()
+        pool = Pool(a, take_seconds=0.01)
+        pool.offer(0)
+        await pool.pool.run()
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        _run(test)
+    (message,) = [str(error) for error in _leaves(caught.value)]
+    assert message.startswith("slow-one did not take policy version 0 within 0.01 s; raise publication.timeout_seconds")
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for part in error.exceptions for leaf in _leaves(part)]
+    return [error]
+
+
+def test_a_pool_that_is_cancelled_while_a_generator_dies_ends() -> None:
+    """The death used to swallow the cancellation, and the run waited for its pool for ever."""
+
+    class SlowToCancel(Manual):
+        async def submit(self, leases: Any) -> None:
+            await super().submit(leases)
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                await asyncio.sleep(0.02)
+                raise
+
+    async def test() -> None:
+        a = SlowToCancel("a")
+        pool = Pool(a)
+        async with pool.running() as running:
+            await _until(lambda: a.leases)
+            a.answers.put_nowait(GeneratorUnavailableError("a"))
+            await asyncio.sleep(0.005)
+            running.cancel()
+            done, _ = await asyncio.wait({running}, timeout=1)
+            assert done
+
+    _run(test)
+
+
+def test_a_generator_that_does_not_start_is_named_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pending(Manual):
+        async def ready(self) -> None:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(pool_module, "READY_SECONDS", 0.005)
+
+    async def test() -> None:
+        pool = Pool(Pending("late-one"))
+        running = asyncio.create_task(pool.pool.run())
+        await _until(lambda: len(pool.messages) >= 2)
+        assert all("late-one has not answered" in message for message in pool.messages)
+        running.cancel()
+
+    _run(test)
+
+
+def test_the_account_of_a_generator_outlives_its_deaths() -> None:
+    def account_of(tokens: int, seconds: float) -> GeneratorStatus:
+        return GeneratorStatus("a", 0, 0, 0, tokens, seconds, 0.0, 0.0)
+
+    class Counting(Manual):
+        account = account_of(0, 0.0)
+
+        async def status(self) -> GeneratorStatus:
+            return self.account
+
+    async def test() -> None:
+        a, b = Counting("a"), Counting("b")
+        pool = Pool(a, b)
+        async with pool.running():
+            for account in (account_of(10, 1.0), account_of(30, 3.0), account_of(5, 0.5), account_of(7, 0.75)):
+                a.account = account
+                await pool.pool.refresh()
+            assert sum(each.tokens for each in pool.pool.accounts) == 30 + 7
+            assert sum(each.generating_seconds for each in pool.pool.accounts) == 3.0 + 0.75
+            assert sum(each.tokens for each in pool.pool.statuses) == 7, "the board shows what is alive"
+            a.answers.put_nowait(GeneratorDeadError("a"))
+            await _until(lambda: any("died for good" in message for message in pool.messages))
+            assert sum(each.tokens for each in pool.pool.accounts) == 30 + 7
+            assert [each.tokens for each in pool.pool.statuses] == [0]
+
+    _run(test)
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_pool_that_is_cancelled_just_as_weights_are_taken_ends(turns: int) -> None:
+    """`asyncio.wait_for` used to return the version and swallow the cancellation when both came in one turn."""
+
+    class Immediate(Manual):
+        async def take_weights(self, manifest: Manifest, chunks: Any) -> int:
+            self.taking.append(manifest.version)
+            await self.may_take.wait()
+            self.loads.append(manifest.version)
+            return manifest.version
+
+    async def test() -> None:
+        a = Immediate("a")
+        pool = Pool(a)
+        async with pool.running() as running:
+            a.may_take.clear()
+            pool.buffer.published = lambda version: None  # type: ignore[method-assign]  # no update made version 1
+            pool.offer(1)
+            await _until(lambda: a.taking == [0, 1])
+            running.cancel()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            a.may_take.set()
+            done, _ = await asyncio.wait({running}, timeout=1)
+            assert done
+
+    _run(test)
