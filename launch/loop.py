@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,9 +53,6 @@ class LearnerClock:
 class Progress:
     """What the run has done so far; the board, the metrics and the summary read it."""
 
-    started: float = field(default_factory=time.monotonic)
-    first_update: int = 0
-    """Updates that an earlier part of the run had done, when resumed."""
     clock: LearnerClock = field(default_factory=LearnerClock)
     staleness: dict[int, int] = field(default_factory=dict)
     """Pairs consumed at each staleness."""
@@ -104,13 +101,16 @@ class TrainingLoop:
         self.buffer = buffer
         self.judge = judge
         self.learner = learner
-        self.progress = Progress(first_update=buffer.updates)
+        self.progress = Progress()
         self.stopped = False
         self._on_update = on_update
         self._on_watch = on_watch
         self._on_checkpoint = on_checkpoint
+        self._on_message = on_message
         self._judging: asyncio.Queue[Group] = asyncio.Queue()
+        self._retiring: asyncio.Queue[int] = asyncio.Queue()
         self._tasks: asyncio.TaskGroup | None = None
+        self._evaluation: asyncio.Task[None] | None = None
         self.pool = GeneratorPool(
             generators,
             buffer,
@@ -118,7 +118,7 @@ class TrainingLoop:
             take_seconds=config.publication.timeout_seconds,
             lease_seconds=config.replay.lease_seconds,
             on_group=self._judging.put_nowait,
-            on_retire=self._retire,
+            on_retire=self._retiring.put_nowait,
             on_message=on_message,
         )
 
@@ -136,7 +136,7 @@ class TrainingLoop:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                background = [tasks.create_task(self.pool.run()), tasks.create_task(self._watch())]
+                background = [tasks.create_task(each) for each in (self.pool.run(), self._watch(), self._retire())]
                 background += [tasks.create_task(self._judge()) for _ in range(JUDGING_TASKS)]
                 await main(self)
                 for task in background:
@@ -172,6 +172,10 @@ class TrainingLoop:
                 await self.publish()
             self.progress.learning_seconds = time.monotonic() - started
             await self._after_update()
+        if self._evaluation is not None:
+            # What comes next either ends the generators that it waits for or evaluates a later policy.
+            self._evaluation.cancel()
+            await asyncio.wait({self._evaluation})
 
     async def evaluate(self) -> None:
         """Sets fresh completions against the starting policy's, and measures KL to the reference on them."""
@@ -211,7 +215,8 @@ class TrainingLoop:
             stats = await self.learner.update(pairs)
         progress.stats = stats
         progress.skipped += stats.skipped
-        if max(batch.staleness) == 0:
+        # Later updates of a version find the policy changed by the earlier ones.
+        if max(batch.staleness) == 0 and batch.update % self.config.replay.updates_per_publish == 0:
             progress.log_ratio_max = max(progress.log_ratio_max, stats.log_ratio_max)
         self._on_update(
             progress,
@@ -237,17 +242,29 @@ class TrainingLoop:
                 await self._on_checkpoint(self)
         every = self.config.evaluation.every_updates
         if every and self.buffer.updates % every == 0 and self.buffer.updates < self.config.updates:
-            # Not awaited: neither learner nor generators stop for it.
-            self._create_task(self.evaluate())
+            self._start_evaluation()
+
+    def _start_evaluation(self) -> None:
+        """Evaluates beside the loop: neither learner nor generators stop for it; its failure ends the run."""
+        if self._evaluation is not None and not self._evaluation.done():
+            self._on_message(f"no evaluation after update {self.buffer.updates}: the one before is still going on")
+            return
+        assert self._tasks is not None
+        self._evaluation = self._tasks.create_task(self.evaluate())
 
     async def _judge_all(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups with their judgements; those that could not be judged are left out, with a message."""
         size = self.config.judging.max_batch_groups
-        judged: list[Group] = []
+        answers: list[Group | Failure] = []
         for start in range(0, len(groups), size):
-            for item in await self.judge.judge(groups[start : start + size]):
-                if isinstance(item, Failure):
-                    raise RunError(f"the judge could not judge an evaluation prompt: {item.reason}")
-                judged.append(item)
+            answers += await self.judge.judge(groups[start : start + size])
+        judged = [item for item in answers if not isinstance(item, Failure)]
+        failures = [item for item in answers if isinstance(item, Failure)]
+        if failures:
+            text = f"{len(failures)} of {len(groups)} evaluation prompts could not be judged: {failures[0].reason}"
+            if not judged:
+                raise RunError(f"{text}; repair the judge, then go on with --resume")
+            self._on_message(f"{text}; they are left out")
         return judged
 
     async def _judge(self) -> None:
@@ -269,13 +286,9 @@ class TrainingLoop:
             await self.pool.refresh()
             self._on_watch(self)
 
-    def _retire(self, version: int) -> None:
-        self._create_task(self.learner.retire(version))
-
-    def _create_task(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Runs beside the loop; its failure ends the run."""
-        assert self._tasks is not None
-        self._tasks.create_task(coroutine)
+    async def _retire(self) -> None:
+        while True:
+            await self.learner.retire(await self._retiring.get())
 
 
 def _first_failure(group: BaseExceptionGroup) -> BaseException:

@@ -9,13 +9,13 @@ import pytest
 
 from actors.buffer import ReplayBuffer
 from actors.errors import RunError
-from actors.records import Failure
-from launch.config import RunConfig
-from launch.loop import TrainingLoop
-from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakePrompts
+from actors.records import Failure, Lease
+from launch.config import EvaluationConfig, RunConfig
+from launch.loop import EvaluationSet, TrainingLoop
+from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakePrompts, FakeStats, group_of
 
 
-def _loop(generators, learner, **replay) -> TrainingLoop:
+def _loop(generators, learner, messages=None, **replay) -> TrainingLoop:
     config = RunConfig.model_validate(
         {
             "model": {"path": "unused"},
@@ -37,7 +37,7 @@ def _loop(generators, learner, **replay) -> TrainingLoop:
         on_update=lambda progress, values: None,
         on_watch=lambda loop: None,
         on_checkpoint=no_checkpoint,
-        on_message=lambda text: None,
+        on_message=(messages if messages is not None else []).append,
     )
 
 
@@ -160,3 +160,100 @@ def test_a_judge_that_never_answers_fails_the_run_with_the_reasons() -> None:
     loop.judge = Silent()
     with pytest.raises(RunError, match=r"3 updates in a row had nothing to train on.*'judge timed out': 1[26]"):
         _run(loop)
+
+
+def test_a_failure_of_the_learner_is_told_even_while_a_superseded_version_is_being_taken() -> None:
+    """Retiring the version started a task in a group that was ending, and that error hid the learner's."""
+
+    class SlowTaker(FakeGenerator):
+        async def take_weights(self, manifest, chunks):
+            if manifest.version > 0:
+                await asyncio.Event().wait()
+            return await super().take_weights(manifest, chunks)
+
+    class Breaking(FakeLearner):
+        async def update(self, pairs):
+            if len(self.batches) == 3:
+                raise RunError("the learner ran out of memory")
+            return await super().update(pairs)
+
+    with pytest.raises(RunError, match="ran out of memory"):
+        _run(_loop([SlowTaker("a")], Breaking(), max_staleness=3))
+
+
+def test_only_the_first_update_of_a_version_measures_the_gap_between_the_engines() -> None:
+    class Drifting(FakeLearner):
+        async def update(self, pairs):
+            await super().update(pairs)
+            return FakeStats(log_ratio_max=float(len(self.batches) - 1))
+
+    loop = _loop([FakeGenerator("a")], Drifting(), max_staleness=0, updates_per_publish=3)
+    _run(loop)
+    assert loop.progress.staleness == {0: 48}
+    assert loop.progress.log_ratio_max == 9.0, "update 9 is the first of the last version; 10 and 11 follow it"
+
+
+def _with_evaluation(loop: TrainingLoop, every_updates: int) -> TrainingLoop:
+    evaluation = EvaluationConfig(prompts=2, every_updates=every_updates)
+    loop.config = loop.config.model_copy(update={"evaluation": evaluation})
+    prompts = [FakePrompts().prompt(i) for i in range(2)]
+    baseline = [group_of(Lease(-1, 0, prompt, 0, 0.0), (0,), (0,)) for prompt in prompts]
+    loop.evaluation_set = EvaluationSet(prompts, baseline)
+    return loop
+
+
+def test_an_evaluation_that_is_still_going_on_does_not_hold_up_the_end() -> None:
+    """It waited for generators that had been ended before it, for ever."""
+    messages: list[str] = []
+    loop = _with_evaluation(_loop([FakeGenerator("a")], FakeLearner(), messages), every_updates=4)
+
+    async def never(prompts, *, min_version):
+        await asyncio.Event().wait()
+
+    loop.pool.sample = never
+    _run(loop)
+    assert loop.progress.win_rate is None
+    assert any("no evaluation after update 8: the one before is still going on" in text for text in messages)
+
+
+def test_an_evaluation_during_training_gives_a_win_rate() -> None:
+    loop = _with_evaluation(_loop([FakeGenerator("a")], FakeLearner(update_seconds=0.02)), every_updates=4)
+    _run(loop)
+    assert loop.progress.win_rate is not None
+    # Texts "" and "x" against "" and "": the judge counts characters, so 0.5 + 0.5 + 1 + 1 of 4.
+    assert loop.progress.win_rate.value == pytest.approx(0.75)
+    assert loop.progress.win_rate.n == 2
+
+
+class PartialJudge(FakeJudge):
+    """Fails on the first evaluation prompts."""
+
+    def __init__(self, failing: int) -> None:
+        self._failing = failing
+
+    async def judge(self, groups):
+        failing = [group for group in groups if group.lease.index < 0][: self._failing]
+        failures = [Failure(group.lease.index, 0, "judge timed out") for group in failing]
+        return [*failures, *(await super().judge(groups))[len(failing) :]]
+
+
+async def _evaluate(loop: TrainingLoop) -> None:
+    await loop.publish()
+    await loop.evaluate()
+
+
+def test_evaluation_prompts_that_cannot_be_judged_are_left_out_and_counted() -> None:
+    messages: list[str] = []
+    loop = _with_evaluation(_loop([FakeGenerator("a")], FakeLearner(), messages), every_updates=0)
+    loop.judge = PartialJudge(1)
+    asyncio.run(asyncio.wait_for(loop.run(_evaluate), timeout=30))
+    assert loop.progress.win_rate is not None
+    assert loop.progress.win_rate.n == 1
+    assert "1 of 2 evaluation prompts could not be judged: judge timed out; they are left out" in messages
+
+
+def test_an_evaluation_of_which_nothing_could_be_judged_fails_the_run() -> None:
+    loop = _with_evaluation(_loop([FakeGenerator("a")], FakeLearner()), every_updates=0)
+    loop.judge = PartialJudge(2)
+    with pytest.raises(RunError, match=r"2 of 2 evaluation prompts could not be judged: judge timed out"):
+        asyncio.run(asyncio.wait_for(loop.run(_evaluate), timeout=30))
