@@ -103,6 +103,8 @@ class TrainingLoop:
         self.learner = learner
         self.progress = Progress()
         self.stopped = False
+        self.learning = False
+        """Set for good when the first update is waited for."""
         self._on_update = on_update
         self._on_watch = on_watch
         self._on_checkpoint = on_checkpoint
@@ -152,6 +154,7 @@ class TrainingLoop:
 
     async def learn(self) -> None:
         """Consumes batches until the last update or `stop`."""
+        self.learning = True
         started, empty = time.monotonic(), 0
         while self.buffer.updates < self.config.updates and not self.stopped:
             batch = self.buffer.take()

@@ -34,8 +34,8 @@ class Reporter:
     def snapshot(self, loop: TrainingLoop) -> RunSnapshot:
         """The run as it is now."""
         now, progress, buffer = time.monotonic(), loop.progress, loop.buffer
-        statuses = loop.pool.statuses
-        self._history.append((now, sum(status.tokens for status in statuses), progress.groups))
+        sampled = sum(status.tokens for status in loop.pool.accounts)
+        self._history.append((now, sampled, progress.groups))
         while now - self._history[0][0] > RATE_SECONDS:
             self._history.popleft()
         then, tokens, groups = self._history[0]
@@ -46,10 +46,9 @@ class Reporter:
             version=buffer.version,
             updates=buffer.updates,
             total_updates=self._config.updates,
-            # A restarted generator counts from zero again.
-            tokens_per_second=max(0, self._history[-1][1] - tokens) / seconds,
+            tokens_per_second=(self._history[-1][1] - tokens) / seconds,
             groups_per_second=(progress.groups - groups) / seconds,
-            generators=statuses,
+            generators=loop.pool.statuses,
             ages=tuple(buffer.ages()),
             max_staleness=self._config.replay.max_staleness,
             buffered=buffer.buffered,
@@ -68,7 +67,7 @@ class Reporter:
     def summary(self, loop: TrainingLoop, *, judging_seconds: float, status: Status, error: str | None) -> Summary:
         """The run as it ended."""
         config, progress, buffer = self._config, loop.progress, loop.buffer
-        statuses = loop.pool.statuses
+        statuses = loop.pool.accounts
         sampled = sum(status.tokens for status in statuses)
         seconds = max(progress.learning_seconds, 1e-9)
         return Summary(
@@ -98,7 +97,7 @@ class Reporter:
             skipped_updates=progress.skipped,
             ledger=buffer.ledger(),
             judge=config.judging.judge.kind,
-            opponent="the SFT policy" if self.sft_seconds else "the starting policy",
+            opponent="the SFT policy" if config.model.path == "world" else "the starting policy",
             win_rate=progress.win_rate,
             kl=progress.kl,
             log_ratio_max=progress.log_ratio_max if 0 in progress.staleness else None,

@@ -5,8 +5,10 @@ Also the run's folder in shared memory, which must not outlive it.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from actors.errors import RunError, UsageError
@@ -15,6 +17,8 @@ from launch.loading import dump_config
 
 SHARED_MEMORY = Path("/dev/shm")
 SHM_PREFIX = "offbeat-"
+LOCK = ".lock"
+"""A file that a live process holds locked. Unlike a process id it means the same in every container."""
 
 
 class RunDirectory:
@@ -30,14 +34,14 @@ class RunDirectory:
         self.baseline = path / "evaluation" / "baseline.json"
         self.summary = path / "summary.json"
         self.failed_batches = path / "failed_batches"
+        self._lock: int | None = None
 
     @classmethod
     def open(cls, config: RunConfig, *, resume: bool) -> RunDirectory:
-        """Creates the directory, or finds it when resuming.
+        """The directory of a run to start or, when resuming, to go on with. Writes nothing: see `begin`.
 
         Raises:
             UsageError: it holds another run and `resume` was not asked for, or there is nothing to resume.
-            RunError: it cannot be created.
         """
         path = config.directory
         run = cls(path)
@@ -51,24 +55,51 @@ class RunDirectory:
                 f"output directory {path} is not empty; go on with that run by --resume, or choose another with "
                 "--output DIR or name=NAME"
             )
+        return run
+
+    def begin(self, config: RunConfig) -> None:
+        """Creates the directory, takes it for this process until `close`, and writes the resolved config.
+
+        Raises:
+            UsageError: another process is running in it.
+            RunError: it cannot be written.
+        """
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            temporary = run.config.with_suffix(".tmp")
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            if not _try_lock(self._lock):
+                raise UsageError(
+                    f"another process is running in {self.path}; wait for its end or interrupt it, then --resume, or "
+                    "choose another directory with --output DIR"
+                )
+            temporary = self.config.with_suffix(".tmp")
             temporary.write_text(dump_config(config))
-            os.replace(temporary, run.config)
+            os.replace(temporary, self.config)
         except OSError as error:
             raise RunError(
-                f"cannot write to the output directory {path}: {error}; choose another with --output DIR"
+                f"cannot write to the output directory {self.path}: {error}; choose another with --output DIR"
             ) from None
-        return run
+
+    def close(self) -> None:
+        """Lets another process run here."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
 class SharedMemory:
-    """A folder of this process's own under /dev/shm for publications; removed on `close`."""
+    """A folder of this process's own under /dev/shm for publications; removed on `close`.
 
-    def __init__(self) -> None:
-        remove_stale_folders()
-        self.path = SHARED_MEMORY / f"{SHM_PREFIX}{os.getpid()}"
+    What a killed process left is removed by the next one, which finds the folder's lock open.
+    """
+
+    def __init__(self, root: Path = SHARED_MEMORY) -> None:
+        remove_stale_folders(root)
+        # Hidden until it is locked, so that nobody takes it for a dead process's.
+        hidden = Path(tempfile.mkdtemp(prefix=f".{SHM_PREFIX}", dir=root))
+        self._lock: int | None = os.open(hidden / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        _try_lock(self._lock)
+        self.path = hidden.rename(root / hidden.name.removeprefix("."))
 
     def require(self, nbytes: int, *, what: str) -> None:
         """Raises `RunError` when fewer than `nbytes` are free."""
@@ -81,14 +112,32 @@ class SharedMemory:
 
     def close(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
 def remove_stale_folders(root: Path = SHARED_MEMORY) -> None:
     """Removes folders of runs whose process is gone (killed before it could clean up)."""
     for folder in root.glob(f"{SHM_PREFIX}*"):
-        pid = folder.name.removeprefix(SHM_PREFIX)
-        if pid.isdigit() and not Path("/proc", pid).exists():
+        try:
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:
+            continue  # another user's, or removed meanwhile
+        if _try_lock(lock):
             shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Locks a file for this process. False: another one holds it. File systems without locks let everyone in."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def next_free(path: Path) -> Path:

@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,12 @@ def run_training(config: RunConfig, *, resume: bool = False) -> int:
     state = checkpoints.read_state(checkpoint) if checkpoint else {}
     if state:
         check_same_run(state["fixed"], fixed_settings(config, prompts), checkpoint)
+    buffer = ReplayBuffer(config.replay, prompts, config.updates)
+    if state:
+        buffer.load_state_dict(state["buffer"])
     with contextlib.ExitStack() as stack:
+        run.begin(config)
+        stack.callback(run.close)
         board = stack.enter_context(Board())
         for line in prompts.skipped[:SHOWN_SKIPS]:
             board.message(f"skipped {line}")
@@ -64,12 +69,14 @@ def run_training(config: RunConfig, *, resume: bool = False) -> int:
             board.message(f"{len(prompts.skipped)} malformed rows skipped, {len(prompts)} prompts left")
         shared_memory = SharedMemory()
         stack.callback(shared_memory.close)
-        if config.cluster.address == "local" or "RAY_ADDRESS" not in os.environ:
+        if wiring.address_to_join(config.cluster) is None:
             shared_memory.require(config.cluster.object_store_mib << 20, what="Ray's object store")
         board.message("starting Ray")
         stack.enter_context(wiring.ray_session(config.cluster))
+        # After Ray, which sets a handler of its own.
+        stack.enter_context(_ending_on_sigterm())
         wiring.check_resources(config)
-        session = _Session(config, run, prompts, board, state, checkpoint)
+        session = _Session(config, run, prompts, buffer, board, checkpoint)
         return session.run(shared_memory.path)
 
 
@@ -81,8 +88,8 @@ class _Session:
         config: RunConfig,
         run: RunDirectory,
         prompts: PromptSource,
+        buffer: ReplayBuffer,
         board: Board,
-        state: Mapping[str, Any],
         checkpoint: Path | None,
     ) -> None:
         self.config = config
@@ -90,9 +97,7 @@ class _Session:
         self.prompts = prompts
         self.board = board
         self.checkpoint = checkpoint
-        self.buffer = ReplayBuffer(config.replay, prompts, config.updates)
-        if state:
-            self.buffer.load_state_dict(state["buffer"])
+        self.buffer = buffer
         self.metrics = MetricsWriter(run.path, resume_from=self.buffer.updates)
         self.reporter = Reporter(config, run)
         self.judging_seconds = 0.0
@@ -118,24 +123,30 @@ class _Session:
         )
         try:
             return asyncio.run(self._drive(loop))
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            with contextlib.suppress(RunError):
+                self._write_summary(loop, status="interrupted", error="ended at once; the last checkpoint stands")
+            raise
         except BaseException as error:
             with contextlib.suppress(RunError):  # a full disk must not hide what ended the run
-                self._write_summary(loop, status="failed", error=str(error))
+                self._write_summary(loop, status="failed", error=str(error) or type(error).__name__)
             raise
         finally:
             self.metrics.close()
 
     async def _drive(self, loop: TrainingLoop) -> int:
-        with _stopping_on_signals(loop):
-            await self.learner.ready()
-            if self.checkpoint is not None:
-                await self.learner.load(self.checkpoint)
-                self.board.message(f"resumed from {self.checkpoint} after {self.buffer.updates} updates")
-            await loop.run(self._main)
-        self.judging_seconds = await self.judge.seconds()
+        try:
+            with _stopping_on_signals(loop, self.board.message):
+                await self.learner.ready()
+                if self.checkpoint is not None:
+                    await self.learner.load(self.checkpoint)
+                    self.board.message(f"resumed from {self.checkpoint} after {self.buffer.updates} updates")
+                await loop.run(self._main)
+        finally:
+            self.judging_seconds = await self.judge.seconds()
+        await self.learner.close()
         interrupted = self.buffer.updates < self.config.updates
         self._write_summary(loop, status="interrupted" if interrupted else "completed")
-        await self.learner.close()
         return INTERRUPTED if interrupted else 0
 
     async def _main(self, loop: TrainingLoop) -> None:
@@ -150,16 +161,18 @@ class _Session:
         if loop.buffer.updates < self.config.updates:
             self.board.message("interrupted: checkpoint written, go on with --resume")
             return
+        # The model before its evaluation, which may fail and must not cost it.
+        await self.learner.save_pretrained(self.run_dir.final)
         with loop.progress.clock.spend("evaluating"):
             await loop.evaluate()
-        await self.learner.save_pretrained(self.run_dir.final)
         await loop.pool.refresh()
 
     async def _evaluation_set(self, loop: TrainingLoop) -> EvaluationSet:
         """The starting policy's completions: sampled before the first update, read back on a resume."""
         prompts = self.prompts.evaluation_prompts(self.config.evaluation.prompts)
         path = self.run_dir.baseline
-        if path.is_file():
+        # Without an update there is nothing to compare it to, and a run that starts over may have another model.
+        if path.is_file() and loop.buffer.updates:
             saved = json.loads(path.read_text())
             return EvaluationSet(prompts, [group_from_dict(g, p) for g, p in zip(saved, prompts, strict=True)])
         if loop.buffer.updates:
@@ -277,20 +290,42 @@ def _tokenizer_path(config: RunConfig) -> str:
 
 
 @contextlib.contextmanager
-def _stopping_on_signals(loop: TrainingLoop) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends the run after the current update; the second ends it at once."""
+def _ending_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends what is going on as Ctrl-C does, so that everything that was started is ended too."""
+
+    def end(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def _stopping_on_signals(loop: TrainingLoop, say: Callable[[str], None]) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the run after the current update, or at once while there is none to save; the
+    second ends it at once."""
     running = asyncio.get_running_loop()
     task = asyncio.current_task()
+    assert task is not None
 
     def stop() -> None:
-        if loop.stopped and task is not None:
+        if loop.stopped or not loop.learning:
             task.cancel()
+        elif loop.buffer.updates < loop.config.updates:
+            say("interrupted: the run ends after the current update; a second time ends it at once")
+        else:
+            say("interrupted: all updates are done, saving and evaluating; a second time ends the run at once")
         loop.stop()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in previous:
         running.add_signal_handler(number, stop)
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number, handler in previous.items():
             running.remove_signal_handler(number)
+            signal.signal(number, handler)

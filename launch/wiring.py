@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -26,6 +26,10 @@ from launch.ports import GeneratorDeadError, GeneratorUnavailableError, Publicat
 
 PLACEMENT_SECONDS = 120.0
 JUDGE_ATTEMPTS = 3
+"""Deaths of the judge over one batch before its groups are returned."""
+ANSWER_SECONDS = 2.0
+"""Longest wait for a number that is only reported."""
+CLOSE_SECONDS = 10.0
 PUBLISHING = "publishing"
 """Concurrency group of the learner's actors."""
 SENT_BY_LEARNER = ("nccl", "ipc")
@@ -36,10 +40,14 @@ async def _answer(reference: Awaitable[Any]) -> Any:
     try:
         return await reference
     except RayTaskError as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, Exception) and not isinstance(cause, RayTaskError):
-            raise cause from None
-        raise
+        raise _origin(error) from None
+
+
+def _origin(error: Exception) -> Exception:
+    """What an actor raised, where Ray has wrapped it: once for each actor that it came through."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
+        error = error.cause
+    return error
 
 
 @dataclass(frozen=True)
@@ -59,21 +67,30 @@ class RayGenerator:
         self.name = name
         self._actor = actor
         self._incarnation = 0
+        self._killed = False
+        self._unreachable = False
+        self._collect_seconds = 0.0
 
     async def ready(self) -> None:
         # A restarting actor answers "unavailable" until it is back: that is what is being waited for.
         while True:
             try:
                 await self._call("status")
-                return
+                break
             except GeneratorUnavailableError:
                 self._incarnation += 1
                 await asyncio.sleep(0.5)
+        if self._unreachable:
+            # If only the connection broke, a collect call that nobody waits for may be there still, and would take
+            # what is finished next with it.
+            await asyncio.sleep(self._collect_seconds)
+        self._killed = self._unreachable = False
 
     async def submit(self, leases: Sequence[Lease]) -> None:
         await self._call("submit", list(leases))
 
     async def collect(self, timeout_seconds: float) -> list[Group | Failure]:
+        self._collect_seconds = timeout_seconds
         return await self._call("collect", timeout_seconds)
 
     async def take_weights(self, manifest: Manifest, chunks: Any) -> int:
@@ -82,7 +99,7 @@ class RayGenerator:
 
             deliver = chunks.sender.deliver.options(concurrency_group=PUBLISHING)
             arguments = (self.name, self._incarnation, GeneratorHandle(self._actor), manifest.version, chunks.workers)
-            return await _answer(deliver.remote(*arguments))
+            return await self._delivered(deliver.remote(*arguments))
         # Chunks are object references: passed as arguments of their own, Ray delivers what they hold.
         return await self._call("take_published", manifest, *(chunks or ()))
 
@@ -91,17 +108,32 @@ class RayGenerator:
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         try:
-            return await _answer(getattr(self._actor, method).remote(*arguments))
-        except WeightMismatchError:
-            raise
-        except RunError as error:
-            # The process lives and its engine does not: Ray starts a new one, while restarts are left.
-            ray.kill(self._actor, no_restart=False)
-            raise GeneratorUnavailableError(f"{self.name}: {error}") from None
-        except ActorDiedError as error:
-            raise GeneratorDeadError(f"{self.name}: {_reason(error)}") from None
-        except (ActorUnavailableError, RayActorError):
-            raise GeneratorUnavailableError(self.name) from None
+            return await getattr(self._actor, method).remote(*arguments)
+        except RayError as error:
+            raise self._translated(_origin(error)) from None
+
+    async def _delivered(self, reference: Awaitable[Any]) -> int:
+        try:
+            return await reference
+        except RayTaskError as error:
+            raise self._translated(_origin(error)) from None
+        except RayActorError as error:
+            raise _learner_died(error) from None
+
+    def _translated(self, error: Exception) -> Exception:
+        if isinstance(error, RunError) and not isinstance(error, WeightMismatchError):
+            # The process lives and its engine does not: Ray starts a new one, while restarts are left. Once: every call
+            # in progress ends with this error, and a second kill would meet the new process.
+            if not self._killed:
+                self._killed = True
+                ray.kill(self._actor, no_restart=False)
+            return GeneratorUnavailableError(f"{self.name}: {error}")
+        if isinstance(error, ActorDiedError):
+            return GeneratorDeadError(f"{self.name}: {_reason(error)}")
+        if isinstance(error, RayActorError):
+            self._unreachable = True
+            return GeneratorUnavailableError(self.name)
+        return error
 
 
 class RayJudge:
@@ -109,19 +141,34 @@ class RayJudge:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
+        self._seconds = 0.0
 
     async def judge(self, groups: Sequence[Group]) -> list[Group | Failure]:
-        for attempt in range(JUDGE_ATTEMPTS):
-            try:
-                return await _answer(self._actor.judge.remote(list(groups)))
-            except ActorUnavailableError:
-                await asyncio.sleep(0.5 * 2**attempt)
-            except ActorDiedError as error:
-                raise RunError(f"the judge died for good: {_reason(error)}; go on with --resume") from None
+        try:
+            for _ in range(JUDGE_ATTEMPTS):
+                try:
+                    return await _answer(self._actor.judge.remote(list(groups)))
+                except ActorUnavailableError:
+                    await self._back()
+        except ActorDiedError as error:
+            raise RunError(f"the judge died for good: {_reason(error)}; go on with --resume") from None
         return [Failure(group.lease.index, group.lease.attempt, "judge unavailable") for group in groups]
 
     async def seconds(self) -> float:
-        return await _answer(self._actor.seconds.remote())
+        """As it says itself; what it said last when it does not answer."""
+        with contextlib.suppress(RayActorError, TimeoutError):
+            async with asyncio.timeout(ANSWER_SECONDS):
+                self._seconds = await _answer(self._actor.seconds.remote())
+        return self._seconds
+
+    async def _back(self) -> None:
+        """Returns once the judge answers again: loading a model may take minutes, and no group is to blame for it."""
+        while True:
+            try:
+                await _answer(self._actor.seconds.remote())
+                return
+            except ActorUnavailableError:
+                await asyncio.sleep(0.5)
 
 
 class RayLearner:
@@ -144,7 +191,7 @@ class RayLearner:
             count = await self._first("chunk_count")
             # Return values outlive the learner; what an actor puts itself dies with it.
             chunks = [self._ranks[0].chunk.remote(index) for index in range(count)]
-            await asyncio.wait([asyncio.wrap_future(chunk.future()) for chunk in chunks])
+            await self._gather(chunks)
         return Publication(manifest, chunks)
 
     async def retire(self, version: int) -> None:
@@ -166,8 +213,10 @@ class RayLearner:
         await self._all("ready")
 
     async def close(self) -> None:
-        with contextlib.suppress(RunError):
-            await asyncio.wait_for(self._all("close"), timeout=10)
+        """Asks for a tidy end; what does not answer is ended with Ray."""
+        with contextlib.suppress(RunError, TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._all("close")
 
     async def _all(self, method: str, *arguments: Any) -> Any:
         return (await self._gather([getattr(rank, method).remote(*arguments) for rank in self._ranks]))[0]
@@ -179,9 +228,11 @@ class RayLearner:
         try:
             return list(await asyncio.gather(*[_answer(reference) for reference in references]))
         except RayActorError as error:
-            raise RunError(
-                f"a learner process died: {_reason(error)}; go on from the last checkpoint with --resume"
-            ) from None
+            raise _learner_died(error) from None
+
+
+def _learner_died(error: Exception) -> RunError:
+    return RunError(f"a learner process died: {_reason(error)}; go on from the last checkpoint with --resume")
 
 
 def _reason(error: Exception) -> str:
@@ -201,31 +252,42 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
     Raises:
         RunError: the address does not answer.
     """
-    joins = cluster.address not in ("auto", "local") or (cluster.address == "auto" and "RAY_ADDRESS" in os.environ)
+    address = address_to_join(cluster)
     # Ray watches memory by cgroup and kills workers near the limit; its own report on usage is not wanted.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        if joins:
-            address = os.environ["RAY_ADDRESS"] if cluster.address == "auto" else cluster.address
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        else:
-            ray.init(
-                address="local",
-                num_cpus=cluster.num_cpus,
-                object_store_memory=cluster.object_store_mib << 20,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise RunError(
-            f"Ray could not be {'joined at ' + cluster.address if joins else 'started'}: {_reason(error)}; check that "
-            "the cluster runs and the address is right, or set cluster.address=local"
-        ) from None
-    try:
+        _init(cluster, address)
         yield
     finally:
         ray.shutdown()
+
+
+def address_to_join(cluster: ClusterConfig) -> str | None:
+    """The running Ray to join; None to start one."""
+    if cluster.address == "auto":
+        return os.environ.get("RAY_ADDRESS")
+    return None if cluster.address == "local" else cluster.address
+
+
+def _init(cluster: ClusterConfig, address: str | None) -> None:
+    try:
+        if address is not None:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            return
+        ray.init(
+            address="local",
+            num_cpus=cluster.num_cpus,
+            object_store_memory=cluster.object_store_mib << 20,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        done = "started" if address is None else f"joined at {address}"
+        raise RunError(
+            f"Ray could not be {done}: {_reason(error)}; check that the cluster runs and the address is right, or set "
+            "cluster.address=local"
+        ) from None
 
 
 def check_resources(config: RunConfig) -> None:
@@ -233,13 +295,15 @@ def check_resources(config: RunConfig) -> None:
     have = ray.cluster_resources()
     needed = {
         "CPU": config.generators.count * config.generators.cpus + config.learner.ranks * config.learner.cpus_per_rank,
-        "GPU": config.generators.count * generator_gpus(config) + config.learner.ranks * config.learner.gpus_per_rank,
+        "GPU": config.generators.count * generator_gpus(config)
+        + config.learner.ranks * config.learner.gpus_per_rank
+        + getattr(config.judging.judge, "gpus", 0.0),
     }
     for resource, amount in needed.items():
         if amount > have.get(resource, 0.0):
             raise UsageError(
-                f"the run needs {amount:g} {resource}s ({config.generators.count} generators and "
-                f"{config.learner.ranks} learner ranks) and Ray has {have.get(resource, 0.0):g}; lower "
+                f"the run needs {amount:g} {resource}s ({config.generators.count} generators, "
+                f"{config.learner.ranks} learner ranks, the judge) and Ray has {have.get(resource, 0.0):g}; lower "
                 "generators.count, learner.ranks or their "
                 "shares, or give Ray more (cluster.num_cpus oversubscribes CPUs)"
             )
@@ -348,8 +412,8 @@ def start_learner(config: RunConfig, model_dir: str, shared_memory: Path, failed
 
 
 def run_on_all_cores(function: Any, *arguments: Any, **keywords: Any) -> Any:
-    """Runs `function` in a Ray worker that has every core of its node to itself; returns its result."""
-    cores = int(ray.cluster_resources().get("CPU", 1))
+    """Runs `function` in a Ray worker that has every core of the largest node to itself; returns its result."""
+    cores = int(max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]))
     task = ray.remote(function).options(num_cpus=cores, max_retries=0, runtime_env={"env_vars": _import_path()})
     try:
         return ray.get(task.remote(*arguments, threads=cores, **keywords))

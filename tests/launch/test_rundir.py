@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +17,14 @@ def _config(output: Path) -> RunConfig:
     return RunConfig.model_validate({"model": {"path": "m"}, "output": str(output)})
 
 
+def _begin(path: Path) -> RunDirectory:
+    run = RunDirectory.open(_config(path), resume=False)
+    run.begin(_config(path))
+    return run
+
+
 def test_a_directory_that_holds_something_is_refused_without_resume(tmp_path: Path) -> None:
-    RunDirectory.open(_config(tmp_path / "run"), resume=False)
+    _begin(tmp_path / "run").close()
     with pytest.raises(UsageError, match=r"is not empty; go on with that run by --resume"):
         RunDirectory.open(_config(tmp_path / "run"), resume=False)
     assert RunDirectory.open(_config(tmp_path / "run"), resume=True).path == tmp_path / "run"
@@ -33,32 +38,49 @@ def test_resuming_where_no_run_was_is_refused(tmp_path: Path) -> None:
 def test_an_output_below_a_file_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cannot write to the output directory"):
-        RunDirectory.open(_config(tmp_path / "file" / "run"), resume=False)
+        _begin(tmp_path / "file" / "run")
 
 
 def test_the_resolved_config_is_written(tmp_path: Path) -> None:
-    run = RunDirectory.open(_config(tmp_path / "run"), resume=False)
-    assert "max_staleness: 1" in run.config.read_text()
+    assert "max_staleness: 1" in _begin(tmp_path / "run").config.read_text()
+
+
+def test_nothing_is_written_before_a_run_begins(tmp_path: Path) -> None:
+    RunDirectory.open(_config(tmp_path / "run"), resume=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_never_run_in_one_directory(tmp_path: Path) -> None:
+    first = _begin(tmp_path / "run")
+    second = RunDirectory.open(_config(tmp_path / "run"), resume=True)
+    with pytest.raises(UsageError, match=r"another process is running in .*run; wait for its end"):
+        second.begin(_config(tmp_path / "run"))
+    second.close()
+    first.close()
+    second.begin(_config(tmp_path / "run"))
 
 
 def test_a_dead_process_s_shared_memory_is_removed_and_a_live_one_s_is_kept(tmp_path: Path) -> None:
-    dead = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
-    )
-    gone = tmp_path / f"offbeat-{dead.stdout.strip()}"
-    mine = tmp_path / f"offbeat-{os.getpid()}"
-    other = tmp_path / "somebody-else"
-    for folder in (gone, mine, other):
-        folder.mkdir()
-    remove_stale_folders(tmp_path)
+    """By its lock: process ids repeat between containers that share /dev/shm, whose runs then met in one folder."""
+    script = f"from launch.rundir import *; print(SharedMemory(Path({str(tmp_path)!r})).path, flush=True); os._exit(1)"
+    dead = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    gone, other = Path(dead.stdout.strip()), tmp_path / "somebody-else"
+    assert gone.parent == tmp_path
+    assert gone.is_dir()
+    other.mkdir()
+    mine = SharedMemory(tmp_path)
     assert not gone.exists()
-    assert mine.exists()
+    remove_stale_folders(tmp_path)
+    assert mine.path.is_dir()
     assert other.exists()
+    mine.close()
+    mine.close()
+    assert list(tmp_path.iterdir()) == [other]
 
 
-def test_too_little_shared_memory_is_refused_with_the_remedy() -> None:
+def test_too_little_shared_memory_is_refused_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"MiB free and .* are needed for .*shm_size"):
-        SharedMemory().require(1 << 60, what="a test")
+        SharedMemory(tmp_path).require(1 << 60, what="a test")
 
 
 def test_next_free_counts_up(tmp_path: Path) -> None:

@@ -1,0 +1,218 @@
+"""Whole runs, from `run_training` to the summary, with fakes for Ray's actors: every way to begin and to end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.errors import RunError, UsageError
+from launch import train, wiring
+from launch.config import RunConfig
+from learner import checkpoints
+from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakeStats
+
+
+@dataclass
+class Stats(FakeStats):
+    accuracy: float = 0.5
+    kl_chosen: float = 0.0
+
+
+class Learner(FakeLearner):
+    """Writes what a checkpoint must hold; `interrupt_at` sends a signal to this very process during that update."""
+
+    interrupt_at: int | None = None
+    break_at: int | None = None
+    signals = (signal.SIGINT,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: list[Path] = []
+
+    async def ready(self) -> None:
+        await asyncio.sleep(0)
+
+    async def load(self, checkpoint: Path) -> None:
+        self.loaded.append(checkpoint)
+
+    async def update(self, pairs: Any) -> Stats:
+        await super().update(pairs)
+        if self.interrupt_at == len(self.batches):
+            for number in self.signals:
+                os.kill(os.getpid(), number)
+                await asyncio.sleep(0.01)
+        if self.break_at == len(self.batches):
+            raise RunError("the learner ran out of memory")
+        return Stats()
+
+    async def save(self, stage: Path) -> None:
+        for part in (checkpoints.ENGINE, checkpoints.MODEL):
+            (stage / part).mkdir()
+            (stage / part / "data").write_text("")
+
+    async def save_pretrained(self, directory: Path) -> None:
+        directory.mkdir()
+
+    async def close(self) -> None: ...
+
+
+@dataclass
+class Actors:
+    """What a run is given instead of Ray's actors."""
+
+    learner: Learner
+    judge: FakeJudge
+    generators: list[FakeGenerator]
+
+
+@pytest.fixture
+def actors(monkeypatch: pytest.MonkeyPatch) -> Actors:
+    made = Actors(Learner(), FakeJudge(), [FakeGenerator("a")])
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(train.SharedMemory, "require", lambda self, nbytes, *, what: None)
+    monkeypatch.setattr(wiring, "ray_session", lambda cluster: contextlib.nullcontext())
+    monkeypatch.setattr(wiring, "check_resources", lambda config: None)
+    monkeypatch.setattr(wiring, "run_on_all_cores", lambda *arguments, **keywords: None)
+    monkeypatch.setattr(wiring, "start_generators", lambda config, model_dir: made.generators)
+    monkeypatch.setattr(wiring, "start_judge", lambda config: made.judge)
+    monkeypatch.setattr(wiring, "start_learner", lambda *arguments: made.learner)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def handlers_as_before() -> Iterator[None]:
+    """A run leaves the process's signal handlers as it found them, however it ends."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def _config(tmp_path: Path, **settings: Any) -> RunConfig:
+    base: dict[str, Any] = {
+        "model": {"path": "world"},
+        "output": str(tmp_path / "run"),
+        "updates": 6,
+        "prompts": {"max_prompt_tokens": 8},
+        "sampling": {"completions_per_prompt": 2, "max_new_tokens": 4},
+        "replay": {"prompts_per_update": 4},
+        "checkpoints": {"every_updates": 0},
+        "evaluation": {"prompts": 4},
+    }
+    return RunConfig.model_validate({**base, **settings})
+
+
+def _summary(tmp_path: Path) -> dict[str, Any]:
+    return json.loads((tmp_path / "run" / "summary.json").read_text())
+
+
+def test_a_completed_run_leaves_model_summary_and_metrics(tmp_path: Path, actors: Actors) -> None:
+    assert train.run_training(_config(tmp_path)) == 0
+    summary = _summary(tmp_path)
+    assert (summary["status"], summary["error"], summary["updates"]) == ("completed", None, 6)
+    assert summary["win_rate"]["n"] == 4
+    assert (tmp_path / "run" / "final").is_dir()
+    assert checkpoints.latest(tmp_path / "run" / "checkpoints") == tmp_path / "run" / "checkpoints" / "update-0000006"
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_is_saved_and_goes_on_where_it_was(tmp_path: Path, actors: Actors, number: Any) -> None:
+    actors.learner.interrupt_at, actors.learner.signals = 3, (number,)
+    assert train.run_training(_config(tmp_path)) == 130
+    assert (_summary(tmp_path)["status"], _summary(tmp_path)["updates"]) == ("interrupted", 3)
+
+    first = [pair.lease_index for batch in actors.learner.batches for pair in batch]
+    actors.learner, actors.generators = Learner(), [FakeGenerator("a")]
+    assert train.run_training(_config(tmp_path), resume=True) == 0
+    second = [pair.lease_index for batch in actors.learner.batches for pair in batch]
+    assert first + second == list(range(24)), "every lease is trained exactly once over both parts"
+    assert actors.learner.loaded == [tmp_path / "run" / "checkpoints" / "update-0000003"]
+    assert _summary(tmp_path)["ledger"]["trained"] == 24
+
+
+def test_a_second_interrupt_ends_the_run_at_once_and_does_not_call_it_failed(tmp_path: Path, actors: Actors) -> None:
+    actors.learner.interrupt_at, actors.learner.signals = 3, (signal.SIGINT, signal.SIGINT)
+    with pytest.raises((asyncio.CancelledError, KeyboardInterrupt)):
+        train.run_training(_config(tmp_path))
+    assert _summary(tmp_path)["status"] == "interrupted"
+    assert "ended at once" in _summary(tmp_path)["error"]
+    assert checkpoints.latest(tmp_path / "run" / "checkpoints") is None
+
+
+def test_an_interrupt_while_actors_start_ends_the_run_at_once(tmp_path: Path, actors: Actors) -> None:
+    """There is nothing to save, and the start of large engines takes minutes."""
+
+    class Starting(Learner):
+        async def ready(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.Event().wait()
+
+    actors.learner = Starting()
+    with pytest.raises((asyncio.CancelledError, KeyboardInterrupt)):
+        train.run_training(_config(tmp_path))
+    assert _summary(tmp_path)["status"] == "interrupted"
+
+
+def test_sigterm_before_the_loop_ends_the_run_as_ctrl_c_does(
+    tmp_path: Path, actors: Actors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wiring, "start_judge", lambda config: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        train.run_training(_config(tmp_path))
+
+
+def test_a_failed_run_says_why_in_its_summary(tmp_path: Path, actors: Actors) -> None:
+    actors.learner.break_at = 3
+    with pytest.raises(RunError, match="ran out of memory"):
+        train.run_training(_config(tmp_path))
+    assert (_summary(tmp_path)["status"], _summary(tmp_path)["error"]) == ("failed", "the learner ran out of memory")
+
+
+def test_an_evaluation_that_fails_does_not_cost_the_model(tmp_path: Path, actors: Actors) -> None:
+    class Broken(FakeJudge):
+        async def judge(self, groups: Any) -> Any:
+            if groups[0].lease.index < 0:
+                raise RunError("the judge died for good")
+            return await super().judge(groups)
+
+    actors.judge = Broken()
+    with pytest.raises(RunError, match="the judge died for good"):
+        train.run_training(_config(tmp_path))
+    assert (tmp_path / "run" / "final").is_dir()
+
+
+def test_a_refused_resume_leaves_the_run_s_config_as_it_was(tmp_path: Path, actors: Actors) -> None:
+    train.run_training(_config(tmp_path))
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises(UsageError, match=r"changed since it was saved: evaluation\.prompts"):
+        train.run_training(_config(tmp_path, evaluation={"prompts": 8}), resume=True)
+    with pytest.raises(UsageError, match=r"replay\.prompts_per_update is 8, but the run to resume was saved with 4"):
+        train.run_training(_config(tmp_path, replay={"prompts_per_update": 8}), resume=True)
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+
+
+def test_settings_that_no_run_could_meet_leave_no_directory_behind(tmp_path: Path, actors: Actors) -> None:
+    replay = {"prompts_per_update": 4, "order": "ready", "max_reuse": 5}
+    with pytest.raises(UsageError, match=r"replay\.max_reuse 5 can never be met"):
+        train.run_training(_config(tmp_path, replay=replay))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_starts_over_samples_its_opponent_again(tmp_path: Path, actors: Actors) -> None:
+    """Interrupted before its first checkpoint, a run may be started over with another model or number of prompts."""
+    actors.learner.break_at = 1
+    with pytest.raises(RunError):
+        train.run_training(_config(tmp_path))
+    actors.learner, actors.generators = Learner(), [FakeGenerator("a")]
+    assert train.run_training(_config(tmp_path, evaluation={"prompts": 6}), resume=True) == 0
+    assert _summary(tmp_path)["win_rate"]["n"] == 6
