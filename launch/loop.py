@@ -63,8 +63,9 @@ class Progress:
     skipped: int = 0
     stats: Any = None
     """The last update's `learner.engine.UpdateStats`."""
-    log_ratio_max: float = 0.0
-    """Largest |log policy - log behaviour| of a token consumed at staleness 0, before its update: the engines' gap."""
+    log_ratio_max: float | None = None
+    """Largest |log policy - log behaviour| of a token that met the very weights it was sampled with: the engines' gap.
+    None while there was none."""
     win_rate: evaluation.WinRate | None = None
     kl: float | None = None
     learning_seconds: float = 0.0
@@ -220,7 +221,7 @@ class TrainingLoop:
         progress.skipped += stats.skipped
         # Later updates of a version find the policy changed by the earlier ones.
         if max(batch.staleness) == 0 and batch.update % self.config.replay.updates_per_publish == 0:
-            progress.log_ratio_max = max(progress.log_ratio_max, stats.log_ratio_max)
+            progress.log_ratio_max = max(progress.log_ratio_max or 0.0, stats.log_ratio_max)
         self._on_update(
             progress,
             {

@@ -100,5 +100,5 @@ class Reporter:
             opponent="the SFT policy" if config.model.path == "world" else "the starting policy",
             win_rate=progress.win_rate,
             kl=progress.kl,
-            log_ratio_max=progress.log_ratio_max if 0 in progress.staleness else None,
+            log_ratio_max=progress.log_ratio_max,
         )

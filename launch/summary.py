@@ -89,7 +89,8 @@ class Summary(_Record):
     kl: float | None = None
     """KL(policy || reference) in nats per completion."""
     log_ratio_max: float | None = None
-    """Largest |log policy - log behaviour| of a token that was not stale, nats: the engines' own gap."""
+    """Largest |log policy - log behaviour| of a token that met the very weights it was sampled with, nats: the engines'
+    own gap. None where there was none."""
     exploitability: float | None = None
     """None where the game is not known."""
     versions: dict[str, str] = Field(default_factory=lambda: package_versions())

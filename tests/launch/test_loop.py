@@ -7,12 +7,12 @@ from collections import Counter
 
 import pytest
 
-from actors.buffer import ReplayBuffer
+from actors.buffer import Batch, ReplayBuffer
 from actors.errors import RunError
 from actors.records import Failure, Lease
 from launch.config import EvaluationConfig, RunConfig
 from launch.loop import EvaluationSet, TrainingLoop
-from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakePrompts, FakeStats, group_of
+from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakePrompts, FakeStats, group_of, judged_group
 
 
 def _loop(generators, learner, messages=None, **replay) -> TrainingLoop:
@@ -191,6 +191,14 @@ def test_only_the_first_update_of_a_version_measures_the_gap_between_the_engines
     _run(loop)
     assert loop.progress.staleness == {0: 48}
     assert loop.progress.log_ratio_max == 9.0, "update 9 is the first of the last version; 10 and 11 follow it"
+
+
+def test_no_gap_between_the_engines_is_told_where_no_token_met_the_weights_that_sampled_it() -> None:
+    loop = _loop([FakeGenerator("a")], FakeLearner(), updates_per_publish=3)
+    group = judged_group(Lease(0, 0, FakePrompts().prompt(0), 0, 0.0), (0,), (0,))
+    asyncio.run(loop._update(Batch(1, 0, (group,), (0,))))
+    assert loop.progress.staleness == {0: 1}
+    assert loop.progress.log_ratio_max is None
 
 
 def _with_evaluation(loop: TrainingLoop, every_updates: int) -> TrainingLoop:

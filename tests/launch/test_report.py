@@ -1,0 +1,136 @@
+"""What the board shows and the summary says, from a loop whose state was set by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.buffer import ReplayBuffer
+from actors.records import GeneratorStatus, Lease
+from launch import report as report_module
+from launch.config import RunConfig
+from launch.evaluation import WinRate
+from launch.loop import TrainingLoop
+from launch.report import Reporter
+from launch.rundir import RunDirectory
+from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakePrompts, judged_group
+
+
+class Account:
+    """A pool that only has accounts."""
+
+    def __init__(self, *alive: GeneratorStatus, ended: tuple[GeneratorStatus, ...] = ()) -> None:
+        self.statuses = alive
+        self.accounts = (*ended, *alive)
+
+
+def _status(name: str, tokens: int, generating: float = 0.0, updating: float = 0.0, idle: float = 0.0) -> Any:
+    return GeneratorStatus(name, 0, 0, 0, tokens, generating, updating, idle)
+
+
+def _loop(**settings: Any) -> TrainingLoop:
+    base = {"model": {"path": "unused"}, "updates": 10, "replay": {"prompts_per_update": 2, "max_staleness": 3}}
+    config = RunConfig.model_validate({**base, **settings})
+    return TrainingLoop(
+        config,
+        buffer=ReplayBuffer(config.replay, FakePrompts(), config.updates),
+        generators=[FakeGenerator("a")],
+        judge=FakeJudge(),
+        learner=FakeLearner(),
+        on_update=lambda progress, values: None,
+        on_watch=lambda loop: None,
+        on_checkpoint=None,  # type: ignore[arg-type]
+        on_message=lambda text: None,
+    )
+
+
+def _reporter(loop: TrainingLoop) -> Reporter:
+    return Reporter(loop.config, RunDirectory(Path("somewhere")))
+
+
+def _summary(loop: TrainingLoop, reporter: Reporter | None = None, **settings: Any) -> Any:
+    settings = {"judging_seconds": 0.0, "status": "completed", "error": None} | settings
+    return (reporter or _reporter(loop)).summary(loop, **settings)
+
+
+def test_the_board_s_rates_are_of_the_recent_past(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(report_module.time, "monotonic", lambda: now[0])
+    loop = _loop()
+    reporter = _reporter(loop)
+    rates = []
+    # 10 tokens and 1 group per second for 20 seconds, then 40 tokens and no group.
+    for second in range(41):
+        now[0] = 100.0 + second
+        tokens = 10 * min(second, 20) + 40 * max(0, second - 20)
+        loop.progress.groups = min(second, 20)
+        loop.pool = Account(_status("a", tokens))  # type: ignore[assignment]
+        snapshot = reporter.snapshot(loop)
+        rates.append((snapshot.tokens_per_second, snapshot.groups_per_second))
+    assert rates[20] == pytest.approx((10.0, 1.0))
+    assert rates[30] == pytest.approx((25.0, 0.5)), "ten seconds of either"
+    assert rates[40] == pytest.approx((40.0, 0.0))
+    assert snapshot.elapsed_seconds == 40.0
+
+
+def test_a_restart_does_not_stop_the_board_s_token_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new process counts from zero, and the rate used to be 0 until it had caught up."""
+    now = [0.0]
+    monkeypatch.setattr(report_module.time, "monotonic", lambda: now[0])
+    loop = _loop()
+    reporter = _reporter(loop)
+    loop.pool = Account(_status("a", 500))  # type: ignore[assignment]
+    reporter.snapshot(loop)
+    now[0] = 10.0
+    loop.pool = Account(_status("a", 30), ended=(_status("a", 570),))  # type: ignore[assignment]
+    snapshot = reporter.snapshot(loop)
+    assert snapshot.tokens_per_second == pytest.approx((570 + 30 - 500) / 10)
+    assert [status.tokens for status in snapshot.generators] == [30]
+
+
+def test_the_board_shows_the_buffer_as_the_next_update_would_find_it() -> None:
+    loop = _loop()
+    loop.pool = Account()  # type: ignore[assignment]
+    for lease in loop.buffer.grant(3, 0.0)[:2]:
+        assert isinstance(lease, Lease)
+        loop.buffer.add(judged_group(lease, (0, 0), (0,)))
+    snapshot = _reporter(loop).snapshot(loop)
+    assert (snapshot.buffered, snapshot.in_flight, snapshot.ages) == (2, 1, (0, 0))
+    assert (snapshot.updates, snapshot.total_updates, snapshot.max_staleness) == (0, 10, 3)
+    assert snapshot.loss is None
+    loop.buffer.take()
+    loop.progress.win_rate = WinRate(0.75, 0.5, 0.9, 8)
+    snapshot = _reporter(loop).snapshot(loop)
+    assert (snapshot.updates, snapshot.win_rate, snapshot.win_rate_interval) == (1, 0.75, (0.5, 0.9))
+
+
+def test_the_summary_counts_the_dead_too() -> None:
+    """A death is where work is lost: without the account of the dead, the lost tokens were not counted."""
+    loop = _loop()
+    loop.pool = Account(  # type: ignore[assignment]
+        _status("a", 100, generating=5.0, updating=1.0, idle=2.0),
+        _status("b", 300, generating=6.0),
+        ended=(_status("a", 200, generating=7.0, idle=0.5),),
+    )
+    loop.progress.tokens, loop.progress.groups, loop.progress.learning_seconds = 450, 90, 9.0
+    loop.evaluation_tokens = 50
+    summary = _summary(loop, judging_seconds=3.0)
+    assert summary.time_budget["generator"] == {"generating": 18.0, "updating": 1.0, "idle": 2.5}
+    assert summary.time_budget["judge"] == {"judging": 3.0}
+    assert summary.dropped_tokens == 600 - 450 - 50
+    assert (summary.groups_per_second, summary.tokens_per_second) == (10.0, 50.0)
+
+
+def test_the_summary_of_a_run_that_consumed_nothing_has_no_numbers_made_up() -> None:
+    summary = _summary(_loop(), status="failed", error="no generator is left")
+    assert (summary.status, summary.error) == ("failed", "no generator is left")
+    assert (summary.staleness.max, summary.staleness.mean) == (None, None)
+    assert (summary.groups_per_second, summary.win_rate, summary.kl, summary.log_ratio_max) == (0.0, None, None, None)
+
+
+@pytest.mark.parametrize(("path", "opponent"), [("world", "the SFT policy"), ("some/model", "the starting policy")])
+def test_the_opponent_is_named_for_what_it_is_also_after_a_resume(path: str, opponent: str) -> None:
+    """A resumed run finds the world's policy trained, in no time; it is the same opponent."""
+    assert _summary(_loop(model={"path": path})).opponent == opponent
