@@ -103,6 +103,18 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _the_last_update_is_published(self) -> RunConfig:
+        step = self.replay.updates_per_publish
+        if self.updates % step:
+            below = self.updates - self.updates % step
+            nearest = f"{below} or {below + step}" if below else f"{step}"
+            raise ValueError(
+                f"updates {self.updates} is no multiple of replay.updates_per_publish {step}: the final model would "
+                f"never be published, and an older one evaluated; set updates to {nearest}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _judging_ends_before_its_lease(self) -> RunConfig:
         if self.judging.longest_seconds >= self.replay.lease_seconds:
             raise ValueError(
