@@ -31,6 +31,7 @@ from actors.records import Completion, Prompt
 from launch import wiring
 from launch.config import RunConfig
 from launch.loop import TrainingLoop
+from launch.pool import COLLECT_SECONDS
 from launch.rundir import SharedMemory
 
 VOCABULARY = 1024
@@ -139,6 +140,11 @@ class Bench:
             on_message=print,
         )
 
+    @staticmethod
+    async def settle() -> None:
+        """Lets the last loop's collect calls, which it gave up, run out: they would swallow the next one's groups."""
+        await asyncio.sleep(COLLECT_SECONDS + 0.5)
+
     async def training(self, bound: int) -> dict[str, Any]:
         stamps: list[float] = []
         loop = self.loop(bound, stamps)
@@ -189,7 +195,9 @@ class Bench:
         for number in range(self.arguments.rounds):
             result: dict[str, Any] = {"alone": await self.alone()}
             for bound in self.arguments.bounds:
+                await self.settle()
                 result[f"bound {bound}"] = await self.training(bound)
+            await self.settle()
             slower = min(result["alone"].values())
             for bound in self.arguments.bounds:
                 result[f"bound {bound}"]["of_slower_alone"] = result[f"bound {bound}"]["groups_per_second"] / slower
