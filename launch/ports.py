@@ -1,6 +1,6 @@
 """What the training loop needs of generators, judge and learner: the seams between a run and where its parts live.
 
-`wiring.py` implements them with Ray actors; tests implement them in one process. Nothing here knows Ray.
+`ray_ports.py` implements them with Ray actors; tests implement them in one process. Nothing here knows Ray.
 """
 
 from __future__ import annotations

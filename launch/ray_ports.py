@@ -1,0 +1,239 @@
+"""Ray's actors as the loop's ports: how their answers, failures and deaths look from outside.
+
+Each adapter is given actor handles; who starts them, and where, is `wiring.py`'s business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
+
+from actors.errors import RunError, WeightMismatchError
+from actors.records import Failure, GeneratorStatus, Group, Lease, Manifest, Pair
+from launch.ports import GeneratorDeadError, GeneratorUnavailableError, Publication
+
+JUDGE_ATTEMPTS = 3
+"""Deaths of the judge over one batch before its groups are returned."""
+ANSWER_SECONDS = 2.0
+"""Longest wait for a number that is only reported."""
+CLOSE_SECONDS = 10.0
+PUBLISHING = "publishing"
+"""Concurrency group of the learner's actors."""
+SENT_BY_LEARNER = ("nccl", "ipc")
+
+
+async def _answer(reference: Awaitable[Any]) -> Any:
+    """The call's result; an exception of the actor's own code comes back as itself, not wrapped in Ray's."""
+    try:
+        return await reference
+    except RayTaskError as error:
+        raise _origin(error) from None
+
+
+def _origin(error: Exception) -> Exception:
+    """What an actor raised, where Ray has wrapped it: once for each actor that it came through."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
+        error = error.cause
+    return error
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A publication that learner rank 0 sends to each generator itself (`nccl`, `ipc`). Not run on a GPU so far."""
+
+    sender: Any
+    """Rank 0's actor."""
+    workers: int
+    """Tensor parallel size of a generator."""
+
+
+class RayGenerator:
+    """A generator actor as the pool sees it."""
+
+    def __init__(self, name: str, actor: Any) -> None:
+        self.name = name
+        self._actor = actor
+        self._incarnation = 0
+        self._killed = False
+        self._unreachable = False
+        self._collect_seconds = 0.0
+
+    async def ready(self) -> None:
+        # A restarting actor answers "unavailable" until it is back: that is what is being waited for.
+        while True:
+            try:
+                await self._call("status")
+                break
+            except GeneratorUnavailableError:
+                self._incarnation += 1
+                await asyncio.sleep(0.5)
+        if self._unreachable:
+            # If only the connection broke, a collect call that nobody waits for may be there still, and would take
+            # what is finished next with it.
+            await asyncio.sleep(self._collect_seconds)
+        self._killed = self._unreachable = False
+
+    async def submit(self, leases: Sequence[Lease]) -> None:
+        await self._call("submit", list(leases))
+
+    async def collect(self, timeout_seconds: float) -> list[Group | Failure]:
+        self._collect_seconds = timeout_seconds
+        return await self._call("collect", timeout_seconds)
+
+    async def take_weights(self, manifest: Manifest, chunks: Any) -> int:
+        if isinstance(chunks, Delivery):
+            from actors.remote import GeneratorHandle
+
+            deliver = chunks.sender.deliver.options(concurrency_group=PUBLISHING)
+            arguments = (self.name, self._incarnation, GeneratorHandle(self._actor), manifest.version, chunks.workers)
+            return await self._delivered(deliver.remote(*arguments))
+        # Chunks are object references: passed as arguments of their own, Ray delivers what they hold.
+        return await self._call("take_published", manifest, *(chunks or ()))
+
+    async def status(self) -> GeneratorStatus:
+        return await self._call("status")
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        try:
+            return await getattr(self._actor, method).remote(*arguments)
+        except RayError as error:
+            raise self._translated(_origin(error)) from None
+
+    async def _delivered(self, reference: Awaitable[Any]) -> int:
+        try:
+            return await reference
+        except RayTaskError as error:
+            raise self._translated(_origin(error)) from None
+        except RayActorError as error:
+            raise _learner_died(error) from None
+
+    def _translated(self, error: Exception) -> Exception:
+        if isinstance(error, RunError) and not isinstance(error, WeightMismatchError):
+            # The process lives and its engine does not: Ray starts a new one, while restarts are left. Once: every call
+            # in progress ends with this error, and a second kill would meet the new process.
+            if not self._killed:
+                self._killed = True
+                ray.kill(self._actor, no_restart=False)
+            return GeneratorUnavailableError(f"{self.name}: {error}")
+        if isinstance(error, ActorDiedError):
+            return GeneratorDeadError(f"{self.name}: {reason(error)}")
+        if isinstance(error, RayActorError):
+            self._unreachable = True
+            return GeneratorUnavailableError(self.name)
+        return error
+
+
+class RayJudge:
+    """The judge actor."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+        self._seconds = 0.0
+
+    async def judge(self, groups: Sequence[Group]) -> list[Group | Failure]:
+        try:
+            for _ in range(JUDGE_ATTEMPTS):
+                try:
+                    return await _answer(self._actor.judge.remote(list(groups)))
+                except ActorUnavailableError:
+                    await self._back()
+        except ActorDiedError as error:
+            raise RunError(f"the judge died for good: {reason(error)}; go on with --resume") from None
+        return [Failure(group.lease.index, group.lease.attempt, "judge unavailable") for group in groups]
+
+    async def seconds(self) -> float:
+        """As it says itself; what it said last when it does not answer."""
+        with contextlib.suppress(RayActorError, TimeoutError):
+            async with asyncio.timeout(ANSWER_SECONDS):
+                self._seconds = await _answer(self._actor.seconds.remote())
+        return self._seconds
+
+    async def _back(self) -> None:
+        """Returns once the judge answers again: loading a model may take minutes, and no group is to blame for it."""
+        while True:
+            try:
+                await _answer(self._actor.seconds.remote())
+                return
+            except ActorUnavailableError:
+                await asyncio.sleep(0.5)
+
+
+class RayLearner:
+    """All learner ranks as one: every call enters every rank, as collectives require; rank 0 answers."""
+
+    def __init__(self, ranks: Sequence[Any], transport: str, generator_workers: int = 1) -> None:
+        self._ranks = ranks
+        self._transport = transport
+        self._generator_workers = generator_workers
+
+    async def update(self, pairs: Sequence[Pair]) -> Any:
+        return await self._all("update", ray.put(list(pairs)))
+
+    async def export(self, version: int) -> Publication:
+        manifest = await self._all("export", version)
+        chunks: Any = None
+        if self._transport in SENT_BY_LEARNER:
+            chunks = Delivery(self._ranks[0], self._generator_workers)
+        if self._transport == "object_store":
+            count = await self._first("chunk_count")
+            # Return values outlive the learner; what an actor puts itself dies with it.
+            chunks = [self._ranks[0].chunk.remote(index) for index in range(count)]
+            await self._gather(chunks)
+        return Publication(manifest, chunks)
+
+    async def retire(self, version: int) -> None:
+        await self._first("retire", version)
+
+    async def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Any]:
+        return await self._all("score", ray.put([(tuple(p), tuple(r)) for p, r in sequences]))
+
+    async def save(self, stage: Path) -> None:
+        await self._all("save", str(stage))
+
+    async def load(self, checkpoint: Path) -> Any:
+        return await self._all("load", str(checkpoint))
+
+    async def save_pretrained(self, directory: Path) -> None:
+        await self._all("save_pretrained", str(directory))
+
+    async def ready(self) -> None:
+        await self._all("ready")
+
+    async def close(self) -> None:
+        """Asks for a tidy end; what does not answer is ended with Ray."""
+        with contextlib.suppress(RunError, TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._all("close")
+
+    async def _all(self, method: str, *arguments: Any) -> Any:
+        return (await self._gather([getattr(rank, method).remote(*arguments) for rank in self._ranks]))[0]
+
+    async def _first(self, method: str, *arguments: Any) -> Any:
+        return (await self._gather([getattr(self._ranks[0], method).remote(*arguments)]))[0]
+
+    async def _gather(self, references: Sequence[Awaitable[Any]]) -> list[Any]:
+        try:
+            return list(await asyncio.gather(*[_answer(reference) for reference in references]))
+        except RayActorError as error:
+            raise _learner_died(error) from None
+
+
+def _learner_died(error: Exception) -> RunError:
+    return RunError(f"a learner process died: {reason(error)}; go on from the last checkpoint with --resume")
+
+
+def reason(error: Exception) -> str:
+    """One line of what Ray reports; of a constructor that failed, the exception itself, which is the last line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if isinstance(error, RayActorError) and error.actor_init_failed:
+        return lines[-1].split(": ", 1)[-1]
+    return lines[0]

@@ -1,0 +1,187 @@
+"""Ray's actors as the loop's ports, with stand-ins for actors: no Ray is started."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+
+from actors.errors import RunError, WeightMismatchError
+from actors.records import Canary, Failure, Lease, Manifest
+from launch import ray_ports
+from launch.ports import GeneratorDeadError, GeneratorUnavailableError
+from launch.ray_ports import Delivery, RayGenerator, RayJudge, RayLearner
+from tests.fakes import FakePrompts, group_of
+
+MANIFEST = Manifest(1, (), Canary((), ()), "nccl")
+GROUP = group_of(Lease(3, 1, FakePrompts().prompt(3), 0, 60.0), (0,), (0,))
+
+
+class FakeActor:
+    """An actor handle: each call of a method gives or raises the next of its answers, the last one for ever."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.calls: list[str] = []
+        self._answers = {
+            name: list(answer) if isinstance(answer, list) else [answer] for name, answer in answers.items()
+        }
+
+    def __getattr__(self, name: str) -> Any:
+        return _Method(self, name)
+
+    async def answer(self, name: str) -> Any:
+        self.calls.append(name)
+        answers = self._answers[name]
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        if answer is Ellipsis:
+            await asyncio.Event().wait()
+        return answer
+
+
+class _Method:
+    def __init__(self, actor: FakeActor, name: str) -> None:
+        self._actor, self._name = actor, name
+
+    def options(self, **_: Any) -> _Method:
+        return self
+
+    def remote(self, *_: Any) -> Any:
+        return self._actor.answer(self._name)
+
+
+def _wrapped(cause: Exception, times: int = 1) -> Exception:
+    """As Ray delivers what an actor raised; once more for each actor that it passed through."""
+    for _ in range(times):
+        cause = RayTaskError("method", "traceback", cause)
+    return cause
+
+
+def _unavailable() -> ActorUnavailableError:
+    return ActorUnavailableError("restarting", None)
+
+
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    actors: list[Any] = []
+    monkeypatch.setattr(ray, "kill", lambda actor, no_restart: actors.append((actor, no_restart)))
+    return actors
+
+
+def test_a_broken_engine_s_process_is_killed_once_however_many_calls_say_so(killed: list[Any]) -> None:
+    """A second kill met the new process, and a few failures used up all restarts."""
+    broken = _wrapped(RunError("the engine failed"))
+    actor = FakeActor(collect=broken, status=[broken, _unavailable(), "ready", "ready"], submit=broken)
+
+    async def test() -> None:
+        generator = RayGenerator("g", actor)
+        for call in (generator.collect(1.0), generator.status()):
+            with pytest.raises(GeneratorUnavailableError, match="g: the engine failed"):
+                await call
+        assert killed == [(actor, False)]
+        await generator.ready()
+        with pytest.raises(GeneratorUnavailableError):
+            await generator.submit([])
+        assert len(killed) == 2, "the new process may break too"
+
+    asyncio.run(test())
+
+
+def test_a_generator_that_was_out_of_reach_gets_work_when_its_last_collect_call_has_run_out() -> None:
+    """The abandoned call took finished groups with it, which were waited for until their leases ended."""
+
+    async def test() -> list[float]:
+        generator = RayGenerator("g", FakeActor(collect=[_unavailable()], status="ready"))
+        waits = []
+        for _ in range(2):
+            started = asyncio.get_running_loop().time()
+            await generator.ready()
+            waits.append(asyncio.get_running_loop().time() - started)
+            with pytest.raises(GeneratorUnavailableError):
+                await generator.collect(0.2)
+        return waits
+
+    before, after = asyncio.run(test())
+    assert before < 0.1
+    assert after >= 0.2
+
+
+def test_refused_weights_end_the_run_with_the_refusal(killed: list[Any]) -> None:
+    refusal = WeightMismatchError("tensor lm_head.weight differs")
+    generator = RayGenerator("g", FakeActor(take_published=_wrapped(refusal)))
+    with pytest.raises(WeightMismatchError, match="lm_head"):
+        asyncio.run(generator.take_weights(MANIFEST, None))
+    assert not killed
+
+
+@pytest.mark.parametrize(
+    ("raised", "seen"),
+    [
+        (_wrapped(_unavailable()), GeneratorUnavailableError),
+        (_wrapped(ActorDiedError()), GeneratorDeadError),
+        (_wrapped(WeightMismatchError("differs"), times=2), WeightMismatchError),
+        (_wrapped(RunError("the engine failed"), times=2), GeneratorUnavailableError),
+        (ActorDiedError(), RunError),
+    ],
+)
+def test_a_death_while_the_learner_sends_weights_is_laid_on_the_one_that_died(
+    raised: Exception, seen: type[Exception], killed: list[Any]
+) -> None:
+    """The generator's own death came back as an unknown error and ended the run."""
+    generator = RayGenerator("g", FakeActor())
+    with pytest.raises(seen) as caught:
+        asyncio.run(generator.take_weights(MANIFEST, Delivery(FakeActor(deliver=raised), workers=1)))
+    assert type(caught.value) is seen
+
+
+def test_a_judge_that_is_being_restarted_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its groups used to be given up after seconds, while its model took longer to load."""
+    monkeypatch.setattr(asyncio, "sleep", _no_sleep)
+    actor = FakeActor(judge=[_unavailable(), [GROUP]], seconds=[*[_unavailable()] * 50, 1.5])
+    assert asyncio.run(RayJudge(actor).judge([GROUP])) == [GROUP]
+    assert actor.calls.count("judge") == 2
+    assert actor.calls.count("seconds") == 51
+
+
+async def _no_sleep(seconds: float) -> None: ...
+
+
+def test_groups_over_which_the_judge_dies_again_and_again_are_returned() -> None:
+    actor = FakeActor(judge=_unavailable(), seconds=0.0)
+    assert asyncio.run(RayJudge(actor).judge([GROUP])) == [Failure(3, 1, "judge unavailable")]
+    assert actor.calls.count("judge") == 3
+
+
+def test_a_judge_that_died_for_good_ends_the_run() -> None:
+    judge = RayJudge(FakeActor(judge=_unavailable(), seconds=ActorDiedError()))
+    with pytest.raises(RunError, match=r"the judge died for good.*--resume"):
+        asyncio.run(judge.judge([GROUP]))
+
+
+def test_the_judge_s_seconds_are_the_last_known_when_it_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_ports, "ANSWER_SECONDS", 0.01)
+
+    async def test() -> None:
+        judge = RayJudge(FakeActor(seconds=[2.5, ..., ActorDiedError()]))
+        assert await judge.seconds() == 2.5
+        assert await judge.seconds() == 2.5
+        assert await judge.seconds() == 2.5
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("answer", [..., ActorDiedError(), None])
+def test_closing_the_learner_never_fails_a_run(answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that took over ten seconds to close turned a completed run into a failed one."""
+    monkeypatch.setattr(ray_ports, "CLOSE_SECONDS", 0.01)
+    asyncio.run(RayLearner([FakeActor(close=answer)], "shm").close())
+
+
+def test_a_learner_that_dies_while_it_hands_out_chunks_is_named() -> None:
+    rank = FakeActor(export=MANIFEST, chunk_count=2, chunk=[{}, ActorDiedError()])
+    with pytest.raises(RunError, match="a learner process died"):
+        asyncio.run(RayLearner([rank], "object_store").export(1))
