@@ -16,7 +16,7 @@ from typing import Any
 from actors.buffer import Batch, ReplayBuffer
 from actors.errors import RunError
 from actors.pairing import best_and_worst
-from actors.records import Failure, Group, Prompt, flatten
+from actors.records import Failure, Group, Pair, Prompt, flatten
 from launch import evaluation
 from launch.config import RunConfig
 from launch.pool import GeneratorPool
@@ -68,8 +68,17 @@ class Progress:
     None while there was none."""
     win_rate: evaluation.WinRate | None = None
     kl: float | None = None
+    _reported: evaluation.WinRate | None = None
     learning_seconds: float = 0.0
     """Wall time between the start of the first update's wait and the end of the last update."""
+
+    def new_evaluation(self) -> dict[str, float]:
+        """Metrics of an evaluation that ended since the last call; empty when none did."""
+        rate, kl = self.win_rate, self.kl
+        if rate is None or kl is None or rate is self._reported:
+            return {}
+        self._reported = rate
+        return {"win_rate": rate.value, "win_rate_low": rate.low, "win_rate_high": rate.high, "kl": kl}
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,20 @@ class EvaluationSet:
 
     prompts: Sequence[Prompt]
     baseline: Sequence[Group]
+
+
+def batch_metrics(batch: Batch, pairs: Sequence[Pair]) -> dict[str, float]:
+    """What `metrics.jsonl` says of one update's data; docs/outputs.md has the units."""
+    completions = flatten(batch.groups)
+    scores = [score for group in batch.groups if group.judgement for score in group.judgement.scores]
+    return {
+        "staleness_max": max(batch.staleness),
+        "staleness_mean": sum(batch.staleness) / len(batch.staleness),
+        "tie_share": sum(pair.tie for pair in pairs) / len(pairs),
+        "completion_tokens_mean": sum(len(completion.token_ids) for completion in completions) / len(completions),
+        "finished_share": sum(completion.finished for completion in completions) / len(completions),
+        "score_mean": sum(scores) / len(scores),
+    }
 
 
 class TrainingLoop:
@@ -222,22 +245,7 @@ class TrainingLoop:
         # Later updates of a version find the policy changed by the earlier ones.
         if max(batch.staleness) == 0 and batch.update % self.config.replay.updates_per_publish == 0:
             progress.log_ratio_max = max(progress.log_ratio_max or 0.0, stats.log_ratio_max)
-        self._on_update(
-            progress,
-            {
-                "staleness_max": max(batch.staleness),
-                "staleness_mean": sum(batch.staleness) / len(batch.staleness),
-                "tie_share": sum(pair.tie for pair in pairs) / len(pairs),
-                "completion_tokens_mean": sum(len(c.token_ids) for c in completions) / len(completions),
-                "finished_share": sum(c.finished for c in completions) / len(completions),
-                "score_mean": sum(
-                    sum(group.judgement.scores) / len(group.judgement.scores)
-                    for group in batch.groups
-                    if group.judgement is not None
-                )
-                / len(batch.groups),
-            },
-        )
+        self._on_update(progress, batch_metrics(batch, pairs) | progress.new_evaluation())
 
     async def _after_update(self) -> None:
         every = self.config.checkpoints.every_updates

@@ -43,6 +43,9 @@ class GeneratorPort(Protocol):
 class JudgePort(Protocol):
     """The judge."""
 
+    async def ready(self) -> None:
+        """Returns once it answers; raises when it never will."""
+
     async def judge(self, groups: Sequence[Group]) -> list[Group | Failure]: ...
 
     async def seconds(self) -> float: ...

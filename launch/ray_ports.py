@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 
-from actors.errors import RunError, WeightMismatchError
+from actors.errors import RunError, UsageError, WeightMismatchError
 from actors.records import Failure, GeneratorStatus, Group, Lease, Manifest, Pair
 from launch.ports import GeneratorDeadError, GeneratorUnavailableError, Publication
 
@@ -147,6 +147,21 @@ class RayJudge:
         except ActorDiedError as error:
             raise RunError(f"the judge died for good: {reason(error)}; go on with --resume") from None
         return [Failure(group.lease.index, group.lease.attempt, "judge unavailable") for group in groups]
+
+    async def ready(self) -> None:
+        """Returns once the judge answers.
+
+        Raises:
+            UsageError: it could not be made, from a path that is wrong, say.
+            RunError: it died.
+        """
+        try:
+            await _answer(self._actor.seconds.remote())
+        except ActorUnavailableError:
+            await self._back()
+        except ActorDiedError as error:
+            kind = UsageError if error.actor_init_failed else RunError
+            raise kind(f"the judge could not start: {reason(error)}") from None
 
     async def seconds(self) -> float:
         """As it says itself; what it said last when it does not answer."""

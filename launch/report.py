@@ -57,7 +57,7 @@ class Reporter:
             learner_seconds=dict(progress.clock.seconds),
             loss=stats and stats.loss,
             accuracy=stats and stats.accuracy,
-            kl=progress.kl if stats is None else stats.kl_chosen,
+            kl=progress.kl,
             log_ratio_max=stats and stats.log_ratio_max,
             win_rate=None if rate is None else rate.value,
             win_rate_interval=None if rate is None else (rate.low, rate.high),

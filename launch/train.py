@@ -137,7 +137,7 @@ class _Session:
     async def _drive(self, loop: TrainingLoop) -> int:
         try:
             with _stopping_on_signals(loop, self.board.message):
-                await self.learner.ready()
+                await asyncio.gather(self.learner.ready(), self.judge.ready())
                 if self.checkpoint is not None:
                     await self.learner.load(self.checkpoint)
                     self.board.message(f"resumed from {self.checkpoint} after {self.buffer.updates} updates")

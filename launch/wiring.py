@@ -22,6 +22,7 @@ from launch.config import ClusterConfig, RunConfig
 from launch.ray_ports import PUBLISHING, SENT_BY_LEARNER, RayGenerator, RayJudge, RayLearner, reason
 
 PLACEMENT_SECONDS = 120.0
+CONNECT_SECONDS = 10.0
 
 
 @contextlib.contextmanager
@@ -51,6 +52,7 @@ def address_to_join(cluster: ClusterConfig) -> str | None:
 def _init(cluster: ClusterConfig, address: str | None) -> None:
     try:
         if address is not None:
+            _check_answers(address)
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
             return
         ray.init(
@@ -67,6 +69,19 @@ def _init(cluster: ClusterConfig, address: str | None) -> None:
             f"Ray could not be {done}: {reason(error)}; check that the cluster runs and the address is right, or set "
             "cluster.address=local"
         ) from None
+
+
+def _check_answers(address: str) -> None:
+    """Raises `ConnectionError` within seconds where Ray itself would try for five minutes."""
+    if address == "auto":  # Ray finds the one on this host, or says at once that there is none
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConnectionError("the address is not HOST:PORT, the one that `ray start --head` printed")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(f"nothing answers there ({error.strerror or error})") from None
 
 
 def check_resources(config: RunConfig) -> None:

@@ -86,6 +86,9 @@ class FakeJudge:
             for group in groups
         ]
 
+    async def ready(self) -> None:
+        await asyncio.sleep(0)
+
     async def seconds(self) -> float:
         return 0.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import tempfile
 from pathlib import Path
@@ -25,7 +26,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         run_training(load_config("embedded", ["evaluation.every_updates=50", f"output={directory}/demo"]))
     half = next(snapshot for snapshot in seen if snapshot.progress >= 0.5 and snapshot.win_rate is not None)
-    console = Console(record=True, width=100, file=Path("/dev/null").open("w"))
+    console = Console(record=True, width=100, file=io.StringIO())
     console.print(board.render(half))
     svg = console.export_svg(title="offbeat demo")
     # The exporter's web fonts would make every reader of the page call a third party.

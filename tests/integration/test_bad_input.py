@@ -99,8 +99,13 @@ def test_an_empty_data_set(config: Path, capsys) -> None:
 
 
 def test_a_missing_model(config: Path, capsys) -> None:
-    assert "model.path" in _error(capsys, str(config), f"model.path={config.parent / 'no-model'}",
-                                  f"model.tokenizer={yaml.safe_load(config.read_text())['model']['path']}", code=2)
+    assert "model.path" in _error(
+        capsys,
+        str(config),
+        f"model.path={config.parent / 'no-model'}",
+        f"model.tokenizer={yaml.safe_load(config.read_text())['model']['path']}",
+        code=2,
+    )
 
 
 def test_an_unreadable_checkpoint(config: Path, capsys) -> None:

@@ -11,7 +11,8 @@ from actors.buffer import Batch, ReplayBuffer
 from actors.errors import RunError
 from actors.records import Failure, Lease
 from launch.config import EvaluationConfig, RunConfig
-from launch.loop import EvaluationSet, TrainingLoop
+from launch.evaluation import WinRate
+from launch.loop import EvaluationSet, Progress, TrainingLoop
 from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakePrompts, FakeStats, group_of, judged_group
 
 
@@ -265,3 +266,11 @@ def test_an_evaluation_of_which_nothing_could_be_judged_fails_the_run() -> None:
     loop.judge = PartialJudge(2)
     with pytest.raises(RunError, match=r"2 of 2 evaluation prompts could not be judged: judge timed out"):
         asyncio.run(asyncio.wait_for(loop.run(_evaluate), timeout=30))
+
+
+def test_an_evaluation_is_in_the_metrics_of_the_next_update_once() -> None:
+    progress = Progress()
+    assert progress.new_evaluation() == {}
+    progress.win_rate, progress.kl = WinRate(0.75, 0.6, 0.9, 10), 1.5
+    assert progress.new_evaluation() == {"win_rate": 0.75, "win_rate_low": 0.6, "win_rate_high": 0.9, "kl": 1.5}
+    assert progress.new_evaluation() == {}

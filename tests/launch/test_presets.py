@@ -21,7 +21,7 @@ def test_the_embedded_preset_needs_nothing_and_no_gpu():
     assert config.model.path == "world"
     assert config.learner.gpus_per_rank == 0
     assert config.generators.dtype == config.learner.dtype == "float32"
-    assert config.cluster.address == "local"
+    assert config.cluster.address == "auto", "its own Ray, or that of the job it was submitted as"
 
 
 @pytest.mark.parametrize(("preset", "total"), [("node-8gpu", 8), ("cluster-2node", 16)])
