@@ -103,6 +103,18 @@ def _run(config: Path, *arguments: str, code: int = 0) -> tuple[str, str]:
     return out, err
 
 
+def _wait_for_updates(process: subprocess.Popen[str], config: Path, updates: int) -> Path:
+    """Returns the run's metrics file once it tells of `updates` updates."""
+    metrics = config.parent / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.is_file() and len(metrics.read_text().splitlines()) >= updates:
+            return metrics
+        time.sleep(0.05)
+    process.kill()
+    raise AssertionError(f"no {updates} updates: {process.communicate()}")
+
+
 def _summary(config: Path) -> dict:
     return json.loads((config.parent / "run" / "summary.json").read_text())
 
@@ -133,12 +145,7 @@ def test_at_bound_zero_an_interrupted_and_resumed_run_is_on_policy_to_the_engine
     """At staleness 0 every token's behaviour log-prob must be the learner's own, before and after a resume."""
     arguments = ("replay.max_staleness=0", "updates=40", "checkpoints.every_updates=0")
     process = _start(config, *arguments)
-    metrics = config.parent / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and process.poll() is None:
-        if metrics.is_file() and len(metrics.read_text().splitlines()) >= 3:
-            break
-        time.sleep(0.05)
+    metrics = _wait_for_updates(process, config, 3)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, f"{out}\n{err}"
@@ -170,16 +177,27 @@ def test_a_port_in_use_is_one_sentence_and_leaves_nothing(config: Path) -> None:
     assert "Traceback" not in err
 
 
-def test_weights_travel_through_the_object_store_to_two_generators(config: Path) -> None:
-    _run(
+def test_a_generator_killed_at_work_costs_the_run_nothing(config: Path) -> None:
+    """Two generators fed through the object store; one is killed with -9 while both are at work."""
+    process = _start(
         config,
         "publication.transport=object_store",
         "generators.count=2",
         "cluster.num_cpus=3",
-        "updates=4",
+        "updates=60",
         "evaluation.prompts=0",
         "checkpoints.every_updates=0",
     )
+    _wait_for_updates(process, config, 5)
+    victim = next(
+        p for p in psutil.process_iter(["cmdline"]) if "ray::RemoteGenerator" in " ".join(p.info["cmdline"] or [])
+    )
+    victim.kill()
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, f"{out}\n{err}"
+    assert "died and is being restarted" in err
     summary = _summary(config)
     assert summary["status"] == "completed"
     assert summary["staleness"]["max"] <= 1
+    assert summary["ledger"]["trained"] == 60 * 8
+    assert summary["ledger"]["dropped"] == {}
