@@ -69,9 +69,10 @@ def run_training(config: RunConfig, *, resume: bool = False) -> int:
             board.message(f"{len(prompts.skipped)} malformed rows skipped, {len(prompts)} prompts left")
         shared_memory = SharedMemory()
         stack.callback(shared_memory.close)
-        if wiring.address_to_join(config.cluster) is None:
+        address = wiring.address_to_join(config.cluster)
+        if address is None:
             shared_memory.require(config.cluster.object_store_mib << 20, what="Ray's object store")
-        board.message("starting Ray")
+        board.message("starting Ray" if address is None else f"joining Ray at {address}")
         stack.enter_context(wiring.ray_session(config.cluster))
         # After Ray, which sets a handler of its own.
         stack.enter_context(_ending_on_sigterm())
@@ -231,23 +232,24 @@ class _Session:
 
 def fixed_settings(config: RunConfig, prompts: PromptSource) -> dict[str, Any]:
     """What a resumed run must share with the saved one, as JSON values; everything else may change."""
-    fixed = {
+    fixed: dict[str, Any] = {
         "the prompts": prompts.fingerprint(),
         "prompts.seed": config.prompts.seed,
         "prompts.shuffle": config.prompts.shuffle,
         "model.path": config.model.path,
         "sampling": config.sampling.model_dump(mode="json"),
-        "evaluation.prompts": config.evaluation.prompts,
     }
-    return fixed | ({"world": config.world.model_dump(mode="json")} if config.model.path == WORLD else {})
+    if config.evaluation.prompts:  # evaluation may be turned off, but not on or to other prompts
+        fixed["evaluation.prompts"] = config.evaluation.prompts
+    if config.model.path == WORLD:
+        fixed["world"] = config.world.model_dump(mode="json")
+    return fixed
 
 
 def check_same_run(saved: Mapping[str, Any], given: Mapping[str, Any], checkpoint: Path | None) -> None:
     """Raises `UsageError` naming every fixed setting that is not what the checkpoint was saved with."""
     changed = [
-        f"{name} (was {saved.get(name)}, is {given.get(name)})"
-        for name in sorted(set(saved) | set(given))
-        if saved.get(name) != given.get(name)
+        f"{name} (was {saved.get(name)}, is {value})" for name, value in given.items() if saved.get(name) != value
     ]
     if changed:
         raise UsageError(

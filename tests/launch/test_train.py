@@ -62,5 +62,6 @@ def test_a_resume_names_what_was_changed_and_must_not_be(change: dict, named: st
 
     saved = fixed(_config())
     check_same_run(saved, fixed(_config(updates=5, replay={"max_staleness": 3})), Path("update-1"))
+    check_same_run(saved, fixed(_config(evaluation={"prompts": 0})), Path("update-1"))
     with pytest.raises(UsageError, match=rf"cannot resume from update-1: .*{named}"):
         check_same_run(saved, fixed(_config(**change)), Path("update-1"))
