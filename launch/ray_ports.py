@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,11 +245,17 @@ def _learner_died(error: Exception) -> RunError:
     return RunError(f"a learner process died: {reason(error)}; go on from the last checkpoint with --resume")
 
 
+_RAISED = re.compile(r"^[\w.]*(Error|Exception): ")
+
+
 def reason(error: Exception) -> str:
-    """One line of what Ray reports; of a constructor that failed, the exception itself, which is the last line."""
+    """What Ray reports, on one line; of a constructor that failed, the message of its own exception."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     if isinstance(error, RayActorError) and error.actor_init_failed:
-        return lines[-1].split(": ", 1)[-1]
+        # A traceback ends with `module.Class: message`, and the message may have several lines.
+        raised = [number for number, line in enumerate(lines) if _RAISED.match(line)]
+        message = " ".join(lines[raised[-1] if raised else -1 :])
+        return _RAISED.sub("", message)
     return lines[0]

@@ -9,7 +9,7 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
-from actors.errors import RunError, WeightMismatchError
+from actors.errors import RunError, UsageError, WeightMismatchError
 from actors.records import Canary, Failure, Lease, Manifest
 from launch import ray_ports
 from launch.ports import GeneratorDeadError, GeneratorUnavailableError
@@ -185,3 +185,21 @@ def test_a_learner_that_dies_while_it_hands_out_chunks_is_named() -> None:
     rank = FakeActor(export=MANIFEST, chunk_count=2, chunk=[{}, ActorDiedError()])
     with pytest.raises(RunError, match="a learner process died"):
         asyncio.run(RayLearner([rank], "object_store").export(1))
+
+
+def test_a_constructor_that_failed_is_told_in_its_own_words_on_one_line() -> None:
+    """The message once lost everything but its last line, the name of the missing directory included."""
+    traceback = (
+        "ray::JudgeWorker.__init__() (pid=1, ip=127.0.0.1)\n"
+        '  File "judging.py", line 1, in __init__\n'
+        "    raise UsageError(text)\n"
+        "actors.errors.UsageError: no tokenizer can be loaded from 'nope': no such file\n"
+        "Check the network: it may be down; give a directory"
+    )
+    died = ActorDiedError(RayTaskError("__init__", traceback, UsageError("text")))
+    said = (
+        "no tokenizer can be loaded from 'nope': no such file Check the network: it may be down; give a directory"
+    )
+    assert ray_ports.reason(died) == said
+    with pytest.raises(UsageError, match=r"the judge could not start: no tokenizer can be loaded from 'nope'"):
+        asyncio.run(RayJudge(FakeActor(seconds=died)).ready())
