@@ -197,9 +197,7 @@ def test_a_constructor_that_failed_is_told_in_its_own_words_on_one_line() -> Non
         "Check the network: it may be down; give a directory"
     )
     died = ActorDiedError(RayTaskError("__init__", traceback, UsageError("text")))
-    said = (
-        "no tokenizer can be loaded from 'nope': no such file Check the network: it may be down; give a directory"
-    )
+    said = "no tokenizer can be loaded from 'nope': no such file Check the network: it may be down; give a directory"
     assert ray_ports.reason(died) == said
     with pytest.raises(UsageError, match=r"the judge could not start: no tokenizer can be loaded from 'nope'"):
         asyncio.run(RayJudge(FakeActor(seconds=died)).ready())
