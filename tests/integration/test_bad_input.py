@@ -8,18 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from actors.world import tokenizer
 from launch.cli import main
 from launch.loading import load_config
-from learner.sft import TINY, build_policy
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("policy")
-    build_policy(TINY).save_pretrained(directory)
-    tokenizer().save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture

@@ -16,26 +16,11 @@ import psutil
 import pytest
 import yaml
 
-from actors.world import tokenizer
-from learner.sft import TINY, build_policy
-
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parents[2]
 ENGINE_GAP = 5e-5
 """Largest log-prob difference, in nats, between the engine and the learner on one token in float32."""
-
-
-@pytest.fixture(scope="session")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded world's policy, tiny and untrained."""
-    import torch
-
-    torch.manual_seed(0)
-    directory = tmp_path_factory.mktemp("policy")
-    build_policy(TINY).save_pretrained(directory)
-    tokenizer().save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture
