@@ -6,9 +6,12 @@ Every field states its unit and its bound; `offbeat train --help` prints them.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+WORLD = "world"
+"""Names the embedded world where a path or a data set is asked for."""
 
 
 class Settings(BaseModel):
@@ -21,7 +24,7 @@ class PromptConfig(Settings):
     """Where prompts come from and in which order they are offered."""
 
     source: str = Field(
-        default="world",
+        default=WORLD,
         description="`world` (the embedded one), a .jsonl or .parquet file, a directory of them or one written by "
         "`datasets.save_to_disk`, or a hub data set, `owner/name` or `owner/name:configuration`",
     )
@@ -171,8 +174,3 @@ class ReplayConfig(Settings):
     def prompts_per_version(self) -> int:
         """B: prompts consumed between two published versions."""
         return self.prompts_per_update * self.updates_per_publish
-
-
-def describe(value: Any) -> str:
-    """How a default is printed in help texts."""
-    return "null" if value is None else str(value)

@@ -16,7 +16,7 @@ import numpy as np
 
 from actors.config import GeneratorConfig, SamplingConfig
 from actors.errors import RunError, UsageError, WeightMismatchError
-from actors.records import Completion, Manifest
+from actors.records import SENT_BY_LEARNER, Completion, Manifest
 
 Chunks = Iterable[Mapping[str, np.ndarray]]
 """Payload of the `object_store` transport."""
@@ -179,7 +179,7 @@ class Engine:
             raise WeightMismatchError(refusal)
 
     def _receive(self, manifest: Manifest, payload: Any) -> str | None:
-        if manifest.transport in ("nccl", "ipc"):
+        if manifest.transport in SENT_BY_LEARNER:
             replies = self._llm.collective_rpc("receive_publication", args=(manifest, payload))
             return next((reply for reply in replies if reply is not None), None)
         chunks = list(payload) if manifest.transport == "object_store" else None
@@ -302,7 +302,7 @@ class Engine:
             options |= {"enforce_eager": config.enforce_eager, "gpu_memory_utilization": config.gpu_memory_utilization}
         if config.tensor_parallel_size > 1:
             options["distributed_executor_backend"] = "mp"
-        if self._transport in ("nccl", "ipc"):
+        if self._transport in SENT_BY_LEARNER:
             options["weight_transfer_config"] = WeightTransferConfig(backend=self._transport)
         try:
             arguments = EngineArgs(

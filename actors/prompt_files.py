@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from actors.config import PromptConfig
+from actors.config import WORLD, PromptConfig
 from actors.errors import UsageError
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -48,7 +48,7 @@ def read_rows(config: PromptConfig) -> Iterator[Row]:
     Raises:
         UsageError: the source is missing, of an unknown format, unreadable, or lacks a configured column.
     """
-    if config.source == "world":
+    if config.source == WORLD:
         return _world_rows()
     path = Path(config.source).expanduser()
     if path.is_dir():

@@ -134,6 +134,10 @@ class Canary:
     """One fewer than `token_ids`: the first token has no prediction."""
 
 
+SENT_BY_LEARNER = ("nccl", "ipc")
+"""Transports in which the learner sends the bytes itself; in the others generators fetch them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """What a publication must contain. Made by the learner's publisher; checked by every receiver."""

@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from actors.errors import RunError, UsageError, WeightMismatchError
-from actors.records import Failure, GeneratorStatus, Group, Lease, Manifest, Pair
+from actors.records import SENT_BY_LEARNER, Failure, GeneratorStatus, Group, Lease, Manifest, Pair
 from launch.ports import GeneratorDeadError, GeneratorUnavailableError, Publication
 
 JUDGE_ATTEMPTS = 3
@@ -27,7 +27,6 @@ ANSWER_SECONDS = 2.0
 CLOSE_SECONDS = 10.0
 PUBLISHING = "publishing"
 """Concurrency group of the learner's actors."""
-SENT_BY_LEARNER = ("nccl", "ipc")
 
 
 async def _answer(reference: Awaitable[Any]) -> Any:
@@ -35,10 +34,10 @@ async def _answer(reference: Awaitable[Any]) -> Any:
     try:
         return await reference
     except RayTaskError as error:
-        raise _origin(error) from None
+        raise origin(error) from None
 
 
-def _origin(error: Exception) -> Exception:
+def origin(error: Exception) -> Exception:
     """What an actor raised, where Ray has wrapped it: once for each actor that it came through."""
     while isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
         error = error.cause
@@ -105,13 +104,13 @@ class RayGenerator:
         try:
             return await getattr(self._actor, method).remote(*arguments)
         except RayError as error:
-            raise self._translated(_origin(error)) from None
+            raise self._translated(origin(error)) from None
 
     async def _delivered(self, reference: Awaitable[Any]) -> int:
         try:
             return await reference
         except RayTaskError as error:
-            raise self._translated(_origin(error)) from None
+            raise self._translated(origin(error)) from None
         except RayActorError as error:
             raise _learner_died(error) from None
 
@@ -157,8 +156,6 @@ class RayJudge:
             RunError: it died.
         """
         try:
-            await _answer(self._actor.seconds.remote())
-        except ActorUnavailableError:
             await self._back()
         except ActorDiedError as error:
             kind = UsageError if error.actor_init_failed else RunError
@@ -172,7 +169,7 @@ class RayJudge:
         return self._seconds
 
     async def _back(self) -> None:
-        """Returns once the judge answers again: loading a model may take minutes, and no group is to blame for it."""
+        """Returns once the judge answers (again): loading a model may take minutes, and no group is to blame for it."""
         while True:
             try:
                 await _answer(self._actor.seconds.remote())

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from typing import Literal
 
+from actors.config import WORLD
 from launch.board import RunSnapshot
 from launch.config import RunConfig
 from launch.loop import TrainingLoop
@@ -97,7 +98,7 @@ class Reporter:
             skipped_updates=progress.skipped,
             ledger=buffer.ledger(),
             judge=config.judging.judge.kind,
-            opponent="the SFT policy" if config.model.path == "world" else "the starting policy",
+            opponent="the SFT policy" if config.model.path == WORLD else "the starting policy",
             win_rate=progress.win_rate,
             kl=progress.kl,
             log_ratio_max=progress.log_ratio_max,

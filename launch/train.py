@@ -19,6 +19,7 @@ from typing import Any
 
 from actors import world
 from actors.buffer import ReplayBuffer, group_from_dict, group_to_dict
+from actors.config import WORLD
 from actors.errors import RunError, UsageError
 from actors.prompts import PromptSource, load_tokenizer
 from actors.records import Group
@@ -32,7 +33,6 @@ from launch.rundir import RunDirectory, SharedMemory
 from learner import checkpoints
 
 INTERRUPTED = 130
-WORLD = "world"
 SHOWN_SKIPS = 5
 """Malformed rows shown one by one."""
 

@@ -17,9 +17,11 @@ from ray.exceptions import RayTaskError
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.config import WORLD
 from actors.errors import RunError, UsageError
+from actors.records import SENT_BY_LEARNER
 from launch.config import ClusterConfig, RunConfig
-from launch.ray_ports import PUBLISHING, SENT_BY_LEARNER, RayGenerator, RayJudge, RayLearner, reason
+from launch.ray_ports import PUBLISHING, RayGenerator, RayJudge, RayLearner, origin, reason
 
 PLACEMENT_SECONDS = 120.0
 CONNECT_SECONDS = 10.0
@@ -145,7 +147,7 @@ def start_judge(config: RunConfig) -> RayJudge:
     """Starts the judge actor."""
     from actors import remote
 
-    tokenizer = config.model.tokenizer or (None if config.model.path == "world" else config.model.path)
+    tokenizer = config.model.tokenizer or (None if config.model.path == WORLD else config.model.path)
     return RayJudge(
         remote.start_judge(
             config.judging,
@@ -212,7 +214,7 @@ def run_on_all_cores(function: Any, *arguments: Any, **keywords: Any) -> Any:
     try:
         return ray.get(task.remote(*arguments, threads=cores, **keywords))
     except RayTaskError as error:
-        raise getattr(error, "cause", error) from None
+        raise origin(error) from None
 
 
 def _meeting_point(port: int | None) -> tuple[str, int]:

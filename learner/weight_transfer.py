@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from actors.errors import RunError, UsageError
-from actors.records import Manifest
+from actors.records import SENT_BY_LEARNER, Manifest
 
 ParamMetas = list[Any]
 """vLLM's `ParamMeta` records: name, dtype, shape."""
@@ -131,7 +131,7 @@ class TensorSource:
 
 
 def _check_usable(transport: str) -> None:
-    if transport not in ("nccl", "ipc"):
+    if transport not in SENT_BY_LEARNER:
         raise UsageError(f"publication.transport {transport!r} is not sent by a WeightSender; it sends nccl and ipc")
     if not torch.cuda.is_available():
         raise UsageError(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from actors.errors import RunError
-from actors.records import Canary, Manifest, Pair
+from actors.records import SENT_BY_LEARNER, Canary, Manifest, Pair
 from learner.config import LearnerConfig, PublicationConfig
 from learner.records import UpdateStats
 
@@ -80,7 +80,7 @@ class LearnerWorker:
         if self._publisher is None:
             return None
         manifest = self._publisher.publish(version, state, canary)
-        if self._transport in ("nccl", "ipc"):
+        if self._transport in SENT_BY_LEARNER:
             self._sendable[version] = (manifest, state)
         return manifest
 
