@@ -242,11 +242,12 @@ class TrainEngine:
 
     @torch.no_grad()
     def score(
-        self, sequences: Sequence[TokenSequence], temperature: float | None = None
+        self, sequences: Sequence[TokenSequence], temperature: float | None = None, *, with_reference: bool = True
     ) -> list[tuple[list[float], list[float]]]:
         """Log-probs (nats) of each response token under policy and reference, for each (prompt, response). Collective.
 
-        `temperature` is the engine's own unless given. The work is shared by the ranks; all get all results.
+        `temperature` is the engine's own unless given. Without reference its log-probs are empty lists, and
+        under ZeRO-3 its weights stay where they are. The work is shared by the ranks; all get all results.
         """
         rounds = schedule([len(p) + len(r) for p, r in sequences], 1, self.ranks, self.config.micro_batch_tokens)
         own: dict[int, tuple[list[float], list[float]]] = {}
@@ -255,9 +256,10 @@ class TrainEngine:
             batch = collate([sequences[index] for index in share], self.device)
             arguments = (batch.input_ids, batch.rows, batch.columns, batch.targets, temperature or self.temperature)
             lengths = [len(sequences[index][1]) for index in share]
-            policy, reference = self._engine(*arguments).split(lengths), self._reference(*arguments).split(lengths)
+            policy = _lists(self._engine(*arguments), lengths)
+            reference = _lists(self._reference(*arguments), lengths) if with_reference else [[] for _ in share]
             if shares[self.rank]:
-                own |= {i: (p.tolist(), r.tolist()) for i, p, r in zip(share, policy, reference, strict=True)}
+                own |= {i: (p, r) for i, p, r in zip(share, policy, reference, strict=True)}
         merged = {index: result for part in gather(own) for index, result in part.items()}
         return [merged[index] for index in range(len(sequences))]
 
@@ -399,6 +401,10 @@ class TrainEngine:
 def _free_address() -> str:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return f"tcp://127.0.0.1:{server.getsockname()[1]}"
+
+
+def _lists(values: Tensor, lengths: Sequence[int]) -> list[list[float]]:
+    return [part.tolist() for part in values.split(list(lengths))]
 
 
 def _describe(layout: dict[str, Any]) -> str:

@@ -144,7 +144,7 @@ class LearnerWorker:
 
         tokens = canary_tokens(self._engine.vocab_size, self._canary_length)
         # Engines report log-probs of given tokens without their sampling temperature.
-        ((logprobs, _),) = self._engine.score([(tokens[:1], tokens[1:])], temperature=1.0)
+        ((logprobs, _),) = self._engine.score([(tokens[:1], tokens[1:])], temperature=1.0, with_reference=False)
         return Canary(tokens, tuple(logprobs))
 
     def _publishing(self) -> Any:

@@ -131,6 +131,14 @@ def test_scores_are_in_the_order_of_the_sequences_whatever_rank_computed_them(tw
         assert reference == pytest.approx(expected, abs=1e-5)
 
 
+def test_scores_without_reference_are_the_policy_s_alone(make_engine):
+    engine = make_engine()
+    sequences = [(pair.prompt_token_ids, pair.chosen.token_ids) for pair in random_pairs(0)[:3]]
+    both = engine.score(sequences)
+    assert all(reference for _, reference in both)
+    assert engine.score(sequences, with_reference=False) == [(policy, []) for policy, _ in both]
+
+
 def test_statistics_follow_their_definitions(make_engine):
     """Policy and reference are one model here, so every h is 0; ratios are computed again from scored log-probs."""
     engine = make_engine()
