@@ -55,6 +55,55 @@ class SamplingConfig(Settings):
     )
 
 
+class OpponentConfig(Settings):
+    """Whom the policy's completions are compared with, in losses on games (nash_pg, online_ipo, ipo_md)."""
+
+    kind: Literal["weighted", "self", "mixture", "reference", "ema"] = Field(
+        default="weighted",
+        description="weighted: the mixture policy^(1-beta) reference^beta by importance weights on the policy's own "
+        "completions; self: these without the mixture; sampled in the engine, which then holds two models: mixture, "
+        "reference, ema (an average of past policies)",
+    )
+    beta: float = Field(
+        default=0.125, ge=0.0, le=1.0, description="weight of the reference in the mixture; kinds weighted and mixture"
+    )
+    completions_per_prompt: int = Field(
+        default=4,
+        ge=1,
+        description="opponent completions per prompt, where they are drawn apart: kinds mixture, reference and ema, "
+        "and every kind with max_staleness set",
+    )
+    max_staleness: int | None = Field(
+        default=None,
+        ge=0,
+        description="policy versions; opponents are drawn just before their prompt is consumed, none of their tokens "
+        "older than this, at most replay.max_staleness; unset: they come with the policy's completions, under its bound",
+    )
+    ema_decay: float = Field(
+        default=0.99, gt=0.0, lt=1.0, description="share of the average kept at each update; kind ema"
+    )
+
+    @property
+    def sampled(self) -> bool:
+        """Whether opponents are completions of their own, not the other half of the policy's."""
+        return self.max_staleness is not None or self.needs_second_model
+
+    @property
+    def needs_second_model(self) -> bool:
+        """Whether the engine must hold a second model beside the policy."""
+        return self.engine_beta is not None
+
+    @property
+    def engine_beta(self) -> float | None:
+        """Weight of the engine's second model when it samples an opponent; None where the policy alone samples it."""
+        return {"mixture": self.beta, "reference": 1.0, "ema": 1.0}.get(self.kind)
+
+    @property
+    def target_beta(self) -> float:
+        """Weight of the reference (kind ema: of the average) in the opponent that importance weights aim at."""
+        return {"self": 0.0, "reference": 1.0, "ema": 1.0}.get(self.kind, self.beta)
+
+
 class GeneratorConfig(Settings):
     """The generator actors and the vLLM engine inside each."""
 

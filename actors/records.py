@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,10 @@ class Prompt:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
+Draw = Literal["all", "policy", "opponents"]
+"""What a lease asks for: everything a group needs, the policy's K completions alone, or the opponents' M alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
     """The right to generate for one prompt. Made by the replay buffer; read by generators."""
@@ -39,6 +43,8 @@ class Lease:
     """A generator must have taken at least this policy version before it starts."""
     deadline: float
     """Seconds on the coordinator's clock after which the lease may be granted again."""
+    draw: Draw = "all"
+    """What to sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,8 @@ class Completion:
     """Decoded response without special tokens."""
     finished: bool
     """True when it ended with end-of-sequence, False when it was cut at the length limit."""
+    opponent: bool = False
+    """True when it was drawn as an opponent (of the mixture, say), False when it is the policy's."""
 
     @property
     def oldest_version(self) -> int:
@@ -73,10 +81,11 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One lease's K completions and, once judged, their judgement. Made by a generator; completed by a judge."""
+    """One lease's completions and, once judged, their judgement. Made by a generator; completed by a judge."""
 
     lease: Lease
     completions: tuple[Completion, ...]
+    """The policy's K, then the opponents' M where these are drawn apart."""
     judgement: Judgement | None = None
 
     @property
@@ -111,6 +120,34 @@ class Pair:
     def staleness(self, version: int) -> int:
         """Policy versions between the pair's oldest token and `version`."""
         return version - min(self.chosen.oldest_version, self.rejected.oldest_version)
+
+
+@dataclass(frozen=True, slots=True)
+class Game:
+    """What a game loss consumes: one prompt's preference game as sampled. Made by `pairing.py`; read by the learner."""
+
+    lease_index: int
+    prompt_token_ids: tuple[int, ...]
+    players: tuple[Completion, ...]
+    """K completions of the policy."""
+    opponents: tuple[Completion, ...]
+    """M completions drawn as opponents. Empty: each half of the players plays against the other."""
+    preferences: tuple[tuple[float, ...], ...]
+    """[K + M][K + M], players first: [i][j] = P(completion i is preferred to j); 1/2 on the diagonal."""
+    scores: tuple[float, ...]
+    """[K + M]: the judge's scores."""
+
+    @property
+    def completions(self) -> tuple[Completion, ...]:
+        return self.players + self.opponents
+
+    def staleness(self, version: int) -> int:
+        """Policy versions between the oldest token of the players and `version`."""
+        return version - min(completion.oldest_version for completion in self.players)
+
+    def opponent_staleness(self, version: int) -> int:
+        """The same of the opponents; of the players where these are each other's opponents."""
+        return version - min(completion.oldest_version for completion in self.opponents or self.players)
 
 
 @dataclass(frozen=True, slots=True)

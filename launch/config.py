@@ -7,7 +7,15 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from actors.config import GeneratorConfig, JudgingConfig, PromptConfig, ReplayConfig, SamplingConfig, Settings
+from actors.config import (
+    GeneratorConfig,
+    JudgingConfig,
+    OpponentConfig,
+    PromptConfig,
+    ReplayConfig,
+    SamplingConfig,
+    Settings,
+)
 from learner.config import CheckpointConfig, LearnerConfig, PublicationConfig
 
 
@@ -68,6 +76,7 @@ class RunConfig(Settings):
     world: WorldConfig = Field(default_factory=WorldConfig)
     prompts: PromptConfig = Field(default_factory=PromptConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    opponent: OpponentConfig = Field(default_factory=OpponentConfig)
     generators: GeneratorConfig = Field(default_factory=GeneratorConfig)
     judging: JudgingConfig = Field(default_factory=JudgingConfig)
     replay: ReplayConfig = Field(default_factory=ReplayConfig)

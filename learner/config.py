@@ -10,16 +10,66 @@ from actors.config import Settings
 
 
 class LossConfig(Settings):
-    """The preference loss and its strength."""
+    """The loss and its strength: on pairs (the best and worst completion of a prompt) or on games (all of them)."""
 
-    kind: Literal["dpo", "ipo", "slic"] = Field(default="dpo", description="dpo: logistic; ipo: squared; slic: hinge")
+    kind: Literal["dpo", "ipo", "slic", "nash_pg", "online_ipo", "ipo_md", "reward_pg"] = Field(
+        default="dpo",
+        description="on pairs: dpo (logistic), ipo (squared), slic (hinge); on games against `opponent`: nash_pg "
+        "(Nash-MD-PG, Nash-EMA-PG, self-play), online_ipo, ipo_md; on scores alone: reward_pg (policy gradient)",
+    )
     beta: float = Field(
         default=0.1,
         gt=0.0,
-        description="strength of the pull to the reference; IPO's tau and SLiC's 1/margin slope alike",
+        description="pair losses: strength of the pull to the reference; IPO's tau and SLiC's 1/margin slope alike",
     )
     label_smoothing: float = Field(
-        default=0.0, ge=0.0, lt=0.5, description="probability that the preference is taken to be the other way round"
+        default=0.0,
+        ge=0.0,
+        lt=0.5,
+        description="pair losses: probability that the preference is taken to be the other way round",
+    )
+    tau: float = Field(
+        default=0.05, gt=0.0, description="other losses: weight of KL(policy || reference) against the preference"
+    )
+
+    @property
+    def on_pairs(self) -> bool:
+        """Whether the loss consumes pairs; the others consume games."""
+        return self.kind in ("dpo", "ipo", "slic")
+
+    @property
+    def has_opponent(self) -> bool:
+        """Whether the loss compares the policy with an opponent."""
+        return self.kind in ("nash_pg", "online_ipo", "ipo_md")
+
+
+class CorrectionConfig(Settings):
+    """How losses on games correct for completions that older policies sampled."""
+
+    baseline: Literal["leave_one_out", "constant"] = Field(
+        default="leave_one_out",
+        description="leave_one_out: the mean advantage of the prompt's other players; constant: 1/2 (0 for reward_pg), "
+        "as in the paper, biased as soon as completions are stale",
+    )
+    kl: Literal["sequence", "reward_to_go"] = Field(
+        default="sequence",
+        description="log-ratio that a token's gradient is charged with: of the whole completion, or of the token and "
+        "those after it, which has less variance and is biased as soon as completions are stale",
+    )
+    players: Literal["none", "token", "sequence"] = Field(
+        default="none", description="importance weights policy / behaviour of the players"
+    )
+    player_cap: float = Field(default=2.0, ge=1.0, description="largest weight of a player (of a token, with `token`)")
+    opponents: Literal["none", "token", "sequence"] = Field(
+        default="sequence",
+        description="importance weights opponent / behaviour of the opponents: none, the product of capped token "
+        "weights, or the capped product",
+    )
+    opponent_cap: float = Field(
+        default=2.0, ge=1.0, description="largest weight of an opponent (of a token, with `token`)"
+    )
+    beyond_cap: Literal["truncate", "mask"] = Field(
+        default="truncate", description="weights outside [1/cap, cap]: cut to cap from above, or set to 0 on both sides"
     )
 
 
@@ -68,6 +118,7 @@ class LearnerConfig(Settings):
         default=512, ge=1, description="tokens whose logits exist at a time in the chunked log-prob"
     )
     loss: LossConfig = Field(default_factory=LossConfig)
+    correction: CorrectionConfig = Field(default_factory=CorrectionConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     max_skipped_updates: int = Field(
         default=5, ge=0, description="updates skipped for a non-finite loss or gradient before the run stops"
