@@ -77,7 +77,7 @@ class OpponentConfig(Settings):
         default=None,
         ge=0,
         description="policy versions; opponents are drawn just before their prompt is consumed, none of their tokens "
-        "older than this, at most replay.max_staleness; unset: they come with the policy's completions, under its bound",
+        "older than this; at most replay.max_staleness. Unset: drawn with the policy's completions, under their bound",
     )
     ema_decay: float = Field(
         default=0.99, gt=0.0, lt=1.0, description="share of the average kept at each update; kind ema"
