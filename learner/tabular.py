@@ -1,4 +1,4 @@
-"""Nash learning from human feedback on games small enough to solve: equilibria, gaps and the algorithms' exact iterates.
+"""Nash learning from human feedback on games small enough to solve: equilibria, gaps, the algorithms' iterates.
 
 What every estimate of the learner is measured against. Pure NumPy in float64; knows nothing of models or samples.
 
@@ -11,6 +11,8 @@ Arguments that are no game, no distribution or out of range are a UsageError.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -55,9 +57,9 @@ GAMES: dict[str, Array] = {
     ),
     "bradley_terry": _bradley_terry_game([0.0, float(np.log(9)), float(np.log(2))]),
 }
-"""Named games. rps: rock, paper, scissors. dice: intransitive dice {2,4,9}, {1,6,8}, {3,5,7}. wrps: unequal stakes, raw
-equilibrium (2, 1, 4)/7. munos: after Munos et al. 2023, raw equilibrium (.3833, .3833, .2333). rps_dominated: a cycle of
-three and two actions that lose to all of it. bradley_terry: rewards (0, log 9, log 2)."""
+"""Named games. rps: rock, paper, scissors. dice: intransitive dice {2,4,9}, {1,6,8}, {3,5,7}. wrps: unequal stakes,
+raw equilibrium (2, 1, 4)/7. munos: after Munos et al. 2023, raw equilibrium (.3833, .3833, .2333). rps_dominated: a
+cycle of three, and two actions that lose to all of it. bradley_terry: rewards (0, log 9, log 2)."""
 
 
 # Checks
@@ -83,16 +85,12 @@ def checked_policy(pi: ArrayLike, n: int, name: str = "pi", full_support: bool =
     """pi [n] in float64. Raises UsageError unless it is a distribution over n actions, positive with `full_support`."""
     policy = np.asarray(pi, dtype=np.float64)
     if policy.shape != (n,):
-        raise UsageError(
-            f"{name} must be a distribution over the game's {n} actions; its shape is {list(policy.shape)}"
-        )
+        raise UsageError(f"{name} must be a distribution over the game's {n} actions; its shape is {policy.shape}")
     if not np.all(policy >= 0.0) or abs(float(policy.sum()) - 1.0) > 1e-6:
         raise UsageError(f"{name} must be non-negative and sum to 1; its sum is {float(policy.sum()):.9g}")
     if full_support and not np.all(policy > 0.0):
         zeros = np.flatnonzero(policy <= 0.0).tolist()
-        raise UsageError(
-            f"{name} must give every action a positive probability; actions {zeros} have none: leave them out"
-        )
+        raise UsageError(f"{name} must give every action a positive probability; leave out those with none: {zeros}")
     return policy
 
 
@@ -110,9 +108,7 @@ def _checked_steps(steps: int, step_size: float | None, tau: float) -> None:
     if steps < 0:
         raise UsageError(f"steps is {steps}; it must be >= 0")
     if step_size is not None and not (step_size > 0.0 and step_size * tau <= 1.0):
-        raise UsageError(
-            f"step_size is {step_size}; it must be > 0 and at most 1 / tau = {1 / tau if tau else np.inf:g}"
-        )
+        raise UsageError(f"step_size is {step_size}; it must be > 0 and at most 1 / tau, with tau = {tau:g}")
 
 
 # Policies and metrics
@@ -182,43 +178,57 @@ def regularised_gap(P: ArrayLike, pi: ArrayLike, mu: ArrayLike, tau: float) -> f
     logits = np.log(reference / reference.sum()) + (game @ policy - 0.5) / tau
     # max over pi' of E_pi'[P(y > pi)] - tau KL(pi' || mu) is tau log sum mu exp(P pi / tau).
     best = tau * (logits.max() + np.log(np.exp(logits - logits.max()).sum()))
-    return 2.0 * (float(best) + tau * kl(policy, reference / reference.sum()))
+    return max(0.0, 2.0 * (float(best) + tau * kl(policy, reference / reference.sum())))
 
 
 # Equilibria
 
 
-def regularised_nash(P: ArrayLike, mu: ArrayLike, tau: float) -> Array:
-    """The equilibrium pi = softmax(log mu + P pi / tau) of the regularised game, unique for tau > 0. [n]
+def _newton(equations: Callable[[Array], tuple[Array, Array, float]], z: Array, hint: str) -> Array:
+    """The root of F by Newton's method, damped so that |F| falls at every step.
 
-    Damped Newton on F(z) = z - log mu - A softmax(z) / tau, A = P - 1/2. It converges from anywhere: the Jacobian is
-    I - A D / tau with D = diag(pi) - pi pi^T, and A D has imaginary eigenvalues only (it is similar to the antisymmetric
-    D^1/2 A D^1/2), so that no z is singular; and |F| grows with |z|. Residual |softmax(log mu + P pi / tau) - pi|_1 is
-    at most RESIDUAL. Raises RunError if rounding prevents that (tau many orders below 1e-2).
+    equations: z -> F [n], Jacobian [n, n], and the residual that has to come down to RESIDUAL.
+    Raises RunError, with the advice `hint`, where it does not.
     """
-    game = checked_game(P)
-    reference = checked_policy(mu, len(game), "mu", full_support=True)
-    _checked_tau(tau)
-    A, log_mu = (game - 0.5) / tau, np.log(reference)
-    z, pi = log_mu, reference / reference.sum()
-    F = -(A @ pi)
+    F, jacobian, residual = equations(z)
     for _ in range(_ITERATIONS):
-        if np.abs(softmax(z - F) - pi).sum() <= RESIDUAL:
-            return pi
-        direction = np.linalg.solve(np.eye(len(game)) - (A - (A @ pi)[:, None]) * pi, F)
+        if residual <= RESIDUAL:
+            return z
+        try:
+            direction = np.linalg.solve(jacobian, F)
+        except np.linalg.LinAlgError:
+            break
         size, length = np.linalg.norm(F), 1.0
         while True:
             trial = z - length * direction
-            trial_pi = softmax(trial)
-            trial_F = trial - log_mu - A @ trial_pi
-            if np.linalg.norm(trial_F) <= (1.0 - 0.1 * length) * size or length < 1e-12:
+            F, jacobian, residual = equations(trial)
+            if np.linalg.norm(F) <= (1.0 - 0.1 * length) * size or length < 1e-10:
                 break
             length *= 0.5
-        z, pi, F = trial, trial_pi, trial_F
-    raise RunError(
-        f"no equilibrium to a residual of {RESIDUAL:g} at tau = {tau:g} ({len(game)} actions): it stands at "
-        f"{np.abs(softmax(z - F) - pi).sum():.3g}. Use a larger tau"
-    )
+        z = trial
+    raise RunError(f"the fixed point was not reached: residual {residual:.3g}, allowed {RESIDUAL:g}. {hint}")
+
+
+def regularised_nash(P: ArrayLike, mu: ArrayLike, tau: float) -> Array:
+    """The equilibrium pi = softmax(log mu + P pi / tau) of the regularised game, unique for tau > 0. [n]
+
+    Newton on F(z) = z - log mu - A softmax(z) / tau with A = P - 1/2, from z = log mu. Its Jacobian is I - A D / tau,
+    D = diag(pi) - pi pi^T, and A D has imaginary eigenvalues only (those of the antisymmetric D^1/2 A D^1/2): no z is
+    singular, and |F| grows with |z|, so that the damped method converges from anywhere. The residual
+    |softmax(log mu + P pi / tau) - pi|_1 is at most RESIDUAL; RunError where rounding prevents it (tau below 1e-3).
+    """
+    game = checked_game(P)
+    log_mu = np.log(checked_policy(mu, len(game), "mu", full_support=True))
+    _checked_tau(tau)
+    A, identity = (game - 0.5) / tau, np.eye(len(game))
+
+    def equations(z: Array) -> tuple[Array, Array, float]:
+        pi = softmax(z)
+        value = A @ pi
+        F = z - log_mu - value
+        return F, identity - (A - value[:, None]) * pi, float(np.abs(softmax(log_mu + value) - pi).sum())
+
+    return softmax(_newton(equations, log_mu, f"tau is {tau:g}: use a larger one"))
 
 
 def nash_md_fixed_point(P: ArrayLike, mu: ArrayLike, tau: float, beta: float) -> Array:
@@ -234,12 +244,78 @@ def nash_md_fixed_point(P: ArrayLike, mu: ArrayLike, tau: float, beta: float) ->
     return regularised_best_response(P, mixture, mu, tau)
 
 
+# Rewards and DPO
+
+
+def bradley_terry(P: ArrayLike, weights: ArrayLike) -> Array:
+    """The reward r [n] that maximises sum over i, j of w_i w_j P[i, j] log sigmoid(r_i - r_j), with mean 0 under w.
+
+    The population fit of a reward model to pairs sampled from the policy w = `weights` [n]. Raises UsageError where no
+    finite maximum exists: some actions always beat all others (Ford 1957).
+    """
+    game = checked_game(P)
+    w = checked_policy(weights, len(game), "weights", full_support=True)
+    reached = game > 0.0
+    for _ in range(len(game).bit_length()):
+        reached = (reached.astype(np.float64) @ reached) > 0.0
+    if not reached.all():
+        raise UsageError("some actions always beat all others, so their reward is infinite: clip P to [.001, .999]")
+
+    def equations(r: Array) -> tuple[Array, Array, float]:
+        sigma = _sigmoid(np.subtract.outer(r, r))
+        F = (game - sigma) @ w
+        slope = sigma * (1.0 - sigma) * w
+        # F does not depend on r's mean, which the last term fixes.
+        return F - r @ w, slope - np.diag(slope.sum(axis=1)) - w, float(np.abs(F).sum())
+
+    r = _newton(equations, np.zeros(len(game)), "Clip P to [.001, .999]")
+    return r - r @ w / w.sum()
+
+
+def rlhf_policy(reward: ArrayLike, mu: ArrayLike, tau: float) -> Array:
+    """argmax over pi of E_pi[reward] - tau KL(pi || mu), which is mu exp(reward / tau), normalised. [n]"""
+    reference = checked_policy(mu, np.size(reward), "mu", full_support=True)
+    _checked_tau(tau)
+    return softmax(np.log(reference) + np.asarray(reward, dtype=np.float64) / tau)
+
+
+def offline_dpo_fixed_point(P: ArrayLike, mu: ArrayLike, b: float, sampler: ArrayLike | None = None) -> Array:
+    """Where DPO with the coefficient b converges on pairs from `sampler` [n] (mu if not given), labelled by P. [n]
+
+    b log(pi / mu) is then the Bradley-Terry reward of those pairs (Rafailov et al. 2023, eq. 5 and 7), so the policy is
+    that of RLHF on that reward with tau = b. It depends on the sampler unless P is itself Bradley-Terry.
+    """
+    return rlhf_policy(bradley_terry(P, mu if sampler is None else sampler), mu, b)
+
+
+def online_dpo_fixed_point(P: ArrayLike, mu: ArrayLike, b: float) -> Array:
+    """Where DPO with the coefficient b converges on pairs from the policy itself, labelled by P. [n]
+
+    The pi with pi = offline_dpo_fixed_point(P, mu, b, sampler=pi). Raises RunError where Newton's method finds none.
+    """
+    game = checked_game(P)
+    log_mu = np.log(checked_policy(mu, len(game), "mu", full_support=True))
+    _checked_tau(b)
+
+    def equations(r: Array) -> tuple[Array, Array, float]:
+        pi = softmax(log_mu + r / b)
+        sigma = _sigmoid(np.subtract.outer(r, r))
+        F = (game - sigma) @ pi
+        slope = sigma * (1.0 - sigma) * pi
+        moved = (game - sigma - F[:, None]) * pi / b
+        return F - r.mean(), moved + slope - np.diag(slope.sum(axis=1)) - 1.0 / len(r), float(np.abs(F).sum())
+
+    r = _newton(equations, np.zeros(len(game)), f"b is {b:g}: use a larger one, or clip P to [.001, .999]")
+    return softmax(log_mu + r / b)
+
+
 # Algorithms
 
 
 def _descend(
-    P: Array, log_mu: Array, tau: float, start: Array, rates: Array, betas: Array, lag: int, extra: bool = False
+    P: Array, log_mu: Array, tau: float, start: Array, rates: Array, betas: Array, lag: int = 0, extra: bool = False
 ) -> Array:
+    """Rows softmax(z_t): z_{t+1} = (1 - eta_t tau) z_t + eta_t tau log mu + eta_t (P - 1/2) opponent, z_0 = start."""
     A, steps = P - 0.5, len(rates)
     z = np.empty((steps + 1, len(log_mu)))
     z[0] = start
@@ -266,8 +342,10 @@ def nash_md(P: ArrayLike, mu: ArrayLike, tau: float, steps: int, step_size: floa
     log_mu = np.log(checked_policy(mu, len(game), "mu", full_support=True))
     _checked_tau(tau)
     _checked_steps(steps, step_size, tau)
-    rates = 2.0 / (tau * (np.arange(steps) + 2.0)) if step_size is None else np.full(steps, step_size)
-    return _descend(game, log_mu, tau, log_mu, rates, rates * tau, lag=0)
+    rates: Array = np.full(steps, step_size or 0.0)
+    if step_size is None:
+        rates = np.asarray(2.0 / (tau * (np.arange(steps) + 2.0)), dtype=np.float64)
+    return _descend(game, log_mu, tau, log_mu, rates, np.minimum(rates * tau, 1.0))
 
 
 def online_mirror_descent(
@@ -312,7 +390,7 @@ def extragradient(
     first = log_mu if start is None else np.log(checked_policy(start, len(game), "start", full_support=True))
     _checked_tau(tau, zero_allowed=True)
     _checked_steps(steps, step_size, tau)
-    return _descend(game, log_mu, tau, first, np.full(steps, step_size), np.zeros(steps), lag=0, extra=True)
+    return _descend(game, log_mu, tau, first, np.full(steps, step_size), np.zeros(steps), extra=True)
 
 
 def running_average(iterates: Array) -> Array:
