@@ -41,13 +41,18 @@ class WorldConfig(Settings):
 
 
 class EvaluationConfig(Settings):
-    """Win rate of the policy against its own starting point, by the run's judge."""
+    """Win rate of the policy against its own starting point, by the run's judge; exact figures where there are any."""
 
     prompts: int = Field(
         default=256, ge=0, description="prompts sampled at the start and at every evaluation; 0 turns it off"
     )
     every_updates: int = Field(
         default=0, ge=0, description="optimizer steps between evaluations; 0 evaluates only at the end"
+    )
+    exact_every_updates: int = Field(
+        default=10,
+        ge=0,
+        description="embedded world: optimizer steps between evaluations by enumeration (exploitability, KL), 0: none",
     )
 
 
@@ -141,3 +146,52 @@ class RunConfig(Settings):
                 "the column that holds them"
             )
         return self
+
+    @model_validator(mode="after")
+    def _opponents_are_drawn_in_time(self) -> RunConfig:
+        bound = self.opponent.max_staleness
+        if bound is None:
+            return self
+        if bound > self.replay.max_staleness:
+            raise ValueError(
+                f"opponent.max_staleness {bound} exceeds replay.max_staleness {self.replay.max_staleness}, the bound "
+                "of the completions that wait for them; lower the first, or leave it unset to draw both together"
+            )
+        if self.replay.order == "ready":
+            raise ValueError(
+                f"opponent.max_staleness {bound} needs to know when a prompt is consumed, and replay.order ready does "
+                "not tell; set order to lease, or leave opponent.max_staleness unset"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _every_player_has_opponents_and_peers(self) -> RunConfig:
+        loss, opponent, players = self.learner.loss, self.opponent, self.sampling.completions_per_prompt
+        if not loss.has_opponent:
+            return self
+        if not opponent.sampled and players < 4:
+            raise ValueError(
+                f"sampling.completions_per_prompt {players} is too few to split: with opponent.kind {opponent.kind} "
+                "one half plays against the other, and each half needs two; set it to 4 or more, or "
+                "opponent.max_staleness to draw opponents of their own"
+            )
+        if loss.kind == "ipo_md" and opponent.sampled and opponent.completions_per_prompt < 2:
+            raise ValueError(
+                "opponent.completions_per_prompt 1 makes no pair, and learner.loss.kind ipo_md compares opponents with "
+                "each other; set it to 2 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _an_average_needs_whole_weights(self) -> RunConfig:
+        if self.learner.loss.has_opponent and self.opponent.kind == "ema" and self.learner.zero_stage == 3:
+            raise ValueError(
+                "opponent.kind ema averages whole weights and learner.zero_stage 3 has them in parts only; set "
+                "zero_stage to 2 or less, or choose another opponent"
+            )
+        return self
+
+    @property
+    def opponent_drawn(self) -> OpponentConfig:
+        """The opponent that generators draw: none apart where the loss has no use for it."""
+        return self.opponent if self.learner.loss.has_opponent else OpponentConfig(kind="self")

@@ -8,6 +8,7 @@ from launch.fields import settings
 from launch.loading import load_config
 
 ALL = list(settings(RunConfig))
+JUDGES = ("gold", "bradley_terry", "reward_model", "verifier", "function")
 
 
 @pytest.mark.parametrize("setting", ALL, ids=lambda setting: f"{setting.key}-{setting.only_for}")
@@ -33,7 +34,7 @@ def test_a_setting_is_described_with_type_bounds_and_default():
     assert described["sampling.stop_token_ids"] == ("list of integers", "[]")
     assert described["learner.optimizer.betas"] == ("list of 2 numbers", "[0.9, 0.95]")
     assert described["model.path"] == ("text", "required")
-    assert described["judging.judge.kind"] == ("gold | reward_model | verifier | function", "gold")
+    assert described["judging.judge.kind"] == (" | ".join(JUDGES), "gold")
 
 
 def test_settings_of_one_kind_of_judge_name_it():
@@ -75,3 +76,69 @@ def test_the_final_model_is_one_that_was_published():
     with pytest.raises(ValidationError, match=r"; set updates to 5"):
         RunConfig.model_validate({**base, "updates": 3})
     assert RunConfig.model_validate({**base, "updates": 15}).updates == 15
+
+
+def _game(**sections):
+    """A run with a game loss, and what the sections say."""
+    learner = {"loss": {"kind": "nash_pg"}, **sections.pop("learner", {})}
+    return RunConfig.model_validate({"model": {"path": "m"}, "learner": learner, **sections})
+
+
+def test_opponents_cannot_be_staler_than_the_completions_that_wait_for_them():
+    with pytest.raises(ValidationError, match=r"opponent\.max_staleness 3 exceeds replay\.max_staleness 1"):
+        _game(opponent={"max_staleness": 3})
+
+
+def test_opponents_drawn_late_need_the_order_of_leases():
+    with pytest.raises(ValidationError, match=r"replay\.order ready does not tell; set order to lease"):
+        _game(opponent={"max_staleness": 0}, replay={"order": "ready"})
+
+
+def test_a_split_group_needs_two_players_on_each_side():
+    with pytest.raises(ValidationError, match="completions_per_prompt 3 is too few to split"):
+        _game(sampling={"completions_per_prompt": 3})
+    assert _game(sampling={"completions_per_prompt": 3}, opponent={"kind": "mixture"})
+    assert _game(sampling={"completions_per_prompt": 3}, opponent={"max_staleness": 0})
+    assert RunConfig.model_validate({"model": {"path": "m"}, "sampling": {"completions_per_prompt": 3}})
+
+
+def test_ipo_md_compares_two_opponents():
+    with pytest.raises(ValidationError, match="completions_per_prompt 1 makes no pair"):
+        _game(
+            learner={"loss": {"kind": "ipo_md"}},
+            opponent={"kind": "mixture", "completions_per_prompt": 1},
+        )
+
+
+def test_an_average_of_policies_is_refused_where_weights_are_in_parts():
+    with pytest.raises(ValidationError, match=r"opponent\.kind ema averages whole weights and learner\.zero_stage 3"):
+        _game(learner={"zero_stage": 3}, opponent={"kind": "ema"})
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1.5])
+def test_a_mixture_s_weight_is_a_share(beta):
+    with pytest.raises(ValidationError, match=r"opponent\.beta"):
+        _game(opponent={"beta": beta})
+
+
+def test_losses_without_an_opponent_draw_none():
+    config = RunConfig.model_validate({"model": {"path": "m"}, "opponent": {"kind": "mixture", "max_staleness": 0}})
+    assert not config.opponent_drawn.sampled
+    assert not config.opponent_drawn.needs_second_model
+    assert _game(opponent={"kind": "mixture"}).opponent_drawn.engine_beta == 0.125
+
+
+@pytest.mark.parametrize(
+    ("kind", "sampled", "engine_beta", "target_beta"),
+    [
+        ("weighted", False, None, 0.25),
+        ("self", False, None, 0.0),
+        ("mixture", True, 0.25, 0.25),
+        ("reference", True, 1.0, 1.0),
+        ("ema", True, 1.0, 1.0),
+    ],
+)
+def test_an_opponent_is_a_mixture_drawn_or_aimed_at(kind, sampled, engine_beta, target_beta):
+    opponent = _game(opponent={"kind": kind, "beta": 0.25}).opponent
+    assert (opponent.sampled, opponent.engine_beta, opponent.target_beta) == (sampled, engine_beta, target_beta)
+    assert opponent.model_copy(update={"max_staleness": 0}).sampled

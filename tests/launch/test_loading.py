@@ -89,7 +89,8 @@ def test_all_mistakes_of_file_and_overrides_are_reported_at_once(write):
             "learner.dtype: given 'float16'; allowed: float32 | bfloat16; nearest: bfloat16",
             "learner.optimizer.betas: given [0.9, x]; allowed: list of 2 numbers",
             "learner.optimizer.lr: given inf; allowed: number > 0, finite",
-            "judging.judge.kind: given 'godl'; allowed: gold | reward_model | verifier | function; nearest: gold",
+            "judging.judge.kind: given 'godl'; allowed: gold | bradley_terry | reward_model | verifier | function; "
+            "nearest: gold",
             f"model.path: missing; pass model.path=VALUE ({path_help})",
         ]
     )

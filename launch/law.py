@@ -1,0 +1,110 @@
+"""How stale opponents may be before the game turns unstable, for the run at hand: the staleness law, reported.
+
+`learner/stability.py` has the law; this module feeds it with what the run measures and words the result. It must not
+know the loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from actors.records import Game
+from launch.config import RunConfig
+
+PROBES = 8
+"""Updates whose step size is measured before the law is told; a single one is noisy."""
+CYCLE_FREQUENCY = 0.5 / math.sqrt(3.0)
+"""omega of three answers that beat each other with certainty, played evenly: the fastest cycle of three."""
+
+
+@dataclass(frozen=True, slots=True)
+class StalenessLaw:
+    """The law with this run's numbers."""
+
+    tau: float
+    beta: float
+    step_size: float
+    """eta: learner's step in log-probs per unit of preference, at the peak learning rate."""
+    frequency: float
+    """omega of the sampled preferences."""
+    largest_lag: float
+    """Policy versions; infinite where nothing rotates."""
+    bound: int
+    """The run's own bound of opponents' staleness, in versions."""
+
+    @property
+    def kept(self) -> bool:
+        return self.bound <= self.largest_lag
+
+    def describe(self) -> str:
+        """One line for people."""
+        lag = "any lag" if math.isinf(self.largest_lag) else f"a lag of {self.largest_lag:.0f} versions"
+        given = (
+            f"tau {self.tau:g}, beta {self.beta:g}, measured step size {self.step_size:.3g} and rotation "
+            f"{self.frequency:.3g}"
+        )
+        if self.kept:
+            return f"staleness law: opponents are stable up to {lag} ({given}); this run allows {self.bound}"
+        return (
+            f"warning: staleness law: opponents are stable up to {lag} only ({given}), and this run allows "
+            f"{self.bound}: the policy may cycle. Set opponent.max_staleness to {self.largest_lag:.0f}, "
+            "lower learner.optimizer.lr, or raise learner.loss.tau or opponent.beta"
+        )
+
+
+def bound_of(config: RunConfig) -> int:
+    """Policy versions that opponents may be old."""
+    own = config.opponent.max_staleness
+    return config.replay.max_staleness if own is None else own
+
+
+def announce(config: RunConfig) -> str:
+    """The law before anything was measured: the step that the run's bound allows where preferences cycle fastest."""
+    from learner.stability import largest_stable_step
+
+    lag = bound_of(config) * config.replay.updates_per_publish
+    step = largest_stable_step(config.learner.loss.tau, config.opponent.target_beta, lag, CYCLE_FREQUENCY)
+    return (
+        f"staleness law: with tau {config.learner.loss.tau:g}, beta {config.opponent.target_beta:g} and opponents up "
+        f"to {bound_of(config)} versions old, steps up to {step:.3g} per update are stable on a cycle of three; the "
+        f"step that learning rate {config.learner.optimizer.lr:g} makes is measured over the first {PROBES} updates"
+    )
+
+
+@dataclass
+class LawProbe:
+    """Collects step sizes and preferences of the first updates until the law can be told, once."""
+
+    config: RunConfig
+    _steps: list[float] = field(default_factory=list)
+    _frequencies: list[float] = field(default_factory=list)
+    law: StalenessLaw | None = None
+
+    def add(self, games: Sequence[Game], step_size: float | None, lr: float) -> StalenessLaw | None:
+        """The law when this update completes what it takes; None before, after, and where nothing was measured.
+
+        `step_size` is the update's own at learning rate `lr`; steps are scaled to the peak rate.
+        """
+        import numpy as np
+
+        from learner.stability import largest_stable_lag, sampled_rotation_frequency
+
+        if self.law is not None or step_size is None or not math.isfinite(step_size) or lr <= 0.0:
+            return None
+        self._steps.append(step_size * self.config.learner.optimizer.lr / lr)
+        players = len(games[0].players)
+        tables = np.array([game.preferences for game in games])[:, :players, :players]
+        self._frequencies.append(sampled_rotation_frequency(tables))
+        if len(self._steps) < PROBES:
+            return None
+        tau, beta = self.config.learner.loss.tau, self.config.opponent.target_beta
+        step, frequency = float(np.median(self._steps)), float(np.median(self._frequencies))
+        lag = largest_stable_lag(tau, beta, step, frequency) if step > 0.0 else math.inf
+        versions = lag / self.config.replay.updates_per_publish
+        self.law = StalenessLaw(
+            tau, beta, step, frequency, math.floor(versions) if math.isfinite(versions) else versions,
+            bound_of(self.config),
+        )  # fmt: skip
+        return self.law
