@@ -3,7 +3,7 @@
 What every estimate of the learner is measured against. Pure NumPy in float64; knows nothing of models or samples.
 
 A game of n actions is a matrix P [n, n]: P[i, j] is the probability that action i is preferred to j, P + P^T = 1. A
-policy is a distribution [n]. mu is the reference, tau > 0 the temperature (nats per unit of probability), and the
+policy is a distribution [n]. mu is the reference, tau > 0 the temperature (probability per nat), and the
 regularised preference is P(pi > pi') - tau KL(pi || mu) + tau KL(pi' || mu) (Munos et al. 2023, "Nash Learning from
 Human Feedback", section 4). beta is the weight of mu in the geometric mixture pi^(1-beta) mu^beta.
 
