@@ -1,0 +1,247 @@
+"""The law of stale opponents against polynomial roots, simulations of the game itself and enumerated samples."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from actors.errors import UsageError
+from learner.stability import (
+    largest_stable_lag,
+    largest_stable_lag_first_order,
+    largest_stable_step,
+    rotation_frequency,
+    sampled_rotation_frequency,
+    step_size_estimate,
+    total_rotation,
+)
+from learner.tabular import GAMES, nash_md_fixed_point, online_mirror_descent, regularised_nash
+
+UNIFORM = np.full(3, 1 / 3)
+MU = np.array([0.7, 0.2, 0.1])
+RPS_OMEGA = 1 / math.sqrt(12)
+"""0.288675: rock, paper, scissors at the uniform policy."""
+
+
+def lag_by_roots(tau: float, beta: float, eta: float, omega: float, limit: int = 100) -> float:
+    """The largest d with all roots of l^(d+1) - (1 - eta tau) l^d - i eta omega (1 - beta) in the unit disc."""
+    for d in range(limit):
+        polynomial = np.zeros(d + 2, dtype=complex)
+        polynomial[0] = 1.0
+        polynomial[1] -= 1.0 - eta * tau
+        polynomial[-1] -= 1j * eta * omega * (1.0 - beta)
+        if np.abs(np.roots(polynomial)).max() >= 1.0:
+            return d - 1
+    return math.inf
+
+
+# The frequency of rotation
+
+
+def test_a_cycle_rotates_with_its_amplitude_over_the_root_of_three():
+    for game, amplitude in (("rps", 0.5), ("dice", 1 / 18)):
+        assert rotation_frequency(GAMES[game], UNIFORM) == pytest.approx(amplitude / math.sqrt(3), abs=1e-15)
+
+
+def test_rotation_of_other_games_at_their_equilibria():
+    for game, omega in (("wrps", 0.1075), ("dice", 0.0321), ("munos", 0.0935)):
+        pi = regularised_nash(GAMES[game], UNIFORM, 0.05)
+        assert rotation_frequency(GAMES[game], pi) == pytest.approx(omega, abs=5e-5)
+
+
+def test_rotation_is_the_largest_imaginary_part_of_an_eigenvalue():
+    rng = np.random.default_rng(0)
+    for n in (2, 5, 40):
+        scores = rng.normal(size=(n, n))
+        P, pi = 1 / (1 + np.exp(scores.T - scores)), rng.dirichlet(np.ones(n))
+        eigenvalues = np.linalg.eigvals((P - 0.5) @ (np.diag(pi) - np.outer(pi, pi)))
+        assert rotation_frequency(P, pi) == pytest.approx(np.abs(eigenvalues.imag).max(), rel=1e-9)
+
+
+def test_preferences_that_are_differences_of_a_score_do_not_rotate():
+    score = np.array([0.1, 0.2, 0.05, 0.3])
+    P = 0.5 + np.subtract.outer(score, score)
+    assert rotation_frequency(P, [0.1, 0.2, 0.3, 0.4]) == pytest.approx(0.0, abs=1e-15)
+
+
+# Lags and steps
+
+THRESHOLDS = [
+    (0.05, 0.05, (11, 15, 51), (11.5, 15.2, 47.5)),
+    (0.05, 0.1, (5, 7, 25), (5.5, 7.3, 23.5)),
+    (0.05, 0.2, (2, 3, 12), (2.5, 3.4, 11.5)),
+    (0.1, 0.1, (12, 16, 72), (11.5, 15.2, 47.5)),
+    (0.1, 0.2, (5, 8, 35), (5.5, 7.3, 23.5)),
+    (0.02, 0.1, (1, 2, 9), (1.9, 2.6, 9.1)),
+]
+
+
+@pytest.mark.parametrize(("tau", "eta", "lags", "first_order"), THRESHOLDS)
+def test_the_largest_stable_lag_is_that_of_the_roots_and_near_the_first_order_s(tau, eta, lags, first_order):
+    for beta, lag, estimate in zip((0.0, 0.125, 0.5), lags, first_order, strict=True):
+        assert largest_stable_lag(tau, beta, eta, RPS_OMEGA) == lag == lag_by_roots(tau, beta, eta, RPS_OMEGA)
+        # The published estimates have one digit, some of them cut off.
+        assert largest_stable_lag_first_order(tau, beta, eta, RPS_OMEGA) == pytest.approx(estimate, abs=0.07)
+
+
+def test_the_closed_form_is_the_roots_over_random_settings():
+    rng = np.random.default_rng(1)
+    seen = set()
+    for _ in range(60):
+        tau, beta, omega = rng.uniform(0.01, 0.3), rng.uniform(0.0, 0.6), rng.uniform(0.02, 0.5)
+        eta = rng.uniform(0.01, 1.0) / tau
+        lag = largest_stable_lag(tau, beta, eta, omega)
+        if lag < 40:
+            assert lag == lag_by_roots(tau, beta, eta, omega)
+        else:
+            assert lag_by_roots(tau, beta, eta, omega, limit=40) == math.inf
+        seen.add(-1 if lag < 0 else math.inf if lag == math.inf else 0)
+    assert seen == {-1, 0, math.inf}
+
+
+def test_without_rotation_or_with_more_damping_than_rotation_every_lag_is_stable():
+    assert largest_stable_lag(0.05, 0.0, 1.0, 0.0) == math.inf
+    assert largest_stable_lag_first_order(0.05, 0.0, 1.0, 0.0) == math.inf
+    assert largest_stable_lag(0.05, 1.0, 1.0, RPS_OMEGA) == math.inf
+    assert largest_stable_lag(0.3, 0.0, 1.0, RPS_OMEGA) == math.inf
+    assert largest_stable_step(0.3, 0.0, 1000, RPS_OMEGA) == pytest.approx(1 / 0.3)
+
+
+def test_a_step_that_is_too_large_is_stable_at_no_lag():
+    """Without lag the roots are 1 - eta tau + i eta omega: stable for eta < 2 tau / (tau^2 + omega^2)."""
+    edge = 2 * 0.05 / (0.05**2 + RPS_OMEGA**2)
+    assert largest_stable_lag(0.05, 0.0, edge * 1.001, RPS_OMEGA) == -1
+    assert largest_stable_lag(0.05, 0.0, edge * 0.999, RPS_OMEGA) == 0
+    assert largest_stable_step(0.05, 0.0, 0, RPS_OMEGA) == pytest.approx(edge, rel=1e-12)
+
+
+@pytest.mark.parametrize("lag", [0, 1, 5, 40])
+@pytest.mark.parametrize("beta", [0.0, 0.125, 0.5])
+def test_the_largest_stable_step_is_the_inverse_of_the_largest_stable_lag(lag, beta):
+    eta = largest_stable_step(0.05, beta, lag, RPS_OMEGA)
+    assert largest_stable_lag(0.05, beta, eta * (1 - 1e-6), RPS_OMEGA) == lag
+    assert largest_stable_lag(0.05, beta, eta * (1 + 1e-6), RPS_OMEGA) == lag - 1
+
+
+def test_a_mean_lag_between_two_whole_ones_has_a_step_between_theirs():
+    steps = [largest_stable_step(0.05, 0.0, lag, RPS_OMEGA) for lag in (5, 5.5, 6)]
+    assert steps == sorted(steps, reverse=True)
+    assert steps[0] > steps[1] > steps[2]
+
+
+def growth(game: np.ndarray, tau: float, beta: float, eta: float, lag: int) -> float:
+    """The non-linear iteration from 1e-4 beside its fixed point: the late distance to it over an earlier one."""
+    fixed_point = nash_md_fixed_point(game, UNIFORM, tau, beta)
+    start = fixed_point + np.array([1e-4, -1e-4, 0.0])
+    iterates = online_mirror_descent(game, UNIFORM, tau, 4000, eta, beta=beta, lag=lag, start=start)
+    distances = np.abs(iterates - fixed_point).max(axis=1)
+    return distances[3500:].max() / distances[1000:1500].max()
+
+
+@pytest.mark.parametrize(
+    ("tau", "eta", "beta", "lag"),
+    [(0.05, 0.1, 0.0, 5), (0.05, 0.1, 0.125, 7), (0.05, 0.2, 0.0, 2), (0.1, 0.2, 0.0, 5)],
+)
+def test_the_game_itself_settles_at_the_largest_stable_lag_and_not_beyond(tau, eta, beta, lag):
+    assert largest_stable_lag(tau, beta, eta, RPS_OMEGA) == lag
+    assert growth(GAMES["rps"], tau, beta, eta, lag) < 0.5
+    assert growth(GAMES["rps"], tau, beta, eta, lag + 1) > 1.1
+
+
+def test_the_law_holds_at_an_equilibrium_that_is_not_uniform():
+    """Weighted stakes and a mixture: what decides is the rotation at the mixture, the opponent that is played."""
+    game, tau, beta, eta = GAMES["wrps"], 0.02, 0.25, 0.5
+    mixture = regularised_nash(game, UNIFORM, tau / (1 - beta))
+    lag = int(largest_stable_lag(tau, beta, eta, rotation_frequency(game, mixture)))
+    assert 2 <= lag <= 20
+    assert growth(game, tau, beta, eta, lag) < 0.8
+    assert growth(game, tau, beta, eta, lag + 1) > 1.25
+
+
+# Estimates from samples
+
+
+def enumerated(k: int) -> np.ndarray:
+    """Judgements [3^k, k, k] of all equally likely ways to draw k actions of rock, paper, scissors."""
+    draws = np.array(list(itertools.product(range(3), repeat=k)))
+    return GAMES["rps"][draws[:, :, None], draws[:, None, :]]
+
+
+def test_sampled_rotation_by_hand():
+    """Of three draws 6 in 27 show the whole cycle, with 0.288675; any fewer actions do not rotate, except by weights.
+
+    Two different actions alone are a difference of scores: no rotation.
+    """
+    assert sampled_rotation_frequency(enumerated(3)) == pytest.approx(6 / 27 * RPS_OMEGA, abs=1e-15)
+    assert sampled_rotation_frequency(GAMES["rps"][None]) == pytest.approx(RPS_OMEGA, abs=1e-15)
+
+
+def test_sampled_rotation_is_too_small_at_few_completions_and_approaches_the_policy_s():
+    rng = np.random.default_rng(2)
+    draws = rng.integers(0, 3, (50, 200))
+    many = sampled_rotation_frequency(GAMES["rps"][draws[:, :, None], draws[:, None, :]])
+    assert 0.11 < sampled_rotation_frequency(enumerated(4)) < 0.13
+    assert many == pytest.approx(RPS_OMEGA, rel=0.02)
+
+
+@pytest.mark.parametrize("k", [3, 4, 6])
+def test_total_rotation_is_unbiased_at_any_number_of_completions(k):
+    """The mean over all equally likely samples is the policy's own, exactly: one mode, omega = 0.288675."""
+    assert total_rotation(enumerated(k)) == pytest.approx(RPS_OMEGA, abs=1e-14)
+
+
+def test_total_rotation_adds_up_the_modes():
+    """All draws of 3 from a random game of 6 actions, against sum of eigenvalues^2 / 2."""
+    rng = np.random.default_rng(3)
+    scores = rng.normal(size=(6, 6))
+    P = 1 / (1 + np.exp(scores.T - scores))
+    draws = np.array(list(itertools.product(range(6), repeat=3)))
+    eigenvalues = np.linalg.eigvals((P - 0.5) @ (np.eye(6) / 6 - 1 / 36))
+    total = math.sqrt((eigenvalues.imag**2).sum() / 2)
+    assert total_rotation(P[draws[:, :, None], draws[:, None, :]]) == pytest.approx(total, rel=1e-12)
+    assert total > rotation_frequency(P, np.full(6, 1 / 6))
+
+
+def test_the_step_size_of_an_exact_step_is_measured_exactly():
+    """Two prompts with normalisers of their own; completions are actions of the tabular policy."""
+    game, tau, eta = GAMES["wrps"], 0.1, 0.3
+    change, advantage = [], []
+    for start in (MU, np.array([0.2, 0.3, 0.5])):
+        before, after = online_mirror_descent(game, MU, tau, 1, eta, start=start)
+        change.append(np.log(after / before))
+        advantage.append(game @ before - tau * np.log(before / MU))
+    assert step_size_estimate(change, advantage) == pytest.approx(eta, rel=1e-12)
+
+
+def test_the_step_size_is_the_least_squares_slope_with_a_constant_per_prompt():
+    rng = np.random.default_rng(4)
+    change, advantage = rng.normal(size=(3, 5)), rng.normal(size=(3, 5))
+    design = np.column_stack([advantage.ravel(), np.kron(np.eye(3), np.ones((5, 1)))])
+    slope = np.linalg.lstsq(design, change.ravel(), rcond=None)[0][0]
+    assert step_size_estimate(change, advantage) == pytest.approx(slope, rel=1e-12)
+
+
+def test_an_advantage_that_never_varies_within_a_prompt_tells_no_step_size():
+    assert math.isnan(step_size_estimate([[1.0, 2.0], [3.0, 4.0]], [[0.1, 0.1], [0.3, 0.3]]))
+    assert math.isnan(step_size_estimate(np.zeros((0, 4)), np.zeros((0, 4))))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: largest_stable_lag(0.0, 0.0, 0.1, 0.1), "tau is 0.0; it must be finite and > 0"),
+        (lambda: largest_stable_lag(0.1, -0.1, 0.1, 0.1), r"beta is -0.1.*\[0, 1\]"),
+        (lambda: largest_stable_lag(0.1, 0.0, 11.0, 0.1), "step_size is 11.0; it must be > 0 and at most 1 / tau = 10"),
+        (lambda: largest_stable_lag_first_order(0.1, 0.0, 0.0, 0.1), r"step_size is 0\.0"),
+        (lambda: largest_stable_lag(0.1, 0.0, 0.1, -0.1), "omega is -0.1; it must be finite and >= 0"),
+        (lambda: largest_stable_step(0.1, 0.0, -1, 0.1), "lag is -1; it counts learner steps"),
+        (lambda: sampled_rotation_frequency(GAMES["rps"]), r"shape \[prompts, k, k\].*got \(3, 3\)"),
+        (lambda: sampled_rotation_frequency(np.full((1, 2, 2), 0.7)), r"P \+ P\^T must be 1"),
+        (lambda: total_rotation(np.full((1, 2, 2), 0.5)), "k >= 3"),
+        (lambda: step_size_estimate([1.0], [1.0]), "change and advantage have one shape"),
+    ],
+)
+def test_what_is_out_of_range_is_refused(call, message):
+    with pytest.raises(UsageError, match=message):
+        call()
