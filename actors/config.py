@@ -136,6 +136,12 @@ class GoldJudgeConfig(Settings):
     kind: Literal["gold"] = "gold"
 
 
+class BradleyTerryJudgeConfig(Settings):
+    """The embedded world's Bradley-Terry model: the rewards that best explain its preference on the corpus's pairs."""
+
+    kind: Literal["bradley_terry"] = "bradley_terry"
+
+
 class RewardModelJudgeConfig(Settings):
     """A Bradley-Terry reward model: any Hugging Face sequence-classification directory with one label."""
 
@@ -163,7 +169,8 @@ class FunctionJudgeConfig(Settings):
 
 
 JudgeKind = Annotated[
-    GoldJudgeConfig | RewardModelJudgeConfig | VerifierJudgeConfig | FunctionJudgeConfig, Field(discriminator="kind")
+    GoldJudgeConfig | BradleyTerryJudgeConfig | RewardModelJudgeConfig | VerifierJudgeConfig | FunctionJudgeConfig,
+    Field(discriminator="kind"),
 ]
 
 

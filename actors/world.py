@@ -107,6 +107,11 @@ def family(symbols: Sequence[int]) -> int:
     return max(families, key=families.count)
 
 
+def cycle_direction(prompt_index: int) -> int:
+    """s(x) of the intransitive task: 1 where paper beats rock, scissors paper and rock scissors; -1 the other way."""
+    return 1 if prompt_index // len(DIRECTIONS) < 2 else -1
+
+
 def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """1 / (1 + exp(-x)), without overflow."""
     return 0.5 * (1.0 + np.tanh(0.5 * x))
@@ -133,8 +138,8 @@ def prompt_index_of(prompt: Prompt) -> int:
             return index
     raise UsageError(
         f"prompt {prompt.id!r} ({prompt.text!r}, tokens {list(prompt.token_ids)}) is not one of the embedded world's "
-        f"{PROMPTS}, such as 'red north' with tokens {list(prompt_token_ids(0))}; the gold judge knows no other: set "
-        "prompts.source and model.path to 'world', or choose another judge"
+        f"{PROMPTS}, such as 'red north' with tokens {list(prompt_token_ids(0))}; the judges gold and bradley_terry "
+        "know no other: set prompts.source and model.path to 'world', or choose another judge"
     )
 
 
@@ -220,8 +225,8 @@ class World:
         beats = np.select([lead == 1, lead == 2], [1.0, -1.0], 0.0)
         beats[families == NO_FAMILY, :] = 0.0
         beats[:, families == NO_FAMILY] = 0.0
-        direction = 1.0 if prompt_index // len(DIRECTIONS) < 2 else -1.0
-        return sigmoid(FAMILY_LOGIT * direction * beats + QUALITY_LOGIT * (qualities[:, None] - qualities[None, :]))
+        beats *= cycle_direction(prompt_index)
+        return sigmoid(FAMILY_LOGIT * beats + QUALITY_LOGIT * (qualities[:, None] - qualities[None, :]))
 
 
 def _table(responses: list[list[float]], worst: float) -> NDArray[np.float64]:
@@ -247,6 +252,34 @@ def corpus_probabilities(prompt_dependent: bool = True) -> NDArray[np.float64]:
         table[index] = np.concatenate([probs.reshape(-1) for probs in of_length])
     table.flags.writeable = False
     return table
+
+
+@cache
+def corpus_outcome_probabilities(prompt_dependent: bool = True) -> NDArray[np.float64]:
+    """Probability of each outcome of a corpus response, [16, 261]; rows sum to 1, INVALID has none. Read-only."""
+    table = np.zeros((PROMPTS, OUTCOMES))
+    nodes = corpus_probabilities(prompt_dependent)
+    table[:, :NOEOS] = nodes[:, :NOEOS]
+    table[:, NOEOS] = nodes[:, NOEOS:].sum(axis=1)
+    table.flags.writeable = False
+    return table
+
+
+@cache
+def family_cycle() -> NDArray[np.intp]:
+    """The families of each prompt round its cycle, [16, 3]: the corpus's favourite, what beats it, what beats that.
+
+    Prompts differ in the favourite and in the direction of the cycle; in this order their games are alike. Read-only.
+    """
+    families = np.array([family(y) for y in RESPONSES])
+    corpus_table = corpus_outcome_probabilities()
+    cycle = np.empty((PROMPTS, len(FAMILIES)), dtype=np.intp)
+    for index in range(PROMPTS):
+        shares = [corpus_table[index, :NOEOS][families == f].sum() for f in range(len(FAMILIES))]
+        favourite, direction = int(np.argmax(shares)), cycle_direction(index)
+        cycle[index] = [(favourite + step * direction) % len(FAMILIES) for step in range(len(FAMILIES))]
+    cycle.flags.writeable = False
+    return cycle
 
 
 def _symbol_probabilities(length: int, turn: int, wanted: int | None) -> NDArray[np.float64]:

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from actors import world as world_module
 from actors.errors import UsageError
 from actors.world import EOS, FIRST_COLOUR, FIRST_SYMBOL, INVALID, MAX_SYMBOLS, NOEOS, PROMPTS, SYMBOLS, World
+from learner import tabular
 
 PREFIXES = NOEOS
 """A policy decides after each of the 259 nodes with fewer than four symbols."""
@@ -60,6 +61,18 @@ class ExactPolicy:
         """[16, 261]: log-prob (nats) of each outcome."""
         with np.errstate(divide="ignore"):
             return np.log(self.probabilities)
+
+
+@dataclass(frozen=True, eq=False)
+class OutcomeTable:
+    """A policy of which only the probabilities of outcomes are known, such as the corpus or a Nash policy."""
+
+    probabilities: NDArray[np.float64]
+    """[16, 261]; each row sums to 1."""
+
+
+Policy = ExactPolicy | OutcomeTable
+"""What metrics over outcomes read: anything with `probabilities`."""
 
 
 @torch.no_grad()
@@ -116,12 +129,12 @@ def exact_kl(policy: ExactPolicy, reference: ExactPolicy) -> float:
     return float((reached * (probs * log_ratio).sum(axis=-1)).sum(axis=1).mean())
 
 
-def expected_preference(policy: ExactPolicy, reference: ExactPolicy, world: World) -> float:
+def expected_preference(policy: Policy, reference: Policy, world: World) -> float:
     """P(y > y') for y of the policy and y' of the reference, mean over prompts; 1/2 when they are the same."""
     return float(np.mean([policy.probabilities[x] @ _preferences_over(reference, world, x) for x in range(PROMPTS)]))
 
 
-def exact_win_rate(policy: ExactPolicy, reference: ExactPolicy, world: World) -> float:
+def exact_win_rate(policy: Policy, reference: Policy, world: World) -> float:
     """How often the policy's response is the better one, mean over prompts.
 
     Transitive task: P(r* > r*') + P(r* = r*') / 2. Intransitive task, where no response is better in itself: the
@@ -137,18 +150,53 @@ def exact_win_rate(policy: ExactPolicy, reference: ExactPolicy, world: World) ->
     return float(wins / PROMPTS)
 
 
-def expected_reward(policy: ExactPolicy, world: World) -> float:
+def expected_reward(policy: Policy, world: World) -> float:
     """Mean gold reward r* of the policy's outcomes, over prompts."""
     return float((policy.probabilities * world.rewards).sum(axis=1).mean())
 
 
-def exploitability(policy: ExactPolicy, world: World) -> float:
+def exploitability(policy: Policy, world: World) -> float:
     """How far the best answer to the policy beats it: max_y P(y > policy) - 1/2, mean over prompts.
 
     0 for a Nash policy of the preference, which no competitor beats; at most 1/2. A best response needs no mixing,
     so the maximum over single outcomes is the maximum over all policies.
     """
     return float(np.mean([_preferences_over(policy, world, x).max() - 0.5 for x in range(PROMPTS)]))
+
+
+def regularised_gap(policy: Policy, reference: Policy, world: World, tau: float) -> float:
+    """Duality gap of the regularised game at (policy, policy), mean over prompts; 0 at its Nash policy alone.
+
+    The regularised preference is P(pi > pi') - tau KL(pi || reference) + tau KL(pi' || reference), with divergences
+    between outcomes, in which all of NOEOS is one and all of INVALID another. inf where the policy has mass and the
+    reference none.
+
+    Raises UsageError unless tau > 0.
+    """
+    gaps = np.empty(PROMPTS)
+    for x in range(PROMPTS):
+        pi, mu = policy.probabilities[x], reference.probabilities[x]
+        seen = mu > 0.0
+        among = world.preference_matrix(x)[np.ix_(seen, seen)]
+        gaps[x] = np.inf if pi[~seen].any() else tabular.regularised_gap(among, pi[seen], mu[seen], tau)
+    return float(gaps.mean())
+
+
+def family_shares(policy: Policy) -> NDArray[np.float64]:
+    """[16, 4]: per prompt the probability of rock, paper, scissors and of no family (empty, NOEOS, INVALID)."""
+    families = World("intransitive").families
+    shares = [policy.probabilities[:, families == f].sum(axis=1) for f in range(len(world_module.FAMILIES))]
+    return np.stack([*shares, policy.probabilities[:, families == world_module.NO_FAMILY].sum(axis=1)], axis=1)
+
+
+def relative_family_shares(policy: Policy) -> NDArray[np.float64]:
+    """[16, 4]: `family_shares` with each prompt's families in the order of `world.family_cycle`.
+
+    The corpus's favourite, the family that beats it, the family that beats that, none: in this order prompts can be
+    averaged, though their favourites and the direction of the game differ.
+    """
+    shares = family_shares(policy)
+    return np.concatenate([np.take_along_axis(shares, world_module.family_cycle(), axis=1), shares[:, 3:]], axis=1)
 
 
 def corpus_cross_entropy(policy: ExactPolicy) -> float:
@@ -161,6 +209,6 @@ def corpus_cross_entropy(policy: ExactPolicy) -> float:
     return float(-(probs * responses).sum(axis=1).mean())
 
 
-def _preferences_over(policy: ExactPolicy, world: World, prompt_index: int) -> NDArray[np.float64]:
+def _preferences_over(policy: Policy, world: World, prompt_index: int) -> NDArray[np.float64]:
     """[261]: probability that each outcome is preferred to a response of the policy."""
     return world.preference_matrix(prompt_index) @ policy.probabilities[prompt_index]

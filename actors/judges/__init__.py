@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from actors.config import (
+    BradleyTerryJudgeConfig,
     FunctionJudgeConfig,
     GoldJudgeConfig,
     JudgeKind,
@@ -31,8 +32,8 @@ def make_judge(config: JudgeKind, *, task: str = "transitive", seed: int = 0, to
 
     Args:
         config: one of the judge configurations, told apart by `kind`.
-        task: the embedded world's task, `transitive` or `intransitive`; read by the gold judge.
-        seed: the embedded world's seed; read by the gold judge.
+        task: the embedded world's task, `transitive` or `intransitive`; read by the judges gold and bradley_terry.
+        seed: the embedded world's seed; read by the judges gold and bradley_terry.
         tokenizer: directory or hub name of the policy's tokenizer; lets a reward model with the same vocabulary read
             the sampled token ids themselves instead of tokenising their text again.
 
@@ -44,6 +45,10 @@ def make_judge(config: JudgeKind, *, task: str = "transitive", seed: int = 0, to
             from actors.judges.gold import GoldJudge
 
             return GoldJudge(task, seed)
+        case BradleyTerryJudgeConfig():
+            from actors.judges.bradley_terry import BradleyTerryJudge
+
+            return BradleyTerryJudge(task, seed)
         case RewardModelJudgeConfig():
             from actors.judges.reward_model import RewardModelJudge
 

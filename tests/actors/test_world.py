@@ -236,6 +236,29 @@ def test_corpus_responses_end_with_eos_or_are_four_symbols():
     assert tokens[1].tolist() == [4, world.EOS, world.PAD, world.PAD]
 
 
+def test_corpus_outcomes_lump_what_ran_out_of_room_and_are_never_invalid():
+    for dependent in (True, False):
+        nodes, lumped = (f(dependent) for f in (world.corpus_probabilities, world.corpus_outcome_probabilities))
+        np.testing.assert_array_equal(lumped[:, :259], nodes[:, :259])
+        np.testing.assert_allclose(lumped[:, world.NOEOS], world.NOEOS_PROB)
+        assert (lumped[:, world.INVALID] == 0.0).all()
+
+
+def test_the_family_cycle_starts_at_the_corpuss_favourite_and_each_family_beats_the_one_before():
+    """Single symbols that a prompt does not want, so that qualities are equal, show who beats whom."""
+    w = world.World("intransitive")
+    mu = world.corpus_outcome_probabilities()
+    for index, cycle in enumerate(world.family_cycle()):
+        assert sorted(cycle) == [ROCK, PAPER, SCISSORS]
+        shares = [mu[index, w.families == f].sum() for f in cycle]
+        assert shares[0] == max(shares)
+        wanted = world.wanted_symbol(*divmod(index, 4))
+        unwanted = [1 + 2 * f + (wanted == 2 * f) for f in cycle]
+        p = w.preference_matrix(index)
+        for before, after in zip(unwanted, [*unwanted[1:], unwanted[0]], strict=True):
+            assert p[after, before] == pytest.approx(0.8808, abs=1e-4)
+
+
 def test_supervised_training_leaves_much_reward_to_be_won():
     """Task (a): the corpus policy has a mean reward far below the optimum of 3.25."""
     table = world.corpus_probabilities()
@@ -246,8 +269,7 @@ def test_supervised_training_leaves_much_reward_to_be_won():
 
 def test_the_corpus_policy_is_as_exploitable_as_published():
     """Prompt-independent corpus, intransitive task: e = .3308 over the prompts and .3534 on the first one."""
-    table = world.corpus_probabilities(prompt_dependent=False)
-    mu = np.concatenate([table[:, :259], table[:, 259:].sum(axis=1, keepdims=True), np.zeros((16, 1))], axis=1)
+    mu = world.corpus_outcome_probabilities(prompt_dependent=False)
     w = world.World("intransitive")
     e = [(w.preference_matrix(x) @ mu[x]).max() - 0.5 for x in range(16)]
     assert e[0] == pytest.approx(0.3534, abs=1e-4)

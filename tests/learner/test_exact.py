@@ -11,6 +11,7 @@ from actors.errors import UsageError
 from actors.world import EOS, FIRST_SYMBOL, INVALID, NOEOS, World
 from learner.exact import (
     ExactPolicy,
+    OutcomeTable,
     corpus_cross_entropy,
     exact_kl,
     exact_policy,
@@ -18,7 +19,10 @@ from learner.exact import (
     expected_preference,
     expected_reward,
     exploitability,
+    family_shares,
     load_policy,
+    regularised_gap,
+    relative_family_shares,
 )
 from learner.sft import TINY, _train, build_policy
 
@@ -190,6 +194,64 @@ def test_a_policy_of_one_family_is_exploitable_by_at_least_3808(family):
 def test_the_best_of_all_families_equally_often_is_a_nash_policy():
     nash = mixture_of(best_of_family(0), best_of_family(1), best_of_family(2))
     assert exploitability(nash, INTRANSITIVE) == pytest.approx(0.0, abs=1e-12)
+
+
+def tilted(reference: ExactPolicy, opponent: ExactPolicy, tau: float) -> np.ndarray:
+    """The best answer to `opponent` that pays tau for its divergence: reference * exp(P(. > opponent) / tau)."""
+    rows = []
+    for x in range(16):
+        wins = INTRANSITIVE.preference_matrix(x) @ opponent.probabilities[x]
+        weights = reference.probabilities[x] * np.exp(wins / tau)
+        rows.append(weights / weights.sum())
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("tau", [0.05, 0.5])
+def test_the_regularised_gap_is_two_tau_times_the_divergence_from_the_best_answer(policy, other, tau):
+    answer = tilted(policy, other, tau)
+    pi = other.probabilities
+    expected = 2 * tau * (pi * np.log(pi / answer)).sum(axis=1).mean()
+    assert regularised_gap(other, policy, INTRANSITIVE, tau) == pytest.approx(expected, rel=1e-9)
+    assert expected > 0.01
+
+
+def test_the_regularised_gap_without_divergence_is_what_the_best_answer_gains_twice(policy):
+    """At pi = reference: 2 (tau log E[exp(P(y > pi) / tau)] - 1/2); for a large tau half the variance of P over tau."""
+    tau = 100.0
+    variances = []
+    for x in range(16):
+        wins = INTRANSITIVE.preference_matrix(x) @ policy.probabilities[x]
+        variances.append(policy.probabilities[x] @ (wins - 0.5) ** 2)
+    assert regularised_gap(policy, policy, INTRANSITIVE, tau) == pytest.approx(np.mean(variances) / tau, rel=1e-2)
+
+
+def test_the_regularised_gap_is_infinite_where_the_reference_has_nothing(policy):
+    rock = mixture_of(best_of_family(0))
+    assert regularised_gap(policy, rock, INTRANSITIVE, 0.1) == math.inf
+    assert 0.0 < regularised_gap(rock, policy, INTRANSITIVE, 0.1) < math.inf
+
+
+def test_family_shares_are_the_mass_of_each_family_and_of_none():
+    """Half of the answers are pure rock, a quarter begin with paper in a draw, a quarter are empty."""
+    table = np.zeros((16, 261))
+    table[:, world.RESPONSES.index((0, 1))] = 0.5
+    table[:, world.RESPONSES.index((2, 4))] = 0.25
+    table[:, 0] = 0.25
+    np.testing.assert_array_equal(family_shares(OutcomeTable(table)), np.tile([0.5, 0.25, 0.0, 0.25], (16, 1)))
+    np.testing.assert_allclose(family_shares(mixture_of(best_of_family(2))), np.tile([0.0, 0.0, 1.0, 0.0], (16, 1)))
+
+
+def test_relative_family_shares_name_the_corpuss_favourite_what_beats_it_and_what_beats_that():
+    """Rock .5, paper .3, scissors .1, nothing .1, by colour.
+
+    Red: rock is the favourite, paper beats it, scissors beat paper. Green: paper is, scissors beat it, rock beats
+    scissors. Blue and gold play the other way round. Blue: scissors are, paper beats them, rock beats paper. Gold: rock
+    again, scissors beat it, paper beats scissors.
+    """
+    table = np.zeros((16, 261))
+    table[:, [1, 3, 5, NOEOS]] = [0.5, 0.3, 0.1, 0.1]
+    of_colour = [[0.5, 0.3, 0.1, 0.1], [0.3, 0.1, 0.5, 0.1], [0.1, 0.3, 0.5, 0.1], [0.5, 0.1, 0.3, 0.1]]
+    np.testing.assert_array_equal(relative_family_shares(OutcomeTable(table)), np.repeat(of_colour, 4, axis=0))
 
 
 def test_no_policy_is_preferred_to_itself(policy):

@@ -1,0 +1,148 @@
+"""Exact targets in the embedded world: where Nash-MD, self-play and a Bradley-Terry reward end, given the reference.
+
+Solved per prompt by `learner.tabular`, on the game in which outcomes that fare alike against every outcome are one
+action: a solution is the reference times a factor, and the factor of two such outcomes is the same. The world's 261
+outcomes come down to about sixteen, and nothing is lost. This module must not know how a policy was trained.
+
+Throughout, mu [16, 261] holds the reference's outcome probabilities (`ExactPolicy.probabilities`), rows sum to 1, and
+tau > 0 is the coefficient of KL(pi || mu). Outcomes without probability under mu have none in any solution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.errors import UsageError
+from actors.world import PROMPTS, World
+from learner import exact, tabular
+
+Array = NDArray[np.float64]
+
+LOWEST_TAU, HIGHEST_TAU = 1e-3, 1e3
+"""Where `bradley_terry_tau_at_kl` looks."""
+
+
+@dataclass(frozen=True, eq=False)
+class Equilibrium(exact.OutcomeTable):
+    """A policy over outcomes with what is worth knowing of it, as means over the 16 prompts."""
+
+    exploitability: float
+    """max_y P(y > pi) - 1/2 over all 261 outcomes."""
+    regularised_gap: float
+    """Duality gap of the game regularised towards mu; see `exact.regularised_gap`."""
+    kl: float
+    """KL(pi || mu) between outcomes, nats."""
+    preference: float
+    """P(pi > mu)."""
+
+
+def measured(world: World, probabilities: Array, mu: Array, tau: float) -> Equilibrium:
+    """Any table of outcome probabilities [16, 261] with its figures; `tau` is the regularised gap's."""
+    policy, reference = exact.OutcomeTable(probabilities), exact.OutcomeTable(mu)
+    return Equilibrium(
+        probabilities=probabilities,
+        exploitability=exact.exploitability(policy, world),
+        regularised_gap=exact.regularised_gap(policy, reference, world, tau),
+        kl=float(np.mean([tabular.kl(probabilities[x], mu[x]) for x in range(PROMPTS)])),
+        preference=exact.expected_preference(policy, reference, world),
+    )
+
+
+def nash(world: World, mu: Array, tau: float) -> Equilibrium:
+    """The Nash policy of the regularised game: pi = mu exp(P(. > pi) / tau), normalised (Munos et al. 2023, section 4).
+
+    Where online IPO and self-play end. Raises UsageError unless tau > 0.
+    """
+    games = _games(world, mu)
+    return measured(world, _table(games, [tabular.regularised_nash(g.preferences, g.mu, tau) for g in games]), mu, tau)
+
+
+def nash_md_fixed_point(world: World, mu: Array, tau: float, beta: float) -> Equilibrium:
+    """Where Nash-MD-PG and IPO-MD with a constant beta end: pi = mu exp(P(. > pi^(1-beta) mu^beta) / tau), normalised.
+
+    The mixture itself is the Nash policy at tau / (1 - beta). Raises UsageError unless tau > 0 and 0 <= beta <= 1.
+    """
+    games = _games(world, mu)
+    solutions = [tabular.nash_md_fixed_point(g.preferences, g.mu, tau, beta) for g in games]
+    return measured(world, _table(games, solutions), mu, tau)
+
+
+def bradley_terry_optimum(world: World, mu: Array, tau: float) -> Equilibrium:
+    """What RLHF with a reward model ends at: pi = mu exp(r / tau), normalised, r the Bradley-Terry fit on pairs of mu.
+
+    Offline DPO on pairs of mu ends there too, with tau its beta (Rafailov et al. 2023, "Direct Preference
+    Optimization", eq. 4). Raises UsageError unless tau > 0.
+    """
+    return measured(world, _bradley_terry_table(_rewarded(world, mu), tau), mu, tau)
+
+
+def bradley_terry_tau_at_kl(world: World, mu: Array, kl: float) -> float:
+    """The tau at which `bradley_terry_optimum` has this KL (nats, mean over prompts): for comparisons at equal KL.
+
+    Raises UsageError for a KL that no tau between 1e-3 and 1e3 gives; the error names the range.
+    """
+    rewarded = _rewarded(world, mu)
+
+    def kl_at(tau: float) -> float:
+        table = _bradley_terry_table(rewarded, tau)
+        return float(np.mean([tabular.kl(table[x], mu[x]) for x in range(PROMPTS)]))
+
+    least, most = kl_at(HIGHEST_TAU), kl_at(LOWEST_TAU)
+    if not least < kl < most:
+        raise UsageError(
+            f"a Bradley-Terry optimum with a KL of {kl:g} nats is asked for; this reference allows {least:.3g} to "
+            f"{most:.4g}: choose one between them"
+        )
+    low, high = np.log(LOWEST_TAU), np.log(HIGHEST_TAU)
+    while high - low > 1e-10:
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if kl_at(float(np.exp(middle))) > kl else (low, middle)
+    return float(np.exp(0.5 * (low + high)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Game:
+    """One prompt's game between kinds of outcomes: those of one row in the preference matrix, with mass under mu."""
+
+    preferences: Array
+    """[k, k]"""
+    mu: Array
+    """[k]: mass of each kind."""
+    kind: NDArray[np.intp]
+    """[261]: the kind of each outcome; k where it has none."""
+    outcomes: Array
+    """[261]: mu of each outcome."""
+
+    def spread(self, pi: Array) -> Array:
+        """[261] from a policy over kinds [k]: within a kind as mu has it."""
+        return self.outcomes * np.append(pi / self.mu, 0.0)[self.kind]
+
+
+def _games(world: World, mu: Array) -> list[_Game]:
+    return [_game(world.preference_matrix(x), mu[x]) for x in range(PROMPTS)]
+
+
+def _game(preferences: Array, mu: Array) -> _Game:
+    # Rounded, since equal logits may come out of the sigmoid with different last bits.
+    _, first, kind = np.unique(np.round(preferences, 12), axis=0, return_index=True, return_inverse=True)
+    mass = np.bincount(kind.reshape(-1), weights=mu).astype(np.float64)
+    held = np.flatnonzero(mass > 0.0)
+    place = np.full(len(mass), len(held))
+    place[held] = np.arange(len(held))
+    among = preferences[np.ix_(first[held], first[held])]
+    return _Game(preferences=among, mu=mass[held], kind=place[kind.reshape(-1)], outcomes=mu)
+
+
+def _table(games: list[_Game], policies: list[Array]) -> Array:
+    return np.stack([game.spread(pi) for game, pi in zip(games, policies, strict=True)])
+
+
+def _rewarded(world: World, mu: Array) -> list[tuple[_Game, Array]]:
+    return [(game, tabular.bradley_terry(game.preferences, game.mu)) for game in _games(world, mu)]
+
+
+def _bradley_terry_table(rewarded: list[tuple[_Game, Array]], tau: float) -> Array:
+    return np.stack([game.spread(tabular.rlhf_policy(rewards, game.mu, tau)) for game, rewards in rewarded])
