@@ -1,4 +1,4 @@
-"""Pairs into micro-batches of similar length, the same number of them on every rank. Pure; knows nothing of models."""
+"""Pairs and games into micro-batches of similar length, as many on every rank. Pure; knows nothing of models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from actors.errors import UsageError
-from actors.records import Pair
+from actors.records import Game, Pair
 
 TokenSequence = tuple[Sequence[int], Sequence[int]]
 """Prompt and response token ids."""
@@ -83,6 +83,32 @@ def behaviour_logprobs(pairs: Sequence[Pair]) -> list[float]:
     """Recorded behaviour log-probs (nats) of all response tokens, in the order of `sequences_of`."""
     completions = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     return [logprob for completion in completions for logprob in completion.logprobs]
+
+
+def game_length(game: Game) -> int:
+    """Tokens of the longest of a game's sequences."""
+    return len(game.prompt_token_ids) + max(len(completion.token_ids) for completion in game.completions)
+
+
+def game_micro_batches(games: Sequence[Game], rank: int, ranks: int, micro_batch_tokens: int) -> list[list[Game]]:
+    """This rank's micro-batches of the batch `games`, as `micro_batches`: all completions of a game stay together."""
+    rounds = schedule([game_length(game) for game in games], len(games[0].completions), ranks, micro_batch_tokens)
+    return [[games[index] for index in shares[rank]] for shares in rounds]
+
+
+def game_sequences(games: Sequence[Game]) -> list[TokenSequence]:
+    """Game by game, the players' sequences and then the opponents'."""
+    return [(game.prompt_token_ids, completion.token_ids) for game in games for completion in game.completions]
+
+
+def pad_by_sequence(values: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Token values [n] of `count` sequences, `rows` [n] in order, as [count, t] with zeros as padding; and the mask.
+
+    t is the length of the longest sequence; the mask is 1 (True) at tokens. The gradient passes through.
+    """
+    lengths = torch.bincount(rows, minlength=count)
+    mask = torch.arange(int(lengths.max()), device=values.device) < lengths[:, None]
+    return values.new_zeros(mask.shape).masked_scatter(mask, values), mask
 
 
 def collate(sequences: Sequence[TokenSequence], device: torch.device | str = "cpu") -> TokenBatch:

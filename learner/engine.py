@@ -1,7 +1,8 @@
 """The training engine of one learner rank: policy, frozen reference and optimizer under DeepSpeed ZeRO 0-3.
 
-The only module that imports deepspeed. It knows pairs and losses, and must not know where pairs come from, what a
-policy version is, or Ray. Every method that says so is collective: all ranks enter it, with the same arguments.
+The only module that imports deepspeed. What a loss consumes and computes is its objective's (`objectives.py`); this
+module must not know where data come from, what a policy version is, or Ray. Every method that says so is collective:
+all ranks enter it, with the same arguments.
 """
 
 from __future__ import annotations
@@ -23,25 +24,19 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
+from actors.config import OpponentConfig
 from actors.errors import RunError, UsageError
 from actors.model_files import resolve
-from actors.records import Pair
-from learner.batching import (
-    TokenSequence,
-    behaviour_logprobs,
-    collate,
-    filler,
-    micro_batches,
-    schedule,
-    sequences_of,
-    sum_by_sequence,
-)
+from actors.records import Game, Pair
+from learner.average import AveragePolicy
+from learner.batching import TokenBatch, TokenSequence, collate, schedule
 from learner.checkpoints import ENGINE, MODEL
 from learner.collective import agree, gather, make_directory
 from learner.config import LearnerConfig
-from learner.logprobs import PolicyWithLogProbs
-from learner.losses import preference_loss, tie_loss
+from learner.exact import ExactPolicy, exact_policy
+from learner.logprobs import Mixture, PolicyWithLogProbs
 from learner.models import (
     checkpoint_activations,
     checkpoint_names,
@@ -51,6 +46,7 @@ from learner.models import (
     unique_tensors,
     write_model,
 )
+from learner.objectives import Measured, Players, TokenLogProbs, objective_of, players_of, step_size
 from learner.records import UpdateStats
 from learner.schedules import learning_rate
 from learner.totals import Totals
@@ -58,6 +54,7 @@ from learner.zero import deepspeed_config, reference_config
 
 ENGINE_TAG = "engine"
 LAYOUT = "layout.json"
+AVERAGE = "average.safetensors"
 _GATHER_NUMEL = 1 << 26
 """Elements of ZeRO-3 weights that are whole at a time while they are gathered for publication or saving."""
 
@@ -109,7 +106,9 @@ class TrainEngine:
     reference too, while under ZeRO 0-2 each rank keeps a full copy of the weights of both.
     `total_updates` is the length of the schedule; `temperature` divides the logits of both models, as it did when
     sampling; `reference_dir` defaults to `model_dir`. Batches whose update was skipped are written to
-    `failed_batches_dir`. Raises UsageError when a model cannot be loaded or is no supported architecture.
+    `failed_batches_dir`. `opponent` is read by losses on games; its kind `ema` keeps an average of the policy's weights
+    on every rank. Raises UsageError when a model cannot be loaded or is no supported architecture, or when the average
+    is asked for under ZeRO-3.
     """
 
     def __init__(
@@ -121,9 +120,17 @@ class TrainEngine:
         reference_dir: str | Path | None = None,
         failed_batches_dir: str | Path | None = None,
         tokenizer_dir: str | Path | None = None,
+        *,
+        opponent: OpponentConfig = OpponentConfig(),  # noqa: B008 (frozen)
     ) -> None:
+        if opponent.kind == "ema" and config.zero_stage == 3:
+            raise UsageError(
+                "opponent.kind ema keeps whole averaged weights on every rank, and learner.zero_stage 3 has whole "
+                "weights on none; set learner.zero_stage to 2 or less, or opponent.kind to another"
+            )
         deepspeed.utils.logger.setLevel(logging.WARNING)
         self.config, self.total_updates, self.temperature = config, total_updates, temperature
+        self.opponent, self._objective = opponent, objective_of(config)
         self.failed_batches_dir = None if failed_batches_dir is None else Path(failed_batches_dir)
         self.updates = 0
         self.skipped_updates = 0
@@ -133,7 +140,11 @@ class TrainEngine:
 
         self.source = resolve(model_dir)
         self._tokenizer_source = self.source if tokenizer_dir is None else resolve(tokenizer_dir)
-        self._reference = self._make_reference(self.source if reference_dir is None else resolve(reference_dir))
+        reference_source = self.source if reference_dir is None else resolve(reference_dir)
+        self._reference = self._make_reference(reference_source)
+        self._average: AveragePolicy | None = None
+        if opponent.kind == "ema":
+            self._average = AveragePolicy(self._load(reference_source).to(self.device), opponent.ema_decay)
         policy = self._load(self.source)
         self.model = policy.model
         self.vocab_size = policy.head.weight.shape[0]
@@ -145,62 +156,97 @@ class TrainEngine:
 
     # Training
 
-    def update(self, pairs: Sequence[Pair]) -> UpdateStats:
-        """One optimizer step on the mean loss over `pairs`, the whole batch on every rank. Collective.
+    def update(self, items: Sequence[Pair] | Sequence[Game], measure_step: bool = False) -> UpdateStats:
+        """One optimizer step on the mean loss over `items`, the whole batch on every rank. Collective.
 
-        When the loss or a gradient is not finite on any rank, no rank takes the step. Raises RunError once more than
-        `max_skipped_updates` were skipped.
+        Items are pairs or games, as `config.loss` consumes them. When the loss or a gradient is not finite on any rank,
+        no rank takes the step. `measure_step`, for games, scores the players again after the step, for `step_size`.
+        Raises UsageError for items of the wrong kind, RunError once more than `max_skipped_updates` were skipped.
         """
-        if not pairs:
-            raise UsageError("an update needs at least one pair; it was given none")
+        objective = self._objective
+        objective.check(items)
+        if measure_step and self.config.loss.on_pairs:
+            raise UsageError(
+                f"the step size is measured on games, and learner.loss.kind {self.config.loss.kind} consumes pairs; "
+                "leave measure_step out"
+            )
         started = time.perf_counter()
-        batches = micro_batches(pairs, self.rank, self.ranks, self.config.micro_batch_tokens)
-        totals = Totals(self.device)
+        batches = objective.micro_batches(items, self.rank, self.ranks)
+        totals = Totals(self.device, objective.metrics, objective.needs_opponent)
         lr = learning_rate(self.config.optimizer, self.updates, self.total_updates)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
+        players: list[Players] = []
         for number, members in enumerate(batches, start=1):
             self._engine.set_gradient_accumulation_boundary(number == len(batches))
-            loss = self._loss(members or [filler(pairs)], totals, weight=1.0 if members else 0.0)
-            # DeepSpeed averages gradients over ranks; the mean wanted is over the pairs of all ranks.
-            self._engine.backward(loss * (self.ranks / len(pairs)), scale_wrt_gas=False)
+            loss, measured = self._loss(members or [objective.filler(items)], totals, weight=1.0 if members else 0.0)
+            if measure_step:
+                players += players_of(members, measured)
+            # DeepSpeed averages gradients over ranks; the mean wanted is over the items of all ranks.
+            self._engine.backward(loss * (self.ranks / len(items)), scale_wrt_gas=False)
         applied, grad_norm = self._step()
+        if applied and self._average is not None:
+            self._average.update(self.model)
         self.updates += 1
         self.skipped_updates += not applied
-        ties = sum(pair.tie for pair in pairs)
+        reduced = totals.reduce(time.perf_counter() - started, len(items), objective.constant_loss(items))
         stats = UpdateStats(
             update=self.updates,
             grad_norm=grad_norm,
             lr=lr,
-            pairs=len(pairs),
-            ties=ties,
             skipped=not applied,
             skipped_updates=self.skipped_updates,
-            **totals.reduce(time.perf_counter() - started, len(pairs), ties * tie_loss(self.config.loss)),
+            step_size=self._step_size(players) if measure_step and applied else None,
+            **objective.counts(items),
+            **reduced,
         )
         if not applied:
-            self._report_skipped(pairs)
+            self._report_skipped(items)
         return stats
 
-    def _loss(self, members: Sequence[Pair], totals: Totals, weight: float) -> Tensor:
+    def _loss(self, members: Sequence[Any], totals: Totals, weight: float) -> tuple[Tensor, Measured]:
         """Sum of the losses of one micro-batch, times `weight`; adds to `totals` what is measured on the way."""
-        batch = collate(sequences_of(members), self.device)
-        logprobs = self._engine(batch.input_ids, batch.rows, batch.columns, batch.targets)
-        with torch.no_grad():
-            reference_logprobs = self._reference(batch.input_ids, batch.rows, batch.columns, batch.targets)
-        count = 2 * len(members)
-        policy = sum_by_sequence(logprobs, batch.rows, count)
-        reference = sum_by_sequence(reference_logprobs, batch.rows, count)
-        (chosen, rejected), (reference_chosen, reference_rejected) = policy.chunk(2), reference.chunk(2)
-        output = preference_loss(chosen, rejected, reference_chosen, reference_rejected, self.config.loss)
-        loss = output.loss.sum() * weight
+        batch = collate(self._objective.sequences(members), self.device)
+        measured = self._objective.measure(members, batch, self._token_logprobs(batch))
+        loss = measured.loss.sum() * weight
         if weight:
-            behaviour = torch.tensor(behaviour_logprobs(members), device=self.device)
-            totals.add(output.loss, output.metrics, policy - reference, logprobs - behaviour)
+            totals.add(measured.loss, measured.metrics, measured.behaviour_log_ratio, measured.opponent_log_ratio)
         totals.add_tokens(batch)
         # A non-finite loss makes every gradient non-finite, so that the check of the gradient norm, which all ranks
         # share, is the only one needed.
-        return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
+        return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan), measured
+
+    def _token_logprobs(self, batch: TokenBatch) -> TokenLogProbs:
+        """Of the policy, with gradient, of the reference, and of the opponent where the objective needs it."""
+        arguments = (batch.input_ids, batch.rows, batch.columns, batch.targets)
+        beta = self.opponent.target_beta if self._objective.needs_opponent else 0.0
+        if 0.0 < beta < 1.0:
+            return self._mixture_logprobs(arguments, beta)
+        policy = self._engine(*arguments)
+        with torch.no_grad():
+            reference = self._reference(*arguments)
+            if beta == 0.0:
+                opponent = policy.detach()
+            else:
+                opponent = reference if self._average is None else self._average.model(*arguments)
+        return TokenLogProbs(policy, reference, opponent)
+
+    def _mixture_logprobs(self, arguments: tuple[Tensor, ...], beta: float) -> TokenLogProbs:
+        with torch.no_grad():
+            reference, hidden = self._reference(*arguments, with_hidden=True)
+        head = getattr(self._reference, "module", self._reference).head
+        partitioned = [weight for weight in head.parameters() if hasattr(weight, "ds_id")]
+        # The policy's own head is whole in its forward pass, where ZeRO-3 gathers it; to gather it here would meet the
+        # copy that ZeRO-3 fetches ahead for the backward pass.
+        with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
+            policy, opponent = self._engine(*arguments, mixture=Mixture(beta, hidden, head))
+        return TokenLogProbs(policy, reference, opponent)
+
+    def _step_size(self, own: list[Players]) -> float:
+        """`step_size` of the step that was taken, from the players of all ranks. Collective."""
+        players = [game for part in gather(own) for game in part]
+        after = self.score([sequence for game in players for sequence in game.sequences], with_reference=False)
+        return step_size(players, [sum(policy) for policy, _ in after])
 
     def _step(self) -> tuple[bool, float]:
         """Takes the step unless gradients are not finite; returns whether it did, and the gradient norm."""
@@ -222,7 +268,7 @@ class TrainEngine:
             kept.update(dict.fromkeys(kept))
         return applied, float(self._engine.get_global_grad_norm())
 
-    def _report_skipped(self, pairs: Sequence[Pair]) -> None:
+    def _report_skipped(self, items: Sequence[Any]) -> None:
         """Saves the batch of a skipped update and raises RunError when there were too many."""
         where = "not saved, as no directory was given"
         if self.failed_batches_dir is not None:
@@ -230,7 +276,7 @@ class TrainEngine:
             where = f"saved to {path}"
             if self.rank == 0:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in pairs), encoding="utf-8")
+                path.write_text("".join(json.dumps(asdict(item)) + "\n" for item in items), encoding="utf-8")
         if self.skipped_updates > self.config.max_skipped_updates:
             raise RunError(
                 f"update {self.updates} had a loss or gradient that is not finite; {self.skipped_updates} updates were "
@@ -271,6 +317,24 @@ class TrainEngine:
         Tied weights appear once. Collective: under ZeRO-3 the ranks gather a part at a time.
         """
         return checkpoint_names(self.model, self._gather()) if self.rank == 0 else self._gather()
+
+    def average_state(self) -> dict[str, Tensor]:
+        """The averaged weights of opponent kind `ema`, as `full_state`; empty with other kinds."""
+        return self._average.state() if self._average is not None and self.rank == 0 else {}
+
+    def exact_policy(self) -> ExactPolicy | None:
+        """The policy of the embedded world as a table, at the engine's temperature; None but on rank 0. Collective.
+
+        Raises UsageError when the model's vocabulary is not the world's.
+        """
+        state = self._gather()
+        if self.rank != 0:
+            return None
+        # A plain copy: ZeRO-3 partitions the weights of the policy itself.
+        with torch.random.fork_rng(devices=[]):
+            model = AutoModelForCausalLM.from_config(self.model.config, dtype=torch.float32)
+        model.load_state_dict(state, strict=False)
+        return exact_policy(model.eval(), self.temperature)
 
     def _gather(self) -> dict[str, Tensor]:
         """Copies of the policy's weights on rank 0 under the model's own names; elsewhere empty. Collective."""
@@ -331,6 +395,8 @@ class TrainEngine:
         failure = self._write_model(directory / MODEL) or self._writer.error
         if self.rank == 0 and failure is None:
             try:
+                if self._average is not None:
+                    self._average.save(directory / ENGINE / AVERAGE)
                 (directory / ENGINE / LAYOUT).write_text(json.dumps(self._layout()), encoding="utf-8")
             except OSError as error:
                 failure = error
@@ -351,6 +417,8 @@ class TrainEngine:
                     f"{_describe(self._layout())}; resume with the settings it was written with, or start a new run "
                     f"from its model directory {Path(checkpoint) / MODEL}"
                 )
+            if self._average is not None:
+                self._average.load(directory / AVERAGE)
             path, state = self._engine.load_checkpoint(str(directory), tag=ENGINE_TAG)
         except UsageError:
             raise

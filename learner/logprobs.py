@@ -7,6 +7,7 @@ positions that predict completion tokens meet the vocabulary, `chunk` of them at
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -113,11 +114,53 @@ class LogProbHead(nn.Module):
         self.register_parameter("bias", getattr(head, "bias", None))
         self.chunk, self.logit_scale, self.softcap = chunk, logit_scale, softcap
 
-    def forward(self, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
-        return linear_logprobs(
+    def logits(self, hidden: Tensor, temperature: float) -> Tensor:
+        """float32 logits [n, v] of `hidden` [n, d], divided by `temperature`."""
+        scale = (self.logit_scale, 1.0 / temperature)
+        return _LinearLogProb._logits(hidden, self.weight, self.bias, self.softcap, scale)
+
+    def forward(self, hidden: Tensor, targets: Tensor, temperature: float, mixture: Mixture | None = None) -> Any:
+        """Log-probs [n] of `targets` [n]; with `mixture` also theirs under it, [n] without gradient."""
+        logprobs = linear_logprobs(
             hidden, self.weight, targets, self.bias,
             chunk=self.chunk, logit_scale=self.logit_scale, softcap=self.softcap, temperature=temperature,
         )  # fmt: skip
+        if mixture is None:
+            return logprobs
+        return logprobs, mixture_logprobs(hidden, self, targets, mixture, temperature)
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """What a policy pi is mixed with: a second model mu at the same positions, and its weight."""
+
+    beta: float
+    """b of pi^(1-b) mu^b."""
+    hidden: Tensor
+    """[n, d] of mu."""
+    head: LogProbHead
+    """Of mu, its weights whole."""
+
+
+@torch.no_grad()
+def mixture_logprobs(
+    hidden: Tensor, head: LogProbHead, targets: Tensor, mixture: Mixture, temperature: float = 1.0
+) -> Tensor:
+    """Log-probs [n] (float32, nats) of `targets` [n] under the mixture of pi = softmax(head(hidden)) and mu.
+
+        log pi^b = (1 - b) log pi + b log mu - log sum_v pi^(1-b) mu^b
+
+    token by token (Munos et al. 2023, "Nash Learning from Human Feedback", section 7, at each prefix). Both models'
+    logits are divided by `temperature` T, which is the same distribution as (pi^(1-b) mu^b)^(1/T), normalised, of the
+    models at temperature 1. At most `head.chunk` rows of each model's logits exist at a time.
+    """
+    logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+    for part in _slices(len(targets), head.chunk):
+        # The models' own normalisers cancel in the softmax of the mixed logits.
+        z = head.logits(hidden[part], temperature)
+        z = z.lerp_(mixture.head.logits(mixture.hidden[part], temperature), mixture.beta)
+        logprobs[part] = z.gather(-1, targets[part, None])[:, 0] - z.logsumexp(-1)
+    return logprobs
 
 
 class PolicyWithLogProbs(nn.Module):
@@ -141,15 +184,27 @@ class PolicyWithLogProbs(nn.Module):
         self.temperature = temperature
 
     def forward(
-        self, input_ids: Tensor, rows: Tensor, columns: Tensor, targets: Tensor, temperature: float | None = None
-    ) -> Tensor:
+        self,
+        input_ids: Tensor,
+        rows: Tensor,
+        columns: Tensor,
+        targets: Tensor,
+        temperature: float | None = None,
+        *,
+        mixture: Mixture | None = None,
+        with_hidden: bool = False,
+    ) -> Any:
         """Log-probs [n] (float32, nats) of `targets` [n], predicted at `input_ids[rows, columns]`; input_ids [b, t].
 
         Sequences are padded on the right, so that causal attention keeps the padding from every real token and no
-        attention mask is needed. `temperature` overrides the module's own.
+        attention mask is needed. `temperature` overrides the module's own. With `mixture` a pair: these, and the
+        log-probs [n] under the mixture with that model, without gradient. With `with_hidden` a pair: these, and the
+        last hidden states [n, d] at the positions, without gradient.
         """
-        hidden = self.model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
-        return self.head(hidden[rows, columns], targets, self.temperature if temperature is None else temperature)
+        states = self.model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
+        hidden = states[rows, columns]
+        result = self.head(hidden, targets, self.temperature if temperature is None else temperature, mixture)
+        return (result, hidden.detach()) if with_hidden else result
 
     @torch.no_grad()
     def check(self, tolerance: float) -> None:

@@ -10,8 +10,9 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from actors.config import OpponentConfig
 from actors.errors import RunError
-from actors.records import SENT_BY_LEARNER, Canary, Manifest, Pair
+from actors.records import SENT_BY_LEARNER, Canary, Game, Manifest, Pair
 from learner.config import LearnerConfig, PublicationConfig
 from learner.records import UpdateStats
 
@@ -41,6 +42,8 @@ class LearnerWorker:
         publish_dir: str,
         failed_batches_dir: str | None = None,
         tokenizer_dir: str | None = None,
+        *,
+        opponent: OpponentConfig = OpponentConfig(),  # noqa: B008 (frozen)
     ) -> None:
         _set_environment(learner, rank, world_size, master_addr, master_port)
         import torch
@@ -64,19 +67,26 @@ class LearnerWorker:
             reference_dir,
             failed_batches_dir=failed_batches_dir,
             tokenizer_dir=tokenizer_dir,
+            opponent=opponent,
         )
 
     def ready(self) -> None:
         """Answers once the models are loaded and all ranks have met."""
 
-    def update(self, pairs: Sequence[Pair]) -> UpdateStats:
-        """One optimizer step on the whole batch `pairs`, of which this rank computes its share. Collective."""
-        return self._engine.update(pairs)
+    def update(self, items: Sequence[Pair] | Sequence[Game], measure_step: bool = False) -> UpdateStats:
+        """One optimizer step on the whole batch `items`, of which this rank computes its share. Collective."""
+        return self._engine.update(items, measure_step)
 
     def export(self, version: int) -> Manifest | None:
-        """Publishes the current weights as `version`; the manifest on rank 0, None elsewhere. Collective."""
+        """Publishes the current weights as `version`; the manifest on rank 0, None elsewhere. Collective.
+
+        With opponent kind `ema` the averaged weights go along, under names that begin with `weights.REFERENCE_PREFIX`.
+        """
+        from actors.weights import REFERENCE_PREFIX
+
         canary = self._canary()
-        state = self._engine.full_state()
+        average = {f"{REFERENCE_PREFIX}{name}": tensor for name, tensor in self._engine.average_state().items()}
+        state = self._engine.full_state() | average
         if self._publisher is None:
             return None
         manifest = self._publisher.publish(version, state, canary)
@@ -118,6 +128,14 @@ class LearnerWorker:
     def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[list[float], list[float]]]:
         """Log-probs (nats) of each (prompt, response)'s response tokens under policy and reference. Collective."""
         return self._engine.score(sequences)
+
+    def exact_table(self) -> np.ndarray | None:
+        """Next-token log-probs [16, 259, 18] (float32, nats) of the policy in the embedded world (`ExactPolicy`).
+
+        None but on rank 0. Collective. Raises UsageError when the model's vocabulary is not the world's.
+        """
+        policy = self._engine.exact_policy()
+        return None if policy is None else policy.token_logprobs.astype("float32")
 
     def save(self, stage: str, client_state: dict[str, Any] | None = None) -> None:
         """Writes this rank's part of a checkpoint into `stage`, a directory of `checkpoints.begin`. Collective."""

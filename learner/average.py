@@ -1,0 +1,55 @@
+"""An exponential moving average of a policy's weights, and a model that computes with it. Knows nothing of ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from actors.errors import UsageError
+from learner.logprobs import PolicyWithLogProbs
+from learner.models import checkpoint_names, unique_tensors
+
+
+class AveragePolicy:
+    """The average theta_bar <- decay theta_bar + (1 - decay) theta of a policy's weights theta.
+
+    `model` holds the starting point and computes with the average in its own dtype. The average itself is kept in
+    float32, because on bfloat16's grid most changes of (1 - decay) times a difference would be rounded away.
+    """
+
+    def __init__(self, model: PolicyWithLogProbs, decay: float) -> None:
+        self.model, self._decay = model.requires_grad_(False), decay
+        self._weights = {name: tensor.detach().float() for name, tensor in unique_tensors(model.model).items()}
+
+    @torch.no_grad()
+    def update(self, policy: nn.Module) -> None:
+        """Moves the average towards the weights of `policy`, a model of the same class."""
+        current = unique_tensors(policy)
+        for name, own in unique_tensors(self.model.model).items():
+            average = self._weights[name].lerp_(current[name].float(), 1.0 - self._decay)
+            own.copy_(average)
+
+    def state(self) -> dict[str, Tensor]:
+        """The average on the CPU in the model's dtype, under the names of `save_pretrained`, tied weights once."""
+        own = {name: tensor.detach().to("cpu", copy=True) for name, tensor in unique_tensors(self.model.model).items()}
+        return checkpoint_names(self.model.model, own)
+
+    def save(self, path: Path) -> None:
+        """Writes the float32 average. Raises OSError or safetensors' error when the disk refuses."""
+        save_file({name: tensor.cpu().contiguous() for name, tensor in self._weights.items()}, path)
+
+    @torch.no_grad()
+    def load(self, path: Path) -> None:
+        """Takes over what `save` wrote. Raises UsageError when there is nothing."""
+        if not path.is_file():
+            raise UsageError(
+                f"checkpoint file {path} is missing: the checkpoint was written without opponent.kind ema; resume with "
+                "the opponent it was written with, or start a new run from its model directory"
+            )
+        for name, tensor in load_file(path).items():
+            self._weights[name].copy_(tensor)
+        for name, own in unique_tensors(self.model.model).items():
+            own.copy_(self._weights[name])
