@@ -78,6 +78,8 @@ class _Entry:
     generated: bool = False
     oldest_version: int = 0
     uses: int = 0
+    held: bool = False
+    """It waits on purpose, for opponents say: its deadline does not count."""
 
 
 class Admission:
@@ -111,7 +113,7 @@ class Admission:
 
     @property
     def in_flight(self) -> int:
-        """Leases that are being generated or judged."""
+        """Leases that are being generated, held or judged."""
         return len(self._in_flight)
 
     @property
@@ -157,6 +159,25 @@ class Admission:
         self._counts["generated"] += 1
         return True
 
+    def hold(self, index: int, attempt: int) -> bool:
+        """The lease waits on purpose and does not expire until `release`. False: a late answer, ignored and counted."""
+        entry = self._current(index, attempt)
+        if entry is None:
+            self._counts["late"] += 1
+            return False
+        entry.held = True
+        return True
+
+    def release(self, index: int, attempt: int, now: float) -> bool:
+        """Ends `hold`: the lease has `lease_seconds` from `now`. False: a late answer, ignored and counted."""
+        entry = self._current(index, attempt)
+        if entry is None:
+            self._counts["late"] += 1
+            return False
+        entry.held = False
+        entry.deadline = now + self.config.lease_seconds
+        return True
+
     def judged(self, index: int, attempt: int, oldest_version: int, newest_version: int) -> bool:
         """The lease's group is judged; its tokens span the two versions. False: a late answer, ignored and counted.
 
@@ -197,8 +218,8 @@ class Admission:
         return gone
 
     def expire(self, now: float) -> list[int]:
-        """Returns every lease whose deadline has passed."""
-        late = [index for index, entry in self._in_flight.items() if entry.deadline <= now]
+        """Returns every lease whose deadline has passed and that is not held."""
+        late = [index for index, entry in self._in_flight.items() if not entry.held and entry.deadline <= now]
         for index in late:
             self.returned(index, self._in_flight[index].attempt, EXPIRED)
         return late

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from actors.admission import Admission
 from actors.config import ReplayConfig
 from actors.errors import UsageError
-from actors.records import Completion, Failure, Group, Judgement, Lease, Prompt
+from actors.records import Completion, Draw, Failure, Group, Judgement, Lease, Prompt
 
 
 class PromptOrder(Protocol):
@@ -59,7 +59,7 @@ class ReplayBuffer:
 
     @property
     def in_flight(self) -> int:
-        """Leases that are being generated or judged."""
+        """Leases that are being generated, held or judged."""
         return self._admission.in_flight
 
     @property
@@ -75,16 +75,27 @@ class ReplayBuffer:
         """What became of every prompt; see `Admission.ledger`."""
         return self._admission.ledger()
 
-    def grant(self, limit: int, now: float) -> list[Lease]:
-        """At most `limit` leases, as many as the staleness bound allows; deadlines count from `now`, in seconds."""
+    def grant(self, limit: int, now: float, draw: Draw = "all") -> list[Lease]:
+        """At most `limit` leases, as many as the staleness bound allows; deadlines count from `now`, in seconds.
+
+        `draw`: what they ask for; with `policy`, whoever asks must add the opponents before `add`.
+        """
         return [
-            Lease(grant.index, grant.attempt, self._prompts.prompt(grant.index), grant.min_version, grant.deadline)
-            for grant in self._admission.grant(limit, now)
+            Lease(each.index, each.attempt, self._prompts.prompt(each.index), each.min_version, each.deadline, draw)
+            for each in self._admission.grant(limit, now)
         ]
 
     def generated(self, group: Group) -> bool:
         """Notes that `group` exists and goes to a judge. False: the lease has moved on; do not judge it."""
         return self._admission.generated(group.lease.index, group.lease.attempt)
+
+    def hold(self, group: Group) -> bool:
+        """Keeps the lease of `group` from expiring while its opponents are awaited. False: the lease has moved on."""
+        return self._admission.hold(group.lease.index, group.lease.attempt)
+
+    def release(self, group: Group, now: float) -> bool:
+        """Ends `hold`; the lease's deadline counts from `now`, in seconds. False: the lease has moved on."""
+        return self._admission.release(group.lease.index, group.lease.attempt, now)
 
     def add(self, group: Group) -> bool:
         """Takes in a judged group. False: the lease has moved on, and the group is ignored.

@@ -1,4 +1,4 @@
-"""From a judged group to the pair that a preference loss consumes. Pure; it must not know judges, buffers or losses."""
+"""From a judged group to the pair or game that a loss consumes. Pure; it must not know judges, buffers or losses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import math
 from collections.abc import Sequence
 
 from actors.errors import RunError
-from actors.records import Group, Pair
+from actors.records import Game, Group, Pair
+
+ANTISYMMETRY_TOLERANCE = 1e-6
+"""Largest |P(i > j) + P(j > i) - 1| that is taken for rounding."""
 
 
 def effective_scores(group: Group, missing_eos_score: float | None) -> tuple[float, ...]:
@@ -59,6 +62,77 @@ def best_and_worst(group: Group, missing_eos_score: float | None) -> Pair:
         rejected=group.completions[worst],
         margin=scores[best] - scores[worst],
     )
+
+
+def game_of(group: Group, missing_eos_score: float | None) -> Game:
+    """The preference game of a group: its players, its opponents, and who is preferred to whom.
+
+    P(i > j) is the judge's where it compares pairs, else Bradley and Terry's: the sigmoid of the difference of the
+    effective scores. With a `missing_eos_score`, an unfinished completion loses every comparison of a judge of pairs
+    with a finished one, and ties with its like; None keeps the judge's word.
+
+    Args:
+        group: a judged group, the policy's completions before the opponents'.
+        missing_eos_score: as for `effective_scores`.
+
+    Raises:
+        RunError: as `effective_scores`, or for preferences that are not probabilities of one or the other.
+    """
+    scores = effective_scores(group, missing_eos_score)
+    assert group.judgement is not None
+    if group.judgement.preferences is None:
+        preferences = bradley_terry(scores)
+    else:
+        preferences = checked_preferences(group.judgement.preferences, len(scores), group.lease.index)
+        if missing_eos_score is not None:
+            preferences = finished_first(preferences, [completion.finished for completion in group.completions])
+    return Game(
+        lease_index=group.lease.index,
+        prompt_token_ids=group.lease.prompt.token_ids,
+        players=tuple(completion for completion in group.completions if not completion.opponent),
+        opponents=tuple(completion for completion in group.completions if completion.opponent),
+        preferences=preferences,
+        scores=scores,
+    )
+
+
+def bradley_terry(scores: Sequence[float]) -> tuple[tuple[float, ...], ...]:
+    """P(i > j) = sigmoid(scores[i] - scores[j]) (Bradley and Terry 1952); [n][n], of any finite scores."""
+    # By tanh, which overflows for no difference.
+    return tuple(tuple(0.5 + 0.5 * math.tanh(0.5 * (a - b)) for b in scores) for a in scores)
+
+
+def finished_first(preferences: Sequence[Sequence[float]], finished: Sequence[bool]) -> tuple[tuple[float, ...], ...]:
+    """`preferences` [n][n] where both have `finished`; else 1 for the one that has, and 1/2 where neither has."""
+    return tuple(
+        tuple(p if a and b else 0.5 + 0.5 * (a - b) for p, b in zip(row, finished, strict=True))
+        for row, a in zip(preferences, finished, strict=True)
+    )
+
+
+def checked_preferences(
+    preferences: Sequence[Sequence[float]], count: int, lease_index: int
+) -> tuple[tuple[float, ...], ...]:
+    """`preferences` [count][count] as they are, with 1/2 on the diagonal, which is not read.
+
+    Raises RunError unless each entry is a probability and the two of each pair add up to 1.
+    """
+    if len(preferences) != count or any(len(row) != count for row in preferences):
+        raise RunError(f"lease {lease_index} has preferences that are not {count} x {count}; check its judge")
+    for i in range(count):
+        for j in range(i):
+            p, q = preferences[i][j], preferences[j][i]
+            if not (0.0 <= p <= 1.0 and 0.0 <= q <= 1.0):  # also true for NaN
+                raise RunError(
+                    f"lease {lease_index} has preferences {p} and {q} of completions {i} and {j}; each must be a "
+                    "probability, from 0 to 1; check its judge"
+                )
+            if abs(p + q - 1.0) > ANTISYMMETRY_TOLERANCE:
+                raise RunError(
+                    f"lease {lease_index} has preferences {p} for completion {i} over {j} and {q} for {j} over {i}; "
+                    "they must add up to 1; have the judge average both orders"
+                )
+    return tuple(tuple(0.5 if i == j else float(p) for j, p in enumerate(row)) for i, row in enumerate(preferences))
 
 
 def mean_win_probabilities(preferences: Sequence[Sequence[float]]) -> tuple[float, ...]:

@@ -171,6 +171,40 @@ def test_what_is_with_a_judge_is_not_lost_with_its_generator():
     assert state.judged(grants[0].index, grants[0].attempt, 0, 0)
 
 
+def test_a_lease_that_waits_on_purpose_does_not_expire_and_has_its_whole_time_afterwards():
+    state = admission(prompts_per_update=2)
+    first, _ = state.grant(2, now=0.0)
+    assert state.generated(0, first.attempt)
+    assert state.hold(0, first.attempt)
+    assert state.expire(now=1000.0) == [1]
+    assert state.release(0, first.attempt, now=1000.0)
+    assert state.expire(now=1009.0) == []
+    assert state.expire(now=1010.0) == [0]
+    assert state.ledger()["returned"] == {"expired": 2}
+
+
+def test_holding_a_lease_that_has_moved_on_is_late():
+    state = admission(prompts_per_update=1)
+    (old,) = state.grant(1, now=0.0)
+    assert state.expire(now=10.0) == [0]
+    assert not state.hold(0, old.attempt)
+    assert not state.release(0, old.attempt, now=10.0)
+    assert state.ledger()["late"] == 2
+    state.grant(1, now=10.0)
+    assert state.expire(now=20.0) == [0], "the new attempt is not held"
+
+
+def test_a_lease_that_was_held_when_the_run_ended_is_granted_again_and_not_held():
+    state = admission(prompts_per_update=1)
+    (lease,) = state.grant(1, now=0.0)
+    state.hold(0, lease.attempt)
+    resumed = admission(prompts_per_update=1)
+    resumed.load_state_dict(json.loads(json.dumps(state.state_dict())))
+    (again,) = resumed.grant(1, now=0.0)
+    assert (again.index, again.attempt) == (0, 1)
+    assert resumed.expire(now=10.0) == [0]
+
+
 def test_an_update_goes_on_without_a_lease_that_failed_for_good():
     state = admission(max_staleness=0, max_attempts=2)
     grants = state.grant(2, now=0.0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -49,6 +50,10 @@ class Model:
         self.updates = 0
         self.where: dict[int, str] = {}
         self.flying: dict[int, Group] = {}
+        self.generated: set[int] = set()
+        """Flying groups that no generator holds any more."""
+        self.held: set[int] = set()
+        """Those of them that wait on purpose."""
         self.ready: dict[int, Group] = {}
         self.old_answers: list[Group] = []
         self.failures: Counter[int] = Counter()
@@ -78,28 +83,49 @@ class Model:
         group = judged_group(self.flying.pop(index).lease, (oldest, max(oldest, newest)), (max(oldest, newest),))
         self.buffer.generated(group)
         assert self.buffer.add(group)
+        self.generated.discard(index)
+        self.held.discard(index)
         self.where[index] = "buffered"
         self.ready[index] = group
         self.old_answers.append(group)
+
+    def hold(self, index: int) -> None:
+        """The completions exist and wait for others before they go to the judge."""
+        group = self.flying[index]
+        assert self.buffer.generated(group) == (index not in self.generated)
+        assert self.buffer.hold(group)
+        self.generated.add(index)
+        self.held.add(index)
+
+    def release(self, index: int) -> None:
+        group = self.flying[index]
+        assert self.buffer.release(group, self.now)
+        self.held.discard(index)
+        self.flying[index] = replace(group, lease=replace(group.lease, deadline=self.now + LEASE_SECONDS))
 
     def judge_fails(self, index: int) -> None:
         self.buffer.give_back(Failure(index, self.flying[index].lease.attempt, "judge timeout"))
         self._left_flight(index, "judge timeout")
 
-    def generator_dies(self, held: list[int]) -> None:
-        assert self.buffer.lost(held, "generator died") == held
-        for index in held:
+    def generator_dies(self, granted: list[int]) -> None:
+        lost = [index for index in granted if index not in self.generated]
+        assert self.buffer.lost(granted, "generator died") == lost
+        for index in lost:
             self._left_flight(index, "generator died")
 
     def old_answer(self, group: Group) -> None:
         late = self.buffer.ledger()["late"]
         assert not self.buffer.add(group)
         assert not self.buffer.generated(group)
+        assert not self.buffer.hold(group)
+        assert not self.buffer.release(group, self.now)
         self.buffer.give_back(Failure(group.lease.index, group.lease.attempt, "late"))
-        assert self.buffer.ledger()["late"] == late + 3
+        assert self.buffer.ledger()["late"] == late + 5
 
     def _left_flight(self, index: int, reason: str) -> None:
         self.old_answers.append(self.flying.pop(index))
+        self.generated.discard(index)
+        self.held.discard(index)
         self._failed(index, reason)
 
     def _failed(self, index: int, reason: str) -> None:
@@ -110,7 +136,8 @@ class Model:
 
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
-        expected = {index for index, group in self.flying.items() if group.lease.deadline <= self.now}
+        passed = {index for index, group in self.flying.items() if group.lease.deadline <= self.now}
+        expected = passed - self.held
         assert set(self.buffer.expire(self.now)) == expected
         for index in expected:
             self._left_flight(index, "expired")
@@ -235,14 +262,24 @@ class AnySchedule(RuleBasedStateMachine):
 
     @precondition(lambda self: self.model.flying)
     @rule(data=st.data())
+    def waits_on_purpose(self, data):
+        self.model.hold(data.draw(st.sampled_from(sorted(self.model.flying))))
+
+    @precondition(lambda self: self.model.held)
+    @rule(data=st.data())
+    def has_waited(self, data):
+        self.model.release(data.draw(st.sampled_from(sorted(self.model.held))))
+
+    @precondition(lambda self: self.model.flying)
+    @rule(data=st.data())
     def a_judge_fails(self, data):
         self.model.judge_fails(data.draw(st.sampled_from(sorted(self.model.flying))))
 
     @precondition(lambda self: self.model.flying)
     @rule(data=st.data())
     def a_generator_dies(self, data):
-        held = st.lists(st.sampled_from(sorted(self.model.flying)), min_size=1, unique=True)
-        self.model.generator_dies(data.draw(held))
+        granted = st.lists(st.sampled_from(sorted(self.model.flying)), min_size=1, unique=True)
+        self.model.generator_dies(data.draw(granted))
 
     @precondition(lambda self: self.model.old_answers)
     @rule(data=st.data())
@@ -330,6 +367,8 @@ def test_any_long_schedule_keeps_the_bound_and_the_books_and_can_be_finished(con
     model, choice = Model(config, total_updates), random.Random(seed)
     for _ in range(60):
         model.grant(choice.randrange(8), start_version=choice.randint)
+        for index in [index for index in sorted(model.flying) if choice.random() < 0.2]:
+            (model.release if index in model.held else model.hold)(index)
         for index in [index for index in sorted(model.flying) if choice.random() < 0.4]:
             model.answer(index, newest=choice.randint(0, model.made))
         if choice.random() < 0.7:

@@ -29,6 +29,24 @@ def test_a_lease_carries_the_prompt_at_its_own_position_every_time_it_is_granted
     assert (new.index, new.prompt.id) == (2, "fake:2")
 
 
+@pytest.mark.parametrize("draw", ["all", "policy"])
+def test_a_lease_says_what_it_was_granted_to_draw(draw):
+    assert [lease.draw for lease in buffer().grant(2, now=0.0, draw=draw)] == [draw, draw]
+
+
+def test_a_group_that_waits_for_opponents_keeps_its_lease_until_it_is_released():
+    replay = buffer()
+    first, second = replay.grant(2, now=0.0)
+    group = group_of(first, (0,), (0,))
+    assert replay.generated(group)
+    assert replay.hold(group)
+    assert replay.expire(now=50.0) == [second.index]
+    assert replay.release(group, now=50.0)
+    assert replay.expire(now=60.0) == [first.index]
+    assert not replay.hold(group)
+    assert not replay.release(group, now=60.0)
+
+
 def test_a_batch_holds_the_groups_that_were_added_with_the_staleness_of_their_oldest_token():
     replay = buffer(max_staleness=1)
     leases = replay.grant(4, now=0.0)
@@ -91,7 +109,8 @@ def test_a_restart_brings_back_the_same_groups_bit_for_bit():
     group = judged_group(leases[0], (0, 0, 0), (0,))
     odd = replace(group.completions[0], logprobs=(-1e-300, -0.1 - 0.2, -1 / 3), finished=False, text='"\u2028é"')
     judgement = Judgement(scores=(0.1, 1 / 3), preferences=((0.5, 0.1), (0.9, 0.5)))
-    group = replace(group, completions=(odd, group.completions[1]), judgement=judgement)
+    drawn = replace(group.completions[1], opponent=True)
+    group = replace(group, completions=(odd, drawn), judgement=judgement)
     replay.add(group)
     state = json.loads(json.dumps(replay.state_dict()))
     restored = buffer(max_staleness=1)

@@ -1,13 +1,15 @@
-"""Pairs, ties and missing ends, with every expected value worked out by hand."""
+"""Pairs, games, ties and missing ends, with every expected value worked out by hand."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from itertools import product
 
 import pytest
 
 from actors.errors import RunError
-from actors.pairing import best_and_worst, effective_scores, mean_win_probabilities
+from actors.pairing import best_and_worst, bradley_terry, effective_scores, game_of, mean_win_probabilities
 from actors.records import Group, Judgement
 from tests.fakes import make_group
 
@@ -96,3 +98,99 @@ def test_a_perfect_cycle_of_preferences_gives_equal_scores_and_so_a_tie() -> Non
     scores = mean_win_probabilities(((0.5, 1.0, 0.0), (0.0, 0.5, 1.0), (1.0, 0.0, 0.5)))
     assert scores == (0.5, 0.5, 0.5)
     assert best_and_worst(judged(*scores), None).tie
+
+
+SIGMOID_1, SIGMOID_3 = 0.7310585786300049, 0.9525741268224334
+"""1 / (1 + e^-1) and 1 / (1 + e^-3)."""
+
+
+def a_game(
+    *scores: float,
+    opponents: int = 0,
+    preferences: tuple[tuple[float, ...], ...] | None = None,
+    finished: tuple[bool, ...] | None = None,
+) -> Group:
+    """A judged group whose last `opponents` completions are opponents."""
+    group = judged(*scores, finished=finished)
+    players = len(scores) - opponents
+    completions = tuple(replace(each, opponent=i >= players) for i, each in enumerate(group.completions))
+    return replace(group, completions=completions, judgement=Judgement(scores, preferences))
+
+
+def test_a_game_has_the_players_then_the_opponents() -> None:
+    game = game_of(a_game(0.0, 1.0, 2.0, opponents=1), None)
+    assert [completion.text for completion in game.players] == ["completion 0", "completion 1"]
+    assert [completion.text for completion in game.opponents] == ["completion 2"]
+    assert (game.lease_index, game.prompt_token_ids, game.scores) == (7, (1, 3), (0.0, 1.0, 2.0))
+
+
+def test_without_opponents_all_are_players() -> None:
+    game = game_of(a_game(0.0, 1.0), None)
+    assert len(game.players) == 2
+    assert game.opponents == ()
+
+
+def test_scores_become_bradley_terry_preferences() -> None:
+    game = game_of(a_game(2.0, 1.0, 4.0), None)
+    expected = [
+        [0.5, SIGMOID_1, 1 - 0.8807970779778823],  # sigmoid(2) = 0.8807970779778823
+        [1 - SIGMOID_1, 0.5, 1 - SIGMOID_3],
+        [0.8807970779778823, SIGMOID_3, 0.5],
+    ]
+    for row, wanted in zip(game.preferences, expected, strict=True):
+        assert row == pytest.approx(wanted, abs=1e-15)
+
+
+def test_scores_far_apart_are_certain_and_do_not_overflow() -> None:
+    assert bradley_terry((1e6, -1e6)) == ((0.5, 1.0), (0.0, 0.5))
+
+
+def test_a_missing_end_replaces_the_score_before_it_is_compared() -> None:
+    game = game_of(a_game(5.0, 0.0, 9.0, finished=(False, True, False)), -1.0)
+    assert game.scores == (-1.0, 0.0, -1.0)
+    assert game.preferences[1] == pytest.approx([SIGMOID_1, 0.5, SIGMOID_1])
+    assert game.preferences[0][2] == 0.5
+
+
+CYCLE = ((0.5, 0.9, 0.2), (0.1, 0.5, 0.7), (0.8, 0.3, 0.5))
+
+
+def test_a_judge_of_pairs_has_its_own_word() -> None:
+    assert game_of(a_game(0.4, 0.5, 0.6, preferences=CYCLE), None).preferences == CYCLE
+    assert game_of(a_game(0.4, 0.5, 0.6, preferences=CYCLE), -1.0).preferences == CYCLE
+
+
+def test_an_unfinished_completion_loses_to_every_finished_one_and_ties_with_its_like() -> None:
+    group = a_game(0.4, 0.5, 0.6, preferences=CYCLE, finished=(False, True, False))
+    assert game_of(group, -1.0).preferences == ((0.5, 0.0, 0.5), (1.0, 0.5, 1.0), (0.5, 0.0, 0.5))
+    assert game_of(group, None).preferences == CYCLE, "without a replacement the judge has the last word"
+
+
+def test_the_diagonal_is_one_half_whatever_the_judge_wrote_there() -> None:
+    group = a_game(0.4, 0.5, preferences=((0.0, 0.9), (0.1, 1.0)))
+    assert game_of(group, None).preferences == ((0.5, 0.9), (0.1, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("preferences", "text"),
+    [
+        (((0.5, 0.9),), "lease 7 has preferences that are not 2 x 2"),
+        (((0.5, 0.9), (0.1, 0.5, 0.5)), "lease 7 has preferences that are not 2 x 2"),
+        (((0.5, 1.1), (-0.1, 0.5)), r"lease 7 has preferences -0\.1 and 1\.1 .*from 0 to 1"),
+        (((0.5, math.nan), (0.5, 0.5)), r"lease 7 has preferences 0\.5 and nan .*from 0 to 1"),
+        (((0.5, 0.9), (0.100002, 0.5)), r"0\.100002 for completion 1 over 0 and 0\.9 .*add up to 1"),
+    ],
+)
+def test_preferences_that_are_no_probabilities_of_one_or_the_other_are_refused(preferences: tuple, text: str) -> None:
+    with pytest.raises(RunError, match=text):
+        game_of(a_game(0.0, 1.0, preferences=preferences), None)
+
+
+def test_rounding_of_a_judge_is_no_error() -> None:
+    group = a_game(0.0, 1.0, preferences=((0.5, 0.9), (0.1000005, 0.5)))
+    assert game_of(group, None).preferences[1][0] == 0.1000005
+
+
+def test_a_group_without_judgement_is_no_game() -> None:
+    with pytest.raises(RunError, match="lease 4 has no judgement"):
+        game_of(make_group(["a", "b"], index=4), None)
