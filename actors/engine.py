@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.config import GeneratorConfig, SamplingConfig
+from actors.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.errors import RunError, UsageError, WeightMismatchError
 from actors.records import SENT_BY_LEARNER, Completion, Manifest
 
@@ -29,6 +29,12 @@ MAX_REQUESTS = 1024
 
 MAX_BATCHED_TOKENS = 8192
 """Tokens per engine step at least: a running batch is prefilled again after an update in few steps."""
+
+POLICY_ALONE = OpponentConfig()
+"""No second model."""
+
+_MIXED = "mixed"
+"""Cache salt of opponents' prompts. The policy's cached blocks hold no keys and values of the second model."""
 
 _CANARY = "canary"
 _CANARY_PRIORITY, _SAMPLE_PRIORITY = 0, 1
@@ -68,9 +74,12 @@ class Engine:
         seed: of the sampler; two engines of one run need different seeds.
         transport: of the publications that `load` will be given.
         tokenizer: directory or hub name; unset: the model's own.
+        opponent: who samples opponents; where that takes a second model, the engine holds it beside the policy.
+        reference_dir: Hugging Face directory of the second model; unset: `model_dir`. With opponents of kind ema it is
+            the average's start, and every publication brings the average too.
 
     Raises:
-        UsageError: the directory or the settings do not make an engine.
+        UsageError: the directories or the settings do not make an engine.
     """
 
     def __init__(
@@ -81,22 +90,29 @@ class Engine:
         seed: int = 0,
         transport: str = "shm",
         tokenizer: str | None = None,
+        *,
+        opponent: OpponentConfig = POLICY_ALONE,
+        reference_dir: str | Path | None = None,
     ) -> None:
-        if not (Path(model_dir) / "config.json").is_file():
-            raise UsageError(f"{model_dir} is not a Hugging Face model directory: it has no config.json")
+        reference_dir = reference_dir or model_dir
+        for directory in (model_dir, reference_dir):
+            if not (Path(directory) / "config.json").is_file():
+                raise UsageError(f"{directory} is not a Hugging Face model directory: it has no config.json")
         self._generators = generators
         self._sampling = sampling
+        self._opponent = opponent
         self._transport = transport
         self._eos = eos_token_ids(model_dir)
         self._version = 0
         self._failure: RunError | None = None
-        self._running: set[str] = set()
+        self._running: dict[str, bool] = {}  # by request id: whether it samples an opponent
         self._finished: list[tuple[str, Completion]] = []
         os.environ.update(engine_environment(generators))
-        self._llm = self._build(str(model_dir), tokenizer, seed)
+        self._llm = self._build(str(model_dir), str(reference_dir), tokenizer, seed)
         self._llm.set_weight_version("0")
         self._vocab_size = self._llm.model_config.get_vocab_size()
         self._params = self._sampling_params()
+        self._opponent_params = self._sampling_params(opponent.engine_beta)
 
     @property
     def version(self) -> int:
@@ -113,17 +129,26 @@ class Engine:
         """Whether `step` has something to do."""
         return bool(self._running or self._finished)
 
-    def add(self, request_id: str, prompt_token_ids: Sequence[int]) -> None:
+    def add(self, request_id: str, prompt_token_ids: Sequence[int], opponent: bool = False) -> None:
         """Queues one request.
+
+        Args:
+            request_id: not in use.
+            prompt_token_ids: of the model's vocabulary.
+            opponent: sample an opponent: from the second model or the mixture with it, where there is one, else from
+                the policy.
 
         Raises:
             UsageError: the prompt is empty, too long, outside the vocabulary, or the id is taken; the engine goes on.
         """
         self._check_sound()
         self._check_prompt(request_id, prompt_token_ids)
-        prompt = {"prompt_token_ids": list(prompt_token_ids)}
-        self._llm.add_request(request_id, prompt, self._params, priority=_SAMPLE_PRIORITY)
-        self._running.add(request_id)
+        prompt: dict[str, Any] = {"prompt_token_ids": list(prompt_token_ids)}
+        if opponent and self._opponent.needs_second_model:
+            prompt["cache_salt"] = _MIXED
+        params = self._opponent_params if opponent else self._params
+        self._llm.add_request(request_id, prompt, params, priority=_SAMPLE_PRIORITY)
+        self._running[request_id] = opponent
 
     def step(self) -> list[tuple[str, Completion]]:
         """Samples one token of every running request; returns those that finished, with their ids.
@@ -141,7 +166,8 @@ class Engine:
         """Forgets these requests; nothing of them is returned. Ids that are not running are ignored."""
         known = [request_id for request_id in request_ids if request_id in self._running]
         self._llm.abort_request(known)
-        self._running.difference_update(known)
+        for request_id in known:
+            self._running.pop(request_id, None)
 
     def connect(self, init_info: dict[str, Any]) -> None:
         """Joins the learner's `nccl` or `ipc` transfer; blocks until the learner has joined too.
@@ -229,11 +255,11 @@ class Engine:
         finished = []
         for output in outputs:
             if output.finished and output.request_id in self._running:
-                self._running.remove(output.request_id)
-                finished.append((output.request_id, self._completion(output.outputs[0])))
+                opponent = self._running.pop(output.request_id)
+                finished.append((output.request_id, self._completion(output.outputs[0], opponent)))
         return finished
 
-    def _completion(self, output: Any) -> Completion:
+    def _completion(self, output: Any, opponent: bool) -> Completion:
         if output.finish_reason not in ("stop", "length"):
             raise RunError(f"the engine ended a request with {output.finish_reason!r}; see its log")
         token_ids = tuple(output.token_ids)
@@ -243,6 +269,7 @@ class Engine:
             versions=tuple(int(span.version) for span in output.weight_versions for _ in range(span.start, span.end)),
             text=output.text,
             finished=token_ids[-1] in self._eos,
+            opponent=opponent,
         )
 
     def _check_sound(self) -> None:
@@ -275,9 +302,11 @@ class Engine:
                 f"generators.max_model_len {self._generators.max_model_len}; change publication.canary_tokens"
             )
 
-    def _sampling_params(self) -> Any:
+    def _sampling_params(self, beta: float | None = None) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
+
+        from actors.mixture import BETA
 
         return SamplingParams(
             temperature=self._sampling.temperature,
@@ -286,16 +315,19 @@ class Engine:
             logprobs=0,  # of the sampled token alone
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=None if beta is None else {BETA: beta},
         )
 
-    def _build(self, model_dir: str, tokenizer: str | None, seed: int) -> Any:
+    def _build(self, model_dir: str, reference_dir: str, tokenizer: str | None, seed: int) -> Any:
         from vllm import EngineArgs, LLMEngine
         from vllm.config import WeightTransferConfig
         from vllm.platforms import current_platform
 
         config = self._generators
-        requests = min(MAX_REQUESTS, config.max_running_prompts * self._sampling.completions_per_prompt + 1)
-        options: dict[str, Any] = {}
+        drawn = self._sampling.completions_per_prompt
+        drawn += self._opponent.completions_per_prompt if self._opponent.sampled else 0
+        requests = min(MAX_REQUESTS, config.max_running_prompts * drawn + 1)
+        options = self._mixture_options(model_dir, reference_dir) if self._opponent.needs_second_model else {}
         if current_platform.is_cpu():
             options |= {"enforce_eager": True, "kv_cache_memory_bytes": config.kv_cache_mib << 20}
         else:
@@ -327,6 +359,16 @@ class Engine:
                 f"vLLM refuses {model_dir} with generators.max_model_len {config.max_model_len}, dtype {config.dtype}, "
                 f"kv_cache_mib {config.kv_cache_mib}: {error}"
             ) from error
+
+    def _mixture_options(self, model_dir: str, reference_dir: str) -> dict[str, Any]:
+        from actors import mixture
+
+        # The mixture's logits processor is written for vLLM's first model runner, the only one on CPU.
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+        mixture.register()
+        return mixture.engine_arguments(
+            model_dir, reference_dir, skip_reference=True, published_reference=self._opponent.kind == "ema"
+        )
 
 
 def eos_token_ids(model_dir: str | Path) -> frozenset[int]:

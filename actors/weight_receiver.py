@@ -17,6 +17,7 @@ from torch import Tensor
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
 from actors.errors import RunError, WeightMismatchError
+from actors.mixture import settings_of
 from actors.records import Manifest
 from actors.weights import (
     Shape,
@@ -24,6 +25,7 @@ from actors.weights import (
     check_bits,
     check_expected,
     expected_tensors,
+    is_tied,
     read_chunks,
     read_shm,
 )
@@ -106,13 +108,17 @@ class WeightReceiver:
 
     def _expected(self) -> dict[str, tuple[Shape, str]]:
         if self.expected_publication is None:
-            self.expected_publication = expected_tensors(self.vllm_config.model_config.model)
+            model_config = self.vllm_config.model_config
+            with_reference = settings_of(model_config.hf_config).get("published_reference", False)
+            self.expected_publication = expected_tensors(model_config.model, with_reference=with_reference)
         return self.expected_publication
 
     def _rebuild_tied_head(self) -> None:
         """Repacks a tied model's output projection. It gets no tensor of its own, so the reload would leave it with the
         packed copy of the old embedding: silently wrong log-probs."""
-        if not getattr(self.vllm_config.model_config.hf_text_config, "tie_word_embeddings", False):
+        model_config = self.vllm_config.model_config
+        # Files that repeat a tied projection make vLLM clear the config's word, but not for long the tie.
+        if not (getattr(model_config.hf_text_config, "tie_word_embeddings", False) or is_tied(model_config.model)):
             return
         for module in self.model_runner.get_model().modules():
             if isinstance(module, ParallelLMHead):

@@ -27,6 +27,9 @@ Shape = tuple[int, ...]
 TIED_HEAD = "lm_head.weight"
 """What Hugging Face models call the output projection; a tied model publishes only its embedding."""
 
+REFERENCE_PREFIX = "reference."
+"""Before a tensor's name: of the second model in an engine that holds two."""
+
 DTYPE_NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
@@ -100,10 +103,15 @@ def is_tied(model_dir: str | Path) -> bool:
     return bool(config.get("tie_word_embeddings", config.get("text_config", {}).get("tie_word_embeddings", False)))
 
 
-def expected_tensors(model_dir: str | Path) -> dict[str, tuple[Shape, str]]:
+def expected_tensors(model_dir: str | Path, *, with_reference: bool = False) -> dict[str, tuple[Shape, str]]:
     """Names, shapes and dtypes of a Hugging Face directory's weights, from the safetensors headers alone.
 
     A tied model's output projection is left out, whether or not the files repeat it.
+
+    Args:
+        model_dir: the policy's directory.
+        with_reference: every tensor a second time as `reference.<name>`, as publications have it whose second model
+            moves (opponents of kind ema).
 
     Raises:
         UsageError: the directory holds no safetensors weights.
@@ -128,6 +136,8 @@ def expected_tensors(model_dir: str | Path) -> dict[str, tuple[Shape, str]]:
             expected[name] = (tuple(entry["shape"]), DTYPE_NAMES.get(entry["dtype"], entry["dtype"]))
     if is_tied(directory):
         expected.pop(TIED_HEAD, None)
+    if with_reference:
+        expected |= {REFERENCE_PREFIX + name: entry for name, entry in expected.items()}
     return expected
 
 

@@ -234,6 +234,16 @@ def test_aborted_requests_never_come_back(engine):
 
 
 @pytest.mark.vllm
+def test_without_a_second_model_opponents_are_sampled_by_the_policy(world, engine):
+    engine.load(world.publish(world.a, 60))
+    engine.add("opponent", [2, 3], opponent=True)
+    engine.add("policy", [2, 3])
+    finished = run(engine)
+    assert {name: completion.opponent for name, completion in finished.items()} == {"opponent": True, "policy": False}
+    assert_sampled_by({60: world.a}, [2, 3], finished["opponent"], 0.7)
+
+
+@pytest.mark.vllm
 def test_a_canary_that_does_not_fit_is_refused_before_anything_is_loaded(world, engine):
     version = engine.version
     with pytest.raises(UsageError, match="a canary of 256 tokens"):

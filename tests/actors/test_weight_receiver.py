@@ -40,7 +40,8 @@ class RecordingWorker:
 
     def __init__(self, model_dir, sent):
         untied = SimpleNamespace(tie_word_embeddings=False)
-        self.vllm_config = SimpleNamespace(model_config=SimpleNamespace(model=str(model_dir), hf_text_config=untied))
+        model_config = SimpleNamespace(model=str(model_dir), hf_config=untied, hf_text_config=untied)
+        self.vllm_config = SimpleNamespace(model_config=model_config)
         self.calls, self.loaded, self.sent = [], {}, sent
         self.model = SimpleNamespace(load_weights=self.loaded.update)
         self.weight_transfer_engine = SimpleNamespace(
@@ -105,6 +106,21 @@ def test_a_manifest_that_agrees_with_its_tensors_but_not_with_the_model_is_refus
     assert "'b' is missing" in worker.check_publication(manifest_of(short), chunks_of(short))
     longer = TENSORS | {"c": torch.ones(1)}
     assert "'c' is extra" in worker.check_publication(manifest_of(longer), chunks_of(longer))
+
+
+def test_where_the_second_model_moves_a_publication_brings_both_models(worker):
+    worker.vllm_config.model_config.hf_config.geometric_mixture = {"published_reference": True}
+    both = TENSORS | {f"reference.{name}": tensor + 1 for name, tensor in TENSORS.items()}
+    assert "'reference.a' is missing" in worker.check_publication(manifest_of(TENSORS), chunks_of(TENSORS))
+    assert worker.check_publication(manifest_of(both), chunks_of(both)) is None
+    worker.load_publication()
+    assert worker.loaded.keys() == {"a", "b", "reference.a", "reference.b"}
+
+
+def test_where_it_does_not_move_its_tensors_are_refused(worker):
+    worker.vllm_config.model_config.hf_config.geometric_mixture = {"published_reference": False}
+    both = TENSORS | {f"reference.{name}": tensor for name, tensor in TENSORS.items()}
+    assert "'reference.a' is extra" in worker.check_publication(manifest_of(both), chunks_of(both))
 
 
 def test_a_publication_whose_file_is_gone_is_refused_not_fatal(worker, tmp_path):

@@ -1,0 +1,279 @@
+"""The geometric mixture of two models, token by token, inside one vLLM engine: a vLLM plugin.
+
+    p(v | prefix) proportional to (policy(v | prefix)^(1 - beta) reference(v | prefix)^beta)^(1 / T)
+
+Munos et al. 2023 (arXiv 2312.00886), section 7, is Nash-MD's mixture; T is the sampling temperature, applied after
+mixing. Every request brings its own beta, so one batch holds requests of the policy (none, or 0), of the reference (1)
+and of mixtures. The engine gives the behaviour log-prob, that of p; the log-probs of the sampled tokens under policy
+and reference are recomputed by the learner, which has both.
+
+`GeometricMixtureForCausalLM` holds two models of one architecture with key-value caches of their own and returns the
+policy's logits; `MixtureLogitsProcessor` mixes the reference's into the rows that want it. Works without Offbeat, see
+docs/mixture.md. It must not know publications, versions or leases.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig
+from vllm import ModelRegistry, SamplingParams
+from vllm.compilation.backends import set_model_tag
+from vllm.config import VllmConfig
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.models.interfaces import has_inner_state, supports_multimodal
+from vllm.model_executor.models.utils import AutoWeightsLoader, init_vllm_registered_model, maybe_prefix
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+
+from actors.errors import UsageError
+from actors.weights import REFERENCE_PREFIX
+
+ARCHITECTURE = "GeometricMixtureForCausalLM"
+
+BETA = "mixture_beta"
+"""Key of `SamplingParams.extra_args`: weight of the reference, in [0, 1]."""
+
+_SETTINGS = "geometric_mixture"
+"""Attribute of the engine's Hugging Face config that `engine_arguments` puts there."""
+
+_POLICY_PREFIX = "policy."
+
+# Fields of config.json that do not change what a model computes.
+_IMMATERIAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "initializer_range"}
+_IMMATERIAL_SUFFIXES = ("_token_id", "dropout", "_pdrop")
+
+
+def register() -> None:
+    """Makes vLLM know the architecture. The entry point of the plugin; safe to call again."""
+    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
+        # The class, not its name: vLLM inspects a class that is named in a process of its own, for seconds.
+        ModelRegistry.register_model(ARCHITECTURE, GeometricMixtureForCausalLM)
+
+
+def engine_arguments(
+    policy_dir: str | Path,
+    reference_dir: str | Path,
+    *,
+    skip_reference: bool = False,
+    published_reference: bool = False,
+) -> dict[str, Any]:
+    """What vLLM's `EngineArgs` or `LLM` of the policy needs besides its usual arguments to hold the mixture.
+
+    Args:
+        policy_dir: Hugging Face directory; its `config.json` names the architecture of both models.
+        reference_dir: the second model's.
+        skip_reference: leave the reference out of batches in which no request mixes. Every request with a beta must
+            then be given a `cache_salt` that no request without one has: cached blocks of a batch that left it out
+            hold no keys and values of the reference.
+        published_reference: read by Offbeat's weight receiver: publications bring the reference's weights too.
+
+    Raises:
+        UsageError: the two models differ in more than their weights.
+    """
+    policy = _config(policy_dir)
+    check_same_architecture(policy_dir, reference_dir)
+    settings = {
+        "architectures": policy["architectures"],
+        "reference": str(reference_dir),
+        "skip_reference": skip_reference,
+        "published_reference": published_reference,
+    }
+    return {
+        "hf_overrides": {"architectures": [ARCHITECTURE], _SETTINGS: settings},
+        "logits_processors": [MixtureLogitsProcessor],
+    }
+
+
+def settings_of(hf_config: Any) -> dict[str, Any]:
+    """What `engine_arguments` told an engine; empty for an engine without a mixture."""
+    return getattr(hf_config, _SETTINGS, {})
+
+
+def check_same_architecture(policy_dir: str | Path, reference_dir: str | Path) -> None:
+    """Both models are built from the policy's `config.json`, so the reference's must say the same of everything that
+    a model computes with.
+
+    Raises:
+        UsageError: naming the first field that differs.
+    """
+    policy, reference = _config(policy_dir), _config(reference_dir)
+    telling = ["architectures", "vocab_size"]
+    for field in [*telling, *sorted((policy.keys() | reference.keys()) - set(telling))]:
+        if field in _IMMATERIAL or field.endswith(_IMMATERIAL_SUFFIXES):
+            continue
+        if policy.get(field) != reference.get(field):
+            raise UsageError(
+                f"the reference {reference_dir} cannot be mixed with the policy {policy_dir}: its {field} is "
+                f"{reference.get(field)!r}, the policy's {policy.get(field)!r}; use a reference of the policy's own "
+                "architecture, sizes and vocabulary"
+            )
+
+
+def check_engine(vllm_config: VllmConfig) -> None:
+    """Raises `UsageError` for an engine that would run but not sample from the mixture."""
+    model_config, parallel_config = vllm_config.model_config, vllm_config.parallel_config
+    if vllm_config.speculative_config is not None:
+        raise UsageError("a mixture cannot be sampled with speculative decoding; leave speculative_config unset")
+    if parallel_config.pipeline_parallel_size > 1:
+        raise UsageError(
+            f"a mixture cannot be split by layers (pipeline_parallel_size {parallel_config.pipeline_parallel_size}); "
+            "use tensor_parallel_size"
+        )
+    if MixtureLogitsProcessor not in (model_config.logits_processors or []):
+        raise UsageError(
+            "a mixture needs its logits processor, without which every request would sample the policy; build the "
+            "engine with actors.mixture.engine_arguments"
+        )
+    if model_config.enable_prompt_embeds:
+        raise UsageError(
+            "a mixture needs token ids, since its models embed them differently; unset enable_prompt_embeds"
+        )
+
+
+def _config(directory: str | Path) -> dict[str, Any]:
+    return AutoConfig.from_pretrained(directory).to_dict()
+
+
+class _Mixing:
+    """What the model and the logits processor of one engine share, in each worker."""
+
+    def __init__(self) -> None:
+        self.betas: dict[int, float] = {}
+        """By row of the batch; rows without a beta are absent. Kept by the processor, before each forward."""
+        self.hidden: Tensor | None = None
+        """[rows, hidden]: the reference's last hidden states where the next tokens are sampled. Left by the model."""
+        self.reference: nn.Module | None = None
+
+
+_MIXINGS: WeakValueDictionary[str, _Mixing] = WeakValueDictionary()
+
+
+def _mixing_of(vllm_config: VllmConfig) -> _Mixing:
+    return _MIXINGS.setdefault(vllm_config.instance_id, _Mixing())
+
+
+class GeometricMixtureForCausalLM(nn.Module):
+    """Policy and reference side by side. Built by vLLM, from what `engine_arguments` returns.
+
+    Hidden states are [tokens, 2 * hidden], policy first, or [tokens, hidden] where the reference was left out.
+
+    Raises:
+        UsageError: the engine or the architecture cannot do it.
+    """
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__()
+        check_engine(vllm_config)
+        settings = settings_of(vllm_config.model_config.hf_config)
+        self.policy = _inner(vllm_config, maybe_prefix(prefix, "policy"))
+        # Compiled graphs name their attention layers and are cached by this tag: with one tag for both, the reference
+        # could be served the policy's graphs.
+        with set_model_tag("reference"):
+            self.reference = _inner(vllm_config, maybe_prefix(prefix, "reference"))
+        self.secondary_weights = [DefaultModelLoader.Source(settings["reference"], None, prefix=REFERENCE_PREFIX)]
+        self._mixing = _mixing_of(vllm_config)
+        self._mixing.reference = self.reference
+        # A captured CUDA graph replays the same kernels whatever the batch holds, so there both models always run.
+        self._may_skip = settings["skip_reference"] and vllm_config.model_config.enforce_eager
+        self._width = 0
+
+    def embed_input_ids(self, input_ids: Tensor) -> Tensor:
+        return self.policy.embed_input_ids(input_ids)
+
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, intermediate_tensors: Any = None, inputs_embeds: Any = None
+    ) -> Tensor:
+        policy = self.policy(input_ids, positions, None, None)
+        self._width = policy.shape[-1]
+        if self._may_skip and not self._mixing.betas:
+            return policy
+        return torch.cat([policy, self.reference(input_ids, positions, None, None)], -1)
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
+        """The policy's. The reference's are left to the processor, which knows the rows that need them; prompt
+        log-probs, which pass here too, need none."""
+        self._mixing.hidden = hidden_states[:, self._width :]
+        return self.policy.compute_logits(hidden_states[:, : self._width].contiguous())
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Takes the policy's tensors under the names of its checkpoint, the reference's with `reference.` before."""
+        named = ((n if n.startswith(REFERENCE_PREFIX) else _POLICY_PREFIX + n, tensor) for n, tensor in weights)
+        return AutoWeightsLoader(self).load_weights(named)
+
+
+def _inner(vllm_config: VllmConfig, prefix: str) -> nn.Module:
+    config = vllm_config.model_config.hf_config
+    if vllm_config.model_config.word_embeddings_untied_by_checkpoint:
+        # The policy's files repeat its tied output projection, for which vLLM unties it until it has compared the two
+        # in a model that has one. A publication does not repeat it, nor need the reference's files: config.json holds.
+        config = copy.deepcopy(config)
+        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = True
+    architectures = settings_of(config)["architectures"]
+    model = init_vllm_registered_model(vllm_config, prefix=prefix, hf_config=config, architectures=architectures)
+    if has_inner_state(model) or supports_multimodal(model):
+        raise UsageError(
+            f"{architectures[0]} cannot be mixed: it keeps a state besides its key-value cache, or takes more than text"
+        )
+    return model
+
+
+class MixtureLogitsProcessor(LogitsProcessor):
+    """Replaces the logits of rows with a beta by those of the mixture, (1 - beta) policy + beta reference.
+
+    These are the mixture's log-probs up to a constant of the row, which the softmax of sampling removes. A token that
+    was forbidden before (-inf) stays so.
+    """
+
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        """Raises ValueError, which vLLM turns into a refusal of the request."""
+        _beta(sampling_params)
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
+        # vLLM builds processors before the model, so a worker process without the installed entry point learns the
+        # architecture in time.
+        register()
+        self._mixing = _mixing_of(vllm_config)
+        self._device = device
+        self._rows = torch.empty(0, dtype=torch.int64, device=device)
+        self._betas = torch.empty(0, 1, device=device)
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        betas = self._mixing.betas
+        # A beta of 0 is none: such a row needs no reference.
+        if process_dict_updates(betas, batch_update, lambda params, *_: _beta(params) or None):
+            self._rows = torch.tensor(list(betas), dtype=torch.int64, device=self._device)
+            self._betas = torch.tensor(list(betas.values()), dtype=torch.float32, device=self._device)[:, None]
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """logits: [rows, vocabulary], float32; changed in place."""
+        if not self._mixing.betas:
+            return logits
+        hidden, reference = self._mixing.hidden, self._mixing.reference
+        assert hidden is not None
+        assert reference is not None
+        policy = logits[self._rows]
+        mixed = torch.lerp(policy, reference.compute_logits(hidden[self._rows]).float(), self._betas)
+        logits[self._rows] = mixed.masked_fill_(policy == -torch.inf, -torch.inf)
+        return logits
+
+
+def _beta(params: SamplingParams) -> float | None:
+    value = (params.extra_args or {}).get(BETA)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
+        raise ValueError(
+            f"extra_args[{BETA!r}] is {value!r}; it must be a number from 0 (the policy) to 1 (the reference)"
+        )
+    return float(value)
