@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from actors.config import GeneratorConfig, SamplingConfig
+from actors.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.engine import Engine
 from actors.errors import OffbeatError, RunError, UsageError
-from actors.records import Completion, Failure, GeneratorStatus, Group, Lease, Manifest
+from actors.records import Completion, Draw, Failure, GeneratorStatus, Group, Lease, Manifest
 from actors.weights import check_expected, expected_tensors
 
 Activity = str
@@ -34,7 +34,7 @@ class EngineLike(Protocol):
     def failure(self) -> RunError | None: ...
     @property
     def busy(self) -> bool: ...
-    def add(self, request_id: str, prompt_token_ids: Sequence[int]) -> None: ...
+    def add(self, request_id: str, prompt_token_ids: Sequence[int], opponent: bool = False) -> None: ...
     def step(self) -> list[tuple[str, Completion]]: ...
     def abort(self, request_ids: Sequence[str]) -> None: ...
     def connect(self, init_info: dict[str, Any]) -> None: ...
@@ -46,7 +46,15 @@ class _Running:
     """A lease being generated: its completions by position, as they finish."""
 
     lease: Lease
+    wanted: int
     completions: dict[int, Completion] = field(default_factory=dict)
+
+
+def requested_roles(sampling: SamplingConfig, opponent: OpponentConfig) -> dict[Draw, tuple[bool, ...]]:
+    """For each kind of draw, in order, whether a completion is an opponent's: the policy's come first."""
+    players = (False,) * sampling.completions_per_prompt
+    opponents = (True,) * opponent.completions_per_prompt
+    return {"all": players + opponents * opponent.sampled, "policy": players, "opponents": opponents}
 
 
 class Generator:
@@ -54,7 +62,7 @@ class Generator:
 
     Args:
         name: for messages and metrics.
-        model_dir, generators, sampling, seed, transport, tokenizer: see `engine.Engine`.
+        model_dir, generators, sampling, seed, transport, tokenizer, opponent, reference_dir: see `engine.Engine`.
         make_engine: builds the engine from these, in the thread that will own it.
 
     The constructor returns when the engine is ready, and raises what building it raised.
@@ -70,13 +78,24 @@ class Generator:
         seed: int = 0,
         transport: str = "shm",
         tokenizer: str | None = None,
+        opponent: OpponentConfig = OpponentConfig(),  # noqa: B008 (frozen)
+        reference_dir: str | Path | None = None,
         make_engine: Callable[..., EngineLike] = Engine,
     ) -> None:
         self._name = name
         self._model_dir = model_dir
         self._max_running = generators.max_running_prompts
-        self._completions_per_prompt = sampling.completions_per_prompt
-        self._build = lambda: make_engine(self._model_dir, generators, sampling, seed, transport, tokenizer)
+        self._roles = requested_roles(sampling, opponent)
+        self._build = lambda: make_engine(
+            model_dir,
+            generators,
+            sampling,
+            seed,
+            transport,
+            tokenizer,
+            opponent=opponent,
+            reference_dir=reference_dir,
+        )
         # Guards everything below; notified whenever any of it changes.
         self._changed = threading.Condition()
         self._waiting: deque[Lease] = deque()
@@ -236,12 +255,13 @@ class Generator:
                 if lease is None:
                     return
                 self._waiting.remove(lease)
+                roles = self._roles[lease.draw]
                 key = (lease.index, lease.attempt)
-                self._running[key] = _Running(lease)
-            request_ids = [f"{lease.index}.{lease.attempt}.{k}" for k in range(self._completions_per_prompt)]
+                self._running[key] = _Running(lease, wanted=len(roles))
+            request_ids = [f"{lease.index}.{lease.attempt}.{k}" for k in range(len(roles))]
             try:
-                for k, request_id in enumerate(request_ids):
-                    engine.add(request_id, lease.prompt.token_ids)
+                for k, (request_id, opponent) in enumerate(zip(request_ids, roles, strict=True)):
+                    engine.add(request_id, lease.prompt.token_ids, opponent)
                     self._requests[request_id] = (key, k)
             except UsageError as error:
                 engine.abort(request_ids)
@@ -259,9 +279,9 @@ class Generator:
                 running = self._running[key]
                 running.completions[k] = completion
                 self._tokens += len(completion.token_ids)
-                if len(running.completions) == self._completions_per_prompt:
+                if len(running.completions) == running.wanted:
                     del self._running[key]
-                    completions = tuple(running.completions[k] for k in range(self._completions_per_prompt))
+                    completions = tuple(running.completions[k] for k in range(running.wanted))
                     self._results.append(Group(running.lease, completions))
             self._changed.notify_all()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from actors.config import GeneratorConfig, JudgingConfig, SamplingConfig
+from actors.config import GeneratorConfig, JudgingConfig, OpponentConfig, SamplingConfig
 from actors.generator import Generator
 from actors.judging import JudgeWorker
 from actors.model_files import resolve
@@ -20,11 +20,11 @@ COLLECTING_CALLS = 8
 
 
 class RemoteGenerator(Generator):
-    """A generator whose model may be a hub name, and whose chunks come as arguments of their own: for those, Ray
+    """A generator whose models may be hub names, and whose chunks come as arguments of their own: for those, Ray
     delivers what a reference holds."""
 
-    def __init__(self, name: str, *, model_dir: str, **settings: Any) -> None:
-        super().__init__(name, model_dir=resolve(model_dir), **settings)
+    def __init__(self, name: str, *, model_dir: str, reference_dir: str, **settings: Any) -> None:
+        super().__init__(name, model_dir=resolve(model_dir), reference_dir=resolve(reference_dir), **settings)
 
     def take_published(self, manifest: Manifest, *chunks: Any) -> int:
         return self.take_weights(manifest, list(chunks) or None)
@@ -50,9 +50,11 @@ def start_generator(
     name: str,
     *,
     model_dir: str,
+    reference_dir: str,
     tokenizer: str | None,
     generators: GeneratorConfig,
     sampling: SamplingConfig,
+    opponent: OpponentConfig,
     seed: int,
     transport: str,
     gpus: float,
@@ -72,9 +74,11 @@ def start_generator(
     return actor.remote(
         name,
         model_dir=model_dir,
+        reference_dir=reference_dir,
         tokenizer=tokenizer,
         generators=generators,
         sampling=sampling,
+        opponent=opponent,
         seed=seed,
         transport=transport,
     )

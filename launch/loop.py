@@ -1,7 +1,8 @@
 """The training loop: batches in, updates out, weights published while generation goes on.
 
-One asyncio task learns, one keeps the generators busy (`pool.py`), two judge, one watches. Synchronous training is this
-same loop with `max_staleness: 0`, which leaves the tasks nothing to overlap. It must not know Ray: see `ports.py`.
+One asyncio task learns, one keeps the generators busy (`pool.py`), two judge, one watches; where opponents are drawn
+apart, one more has them drawn when `actors/opponents.py` says so. Synchronous training is this same loop with
+`max_staleness: 0`, which leaves the tasks nothing to overlap. It must not know Ray: see `ports.py`.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from actors.buffer import Batch, ReplayBuffer
 from actors.errors import RunError
-from actors.pairing import best_and_worst
-from actors.records import Failure, Group, Pair, Prompt, flatten
+from actors.opponents import OpponentDesk
+from actors.records import Failure, Group, Prompt, flatten
 from launch import evaluation
 from launch.config import RunConfig
+from launch.consumption import Consumed, batch_metrics
 from launch.pool import GeneratorPool
 from launch.ports import GeneratorPort, JudgePort, LearnerPort
 
@@ -27,6 +29,8 @@ JUDGING_TASKS = 2
 WATCH_SECONDS = 1.0
 MAX_EMPTY_UPDATES = 3
 """Updates in a row without a single group before the run fails: failures must not look like the end of the data."""
+FIRST_MEASURED_STEPS, MEASURED_STEPS_EVERY = 8, 50
+"""Updates of which the learner also measures the step, where the loss has an opponent."""
 
 
 @dataclass
@@ -55,10 +59,12 @@ class Progress:
 
     clock: LearnerClock = field(default_factory=LearnerClock)
     staleness: dict[int, int] = field(default_factory=dict)
-    """Pairs consumed at each staleness."""
+    """Groups consumed at each staleness of the policy's completions."""
+    opponent_staleness: dict[int, int] = field(default_factory=dict)
+    """Groups consumed at each staleness of their opponents; empty where the loss has none."""
     groups: int = 0
     tokens: int = 0
-    """Response tokens of the groups consumed, all K completions."""
+    """Response tokens of the groups consumed, all completions."""
     ties: int = 0
     skipped: int = 0
     stats: Any = None
@@ -71,6 +77,18 @@ class Progress:
     _reported: evaluation.WinRate | None = None
     learning_seconds: float = 0.0
     """Wall time between the start of the first update's wait and the end of the last update."""
+
+    def consume(self, batch: Batch, consumed: Consumed) -> None:
+        """Counts what one update consumes."""
+        for ages, histogram in (
+            (consumed.staleness, self.staleness),
+            (consumed.opponent_staleness, self.opponent_staleness),
+        ):
+            for age in ages:
+                histogram[age] = histogram.get(age, 0) + 1
+        self.groups += len(batch.groups)
+        self.tokens += sum(len(completion.token_ids) for completion in flatten(batch.groups))
+        self.ties += consumed.ties
 
     def new_evaluation(self) -> dict[str, float]:
         """Metrics of an evaluation that ended since the last call; empty when none did."""
@@ -87,20 +105,6 @@ class EvaluationSet:
 
     prompts: Sequence[Prompt]
     baseline: Sequence[Group]
-
-
-def batch_metrics(batch: Batch, pairs: Sequence[Pair]) -> dict[str, float]:
-    """What `metrics.jsonl` says of one update's data; docs/outputs.md has the units."""
-    completions = flatten(batch.groups)
-    scores = [score for group in batch.groups if group.judgement for score in group.judgement.scores]
-    return {
-        "staleness_max": max(batch.staleness),
-        "staleness_mean": sum(batch.staleness) / len(batch.staleness),
-        "tie_share": sum(pair.tie for pair in pairs) / len(pairs),
-        "completion_tokens_mean": sum(len(completion.token_ids) for completion in completions) / len(completions),
-        "finished_share": sum(completion.finished for completion in completions) / len(completions),
-        "score_mean": sum(scores) / len(scores),
-    }
 
 
 class TrainingLoop:
@@ -137,13 +141,16 @@ class TrainingLoop:
         self._retiring: asyncio.Queue[int] = asyncio.Queue()
         self._tasks: asyncio.TaskGroup | None = None
         self._evaluation: asyncio.Task[None] | None = None
+        fresh = config.opponent_drawn.max_staleness
+        self._desk = None if fresh is None else OpponentDesk(config.replay, fresh)
         self.pool = GeneratorPool(
             generators,
             buffer,
             max_running=config.generators.max_running_prompts,
             take_seconds=config.publication.timeout_seconds,
             lease_seconds=config.replay.lease_seconds,
-            on_group=self._judging.put_nowait,
+            draw="all" if self._desk is None else "policy",
+            on_group=self._on_group,
             on_retire=self._retiring.put_nowait,
             on_message=on_message,
         )
@@ -164,6 +171,7 @@ class TrainingLoop:
                 self._tasks = tasks
                 background = [tasks.create_task(each) for each in (self.pool.run(), self._watch(), self._retire())]
                 background += [tasks.create_task(self._judge()) for _ in range(JUDGING_TASKS)]
+                background += [tasks.create_task(self._draw_opponents(self._desk))] if self._desk is not None else []
                 await main(self)
                 for task in background:
                     task.cancel()
@@ -217,35 +225,39 @@ class TrainingLoop:
         self.progress.kl = evaluation.sequence_kl(await self.learner.score(sequences))
 
     async def sample(self, prompts: Sequence[Prompt]) -> list[Group]:
-        """Completions of `prompts` by the newest published version."""
+        """The policy's completions of `prompts`, by the newest published version.
+
+        Raises:
+            RunError: one of them could not be generated.
+        """
         newest = self.pool.newest
         assert newest is not None
-        groups = await self.pool.sample(prompts, min_version=newest.version)
+        answers = await self.pool.sample(prompts, min_version=newest.version)
+        groups = [answer for answer in answers if isinstance(answer, Group)]
+        for answer in answers:
+            if isinstance(answer, Failure):
+                raise RunError(
+                    f"an evaluation prompt could not be generated: {answer.reason}; look at the generators' logs, "
+                    "raise replay.lease_seconds if they are only slow, then go on with --resume"
+                )
         self.evaluation_tokens += sum(len(completion.token_ids) for completion in flatten(groups))
         return groups
 
     async def _update(self, batch: Batch) -> None:
-        progress, bound = self.progress, self.config.replay.max_staleness
-        for staleness in batch.staleness:
-            if staleness > bound:
-                raise RunError(f"a group of staleness {staleness} reached the learner, over max_staleness {bound}")
-            progress.staleness[staleness] = progress.staleness.get(staleness, 0) + 1
-        missing = self.config.judging.missing_eos_score
-        pairs = [best_and_worst(group, missing) for group in batch.groups]
-        completions = flatten(batch.groups)
-        progress.groups += len(pairs)
-        progress.tokens += sum(len(completion.token_ids) for completion in completions)
-        progress.ties += sum(pair.tie for pair in pairs)
-        if not pairs:
+        progress, consumed = self.progress, Consumed.of(batch, self.config)
+        progress.consume(batch, consumed)
+        if not consumed.items:
             return
+        has_opponent, update = self.config.learner.loss.has_opponent, batch.update
+        measured = has_opponent and (update < FIRST_MEASURED_STEPS or update % MEASURED_STEPS_EVERY == 0)
         with progress.clock.spend("training"):
-            stats = await self.learner.update(pairs)
+            stats = await self.learner.update(consumed.items, measure_step=measured)
         progress.stats = stats
         progress.skipped += stats.skipped
         # Later updates of a version find the policy changed by the earlier ones.
         if max(batch.staleness) == 0 and batch.update % self.config.replay.updates_per_publish == 0:
             progress.log_ratio_max = max(progress.log_ratio_max or 0.0, stats.log_ratio_max)
-        self._on_update(progress, batch_metrics(batch, pairs) | progress.new_evaluation())
+        self._on_update(progress, batch_metrics(batch, consumed) | progress.new_evaluation())
 
     async def _after_update(self) -> None:
         every = self.config.checkpoints.every_updates
@@ -278,6 +290,31 @@ class TrainingLoop:
                 raise RunError(f"{text}; repair the judge, then go on with --resume")
             self._on_message(f"{text}; they are left out")
         return judged
+
+    def _on_group(self, group: Group) -> None:
+        """Takes a generated group to the judge, or to the desk until its opponents are drawn."""
+        if self._desk is None:
+            self._judging.put_nowait(group)
+        else:
+            self.buffer.hold(group)
+            self._desk.hold(group)
+
+    async def _draw_opponents(self, desk: OpponentDesk) -> None:
+        async with asyncio.TaskGroup() as draws:
+            while True:
+                # One task each: none waits for the slowest of those that go to the generators together.
+                for group, min_version in desk.due(self.buffer.version):
+                    draws.create_task(self._complete(group, min_version))
+                await self.pool.changed.wait()
+
+    async def _complete(self, group: Group, min_version: int) -> None:
+        """Adds opponents to `group` and takes it to the judge; without them its lease goes back."""
+        (drawn,) = await self.pool.sample([group.lease.prompt], min_version=min_version, draw="opponents")
+        if isinstance(drawn, Failure):
+            self.buffer.give_back(Failure(group.lease.index, group.lease.attempt, f"opponents: {drawn.reason}"))
+            self.pool.changed.notify()
+        elif self.buffer.release(group, time.monotonic()):
+            self._judging.put_nowait(replace(group, completions=group.completions + drawn.completions))
 
     async def _judge(self) -> None:
         while True:

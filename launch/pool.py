@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from actors.buffer import ReplayBuffer
 from actors.errors import RunError
-from actors.records import Failure, GeneratorStatus, Group, Lease, Prompt
+from actors.records import Draw, Failure, GeneratorStatus, Group, Lease, Prompt
 from launch.ports import GeneratorDeadError, GeneratorPort, GeneratorUnavailableError, Publication
 
 COLLECT_SECONDS = 2.0
@@ -22,7 +22,7 @@ COLLECT_SECONDS = 2.0
 READY_SECONDS = 120.0
 """Between two messages about a generator that has not answered since its start."""
 ASIDE_ATTEMPTS = 3
-"""Grants of one evaluation prompt before its silence fails the run."""
+"""Grants of one prompt outside the buffer before its silence is its answer."""
 
 
 E = TypeVar("E", bound=Exception)
@@ -102,6 +102,7 @@ class GeneratorPool:
         max_running: int,
         take_seconds: float,
         lease_seconds: float,
+        draw: Draw = "all",
         on_group: Callable[[Group], None],
         on_retire: Callable[[int], None],
         on_message: Callable[[str], None],
@@ -113,6 +114,8 @@ class GeneratorPool:
         self._max_running = max_running
         self._take_seconds = take_seconds
         self._lease_seconds = lease_seconds
+        self._draw = draw
+        """What training leases ask for."""
         self._on_group = on_group
         self._on_retire = on_retire
         self._on_message = on_message
@@ -121,7 +124,7 @@ class GeneratorPool:
         self._publications: dict[int, Publication] = {}
         self._taking: dict[int, int] = {}
         self._asides: list[Lease] = []
-        self._aside_results: dict[int, asyncio.Future[Group]] = {}
+        self._aside_results: dict[int, asyncio.Future[Group | Failure]] = {}
         self._next_aside = -1
         self._ended: list[GeneratorStatus] = []
 
@@ -157,18 +160,20 @@ class GeneratorPool:
         while max((member.version for member in self._members), default=-1) < version:
             await self._offered.wait()
 
-    async def sample(self, prompts: Sequence[Prompt], *, min_version: int) -> list[Group]:
-        """Completions of `prompts` outside the buffer, for evaluation; they go before training leases.
+    async def sample(
+        self, prompts: Sequence[Prompt], *, min_version: int, draw: Draw = "policy"
+    ) -> list[Group | Failure]:
+        """Completions of `prompts` outside the buffer, for evaluation or as opponents; they go before training leases.
 
         Returns:
-            One group per prompt, in order, every token of `min_version` or later.
+            One group per prompt, in order, every token of `min_version` or later; or why there is none.
         """
         leases = []
         for prompt in prompts:
-            leases.append(Lease(self._next_aside, 0, prompt, min_version, deadline=math.inf))
+            leases.append(Lease(self._next_aside, 0, prompt, min_version, deadline=math.inf, draw=draw))
             self._next_aside -= 1
         loop = asyncio.get_running_loop()
-        results = {lease.index: loop.create_future() for lease in leases}
+        results: dict[int, asyncio.Future[Group | Failure]] = {lease.index: loop.create_future() for lease in leases}
         self._aside_results.update(results)
         self._asides.extend(leases)
         self.changed.notify()
@@ -179,14 +184,10 @@ class GeneratorPool:
                 self._aside_results.pop(index, None)
 
     def expire(self) -> None:
-        """Takes back leases that are past their deadline, wherever they are.
-
-        Raises:
-            RunError: an evaluation prompt was granted as often as is allowed, and nothing came back.
-        """
+        """Takes back leases that are past their deadline, wherever they are."""
         now = self._clock()
         expired = set(self._buffer.expire(now))
-        asides = []
+        asides: list[Lease] = []
         for member in self._members:
             for key, lease in list(member.outstanding.items()):
                 if lease.index < 0 and lease.deadline <= now:
@@ -194,7 +195,8 @@ class GeneratorPool:
                 elif lease.index not in expired:
                     continue
                 del member.outstanding[key]
-        self._asides.extend(self._next_attempt(lease) for lease in asides if lease.index in self._aside_results)
+        for lease in asides:
+            self._again(lease)
         if expired or asides:
             self._on_message(
                 f"{len(expired) + len(asides)} leases passed their deadline and go back to be granted again"
@@ -278,11 +280,12 @@ class GeneratorPool:
             await member.port.submit(leases)
 
     def _deal(self) -> None:
-        """Grants what may be granted now, evaluation first, each lease to the generator that holds the fewest."""
+        """Grants what may be granted now, each lease to the generator that holds the fewest. What is sampled outside
+        the buffer goes first: the learner waits for opponents, and evaluations tell of a version that passes."""
         working = [member for member in self._members if member.working]
         room = sum(self._max_running - len(member.outstanding) for member in working)
         leases = self._take_asides(room)
-        leases += self._buffer.grant(room - len(leases), self._clock())
+        leases += self._buffer.grant(room - len(leases), self._clock(), self._draw)
         for lease in leases:
             member = min(working, key=lambda member: len(member.outstanding))
             member.outstanding[lease.index, lease.attempt] = lease
@@ -296,15 +299,20 @@ class GeneratorPool:
         deadline = self._clock() + self._lease_seconds
         return [replace(lease, deadline=deadline) for lease in taken]
 
-    def _next_attempt(self, lease: Lease) -> Lease:
+    def _again(self, lease: Lease) -> None:
+        """Grants an aside that was not answered in time once more, or gives it up."""
         attempt = lease.attempt + 1
-        if attempt == ASIDE_ATTEMPTS:
-            raise RunError(
-                f"an evaluation prompt had no answer, though it was given {attempt} times, for {self._lease_seconds:g} "
-                "s each; look at the generators' logs, raise replay.lease_seconds if they are only slow, then go on "
-                "with --resume"
-            )
-        return replace(lease, attempt=attempt)
+        if attempt < ASIDE_ATTEMPTS:
+            self._asides.append(replace(lease, attempt=attempt))
+            return
+        reason = f"no answer, though it was granted {attempt} times, for {self._lease_seconds:g} s each"
+        self._answer(lease.index, Failure(lease.index, lease.attempt, reason))
+
+    def _answer(self, index: int, item: Group | Failure) -> None:
+        # Absent: answered before by another generator, or whoever asked has given up.
+        result = self._aside_results.pop(index, None)
+        if result is not None and not result.done():
+            result.set_result(item)
 
     async def _collect(self, member: _Member) -> None:
         while True:
@@ -317,15 +325,12 @@ class GeneratorPool:
             lease = member.outstanding.pop((item.lease_index, item.attempt), None)
             if item.lease_index >= 0:
                 self._buffer.give_back(item)
-            elif lease is not None and item.lease_index in self._aside_results:
-                raise RunError(f"an evaluation prompt could not be generated: {item.reason}")
+            elif lease is not None:
+                self._answer(item.lease_index, item)
             return
         member.outstanding.pop((item.lease.index, item.lease.attempt), None)
         if item.lease.index < 0:
-            # Absent: answered before by another generator, or the evaluation was given up.
-            result = self._aside_results.pop(item.lease.index, None)
-            if result is not None and not result.done():
-                result.set_result(item)
+            self._answer(item.lease.index, item)
         elif self._buffer.generated(item):
             self._on_group(item)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from actors.records import Failure, GeneratorStatus, Group, Lease, Manifest, Pair
+from actors.records import Failure, Game, GeneratorStatus, Group, Lease, Manifest, Pair
 
 
 class GeneratorUnavailableError(Exception):
@@ -54,8 +54,10 @@ class JudgePort(Protocol):
 class LearnerPort(Protocol):
     """All ranks of the learner as one."""
 
-    async def update(self, pairs: Sequence[Pair]) -> Any:
-        """One optimizer step on the whole batch; returns `learner.engine.UpdateStats`."""
+    async def update(self, items: Sequence[Pair] | Sequence[Game], measure_step: bool = False) -> Any:
+        """One optimizer step on the whole batch; returns `learner.records.UpdateStats`.
+
+        `measure_step`: also measure what the step did to the policy, which costs forward passes."""
 
     async def export(self, version: int) -> Publication: ...
 

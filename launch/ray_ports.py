@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from actors.errors import RunError, UsageError, WeightMismatchError
-from actors.records import SENT_BY_LEARNER, Failure, GeneratorStatus, Group, Lease, Manifest, Pair
+from actors.records import SENT_BY_LEARNER, Failure, Game, GeneratorStatus, Group, Lease, Manifest, Pair
 from launch.ports import GeneratorDeadError, GeneratorUnavailableError, Publication
 
 JUDGE_ATTEMPTS = 3
@@ -186,8 +186,8 @@ class RayLearner:
         self._transport = transport
         self._generator_workers = generator_workers
 
-    async def update(self, pairs: Sequence[Pair]) -> Any:
-        return await self._all("update", ray.put(list(pairs)))
+    async def update(self, items: Sequence[Pair] | Sequence[Game], measure_step: bool = False) -> Any:
+        return await self._all("update", ray.put(list(items)), measure_step)
 
     async def export(self, version: int) -> Publication:
         manifest = await self._all("export", version)

@@ -130,9 +130,11 @@ def start_generators(config: RunConfig, model_dir: str) -> list[RayGenerator]:
             start_generator(
                 name,
                 model_dir=model_dir,
+                reference_dir=model_dir,
                 tokenizer=config.model.tokenizer,
                 generators=config.generators,
                 sampling=config.sampling,
+                opponent=config.opponent_drawn,
                 seed=config.seed + index,
                 transport=config.publication.transport,
                 gpus=generator_gpus(config),
@@ -201,6 +203,7 @@ def start_learner(config: RunConfig, model_dir: str, shared_memory: Path, failed
             publish_dir=str(shared_memory),
             failed_batches_dir=str(failed_batches),
             tokenizer_dir=config.model.tokenizer,
+            opponent=config.opponent,
         )
         for rank in range(learner.ranks)
     ]

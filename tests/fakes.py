@@ -14,6 +14,7 @@ from actors.records import (
     Canary,
     Completion,
     Failure,
+    Game,
     GeneratorStatus,
     Group,
     Judgement,
@@ -33,18 +34,31 @@ class FakePrompts:
 
 
 class FakeGenerator:
-    """A generator in this process: answers each lease after one turn of the event loop, at its current version."""
+    """A generator in this process: answers what it holds every `seconds`, at its current version.
 
-    def __init__(self, name: str, *, die_after: int | None = None, dead_for_good: bool = False) -> None:
+    A group has two completions of the policy. With `opponents`, as many of these too, where a lease asks for them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        seconds: float = 0.001,
+        opponents: int = 0,
+        die_after: int | None = None,
+        dead_for_good: bool = False,
+    ) -> None:
         self.name = name
+        self.answered: list[Lease] = []
         self.version = 0
         self.loads: list[int] = []
         self.deaths = 0
         self.loads_at_death: int | None = None
         self._held: list[Lease] = []
+        self._seconds = seconds
+        self._opponents = opponents
         self._die_after = die_after
         self._dead_for_good = dead_for_good
-        self._answered = 0
 
     async def ready(self) -> None:
         await asyncio.sleep(0)
@@ -53,15 +67,15 @@ class FakeGenerator:
         self._held.extend(leases)
 
     async def collect(self, timeout_seconds: float) -> list[Group | Failure]:
-        await asyncio.sleep(0.001)
-        if self._die_after is not None and self._answered >= self._die_after:
+        await asyncio.sleep(self._seconds)
+        if self._die_after is not None and len(self.answered) >= self._die_after:
             self._die_after, self._held, self.version = None, [], 0
             self.deaths, self.loads_at_death = self.deaths + 1, len(self.loads)
             raise (GeneratorDeadError if self._dead_for_good else GeneratorUnavailableError)(self.name)
         startable = [lease for lease in self._held if lease.min_version <= self.version]
         self._held = [lease for lease in self._held if lease.min_version > self.version]
-        self._answered += len(startable)
-        return [Group(lease, tuple(self._completion(k) for k in range(2))) for lease in startable]
+        self.answered += startable
+        return [Group(lease, self._completions(lease)) for lease in startable]
 
     async def take_weights(self, manifest: Manifest, chunks: Any) -> int:
         await asyncio.sleep(0.001)
@@ -72,8 +86,14 @@ class FakeGenerator:
     async def status(self) -> GeneratorStatus:
         return GeneratorStatus(self.name, self.version, 0, len(self._held), 0, 0.0, 0.0, 0.0)
 
-    def _completion(self, k: int) -> Completion:
-        return Completion((5 + k, 2), (-1.0, -0.5), (self.version, self.version), "x" * k, finished=True)
+    def _completions(self, lease: Lease) -> tuple[Completion, ...]:
+        players = 0 if lease.draw == "opponents" else 2
+        opponents = 0 if lease.draw == "policy" else self._opponents
+        versions = (self.version, self.version)
+        return tuple(
+            Completion((5 + k, 2), (-1.0, -0.5), versions, "x" * k, finished=True, opponent=k >= players)
+            for k in range(players + opponents)
+        )
 
 
 class FakeJudge:
@@ -104,14 +124,17 @@ class FakeLearner:
     """Counts what it is asked to do."""
 
     def __init__(self, update_seconds: float = 0.002) -> None:
-        self.batches: list[list[Pair]] = []
+        self.batches: list[list[Any]] = []
+        """Pairs or games."""
+        self.measured: list[bool] = []
         self.exported: list[int] = []
         self.retired: list[int] = []
         self._update_seconds = update_seconds
 
-    async def update(self, pairs: Sequence[Pair]) -> FakeStats:
+    async def update(self, items: Sequence[Pair] | Sequence[Game], measure_step: bool = False) -> FakeStats:
         await asyncio.sleep(self._update_seconds)
-        self.batches.append(list(pairs))
+        self.batches.append(list(items))
+        self.measured.append(measure_step)
         return FakeStats()
 
     async def export(self, version: int) -> Publication:
@@ -145,7 +168,7 @@ class FakeEngine:
     Tests set `break_next_step` or `refuse_next_load` to an exception; `load` of version 13 breaks the engine for good.
     """
 
-    def __init__(self, *_: Any, steps: int = 3) -> None:
+    def __init__(self, *_: Any, steps: int = 3, **__: Any) -> None:
         self.version = 0
         self.failure: Any = None
         self.break_next_step: Exception | None = None
@@ -153,15 +176,17 @@ class FakeEngine:
         self.aborted: list[str] = []
         self._steps = steps
         self._versions: dict[str, list[int]] = {}
+        self._opponents: set[str] = set()
 
     @property
     def busy(self) -> bool:
         return bool(self._versions)
 
-    def add(self, request_id: str, prompt_token_ids: Sequence[int]) -> None:
+    def add(self, request_id: str, prompt_token_ids: Sequence[int], opponent: bool = False) -> None:
         if not prompt_token_ids:
             raise UsageError("empty prompt")
         self._versions[request_id] = []
+        self._opponents |= {request_id} if opponent else set()
 
     def abort(self, request_ids: Sequence[str]) -> None:
         self.aborted.extend(request_ids)
@@ -174,7 +199,10 @@ class FakeEngine:
             versions.append(self.version)
         done = {name: v for name, v in self._versions.items() if len(v) == self._steps}
         self._versions = {name: v for name, v in self._versions.items() if name not in done}
-        return [(name, Completion((7,) * len(v), (-1.0,) * len(v), tuple(v), name, True)) for name, v in done.items()]
+        return [
+            (name, Completion((7,) * len(v), (-1.0,) * len(v), tuple(v), name, True, name in self._opponents))
+            for name, v in done.items()
+        ]
 
     def connect(self, init_info: dict[str, Any]) -> None: ...
 

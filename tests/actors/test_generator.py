@@ -4,18 +4,18 @@ import time
 import pytest
 import torch
 
-from actors.config import GeneratorConfig, SamplingConfig
+from actors.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.errors import RunError, UsageError, WeightMismatchError
-from actors.generator import Generator
-from actors.records import Canary, Failure, Group, Lease, Manifest, Prompt
+from actors.generator import Generator, requested_roles
+from actors.records import Canary, Draw, Failure, Group, Lease, Manifest, Prompt
 from actors.weights import canary_tokens
 from learner.config import PublicationConfig
 from learner.publisher import Publisher
 from tests.fakes import FakeEngine, tiny_llama
 
 
-def lease(index: int, *, min_version: int = 0, prompt: tuple[int, ...] = (1, 2)) -> Lease:
-    return Lease(index, 0, Prompt(f"p:{index}", prompt, "text"), min_version, deadline=1e9)
+def lease(index: int, *, min_version: int = 0, prompt: tuple[int, ...] = (1, 2), draw: Draw = "policy") -> Lease:
+    return Lease(index, 0, Prompt(f"p:{index}", prompt, "text"), min_version, deadline=1e9, draw=draw)
 
 
 def manifest(version: int) -> Manifest:
@@ -34,7 +34,8 @@ def generator(engine):
         model_dir="unused",
         generators=GeneratorConfig(max_running_prompts=2),
         sampling=SamplingConfig(completions_per_prompt=2),
-        make_engine=lambda *_: engine,
+        opponent=OpponentConfig(completions_per_prompt=3, max_staleness=0),
+        make_engine=lambda *_, **__: engine,
     )
     yield made
     made.close()
@@ -53,6 +54,53 @@ def test_each_lease_becomes_one_group_of_its_own_completions_in_order(generator)
     groups = {group.lease.index: group for group in collect(generator, 5)}
     assert sorted(groups) == [0, 1, 2, 3, 4]
     assert [c.text for c in groups[3].completions] == ["3.0.0", "3.0.1"]
+
+
+@pytest.mark.parametrize(
+    ("draw", "opponent"),
+    [
+        ("all", [False, False, True, True, True]),
+        ("policy", [False, False]),
+        ("opponents", [True, True, True]),
+    ],
+)
+def test_a_lease_gets_the_completions_that_it_asks_for_the_policy_s_before_the_opponents(generator, draw, opponent):
+    generator.submit([lease(-3, draw=draw), lease(1)])
+    (group,) = [group for group in collect(generator, 2) if group.lease.index == -3]
+    assert [completion.opponent for completion in group.completions] == opponent
+    assert [completion.text for completion in group.completions] == [f"-3.0.{k}" for k in range(len(opponent))]
+
+
+@pytest.mark.parametrize(
+    ("opponent", "count"),
+    [({}, 2), ({"kind": "self"}, 2), ({"kind": "mixture"}, 5), ({"kind": "weighted", "max_staleness": 1}, 5)],
+)
+def test_only_opponents_that_are_completions_of_their_own_are_part_of_everything(opponent, count):
+    roles = requested_roles(
+        SamplingConfig(completions_per_prompt=2), OpponentConfig(completions_per_prompt=3, **opponent)
+    )
+    assert len(roles["all"]) == count
+    assert sum(roles["all"]) == count - 2
+
+
+def test_the_engine_is_built_with_the_opponent_and_the_reference():
+    given = {}
+
+    def build(*arguments, **keywords):
+        given.update(keywords)
+        return FakeEngine()
+
+    opponent = OpponentConfig(kind="mixture", beta=0.5)
+    Generator(
+        "g",
+        model_dir="policy",
+        generators=GeneratorConfig(),
+        sampling=SamplingConfig(),
+        opponent=opponent,
+        reference_dir="start",
+        make_engine=build,
+    ).close()
+    assert given == {"opponent": opponent, "reference_dir": "start"}
 
 
 def test_no_more_leases_run_than_allowed(generator):
@@ -147,7 +195,7 @@ def test_weights_ordered_while_the_engine_fails_do_not_hang(generator, engine):
 
 
 def test_an_engine_that_cannot_be_built_raises_from_the_constructor():
-    def refuse(*_):
+    def refuse(*_, **__):
         raise UsageError("no such model")
 
     with pytest.raises(UsageError, match="no such model"):

@@ -12,8 +12,7 @@ import pytest
 
 from actors.buffer import ReplayBuffer
 from actors.config import ReplayConfig
-from actors.errors import RunError
-from actors.records import Canary, GeneratorStatus, Group, Judgement, Lease, Manifest, Prompt
+from actors.records import Canary, Failure, GeneratorStatus, Group, Judgement, Lease, Manifest, Prompt
 from launch import pool as pool_module
 from launch.pool import GeneratorPool
 from launch.ports import GeneratorDeadError, GeneratorUnavailableError, Publication
@@ -267,22 +266,64 @@ def test_answers_to_an_evaluation_that_was_given_up_are_ignored() -> None:
     _run(test)
 
 
-def test_an_evaluation_prompt_without_an_answer_is_given_again_and_at_last_fails_the_run() -> None:
+def test_a_prompt_outside_the_buffer_without_an_answer_is_granted_again_and_at_last_given_up() -> None:
     """They had no deadline: one lost answer held up the end of a run for ever."""
 
     async def test() -> None:
         a = Manual("a")
         pool = Pool(a, lease_seconds=10.0, prompts_per_update=1, max_attempts=9)
-        async with pool.running():
-            sampling = asyncio.create_task(pool.pool.sample(PROMPTS[:1], min_version=0))
+        async with pool.running() as running:
+            sampling = asyncio.create_task(pool.pool.sample(PROMPTS[:2], min_version=0))
+            await _until(lambda: len(_asides(a)) == 2)
+            a.answers.put_nowait(_answer(_asides(a)[1]))
             for attempt in range(3):
-                await _until(lambda attempt=attempt: len(_asides(a)) == attempt + 1)
+                await _until(lambda attempt=attempt: len(_asides(a)) == attempt + 2)
+                assert not sampling.done()
                 pool.now += 10.0
-                if attempt < 2:
-                    pool.pool.expire()
-            with pytest.raises(RunError, match=r"an evaluation prompt had no answer.*3 times.*replay\.lease_seconds"):
                 pool.pool.expire()
-            sampling.cancel()
+            failure, group = await sampling
+            assert failure == Failure(-1, 2, "no answer, though it was granted 3 times, for 10 s each")
+            assert group.lease.prompt == PROMPTS[1]
+            assert not running.done()
+
+    _run(test)
+
+
+def test_a_refused_prompt_outside_the_buffer_is_told_to_whoever_asked() -> None:
+    async def test() -> None:
+        a = Manual("a")
+        pool = Pool(a)
+        async with pool.running() as running:
+            sampling = asyncio.create_task(pool.pool.sample(PROMPTS[:2], min_version=0))
+            await _until(lambda: len(_asides(a)) == 2)
+            a.answers.put_nowait(Failure(-1, 0, "too long"))
+            a.answers.put_nowait(_answer(_asides(a)[1]))
+            failure, group = await sampling
+            assert failure == Failure(-1, 0, "too long")
+            assert group.lease.prompt == PROMPTS[1]
+            a.answers.put_nowait(Failure(-1, 0, "too long"))
+            await asyncio.sleep(0.005)
+            assert not running.done()
+
+    _run(test)
+
+
+def test_leases_ask_for_what_they_are_meant_to_draw() -> None:
+    async def test() -> None:
+        a = Manual("a")
+        pool = Pool(a, draw="policy", prompts_per_update=2)
+        async with pool.running():
+            for draw in ("policy", "opponents"):
+                sampling = asyncio.create_task(pool.pool.sample(PROMPTS[:1], min_version=0, draw=draw))
+                await _until(lambda draw=draw: _asides(a) and _asides(a)[-1].draw == draw)
+                a.answers.put_nowait(_answer(_asides(a)[-1]))
+                await sampling
+            await _until(lambda: len(a.leases) == 4)
+            assert [lease.draw for lease in a.leases if lease.index >= 0] == ["policy", "policy"]
+        default = Manual("b")
+        async with Pool(default, prompts_per_update=1).running():
+            await _until(lambda: default.leases)
+            assert default.leases[0].draw == "all"
 
     _run(test)
 

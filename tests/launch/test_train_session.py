@@ -44,8 +44,8 @@ class Learner(FakeLearner):
     async def load(self, checkpoint: Path) -> None:
         self.loaded.append(checkpoint)
 
-    async def update(self, pairs: Any) -> Stats:
-        await super().update(pairs)
+    async def update(self, items: Any, measure_step: bool = False) -> Stats:
+        await super().update(items, measure_step)
         if self.interrupt_at == len(self.batches):
             for number in self.signals:
                 os.kill(os.getpid(), number)
@@ -138,6 +138,24 @@ def test_an_interrupted_run_is_saved_and_goes_on_where_it_was(tmp_path: Path, ac
     assert first + second == list(range(24)), "every lease is trained exactly once over both parts"
     assert actors.learner.loaded == [tmp_path / "run" / "checkpoints" / "update-0000003"]
     assert _summary(tmp_path)["ledger"]["trained"] == 24
+
+
+def test_groups_that_waited_for_opponents_at_an_interrupt_are_granted_again(tmp_path: Path, actors: Actors) -> None:
+    settings = {
+        "learner": {"loss": {"kind": "nash_pg"}},
+        "opponent": {"max_staleness": 0},
+        "replay": {"prompts_per_update": 4, "max_staleness": 3},
+    }
+    actors.learner.interrupt_at, actors.generators = 2, [FakeGenerator("a", opponents=2)]
+    assert train.run_training(_config(tmp_path, **settings)) == 130
+    assert _summary(tmp_path)["ledger"]["in_flight"] >= 4, "S' = 0: none of the next update's groups has its opponents"
+
+    first = [game.lease_index for games in actors.learner.batches for game in games]
+    actors.learner, actors.generators = Learner(), [FakeGenerator("a", opponents=2)]
+    assert train.run_training(_config(tmp_path, **settings), resume=True) == 0
+    second = [game.lease_index for games in actors.learner.batches for game in games]
+    assert first + second == list(range(24)), "every lease is trained exactly once over both parts"
+    assert _summary(tmp_path)["ledger"]["dropped"] == {}
 
 
 def test_a_second_interrupt_ends_the_run_at_once_and_does_not_call_it_failed(tmp_path: Path, actors: Actors) -> None:

@@ -1,0 +1,111 @@
+"""What an update consumes: the last check of the bounds, and what is told of the data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from actors.buffer import Batch
+from actors.errors import RunError
+from actors.records import Game, Group, Judgement, Lease, Pair
+from launch.config import RunConfig
+from launch.consumption import Consumed, batch_metrics
+from launch.loop import Progress
+from tests.fakes import FakePrompts, group_of
+
+
+def config(kind: str, **settings) -> RunConfig:
+    base = {"model": {"path": "unused"}, "replay": {"max_staleness": 4}}
+    return RunConfig.model_validate({**base, "learner": {"loss": {"kind": kind}}, **settings})
+
+
+def group(index: int, players: tuple[int, ...], opponents: tuple[int, ...] = (), scores=None) -> Group:
+    """One completion of one token for each version; the judge's scores are 0, 1, 2, ... unless given."""
+    made = group_of(Lease(index, 0, FakePrompts().prompt(index), 0, 0.0), *[(v,) for v in players + opponents])
+    completions = tuple(replace(c, opponent=i >= len(players)) for i, c in enumerate(made.completions))
+    judgement = Judgement(scores or tuple(float(i) for i in range(len(completions))))
+    return replace(made, completions=completions, judgement=judgement)
+
+
+def batch(version: int, *groups: Group) -> Batch:
+    return Batch(version, version, groups, tuple(version - each.oldest_version for each in groups))
+
+
+FRESH = {"opponent": {"max_staleness": 1}}
+GAMES = batch(5, group(0, (2, 4), (5, 4)), group(1, (5, 5), (5, 5)))
+
+
+def test_a_loss_on_pairs_consumes_the_best_and_the_worst() -> None:
+    consumed = Consumed.of(batch(1, group(0, (0, 1, 1)), group(1, (1, 1), scores=(2.0, 2.0))), config("dpo"))
+    assert all(isinstance(item, Pair) for item in consumed.items)
+    assert [item.margin for item in consumed.items] == [2.0, 0.0]
+    assert (consumed.staleness, consumed.opponent_staleness, consumed.ties) == ((1, 0), (), 1)
+
+
+def test_a_loss_on_games_consumes_everything_and_tells_the_ages_of_both_sides() -> None:
+    consumed = Consumed.of(GAMES, config("nash_pg", **FRESH))
+    assert all(isinstance(item, Game) for item in consumed.items)
+    assert (consumed.staleness, consumed.opponent_staleness, consumed.ties) == ((3, 0), (1, 0), 0)
+
+
+def test_players_that_are_each_other_s_opponents_have_one_age() -> None:
+    consumed = Consumed.of(batch(3, group(0, (1, 2, 3, 3))), config("nash_pg"))
+    assert consumed.staleness == consumed.opponent_staleness == (2,)
+
+
+def test_missing_ends_are_replaced_as_the_judging_settings_say() -> None:
+    made = group(0, (0, 0))
+    unfinished = replace(made, completions=(made.completions[0], replace(made.completions[1], finished=False)))
+    for missing, scores in ((-3.0, (0.0, -3.0)), (None, (0.0, 1.0))):
+        (game,) = Consumed.of(batch(0, unfinished), config("reward_pg", judging={"missing_eos_score": missing})).items
+        assert isinstance(game, Game)
+        assert game.scores == scores
+
+
+@pytest.mark.parametrize("kind", ["dpo", "nash_pg", "reward_pg"])
+def test_a_group_over_the_bound_fails_the_run(kind: str) -> None:
+    with pytest.raises(RunError, match=r"a group of staleness 5 reached the learner, over replay\.max_staleness 4"):
+        Consumed.of(batch(5, group(0, (5, 5, 0, 5))), config(kind))
+
+
+def test_an_opponent_over_its_own_bound_fails_the_run_though_it_is_within_that_of_the_players() -> None:
+    stale = batch(5, group(0, (5, 5), (4, 3)))
+    with pytest.raises(RunError, match=r"an opponent of staleness 2 reached the learner, over opponent\.max_st.* 1"):
+        Consumed.of(stale, config("nash_pg", **FRESH))
+    Consumed.of(stale, config("nash_pg", opponent={"max_staleness": 2}))
+
+
+def test_metrics_of_games_tell_the_ages_of_players_and_opponents_and_know_no_ties() -> None:
+    consumed = Consumed.of(GAMES, config("nash_pg", **FRESH))
+    assert batch_metrics(GAMES, consumed) == {
+        "staleness_max": 3,
+        "staleness_mean": 1.5,
+        "opponent_staleness_max": 1,
+        "opponent_staleness_mean": 0.5,
+        "completion_tokens_mean": 1.0,
+        "finished_share": 1.0,
+        "score_mean": 1.5,
+    }
+
+
+def test_metrics_of_pairs_tell_the_share_of_ties_and_know_no_opponents() -> None:
+    tie, other = group(0, (0, 0), scores=(1.0, 1.0)), group(1, (0, 0))
+    consumed = Consumed.of(batch(0, tie, other), config("ipo"))
+    metrics = batch_metrics(batch(0, tie, other), consumed)
+    assert metrics["tie_share"] == 0.5
+    assert not any("opponent" in name for name in metrics)
+
+
+def test_a_loss_on_scores_alone_has_no_opponents_to_tell_the_age_of() -> None:
+    consumed = Consumed.of(batch(1, group(0, (0, 1))), config("reward_pg"))
+    assert consumed.opponent_staleness == ()
+    assert not any("opponent" in name for name in batch_metrics(batch(1, group(0, (0, 1))), consumed))
+
+
+def test_progress_counts_groups_by_the_age_of_players_and_of_opponents() -> None:
+    progress = Progress()
+    for _ in range(2):
+        progress.consume(GAMES, Consumed.of(GAMES, config("nash_pg", **FRESH)))
+    assert (progress.staleness, progress.opponent_staleness) == ({3: 2, 0: 2}, {1: 2, 0: 2})
+    assert (progress.groups, progress.tokens, progress.ties) == (4, 16, 0)
