@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from actors.config import GeneratorConfig, OpponentConfig, SamplingConfig
-from actors.engine import Engine
+from actors.engine import POLICY_ALONE, Engine
 from actors.errors import OffbeatError, RunError, UsageError
 from actors.records import Completion, Draw, Failure, GeneratorStatus, Group, Lease, Manifest
 from actors.weights import check_expected, expected_tensors
@@ -78,13 +78,14 @@ class Generator:
         seed: int = 0,
         transport: str = "shm",
         tokenizer: str | None = None,
-        opponent: OpponentConfig = OpponentConfig(),  # noqa: B008 (frozen)
+        opponent: OpponentConfig = POLICY_ALONE,
         reference_dir: str | Path | None = None,
         make_engine: Callable[..., EngineLike] = Engine,
     ) -> None:
         self._name = name
         self._model_dir = model_dir
         self._max_running = generators.max_running_prompts
+        self._with_average = opponent.kind == "ema"
         self._roles = requested_roles(sampling, opponent)
         self._build = lambda: make_engine(
             model_dir,
@@ -147,7 +148,7 @@ class Generator:
     def check_weights(self, manifest: Manifest) -> None:
         """Raises `WeightMismatchError` when the publication's names or shapes do not fit the model. For transports that
         cannot be refused once the transfer has begun."""
-        check_expected(manifest, expected_tensors(self._model_dir))
+        check_expected(manifest, expected_tensors(self._model_dir, with_reference=self._with_average))
 
     def connect_weights(self, init_info: dict[str, Any]) -> None:
         """Joins the learner's `nccl` or `ipc` transfer; returns when both have joined."""

@@ -3,11 +3,12 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from actors.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.errors import RunError, UsageError, WeightMismatchError
 from actors.generator import Generator, requested_roles
-from actors.records import Canary, Draw, Failure, Group, Lease, Manifest, Prompt
+from actors.records import Canary, Draw, Failure, Group, Lease, Manifest, Prompt, TensorRecord
 from actors.weights import canary_tokens
 from learner.config import PublicationConfig
 from learner.publisher import Publisher
@@ -101,6 +102,32 @@ def test_the_engine_is_built_with_the_opponent_and_the_reference():
         make_engine=build,
     ).close()
     assert given == {"opponent": opponent, "reference_dir": "start"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "published", "refused"),
+    [("mixture", ["a"], ["a", "reference.a"]), ("ema", ["a", "reference.a"], ["a"])],
+)
+def test_a_publication_is_checked_for_the_average_where_opponents_are_of_it(tmp_path, kind, published, refused):
+    save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+    generator = Generator(
+        "g",
+        model_dir=tmp_path,
+        generators=GeneratorConfig(),
+        sampling=SamplingConfig(),
+        opponent=OpponentConfig(kind=kind),
+        make_engine=FakeEngine,
+    )
+
+    def publication(names):
+        return Manifest(1, tuple(TensorRecord(name, (2,), "float32", "") for name in names), Canary((), ()), "nccl")
+
+    try:
+        generator.check_weights(publication(published))
+        with pytest.raises(WeightMismatchError, match=r"reference\.a"):
+            generator.check_weights(publication(refused))
+    finally:
+        generator.close()
 
 
 def test_no_more_leases_run_than_allowed(generator):
