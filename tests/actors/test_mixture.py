@@ -107,14 +107,21 @@ def pair(request, tmp_path_factory):
     return SimpleNamespace(policy=policy, reference=reference, llm=llm)
 
 
-def sample(llm, prompts, betas, **settings):
+def sample(llm, prompts, betas, *, tokens, **settings):
+    """One list of outputs for each prompt; `tokens` is how many each of them gets."""
     from vllm import SamplingParams
 
     from actors.mixture import BETA
 
     params = [
-        SamplingParams(ignore_eos=True, detokenize=False, extra_args=None if beta is None else {BETA: beta}, **settings)
-        for beta in betas
+        SamplingParams(
+            max_tokens=count,
+            ignore_eos=True,
+            detokenize=False,
+            extra_args=None if beta is None else {BETA: beta},
+            **settings,
+        )
+        for beta, count in zip(betas, tokens, strict=True)
     ]
     outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
     return [output.outputs for output in outputs]
@@ -123,10 +130,9 @@ def sample(llm, prompts, betas, **settings):
 def test_greedy_tokens_are_the_mixture_s_at_every_beta_of_one_batch(pair):
     prompts = random_prompts(2, 9, seed=1, shortest=9)
     asked = [(prompt, beta) for prompt in prompts for beta in BETAS]
+    outputs = sample(pair.llm, *zip(*asked, strict=True), tokens=[24] * len(asked), temperature=0.0)
     chosen = {}
-    for (prompt, beta), (output,) in zip(
-        asked, sample(pair.llm, *zip(*asked, strict=True), temperature=0.0, max_tokens=24), strict=True
-    ):
+    for (prompt, beta), (output,) in zip(asked, outputs, strict=True):
         tokens = prompt + list(output.token_ids)
         expected = mixture(pair.policy, pair.reference, beta, tokens).argmax(-1)[len(prompt) - 1 : -1]
         assert list(output.token_ids) == expected.tolist()
@@ -137,10 +143,11 @@ def test_greedy_tokens_are_the_mixture_s_at_every_beta_of_one_batch(pair):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_behaviour_log_prob_is_that_of_the_mixture_after_temperature(pair, temperature):
-    """Lengths differ, and four times as many requests as run together, so that rows of the batch move."""
+    """Lengths differ, and more requests are asked for than run together: rows of the batch come, go and move."""
     prompts = random_prompts(80, 20, seed=2)
-    betas = [BETAS[i * 7 % len(BETAS)] for i in range(len(prompts))]
-    outputs = sample(pair.llm, prompts, betas, temperature=temperature, max_tokens=12, logprobs=0)
+    betas = [BETAS[i % 7 % len(BETAS)] for i in range(len(prompts))]
+    lengths = [3 + i * 5 % 17 for i in range(len(prompts))]
+    outputs = sample(pair.llm, prompts, betas, tokens=lengths, temperature=temperature, logprobs=0)
     for prompt, beta, (output,) in zip(prompts, betas, outputs, strict=True):
         tokens = prompt + list(output.token_ids)
         expected = mixture(pair.policy, pair.reference, beta, tokens, temperature)[len(prompt) - 1 : -1]
@@ -162,7 +169,7 @@ def deviation(counts: torch.Tensor, log_probs: torch.Tensor) -> float:
 
 def test_first_tokens_are_drawn_from_the_mixture(pair):
     prompt = random_prompts(1, 9, seed=3)[0]
-    ((outputs),) = sample(pair.llm, [prompt], [0.5], temperature=1.0, max_tokens=1, n=DRAWS)
+    (outputs,) = sample(pair.llm, [prompt], [0.5], tokens=[1], temperature=1.0, n=DRAWS)
     counts = torch.bincount(torch.tensor([output.token_ids[0] for output in outputs]), minlength=VOCABULARY)
     assert counts.sum() == DRAWS
     assert deviation(counts, mixture(pair.policy, pair.reference, 0.5, prompt)[-1]) < 3.72  # p > 1e-4
@@ -175,7 +182,7 @@ def test_a_request_with_a_beta_that_is_no_weight_is_refused(pair):
 
     for beta in (1.5, -0.1, math.nan, "half", True):
         with pytest.raises(VLLMValidationError, match=r"must be a number from 0 \(the policy\) to 1 \(the reference\)"):
-            sample(pair.llm, [[2, 3]], [beta], max_tokens=1)
+            sample(pair.llm, [[2, 3]], [beta], tokens=[1])
 
 
 # The same inside Offbeat's engine.
