@@ -106,19 +106,15 @@ def train(
 
 @app.command()
 def demo(overrides: Overrides = None, output: Output = None) -> int:
-    """Trains in a small world of its own, from a supervised policy to a win rate. Minutes on CPU."""
-    run_config = _load("embedded", overrides, output)
-    if run_config.output is None:  # a demo never meets the one before it
-        from launch.rundir import next_free
+    """Two routes through a small world: a Bradley-Terry reward's, which can be exploited, and Nash-MD's. On CPU."""
+    from launch.demo import run_demo
 
-        run_config = run_config.model_copy(update={"output": str(next_free(run_config.directory))})
-
-    def run() -> int:
+    def train(config: RunConfig) -> int:
         from launch.train import run_training
 
-        return run_training(run_config)
+        return _run(config, lambda: run_training(config))
 
-    return _run(run_config, run)
+    return run_demo(overrides or [], output, train)
 
 
 @app.command(name="config")

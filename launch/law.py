@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from actors.records import Game
 from launch.config import RunConfig
@@ -28,15 +28,19 @@ class StalenessLaw:
     step_size: float
     """eta: learner's step in log-probs per unit of preference, at the peak learning rate."""
     frequency: float
-    """omega of the sampled preferences."""
+    """omega of the sampled preferences, an estimate that errs upwards (`stability.total_rotation`)."""
     largest_lag: float
-    """Policy versions; infinite where nothing rotates."""
+    """Policy versions; infinite where nothing rotates, negative where not even fresh opponents are stable."""
     bound: int
     """The run's own bound of opponents' staleness, in versions."""
 
     @property
     def kept(self) -> bool:
         return self.bound <= self.largest_lag
+
+    def figures(self) -> dict[str, float]:
+        """For `summary.json`; an infinite lag is left out."""
+        return {name: float(value) for name, value in asdict(self).items() if math.isfinite(value)}
 
     def describe(self) -> str:
         """One line for people."""
@@ -45,6 +49,11 @@ class StalenessLaw:
             f"tau {self.tau:g}, beta {self.beta:g}, measured step size {self.step_size:.3g} and rotation "
             f"{self.frequency:.3g}"
         )
+        if self.largest_lag < 0:
+            return (
+                f"warning: staleness law: not even fresh opponents are stable ({given}): the policy may cycle. Lower "
+                "learner.optimizer.lr, or raise learner.loss.tau or opponent.beta"
+            )
         if self.kept:
             return f"staleness law: opponents are stable up to {lag} ({given}); this run allows {self.bound}"
         return (
@@ -89,14 +98,14 @@ class LawProbe:
         """
         import numpy as np
 
-        from learner.stability import largest_stable_lag, sampled_rotation_frequency
+        from learner.stability import largest_stable_lag, total_rotation
 
         if self.law is not None or step_size is None or not math.isfinite(step_size) or lr <= 0.0:
             return None
         self._steps.append(step_size * self.config.learner.optimizer.lr / lr)
         players = len(games[0].players)
         tables = np.array([game.preferences for game in games])[:, :players, :players]
-        self._frequencies.append(sampled_rotation_frequency(tables))
+        self._frequencies.append(total_rotation(tables))
         if len(self._steps) < PROBES:
             return None
         tau, beta = self.config.learner.loss.tau, self.config.opponent.target_beta

@@ -12,15 +12,17 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from actors.buffer import Batch, ReplayBuffer
 from actors.errors import RunError
 from actors.opponents import OpponentDesk
-from actors.records import Failure, Group, Prompt, flatten
+from actors.records import Failure, Game, Group, Prompt, flatten
 from launch import evaluation
 from launch.config import RunConfig
 from launch.consumption import Consumed, batch_metrics
+from launch.exactness import ExactEvaluation
+from launch.law import PROBES, LawProbe
 from launch.pool import GeneratorPool
 from launch.ports import GeneratorPort, JudgePort, LearnerPort
 
@@ -29,8 +31,8 @@ JUDGING_TASKS = 2
 WATCH_SECONDS = 1.0
 MAX_EMPTY_UPDATES = 3
 """Updates in a row without a single group before the run fails: failures must not look like the end of the data."""
-FIRST_MEASURED_STEPS, MEASURED_STEPS_EVERY = 8, 50
-"""Updates of which the learner also measures the step, where the loss has an opponent."""
+MEASURED_STEPS_EVERY = 50
+"""Of the updates after the first ones, those whose step the learner also measures, where the loss has an opponent."""
 
 
 @dataclass
@@ -122,7 +124,11 @@ class TrainingLoop:
         on_watch: Callable[[TrainingLoop], None],
         on_checkpoint: Callable[[TrainingLoop], Awaitable[None]],
         on_message: Callable[[str], None],
+        exact: ExactEvaluation | None = None,
     ) -> None:
+        self.exact = exact
+        """Where the game is known."""
+        self.law = LawProbe(config)
         self.evaluation_set: EvaluationSet | None = None
         self.evaluation_tokens = 0
         self.config = config
@@ -249,15 +255,31 @@ class TrainingLoop:
         if not consumed.items:
             return
         has_opponent, update = self.config.learner.loss.has_opponent, batch.update
-        measured = has_opponent and (update < FIRST_MEASURED_STEPS or update % MEASURED_STEPS_EVERY == 0)
+        measured = has_opponent and (update < PROBES or update % MEASURED_STEPS_EVERY == 0)
         with progress.clock.spend("training"):
             stats = await self.learner.update(consumed.items, measure_step=measured)
         progress.stats = stats
         progress.skipped += stats.skipped
+        if has_opponent:
+            law = self.law.add(cast("Sequence[Game]", consumed.items), stats.step_size, stats.lr)
+            if law is not None:
+                self._on_message(law.describe())
         # Later updates of a version find the policy changed by the earlier ones.
         if max(batch.staleness) == 0 and batch.update % self.config.replay.updates_per_publish == 0:
             progress.log_ratio_max = max(progress.log_ratio_max or 0.0, stats.log_ratio_max)
-        self._on_update(progress, batch_metrics(batch, consumed) | progress.new_evaluation())
+        metrics = batch_metrics(batch, consumed) | progress.new_evaluation()
+        every = self.config.evaluation.exact_every_updates
+        if every and (self.buffer.updates % every == 0 or self.buffer.updates == self.config.updates):
+            metrics |= await self._measure_exactly()
+        self._on_update(progress, metrics)
+
+    async def _measure_exactly(self) -> dict[str, float]:
+        """Evaluates the policy by enumeration, where the game is known."""
+        if self.exact is None:
+            return {}
+        with self.progress.clock.spend("evaluating"):
+            figures = self.exact.measure(self.buffer.updates, await self.learner.exact_table())
+        return figures.metrics()
 
     async def _after_update(self) -> None:
         every = self.config.checkpoints.every_updates

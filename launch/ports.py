@@ -69,6 +69,9 @@ class LearnerPort(Protocol):
     ) -> list[tuple[list[float], list[float]]]:
         """Per-token log-probs (nats) of each (prompt, response) under policy and reference."""
 
+    async def exact_table(self) -> Any:
+        """Next-token log-probs [16, 259, 18] of the embedded world's policy (`learner.exact.ExactPolicy`)."""
+
     async def save(self, stage: Path) -> None: ...
 
     async def save_pretrained(self, directory: Path) -> None: ...

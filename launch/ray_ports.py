@@ -207,6 +207,9 @@ class RayLearner:
     async def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Any]:
         return await self._all("score", ray.put([(tuple(p), tuple(r)) for p, r in sequences]))
 
+    async def exact_table(self) -> Any:
+        return await self._all("exact_table")
+
     async def save(self, stage: Path) -> None:
         await self._all("save", str(stage))
 

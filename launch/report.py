@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Literal
+from typing import Any, Literal
 
 from actors.config import WORLD
 from launch.board import RunSnapshot
@@ -65,6 +65,18 @@ class Reporter:
             dropped=buffer.ledger()["dropped"],
         )
 
+    def _exact(self, loop: TrainingLoop) -> dict[str, Any]:
+        if loop.exact is None or not loop.exact.history:
+            return {}
+        last = loop.exact.history[-1]
+        return {
+            "exploitability": last.exploitability,
+            "exploitability_tail": loop.exact.tail(loop.buffer.updates),
+            "exact_kl": last.exact_kl,
+            "preference": last.preference,
+            "family_shares": last.family_shares,
+        }
+
     def summary(self, loop: TrainingLoop, *, judging_seconds: float, status: Status, error: str | None) -> Summary:
         """The run as it ended."""
         config, progress, buffer = self._config, loop.progress, loop.buffer
@@ -98,7 +110,12 @@ class Reporter:
             skipped_updates=progress.skipped,
             ledger=buffer.ledger(),
             judge=config.judging.judge.kind,
-            opponent="the SFT policy" if config.model.path == WORLD else "the starting policy",
+            opponent="the SFT policy" if config.prompts.source == WORLD else "the starting policy",
+            loss=config.learner.loss.kind,
+            opponent_bound=config.opponent.max_staleness if config.opponent_drawn.sampled else None,
+            opponent_staleness=Staleness.of(progress.opponent_staleness) if config.opponent_drawn.sampled else None,
+            staleness_law=None if loop.law.law is None else loop.law.law.figures(),
+            **self._exact(loop),
             win_rate=progress.win_rate,
             kl=progress.kl,
             log_ratio_max=progress.log_ratio_max,

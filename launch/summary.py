@@ -91,8 +91,28 @@ class Summary(_Record):
     log_ratio_max: float | None = None
     """Largest |log policy - log behaviour| of a token that met the very weights it was sampled with, nats: the engines'
     own gap. None where there was none."""
+    loss: str = ""
+    """`learner.loss.kind`."""
+    opponent_bound: int | None = None
+    """`opponent.max_staleness`, where opponents are drawn apart under a bound of their own."""
+    opponent_staleness: Staleness | None = None
+    """The same of opponents, where they are completions of their own. None elsewhere."""
     exploitability: float | None = None
-    """None where the game is not known."""
+    """max over answers y of P(y > policy) - 1/2, mean over prompts, by enumeration. None where the game is not known,
+    as are the next four."""
+    exploitability_tail: float | None = None
+    """Mean of the evaluations by enumeration over the last tenth of the updates."""
+    exact_kl: float | None = None
+    """KL(policy || reference) by enumeration, nats per completion."""
+    preference: float | None = None
+    """P(policy > reference) by enumeration, mean over prompts."""
+    family_shares: tuple[float, float, float] | None = None
+    """Intransitive task: probability of the family that the reference likes best, of the one that beats it, and of the
+    one that beats that, mean over prompts."""
+    staleness_law: dict[str, float] | None = None
+    """Largest stable staleness of opponents by this run's measured step size (docs/staleness.md). None elsewhere."""
+    routes: dict[str, dict[str, float | None]] | None = None
+    """The demo's routes side by side. None elsewhere."""
     versions: dict[str, str] = Field(default_factory=lambda: package_versions())
 
     def write(self, path: Path) -> None:
@@ -158,6 +178,11 @@ def _facts(summary: Summary) -> dict[str, str]:
     for role, seconds in summary.time_budget.items():
         facts[role] = _shares(seconds)
     facts["ledger"] = _ledger(summary.ledger)
+    if summary.opponent_staleness is not None:
+        bound = summary.opponent_bound if summary.opponent_bound is not None else summary.max_staleness_bound
+        facts["opponents"] = _staleness(summary.opponent_staleness, bound)
+    if summary.exploitability is not None:
+        facts["exact"] = _exact(summary)
     if summary.ties:
         facts["ties"] = f"{summary.ties:,} pairs"
     if summary.dropped_tokens:
@@ -175,6 +200,15 @@ def _staleness(staleness: Staleness, bound: int) -> str:
     pairs = sum(staleness.histogram.values())
     shares = ", ".join(f"{count / pairs:.0%} at {age}" for age, count in staleness.histogram.items())
     return f"max {staleness.max} of {bound} allowed, mean {staleness.mean:.2f} ({shares})"
+
+
+def _exact(summary: Summary) -> str:
+    """The evaluation by enumeration in one line."""
+    tail = f" (mean of the last tenth {summary.exploitability_tail:.3f})" if summary.exploitability_tail else ""
+    text = f"exploitability {summary.exploitability:.3f}{tail}"
+    if summary.preference is not None:
+        text += f", preferred to the reference {summary.preference:.3f}"
+    return text + (f" at KL {summary.exact_kl:.2f} nats" if summary.exact_kl is not None else "")
 
 
 def _shares(seconds: Mapping[str, float]) -> str:

@@ -26,6 +26,8 @@ from actors.records import Group
 from launch import wiring
 from launch.board import Board
 from launch.config import RunConfig
+from launch.exactness import ExactEvaluation
+from launch.law import announce
 from launch.loop import EvaluationSet, Progress, TrainingLoop, stage_name
 from launch.metrics import MetricsWriter
 from launch.report import Reporter, Status
@@ -121,7 +123,10 @@ class _Session:
             on_watch=lambda loop: self.board.update(self.reporter.snapshot(loop)),
             on_checkpoint=self._save,
             on_message=self.board.message,
+            exact=self._exact_evaluation(Path(model_dir)),
         )
+        if self.config.learner.loss.has_opponent:
+            self.board.message(announce(self.config))
         try:
             return asyncio.run(self._drive(loop))
         except (KeyboardInterrupt, asyncio.CancelledError):
@@ -217,6 +222,15 @@ class _Session:
         )
         self.reporter.sft_seconds = time.monotonic() - started
         return str(self.run_dir.start)
+
+    def _exact_evaluation(self, start: Path) -> ExactEvaluation | None:
+        """Where prompts and vocabulary are the embedded world's, the game is known."""
+        config, model = self.config, start / "config.json"
+        if config.prompts.source != WORLD or not config.evaluation.exact_every_updates or not model.is_file():
+            return None
+        if json.loads(model.read_text(encoding="utf-8")).get("vocab_size") != len(world.VOCABULARY):
+            return None
+        return ExactEvaluation(config.world.task, config.world.seed, start, config.sampling.temperature)
 
     def _on_update(self, progress: Progress, values: Mapping[str, float]) -> None:
         numbers = {key: float(value) for key, value in asdict(progress.stats).items() if isinstance(value, int | float)}

@@ -203,7 +203,7 @@ def start_learner(config: RunConfig, model_dir: str, shared_memory: Path, failed
             publish_dir=str(shared_memory),
             failed_batches_dir=str(failed_batches),
             tokenizer_dir=config.model.tokenizer,
-            opponent=config.opponent,
+            opponent=config.opponent_drawn,
         )
         for rank in range(learner.ranks)
     ]

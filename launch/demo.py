@@ -1,0 +1,208 @@
+"""The demo: one small world, two routes from the same start, and what each of them leaves open to exploit.
+
+In the embedded world's intransitive task every family of answers is beaten by another. A Bradley-Terry reward has to
+rank them all the same, and its optimum gives itself away; Nash-MD spreads out. Both routes are ordinary runs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from actors.errors import UsageError
+from actors.world import World
+from launch.board import clock
+from launch.config import RunConfig
+from launch.exactness import mean_shares
+from launch.rundir import next_free
+from launch.summary import Summary
+from launch.triangle import Curve, triangle_svg, triangle_text
+
+BRADLEY_TERRY, NASH_MD = "bradley-terry", "nash-md"
+DIRECTORY = Path("runs/demo")
+
+
+class Demo:
+    """Both routes below one directory.
+
+    Args:
+        routes: the runs' configurations, `bradley-terry` first; they must share world and model.
+        directory: of the demo; must not exist.
+        train: runs one configuration and returns its exit code.
+        console: where it prints.
+    """
+
+    def __init__(
+        self,
+        routes: dict[str, RunConfig],
+        directory: Path,
+        train: Callable[[RunConfig], int],
+        console: Console | None = None,
+    ) -> None:
+        if any(route.world.task != "intransitive" for route in routes.values()):
+            raise UsageError(
+                "the demo compares two routes on the embedded world's intransitive task, and world.task is set to "
+                "transitive; leave it out, or run `offbeat train embedded` for the transitive one"
+            )
+        self._routes = routes
+        self._directory = directory
+        self._train = train
+        self._console = console or Console(highlight=False)
+        self._started = time.monotonic()
+
+    def run(self) -> int:
+        """Trains, compares, writes `summary.json` and `triangle.svg`; returns the exit code of a route that did not
+        end with all its updates done, else 0."""
+        start = self._start()
+        targets = self._targets(start)
+        for name, route in self._routes.items():
+            self._say(f"\n{name}: {route.updates} updates")
+            model = route.model.model_copy(update={"path": str(start)})
+            changes: dict[str, Any] = {"output": str(self._directory / name), "model": model}
+            if name == BRADLEY_TERRY:
+                changes["learner"] = _with_tau(route, targets["bradley_terry_tau"])
+            code = self._train(route.model_copy(update=changes))
+            if code:
+                return code
+        self._compare(start, targets)
+        return 0
+
+    def _start(self) -> Path:
+        """The supervised policy that both routes start from."""
+        import os
+
+        from learner.sft import train_sft
+
+        world = next(iter(self._routes.values())).world
+        path = self._directory / "start"
+        self._say(f"supervised training of the world's policy: {world.sft_updates} updates")
+        report = train_sft(path, updates=world.sft_updates, seed=world.seed, threads=os.cpu_count() or 1)
+        self._say(f"{report.parameters:,} parameters, {report.loss:.2f} nats per answer, in {clock(report.seconds)}")
+        return path
+
+    def _targets(self, start: Path) -> dict[str, Any]:
+        """Where both routes should end, by enumeration, with the trained start as reference."""
+        from learner import equilibria, exact
+
+        route = self._routes[NASH_MD]
+        world = World("intransitive", route.world.seed)
+        reference = exact.load_policy(start, route.sampling.temperature)
+        mu, tau, beta = reference.probabilities, route.learner.loss.tau, route.opponent.target_beta
+        fixed_point = equilibria.nash_md_fixed_point(world, mu, tau, beta)
+        rival_tau = equilibria.bradley_terry_tau_at_kl(world, mu, fixed_point.kl)
+        rival = equilibria.bradley_terry_optimum(world, mu, rival_tau)
+        self._say(
+            f"exact targets: Nash-MD exploitability {fixed_point.exploitability:.3f} at KL {fixed_point.kl:.2f}; "
+            f"Bradley-Terry {rival.exploitability:.3f} at the same KL, with tau {rival_tau:.3f}"
+        )
+        return {
+            "world": world,
+            "reference": reference,
+            "bradley_terry_tau": rival_tau,
+            "exact": {BRADLEY_TERRY: rival, NASH_MD: fixed_point},
+        }
+
+    def _compare(self, start: Path, targets: dict[str, Any]) -> None:
+        from learner import exact
+
+        world, reference = targets["world"], targets["reference"]
+        summaries = {name: _summary(self._directory / name) for name in self._routes}
+        finals = {name: exact.load_policy(self._directory / name / "final") for name in self._routes}
+        duel = exact.expected_preference(finals[NASH_MD], finals[BRADLEY_TERRY], world)
+
+        table = Table(box=None, padding=(0, 3, 0, 0))
+        columns = ("", "exploitability", "KL to the start", "preferred to the start", "exact target")
+        for column in columns:
+            table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+        table.add_row("start (SFT)", f"{exact.exploitability(reference, world):.3f}", "0.00", "0.500", "")
+        for name, summary in summaries.items():
+            target = targets["exact"][name]
+            table.add_row(
+                name,
+                f"{_tail(summary):.3f}",
+                f"{summary.exact_kl:.2f}",
+                f"{summary.preference:.3f}",
+                f"{target.exploitability:.3f} at KL {target.kl:.2f}",
+            )
+        curves = [Curve(name, _trajectory(self._directory / name, mean_shares(reference))) for name in self._routes]
+        curves.append(Curve("start", [mean_shares(reference)]))
+        curves.append(Curve("Nash-MD, exact", [mean_shares(targets["exact"][NASH_MD])]))
+        figure = self._directory / "triangle.svg"
+        figure.write_text(triangle_svg(curves), encoding="utf-8")
+        self._write_summary(summaries, targets)
+
+        self._say("")
+        self._console.print(table)
+        self._say(f"nash-md is preferred to bradley-terry with probability {duel:.3f}")
+        self._say("")
+        self._say(triangle_text(curves))
+        self._say(_verdict(summaries))
+        self._say(f"{self._directory} has both runs, summary.json and {figure.name}; {clock(self._seconds())} in all")
+
+    def _write_summary(self, summaries: dict[str, Summary], targets: dict[str, Any]) -> None:
+        """The Nash-MD route's summary, with both routes' figures side by side."""
+        routes = {
+            name: {
+                "exploitability": _tail(summary),
+                "exact_kl": summary.exact_kl,
+                "preference": summary.preference,
+                "target_exploitability": targets["exact"][name].exploitability,
+                "target_kl": targets["exact"][name].kl,
+            }
+            for name, summary in summaries.items()
+        }
+        changes = {"name": "demo", "output": str(self._directory), "routes": routes, "wall_seconds": self._seconds()}
+        summaries[NASH_MD].model_copy(update=changes).write(self._directory / "summary.json")
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def _say(self, text: str) -> None:
+        self._console.print(Text(text), soft_wrap=True)
+
+
+def run_demo(overrides: Sequence[str], output: Path | None, train: Callable[[RunConfig], int]) -> int:
+    """Runs both routes with `overrides` on top of their presets; returns the exit code. `output` must be free."""
+    from launch.loading import load_config
+
+    directory = output if output is not None else next_free(DIRECTORY)
+    if directory.exists() and any(directory.iterdir()):
+        raise UsageError(f"output directory {directory} is not empty; choose another with --output DIR")
+    routes = {name: load_config(f"embedded-{name}", overrides) for name in (BRADLEY_TERRY, NASH_MD)}
+    return Demo(routes, directory, train).run()
+
+
+def _with_tau(route: RunConfig, tau: float) -> Any:
+    loss = route.learner.loss.model_copy(update={"tau": tau})
+    return route.learner.model_copy(update={"loss": loss})
+
+
+def _summary(directory: Path) -> Summary:
+    return Summary.model_validate_json((directory / "summary.json").read_text(encoding="utf-8"))
+
+
+def _tail(summary: Summary) -> float:
+    """Exploitability of a route's end: the mean over its last tenth, which a single evaluation is noisy around."""
+    value = summary.exploitability if summary.exploitability_tail is None else summary.exploitability_tail
+    assert value is not None
+    return value
+
+
+def _trajectory(directory: Path, start: tuple[float, float, float]) -> list[tuple[float, float, float]]:
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [start, *((line["family_0"], line["family_1"], line["family_2"]) for line in lines if "family_0" in line)]
+
+
+def _verdict(summaries: dict[str, Summary]) -> str:
+    rival, nash = (_tail(summaries[name]) for name in (BRADLEY_TERRY, NASH_MD))
+    return (
+        f"the best answer to bradley-terry wins {0.5 + rival:.0%} of the time, the best answer to nash-md "
+        f"{0.5 + nash:.0%}"
+    )
