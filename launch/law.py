@@ -103,7 +103,8 @@ class LawProbe:
         if self.law is not None or step_size is None or not math.isfinite(step_size) or lr <= 0.0:
             return None
         self._steps.append(step_size * self.config.learner.optimizer.lr / lr)
-        players = len(games[0].players)
+        # A rotation takes three: where there are two players, their opponents count as well.
+        players = len(games[0].players) if len(games[0].players) > 2 else None
         tables = np.array([game.preferences for game in games])[:, :players, :players]
         self._frequencies.append(total_rotation(tables))
         if len(self._steps) < PROBES:
