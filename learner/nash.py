@@ -14,6 +14,7 @@ w_i grad log pi(y_i) (A_i - baseline); A and all weights are constants.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,9 @@ from torch import Tensor
 
 from learner.config import CorrectionConfig, LossConfig
 from learner.losses import LossOutput
+
+LARGEST = 20.0
+"""Nats. Beyond e^20 a ratio is over any sensible cap, and a product of ratios might overflow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +59,28 @@ def importance_weights(log_ratio: Tensor, mask: Tensor, level: str, cap: float, 
     Truncation to `cap` from above is V-trace's (Espeholt et al. 2018, eq. 1); masking sets ratios outside [1/cap, cap]
     to 0.
     """
-    if level == "none":
-        return mask
-    exponent = log_ratio * mask
-    if level == "sequence":
-        exponent = exponent.sum(-1, keepdim=True).expand_as(mask)
-    # Beyond e^20 a ratio is far over any cap; unclamped it might overflow.
-    ratio = exponent.clamp(-20.0, 20.0).exp()
-    capped = ratio * ((ratio <= cap) & (ratio >= 1.0 / cap)) if beyond_cap == "mask" else ratio.clamp(max=cap)
-    return capped * mask
+    exponent = _exponent(log_ratio, mask, level)
+    ratio = exponent.clamp(-LARGEST, LARGEST).exp().clamp(max=cap)
+    return ratio * mask * ~_beyond(exponent, cap, beyond_cap) if beyond_cap == "mask" else ratio * mask
 
 
 def sequence_weights(token_weights: Tensor, mask: Tensor, level: str) -> Tensor:
-    """Weights [g, n] of whole completions from `importance_weights`: the product over tokens of token weights."""
+    """Weights [g, n] of whole completions from `importance_weights`: with `token` the product over tokens."""
     if level == "token":
-        return torch.where(mask > 0, token_weights, 1.0).prod(-1)
+        return torch.where(mask > 0, token_weights, 1.0).log().sum(-1).clamp(max=LARGEST).exp()
     return token_weights.amax(-1)
+
+
+def _exponent(log_ratio: Tensor, mask: Tensor, level: str) -> Tensor:
+    """Log of the uncapped weights of tokens [g, n, t]."""
+    if level == "none":
+        return torch.zeros_like(mask)
+    exponent = log_ratio * mask
+    return exponent if level == "token" else exponent.sum(-1, keepdim=True).expand_as(mask)
+
+
+def _beyond(exponent: Tensor, cap: float, beyond_cap: str) -> Tensor:
+    return (exponent.abs() if beyond_cap == "mask" else exponent) > math.log(cap)
 
 
 def roles(players: int, opponents: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
@@ -101,76 +111,71 @@ def game_loss(batch: GameBatch, config: LossConfig, correction: CorrectionConfig
       is charged with the log-ratios of tokens >= m only.
     * reward_pg: the same with v_i the judge's score: KL-regularised policy gradient; with `leave_one_out` it is RLOO
       (Ahmadian et al. 2024).
-    * online_ipo: mean over pairs of peers (i, l) of (h_i - h_l - (v_i - v_l) / tau)^2, h = log(pi / mu), whose fixed
-      point does not depend on how y_i and y_l were sampled (Zhou et al. 2025, arXiv 2503.08942, generalised IPO).
-    * ipo_md: mean over pairs of opponents of P (h_i - h_l - 1 / (2 tau))^2 + (1 - P) (h_l - h_i - 1 / (2 tau))^2, both
-      drawn from the mixture (Calandriello et al. 2024, "Human Alignment of Large Language Models through Online
-      Preference Optimisation", section 5).
+    * online_ipo: mean over pairs of peers (i, l) of w_i w_l (h_i - h_l - (v_i - v_l) / tau)^2, h = log(pi / mu), whose
+      fixed point does not depend on how y_i and y_l were sampled (Zhou et al. 2025, arXiv 2503.08942, generalised IPO).
+    * ipo_md: mean over pairs of opponents, drawn from the mixture or weighted by w'_i w'_j, of
+      P (h_i - h_j - 1 / (2 tau))^2 + (1 - P) (h_j - h_i - 1 / (2 tau))^2 (Calandriello et al. 2024, "Human Alignment of
+      Large Language Models through Online Preference Optimisation", section 5). With M > 0 players do not enter.
 
-    Metrics: `preference` mean v_i + 1/2; `kl` mean log(pi / mu) of a player, nats; `advantage_std`; effective sample
-    size and truncated share of both weights: `player_ess`, `player_truncated`, `opponent_ess`, `opponent_truncated`.
+    Metrics: `preference` mean v_i + 1/2; `kl` mean log(pi / mu), nats, of the players as they were sampled, so both
+    speak of pi where the players are fresh; `advantage_std`; and those of `_weight_metrics`.
+
+    Each completion needs its comparisons: K >= 2, without opponents of their own K >= 4, and M >= 2 for ipo_md.
     """
     mask = batch.mask.to(batch.policy.dtype)
-    g, n, _ = mask.shape
-    drawn = n - batch.players
-    against, peers = (table.to(mask) for table in roles(batch.players, drawn, mask.device))
-    detached = batch.policy.detach()
-    log_ratio = (detached - batch.reference) * mask
-    player_log = detached - batch.behaviour
-    opponent_log = batch.opponent - batch.behaviour
-    w = importance_weights(player_log, mask, correction.players, correction.player_cap, correction.beyond_cap)
-    w_opponent = sequence_weights(
-        importance_weights(opponent_log, mask, correction.opponents, correction.opponent_cap, correction.beyond_cap),
-        mask,
-        correction.opponents,
+    n = mask.shape[1]
+    against, peers = (table.to(mask) for table in roles(batch.players, n - batch.players, mask.device))
+    playing = (torch.arange(n, device=mask.device) < batch.players).to(mask)
+    if config.kind == "reward_pg":
+        peers = 1.0 - torch.eye(n, device=mask.device, dtype=mask.dtype)
+    peers = peers * playing * playing[:, None]
+
+    policy = batch.policy.detach()
+    log_ratio = (policy - batch.reference) * mask
+    w = importance_weights(
+        policy - batch.behaviour, mask, correction.players, correction.player_cap, correction.beyond_cap
     )
+    w_opponent = _opponent_weights(batch, mask, correction)
     if config.kind == "reward_pg":
         value = batch.scores.to(mask)
-        against, peers = against * 0.0, peers.new_ones(n, n) - torch.eye(n, device=mask.device, dtype=mask.dtype)
-        playing = torch.ones(n, device=mask.device, dtype=mask.dtype)
     else:
         value = _mean(w_opponent[:, None, :] * (batch.preferences.to(mask) - 0.5), against)
-        playing = (against.sum(-1) > 0).to(mask)
     advantage = value - config.tau * log_ratio.sum(-1)
 
     if config.kind == "online_ipo":
-        loss = _online_ipo(batch, value, w, peers * playing * playing[:, None], config.tau)
+        loss = _online_ipo(batch, value, sequence_weights(w, mask, correction.players), peers, config.tau)
     elif config.kind == "ipo_md":
-        loss = _ipo_md(batch, w_opponent, drawn, config.tau)
+        loss = _ipo_md(batch, w_opponent, config.tau)
     else:
-        charged = (
-            advantage[:, :, None]
-            if correction.kl == "sequence"
-            else (value[:, :, None] - config.tau * log_ratio.flip(-1).cumsum(-1).flip(-1))
-        )
-        baseline = _mean(advantage, peers * playing)[:, :, None] if correction.baseline == "leave_one_out" else 0.0
-        terms = w * (charged - baseline) * batch.policy * mask
-        loss = -(terms.sum(-1) * playing).sum(-1) / playing.sum()
+        baseline = _mean(advantage, peers) if correction.baseline == "leave_one_out" else torch.zeros_like(advantage)
+        to_go = log_ratio.flip(-1).cumsum(-1).flip(-1) if correction.kl == "reward_to_go" else log_ratio.sum(-1, True)
+        terms = w * ((value - baseline)[:, :, None] - config.tau * to_go) * batch.policy * mask
+        loss = -(terms.sum(-1) * playing).sum(-1) / batch.players
 
-    everyone = torch.ones(n, device=mask.device, dtype=mask.dtype)
-    opposing = everyone if not drawn else 1.0 - playing
     metrics = {
-        "preference": (value * playing).sum(-1) / playing.sum() + (0.0 if config.kind == "reward_pg" else 0.5),
-        "kl": (log_ratio.sum(-1) * playing).sum(-1) / playing.sum(),
-        "advantage_std": _std(advantage, playing),
-        "player_ess": _ess(_sequence_mean(w, mask), playing),
-        "player_truncated": _truncated(player_log, mask, correction.players, correction.player_cap, playing),
-        "opponent_ess": _ess(w_opponent, opposing),
-        "opponent_truncated": _truncated(opponent_log, mask, correction.opponents, correction.opponent_cap, opposing),
+        "preference": (value * playing).sum(-1) / batch.players + (0.0 if config.kind == "reward_pg" else 0.5),
+        "kl": (log_ratio.sum(-1) * playing).sum(-1) / batch.players,
+        "advantage_std": advantage[:, : batch.players].std(-1, correction=0),
+        **_weight_metrics(batch, mask, w, w_opponent, correction),
     }
-    return LossOutput(loss=loss, metrics={name: values.detach().expand(g) for name, values in metrics.items()})
+    return LossOutput(loss=loss, metrics=metrics)
 
 
-def _online_ipo(batch: GameBatch, value: Tensor, w: Tensor, peers: Tensor, tau: float) -> Tensor:
-    h = ((batch.policy - batch.reference) * batch.mask).sum(-1)
-    residual = h - value / tau
-    weights = _sequence_mean(w, batch.mask)
+def _opponent_weights(batch: GameBatch, mask: Tensor, correction: CorrectionConfig) -> Tensor:
+    """w' [g, n]."""
+    log_ratio = (batch.opponent - batch.behaviour).detach()
+    level, cap = correction.opponents, correction.opponent_cap
+    return sequence_weights(importance_weights(log_ratio, mask, level, cap, correction.beyond_cap), mask, level)
+
+
+def _online_ipo(batch: GameBatch, value: Tensor, weights: Tensor, peers: Tensor, tau: float) -> Tensor:
+    residual = ((batch.policy - batch.reference) * batch.mask).sum(-1) - value / tau
     squares = (residual[:, :, None] - residual[:, None, :]).square() * weights[:, :, None] * weights[:, None, :]
     return (squares * peers).sum((-1, -2)) / peers.sum()
 
 
-def _ipo_md(batch: GameBatch, w_opponent: Tensor, drawn: int, tau: float) -> Tensor:
-    first = batch.players if drawn else 0
+def _ipo_md(batch: GameBatch, w_opponent: Tensor, tau: float) -> Tensor:
+    first = batch.players if batch.players < w_opponent.shape[1] else 0
     h = ((batch.policy - batch.reference) * batch.mask).sum(-1)[:, first:]
     p = batch.preferences[:, first:, first:].to(h)
     weights = w_opponent[:, first:]
@@ -181,26 +186,40 @@ def _ipo_md(batch: GameBatch, w_opponent: Tensor, drawn: int, tau: float) -> Ten
     return (soft * others * weights[:, :, None] * weights[:, None, :]).sum((-1, -2)) / others.sum()
 
 
-def _sequence_mean(w: Tensor, mask: Tensor) -> Tensor:
-    return (w * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)
+def _weight_metrics(
+    batch: GameBatch, mask: Tensor, w: Tensor, w_opponent: Tensor, correction: CorrectionConfig
+) -> dict[str, Tensor]:
+    """Effective sample size (Kish: (sum w)^2 / (n sum w^2), a share) and share beyond the cap, [g] each.
+
+    `player_ess`, `player_truncated` and `opponent_truncated` are shares of tokens with level `token`, of completions
+    otherwise; `opponent_ess` is of completions, whose weights it is about. Without opponents of their own every
+    completion counts as one.
+    """
+    n, players = mask.shape[1], batch.players
+    metrics = {}
+    for role, chosen, level, cap, target in (
+        ("player", slice(0, players), correction.players, correction.player_cap, batch.policy.detach()),
+        (
+            "opponent",
+            slice(players if players < n else 0, n),
+            correction.opponents,
+            correction.opponent_cap,
+            batch.opponent.detach(),
+        ),
+    ):
+        exponent = _exponent(target - batch.behaviour, mask, level)[:, chosen]
+        # A completion counts as one, shared out among its tokens.
+        share = 1.0 if level == "token" else mask[:, chosen].sum(-1, keepdim=True).clamp(min=1.0)
+        counts = mask[:, chosen] / share
+        beyond = _beyond(exponent, cap, correction.beyond_cap)
+        metrics[f"{role}_truncated"] = (beyond * counts).sum((-1, -2)) / counts.sum((-1, -2))
+        if role == "player":
+            metrics["player_ess"] = _ess(w[:, chosen].flatten(1), counts.flatten(1))
+        else:
+            metrics["opponent_ess"] = _ess(w_opponent[:, chosen], torch.ones_like(w_opponent[:, chosen]))
+    return metrics
 
 
-def _std(values: Tensor, chosen: Tensor) -> Tensor:
-    mean = (values * chosen).sum(-1, keepdim=True) / chosen.sum()
-    return (((values - mean).square() * chosen).sum(-1) / chosen.sum()).sqrt()
-
-
-def _ess(weights: Tensor, chosen: Tensor) -> Tensor:
-    """Effective sample size as a share of the samples (Kish): (sum w)^2 / (n sum w^2)."""
-    total, squares = (weights * chosen).sum(-1), (weights.square() * chosen).sum(-1)
-    return total.square() / (chosen.sum() * squares).clamp(min=1e-30)
-
-
-def _truncated(log_ratio: Tensor, mask: Tensor, level: str, cap: float, chosen: Tensor) -> Tensor:
-    """Share of weights whose ratio is over `cap`: of tokens with `token`, else of completions."""
-    if level == "none":
-        return torch.zeros(mask.shape[0], device=mask.device, dtype=mask.dtype)
-    over = torch.log(torch.tensor(cap, dtype=mask.dtype, device=mask.device))
-    if level == "token":
-        return ((log_ratio > over) * mask * chosen[:, None]).sum((-1, -2)) / (mask * chosen[:, None]).sum((-1, -2))
-    return (((log_ratio * mask).sum(-1) > over) * chosen).sum(-1) / chosen.sum()
+def _ess(weights: Tensor, counts: Tensor) -> Tensor:
+    total, squares = (weights * counts).sum(-1), (weights.square() * counts).sum(-1)
+    return total.square() / (counts.sum(-1) * squares).clamp(min=1e-30)
