@@ -70,21 +70,24 @@ def nash_md_fixed_point(world: World, mu: Array, tau: float, beta: float) -> Equ
     return measured(world, _table(games, solutions), mu, tau)
 
 
-def bradley_terry_optimum(world: World, mu: Array, tau: float) -> Equilibrium:
-    """What RLHF with a reward model ends at: pi = mu exp(r / tau), normalised, r the Bradley-Terry fit on pairs of mu.
+def bradley_terry_optimum(world: World, mu: Array, tau: float, pairs: Array | None = None) -> Equilibrium:
+    """What RLHF with a reward model ends at: pi = mu exp(r / tau), normalised, r the Bradley-Terry fit.
 
-    Offline DPO on pairs of mu ends there too, with tau its beta (Rafailov et al. 2023, "Direct Preference
-    Optimization", eq. 4). Raises UsageError unless tau > 0.
+    The reward is fitted to pairs of outcomes drawn from `pairs` [16, 261], from mu if not given; with
+    `world.corpus_outcome_probabilities()` it is the reward of the judge `bradley_terry`. Offline DPO on the same pairs
+    ends there too, with tau its beta (Rafailov et al. 2023, "Direct Preference Optimization", eq. 4).
+
+    Raises UsageError unless tau > 0, and for pairs that lack a kind of outcome that mu has.
     """
-    return measured(world, _bradley_terry_table(_rewarded(world, mu), tau), mu, tau)
+    return measured(world, _bradley_terry_table(_rewarded(world, mu, pairs), tau), mu, tau)
 
 
-def bradley_terry_tau_at_kl(world: World, mu: Array, kl: float) -> float:
+def bradley_terry_tau_at_kl(world: World, mu: Array, kl: float, pairs: Array | None = None) -> float:
     """The tau at which `bradley_terry_optimum` has this KL (nats, mean over prompts): for comparisons at equal KL.
 
     Raises UsageError for a KL that no tau between 1e-3 and 1e3 gives; the error names the range.
     """
-    rewarded = _rewarded(world, mu)
+    rewarded = _rewarded(world, mu, pairs)
 
     def kl_at(tau: float) -> float:
         table = _bradley_terry_table(rewarded, tau)
@@ -120,6 +123,11 @@ class _Game:
         """[261] from a policy over kinds [k]: within a kind as mu has it."""
         return self.outcomes * np.append(pi / self.mu, 0.0)[self.kind]
 
+    def gathered(self, probabilities: Array) -> Array:
+        """[k] from a distribution over outcomes [261], of which those without a kind are left out."""
+        mass = np.bincount(self.kind, weights=probabilities, minlength=len(self.mu) + 1)[:-1]
+        return mass / mass.sum()
+
 
 def _games(world: World, mu: Array) -> list[_Game]:
     return [_game(world.preference_matrix(x), mu[x]) for x in range(PROMPTS)]
@@ -140,8 +148,10 @@ def _table(games: list[_Game], policies: list[Array]) -> Array:
     return np.stack([game.spread(pi) for game, pi in zip(games, policies, strict=True)])
 
 
-def _rewarded(world: World, mu: Array) -> list[tuple[_Game, Array]]:
-    return [(game, tabular.bradley_terry(game.preferences, game.mu)) for game in _games(world, mu)]
+def _rewarded(world: World, mu: Array, pairs: Array | None) -> list[tuple[_Game, Array]]:
+    sampled = mu if pairs is None else pairs
+    games = _games(world, mu)
+    return [(g, tabular.bradley_terry(g.preferences, g.gathered(sampled[x]))) for x, g in enumerate(games)]
 
 
 def _bradley_terry_table(rewarded: list[tuple[_Game, Array]], tau: float) -> Array:

@@ -10,7 +10,7 @@ import pytest
 
 from actors import world as world_module
 from actors.errors import UsageError
-from actors.judges.bradley_terry import fit_bradley_terry
+from actors.judges.bradley_terry import BradleyTerryJudge, fit_bradley_terry
 from actors.world import INVALID, PROMPTS, World
 from learner import exact
 from learner.equilibria import (
@@ -165,6 +165,18 @@ def test_where_the_preference_has_a_reward_the_optimum_is_its_exponential_tilt()
     weights = MU * np.exp(transitive.rewards / 0.5)
     expected = weights / weights.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(bradley_terry_optimum(transitive, MU, 0.5).probabilities, expected, atol=1e-10)
+
+
+def test_a_reward_may_be_fitted_on_pairs_of_another_policy_than_the_reference() -> None:
+    """Reference and pairs differ: the judge's reward, of the corpus, tilts a flatter reference."""
+    mu = 0.5 * TRAINED_ON + 0.5 / 261
+    rewards = BradleyTerryJudge("intransitive", 0).rewards
+    weights = mu * np.exp(rewards / 0.2)
+    expected = weights / weights.sum(axis=1, keepdims=True)
+    solution = bradley_terry_optimum(WORLD, mu, 0.2, pairs=TRAINED_ON)
+    np.testing.assert_allclose(solution.probabilities, expected, atol=1e-10)
+    assert np.abs(bradley_terry_optimum(WORLD, mu, 0.2).probabilities - expected).max() > 0.01
+    assert bradley_terry_tau_at_kl(WORLD, mu, solution.kl, pairs=TRAINED_ON) == pytest.approx(0.2, rel=1e-8)
 
 
 def test_outcomes_that_the_reference_never_says_stay_unsaid(nash_05: Equilibrium, bradley_terry: Equilibrium) -> None:
