@@ -91,8 +91,9 @@ class FakeGenerator:
         opponents = 0 if lease.draw == "policy" else self._opponents
         versions = (self.version, self.version)
         return tuple(
-            Completion((5 + k, 2), (-1.0, -0.5), versions, "x" * k, finished=True, opponent=k >= players)
-            for k in range(players + opponents)
+            Completion((5 + k, 2), (-1.0, -0.5), versions, "x" * k, finished=True, opponent=opponent)
+            for opponent, count in ((False, players), (True, opponents))
+            for k in range(count)
         )
 
 
@@ -116,8 +117,10 @@ class FakeJudge:
 @dataclass
 class FakeStats:
     loss: float = 0.5
+    lr: float = 1e-3
     skipped: bool = False
     log_ratio_max: float = 0.0
+    step_size: float | None = None
 
 
 class FakeLearner:
