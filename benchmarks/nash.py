@@ -86,7 +86,7 @@ def _start(directory: Path, seed: int) -> Path:
 
 def _targets(start: Path) -> dict[str, Any]:
     """Exact fixed points with this start as reference, at the presets' tau and beta."""
-    from actors.world import World
+    from actors.world import World, corpus_outcome_probabilities
     from launch.loading import load_config
     from learner import equilibria, exact
 
@@ -94,11 +94,12 @@ def _targets(start: Path) -> dict[str, Any]:
     world, reference = World("intransitive", 0), exact.load_policy(start)
     mu, tau, beta = reference.probabilities, config.learner.loss.tau, config.opponent.target_beta
     nash_md = equilibria.nash_md_fixed_point(world, mu, tau, beta)
-    rival_tau = equilibria.bradley_terry_tau_at_kl(world, mu, nash_md.kl)
+    pairs = corpus_outcome_probabilities()  # those that the judge's reward is fitted on
+    rival_tau = equilibria.bradley_terry_tau_at_kl(world, mu, nash_md.kl, pairs)
     named = {
         "nash_md": nash_md,
         "nash": equilibria.nash(world, mu, tau),
-        "bradley_terry": equilibria.bradley_terry_optimum(world, mu, rival_tau),
+        "bradley_terry": equilibria.bradley_terry_optimum(world, mu, rival_tau, pairs),
     }
     figures = ("exploitability", "kl", "preference", "regularised_gap")
     return {

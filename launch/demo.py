@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from actors.errors import UsageError
-from actors.world import World
+from actors.world import World, corpus_outcome_probabilities
 from launch.board import clock
 from launch.config import RunConfig
 from launch.exactness import mean_shares
@@ -96,8 +96,9 @@ class Demo:
         reference = exact.load_policy(start, route.sampling.temperature)
         mu, tau, beta = reference.probabilities, route.learner.loss.tau, route.opponent.target_beta
         fixed_point = equilibria.nash_md_fixed_point(world, mu, tau, beta)
-        rival_tau = equilibria.bradley_terry_tau_at_kl(world, mu, fixed_point.kl)
-        rival = equilibria.bradley_terry_optimum(world, mu, rival_tau)
+        pairs = corpus_outcome_probabilities()  # those that the judge's reward is fitted on
+        rival_tau = equilibria.bradley_terry_tau_at_kl(world, mu, fixed_point.kl, pairs)
+        rival = equilibria.bradley_terry_optimum(world, mu, rival_tau, pairs)
         self._say(
             f"exact targets: Nash-MD exploitability {fixed_point.exploitability:.3f} at KL {fixed_point.kl:.2f}; "
             f"Bradley-Terry {rival.exploitability:.3f} at the same KL, with tau {rival_tau:.3f}"

@@ -77,9 +77,9 @@ Policy = ExactPolicy | OutcomeTable
 
 @torch.no_grad()
 def exact_policy(model: PreTrainedModel, temperature: float = 1.0) -> ExactPolicy:
-    """The table of `model`, sampled at `temperature`, from one forward pass per prompt over its 216 longest prefixes.
+    """The table of `model`, sampled at `temperature`, from one forward pass over the tree of all prefixes.
 
-    Every shorter prefix is the beginning of a longer one, so its distribution comes with the same pass.
+    Every prefix sees its prompt and its own beginning alone, at the positions that it would have by itself.
 
     Raises UsageError when the model's vocabulary is not the world's.
     """
@@ -89,17 +89,33 @@ def exact_policy(model: PreTrainedModel, temperature: float = 1.0) -> ExactPolic
             f"exact evaluation needs a policy over the embedded world's {vocabulary} tokens, and this model has "
             f"{model.config.vocab_size}; evaluate it by sampling, or train one with `offbeat sft` on the world"
         )
-    leaves = torch.tensor(world_module.response_tokens()[LEVELS[MAX_SYMBOLS] : LEVELS[MAX_SYMBOLS + 1], :MAX_SYMBOLS])
-    table = np.empty((PROMPTS, PREFIXES, vocabulary))
-    for index in range(PROMPTS):
-        start = torch.tensor(world_module.prompt_token_ids(index)).expand(len(leaves), -1)
-        input_ids = torch.cat([start, leaves], dim=1).to(model.device)
-        logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=MAX_SYMBOLS + 1).logits
-        logprobs = torch.log_softmax(logits.double() / temperature, dim=-1).cpu().numpy()
-        for length in range(MAX_SYMBOLS + 1):
-            first_leaf_of_each = slice(None, None, SYMBOLS ** (MAX_SYMBOLS - length))
-            table[index, LEVELS[length] : LEVELS[length + 1]] = logprobs[first_leaf_of_each, length]
-    return ExactPolicy(table)
+    input_ids, positions, visible = (tensor.to(model.device) for tensor in _prefix_tree())
+    logits = model(
+        input_ids=input_ids, position_ids=positions, attention_mask=visible, use_cache=False, logits_to_keep=PREFIXES
+    ).logits
+    return ExactPolicy(torch.log_softmax(logits.double() / temperature, dim=-1).cpu().numpy())
+
+
+def _prefix_tree() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids [16, t] of each prompt and its prefixes, positions [1, t] and who sees whom [1, 1, t, t].
+
+    The prompt comes first, then the last symbol of each prefix but the empty one, which the prompt itself stands for.
+    """
+    prompts = torch.tensor([world_module.prompt_token_ids(index) for index in range(PROMPTS)])
+    start = prompts.shape[1]
+    symbols = torch.tensor([FIRST_SYMBOL + prefix[-1] for prefix in world_module.RESPONSES[1:]])
+    lengths = torch.tensor([len(prefix) for prefix in world_module.RESPONSES[1:]])
+    size = start + len(symbols)
+    visible = torch.zeros(size, size, dtype=torch.bool)
+    visible[:start, :start] = torch.ones(start, start).tril().bool()
+    visible[start:, :start] = True
+    for node in range(1, PREFIXES):
+        row, parent = start + node - 1, (node - 1) // SYMBOLS
+        if parent:
+            visible[row] |= visible[start + parent - 1]
+        visible[row, row] = True
+    positions = torch.cat([torch.arange(start), start - 1 + lengths])
+    return torch.cat([prompts, symbols.expand(PROMPTS, -1)], dim=1), positions[None], visible[None, None]
 
 
 def load_policy(directory: str | Path, temperature: float = 1.0) -> ExactPolicy:
