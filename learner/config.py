@@ -49,12 +49,12 @@ class CorrectionConfig(Settings):
     baseline: Literal["leave_one_out", "constant"] = Field(
         default="leave_one_out",
         description="leave_one_out: the mean advantage of the prompt's other players; constant: 1/2 (0 for reward_pg), "
-        "as in the paper, biased as soon as completions are stale",
+        "as in the paper, biased once completions are stale unless players are weighted",
     )
     kl: Literal["sequence", "reward_to_go"] = Field(
         default="sequence",
         description="log-ratio that a token's gradient is charged with: of the whole completion, or of the token and "
-        "those after it, which has less variance and is biased as soon as completions are stale",
+        "those after it, biased once completions are stale unless players are weighted",
     )
     players: Literal["none", "token", "sequence"] = Field(
         default="none", description="importance weights policy / behaviour of the players"
