@@ -33,10 +33,8 @@ def make_model(directory: Path, **settings: Any) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        initializer_range=0.2, **settings,
-    )  # fmt: skip
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(**{"vocab_size": VOCABULARY, "initializer_range": 0.2} | small | settings)
     LlamaForCausalLM(config).save_pretrained(directory)
     (directory / "tokenizer.json").write_text("{}")
     return directory
@@ -178,6 +176,50 @@ def _train(rank: int, world: int, port: int, directory: Path) -> None:
         torch.save(results, directory / "results.pt")
 
 
+GAME_SHAPES = {"weighted": (4, 0), "mixture": (3, 2), "ema": (3, 2)}
+"""Players and opponents of a game, by the opponents' kind."""
+GAME_STAGE = {"weighted": 1, "mixture": 3, "ema": 1}
+"""And the ZeRO stage."""
+
+
+def train_on_games(directory: Path, kind: str) -> dict[str, Any]:
+    """Two updates on games with opponents of `kind`, on the embedded world's vocabulary, and all that came of them."""
+    from actors.config import OpponentConfig
+    from learner.config import CorrectionConfig
+    from learner.engine import TrainEngine
+    from tests.learner.games import random_games
+
+    config = CONFIG.model_copy(
+        update={
+            "zero_stage": GAME_STAGE[kind],
+            "loss": LossConfig(kind="nash_pg", tau=0.1),
+            # With Adam's usual epsilon rounding decides where a weight goes whose gradient is next to nothing.
+            "optimizer": OPTIMIZER.model_copy(update={"eps": 1e-4}),
+            "correction": CorrectionConfig(opponents="token"),
+        }
+    )
+    opponent = OpponentConfig(kind=kind, beta=0.3, ema_decay=0.75)
+    engine = TrainEngine(directory / "world", config, TOTAL_UPDATES, TEMPERATURE, opponent=opponent)
+    states, stats = [engine.full_state()], []
+    for seed in range(2):
+        # Three games: one of two ranks has nothing to do in the last round.
+        games = random_games(seed, 3, *GAME_SHAPES[kind], vocabulary=18)
+        stats.append(engine.update(games, measure_step=True))
+        states.append(engine.full_state())
+    result = {"stats": stats, "states": states, "average": engine.average_state(), "exact": engine.exact_policy()}
+    engine._engine.destroy()
+    return result
+
+
+def _games(rank: int, world: int, port: int, directory: Path) -> None:
+    from learner.worker import _set_environment
+
+    _set_environment(CONFIG, rank, world, "127.0.0.1", port)
+    results = {kind: train_on_games(directory, kind) for kind in GAME_SHAPES}
+    if rank == 0:
+        torch.save(results, directory / "games.pt")
+
+
 def _crash(rank: int, world: int, port: int, directory: Path) -> None:
     """A refused write on rank 1, a good checkpoint, and a kill of rank 1 while it writes the next one."""
     from actors.errors import RunError
@@ -243,5 +285,5 @@ def _recover(rank: int, world: int, port: int, directory: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    scenarios = {"train": _train, "crash": _crash, "recover": _recover}
+    scenarios = {"train": _train, "games": _games, "crash": _crash, "recover": _recover}
     scenarios[sys.argv[5]](*(int(argument) for argument in sys.argv[1:4]), Path(sys.argv[4]))

@@ -6,8 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.errors import UsageError
-from actors.records import Completion, Pair
-from learner.batching import behaviour_logprobs, collate, filler, micro_batches, schedule, sequences_of, sum_by_sequence
+from actors.records import Completion, Game, Pair
+from learner.batching import (
+    behaviour_logprobs,
+    collate,
+    filler,
+    game_micro_batches,
+    game_sequences,
+    micro_batches,
+    pad_by_sequence,
+    schedule,
+    sequences_of,
+    sum_by_sequence,
+)
 
 
 def completion(tokens):
@@ -18,6 +29,13 @@ def completion(tokens):
 def pair(index, prompt, chosen, rejected, margin=1.0):
     """A pair of the given lengths whose tokens are all `index`."""
     return Pair(index, (index,) * prompt, completion([index] * chosen), completion([index] * rejected), margin)
+
+
+def game(index, prompt, *responses):
+    """A game of two players and the opponents that remain, of the given lengths, whose tokens are all `index`."""
+    completions = tuple(completion([index] * length) for length in responses)
+    n = len(completions)
+    return Game(index, (index,) * prompt, completions[:2], completions[2:], ((0.5,) * n,) * n, (0.0,) * n)
 
 
 def test_longest_come_first_and_each_micro_batch_pads_only_to_its_own_longest():
@@ -92,3 +110,28 @@ def test_an_empty_prompt_or_response_is_refused():
         collate([([], [1, 2])])
     with pytest.raises(UsageError, match="1 prompt and 0 response tokens"):
         collate([([1], [])])
+
+
+def test_a_game_s_completions_stay_together_and_all_count_towards_the_budget():
+    """Three sequences each: of length 5 (15 padded tokens) one game fits into 29, of length 3 three."""
+    games = [game(1, 1, 2, 1, 2), game(2, 2, 3, 1, 1), game(3, 1, 1, 1, 2), game(4, 1, 1, 2, 1)]
+    assert game_micro_batches(games, 0, 1, 29) == [[games[1]], [games[0], games[2], games[3]]]
+    assert [game_micro_batches(games, rank, 2, 1) for rank in range(2)] == [
+        [[games[1]], [games[2]]], [[games[0]], [games[3]]],
+    ]  # fmt: skip
+    assert game_micro_batches(games[:1], 1, 2, 1) == [[]]
+
+
+def test_a_game_s_opponents_follow_its_players():
+    games = [game(1, 1, 2, 1, 3), game(2, 2, 1, 1, 2)]
+    lengths = [(prompt[0], len(prompt), len(response)) for prompt, response in game_sequences(games)]
+    assert lengths == [(1, 1, 2), (1, 1, 1), (1, 1, 3), (2, 2, 1), (2, 2, 1), (2, 2, 2)]
+
+
+def test_padded_token_values_keep_their_order_and_pass_their_gradient_on():
+    values = torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True)
+    padded, mask = pad_by_sequence(values, torch.tensor([0, 0, 1, 2]), 3)
+    assert padded.tolist() == [[1.0, 2.0], [3.0, 0.0], [4.0, 0.0]]
+    assert mask.tolist() == [[True, True], [True, False], [True, False]]
+    (padded * torch.tensor([[1.0, 2.0], [3.0, 9.0], [4.0, 9.0]])).sum().backward()
+    assert values.grad.tolist() == [1.0, 2.0, 3.0, 4.0]

@@ -10,11 +10,22 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from actors.config import OpponentConfig
 from actors.errors import RunError, UsageError
-from learner.config import LossConfig, OptimizerConfig
+from learner.config import CorrectionConfig, LossConfig, OptimizerConfig
 from learner.losses import tie_loss
 from learner.schedules import learning_rate
-from tests.learner.ranks import CONFIG, TEMPERATURE, TOTAL_UPDATES, make_model, plain_learner, random_pairs, run_ranks
+from tests.learner.games import random_games
+from tests.learner.ranks import (
+    CONFIG,
+    TEMPERATURE,
+    TOTAL_UPDATES,
+    VOCABULARY,
+    make_model,
+    plain_learner,
+    random_pairs,
+    run_ranks,
+)
 
 STAGES = (0, 1, 2, 3)
 
@@ -50,11 +61,10 @@ def make_engine(directory, tmp_path):
     environment = dict(os.environ)
     engines = []
 
-    def make(model="model", **settings):
+    def make(model="model", opponent=OpponentConfig(), **settings):  # noqa: B008 (frozen)
         config = CONFIG.model_copy(update={"zero_stage": 2} | settings)
-        engine = TrainEngine(
-            directory / model, config, TOTAL_UPDATES, TEMPERATURE, failed_batches_dir=tmp_path / "failed"
-        )
+        arguments = (directory / model, config, TOTAL_UPDATES, TEMPERATURE)
+        engine = TrainEngine(*arguments, failed_batches_dir=tmp_path / "failed", opponent=opponent)
         engines.append(engine)
         return engine
 
@@ -292,6 +302,60 @@ def test_wrong_requests_are_refused_before_anything_is_loaded(make_engine, tmp_p
         TrainEngine(tmp_path / "empty", CONFIG, 1)
     with pytest.raises(RunError, match=r"gpus_per_rank is 1 but DeepSpeed chose the device 'cpu'"):
         TrainEngine(tmp_path / "empty", CONFIG.model_copy(update={"gpus_per_rank": 1.0}), 1)
+
+
+EMA = OpponentConfig(kind="ema", ema_decay=0.75)
+ON_GAMES = {"loss": LossConfig(kind="nash_pg"), "correction": CorrectionConfig(opponents="none")}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_average_is_checkpointed_and_stands_still_when_a_step_is_skipped(make_engine, tmp_path, dtype):
+    engine = make_engine(opponent=EMA, dtype=dtype, **ON_GAMES)
+    games = random_games(0, 3, 4, 0, VOCABULARY)
+    engine.update(games)
+    average = engine.average_state()
+    assert any(not torch.equal(average[name], tensor) for name, tensor in engine.full_state().items())
+    whole = engine._reference
+    engine._reference = lambda *inputs: whole(*inputs) * math.nan
+    assert engine.update(games, measure_step=True).step_size is None
+    engine._reference = whole
+    assert all(torch.equal(tensor, average[name]) for name, tensor in engine.average_state().items())
+
+    engine.save(tmp_path / "update-2")
+    other = make_engine(opponent=EMA, dtype=dtype, **ON_GAMES)
+    other.load(tmp_path / "update-2")
+    for each in (engine, other):
+        each.update(games)
+    ahead, resumed = engine.average_state(), other.average_state()
+    assert any(not torch.equal(tensor, average[name]) for name, tensor in ahead.items())
+    assert all(torch.equal(tensor, ahead[name]) for name, tensor in resumed.items())
+    assert {str(tensor.dtype) for tensor in ahead.values()} == {f"torch.{dtype}"}
+
+    (tmp_path / "update-2" / "deepspeed" / "average.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"average\.safetensors is missing: .*without opponent\.kind ema"):
+        other.load(tmp_path / "update-2")
+
+
+def test_small_changes_add_up_in_the_average_of_bfloat16_weights(make_engine):
+    """At a decay of 0.99 an update moves the average by 1% of 2^-7, far below bfloat16's grid of 2^-7 at 1."""
+    engine = make_engine(dtype="bfloat16", opponent=OpponentConfig(kind="ema", ema_decay=0.99), **ON_GAMES)
+    norm = engine.model.model.norm.weight
+    with torch.no_grad():
+        norm.add_(2.0**-7)
+    for _ in range(80):
+        engine._average.update(engine.model)
+    # 1 - 0.99^80 = 0.55 of the way is nearer to the next number of the grid than to 1.
+    assert torch.equal(engine.average_state()["model.norm.weight"], norm.detach())
+
+
+def test_an_average_under_zero_3_is_refused_naming_both_settings(make_engine):
+    with pytest.raises(UsageError, match=r"opponent\.kind ema .*learner\.zero_stage 3 .*set learner\.zero_stage to 2"):
+        make_engine(opponent=EMA, zero_stage=3)
+
+
+def test_a_policy_of_another_vocabulary_than_the_world_s_has_no_table(make_engine):
+    with pytest.raises(UsageError, match="18 tokens, and this model has 50"):
+        make_engine().exact_policy()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from transformers import Gemma2Config, GPT2Config, GraniteConfig, LlamaConfig
 from transformers.models.auto import AutoModelForCausalLM
 
 from actors.errors import UsageError
-from learner.logprobs import PolicyWithLogProbs, linear_logprobs
+from learner.logprobs import LogProbHead, Mixture, PolicyWithLogProbs, linear_logprobs, mixture_logprobs
 
 N, D, V = 37, 8, 23
 
@@ -90,6 +90,48 @@ def test_no_tensor_larger_than_chunk_times_vocabulary_exists_forward_or_backward
     assert largest.elements == chunk * vocabulary
 
 
+def head(weight, bias, chunk, scale, softcap):
+    linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    linear.weight.data = weight.float()
+    if bias is not None:
+        linear.bias.data = bias.float()
+    return LogProbHead(linear, chunk, scale, softcap)
+
+
+@pytest.mark.parametrize("chunk", [5, 512])
+@pytest.mark.parametrize("beta", [0.125, 0.7])
+@pytest.mark.parametrize(
+    ("with_bias", "scale", "softcap", "temperature"),
+    [(False, 1.0, None, 1.0), (True, 1.0, None, 0.7), (True, 2.0, 3.0, 1.4)],
+)
+def test_the_mixture_is_what_an_engine_samples_at_that_temperature(chunk, beta, with_bias, scale, softcap, temperature):
+    """The engine samples p ~ (pi^(1-b) mu^b)^(1/T) of the models at temperature 1; the learner divides both logits."""
+    sides, tables = [], []
+    for seed in range(2):
+        hidden, weight, bias, targets, _ = inputs(seed=seed)
+        bias = bias if with_bias else None
+        tokens = torch.arange(V).repeat(N)
+        logprobs = naive(hidden.repeat_interleave(V, 0), weight, bias, tokens, scale, softcap, 1.0)
+        tables.append(logprobs.view(N, V))
+        sides.append((hidden.float(), head(weight, bias, chunk, scale, softcap)))
+    powers = (tables[0].exp() ** (1.0 - beta) * tables[1].exp() ** beta) ** (1.0 / temperature)
+    expected = (powers / powers.sum(-1, keepdim=True)).log().gather(-1, targets[:, None])[:, 0]
+
+    (hidden, own), (other_hidden, other) = sides
+    ours = mixture_logprobs(hidden.requires_grad_(), own, targets, Mixture(beta, other_hidden, other), temperature)
+    assert torch.allclose(ours.double(), expected, atol=1e-5)
+    assert not ours.requires_grad
+
+
+def test_no_tensor_of_a_mixture_is_larger_than_chunk_times_vocabulary():
+    tokens, vocabulary, chunk = 400, 1000, 16
+    own, other = (head(torch.randn(vocabulary, D), None, chunk, 1.0, None) for _ in range(2))
+    hidden = torch.randn(tokens, D)
+    with LargestTensor() as largest:
+        mixture_logprobs(hidden, own, torch.zeros(tokens, dtype=torch.int64), Mixture(0.5, hidden, other))
+    assert largest.elements == chunk * vocabulary
+
+
 TINY = {"vocab_size": 50, "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
 MODELS = {
     "llama": LlamaConfig(**TINY, intermediate_size=64),
@@ -136,6 +178,26 @@ def test_completion_log_probs_and_gradients_equal_those_of_the_models_own_logits
     assert torch.allclose(ours.double(), expected, atol=1e-5)
     for name, parameter in model.named_parameters():
         assert torch.allclose(ours_grads[name], parameter.grad, atol=1e-4), name
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2 capped"])
+def test_a_forward_pass_with_a_mixture_gives_both_log_probs_at_their_positions(name):
+    model, other = build(name), build(name)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
+    ids = torch.tensor([[3, 7, 9, 11, 4]])
+    rows, columns, targets = torch.tensor([0, 0]), torch.tensor([2, 3]), torch.tensor([11, 4])
+    policy, reference = (PolicyWithLogProbs(each, chunk=1, temperature=0.7) for each in (model, other))
+    reference_logprobs, hidden = reference(ids, rows, columns, targets, with_hidden=True)
+    logprobs, mixed = policy(ids, rows, columns, targets, mixture=Mixture(0.25, hidden, reference.head))
+
+    pi, mu = ((each(input_ids=ids).logits[0, 2:4].double() / 0.7).log_softmax(-1) for each in (model, other))
+    expected = (0.75 * pi + 0.25 * mu).log_softmax(-1)
+    for ours, table in ((logprobs, pi), (reference_logprobs, mu), (mixed, expected)):
+        assert torch.allclose(ours.double(), table.gather(-1, targets[:, None])[:, 0], atol=1e-5)
+    assert logprobs.requires_grad
+    assert not hidden.requires_grad
 
 
 def test_the_check_refuses_a_model_whose_logits_are_transformed_in_an_unknown_way():

@@ -1,5 +1,6 @@
 """A learner rank as an actor sees it: publication, and checkpoints that outlive the death of a rank."""
 
+import os
 import signal
 
 import pytest
@@ -7,10 +8,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from actors.config import OpponentConfig
 from actors.records import TensorRecord
 from actors.weights import canary_tokens, fingerprint
 from learner import checkpoints
-from tests.learner.ranks import VOCABULARY, make_model, run_ranks
+from learner.config import LossConfig, PublicationConfig
+from learner.exact import load_policy
+from tests.learner.games import random_games
+from tests.learner.ranks import CONFIG, TEMPERATURE, VOCABULARY, free_port, make_model, run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +85,45 @@ def test_the_final_model_is_the_policy(directory, whole):
     written = load_file(directory / "final" / "model.safetensors")
     assert set(written) == set(whole)
     assert all(torch.equal(written[name], whole[name]) for name in whole)
+
+
+@pytest.fixture
+def lone_worker(tmp_path):
+    """The only rank, in this process, training on games against the average of past policies."""
+    environment = dict(os.environ)
+    from learner.worker import LearnerWorker
+
+    model_dir = str(make_model(tmp_path / "world", vocab_size=18))
+    worker = LearnerWorker(
+        CONFIG.model_copy(update={"loss": LossConfig(kind="nash_pg")}), PublicationConfig(transport="object_store"),
+        rank=0, world_size=1, master_addr="127.0.0.1", master_port=free_port(), model_dir=model_dir,
+        reference_dir=model_dir, total_updates=5, temperature=TEMPERATURE, publish_dir=str(tmp_path / "publish"),
+        opponent=OpponentConfig(kind="ema", ema_decay=0.5),
+    )  # fmt: skip
+    yield worker
+    worker.close()
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def test_a_publication_carries_the_average_beside_the_policy(lone_worker):
+    start = lone_worker._engine.full_state()
+    assert lone_worker.update(random_games(0, 3, 3, 2, vocabulary=18), measure_step=True).step_size is not None
+    policy = lone_worker._engine.full_state()
+    manifest = lone_worker.export(1)
+    chunks = [lone_worker.chunk(index) for index in range(lone_worker.chunk_count())]
+    published = {name: torch.from_numpy(array) for chunk in chunks for name, array in chunk.items()}
+    assert set(published) == set(policy) | {f"reference.{name}" for name in policy}
+    assert [record.name for record in manifest.tensors] == list(published)
+    for name, tensor in policy.items():
+        assert torch.equal(published[name], tensor)
+        assert torch.allclose(published[f"reference.{name}"], 0.5 * (start[name] + tensor), atol=1e-7)
+
+
+def test_the_exact_table_is_that_of_the_model_it_would_save(lone_worker, tmp_path):
+    lone_worker.update(random_games(1, 3, 3, 2, vocabulary=18))
+    table = lone_worker.exact_table()
+    lone_worker.save_pretrained(str(tmp_path / "saved"))
+    assert (table.shape, str(table.dtype)) == ((16, 259, 18), "float32")
+    expected = load_policy(tmp_path / "saved", TEMPERATURE).token_logprobs
+    assert table == pytest.approx(expected, abs=1e-5)

@@ -1,0 +1,337 @@
+"""Game updates against a slow computation in float64, alike on one and two ranks; and what each objective refuses."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from actors.config import OpponentConfig
+from actors.errors import UsageError
+from learner.batching import collate
+from learner.config import CorrectionConfig, LossConfig
+from learner.exact import exact_policy
+from learner.objectives import GameObjective, PairObjective, TokenLogProbs, game_batch, objective_of
+from tests.learner.games import mixed, of_model, random_games, sampled_near, slow_game
+from tests.learner.ranks import (
+    CONFIG,
+    GAME_SHAPES,
+    TEMPERATURE,
+    TOTAL_UPDATES,
+    VOCABULARY,
+    make_model,
+    random_pairs,
+    run_ranks,
+    train_on_games,
+)
+
+
+def perturbed(directory, source, seed):
+    """Another model near `source`: the policy after some training, say."""
+    model = AutoModelForCausalLM.from_pretrained(source)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+    model.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    path = tmp_path_factory.mktemp("games")
+    make_model(path / "model")
+    make_model(path / "world", vocab_size=18)
+    perturbed(path / "policy", path / "model", 1)
+    perturbed(path / "average", path / "model", 2)
+    return path
+
+
+@pytest.fixture(scope="module")
+def environment():
+    before = dict(os.environ)
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def engine(directory, environment):
+    """A policy that has moved from its reference; its step is replaced, so that every test meets the same weights."""
+    from learner.average import AveragePolicy
+    from learner.engine import TrainEngine
+
+    engine = TrainEngine(
+        directory / "policy",
+        CONFIG.model_copy(update={"zero_stage": 0}),
+        TOTAL_UPDATES,
+        TEMPERATURE,
+        directory / "model",
+        opponent=OpponentConfig(),
+    )
+    engine.own_average = AveragePolicy(engine._load(directory / "average"), 0.9)
+
+    def step():
+        engine.gradient = {name: p.grad.clone() for name, p in engine.model.named_parameters()}
+        engine._engine.zero_grad()
+        return True, 1.0
+
+    engine._step = step
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def models(directory):
+    """policy, reference and average in float64, as transformers loads them."""
+    paths = {"policy": "policy", "reference": "model", "average": "average"}
+    return {
+        name: AutoModelForCausalLM.from_pretrained(directory / path, dtype=torch.float64).eval()
+        for name, path in paths.items()
+    }
+
+
+def use(engine, loss, correction, opponent, micro_batch_tokens=60):
+    """Gives the engine other settings; its weights stay."""
+    settings = {"loss": loss, "correction": correction, "micro_batch_tokens": micro_batch_tokens}
+    engine.config = engine.config.model_copy(update=settings)
+    engine.opponent, engine._objective = opponent, objective_of(engine.config)
+    engine._average = None
+
+
+SPLIT, DRAWN = (4, 0), (3, 2)
+CASES = {
+    "nash_pg split": ("nash_pg", {}, "weighted", SPLIT),
+    "nash_pg drawn": ("nash_pg", {}, "mixture", DRAWN),
+    "nash_pg self": ("nash_pg", {"opponents": "token"}, "self", SPLIT),
+    "nash_pg reference": ("nash_pg", {"opponents": "token"}, "reference", DRAWN),
+    "nash_pg average": ("nash_pg", {"opponents": "token"}, "ema", DRAWN),
+    "nash_pg uncorrected": ("nash_pg", {"opponents": "none"}, "mixture", DRAWN),
+    "nash_pg of the paper": ("nash_pg", {"baseline": "constant", "kl": "reward_to_go"}, "mixture", DRAWN),
+    "nash_pg, weights of tokens": ("nash_pg", {"players": "token", "opponents": "token"}, "weighted", SPLIT),
+    "nash_pg, masked": (
+        "nash_pg", {"players": "sequence", "beyond_cap": "mask", "player_cap": 1.3, "opponent_cap": 1.3},
+        "mixture", DRAWN,
+    ),
+    "online_ipo split": ("online_ipo", {}, "weighted", SPLIT),
+    "online_ipo drawn": ("online_ipo", {"players": "sequence", "player_cap": 1.2}, "mixture", DRAWN),
+    "online_ipo, weights of tokens": ("online_ipo", {"players": "token"}, "weighted", SPLIT),
+    "ipo_md split": ("ipo_md", {}, "weighted", SPLIT),
+    "ipo_md drawn": ("ipo_md", {"opponents": "token", "opponent_cap": 1.1}, "mixture", DRAWN),
+    "reward_pg": ("reward_pg", {"players": "token"}, "weighted", SPLIT),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [60, 10_000])
+@pytest.mark.parametrize("case", CASES)
+def test_the_gradient_of_a_game_update_is_that_of_its_definition(engine, models, case, micro_batch_tokens):
+    """With 60 tokens most games are a micro-batch alone; with 10,000 all are padded together."""
+    kind, settings, opponent_kind, shape = CASES[case]
+    loss, correction = LossConfig(kind=kind, tau=0.2), CorrectionConfig(**settings)
+    policy, reference, average = (of_model(models[name], TEMPERATURE) for name in ("policy", "reference", "average"))
+    with torch.no_grad():
+        games = sampled_near(random_games(3, 4, *shape, vocabulary=VOCABULARY), reference, seed=4)
+    use(engine, loss, correction, OpponentConfig(kind=opponent_kind, beta=0.3), micro_batch_tokens)
+    engine._average = engine.own_average if opponent_kind == "ema" else None
+    # The moving average is not to move between cases.
+    engine.own_average.update = lambda model: None
+    stats = engine.update(games)
+
+    opponents = {"self": policy, "reference": reference, "ema": average}
+    opponent = opponents.get(opponent_kind, mixed(policy, reference, 0.3))
+    slow = [slow_game(game, policy, reference, opponent, loss, correction) for game in games]
+    models["policy"].zero_grad()
+    (sum(game.loss for game in slow) / len(slow)).backward()
+    largest = max(float(p.grad.abs().max()) for p in models["policy"].parameters())
+    for name, parameter in models["policy"].named_parameters():
+        assert torch.allclose(engine.gradient[name].double(), parameter.grad, rtol=0, atol=1e-5 * largest), name
+    assert stats.loss == pytest.approx(float(sum(game.loss for game in slow)) / len(slow), rel=1e-5, abs=1e-5)
+    assert stats.preference == pytest.approx(sum(game.preference for game in slow) / len(slow), abs=1e-5)
+    assert stats.kl == pytest.approx(sum(game.kl for game in slow) / len(slow), abs=1e-5)
+    deviations = [np.std(game.advantages) for game in slow]
+    assert stats.advantage_std == pytest.approx(np.mean(deviations), rel=1e-4)
+
+
+def test_the_opponent_s_ratio_is_of_the_mixture_as_it_is_at_the_update(engine, models):
+    """Of the opponents' tokens alone; the other ratios are of the players' tokens to the policy."""
+    policy, reference = (of_model(models[name], TEMPERATURE) for name in ("policy", "reference"))
+    games = random_games(5, 3, *DRAWN, vocabulary=VOCABULARY)
+    use(engine, LossConfig(kind="nash_pg"), CorrectionConfig(), OpponentConfig(kind="mixture", beta=0.4))
+    stats = engine.update(games)
+
+    def ratios(model, side):
+        with torch.no_grad():
+            return [
+                abs(float(model(game, completion)[t, token]) - completion.logprobs[t])
+                for game in games
+                for completion in getattr(game, side)
+                for t, token in enumerate(completion.token_ids)
+            ]
+
+    players = ratios(policy, "players")
+    assert stats.log_ratio_max == pytest.approx(max(players), rel=1e-5)
+    assert stats.log_ratio_mean == pytest.approx(sum(players) / len(players), rel=1e-5)
+    assert stats.opponent_log_ratio_max == pytest.approx(
+        max(ratios(mixed(policy, reference, 0.4), "opponents")), rel=1e-5
+    )
+    lengths = [len(g.prompt_token_ids) + len(c.token_ids) for g in games for c in g.completions]
+    assert (stats.games, stats.pairs, stats.ties, stats.tokens) == (3, 0, 0, sum(lengths))
+
+
+@pytest.mark.parametrize(
+    ("kind", "correction", "needs", "measured"),
+    [
+        ("nash_pg", CorrectionConfig(), True, True),
+        ("nash_pg", CorrectionConfig(opponents="none"), False, True),
+        ("reward_pg", CorrectionConfig(), False, False),
+    ],
+)
+def test_an_opponent_is_computed_and_measured_only_where_the_loss_reads_it(engine, kind, correction, needs, measured):
+    use(engine, LossConfig(kind=kind), correction, OpponentConfig(beta=0.5))
+    calls = []
+    mixture_logprobs, engine._mixture_logprobs = (
+        engine._mixture_logprobs,
+        lambda *inputs: calls.append(1) or mixture_logprobs(*inputs),
+    )
+    try:
+        stats = engine.update(random_games(6, 2, *SPLIT, vocabulary=VOCABULARY))
+    finally:
+        engine._mixture_logprobs = mixture_logprobs
+    assert bool(calls) == needs
+    assert (stats.opponent_log_ratio_max is not None) == needs
+    assert (stats.opponent_ess is not None) == measured
+    assert (stats.margin, stats.accuracy, stats.kl_chosen, stats.kl_rejected) == (None, None, None, None)
+
+
+def test_items_of_the_wrong_kind_and_games_of_two_shapes_are_refused(engine):
+    use(engine, LossConfig(kind="nash_pg"), CorrectionConfig(), OpponentConfig())
+    with pytest.raises(UsageError, match=r"loss\.kind nash_pg consumes games, and the batch holds a Pair"):
+        engine.update(random_pairs(0))
+    with pytest.raises(UsageError, match="needs at least one game"):
+        engine.update([])
+    games = random_games(0, 1, 4, 0, VOCABULARY) + random_games(0, 1, 3, 2, VOCABULARY)
+    with pytest.raises(UsageError, match=r"2 shapes \(players, opponents\): \[\(3, 2\), \(4, 0\)\]"):
+        engine.update(games)
+    use(engine, LossConfig(kind="dpo"), CorrectionConfig(), OpponentConfig())
+    with pytest.raises(UsageError, match=r"loss\.kind dpo consumes pairs, and the batch holds a Game"):
+        engine.update(games[:1])
+    with pytest.raises(UsageError, match=r"step size is measured on games.*dpo consumes pairs"):
+        engine.update(random_pairs(0), measure_step=True)
+
+
+def test_token_log_probs_find_their_place_in_the_padded_games():
+    """Two games of two players and an opponent; each token's policy log-prob here is its number in the batch."""
+    games = [
+        replace(game, prompt_token_ids=(1,) * (2 - i)) for i, game in enumerate(random_games(1, 2, 2, 1, VOCABULARY))
+    ]
+    objective = GameObjective(CONFIG.model_copy(update={"loss": LossConfig(kind="nash_pg")}))
+    batch = collate(objective.sequences(games))
+    numbers = torch.arange(1.0, len(batch.targets) + 1.0)
+    padded = game_batch(games, batch, TokenLogProbs(numbers, -numbers))
+    count = 0.0
+    for i, game in enumerate(games):
+        for j, completion in enumerate(game.completions):
+            length = len(completion.token_ids)
+            expected = [count + t + 1.0 for t in range(length)]
+            padding = [0.0] * (padded.mask.shape[-1] - length)
+            assert padded.policy[i, j].tolist() == expected + padding
+            assert padded.reference[i, j].tolist() == [-value for value in expected] + padding
+            assert padded.behaviour[i, j].tolist() == pytest.approx([*completion.logprobs, *padding])
+            assert padded.mask[i, j].tolist() == [1.0] * length + padding
+            count += length
+    assert padded.players == 2
+    assert torch.allclose(padded.preferences[1], torch.tensor(games[1].preferences))
+
+
+def test_pairs_are_counted_with_their_ties_whose_loss_is_constant():
+    objective = PairObjective(CONFIG.model_copy(update={"loss": LossConfig(kind="slic")}))
+    pairs = random_pairs(0)
+    assert objective.counts(pairs) == {"pairs": 7, "ties": 1}
+    assert objective.constant_loss(pairs) == 1.0
+
+
+# One rank and two
+
+
+@pytest.fixture(scope="module")
+def one_rank(directory, environment, engine):
+    """The last fixture to need the process group is the first that made it, so `engine` is among the arguments."""
+    return {kind: train_on_games(directory, kind) for kind in GAME_SHAPES}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(directory):
+    codes = run_ranks(directory, "games")
+    assert codes == [0, 0], (directory / "games-rank0.log").read_text()[-3000:]
+    return torch.load(directory / "games.pt", weights_only=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", GAME_SHAPES)
+def test_two_ranks_reach_the_parameters_and_figures_of_one(one_rank, two_ranks, kind):
+    """One rank is idle in the last round; the statistics are of all games, whoever computed them."""
+    one, two = one_rank[kind], two_ranks[kind]
+    for ours, theirs in zip(two["stats"], one["stats"], strict=True):
+        for field in ours.__dataclass_fields__:
+            if field not in ("seconds", "padded_tokens", "tokens"):  # the idle rank's stand-in is counted
+                expected = getattr(theirs, field)
+                near = expected if expected is None else pytest.approx(expected, rel=1e-3, abs=1e-5)
+                assert getattr(ours, field) == near, field
+    for name, tensor in two["states"][-1].items():
+        assert torch.allclose(tensor, one["states"][-1][name], atol=1e-5), name
+    assert np.allclose(two["exact"].token_logprobs, one["exact"].token_logprobs, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", GAME_SHAPES)
+def test_the_table_is_of_the_policy_s_present_weights_at_the_engine_s_temperature(one_rank, directory, kind):
+    result = one_rank[kind]
+    assert np.allclose(
+        result["exact"].token_logprobs,
+        exact_policy(loaded(directory, result["states"][-1]), TEMPERATURE).token_logprobs,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("kind", ["weighted", "mixture"])
+def test_the_step_size_is_the_slope_of_the_policy_s_change_on_the_advantages(one_rank, directory, kind):
+    """From the weights before and after each update: least squares with a constant of its own for each prompt."""
+    result = one_rank[kind]
+    reference = of_model(loaded(directory, result["states"][0]), TEMPERATURE)
+    loss, correction = LossConfig(kind="nash_pg", tau=0.1), CorrectionConfig(opponents="token")
+    for update, stats in enumerate(result["stats"]):
+        before, after = (of_model(loaded(directory, result["states"][update + i]), TEMPERATURE) for i in range(2))
+        above = below = 0.0
+        for game in random_games(update, 3, *GAME_SHAPES[kind], vocabulary=18):
+            with torch.no_grad():
+                opponent = mixed(before, reference, 0.3)
+                advantages = slow_game(game, before, reference, opponent, loss, correction).advantages
+                change = [
+                    float(
+                        (after(game, player) - before(game, player))[
+                            range(len(player.token_ids)), player.token_ids
+                        ].sum()
+                    )
+                    for player in game.players
+                ]
+            x, y = np.array(advantages) - np.mean(advantages), np.array(change) - np.mean(change)
+            above, below = above + float(x @ y), below + float(x @ x)
+        assert stats.step_size == pytest.approx(above / below, rel=1e-3)
+
+
+def test_the_average_follows_the_policy_by_its_decay_from_the_reference_on(one_rank):
+    result = one_rank["ema"]
+    start, first, second = result["states"]
+    for name, tensor in result["average"].items():
+        by_hand = 0.75 * (0.75 * start[name] + 0.25 * first[name]) + 0.25 * second[name]
+        assert torch.allclose(tensor, by_hand, atol=1e-7), name
+    assert set(result["average"]) == set(second)
+    assert one_rank["mixture"]["average"] == {}
+
+
+def loaded(directory, state):
+    model = AutoModelForCausalLM.from_pretrained(directory / "world", dtype=torch.float32).eval()
+    model.load_state_dict(state)
+    return model.double()
