@@ -136,7 +136,7 @@ class GameObjective:
     def __init__(self, config: LearnerConfig) -> None:
         self._loss, self._correction, self._tokens = config.loss, config.correction, config.micro_batch_tokens
         self.needs_opponent = self._loss.has_opponent and self._correction.opponents != "none"
-        self.metrics: tuple[str, ...] = ("preference", "kl", "advantage_std", "player_ess", "player_truncated")
+        self.metrics: tuple[str, ...] = ("preference", "kl_players", "advantage_std", "player_ess", "player_truncated")
         if self._loss.has_opponent:
             self.metrics += ("opponent_ess", "opponent_truncated")
 
@@ -169,7 +169,7 @@ class GameObjective:
             opponent_log_ratio = (games.opponent - games.behaviour)[:, first:][games.mask[:, first:] > 0]
         return Measured(
             output.loss,
-            output.metrics,
+            {**output.metrics, "kl_players": output.metrics["kl"]},  # `kl` is that of evaluations
             log_ratio,
             opponent_log_ratio,
             games.policy.detach()[:, :players].sum(-1),

@@ -55,7 +55,7 @@ class UpdateStats:
 
     preference: float | None = None
     """Games: mean weighted preference of a player over its opponents, 1/2 when even; `reward_pg`: mean score."""
-    kl: float | None = None
+    kl_players: float | None = None
     """Games: mean of log pi(y|x) - log mu(y|x) over players, nats per sequence."""
     advantage_std: float | None = None
     """Games: standard deviation of the players' advantages in a game."""
