@@ -201,3 +201,22 @@ def test_a_constructor_that_failed_is_told_in_its_own_words_on_one_line() -> Non
     assert ray_ports.reason(died) == said
     with pytest.raises(UsageError, match=r"the judge could not start: no tokenizer can be loaded from 'nope'"):
         asyncio.run(RayJudge(FakeActor(seconds=died)).ready())
+
+
+def test_an_update_enters_every_rank_with_its_items_and_whether_to_measure_the_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray, "put", lambda value: ("put", value))
+    calls: list[tuple[int, Any]] = []
+
+    class Rank:
+        def __init__(self, rank: int) -> None:
+            self.update, self._rank = self, rank
+
+        async def remote(self, *arguments: Any) -> str:
+            calls.append((self._rank, arguments))
+            return f"stats of rank {self._rank}"
+
+    learner = RayLearner([Rank(0), Rank(1)], "shm")
+    assert asyncio.run(learner.update(["item"], measure_step=True)) == "stats of rank 0"
+    assert calls == [(0, (("put", ["item"]), True)), (1, (("put", ["item"]), True))]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import ray
 
+from actors import remote
 from actors.errors import UsageError
 from launch import wiring
 from launch.config import ClusterConfig, RunConfig
@@ -67,3 +68,16 @@ def test_a_task_on_all_cores_fits_one_node_of_a_cluster(monkeypatch: pytest.Monk
     monkeypatch.setattr(ray, "get", lambda reference: reference)
     assert wiring.run_on_all_cores(print) == 8
     assert asked == [8]
+
+
+@pytest.mark.parametrize(("loss", "kind"), [("nash_pg", "mixture"), ("dpo", "self")])
+def test_generators_are_given_the_reference_and_the_opponent_that_the_loss_has_use_for(
+    loss: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(remote, "start_generator", lambda name, **settings: given.update(settings))
+    config = _config(learner={"loss": {"kind": loss}}, opponent={"kind": "mixture", "beta": 0.5})
+    (generator,) = wiring.start_generators(config, "start")
+    assert generator.name == "generator-0"
+    assert (given["model_dir"], given["reference_dir"], given["opponent"].kind) == ("start", "start", kind)
+    assert given["opponent"].sampled == (loss == "nash_pg")
