@@ -2,8 +2,8 @@
 
     p(v | prefix) proportional to (policy(v | prefix)^(1 - beta) reference(v | prefix)^beta)^(1 / T)
 
-Munos et al. 2023 (arXiv 2312.00886), section 7, is Nash-MD's mixture; T is the sampling temperature, applied after
-mixing. Every request brings its own beta, so one batch holds requests of the policy (none, or 0), of the reference (1)
+The mixture of Nash-MD at every prefix (Munos et al. 2023, "Nash Learning from Human Feedback", section 7); T is the
+sampling temperature, applied after mixing. Every request brings its own beta, so one batch holds requests of the policy (none, or 0), of the reference (1)
 and of mixtures. The engine gives the behaviour log-prob, that of p; the log-probs of the sampled tokens under policy
 and reference are recomputed by the learner, which has both.
 
