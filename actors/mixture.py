@@ -3,9 +3,9 @@
     p(v | prefix) proportional to (policy(v | prefix)^(1 - beta) reference(v | prefix)^beta)^(1 / T)
 
 The mixture of Nash-MD at every prefix (Munos et al. 2023, "Nash Learning from Human Feedback", section 7); T is the
-sampling temperature, applied after mixing. Every request brings its own beta, so one batch holds requests of the policy (none, or 0), of the reference (1)
-and of mixtures. The engine gives the behaviour log-prob, that of p; the log-probs of the sampled tokens under policy
-and reference are recomputed by the learner, which has both.
+sampling temperature, applied after mixing. Every request brings its own beta, so one batch holds requests of the policy
+(none, or 0), of the reference (1) and of mixtures. The engine gives the behaviour log-prob, that of p; the log-probs of
+the sampled tokens under policy and reference are recomputed by the learner, which has both.
 
 `GeometricMixtureForCausalLM` holds two models of one architecture with key-value caches of their own and returns the
 policy's logits; `MixtureLogitsProcessor` mixes the reference's into the rows that want it. Works without Offbeat, see
