@@ -3,7 +3,13 @@
     python -m benchmarks.trl_nash_md --trl-python DIR/bin/python [--rounds 3] [--new-tokens 64 512]
 
 TRL 1.13.0 is the last release with NashMDTrainer. It runs in a Python environment of its own (`trl_worker.py`); without
-`--trl-python` or TRL_PYTHON this program prints how to make one. Offbeat (`offbeat_worker.py`) is measured twice:
+`--trl-python` or TRL_PYTHON this program prints how to make one. It is measured twice:
+
+* TRL: with the key-value cache of its mixture model turned off, as its source intends;
+* TRL as released: under transformers 5 that cache stays on and is shared by both models, which is fast, and what is
+  sampled is no mixture of the two. Given for completeness.
+
+So is Offbeat (`offbeat_worker.py`):
 
 * sequential: weights published and loaded, completions sampled, judged, trained on, one after the other, on-policy like
   TRL. Whichever part works has all cores to itself.
@@ -13,12 +19,13 @@ TRL 1.13.0 is the last release with NashMDTrainer. It runs in a Python environme
 One step is the same work on all sides: N completions of the policy and N of the mixture, each of exactly the given
 length (no model here can end a sequence), judged by the same reward model; one optimizer step. TRL draws 1 + 1 for each
 of N prompts and Offbeat 2 + 2 for each of N / 2, because its leave-one-out baseline needs two.
-A round measures the three in turn; processes that wait use no core.
+A round measures all four in turn; processes that wait use no core.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -35,13 +42,14 @@ from typing import Any
 
 import numpy as np
 
-TRL, ACCELERATE = "1.13.0", "1.15.0"
+TRL_VERSION, ACCELERATE_VERSION = "1.13.0", "1.15.0"
 VOCABULARY = 128
 POSITIONS = 1024
 PROMPTS = 256
 """Different prompts; steps take them in turn."""
 DRAWS = 2
 """Completions of each role per prompt on Offbeat's side."""
+TRL, TRL_RELEASED = "TRL", "TRL as released"
 SEQUENTIAL, OVERLAPPED = "sequential", "overlapped"
 
 
@@ -105,7 +113,7 @@ def make_models(policy: Path, reward_model: Path) -> int:
 
 
 class Worker:
-    """One of the three that are compared, in a process of its own.
+    """One of the four that are compared, in a process of its own.
 
     Args:
         command: takes the setting as JSON for its last argument, then a number of steps from each line of its standard
@@ -154,9 +162,11 @@ class Worker:
 def measure_length(python: str, setting: Setting, steps: int, rounds: int, logs: Path) -> dict[str, Any]:
     """`rounds` rounds at one length, after one step of each side that is not timed."""
     half = max(1, setting.threads // 2)
+    trl = [python, str(Path(__file__).with_name("trl_worker.py"))]
     offbeat = [sys.executable, "-m", "benchmarks.offbeat_worker"]
     sides = {
-        "TRL": ([python, str(Path(__file__).with_name("trl_worker.py"))], setting),
+        TRL: ([*trl, "exact"], setting),
+        TRL_RELEASED: ([*trl, "released"], setting),
         SEQUENTIAL: ([*offbeat, SEQUENTIAL], setting),
         OVERLAPPED: ([*offbeat, OVERLAPPED], replace(setting, threads=half, engine_threads=half)),
     }
@@ -179,7 +189,7 @@ def measure_length(python: str, setting: Setting, steps: int, rounds: int, logs:
         "completions_per_step": 2 * setting.completions,
         "steps_per_round": steps,
         "threads": {
-            "TRL": setting.threads,
+            TRL: setting.threads,
             f"{SEQUENTIAL}, engine": setting.engine_threads,
             f"{SEQUENTIAL}, learner": setting.threads,
             f"{OVERLAPPED}, engine": half,
@@ -187,16 +197,16 @@ def measure_length(python: str, setting: Setting, steps: int, rounds: int, logs:
         },
         "rounds": results,
         "median": medians(results),
-        "versions": {"Offbeat's side": workers[SEQUENTIAL].ready, "TRL's side": workers["TRL"].ready},
+        "versions": {"Offbeat": workers[SEQUENTIAL].ready, TRL: workers[TRL].ready},
     }
 
 
 def medians(rounds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, float]:
     """Over rounds: samples per second of each side, and Offbeat's over TRL's of the same round."""
     values = {name: statistics.median(r[name]["samples_per_second"] for r in rounds) for name in rounds[0]}
-    for mode in (SEQUENTIAL, OVERLAPPED):
-        values[f"{mode} / TRL"] = statistics.median(
-            r[mode]["samples_per_second"] / r["TRL"]["samples_per_second"] for r in rounds
+    for mode, peer in itertools.product((SEQUENTIAL, OVERLAPPED), (TRL, TRL_RELEASED)):
+        values[f"{mode} / {peer}"] = statistics.median(
+            r[mode]["samples_per_second"] / r[peer]["samples_per_second"] for r in rounds
         )
     return {name: round(value, 3) for name, value in values.items()}
 
@@ -211,7 +221,7 @@ def trl_python(given: str | None) -> str:
         "outside of the repository, that sees the packages of this one:\n"
         f"    {sys.executable} -m venv DIR\n"
         f"    echo {sysconfig.get_path('purelib')} > DIR/lib/{directory}/site-packages/project.pth\n"
-        f"    DIR/bin/python -m pip install --no-deps trl=={TRL} accelerate=={ACCELERATE}\n"
+        f"    DIR/bin/python -m pip install --no-deps trl=={TRL_VERSION} accelerate=={ACCELERATE_VERSION}\n"
         "and give --trl-python DIR/bin/python, or set TRL_PYTHON to it."
     )
 
@@ -221,7 +231,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--trl-python", default=os.environ.get("TRL_PYTHON"), help="Python that has TRL")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--new-tokens", type=int, nargs="+", default=[64, 512], help="lengths")
-    parser.add_argument("--completions", type=int, nargs="+", default=[64, 32], help="N, for each length; even")
+    parser.add_argument("--completions", type=int, nargs="+", default=[64, 8], help="N, for each length; even")
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 1], help="timed steps per round, for each length")
     parser.add_argument("--prompt-tokens", type=int, default=16)
     parser.add_argument(

@@ -1,14 +1,15 @@
 """TRL's NashMDTrainer for `trl_nash_md.py`: paced step by step over standard input and output.
 
-    TRL_PYTHON benchmarks/trl_worker.py '{"model": ..., "reward_model": ..., "prompts": ..., ...}'
+    TRL_PYTHON benchmarks/trl_worker.py MODE '{"model": ..., "reward_model": ..., "prompts": ..., ...}'
 
-Runs under a Python that has TRL and must not know Offbeat. The argument is a `trl_nash_md.Setting`. Each line of
-standard input is a number of optimizer steps; each is answered by one line of JSON with their seconds. The end of
-standard input ends the training.
+MODE is `exact`, or `released` for TRL as it is; see `UncachedMixture`. The last argument is a `trl_nash_md.Setting`.
+Each line of standard input is a number of optimizer steps; each is answered by one line of JSON with their seconds. The
+end of standard input ends the training. Runs under a Python that has TRL and must not know Offbeat.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
@@ -29,7 +30,7 @@ from transformers import (
     AutoTokenizer,
     TrainerCallback,
 )
-from trl.experimental.nash_md import NashMDConfig, NashMDTrainer
+from trl.experimental.nash_md import NashMDConfig, NashMDTrainer, nash_md_trainer
 
 
 class Pacer(TrainerCallback):
@@ -67,6 +68,20 @@ class Pacer(TrainerCallback):
         self._answers.flush()
 
 
+class UncachedMixture(nash_md_trainer.GeometricMixtureWrapper):
+    """Samples from the mixture.
+
+    TRL 1.13.0 turns the key-value cache off where transformers 5 does not look: `generate` makes one all the same, both
+    models write their keys and values into it, and what is sampled is no mixture of the two. The policy's own
+    completions keep their cache.
+    """
+
+    def generate(self, *args: Any, generation_config: Any, **kwargs: Any) -> Any:
+        uncached = copy.deepcopy(generation_config)
+        uncached.use_cache = False
+        return super().generate(*args, generation_config=uncached, **kwargs)
+
+
 class Sampled(NashMDTrainer):
     """Checks that completions have exactly the length that is measured; otherwise TRL's own."""
 
@@ -79,7 +94,10 @@ class Sampled(NashMDTrainer):
 
 
 def main() -> None:
-    setting = json.loads(sys.argv[1])
+    mode, text = sys.argv[1:]
+    setting = json.loads(text)
+    if mode == "exact":
+        nash_md_trainer.GeometricMixtureWrapper = UncachedMixture
     # Answers alone on standard output: what libraries print goes to the log.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
