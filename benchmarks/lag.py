@@ -1,0 +1,237 @@
+"""Which correction bears how much staleness: Nash-MD on the intransitive task at an exact lag, without a system around.
+
+    python -m benchmarks.lag [ROW ...] [--updates 400] [--output benchmarks/results/lag.json]
+
+The policy of update u is trained on completions that the policy of update u - LAG sampled (of update 0 before that).
+Losses are the product's (`learner.nash`), on a language model with AdamW; sampling is from the exact table of the
+policy (`learner.exact`), so the lag is exact and no time is spent on engines. What whole runs of the system do is
+measured by `benchmarks.nash`. One thread per row; `--list` prints the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from actors import world as world_module
+from actors.world import PROMPTS, SYMBOLS, World
+from learner import exact
+from learner.config import CorrectionConfig, LossConfig
+from learner.nash import GameBatch, game_loss
+
+TOKENS = world_module.MAX_NEW_TOKENS
+PUBLISHED = {"baseline": "constant", "kl": "reward_to_go", "opponents": "none"}
+"""Nash-MD-PG's estimator as published."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting. `fresh`: lag of opponents drawn apart; None splits the players."""
+
+    lag: int
+    correction: dict[str, Any] = field(default_factory=dict)
+    fresh: int | None = None
+    beta: float = 0.125
+    kind: str = "nash_pg"
+
+
+ROWS = {
+    "lag-0": Row(0),
+    "lag-0-published": Row(0, PUBLISHED, beta=0.0),
+    "lag-16": Row(16),
+    "lag-64": Row(64),
+    "lag-64-published": Row(64, PUBLISHED, beta=0.0),
+    "lag-64-unweighted": Row(64, {"opponents": "none"}),
+    "lag-64-reward-to-go": Row(64, {"kl": "reward_to_go"}),
+    "lag-64-cap-10": Row(64, {"opponent_cap": 10.0}),
+    "lag-64-weighted-players": Row(64, {"players": "sequence"}),
+    "lag-64-token-players": Row(64, {"players": "token", "kl": "reward_to_go"}),
+    "lag-64-fresh": Row(64, fresh=0),
+    "lag-64-fresh-1": Row(64, fresh=1),
+    "lag-64-fresh-online-ipo": Row(64, fresh=0, kind="online_ipo"),
+}
+
+
+class Experiment:
+    """One row, from the starting policy in `start`."""
+
+    def __init__(self, row: Row, start: Path, arguments: argparse.Namespace) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.row, self.arguments = row, arguments
+        self.world = World("intransitive", 0)
+        self.preferences = np.stack([self.world.preference_matrix(x) for x in range(PROMPTS)])
+        self.model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32).eval()
+        self.reference = exact.exact_policy(self.model)
+        self.tables = [self.reference.token_logprobs]
+        self.rng = np.random.default_rng(arguments.seed)
+        self.order = np.array([], dtype=int)
+        self.loss = LossConfig.model_validate({"kind": row.kind, "tau": arguments.tau})
+        self.correction = CorrectionConfig.model_validate(row.correction)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=arguments.lr, betas=(0.9, 0.95), weight_decay=0.0, foreach=True
+        )
+
+    def run(self) -> dict[str, Any]:
+        started, curve, ess = time.perf_counter(), [], []
+        for update in range(self.arguments.updates):
+            ess.append(self._update(update))
+            policy = exact.exact_policy(self.model)
+            self.tables.append(policy.token_logprobs)
+            if (update + 1) % 10 == 0:
+                e, kl = exact.exploitability(policy, self.world), exact.exact_kl(policy, self.reference)
+                curve.append([update + 1, e, kl, exact.expected_preference(policy, self.reference, self.world)])
+        last = [point for point in curve if point[0] > 0.9 * self.arguments.updates]
+        return {
+            "exploitability_tail": statistics.fmean(point[1] for point in last),
+            "kl_tail": statistics.fmean(point[2] for point in last),
+            "opponent_ess": statistics.fmean(ess),
+            "seconds": time.perf_counter() - started,
+            "curve": curve,
+        }
+
+    def _update(self, update: int) -> float:
+        groups, players, row = self.arguments.groups, self.arguments.players, self.row
+        prompts = self._prompts(groups)
+        drawn = [self._sample(max(0, update - row.lag), prompts, players)]
+        if row.fresh is not None:
+            drawn.append(self._sample(max(0, update - row.fresh), prompts, self.arguments.opponents))
+        tokens, mask, behaviour, outcomes = (np.concatenate(parts, axis=1) for parts in zip(*drawn, strict=True))
+        policy, reference, opponent = self._logprobs(prompts, tokens)
+        present = torch.from_numpy(mask)
+        batch = GameBatch(
+            policy=policy * present,
+            reference=reference * present,
+            behaviour=torch.from_numpy(behaviour).float(),
+            opponent=opponent * present,
+            mask=present,
+            preferences=torch.from_numpy(
+                self.preferences[prompts[:, None, None], outcomes[:, :, None], outcomes[:, None]]
+            ).float(),
+            scores=torch.zeros(outcomes.shape),
+            players=players,
+        )
+        output = game_loss(batch, self.loss, self.correction)
+        output.loss.mean().backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.arguments.lr * (1.0 - update / self.arguments.updates)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(output.metrics["opponent_ess"].mean())
+
+    def _prompts(self, count: int) -> NDArray[np.int64]:
+        """The next `count` prompt indices; every prompt comes once before any comes again."""
+        while len(self.order) < count:
+            self.order = np.concatenate([self.order, self.rng.permutation(PROMPTS)])
+        taken, self.order = self.order[:count], self.order[count:]
+        return taken
+
+    def _sample(self, version: int, prompts: NDArray[np.int64], each: int) -> tuple[NDArray[Any], ...]:
+        """`each` completions per prompt by the policy of `version`: tokens, mask, log-probs [g, n, 4]; outcomes."""
+        table, rows = self.tables[version], prompts.repeat(each)
+        count = len(rows)
+        tokens, mask = np.zeros((count, TOKENS), dtype=np.int64), np.zeros((count, TOKENS), dtype=np.float32)
+        logprobs, node, alive = np.zeros((count, TOKENS)), np.zeros(count, dtype=np.int64), np.ones(count, dtype=bool)
+        outcomes = np.full(count, world_module.NOEOS)
+        for t in range(TOKENS):
+            given = table[rows, node]
+            cumulative = np.exp(given).cumsum(axis=-1)
+            token = (self.rng.random((count, 1)) * cumulative[:, -1:] > cumulative).sum(axis=-1)
+            tokens[:, t], mask[:, t] = np.where(alive, token, 0), alive
+            logprobs[:, t] = np.where(alive, given[np.arange(count), token], 0.0)
+            symbol = token - world_module.FIRST_SYMBOL
+            goes_on = (symbol >= 0) & (symbol < SYMBOLS)
+            ended = alive & ~goes_on
+            outcomes[ended] = np.where(token == world_module.EOS, node, world_module.INVALID)[ended]
+            alive &= goes_on
+            node = np.where(alive & (t + 1 < TOKENS), SYMBOLS * node + 1 + symbol, 0)
+        shaped = (tokens, mask, logprobs, outcomes)
+        return tuple(values.reshape(len(prompts), each, *values.shape[1:]) for values in shaped)
+
+    def _logprobs(self, prompts: NDArray[np.int64], tokens: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
+        """Log-probs [g, n, 4] of policy (with gradient), reference, opponent. Equal completions are computed once."""
+        g, n, _ = tokens.shape
+        flat = np.concatenate([prompts.repeat(n)[:, None], tokens.reshape(-1, TOKENS)], axis=1)
+        unique, inverse = np.unique(flat, axis=0, return_inverse=True)
+        start = torch.tensor([world_module.prompt_token_ids(x) for x in range(PROMPTS)])
+        ids = torch.cat([start[unique[:, 0]], torch.from_numpy(unique[:, 1:TOKENS])], dim=1)
+        targets = torch.from_numpy(unique[:, 1:])[..., None]
+        logits = self.model(input_ids=ids, use_cache=False, logits_to_keep=TOKENS).logits.log_softmax(-1)
+        given = self._reference_logprobs(unique)
+        beta = self.row.beta
+        mixture = ((1.0 - beta) * logits.detach() + beta * given).log_softmax(-1)
+        picked = (values.gather(-1, targets)[..., 0] for values in (logits, given, mixture))
+        places = torch.from_numpy(inverse.reshape(g, n))
+        return tuple(values[places] for values in picked)
+
+    def _reference_logprobs(self, unique: NDArray[np.int64]) -> torch.Tensor:
+        """The reference's next-token log-probs [u, 4, 18] along each completion; any past its end."""
+        node, inside = np.zeros((len(unique), TOKENS), dtype=np.int64), np.ones(len(unique), dtype=bool)
+        for t in range(1, TOKENS):
+            symbol = unique[:, t] - world_module.FIRST_SYMBOL
+            inside &= (symbol >= 0) & (symbol < SYMBOLS)
+            node[:, t] = np.where(inside, SYMBOLS * node[:, t - 1] + 1 + symbol, 0)
+        return torch.from_numpy(self.reference.token_logprobs[unique[:, :1], node]).float()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="default: all")
+    parser.add_argument("--updates", type=int, default=400)
+    parser.add_argument("--groups", type=int, default=64, help="prompts per update")
+    parser.add_argument("--players", type=int, default=8)
+    parser.add_argument("--opponents", type=int, default=8, help="where they are drawn apart")
+    parser.add_argument("--tau", type=float, default=0.05)
+    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="starting policy; unset: trained here")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/lag.json"))
+    parser.add_argument("--list", action="store_true", help="print the rows, and stop")
+    arguments = parser.parse_args()
+    if arguments.list:
+        for name, row in ROWS.items():
+            print(f"{name}: {row}")
+        return
+    unknown = [name for name in arguments.rows if name not in ROWS]
+    if unknown:
+        parser.error(f"no row {unknown[0]!r}; the rows are {', '.join(ROWS)}")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        start = arguments.start or _start(Path(scratch) / "start", arguments.seed)
+        for name in arguments.rows or ROWS:
+            result = Experiment(ROWS[name], start, arguments).run()
+            settings = ("updates", "groups", "players", "opponents", "tau", "lr", "seed")
+            entry = {"row": name, **{key: getattr(arguments, key) for key in settings}, **result}
+            _add(arguments.output, entry, settings)
+            print(f"{name}: exploitability {entry['exploitability_tail']:.3f}, KL {entry['kl_tail']:.2f}", flush=True)
+
+
+def _start(directory: Path, seed: int) -> Path:
+    from learner.sft import train_sft
+
+    train_sft(directory, updates=300, seed=seed)
+    return directory
+
+
+def _add(path: Path, entry: dict[str, Any], settings: tuple[str, ...]) -> None:
+    """Puts `entry` in the place of an older one of the same row and settings."""
+    runs = json.loads(path.read_text())["runs"] if path.is_file() else []
+    key = ("row", *settings)
+    runs = [run for run in runs if [run[k] for k in key] != [entry[k] for k in key]]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"torch": torch.__version__, "runs": [*runs, entry]}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
