@@ -30,7 +30,7 @@ class StalenessLaw:
     frequency: float
     """omega of the sampled preferences, an estimate that errs upwards (`stability.total_rotation`)."""
     largest_lag: float
-    """Policy versions; infinite where nothing rotates, negative where not even fresh opponents are stable."""
+    """Policy versions; infinite where nothing rotates, -1 where not even opponents of the newest version are stable."""
     bound: int
     """The run's own bound of opponents' staleness, in versions."""
 
@@ -44,22 +44,23 @@ class StalenessLaw:
 
     def describe(self) -> str:
         """One line for people."""
-        lag = "any lag" if math.isinf(self.largest_lag) else f"a lag of {self.largest_lag:.0f} versions"
+        unit = "version" if self.largest_lag == 1 else "versions"
+        lag = "any lag" if math.isinf(self.largest_lag) else f"a lag of {self.largest_lag:.0f} {unit}"
         given = (
             f"tau {self.tau:g}, beta {self.beta:g}, measured step size {self.step_size:.3g} and rotation "
             f"{self.frequency:.3g}"
         )
+        remedy = "lower learner.optimizer.lr or replay.updates_per_publish, or raise learner.loss.tau or opponent.beta"
         if self.largest_lag < 0:
             return (
-                f"warning: staleness law: not even fresh opponents are stable ({given}): the policy may cycle. Lower "
-                "learner.optimizer.lr, or raise learner.loss.tau or opponent.beta"
+                f"warning: staleness law: not even the newest version's opponents are stable ({given}): the policy may "
+                f"cycle; {remedy}"
             )
         if self.kept:
             return f"staleness law: opponents are stable up to {lag} ({given}); this run allows {self.bound}"
         return (
             f"warning: staleness law: opponents are stable up to {lag} only ({given}), and this run allows "
-            f"{self.bound}: the policy may cycle. Set opponent.max_staleness to {self.largest_lag:.0f}, "
-            "lower learner.optimizer.lr, or raise learner.loss.tau or opponent.beta"
+            f"{self.bound}: the policy may cycle; set opponent.max_staleness to {self.largest_lag:.0f}, {remedy}"
         )
 
 
@@ -69,11 +70,28 @@ def bound_of(config: RunConfig) -> int:
     return config.replay.max_staleness if own is None else own
 
 
+def applies(config: RunConfig) -> bool:
+    """Whether the opponent is a policy of one age; an average of past ones has many."""
+    return config.learner.loss.has_opponent and config.opponent.kind != "ema"
+
+
+def steps_of(versions: int, updates_per_publish: int) -> int:
+    """Learner steps between an opponent this many policy versions old and the last update that plays against it."""
+    return (versions + 1) * updates_per_publish - 1
+
+
+def versions_of(steps: float, updates_per_publish: int) -> float:
+    """The most policy versions that come to at most `steps` learner steps; -1 where not even 0 versions do."""
+    return steps if math.isinf(steps) else float((steps + 1) // updates_per_publish - 1)
+
+
 def announce(config: RunConfig) -> str:
     """The law before anything was measured: the step that the run's bound allows where preferences cycle fastest."""
     from learner.stability import largest_stable_step
 
-    lag = bound_of(config) * config.replay.updates_per_publish
+    if not applies(config):
+        return "staleness law: none is known for opponent.kind ema, an average of policies of many ages"
+    lag = steps_of(bound_of(config), config.replay.updates_per_publish)
     step = largest_stable_step(config.learner.loss.tau, config.opponent.target_beta, lag, CYCLE_FREQUENCY)
     return (
         f"staleness law: with tau {config.learner.loss.tau:g}, beta {config.opponent.target_beta:g} and opponents up "
@@ -98,9 +116,11 @@ class LawProbe:
         """
         import numpy as np
 
-        from learner.stability import largest_stable_lag, total_rotation
+        from learner.stability import total_rotation
 
-        if self.law is not None or step_size is None or not math.isfinite(step_size) or lr <= 0.0:
+        if self.law is not None or not applies(self.config):
+            return None
+        if step_size is None or not math.isfinite(step_size) or lr <= 0.0:
             return None
         self._steps.append(step_size * self.config.learner.optimizer.lr / lr)
         # A rotation takes three: where there are two players, their opponents count as well.
@@ -109,12 +129,19 @@ class LawProbe:
         self._frequencies.append(total_rotation(tables))
         if len(self._steps) < PROBES:
             return None
-        tau, beta = self.config.learner.loss.tau, self.config.opponent.target_beta
-        step, frequency = float(np.median(self._steps)), float(np.median(self._frequencies))
-        lag = largest_stable_lag(tau, beta, step, frequency) if step > 0.0 else math.inf
-        versions = lag / self.config.replay.updates_per_publish
-        self.law = StalenessLaw(
-            tau, beta, step, frequency, math.floor(versions) if math.isfinite(versions) else versions,
-            bound_of(self.config),
-        )  # fmt: skip
+        self.law = _law(self.config, float(np.median(self._steps)), float(np.median(self._frequencies)))
         return self.law
+
+
+def _law(config: RunConfig, step_size: float, frequency: float) -> StalenessLaw:
+    from learner.stability import largest_stable_lag
+
+    tau, beta = config.learner.loss.tau, config.opponent.target_beta
+    if step_size <= 0.0:
+        lag = math.inf
+    elif step_size * tau > 1.0:  # such steps go past their target, whatever the opponent's age
+        lag = -1.0
+    else:
+        lag = largest_stable_lag(tau, beta, step_size, frequency)
+    versions = versions_of(lag, config.replay.updates_per_publish)
+    return StalenessLaw(tau, beta, step_size, frequency, versions, bound_of(config))

@@ -110,7 +110,7 @@ class Summary(_Record):
     """Intransitive task: probability of the family that the reference likes best, of the one that beats it, and of the
     one that beats that, mean over prompts."""
     staleness_law: dict[str, float] | None = None
-    """Largest stable staleness of opponents by this run's measured step size (docs/staleness.md). None elsewhere."""
+    """Largest stable staleness of opponents by this run's measured step size (docs/tabular.md). None elsewhere."""
     routes: dict[str, dict[str, float | None]] | None = None
     """The demo's routes side by side. None elsewhere."""
     versions: dict[str, str] = Field(default_factory=lambda: package_versions())
@@ -204,8 +204,9 @@ def _staleness(staleness: Staleness, bound: int) -> str:
 
 def _exact(summary: Summary) -> str:
     """The evaluation by enumeration in one line."""
-    tail = f" (mean of the last tenth {summary.exploitability_tail:.3f})" if summary.exploitability_tail else ""
-    text = f"exploitability {summary.exploitability:.3f}{tail}"
+    tail = summary.exploitability_tail
+    mean = "" if tail is None else f" (mean of the last tenth {tail:.3f})"
+    text = f"exploitability {summary.exploitability:.3f}{mean}"
     if summary.preference is not None:
         text += f", preferred to the reference {summary.preference:.3f}"
     return text + (f" at KL {summary.exact_kl:.2f} nats" if summary.exact_kl is not None else "")

@@ -1,0 +1,194 @@
+"""The staleness law as a run tells it: from measured updates, once, in policy versions, with what to do about it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.records import Completion, Game
+from launch.config import RunConfig
+from launch.law import PROBES, LawProbe, announce, bound_of
+
+STRENGTH = math.sqrt(2.0) / 6.0
+"""Of a cycle of three judged once each: a rotation of sqrt(3/2) times this, 1 / sqrt(12), as fast as cycles get."""
+CYCLE = 0.5 + STRENGTH * np.array([[0.0, 1.0, -1.0], [-1.0, 0.0, 1.0], [1.0, -1.0, 0.0]])
+
+
+def _config(**settings: Any) -> RunConfig:
+    base: dict[str, Any] = {
+        "model": {"path": "unused"},
+        "updates": 60,
+        "sampling": {"completions_per_prompt": 4},
+        "learner": {"loss": {"kind": "nash_pg", "tau": 0.05}, "optimizer": {"lr": 1e-3}},
+        "opponent": {"kind": "self"},
+    }
+    return RunConfig.model_validate({**base, **settings})
+
+
+def _game(preferences: Any = CYCLE, players: int = 3) -> Game:
+    rows = tuple(tuple(map(float, row)) for row in preferences)
+    completion = Completion((2,), (-1.0,), (0,), "", True)
+    opponents = (completion,) * (len(rows) - players)
+    return Game(0, (1,), (completion,) * players, opponents, rows, (0.0,) * len(rows))
+
+
+def _law(config: RunConfig, step_size: float = 0.1, game: Game | None = None) -> Any:
+    """The law after as many equal updates as it takes."""
+    probe = LawProbe(config)
+    told = [probe.add([game or _game()], step_size, 1e-3) for _ in range(PROBES)]
+    assert told[:-1] == [None] * (PROBES - 1)
+    return told[-1]
+
+
+def test_the_law_is_told_once_after_eight_measured_updates() -> None:
+    """Step .1, tau .05, no mixture, on the fastest cycle of three: the published lag is 5."""
+    probe = LawProbe(_config())
+    told = [probe.add([_game(), _game()], 0.1, 1e-3) for _ in range(20)]
+    assert [number for number, law in enumerate(told) if law is not None] == [7]
+    law = told[7]
+    assert law is probe.law
+    assert (law.tau, law.beta, law.bound) == (0.05, 0.0, 1)
+    assert law.step_size == pytest.approx(0.1)
+    assert law.frequency == pytest.approx(1 / math.sqrt(12))
+    assert law.largest_lag == 5.0
+
+
+@pytest.mark.parametrize(
+    ("tau", "step", "beta", "lag"),
+    [(0.05, 0.1, 0.125, 7), (0.05, 0.2, 0.5, 12), (0.1, 0.2, 0.125, 8), (0.02, 0.1, 0.0, 1)],
+)
+def test_the_lag_is_that_of_the_run_s_own_tau_and_mixture(tau: float, step: float, beta: float, lag: int) -> None:
+    """The values of the table in docs/tabular.md."""
+    learner = {"loss": {"kind": "nash_pg", "tau": tau}, "optimizer": {"lr": 1e-3}}
+    law = _law(_config(learner=learner, opponent={"kind": "weighted", "beta": beta}), step)
+    assert (law.tau, law.beta, law.largest_lag) == (tau, beta, lag)
+
+
+@pytest.mark.parametrize(("step_size", "lr"), [(None, 1e-3), (math.nan, 1e-3), (math.inf, 1e-3), (0.1, 0.0)])
+def test_updates_without_a_measured_step_do_not_count(step_size: float | None, lr: float) -> None:
+    probe = LawProbe(_config())
+    for _ in range(3 * PROBES):
+        assert probe.add([_game()], step_size, lr) is None
+    assert [probe.add([_game()], 0.1, 1e-3) is None for _ in range(PROBES)] == [True] * (PROBES - 1) + [False]
+
+
+def test_steps_of_the_warm_up_are_scaled_to_the_peak_learning_rate() -> None:
+    probe = LawProbe(_config())
+    for update in range(PROBES):
+        share = (update + 1) / PROBES
+        probe.add([_game()], 0.2 * share, 1e-3 * share)
+    assert probe.law is not None
+    assert probe.law.step_size == pytest.approx(0.2)
+    assert probe.law.largest_lag == 2.0
+
+
+def test_one_wild_update_does_not_change_the_law() -> None:
+    probe = LawProbe(_config())
+    even = _game(np.full((3, 3), 0.5))
+    for update in range(PROBES):
+        probe.add([even if update == 2 else _game()], 5.0 if update == 2 else 0.1, 1e-3)
+    assert probe.law is not None
+    assert (probe.law.step_size, probe.law.largest_lag) == (pytest.approx(0.1), 5.0)
+
+
+@pytest.mark.parametrize(("per_publish", "versions"), [(1, 5), (2, 2), (3, 1), (4, 0), (6, 0), (7, -1)])
+def test_versions_of_several_updates_count_whole_up_to_the_last_update_that_consumes_them(
+    per_publish: int, versions: int
+) -> None:
+    """With k updates per version an opponent S versions old is up to (S + 1) k - 1 steps old; five are stable here."""
+    law = _law(_config(updates=420, replay={"updates_per_publish": per_publish}))
+    assert law.largest_lag == versions
+
+
+@pytest.mark.parametrize(
+    ("own", "replay", "bound"), [(None, 3, 3), (0, 3, 0), (2, 3, 2)], ids=["shared", "fresh", "its own"]
+)
+def test_the_run_s_bound_is_the_opponents_own_where_there_is_one(own: int | None, replay: int, bound: int) -> None:
+    config = _config(opponent={"kind": "self", "max_staleness": own}, replay={"max_staleness": replay})
+    assert bound_of(config) == bound
+    assert _law(config).bound == bound
+
+
+def test_a_lag_within_the_law_is_told_without_a_warning() -> None:
+    law = _law(_config(replay={"max_staleness": 5}))
+    assert law.kept
+    assert law.describe() == (
+        "staleness law: opponents are stable up to a lag of 5 versions (tau 0.05, beta 0, measured step size 0.1 and "
+        "rotation 0.289); this run allows 5"
+    )
+
+
+def test_a_bound_over_the_lag_is_a_warning_that_says_what_to_set() -> None:
+    law = _law(_config(replay={"max_staleness": 6}))
+    assert not law.kept
+    text = law.describe()
+    assert text.startswith("warning: staleness law: opponents are stable up to a lag of 5 versions only (")
+    assert "and this run allows 6: the policy may cycle; set opponent.max_staleness to 5" in text
+
+
+def test_a_game_without_a_cycle_allows_any_lag() -> None:
+    """An infinite lag is no JSON number and is left out of the figures."""
+    law = _law(_config(replay={"max_staleness": 9}), game=_game(np.full((3, 3), 0.5)))
+    assert law.largest_lag == math.inf
+    assert law.describe().startswith("staleness law: opponents are stable up to any lag (")
+    assert law.figures() == {"tau": 0.05, "beta": 0.0, "step_size": pytest.approx(0.1), "frequency": 0.0, "bound": 9.0}
+
+
+def test_the_figures_are_every_number_of_the_law() -> None:
+    assert _law(_config()).figures() == {
+        "tau": 0.05,
+        "beta": 0.0,
+        "step_size": pytest.approx(0.1),
+        "frequency": pytest.approx(1 / math.sqrt(12)),
+        "largest_lag": 5.0,
+        "bound": 1.0,
+    }
+
+
+def test_steps_too_large_for_any_opponent_are_a_warning_of_their_own() -> None:
+    """Step 2: the root (1 - .1) + i 2 / sqrt(12) is 1.07 from the origin, so that even lag 0 is unstable."""
+    law = _law(_config(replay={"max_staleness": 0}), 2.0)
+    assert law.largest_lag == -1.0
+    assert not law.kept
+    assert law.describe().startswith("warning: staleness law: not even the newest version's opponents are stable (")
+    assert "lower learner.optimizer.lr" in law.describe()
+
+
+@pytest.mark.parametrize("step", [20.1, 1e6])
+def test_steps_beyond_the_law_s_range_do_not_end_the_run(step: float) -> None:
+    """The law holds up to 1 / tau = 20, and refuses what is over it."""
+    assert _law(_config(), step).largest_lag == -1.0
+
+
+def test_a_policy_that_moves_against_its_advantages_has_no_lag_to_keep() -> None:
+    assert _law(_config(), -0.1).largest_lag == math.inf
+
+
+def test_players_are_measured_among_themselves_and_two_of_them_with_their_opponents() -> None:
+    """Opponents that tie with everyone would hide the players' cycle; two players alone have none."""
+    surrounded = np.full((5, 5), 0.5)
+    surrounded[:3, :3] = CYCLE
+    mixture = _config(opponent={"kind": "mixture", "beta": 0.0, "completions_per_prompt": 2})
+    assert _law(mixture, game=_game(surrounded, players=3)).frequency == pytest.approx(1 / math.sqrt(12))
+    assert _law(mixture, game=_game(CYCLE, players=2)).frequency == pytest.approx(1 / math.sqrt(12))
+
+
+def test_no_law_is_told_of_an_average_which_has_no_one_age() -> None:
+    config = _config(opponent={"kind": "ema"})
+    probe = LawProbe(config)
+    assert [probe.add([_game()], 0.1, 1e-3) for _ in range(PROBES)] == [None] * PROBES
+    assert "none is known for opponent.kind ema" in announce(config)
+
+
+@pytest.mark.parametrize(("replay", "versions"), [({"max_staleness": 5}, 5), ({"updates_per_publish": 3}, 1)])
+def test_before_anything_is_measured_the_largest_step_for_the_bound_is_told(replay: Any, versions: int) -> None:
+    """Lag 5 both times: to first order stable up to .05 * 12 / 5.5 = .109; what is told must be where the law turns."""
+    text = announce(_config(replay=replay))
+    assert f"opponents up to {versions} versions old" in text
+    step = float(text.partition("steps up to ")[2].partition(" ")[0])
+    assert _law(_config(replay=replay), 0.999 * step).kept
+    assert not _law(_config(replay=replay), 1.01 * step).kept
+    assert step == pytest.approx(0.109, abs=0.003)
