@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from actors.config import WORLD
 from actors.errors import UsageError
 from actors.world import World, corpus_outcome_probabilities
 from launch.board import clock
@@ -37,6 +38,8 @@ class Demo:
         directory: of the demo; must not exist.
         train: runs one configuration and returns its exit code.
         console: where it prints.
+
+    Raises UsageError for routes that cannot be compared by enumeration on the intransitive task.
     """
 
     def __init__(
@@ -46,16 +49,14 @@ class Demo:
         train: Callable[[RunConfig], int],
         console: Console | None = None,
     ) -> None:
-        if any(route.world.task != "intransitive" for route in routes.values()):
-            raise UsageError(
-                "the demo compares two routes on the embedded world's intransitive task, and world.task is set to "
-                "transitive; leave it out, or run `offbeat train embedded` for the transitive one"
-            )
+        for route in routes.values():
+            _check(route)
         self._routes = routes
         self._directory = directory
         self._train = train
         self._console = console or Console(highlight=False)
         self._started = time.monotonic()
+        self._sft_seconds = 0.0
 
     def run(self) -> int:
         """Trains, compares, writes `summary.json` and `triangle.svg`; returns the exit code of a route that did not
@@ -71,7 +72,7 @@ class Demo:
             code = self._train(route.model_copy(update=changes))
             if code:
                 return code
-        self._compare(start, targets)
+        self._compare(targets)
         return 0
 
     def _start(self) -> Path:
@@ -84,6 +85,7 @@ class Demo:
         path = self._directory / "start"
         self._say(f"supervised training of the world's policy: {world.sft_updates} updates")
         report = train_sft(path, updates=world.sft_updates, seed=world.seed, threads=os.cpu_count() or 1)
+        self._sft_seconds = report.seconds
         self._say(f"{report.parameters:,} parameters, {report.loss:.2f} nats per answer, in {clock(report.seconds)}")
         return path
 
@@ -110,12 +112,15 @@ class Demo:
             "exact": {BRADLEY_TERRY: rival, NASH_MD: fixed_point},
         }
 
-    def _compare(self, start: Path, targets: dict[str, Any]) -> None:
+    def _compare(self, targets: dict[str, Any]) -> None:
         from learner import exact
 
         world, reference = targets["world"], targets["reference"]
         summaries = {name: _summary(self._directory / name) for name in self._routes}
-        finals = {name: exact.load_policy(self._directory / name / "final") for name in self._routes}
+        finals = {
+            name: exact.load_policy(self._directory / name / "final", route.sampling.temperature)
+            for name, route in self._routes.items()
+        }
         duel = exact.expected_preference(finals[NASH_MD], finals[BRADLEY_TERRY], world)
 
         table = Table(box=None, padding=(0, 3, 0, 0))
@@ -159,7 +164,13 @@ class Demo:
             }
             for name, summary in summaries.items()
         }
-        changes = {"name": "demo", "output": str(self._directory), "routes": routes, "wall_seconds": self._seconds()}
+        changes = {
+            "name": "demo",
+            "output": str(self._directory),
+            "routes": routes,
+            "wall_seconds": self._seconds(),
+            "sft_seconds": self._sft_seconds,
+        }
         summaries[NASH_MD].model_copy(update=changes).write(self._directory / "summary.json")
 
     def _seconds(self) -> float:
@@ -170,14 +181,37 @@ class Demo:
 
 
 def run_demo(overrides: Sequence[str], output: Path | None, train: Callable[[RunConfig], int]) -> int:
-    """Runs both routes with `overrides` on top of their presets; returns the exit code. `output` must be free."""
+    """Runs both routes with `overrides` on top of their presets; returns the exit code.
+
+    `output`, or the setting of that name, must be free; without either it is the next free one of `DIRECTORY`.
+    """
     from launch.loading import load_config
 
-    directory = output if output is not None else next_free(DIRECTORY)
-    if directory.exists() and any(directory.iterdir()):
-        raise UsageError(f"output directory {directory} is not empty; choose another with --output DIR")
     routes = {name: load_config(f"embedded-{name}", overrides) for name in (BRADLEY_TERRY, NASH_MD)}
+    given = output or routes[NASH_MD].output
+    directory = Path(given) if given else next_free(DIRECTORY)
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        raise UsageError(f"output directory {directory} is not empty; choose another with --output DIR")
     return Demo(routes, directory, train).run()
+
+
+def _check(route: RunConfig) -> None:
+    """Raises UsageError unless a run of `route` is measured by enumeration on the intransitive task."""
+    for setting, given, needed in (
+        ("world.task", route.world.task, "intransitive"),
+        ("model.path", route.model.path, WORLD),
+        ("prompts.source", route.prompts.source, WORLD),
+    ):
+        if given != needed:
+            raise UsageError(
+                f"the demo compares two routes on the embedded world's intransitive task, and {setting} is set to "
+                f"{given}; leave it out, since only `offbeat train` can take it"
+            )
+    if not route.evaluation.exact_every_updates:
+        raise UsageError(
+            "the demo compares its routes by enumeration, and evaluation.exact_every_updates is set to 0; leave it "
+            "out, or set it to 1 or more"
+        )
 
 
 def _with_tau(route: RunConfig, tau: float) -> Any:

@@ -58,12 +58,44 @@ def test_the_run_s_own_code_is_the_command_s(verb):
     assert main(["train", "embedded"]) == 130
 
 
-def test_demo_is_the_embedded_preset_in_a_directory_of_its_own(verb, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "demo").mkdir(parents=True)
-    calls = verb(lambda config: 0)
-    assert main(["demo", "updates=3"]) == 0
-    assert calls == [(load_config("embedded", ["updates=3", "output=runs/demo-2"]), False)]
+@pytest.fixture
+def demo(monkeypatch):
+    """Replaces the demo by one that runs a single route; records what it was given."""
+    calls = []
+
+    def run_demo(overrides, output, train):
+        calls.append((overrides, output))
+        return train(load_config("embedded-nash-md", [*overrides, f"output={output}"]))
+
+    module = types.ModuleType("launch.demo")
+    module.run_demo = run_demo
+    monkeypatch.setitem(sys.modules, "launch.demo", module)
+    return calls
+
+
+def test_demo_passes_overrides_and_output_and_trains_its_routes_as_runs(verb, demo, tmp_path):
+    runs = verb(lambda config: 130)
+    assert main(["demo", "updates=3", "seed=1", "--output", str(tmp_path)]) == 130
+    assert main(["demo"]) == 130
+    assert demo == [(["updates=3", "seed=1"], tmp_path), ([], None)]
+    assert runs[0] == (load_config("embedded-nash-md", ["updates=3", "seed=1", f"output={tmp_path}"]), False)
+
+
+def test_a_route_of_the_demo_that_fails_ends_with_1_and_its_traceback_in_its_directory(verb, demo, tmp_path, capsys):
+    verb(raising(RunError("no generator is left")))
+    assert main(["demo", "--output", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == (
+        f"offbeat: error: no generator is left\nfull traceback in {tmp_path}/error.txt\n"
+    )
+    assert "Traceback" in (tmp_path / "error.txt").read_text()
+
+
+def test_a_demo_of_the_other_task_ends_with_2_before_anything_starts(verb, tmp_path, capsys):
+    runs = verb(lambda config: 0)
+    assert main(["demo", "world.task=transitive", "--output", str(tmp_path / "demo")]) == 2
+    assert "world.task is set to transitive" in capsys.readouterr().err
+    assert runs == []
+    assert not (tmp_path / "demo").exists()
 
 
 def test_a_wrong_configuration_ends_with_2_before_anything_starts(verb, capsys):
