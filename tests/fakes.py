@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from actors.errors import UsageError, WeightMismatchError
 from actors.records import (
@@ -149,6 +152,10 @@ class FakeLearner:
 
     async def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Any]:
         return [([-1.0] * len(response), [-1.5] * len(response)) for _, response in sequences]
+
+    async def exact_table(self) -> Any:
+        """The uniform policy's."""
+        return np.full((16, 259, 18), -math.log(18.0))
 
 
 def group_of(lease: Lease, *versions: tuple[int, ...]) -> Group:

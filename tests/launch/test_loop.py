@@ -6,6 +6,8 @@ import asyncio
 import math
 import time
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ from actors.errors import RunError
 from actors.records import Failure, Lease
 from launch.config import EvaluationConfig, RunConfig
 from launch.evaluation import WinRate
+from launch.exactness import ExactFigures
 from launch.loop import EvaluationSet, Progress, TrainingLoop
 from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakePrompts, FakeStats, group_of, judged_group
 
@@ -502,6 +505,56 @@ def test_steps_are_measured_at_first_and_now_and_then_where_there_is_an_opponent
     settings = {"updates": 102, "learner": {"loss": {"kind": kind}}}
     _run(_game_loop([FakeGenerator("a")], learner, None, settings, prompts_per_update=1, max_staleness=8))
     assert [update for update, each in enumerate(learner.measured) if each] == measured
+
+
+class Exact:
+    """An evaluation by enumeration that knows when it was asked, and with which tables."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.tables: list[Any] = []
+
+    def measure(self, update: int, table: Any) -> ExactFigures:
+        self.asked.append(update)
+        self.tables.append(table)
+        return ExactFigures(update, update / 100, 1.5, 0.75, None)
+
+
+@pytest.mark.parametrize(("every", "asked"), [(5, [5, 10, 12]), (4, [4, 8, 12]), (100, [12]), (0, [])])
+def test_exact_figures_reach_the_metrics_now_and_then_and_after_the_last_update(every: int, asked: list[int]) -> None:
+    settings = {"evaluation": {"exact_every_updates": every}}
+    loop = _loop([FakeGenerator("a")], FakeLearner(), settings=settings, max_staleness=1)
+    loop.exact, metrics = Exact(), {}
+    loop._on_update = lambda progress, values: metrics.update({loop.buffer.updates: values})
+    _run(loop)
+    assert list(metrics) == list(range(1, 13))
+    told = {update: values["exploitability"] for update, values in metrics.items() if "exploitability" in values}
+    assert told == {update: update / 100 for update in asked}
+    assert all(metrics[update].items() >= {"exact_kl": 1.5, "exact_preference": 0.75}.items() for update in asked)
+    assert loop.exact.asked == asked
+    assert all(table.shape == (16, 259, 18) for table in loop.exact.tables), "the learner's table"
+
+
+def test_where_the_game_is_not_known_the_learner_is_asked_for_no_table() -> None:
+    class NoTable(FakeLearner):
+        async def exact_table(self):
+            raise AssertionError("nobody may ask")
+
+    settings = {"evaluation": {"exact_every_updates": 1}}
+    _run(_loop([FakeGenerator("a")], NoTable(), settings=settings))
+
+
+def test_the_staleness_law_is_told_once_as_a_message() -> None:
+    class Measuring(FakeLearner):
+        async def update(self, items, measure_step=False):
+            return replace(await super().update(items, measure_step), step_size=0.1 if measure_step else None)
+
+    loop = _game_loop([FakeGenerator("a", opponents=3)], Measuring(), {"max_staleness": 1}, max_staleness=2)
+    messages: list[str] = []
+    loop._on_message = messages.append
+    _run(loop)
+    assert loop.law.law is not None
+    assert [text for text in messages if "staleness law" in text] == [loop.law.law.describe()]
 
 
 def test_an_evaluation_sets_the_policy_alone_against_its_start() -> None:

@@ -12,9 +12,12 @@ from actors.records import GeneratorStatus, Lease
 from launch import report as report_module
 from launch.config import RunConfig
 from launch.evaluation import WinRate
+from launch.exactness import ExactEvaluation, ExactFigures
+from launch.law import StalenessLaw
 from launch.loop import TrainingLoop
 from launch.report import Reporter
 from launch.rundir import RunDirectory
+from launch.summary import Staleness
 from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakePrompts, judged_group
 
 
@@ -130,7 +133,69 @@ def test_the_summary_of_a_run_that_consumed_nothing_has_no_numbers_made_up() -> 
     assert (summary.groups_per_second, summary.win_rate, summary.kl, summary.log_ratio_max) == (0.0, None, None, None)
 
 
-@pytest.mark.parametrize(("path", "opponent"), [("world", "the SFT policy"), ("some/model", "the starting policy")])
-def test_the_opponent_is_named_for_what_it_is_also_after_a_resume(path: str, opponent: str) -> None:
+def test_the_summary_has_the_last_evaluation_by_enumeration_and_the_mean_of_the_last_ones() -> None:
+    """Ten updates: the last tenth is the tenth alone, of which there are two here."""
+    loop = _loop()
+    loop.exact = ExactEvaluation("intransitive", 0, Path("unused"))
+    assert _summary(loop).exploitability is None, "nothing was measured yet"
+    for update, exploitability in ((5, 0.4), (10, 0.3), (10, 0.2)):
+        loop.exact.history.append(ExactFigures(update, exploitability, 1.5, 0.75, (0.6, 0.3, 0.1)))
+    while loop.buffer.updates < 10:
+        _consume_one_update(loop)
+    summary = _summary(loop)
+    assert (summary.exploitability, summary.exploitability_tail) == (0.2, pytest.approx(0.25))
+    assert (summary.exact_kl, summary.preference, summary.family_shares) == (1.5, 0.75, (0.6, 0.3, 0.1))
+
+
+def _consume_one_update(loop: TrainingLoop) -> None:
+    for lease in loop.buffer.grant(2, 0.0):
+        version = loop.buffer.version
+        loop.buffer.add(judged_group(lease, (version,), (version,)))
+    assert loop.buffer.take() is not None
+    loop.buffer.published(loop.buffer.updates)
+
+
+def test_where_the_game_is_not_known_the_summary_has_none_of_its_figures() -> None:
+    summary = _summary(_loop())
+    names = ("exploitability", "exploitability_tail", "exact_kl", "preference", "family_shares", "staleness_law")
+    assert [getattr(summary, name) for name in names] == [None] * 6
+
+
+@pytest.mark.parametrize(
+    ("loss", "opponent", "bound", "told"),
+    [
+        ("nash_pg", {"kind": "mixture", "max_staleness": 1}, 1, True),
+        ("nash_pg", {"kind": "mixture"}, None, True),
+        ("nash_pg", {"kind": "weighted", "max_staleness": 0}, 0, True),
+        ("nash_pg", {"kind": "weighted"}, None, False),
+        ("reward_pg", {"kind": "mixture", "max_staleness": 1}, None, False),
+    ],
+)
+def test_the_opponents_staleness_is_told_where_they_are_completions_of_their_own(
+    loss: str, opponent: dict[str, Any], bound: int | None, told: bool
+) -> None:
+    loop = _loop(learner={"loss": {"kind": loss}}, opponent=opponent)
+    loop.progress.staleness, loop.progress.opponent_staleness = {2: 4}, {0: 3, 1: 1}
+    summary = _summary(loop)
+    assert (summary.loss, summary.opponent_bound) == (loss, bound)
+    assert summary.opponent_staleness == (Staleness(max=1, mean=0.25, histogram={0: 3, 1: 1}) if told else None)
+    assert summary.staleness.max == 2
+
+
+def test_the_summary_has_the_law_once_it_was_told() -> None:
+    loop = _loop(learner={"loss": {"kind": "nash_pg"}})
+    loop.law.law = StalenessLaw(0.05, 0.125, 0.1, 0.25, 7.0, 3)
+    assert _summary(loop).staleness_law == {
+        "tau": 0.05,
+        "beta": 0.125,
+        "step_size": 0.1,
+        "frequency": 0.25,
+        "largest_lag": 7.0,
+        "bound": 3.0,
+    }
+
+
+@pytest.mark.parametrize(("source", "opponent"), [("world", "the SFT policy"), ("p.jsonl", "the starting policy")])
+def test_the_opponent_is_named_for_what_it_is_also_after_a_resume(source: str, opponent: str) -> None:
     """A resumed run finds the world's policy trained, in no time; it is the same opponent."""
-    assert _summary(_loop(model={"path": path})).opponent == opponent
+    assert _summary(_loop(prompts={"source": source})).opponent == opponent

@@ -114,6 +114,43 @@ def test_the_end_of_a_run_shows_result_bound_and_where_time_went():
     assert "runs/demo" in text
 
 
+def test_a_run_on_games_shows_its_opponents_and_where_the_game_is_known_what_it_leaves_to_exploit():
+    games = {
+        "opponent_staleness": Staleness.of({0: 30, 1: 10}),
+        "exploitability": 0.0625,
+        "exploitability_tail": 0.0,
+        "preference": 0.725,
+        "exact_kl": 1.5,
+    }
+    text = rendered(summary(**games, opponent_bound=1, max_staleness_bound=3), width=140)
+    assert "max 1 of 3 allowed, mean 0.83" in text
+    assert "max 1 of 1 allowed, mean 0.25 (75% at 0, 25% at 1)" in text
+    assert (
+        "exploitability 0.062 (mean of the last tenth 0.000), preferred to the reference 0.725 at KL 1.50 nats" in text
+    )
+    text = rendered(summary(**games, opponent_bound=None, max_staleness_bound=3), width=140)
+    assert "max 1 of 3 allowed, mean 0.25" in text, "drawn with the policy's completions, under their bound"
+    assert "exploitability 0.062, preferred" in rendered(summary(**games | {"exploitability_tail": None}), width=140)
+    assert "exploitability" not in rendered(summary())
+    assert "opponents" not in rendered(summary())
+
+
+def test_figures_of_games_and_routes_come_back_from_the_file(tmp_path):
+    written = summary(
+        loss="nash_pg",
+        opponent_bound=0,
+        opponent_staleness=Staleness.of({0: 8}),
+        family_shares=(0.5, 0.3, 0.1),
+        staleness_law={"tau": 0.05, "bound": 0.0},
+        routes={"nash-md": {"exploitability": 0.05, "exact_kl": None}},
+    )
+    written.write(tmp_path / "summary.json")
+    assert Summary.model_validate_json((tmp_path / "summary.json").read_text()) == written
+    data = json.loads((tmp_path / "summary.json").read_text())
+    assert data["opponent_staleness"] == {"max": 0, "mean": 0.0, "histogram": {"0": 8}}
+    assert data["family_shares"] == [0.5, 0.3, 0.1]
+
+
 def test_a_failed_run_says_so_and_why():
     text = rendered(summary(status="failed", error="no generator is left [0 of 2]", win_rate=None))
     assert "failed: 300 updates" in text

@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from actors.errors import RunError, UsageError
+from actors.world import tokenizer
 from launch import train, wiring
 from launch.config import RunConfig
 from learner import checkpoints
-from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakeStats
+from learner.sft import TINY, build_policy
+from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakeStats, tiny_llama
 
 
 @dataclass
@@ -82,7 +84,7 @@ def actors(monkeypatch: pytest.MonkeyPatch) -> Actors:
     monkeypatch.setattr(wiring, "ray_session", lambda cluster: contextlib.nullcontext())
     monkeypatch.setattr(wiring, "check_resources", lambda config: None)
     monkeypatch.setattr(wiring, "run_on_all_cores", lambda *arguments, **keywords: None)
-    monkeypatch.setattr(wiring, "start_generators", lambda config, model_dir: made.generators)
+    monkeypatch.setattr(wiring, "start_generators", lambda config, model_dir, reference_dir: made.generators)
     monkeypatch.setattr(wiring, "start_judge", lambda config: made.judge)
     monkeypatch.setattr(wiring, "start_learner", lambda *arguments: made.learner)
     return made
@@ -234,3 +236,69 @@ def test_a_run_that_starts_over_samples_its_opponent_again(tmp_path: Path, actor
     actors.learner, actors.generators = Learner(), [FakeGenerator("a")]
     assert train.run_training(_config(tmp_path, evaluation={"prompts": 6}), resume=True) == 0
     assert _summary(tmp_path)["win_rate"]["n"] == 6
+
+
+@pytest.fixture(scope="module")
+def world_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("policy")
+    build_policy(TINY).save_pretrained(directory)
+    tokenizer().save_pretrained(directory)
+    return directory
+
+
+def _exact_lines(tmp_path: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "exploitability" in line]
+
+
+def test_in_the_world_the_policy_is_evaluated_by_enumeration(tmp_path: Path, actors: Actors, world_model: Path) -> None:
+    """Of six updates after the fourth and the last, whose mean is that of the last tenth."""
+    settings = {
+        "model": {"path": str(world_model)},
+        "generators": {"max_model_len": 16},
+        "publication": {"canary_tokens": 8},
+        "world": {"task": "intransitive"},
+        "evaluation": {"prompts": 0, "exact_every_updates": 4},
+    }
+    assert train.run_training(_config(tmp_path, **settings)) == 0
+    lines, summary = _exact_lines(tmp_path), _summary(tmp_path)
+    assert [line["step"] for line in lines] == [4, 6]
+    assert 0.0 < lines[-1]["exploitability"] < 0.5
+    assert lines[-1]["exact_kl"] > 0.0
+    assert lines[-1]["family_0"] > 0.0
+    assert summary["exploitability"] == summary["exploitability_tail"] == lines[-1]["exploitability"]
+    assert (summary["exact_kl"], summary["preference"]) == (lines[-1]["exact_kl"], lines[-1]["exact_preference"])
+    assert summary["family_shares"] == [lines[-1][f"family_{number}"] for number in range(3)]
+
+
+@pytest.mark.parametrize("other", ["prompts", "vocabulary", "turned off"])
+def test_elsewhere_there_is_no_evaluation_by_enumeration(
+    tmp_path: Path, actors: Actors, world_model: Path, other: str
+) -> None:
+    settings: dict[str, Any] = {
+        "model": {"path": str(world_model)},
+        "generators": {"max_model_len": 16},
+        "publication": {"canary_tokens": 8},
+        "evaluation": {"prompts": 0, "exact_every_updates": 1},
+    }
+    if other == "prompts":
+        (tmp_path / "prompts.jsonl").write_text('{"prompt": "red north"}\n')
+        settings["prompts"] = {"source": str(tmp_path / "prompts.jsonl"), "max_prompt_tokens": 8}
+    elif other == "vocabulary":
+        tiny_llama(tmp_path / "other", seed=0)
+        settings["model"] = {"path": str(tmp_path / "other")}
+    else:
+        settings["evaluation"]["exact_every_updates"] = 0
+    assert train.run_training(_config(tmp_path, **settings)) == 0
+    assert _exact_lines(tmp_path) == []
+    assert _summary(tmp_path)["exploitability"] is None
+
+
+@pytest.mark.parametrize(("kind", "told"), [("nash_pg", True), ("reward_pg", False), ("dpo", False)])
+def test_the_staleness_law_is_announced_where_the_loss_has_an_opponent(
+    tmp_path: Path, actors: Actors, capsys: pytest.CaptureFixture[str], kind: str, told: bool
+) -> None:
+    settings = {"learner": {"loss": {"kind": kind}}, "sampling": {"completions_per_prompt": 4, "max_new_tokens": 4}}
+    assert train.run_training(_config(tmp_path, **settings)) == 0
+    output = capsys.readouterr()
+    assert ("staleness law: with tau 0.05" in output.out + output.err) == told
