@@ -71,7 +71,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a judge says of one prompt's K completions. Made by judges; read by pairing."""
+    """What a judge says of one prompt's completions, opponents included. Made by judges; read by pairing."""
 
     scores: tuple[float, ...]
     """One score per completion; higher is better; all finite."""
