@@ -162,7 +162,9 @@ class VerifierJudgeConfig(Settings):
 
 
 class FunctionJudgeConfig(Settings):
-    """A Python function: `f(prompt: Prompt, completions: Sequence[Completion]) -> Sequence[float]`, plain or async."""
+    """A Python function: `f(prompt: Prompt, completions: Sequence[Completion])`, plain or async.
+
+    It returns one score per completion, or a table of preferences [i][j], the probability that i is preferred to j."""
 
     kind: Literal["function"] = "function"
     path: str = Field(description="`package.module:function`, importable where the judge runs")

@@ -33,6 +33,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from actors.errors import UsageError
+from actors.model_files import check_same_architecture
 from actors.weights import REFERENCE_PREFIX
 
 ARCHITECTURE = "GeometricMixtureForCausalLM"
@@ -44,10 +45,6 @@ _SETTINGS = "geometric_mixture"
 """Attribute of the engine's Hugging Face config that `engine_arguments` puts there."""
 
 _POLICY_PREFIX = "policy."
-
-# Fields of config.json that do not change what a model computes.
-_IMMATERIAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "initializer_range"}
-_IMMATERIAL_SUFFIXES = ("_token_id", "dropout", "_pdrop")
 
 
 def register() -> None:
@@ -77,7 +74,7 @@ def engine_arguments(
     Raises:
         UsageError: the two models differ in more than their weights.
     """
-    policy = _config(policy_dir)
+    policy = AutoConfig.from_pretrained(policy_dir).to_dict()
     check_same_architecture(policy_dir, reference_dir)
     settings = {
         "architectures": policy["architectures"],
@@ -94,26 +91,6 @@ def engine_arguments(
 def settings_of(hf_config: Any) -> dict[str, Any]:
     """What `engine_arguments` told an engine; empty for an engine without a mixture."""
     return getattr(hf_config, _SETTINGS, {})
-
-
-def check_same_architecture(policy_dir: str | Path, reference_dir: str | Path) -> None:
-    """Both models are built from the policy's `config.json`, so the reference's must say the same of everything that
-    a model computes with.
-
-    Raises:
-        UsageError: naming the first field that differs.
-    """
-    policy, reference = _config(policy_dir), _config(reference_dir)
-    telling = ["architectures", "vocab_size"]
-    for field in [*telling, *sorted((policy.keys() | reference.keys()) - set(telling))]:
-        if field in _IMMATERIAL or field.endswith(_IMMATERIAL_SUFFIXES):
-            continue
-        if policy.get(field) != reference.get(field):
-            raise UsageError(
-                f"the reference {reference_dir} cannot be mixed with the policy {policy_dir}: its {field} is "
-                f"{reference.get(field)!r}, the policy's {policy.get(field)!r}; use a reference of the policy's own "
-                "architecture, sizes and vocabulary"
-            )
 
 
 def check_engine(vllm_config: VllmConfig) -> None:
@@ -135,10 +112,6 @@ def check_engine(vllm_config: VllmConfig) -> None:
         raise UsageError(
             "a mixture needs token ids, since its models embed them differently; unset enable_prompt_embeds"
         )
-
-
-def _config(directory: str | Path) -> dict[str, Any]:
-    return AutoConfig.from_pretrained(directory).to_dict()
 
 
 class _Mixing:

@@ -1,12 +1,17 @@
-"""Where a model's files are: a local directory, whether the model was named by path or by hub name."""
+"""Where a model's files are, by path or by hub name, and whether two models are of one architecture."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from actors.errors import UsageError
 
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+
+# Fields of config.json that do not change what a model computes.
+_IMMATERIAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "initializer_range"}
+_IMMATERIAL_SUFFIXES = ("_token_id", "dropout", "_pdrop")
 
 
 def resolve(path: str | Path) -> Path:
@@ -26,3 +31,29 @@ def resolve(path: str | Path) -> Path:
             f"model {str(path)!r} is neither a directory nor a hub name that can be downloaded ({error}); "
             "give the directory of a Hugging Face model"
         ) from error
+
+
+def check_same_architecture(policy_dir: str | Path, reference_dir: str | Path) -> None:
+    """For a mixture both models are built from the policy's `config.json`, so the reference's must say the same of
+    everything that a model computes with.
+
+    Raises:
+        UsageError: naming the first field that differs.
+    """
+    policy, reference = _config(policy_dir), _config(reference_dir)
+    telling = ["architectures", "vocab_size"]
+    for field in [*telling, *sorted((policy.keys() | reference.keys()) - set(telling))]:
+        if field in _IMMATERIAL or field.endswith(_IMMATERIAL_SUFFIXES):
+            continue
+        if policy.get(field) != reference.get(field):
+            raise UsageError(
+                f"the reference {reference_dir} cannot be mixed with the policy {policy_dir}: its {field} is "
+                f"{reference.get(field)!r}, the policy's {policy.get(field)!r}; use a reference of the policy's own "
+                "architecture, sizes and vocabulary"
+            )
+
+
+def _config(directory: str | Path) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(directory).to_dict()

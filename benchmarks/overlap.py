@@ -118,9 +118,9 @@ class Bench:
         self.arguments = arguments
         config = make_config(arguments, 1)
         self.prompts = RandomPrompts(arguments.prompt_tokens)
-        self.generators = wiring.start_generators(config, model_dir)
+        self.generators = wiring.start_generators(config, model_dir, model_dir)
         self.judge = wiring.start_judge(config)
-        self.learner = wiring.start_learner(config, model_dir, shared_memory, shared_memory)
+        self.learner = wiring.start_learner(config, model_dir, model_dir, shared_memory, shared_memory)
 
     def loop(self, bound: int, stamps: list[float]) -> TrainingLoop:
         config = make_config(self.arguments, bound)

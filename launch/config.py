@@ -20,10 +20,15 @@ from learner.config import CheckpointConfig, LearnerConfig, PublicationConfig
 
 
 class ModelConfig(Settings):
-    """The policy to start from; it is also the frozen reference."""
+    """The policy to start from, and the frozen reference."""
 
     path: str = Field(
         description="Hugging Face directory or hub name; `world` trains the embedded world's small policy first"
+    )
+    reference: str | None = Field(
+        default=None,
+        description="directory or hub name of the frozen reference, of the policy's vocabulary; unset: the policy "
+        "itself, as it starts",
     )
     tokenizer: str | None = Field(default=None, description="directory or hub name; unset: the model's own")
 

@@ -21,6 +21,7 @@ from actors import world
 from actors.buffer import ReplayBuffer, group_from_dict, group_to_dict
 from actors.config import WORLD
 from actors.errors import RunError, UsageError
+from actors.model_files import check_same_architecture
 from actors.prompts import PromptSource, load_tokenizer
 from actors.records import Group
 from launch import wiring
@@ -109,9 +110,12 @@ class _Session:
 
     def run(self, shared_memory: Path) -> int:
         model_dir = self._starting_policy()
-        generators = wiring.start_generators(self.config, model_dir)
+        reference_dir = self.config.model.reference or model_dir
+        generators = wiring.start_generators(self.config, model_dir, reference_dir)
         self.judge = wiring.start_judge(self.config)
-        self.learner = wiring.start_learner(self.config, model_dir, shared_memory, self.run_dir.failed_batches)
+        self.learner = wiring.start_learner(
+            self.config, model_dir, reference_dir, shared_memory, self.run_dir.failed_batches
+        )
         self.board.message(f"starting {len(generators)} generators and {self.config.learner.ranks} learner ranks")
         loop = TrainingLoop(
             self.config,
@@ -123,7 +127,7 @@ class _Session:
             on_watch=lambda loop: self.board.update(self.reporter.snapshot(loop)),
             on_checkpoint=self._save,
             on_message=self.board.message,
-            exact=self._exact_evaluation(Path(model_dir)),
+            exact=self._exact_evaluation(Path(reference_dir)),
         )
         if self.config.learner.loss.has_opponent:
             self.board.message(announce(self.config))
@@ -251,6 +255,7 @@ def fixed_settings(config: RunConfig, prompts: PromptSource) -> dict[str, Any]:
         "prompts.seed": config.prompts.seed,
         "prompts.shuffle": config.prompts.shuffle,
         "model.path": config.model.path,
+        "model.reference": config.model.reference,
         "sampling": config.sampling.model_dump(mode="json"),
     }
     if config.evaluation.prompts:  # evaluation may be turned off, but not on or to other prompts
@@ -281,24 +286,44 @@ def with_world_defaults(config: RunConfig) -> RunConfig:
 
 
 def check_model(config: RunConfig) -> None:
-    """Raises `UsageError` when the starting policy cannot be read or is too short for the run's sequences."""
+    """Raises `UsageError` when a model cannot be read, the policy is too short for the run's sequences, or the
+    reference does not fit it."""
     if config.model.path == WORLD:
+        if config.model.reference is not None:
+            raise UsageError(
+                f"model.reference {config.model.reference!r} is given and model.path is world, whose policy is trained "
+                "by the run itself and is its own reference; leave model.reference out, or give both as directories"
+            )
         return
-    from transformers import AutoConfig
-
-    try:
-        model = AutoConfig.from_pretrained(config.model.path)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"model.path {config.model.path!r} holds no model that transformers can read: "
-            f"{str(error).splitlines()[0]}; give a Hugging Face directory with config.json and weights, or a hub name"
-        ) from None
+    model = _read_config("model.path", config.model.path)
+    if config.model.reference is not None:
+        reference = _read_config("model.reference", config.model.reference)
+        if reference.get_text_config().vocab_size != model.get_text_config().vocab_size:
+            raise UsageError(
+                f"model.reference {config.model.reference} has a vocabulary of "
+                f"{reference.get_text_config().vocab_size} tokens and the policy {config.model.path} one of "
+                f"{model.get_text_config().vocab_size}; use a reference of the policy's own vocabulary"
+            )
+        if config.opponent_drawn.needs_second_model:
+            check_same_architecture(config.model.path, config.model.reference)
     longest = getattr(model, "max_position_embeddings", None)
     if longest is not None and config.generators.max_model_len > longest:
         raise UsageError(
             f"generators.max_model_len {config.generators.max_model_len} exceeds the {longest} positions of "
             f"{config.model.path}; lower it to {longest} or less"
         )
+
+
+def _read_config(setting: str, path: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{setting} {path!r} holds no model that transformers can read: {str(error).splitlines()[0]}; give a "
+            "Hugging Face directory with config.json and weights, or a hub name"
+        ) from None
 
 
 def _tokenizer_path(config: RunConfig) -> str:

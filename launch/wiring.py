@@ -118,7 +118,7 @@ def generator_gpus(config: RunConfig) -> float:
     return float(config.generators.tensor_parallel_size) if config.learner.gpus_per_rank > 0 else 0.0
 
 
-def start_generators(config: RunConfig, model_dir: str) -> list[RayGenerator]:
+def start_generators(config: RunConfig, model_dir: str, reference_dir: str) -> list[RayGenerator]:
     """Starts all generator actors; their engines load in the background."""
     from actors.engine import engine_environment
     from actors.remote import start_generator
@@ -130,7 +130,7 @@ def start_generators(config: RunConfig, model_dir: str) -> list[RayGenerator]:
             start_generator(
                 name,
                 model_dir=model_dir,
-                reference_dir=model_dir,
+                reference_dir=reference_dir,
                 tokenizer=config.model.tokenizer,
                 generators=config.generators,
                 sampling=config.sampling,
@@ -161,7 +161,9 @@ def start_judge(config: RunConfig) -> RayJudge:
     )
 
 
-def start_learner(config: RunConfig, model_dir: str, shared_memory: Path, failed_batches: Path) -> RayLearner:
+def start_learner(
+    config: RunConfig, model_dir: str, reference_dir: str, shared_memory: Path, failed_batches: Path
+) -> RayLearner:
     """Starts all learner ranks, packed together, with rank 0's host as their meeting point."""
     from learner.worker import LearnerWorker
 
@@ -197,7 +199,7 @@ def start_learner(config: RunConfig, model_dir: str, shared_memory: Path, failed
             master_addr=master_addr,
             master_port=master_port,
             model_dir=model_dir,
-            reference_dir=model_dir,
+            reference_dir=reference_dir,
             total_updates=config.updates,
             temperature=config.sampling.temperature,
             publish_dir=str(shared_memory),

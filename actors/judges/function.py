@@ -12,6 +12,7 @@ from typing import Any
 from actors.config import FunctionJudgeConfig
 from actors.errors import RunError, UsageError
 from actors.judges.threads import in_daemon_thread
+from actors.pairing import ANTISYMMETRY_TOLERANCE, mean_win_probabilities
 from actors.records import Group, Judgement
 
 
@@ -49,7 +50,8 @@ class FunctionJudge:
         """One call per group, one after another.
 
         Raises:
-            RunError: an answer is not one finite number per completion. The function's own errors pass through.
+            RunError: an answer is neither one finite number per completion nor a table of preferences. The function's
+                own errors pass through.
         """
         return [self._checked(group, await self._call(group)) for group in groups]
 
@@ -61,20 +63,43 @@ class FunctionJudge:
         return await answer if inspect.isawaitable(answer) else answer
 
     def _checked(self, group: Group, answer: Any) -> Judgement:
-        scores = tuple(answer) if hasattr(answer, "__iter__") else None
         expected = len(group.completions)
-        if (
-            scores is None
-            or len(scores) != expected
-            or not all(isinstance(score, Real) and math.isfinite(score) for score in map(_plain, scores))
-        ):
+        scores = _numbers(answer, expected)
+        if scores is not None:
+            return Judgement(scores=scores)
+        table = _table(answer, expected)
+        if table is None:
             raise RunError(
-                f"judge function '{self._path}' answered {answer!r:.200} for prompt '{group.lease.prompt.id}'; "
-                f"it must return {expected} finite numbers, one per completion"
+                f"judge function '{self._path}' answered {answer!r:.200} for prompt '{group.lease.prompt.id}'; it must "
+                f"return {expected} finite numbers, one per completion, or {expected} rows of {expected} "
+                "probabilities, [i][j] that i is preferred to j, with [i][j] + [j][i] = 1"
             )
-        return Judgement(scores=tuple(float(score) for score in scores))
+        return Judgement(scores=mean_win_probabilities(table), preferences=table)
+
+
+def _numbers(answer: Any, count: int) -> tuple[float, ...] | None:
+    """`answer` as `count` finite numbers; None when it is anything else."""
+    numbers = tuple(map(_plain, answer)) if hasattr(answer, "__iter__") else ()
+    if len(numbers) != count or not all(isinstance(number, Real) and math.isfinite(number) for number in numbers):
+        return None
+    return tuple(float(number) for number in numbers)
+
+
+def _table(answer: Any, count: int) -> tuple[tuple[float, ...], ...] | None:
+    """`answer` as a table of preferences [count][count]; None when it is anything else."""
+    rows = [_numbers(row, count) for row in answer] if hasattr(answer, "__iter__") else []
+    table = tuple(row for row in rows if row is not None)
+    if len(rows) != count or len(table) != count:
+        return None
+    pairs = [(table[i][j], table[j][i]) for i in range(count) for j in range(i + 1, count)]
+    if not all(min(pair) >= 0.0 and abs(sum(pair) - 1.0) <= ANTISYMMETRY_TOLERANCE for pair in pairs):
+        return None
+    return table
 
 
 def _plain(score: Any) -> Any:
-    """The Python number in a one-element array or tensor; anything else as it is."""
-    return score.item() if hasattr(score, "item") else score
+    """The Python number in a one-element array or tensor, None for a larger one; anything else as it is."""
+    try:
+        return score.item() if hasattr(score, "item") else score
+    except (ValueError, RuntimeError):  # of arrays and of tensors
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from actors.prompts import PromptSource
 from launch.config import RunConfig
 from launch.train import check_model, check_same_run, fixed_settings, with_world_defaults
 from learner.sft import TINY, build_policy
+from tests.fakes import tiny_llama
 
 
 def _config(**settings) -> RunConfig:
@@ -45,6 +47,43 @@ def test_an_engine_longer_than_the_model_s_positions_is_refused_with_both_number
             sampling={"max_new_tokens": 8},
         )
     )
+
+
+def _with_reference(policy: Path, reference: Path, **settings) -> RunConfig:
+    return _config(
+        model={"path": str(policy), "reference": str(reference)},
+        generators={"max_model_len": 64},
+        prompts={"max_prompt_tokens": 8},
+        sampling={"max_new_tokens": 8},
+        **settings,
+    )
+
+
+def test_a_reference_of_another_vocabulary_is_refused_with_both_sizes(tmp_path: Path) -> None:
+    build_policy(TINY).save_pretrained(tmp_path / "policy")
+    tiny_llama(tmp_path / "reference", seed=0, vocab_size=96)
+    with pytest.raises(UsageError, match=r"vocabulary of 96 tokens and the policy .* one of 18; use a reference of"):
+        check_model(_with_reference(tmp_path / "policy", tmp_path / "reference"))
+
+
+def test_a_reference_of_another_architecture_is_refused_only_where_it_is_mixed(tmp_path: Path) -> None:
+    build_policy(TINY).save_pretrained(tmp_path / "policy")
+    build_policy(replace(TINY, intermediate=64)).save_pretrained(tmp_path / "reference")
+    check_model(_with_reference(tmp_path / "policy", tmp_path / "reference"))
+    with pytest.raises(UsageError, match=r"cannot be mixed with the policy .*: its intermediate_size is 64, the pol"):
+        check_model(
+            _with_reference(
+                tmp_path / "policy",
+                tmp_path / "reference",
+                learner={"loss": {"kind": "nash_pg"}},
+                opponent={"kind": "mixture"},
+            )
+        )
+
+
+def test_the_world_s_own_policy_takes_no_other_reference() -> None:
+    with pytest.raises(UsageError, match=r"model\.path is world, whose policy is trained by the run itself"):
+        check_model(_config(model={"path": "world", "reference": "elsewhere"}))
 
 
 @pytest.mark.parametrize(

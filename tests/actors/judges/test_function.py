@@ -42,6 +42,21 @@ wrong = {"short": [1.0], "nan": [1.0, float("nan")], "text": ["1", "2"], "string
 def answer(prompt, completions):
     return wrong[prompt.answer]
 
+def compares(prompt, completions):
+    share = 0.75 if prompt.id == "fake:0" else 0.5
+    return numpy.array([[0.5, share], [1.0 - share, 0.5]])
+
+tables = {
+    "one row": [[0.5, 0.5]],
+    "not square": [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]],
+    "not a probability": [[0.5, 1.5], [-0.5, 0.5]],
+    "does not add up": [[0.5, 0.7], [0.7, 0.5]],
+    "nan": [[0.5, float("nan")], [float("nan"), 0.5]],
+}
+
+def table(prompt, completions):
+    return tables[prompt.answer]
+
 def exhausted(prompt, completions):
     return [next(iter([]))]
 
@@ -81,6 +96,19 @@ def test_an_object_with_an_async_call_may_answer_with_a_tensor(module: str) -> N
 def test_an_answer_that_is_not_one_finite_number_per_completion_is_an_error(module: str, kind: str) -> None:
     with pytest.raises(RunError, match=r"for prompt 'fake:0'; it must return 2 finite numbers"):
         scores(f"{module}:answer", [make_group(["a", "b"], answer=kind)])
+
+
+def test_a_function_that_compares_answers_with_preferences_and_scores_are_mean_wins(module: str) -> None:
+    first, second = asyncio.run(make_judge(FunctionJudgeConfig(path=f"{module}:compares")).judge(GROUPS))
+    assert first.preferences == ((0.5, 0.75), (0.25, 0.5))
+    assert first.scores == (0.75, 0.25)
+    assert second.scores == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("kind", ["one row", "not square", "not a probability", "does not add up", "nan"])
+def test_a_table_that_is_not_of_preferences_is_an_error(module: str, kind: str) -> None:
+    with pytest.raises(RunError, match=r"or 2 rows of 2 probabilities, \[i\]\[j\] that i is preferred to j"):
+        scores(f"{module}:table", [make_group(["a", "b"], answer=kind)])
 
 
 def test_the_functions_own_errors_pass_through(module: str) -> None:
