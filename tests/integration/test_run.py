@@ -70,9 +70,11 @@ def _footprint() -> set[str]:
     return processes | shared
 
 
-def _start(config: Path, *arguments: str) -> subprocess.Popen[str]:
+def _start(config: Path | None, *arguments: str) -> subprocess.Popen[str]:
+    """`offbeat train CONFIG`, or `offbeat demo` for None."""
+    verb = ["demo"] if config is None else ["train", str(config)]
     return subprocess.Popen(
-        [sys.executable, "-m", "launch", "train", str(config), *arguments],
+        [sys.executable, "-m", "launch", *verb, *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -81,7 +83,7 @@ def _start(config: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def _run(config: Path, *arguments: str, code: int = 0) -> tuple[str, str]:
+def _run(config: Path | None, *arguments: str, code: int = 0) -> tuple[str, str]:
     process = _start(config, *arguments)
     out, err = process.communicate(timeout=300)
     assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
@@ -124,6 +126,58 @@ def test_an_asynchronous_run_trains_publishes_and_leaves_a_model_that_loads(conf
     start = AutoModelForCausalLM.from_pretrained(yaml.safe_load(config.read_text())["model"]["path"])
     moved = [name for name, p in model.named_parameters() if not p.equal(dict(start.named_parameters())[name])]
     assert len(moved) == len(list(model.named_parameters())), "every tensor was trained"
+
+
+def test_a_run_against_the_mixture_keeps_both_bounds_and_drops_nothing(config: Path) -> None:
+    """Opponents of two models mixed in the engine, drawn apart: their log-probs meet the learner's own mixture."""
+    out, err = _run(
+        config,
+        "learner.loss.kind=nash_pg",
+        "opponent.kind=mixture",
+        "opponent.beta=0.25",
+        "opponent.max_staleness=1",
+        "opponent.completions_per_prompt=2",
+        "replay.max_staleness=3",
+        "evaluation.prompts=0",
+        "evaluation.exact_every_updates=3",
+    )
+    summary = _summary(config)
+    assert (summary["status"], summary["updates"], summary["loss"]) == ("completed", 8, "nash_pg")
+    assert summary["staleness"]["max"] <= summary["max_staleness_bound"] == 3
+    assert summary["opponent_staleness"]["max"] <= summary["opponent_bound"] == 1
+    assert sum(summary["opponent_staleness"]["histogram"].values()) == 64
+    ledger = summary["ledger"]
+    assert (ledger["trained"], ledger["returned"], ledger["dropped"]) == (64, {}, {})
+    assert 0.0 < summary["exploitability"] < 0.5
+    assert 0 < summary["log_ratio_max"] < ENGINE_GAP
+    metrics = [json.loads(line) for line in (config.parent / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [value["step"] for value in metrics if "exploitability" in value] == [3, 6, 8]
+    # The first update's are fresh; later ones set a policy that has moved against its reference.
+    fresh = [value["opponent_log_ratio_max"] for value in metrics if value["opponent_staleness_max"] == 0]
+    assert 0 < max(fresh) < ENGINE_GAP
+    assert max(value["opponent_staleness_max"] for value in metrics) <= 1
+    assert summary["staleness_law"]["bound"] == 1
+    assert "staleness law: opponents are stable up to" in out + err
+
+
+def test_the_demo_ends_with_two_models_a_comparison_and_a_figure(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    settings = ("updates=3", "world.sft_updates=2", "evaluation.prompts=4", "replay.prompts_per_update=8")
+    cluster = ("cluster.address=local", "cluster.num_cpus=2", "cluster.object_store_mib=128")
+    out, _ = _run(None, *settings, *cluster, "--output", str(tmp_path / "demo"))
+    assert "the best answer to bradley-terry wins" in out
+    summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
+    assert (summary["status"], summary["name"], summary["updates"]) == ("completed", "demo", 3)
+    assert list(summary["routes"]) == ["bradley-terry", "nash-md"]
+    for name, route in summary["routes"].items():
+        assert 0.0 < route["exploitability"] < 0.5
+        assert route["exact_kl"] > 0.0
+        assert 0.0 < route["target_exploitability"] < 0.5
+        AutoModelForCausalLM.from_pretrained(tmp_path / "demo" / name / "final")
+    kls = [route["target_kl"] for route in summary["routes"].values()]
+    assert kls[0] == pytest.approx(kls[1], abs=1e-6)
+    assert (tmp_path / "demo" / "triangle.svg").read_text().startswith("<svg")
 
 
 def test_at_bound_zero_an_interrupted_and_resumed_run_is_on_policy_to_the_engines_gap(config: Path) -> None:
