@@ -200,6 +200,7 @@ def _check(route: RunConfig) -> None:
     for setting, given, needed in (
         ("world.task", route.world.task, "intransitive"),
         ("model.path", route.model.path, WORLD),
+        ("model.reference", route.model.reference, None),
         ("prompts.source", route.prompts.source, WORLD),
     ):
         if given != needed:

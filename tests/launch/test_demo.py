@@ -171,6 +171,7 @@ def test_a_route_that_does_not_end_ends_the_demo_with_its_code(tmp_path: Path) -
     [
         ("world.task=transitive", r"intransitive task, and world\.task is set to transitive; leave it out"),
         ("model.path=other/model", r"model\.path is set to other/model"),
+        ("model.reference=other/model", r"model\.reference is set to other/model"),
         ("prompts.source=p.jsonl", r"prompts\.source is set to p\.jsonl"),
         ("evaluation.exact_every_updates=0", r"evaluation\.exact_every_updates is set to 0"),
     ],
