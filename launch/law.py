@@ -70,6 +70,13 @@ def bound_of(config: RunConfig) -> int:
     return config.replay.max_staleness if own is None else own
 
 
+def beta_of(config: RunConfig) -> float:
+    """Weight of the reference in the opponent that is really played: none where only weights would put it there."""
+    opponent = config.opponent
+    mixed = opponent.needs_second_model or config.learner.correction.opponents != "none"
+    return opponent.target_beta if mixed else 0.0
+
+
 def applies(config: RunConfig) -> bool:
     """Whether the opponent is a policy of one age; an average of past ones has many."""
     return config.learner.loss.has_opponent and config.opponent.kind != "ema"
@@ -92,9 +99,9 @@ def announce(config: RunConfig) -> str:
     if not applies(config):
         return "staleness law: none is known for opponent.kind ema, an average of policies of many ages"
     lag = steps_of(bound_of(config), config.replay.updates_per_publish)
-    step = largest_stable_step(config.learner.loss.tau, config.opponent.target_beta, lag, CYCLE_FREQUENCY)
+    step = largest_stable_step(config.learner.loss.tau, beta_of(config), lag, CYCLE_FREQUENCY)
     return (
-        f"staleness law: with tau {config.learner.loss.tau:g}, beta {config.opponent.target_beta:g} and opponents up "
+        f"staleness law: with tau {config.learner.loss.tau:g}, beta {beta_of(config):g} and opponents up "
         f"to {bound_of(config)} versions old, steps up to {step:.3g} per update are stable on a cycle of three; the "
         f"step that learning rate {config.learner.optimizer.lr:g} makes is measured over the first {PROBES} updates"
     )
@@ -136,7 +143,7 @@ class LawProbe:
 def _law(config: RunConfig, step_size: float, frequency: float) -> StalenessLaw:
     from learner.stability import largest_stable_lag
 
-    tau, beta = config.learner.loss.tau, config.opponent.target_beta
+    tau, beta = config.learner.loss.tau, beta_of(config)
     if step_size <= 0.0:
         lag = math.inf
     elif step_size * tau > 1.0:  # such steps go past their target, whatever the opponent's age

@@ -192,3 +192,10 @@ def test_before_anything_is_measured_the_largest_step_for_the_bound_is_told(repl
     assert _law(_config(replay=replay), 0.999 * step).kept
     assert not _law(_config(replay=replay), 1.01 * step).kept
     assert step == pytest.approx(0.109, abs=0.003)
+
+
+def test_a_mixture_that_only_weights_would_make_is_none_without_them():
+    learner = {"loss": {"kind": "nash_pg"}, "correction": {"opponents": "none"}}
+    assert "beta 0 and" in announce(_config(learner=learner, opponent={"kind": "weighted", "beta": 0.5}))
+    assert "beta 0.5 and" in announce(_config(learner=learner, opponent={"kind": "mixture", "beta": 0.5}))
+    assert "beta 0.5 and" in announce(_config(opponent={"kind": "weighted", "beta": 0.5}))
