@@ -30,8 +30,8 @@ from learner.config import CorrectionConfig, LossConfig
 from learner.nash import GameBatch, game_loss
 
 TOKENS = world_module.MAX_NEW_TOKENS
-PUBLISHED = {"baseline": "constant", "kl": "reward_to_go", "opponents": "none"}
-"""Nash-MD-PG's estimator as published."""
+UNCORRECTED = {"baseline": "constant", "kl": "reward_to_go", "opponents": "none"}
+"""Self-play on the policy's own samples as if they were fresh: the published estimator's baseline and KL, no weights."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class Row:
 
 ROWS = {
     "lag-0": Row(0),
-    "lag-0-published": Row(0, PUBLISHED, beta=0.0),
+    "lag-0-uncorrected": Row(0, UNCORRECTED),
     "lag-16": Row(16),
     "lag-64": Row(64),
-    "lag-64-published": Row(64, PUBLISHED, beta=0.0),
+    "lag-64-uncorrected": Row(64, UNCORRECTED),
     "lag-64-unweighted": Row(64, {"opponents": "none"}),
     "lag-64-reward-to-go": Row(64, {"kl": "reward_to_go"}),
     "lag-64-cap-10": Row(64, {"opponent_cap": 10.0}),

@@ -21,13 +21,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-UNCORRECTED = (
+SELF_PLAY = (
+    "opponent.kind=self",
     "learner.correction.baseline=constant",
     "learner.correction.kl=reward_to_go",
     "learner.correction.opponents=none",
-    "opponent.kind=self",
 )
-"""Nash-MD-PG's estimator as published, on the policy's own samples as if they were fresh."""
+"""Self-play on the policy's own samples as if they were fresh: constant baseline, reward-to-go, no weights."""
 
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "bradley-terry": ("embedded-bradley-terry", ()),
@@ -36,8 +36,8 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "opponent-mixture": ("embedded-nash-md", ("opponent.kind=mixture",)),
     "opponent-reference": ("embedded-nash-md", ("opponent.kind=reference",)),
     "opponent-ema": ("embedded-nash-md", ("opponent.kind=ema",)),
-    "lag-0-uncorrected": ("embedded-nash-md", ("replay.max_staleness=0", *UNCORRECTED)),
-    "lag-64-uncorrected": ("embedded-nash-md", ("replay.max_staleness=64", *UNCORRECTED)),
+    "lag-0-uncorrected": ("embedded-nash-md", ("replay.max_staleness=0", *SELF_PLAY)),
+    "lag-64-uncorrected": ("embedded-nash-md", ("replay.max_staleness=64", *SELF_PLAY)),
     "lag-0": ("embedded-nash-md", ("replay.max_staleness=0",)),
     "lag-64": ("embedded-nash-md", ("replay.max_staleness=64",)),
     "lag-64-fresh": ("embedded-nash-md", ("replay.max_staleness=64", "opponent.max_staleness=1")),
@@ -137,8 +137,17 @@ def _run(name: str, seed: int, start: Path, targets: dict[str, Any], work: Path,
             for key in watched
             if any(line.get(key) is not None for line in lines)
         },
-        "target_exploitability": targets["bradley_terry" if name == "bradley-terry" else "nash_md"]["exploitability"],
+        "target_exploitability": _target(name, targets),
     }
+
+
+def _target(name: str, targets: dict[str, Any]) -> float | None:
+    """Exploitability of the exact point where the row's game ends; None where that is not computed."""
+    ends = {"bradley-terry": "bradley_terry", "opponent-self": "nash", "opponent-ema": "nash"}
+    if name == "opponent-reference":
+        return None
+    point = "nash" if name.endswith("-uncorrected") else ends.get(name, "nash_md")
+    return targets[point]["exploitability"]
 
 
 def _add(path: Path, entry: dict[str, Any], targets: dict[str, Any]) -> None:

@@ -61,7 +61,13 @@ def _print_train_help(ctx: typer.Context, wanted: bool) -> None:
         raise typer.Exit
 
 
-Config = Annotated[str, typer.Argument(metavar="CONFIG", help="a YAML file, or embedded, node-8gpu or cluster-2node")]
+Config = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONFIG",
+        help="a YAML file or a preset: embedded, embedded-nash-md, embedded-bradley-terry, node-8gpu, cluster-2node",
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="settings on top of CONFIG, for example replay.max_staleness=2"),
