@@ -31,7 +31,7 @@ from learner.nash import GameBatch, game_loss
 
 TOKENS = world_module.MAX_NEW_TOKENS
 UNCORRECTED = {"baseline": "constant", "kl": "reward_to_go", "opponents": "none"}
-"""Self-play on the policy's own samples as if they were fresh: the published estimator's baseline and KL, no weights."""
+"""Self-play on the policy's own samples as if they were fresh: constant baseline, reward-to-go, no weights."""
 
 
 @dataclass(frozen=True)
