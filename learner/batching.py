@@ -85,20 +85,32 @@ def behaviour_logprobs(pairs: Sequence[Pair]) -> list[float]:
     return [logprob for completion in completions for logprob in completion.logprobs]
 
 
-def game_length(game: Game) -> int:
-    """Tokens of the longest of a game's sequences."""
-    return len(game.prompt_token_ids) + max(len(completion.token_ids) for completion in game.completions)
+def game_length(game: Game, parts: Sequence[slice]) -> int:
+    """Tokens of the longest of a game's sequences, among the completions in `parts`."""
+    return max(len(prompt) + len(response) for part in parts for prompt, response in game_sequences([game], part))
 
 
-def game_micro_batches(games: Sequence[Game], rank: int, ranks: int, micro_batch_tokens: int) -> list[list[Game]]:
-    """This rank's micro-batches of the batch `games`, as `micro_batches`: all completions of a game stay together."""
-    rounds = schedule([game_length(game) for game in games], len(games[0].completions), ranks, micro_batch_tokens)
+def game_micro_batches(
+    games: Sequence[Game], parts: Sequence[slice], rank: int, ranks: int, micro_batch_tokens: int
+) -> list[list[Game]]:
+    """This rank's micro-batches of the batch `games`, as `micro_batches`: all completions of a game stay together.
+
+    `parts` are the completions of each game that go through a model together; the largest part is to fit the budget.
+    """
+    rows = max(len(games[0].completions[part]) for part in parts)
+    rounds = schedule([game_length(game, parts) for game in games], rows, ranks, micro_batch_tokens)
     return [[games[index] for index in shares[rank]] for shares in rounds]
 
 
-def game_sequences(games: Sequence[Game]) -> list[TokenSequence]:
-    """Game by game, the players' sequences and then the opponents'."""
-    return [(game.prompt_token_ids, completion.token_ids) for game in games for completion in game.completions]
+def game_sequences(games: Sequence[Game], part: slice) -> list[TokenSequence]:
+    """Game by game, the sequences of completions in `part`: of the players and then of the opponents."""
+    return [(game.prompt_token_ids, completion.token_ids) for game in games for completion in game.completions[part]]
+
+
+def token_rows(lengths: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Sequence of each token [n] of sequences of these `lengths`, in order."""
+    counts = torch.tensor(lengths, device=device)
+    return torch.arange(len(lengths), device=device).repeat_interleave(counts)
 
 
 def pad_by_sequence(values: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ from actors.errors import RunError, UsageError
 from actors.model_files import resolve
 from actors.records import Game, Pair
 from learner.average import AveragePolicy
-from learner.batching import TokenBatch, TokenSequence, collate, schedule
+from learner.batching import TokenSequence, collate, schedule
 from learner.checkpoints import ENGINE, MODEL
 from learner.collective import agree, gather, make_directory
 from learner.config import LearnerConfig
@@ -46,7 +46,7 @@ from learner.models import (
     unique_tensors,
     write_model,
 )
-from learner.objectives import Measured, Players, TokenLogProbs, objective_of, players_of, step_size
+from learner.objectives import Pass, Players, TokenLogProbs, objective_of, players_of, step_size
 from learner.records import UpdateStats
 from learner.schedules import learning_rate
 from learner.totals import Totals
@@ -176,14 +176,24 @@ class TrainEngine:
         lr = learning_rate(self.config.optimizer, self.updates, self.total_updates)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
+        *constant, last = objective.passes(items)
+        filler = [objective.filler(items)]
+        # Before any pass with gradient: ZeRO-3 fetches weights ahead along the order of modules that it recorded, and
+        # never records that of a backward pass while the pass before it has none.
+        with torch.no_grad():
+            constants = [[self._token_logprobs(own or filler, part, totals) for part in constant] for own in batches]
         players: list[Players] = []
-        for number, members in enumerate(batches, start=1):
+        for number, (members, known) in enumerate(zip(batches, constants, strict=True), start=1):
             self._engine.set_gradient_accumulation_boundary(number == len(batches))
-            loss, measured = self._loss(members or [objective.filler(items)], totals, weight=1.0 if members else 0.0)
+            logprobs = [*known, self._token_logprobs(members or filler, last, totals)]
+            measured = objective.measure(members or filler, logprobs)
+            if members:
+                totals.add(measured.loss, measured.metrics, measured.behaviour_log_ratio, measured.opponent_log_ratio)
             if measure_step:
                 players += players_of(members, measured)
             # DeepSpeed averages gradients over ranks; the mean wanted is over the items of all ranks.
-            self._engine.backward(loss * (self.ranks / len(items)), scale_wrt_gas=False)
+            scale = self.ranks / len(items) if members else 0.0
+            self._engine.backward(measured.total() * scale, scale_wrt_gas=False)
         applied, grad_norm = self._step()
         if applied and self._average is not None:
             self._average.update(self.model)
@@ -204,32 +214,23 @@ class TrainEngine:
             self._report_skipped(items)
         return stats
 
-    def _loss(self, members: Sequence[Any], totals: Totals, weight: float) -> tuple[Tensor, Measured]:
-        """Sum of the losses of one micro-batch, times `weight`; adds to `totals` what is measured on the way."""
-        batch = collate(self._objective.sequences(members), self.device)
-        measured = self._objective.measure(members, batch, self._token_logprobs(batch))
-        loss = measured.loss.sum() * weight
-        if weight:
-            totals.add(measured.loss, measured.metrics, measured.behaviour_log_ratio, measured.opponent_log_ratio)
+    def _token_logprobs(self, members: Sequence[Any], part: Pass, totals: Totals) -> TokenLogProbs:
+        """What `part` reads, from the models that it takes; of the policy with gradient, where that is enabled."""
+        batch = collate(self._objective.sequences(members, part), self.device)
         totals.add_tokens(batch)
-        # A non-finite loss makes every gradient non-finite, so that the check of the gradient norm, which all ranks
-        # share, is the only one needed.
-        return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan), measured
-
-    def _token_logprobs(self, batch: TokenBatch) -> TokenLogProbs:
-        """Of the policy, with gradient, of the reference, and of the opponent where the objective needs it."""
         arguments = (batch.input_ids, batch.rows, batch.columns, batch.targets)
-        beta = self.opponent.target_beta if self._objective.needs_opponent else 0.0
-        if 0.0 < beta < 1.0:
+        beta = self.opponent.target_beta
+        if part.opponent and 0.0 < beta < 1.0:
             return self._mixture_logprobs(arguments, beta)
-        policy = self._engine(*arguments)
+        policy = self._engine(*arguments) if part.log_ratio else None
         with torch.no_grad():
-            reference = self._reference(*arguments)
-            if beta == 0.0:
-                opponent = policy.detach()
-            else:
-                opponent = reference if self._average is None else self._average.model(*arguments)
-        return TokenLogProbs(policy, reference, opponent)
+            reference = self._reference(*arguments) if part.log_ratio else None
+            if not part.opponent:
+                return TokenLogProbs(policy, reference)
+            if self._average is not None:
+                return TokenLogProbs(policy, reference, self._average.model(*arguments))
+            model, known = (self._engine, policy) if beta == 0.0 else (self._reference, reference)
+            return TokenLogProbs(policy, reference, model(*arguments) if known is None else known.detach())
 
     def _mixture_logprobs(self, arguments: tuple[Tensor, ...], beta: float) -> TokenLogProbs:
         with torch.no_grad():

@@ -29,7 +29,11 @@ LARGEST = 20.0
 
 @dataclass(frozen=True, slots=True)
 class GameBatch:
-    """Games of one shape, as a loss sees them. g games, n = K + M completions each, t tokens at most."""
+    """Games of one shape, as a loss sees them. g games, n = K + M completions each, t tokens at most.
+
+    Of opponents drawn apart `ipo_md` alone reads policy and reference; it has no gradient from players, the other
+    losses none from these opponents.
+    """
 
     policy: Tensor
     """[g, n, t] log pi of each token; carries the gradient. 0 at padding, as in all of them."""
@@ -124,7 +128,7 @@ def game_loss(batch: GameBatch, config: LossConfig, correction: CorrectionConfig
     """
     mask = batch.mask.to(batch.policy.dtype)
     n = mask.shape[1]
-    against, peers = (table.to(mask) for table in roles(batch.players, n - batch.players, mask.device))
+    peers = roles(batch.players, n - batch.players, mask.device)[1].to(mask)
     playing = (torch.arange(n, device=mask.device) < batch.players).to(mask)
     if config.kind == "reward_pg":
         peers = 1.0 - torch.eye(n, device=mask.device, dtype=mask.dtype)
@@ -135,12 +139,8 @@ def game_loss(batch: GameBatch, config: LossConfig, correction: CorrectionConfig
     w = importance_weights(
         policy - batch.behaviour, mask, correction.players, correction.player_cap, correction.beyond_cap
     )
-    w_opponent = _opponent_weights(batch, mask, correction)
-    if config.kind == "reward_pg":
-        value = batch.scores.to(mask)
-    else:
-        value = _mean(w_opponent[:, None, :] * (batch.preferences.to(mask) - 0.5), against)
-    advantage = value - config.tau * log_ratio.sum(-1)
+    w_opponent = opponent_weights(batch, correction)
+    value, advantage = advantages(batch, w_opponent, config)
 
     if config.kind == "online_ipo":
         loss = _online_ipo(batch, value, sequence_weights(w, mask, correction.players), peers, config.tau)
@@ -161,11 +161,26 @@ def game_loss(batch: GameBatch, config: LossConfig, correction: CorrectionConfig
     return LossOutput(loss=loss, metrics=metrics)
 
 
-def _opponent_weights(batch: GameBatch, mask: Tensor, correction: CorrectionConfig) -> Tensor:
-    """w' [g, n]."""
+def opponent_weights(batch: GameBatch, correction: CorrectionConfig) -> Tensor:
+    """w' [g, n], detached."""
+    mask = batch.mask.to(batch.policy.dtype)
     log_ratio = (batch.opponent - batch.behaviour).detach()
     level, cap = correction.opponents, correction.opponent_cap
     return sequence_weights(importance_weights(log_ratio, mask, level, cap, correction.beyond_cap), mask, level)
+
+
+def advantages(batch: GameBatch, w_opponent: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
+    """v and A [g, n] of every completion, detached, from w' [g, n]; v is the score with `reward_pg`.
+
+    Only those of completions that play mean anything.
+    """
+    mask = batch.mask.to(batch.policy.dtype)
+    if config.kind == "reward_pg":
+        value = batch.scores.to(mask)
+    else:
+        against = roles(batch.players, mask.shape[1] - batch.players, mask.device)[0].to(mask)
+        value = _mean(w_opponent[:, None, :] * (batch.preferences.to(mask) - 0.5), against)
+    return value, value - config.tau * ((batch.policy.detach() - batch.reference) * mask).sum(-1)
 
 
 def _online_ipo(batch: GameBatch, value: Tensor, weights: Tensor, peers: Tensor, tau: float) -> Tensor:

@@ -1,10 +1,11 @@
-"""What differs between losses on pairs and on games: micro-batches, sequences, the loss and what is measured.
+"""What differs between losses on pairs and on games: micro-batches, passes, the loss and what is measured.
 
 Pure functions of items and token log-probs; knows nothing of models, ranks' communication or optimizers.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,22 +17,32 @@ from torch import Tensor
 from actors.errors import UsageError
 from actors.records import Game, Pair
 from learner import batching
-from learner.batching import TokenBatch, TokenSequence, pad_by_sequence, sum_by_sequence
-from learner.config import CorrectionConfig, LearnerConfig, LossConfig
+from learner.batching import TokenSequence, pad_by_sequence, sum_by_sequence, token_rows
+from learner.config import LearnerConfig, LossConfig
 from learner.losses import preference_loss, tie_loss
-from learner.nash import GameBatch, game_loss, importance_weights, roles, sequence_weights
+from learner.nash import GameBatch, advantages, game_loss, opponent_weights
 from learner.stability import step_size_estimate
 
 
 @dataclass(frozen=True, slots=True)
-class TokenLogProbs:
-    """Log-probs [n] (nats) of a micro-batch's response tokens, in the order of its sequences."""
+class Pass:
+    """Completions of each item that go through the models together, and what is read of their tokens."""
 
-    policy: Tensor
-    """Carries the gradient."""
-    reference: Tensor
+    completions: slice
+    log_ratio: bool = True
+    """log pi and log mu."""
+    opponent: bool = False
+    """log pi', the opponent as it is at this update."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogProbs:
+    """Log-probs [n] (nats) of a pass's response tokens, in the order of its sequences; None where not computed."""
+
+    policy: Tensor | None
+    """Carries the gradient in the pass that has it."""
+    reference: Tensor | None
     opponent: Tensor | None = None
-    """Under the opponent as it is at this update; where the objective needs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +62,14 @@ class Measured:
     advantages: Tensor | None = None
     """Games: [b, K] A of each player, detached."""
 
+    def total(self) -> Tensor:
+        """Sum of the losses. One that is not finite makes every gradient so.
+
+        The check of the gradient norm, which all ranks share, is then the only one needed.
+        """
+        total = self.loss.sum()
+        return total * torch.where(total.detach().isfinite(), 1.0, math.nan)
+
 
 class Objective(Protocol):
     """How a loss consumes the items of a batch."""
@@ -58,7 +77,7 @@ class Objective(Protocol):
     metrics: tuple[str, ...]
     """Names of the values averaged over items."""
     needs_opponent: bool
-    """Whether `measure` reads the opponent's log-probs."""
+    """Whether a pass reads the opponent's log-probs."""
 
     def check(self, items: Sequence[Any]) -> None:
         """Raises UsageError unless `items` are at least one, all of the kind and shape that the loss consumes."""
@@ -69,11 +88,14 @@ class Objective(Protocol):
     def filler(self, items: Sequence[Any]) -> Any:
         """The cheapest item, for a rank that has none."""
 
-    def sequences(self, members: Sequence[Any]) -> Sequence[TokenSequence]:
-        """What goes through the models for `members`."""
+    def passes(self, items: Sequence[Any]) -> tuple[Pass, ...]:
+        """The passes of every micro-batch of `items`: the last has the gradient, those before it have none."""
 
-    def measure(self, members: Sequence[Any], batch: TokenBatch, logprobs: TokenLogProbs) -> Measured:
-        """Losses and metrics of `members`, whose collated `sequences` are `batch`."""
+    def sequences(self, members: Sequence[Any], part: Pass) -> Sequence[TokenSequence]:
+        """What goes through the models for `members` in one of the `passes`."""
+
+    def measure(self, members: Sequence[Any], logprobs: Sequence[TokenLogProbs]) -> Measured:
+        """Losses and metrics of `members`, from the log-probs of each of their `passes`."""
 
     def counts(self, items: Sequence[Any]) -> dict[str, int]:
         """Numbers of items as `UpdateStats` names them."""
@@ -105,19 +127,26 @@ class PairObjective:
     def filler(self, items: Sequence[Pair]) -> Pair:
         return batching.filler(items)
 
-    def sequences(self, members: Sequence[Pair]) -> Sequence[TokenSequence]:
+    def passes(self, items: Sequence[Pair]) -> tuple[Pass, ...]:
+        return (Pass(slice(None)),)
+
+    def sequences(self, members: Sequence[Pair], part: Pass) -> Sequence[TokenSequence]:
         return batching.sequences_of(members)
 
-    def measure(self, members: Sequence[Pair], batch: TokenBatch, logprobs: TokenLogProbs) -> Measured:
-        count = 2 * len(members)
-        policy = sum_by_sequence(logprobs.policy, batch.rows, count)
-        reference = sum_by_sequence(logprobs.reference, batch.rows, count)
+    def measure(self, members: Sequence[Pair], logprobs: Sequence[TokenLogProbs]) -> Measured:
+        (own,) = logprobs
+        assert own.policy is not None
+        assert own.reference is not None
+        lengths = [len(response) for _, response in batching.sequences_of(members)]
+        rows = token_rows(lengths, own.policy.device)
+        policy = sum_by_sequence(own.policy, rows, len(lengths))
+        reference = sum_by_sequence(own.reference, rows, len(lengths))
         (chosen, rejected), (reference_chosen, reference_rejected) = policy.chunk(2), reference.chunk(2)
         output = preference_loss(chosen, rejected, reference_chosen, reference_rejected, self._loss)
         kl_chosen, kl_rejected = (policy - reference).detach().chunk(2)
-        behaviour = torch.tensor(batching.behaviour_logprobs(members), device=batch.rows.device)
+        behaviour = torch.tensor(batching.behaviour_logprobs(members), device=rows.device)
         metrics = {**output.metrics, "kl_chosen": kl_chosen, "kl_rejected": kl_rejected}
-        return Measured(output.loss, metrics, logprobs.policy.detach() - behaviour)
+        return Measured(output.loss, metrics, own.policy.detach() - behaviour)
 
     def counts(self, items: Sequence[Pair]) -> dict[str, int]:
         return {"pairs": len(items), "ties": sum(pair.tie for pair in items)}
@@ -127,11 +156,7 @@ class PairObjective:
 
 
 class GameObjective:
-    """Losses on games. All completions of a game go through the models together, opponents too.
-
-    Opponents drawn apart carry gradient through the forward pass although only `ipo_md` uses it: one pass over all is
-    simpler and costs their share of the backward pass.
-    """
+    """Losses on games. Where opponents are drawn apart, players and opponents have passes of their own."""
 
     def __init__(self, config: LearnerConfig) -> None:
         self._loss, self._correction, self._tokens = config.loss, config.correction, config.micro_batch_tokens
@@ -150,16 +175,33 @@ class GameObjective:
             )
 
     def micro_batches(self, items: Sequence[Game], rank: int, ranks: int) -> list[list[Game]]:
-        return batching.game_micro_batches(items, rank, ranks, self._tokens)
+        return batching.game_micro_batches(items, self._parts(items), rank, ranks, self._tokens)
 
     def filler(self, items: Sequence[Game]) -> Game:
-        return min(items, key=batching.game_length)
+        parts = self._parts(items)
+        return min(items, key=lambda game: batching.game_length(game, parts))
 
-    def sequences(self, members: Sequence[Game]) -> Sequence[TokenSequence]:
-        return batching.game_sequences(members)
+    def passes(self, items: Sequence[Game]) -> tuple[Pass, ...]:
+        """Opponents drawn apart have the gradient with `ipo_md`, whose players are only measured.
 
-    def measure(self, members: Sequence[Game], batch: TokenBatch, logprobs: TokenLogProbs) -> Measured:
-        games = game_batch(members, batch, logprobs)
+        With other losses they have none: their log pi' is read where they are weighted, and nothing of them where not.
+        """
+        players, weighted = len(items[0].players), self.needs_opponent
+        if not items[0].opponents:
+            return (Pass(slice(None), opponent=weighted),)
+        own, drawn = slice(players), slice(players, None)
+        if self._loss.kind == "ipo_md":
+            return (Pass(own), Pass(drawn, opponent=weighted))
+        return (Pass(drawn, log_ratio=False, opponent=True), Pass(own)) if weighted else (Pass(own),)
+
+    def _parts(self, items: Sequence[Game]) -> list[slice]:
+        return [part.completions for part in self.passes(items)]
+
+    def sequences(self, members: Sequence[Game], part: Pass) -> Sequence[TokenSequence]:
+        return batching.game_sequences(members, part.completions)
+
+    def measure(self, members: Sequence[Game], logprobs: Sequence[TokenLogProbs]) -> Measured:
+        games = game_batch(members, self._parts(members), logprobs)
         output = game_loss(games, self._loss, self._correction)
         players = games.players
         log_ratio = (games.policy.detach() - games.behaviour)[:, :players][games.mask[:, :players] > 0]
@@ -173,7 +215,7 @@ class GameObjective:
             log_ratio,
             opponent_log_ratio,
             games.policy.detach()[:, :players].sum(-1),
-            advantages(games, self._loss, self._correction),
+            advantages(games, opponent_weights(games, self._correction), self._loss)[1][:, :players],
         )
 
     def counts(self, items: Sequence[Game]) -> dict[str, int]:
@@ -183,46 +225,40 @@ class GameObjective:
         return 0.0
 
 
-def game_batch(members: Sequence[Game], batch: TokenBatch, logprobs: TokenLogProbs) -> GameBatch:
-    """The padded tensors of `members`, games of one shape, from the log-probs of their tokens.
+def game_batch(members: Sequence[Game], parts: Sequence[slice], logprobs: Sequence[TokenLogProbs]) -> GameBatch:
+    """The padded tensors of `members`, games of one shape, from the log-probs of the completions in each of `parts`.
 
-    Where the opponent's were not computed the policy's stand in; the loss does not read them then.
+    Where a log-prob was not computed the recorded one stands in, so that its ratio is 1; the loss does not read it.
     """
-    g, n = len(members), len(members[0].completions)
-    device = batch.rows.device
-    recorded = [value for game in members for completion in game.completions for value in completion.logprobs]
+    completions = [completion for game in members for completion in game.completions]
+    assert logprobs[-1].policy is not None
+    device = logprobs[-1].policy.device
+    recorded = torch.tensor([value for completion in completions for value in completion.logprobs], device=device)
+    rows = token_rows([len(completion.token_ids) for completion in completions], device)
+    behaviour, mask = (
+        tensor.view(len(members), len(members[0].completions), -1)
+        for tensor in pad_by_sequence(recorded, rows, len(completions))
+    )
 
-    def padded(values: Tensor) -> Tensor:
-        return pad_by_sequence(values, batch.rows, g * n)[0].view(g, n, -1)
+    def filled(values: Sequence[Tensor | None]) -> Tensor:
+        result = behaviour
+        for part, own in zip(parts, values, strict=True):
+            if own is not None:
+                where = torch.zeros_like(mask)
+                where[:, part] = mask[:, part]
+                result = result.masked_scatter(where, own)
+        return result
 
-    policy = padded(logprobs.policy)
-    mask = pad_by_sequence(logprobs.policy.detach(), batch.rows, g * n)[1]
     return GameBatch(
-        policy=policy,
-        reference=padded(logprobs.reference),
-        behaviour=padded(torch.tensor(recorded, device=device)),
-        opponent=policy.detach() if logprobs.opponent is None else padded(logprobs.opponent),
-        mask=mask.view(g, n, -1).to(policy.dtype),
+        policy=filled([each.policy for each in logprobs]),
+        reference=filled([each.reference for each in logprobs]),
+        behaviour=behaviour,
+        opponent=filled([each.opponent for each in logprobs]),
+        mask=mask.to(behaviour.dtype),
         preferences=torch.tensor([game.preferences for game in members], device=device),
         scores=torch.tensor([game.scores for game in members], device=device),
         players=len(members[0].players),
     )
-
-
-def advantages(games: GameBatch, config: LossConfig, correction: CorrectionConfig) -> Tensor:
-    """A [g, K] of the players, detached: v_i - tau log(pi(y_i) / mu(y_i)), as `nash` defines it."""
-    mask = games.mask.to(games.policy.dtype)
-    if config.has_opponent:
-        against, _ = roles(games.players, games.mask.shape[1] - games.players, mask.device)
-        settings = (correction.opponents, correction.opponent_cap, correction.beyond_cap)
-        tokens = importance_weights(games.opponent - games.behaviour, mask, *settings)
-        weights = sequence_weights(tokens, mask, correction.opponents)
-        gains = weights[:, None, :] * (games.preferences - 0.5) * against.to(mask)
-        value = gains.sum(-1) / against.to(mask).sum(-1).clamp(min=1.0)
-    else:
-        value = games.scores
-    log_ratio = ((games.policy.detach() - games.reference) * mask).sum(-1)
-    return (value - config.tau * log_ratio)[:, : games.players]
 
 
 @dataclass(frozen=True, slots=True)

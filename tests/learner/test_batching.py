@@ -18,6 +18,7 @@ from learner.batching import (
     schedule,
     sequences_of,
     sum_by_sequence,
+    token_rows,
 )
 
 
@@ -36,6 +37,9 @@ def game(index, prompt, *responses):
     completions = tuple(completion([index] * length) for length in responses)
     n = len(completions)
     return Game(index, (index,) * prompt, completions[:2], completions[2:], ((0.5,) * n,) * n, (0.0,) * n)
+
+
+ALL = [slice(None)]
 
 
 def test_longest_come_first_and_each_micro_batch_pads_only_to_its_own_longest():
@@ -115,16 +119,29 @@ def test_an_empty_prompt_or_response_is_refused():
 def test_a_game_s_completions_stay_together_and_all_count_towards_the_budget():
     """Three sequences each: of length 5 (15 padded tokens) one game fits into 29, of length 3 three."""
     games = [game(1, 1, 2, 1, 2), game(2, 2, 3, 1, 1), game(3, 1, 1, 1, 2), game(4, 1, 1, 2, 1)]
-    assert game_micro_batches(games, 0, 1, 29) == [[games[1]], [games[0], games[2], games[3]]]
-    assert [game_micro_batches(games, rank, 2, 1) for rank in range(2)] == [
+    assert game_micro_batches(games, ALL, 0, 1, 29) == [[games[1]], [games[0], games[2], games[3]]]
+    assert [game_micro_batches(games, ALL, rank, 2, 1) for rank in range(2)] == [
         [[games[1]], [games[2]]], [[games[0]], [games[3]]],
     ]  # fmt: skip
-    assert game_micro_batches(games[:1], 1, 2, 1) == [[]]
+    assert game_micro_batches(games[:1], ALL, 1, 2, 1) == [[]]
+
+
+def test_the_largest_of_a_game_s_parts_counts_towards_the_budget_and_what_is_in_none_does_not():
+    """Two rows of 5, 3, 3 and 2 tokens, or 3 where the third game's opponent goes through a model too."""
+    games = [game(1, 1, 2, 1, 2), game(2, 2, 3, 1, 1), game(3, 1, 1, 1, 2), game(4, 1, 1, 2, 1)]
+    first, second, third, fourth = games
+    players, opponents = slice(2), slice(2, None)
+    assert game_micro_batches(games, [players], 0, 1, 12) == [[second], [first, fourth], [third]]
+    assert game_micro_batches(games, [opponents, players], 0, 1, 12) == [[second], [first, third], [fourth]]
+
+
+def test_tokens_name_their_sequences_in_order():
+    assert token_rows([2, 1, 3]).tolist() == [0, 0, 1, 2, 2, 2]
 
 
 def test_a_game_s_opponents_follow_its_players():
     games = [game(1, 1, 2, 1, 3), game(2, 2, 1, 1, 2)]
-    lengths = [(prompt[0], len(prompt), len(response)) for prompt, response in game_sequences(games)]
+    lengths = [(prompt[0], len(prompt), len(response)) for prompt, response in game_sequences(games, slice(None))]
     assert lengths == [(1, 1, 2), (1, 1, 1), (1, 1, 3), (2, 2, 1), (2, 2, 1), (2, 2, 2)]
 
 

@@ -206,6 +206,49 @@ def test_an_opponent_is_computed_and_measured_only_where_the_loss_reads_it(engin
     assert (stats.margin, stats.accuracy, stats.kl_chosen, stats.kl_rejected) == (None, None, None, None)
 
 
+PLAYERS = [("policy", "gradient", 6), ("reference", "", 6)]
+"""What two games of three players cost where their opponents cost nothing."""
+MODELS = {
+    "nash_pg uncorrected": ("nash_pg", {"opponents": "none"}, "mixture", DRAWN, PLAYERS),
+    "reward_pg": ("reward_pg", {}, "mixture", DRAWN, PLAYERS),
+    "nash_pg mixture": ("nash_pg", {}, "mixture", DRAWN, [("reference", "", 4), ("policy", "", 4), *PLAYERS]),
+    "nash_pg self": ("nash_pg", {}, "self", DRAWN, [("policy", "", 4), *PLAYERS]),
+    "nash_pg reference": ("nash_pg", {}, "reference", DRAWN, [("reference", "", 4), *PLAYERS]),
+    "online_ipo average": ("online_ipo", {}, "ema", DRAWN, [("average", "", 4), *PLAYERS]),
+    "ipo_md": (
+        "ipo_md", {"opponents": "none"}, "mixture", DRAWN,
+        [("policy", "", 6), ("reference", "", 6), ("policy", "gradient", 4), ("reference", "", 4)],
+    ),
+    "split": ("nash_pg", {}, "self", SPLIT, [("policy", "gradient", 8), ("reference", "", 8)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_completions_go_through_the_models_that_the_loss_reads_and_with_gradient_where_it_has_one(engine, case):
+    """Sequences in each forward pass of an update on two games, in order; without gradient come first."""
+    kind, settings, opponent_kind, shape, expected = MODELS[case]
+    use(engine, LossConfig(kind=kind), CorrectionConfig(**settings), OpponentConfig(kind=opponent_kind), 10_000)
+    engine._average = engine.own_average if opponent_kind == "ema" else None
+    engine.own_average.update = lambda model: None
+    calls, hooks = [], []
+    models = {"policy": engine._engine.module, "reference": engine._reference, "average": engine.own_average.model}
+    for name, model in models.items():
+
+        def note(module, inputs, name=name):
+            calls.append((name, "gradient" if torch.is_grad_enabled() else "", len(inputs[0])))
+
+        hooks.append(model.register_forward_pre_hook(note))
+    games = random_games(6, 2, *shape, vocabulary=VOCABULARY)
+    stats = engine.update(games)
+    for hook in hooks:
+        hook.remove()
+    assert calls == expected
+    if expected == PLAYERS:
+        lengths = [len(game.prompt_token_ids) + len(player.token_ids) for game in games for player in game.players]
+        assert stats.tokens == sum(lengths)
+        assert (stats.opponent_ess, stats.opponent_truncated) == ((1.0, 0.0) if kind == "nash_pg" else (None, None))
+
+
 def test_items_of_the_wrong_kind_and_games_of_two_shapes_are_refused(engine):
     use(engine, LossConfig(kind="nash_pg"), CorrectionConfig(), OpponentConfig())
     with pytest.raises(UsageError, match=r"loss\.kind nash_pg consumes games, and the batch holds a Pair"):
@@ -227,10 +270,8 @@ def test_token_log_probs_find_their_place_in_the_padded_games():
     games = [
         replace(game, prompt_token_ids=(1,) * (2 - i)) for i, game in enumerate(random_games(1, 2, 2, 1, VOCABULARY))
     ]
-    objective = GameObjective(CONFIG.model_copy(update={"loss": LossConfig(kind="nash_pg")}))
-    batch = collate(objective.sequences(games))
-    numbers = torch.arange(1.0, len(batch.targets) + 1.0)
-    padded = game_batch(games, batch, TokenLogProbs(numbers, -numbers))
+    numbers = torch.arange(1.0, sum(len(c.token_ids) for game in games for c in game.completions) + 1.0)
+    padded = game_batch(games, [slice(None)], [TokenLogProbs(numbers, -numbers)])
     count = 0.0
     for i, game in enumerate(games):
         for j, completion in enumerate(game.completions):
@@ -244,6 +285,41 @@ def test_token_log_probs_find_their_place_in_the_padded_games():
             count += length
     assert padded.players == 2
     assert torch.allclose(padded.preferences[1], torch.tensor(games[1].preferences))
+
+
+def test_the_recorded_log_prob_stands_in_for_what_no_pass_computed():
+    """The opponents' pass gives pi' alone, the players' pi and mu; tokens are numbered within each."""
+    games = random_games(1, 2, 2, 1, VOCABULARY)
+    drawn, own = (
+        torch.arange(1.0, 1.0 + sum(len(c.token_ids) for game in games for c in getattr(game, side)))
+        for side in ("opponents", "players")
+    )
+    own.requires_grad_()
+    logprobs = [TokenLogProbs(None, None, drawn), TokenLogProbs(own, -own.detach())]
+    padded = game_batch(games, [slice(2, None), slice(2)], logprobs)
+    players, opponents = (padded.mask[:, part] > 0 for part in (slice(2), slice(2, None)))
+    assert padded.policy[:, :2][players].tolist() == own.tolist()
+    assert padded.reference[:, :2][players].tolist() == (-own).tolist()
+    assert padded.opponent[:, 2:][opponents].tolist() == drawn.tolist()
+    assert torch.equal(padded.policy[:, 2:], padded.behaviour[:, 2:])
+    assert torch.equal(padded.reference[:, 2:], padded.behaviour[:, 2:])
+    assert torch.equal(padded.opponent[:, :2], padded.behaviour[:, :2])
+    padded.policy.sum().backward()
+    assert own.grad.tolist() == [1.0] * len(own)
+
+
+@pytest.mark.parametrize("budget", [30, 60, 120])
+@pytest.mark.parametrize("case", CASES)
+def test_no_pass_of_several_games_exceeds_the_budget(case, budget):
+    kind, settings, _, shape = CASES[case]
+    changes = {"loss": LossConfig(kind=kind), "correction": CorrectionConfig(**settings), "micro_batch_tokens": budget}
+    objective = GameObjective(CONFIG.model_copy(update=changes))
+    games = random_games(2, 9, *shape, vocabulary=VOCABULARY)
+    shares = [members for rank in range(2) for members in objective.micro_batches(games, rank, 2)]
+    assert sorted(game.lease_index for members in shares for game in members) == list(range(9))
+    for members in shares:
+        for part in objective.passes(games) if len(members) > 1 else ():
+            assert collate(objective.sequences(members, part)).input_ids.numel() <= budget
 
 
 def test_pairs_are_counted_with_their_ties_whose_loss_is_constant():
