@@ -257,18 +257,26 @@ def fixed_settings(config: RunConfig, prompts: PromptSource) -> dict[str, Any]:
         "model.path": config.model.path,
         "model.reference": config.model.reference,
         "sampling": config.sampling.model_dump(mode="json"),
+        "learner.loss.kind": config.learner.loss.kind,
+        "evaluation.prompts": config.evaluation.prompts,
     }
-    if config.evaluation.prompts:  # evaluation may be turned off, but not on or to other prompts
-        fixed["evaluation.prompts"] = config.evaluation.prompts
+    if config.learner.loss.has_opponent:
+        names = {"kind", "beta", "completions_per_prompt", "max_staleness"}
+        fixed["opponent"] = config.opponent_drawn.model_dump(mode="json", include=names)
     if config.model.path == WORLD:
         fixed["world"] = config.world.model_dump(mode="json")
     return fixed
 
 
 def check_same_run(saved: Mapping[str, Any], given: Mapping[str, Any], checkpoint: Path | None) -> None:
-    """Raises `UsageError` naming every fixed setting that is not what the checkpoint was saved with."""
+    """Raises `UsageError` naming every fixed setting that is not what the checkpoint was saved with.
+
+    What the checkpoint does not tell is not compared, and evaluation may be turned off.
+    """
     changed = [
-        f"{name} (was {saved.get(name)}, is {value})" for name, value in given.items() if saved.get(name) != value
+        f"{name} (was {saved[name]}, is {value})"
+        for name, value in given.items()
+        if name in saved and saved[name] != value and (name, value) != ("evaluation.prompts", 0)
     ]
     if changed:
         raise UsageError(

@@ -93,6 +93,7 @@ def test_the_world_s_own_policy_takes_no_other_reference() -> None:
         ({"evaluation": {"prompts": 7}}, r"evaluation.prompts \(was 256, is 7\)"),
         ({"prompts": {"source": "world", "seed": 1}}, r"prompts.seed \(was 0, is 1\)"),
         ({"world": {"seed": 1}}, r"world \(was"),
+        ({"learner": {"loss": {"kind": "nash_pg"}}}, r"learner.loss.kind \(was dpo, is nash_pg\)"),
     ],
 )
 def test_a_resume_names_what_was_changed_and_must_not_be(change: dict, named: str) -> None:
@@ -104,3 +105,38 @@ def test_a_resume_names_what_was_changed_and_must_not_be(change: dict, named: st
     check_same_run(saved, fixed(_config(evaluation={"prompts": 0})), Path("update-1"))
     with pytest.raises(UsageError, match=rf"cannot resume from update-1: .*{named}"):
         check_same_run(saved, fixed(_config(**change)), Path("update-1"))
+
+
+@pytest.mark.parametrize(
+    "opponent",
+    [
+        {"kind": "reference", "beta": 0.25, "max_staleness": 1},
+        {"kind": "mixture", "beta": 0.5, "max_staleness": 1},
+        {"kind": "mixture", "beta": 0.25, "max_staleness": 1, "completions_per_prompt": 3},
+        {"kind": "mixture", "beta": 0.25, "max_staleness": 0},
+    ],
+)
+def test_a_resume_keeps_its_opponent(opponent: dict) -> None:
+    """Saved groups carry the saved opponent's completions: one batch held both, and every resume of it failed."""
+
+    def fixed(**opponent) -> dict:
+        config = _config(learner={"loss": {"kind": "nash_pg"}}, opponent=opponent)
+        return fixed_settings(config, PromptSource(config.prompts, world.tokenizer()))
+
+    saved = fixed(kind="mixture", beta=0.25, max_staleness=1)
+    check_same_run(saved, fixed(kind="mixture", beta=0.25, max_staleness=1, ema_decay=0.5), Path("update-1"))
+    with pytest.raises(
+        UsageError, match=r"changed since it was saved: opponent \(was {'kind': 'mixture', 'beta': 0.25"
+    ):
+        check_same_run(saved, fixed(**opponent), Path("update-1"))
+
+
+def test_a_resume_is_not_held_to_what_its_checkpoint_does_not_tell() -> None:
+    check_same_run({"prompts.seed": 0}, {"prompts.seed": 0, "learner.loss.kind": "dpo"}, Path("update-1"))
+
+
+def test_evaluation_cannot_be_turned_on_by_a_resume() -> None:
+    off, on = ({"evaluation.prompts": prompts} for prompts in (0, 7))
+    check_same_run(on, off, Path("update-1"))
+    with pytest.raises(UsageError, match=r"evaluation.prompts \(was 0, is 7\)"):
+        check_same_run(off, on, Path("update-1"))
