@@ -294,7 +294,9 @@ class GeneratorPool:
             self.changed.notify()
 
     def _take_asides(self, limit: int) -> list[Lease]:
+        """Opponents first, the rest in order: a training group waits for its opponents, nothing for an evaluation."""
         wanted = [lease for lease in self._asides if lease.index in self._aside_results]
+        wanted.sort(key=lambda lease: lease.draw != "opponents")
         taken, self._asides = wanted[:limit], wanted[limit:]
         deadline = self._clock() + self._lease_seconds
         return [replace(lease, deadline=deadline) for lease in taken]

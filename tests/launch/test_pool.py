@@ -328,6 +328,36 @@ def test_leases_ask_for_what_they_are_meant_to_draw() -> None:
     _run(test)
 
 
+def test_opponents_go_before_an_evaluation_that_was_asked_for_earlier() -> None:
+    """Training groups waited for their opponents until a whole evaluation was sampled."""
+
+    async def test() -> None:
+        a = Manual("a")
+        pool = Pool(a, max_running=1, draw="policy")
+        async with pool.running():
+            await _until(lambda: len(a.leases) == 1)
+            evaluating = asyncio.create_task(pool.pool.sample(PROMPTS[:2], min_version=0))
+            await asyncio.sleep(0)
+            drawing = [
+                asyncio.create_task(pool.pool.sample([prompt], min_version=0, draw="opponents"))
+                for prompt in PROMPTS[2:]
+            ]
+            await asyncio.sleep(0)
+            for held in range(1, 6):
+                await _until(lambda held=held: len(a.leases) == held)
+                a.answers.put_nowait(_answer(a.leases[-1]))
+            await asyncio.gather(evaluating, *drawing)
+            asked = [(lease.prompt.id, lease.draw) for lease in a.leases[1:5]]
+            assert asked == [
+                ("evaluation:2", "opponents"),
+                ("evaluation:3", "opponents"),
+                ("evaluation:0", "policy"),
+                ("evaluation:1", "policy"),
+            ]
+
+    _run(test)
+
+
 def test_a_slow_generator_skips_to_the_newest_version() -> None:
     async def test() -> None:
         a = Manual("a")
