@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from actors.errors import RunError
 from actors.records import Game, Group, Pair
 
-ANTISYMMETRY_TOLERANCE = 1e-6
-"""Largest |P(i > j) + P(j > i) - 1| that is taken for rounding."""
+PREFERENCE_TOLERANCE = 1e-6
+"""What is taken for rounding: of P(i > j) beyond [0, 1], and of P(i > j) + P(j > i) beside 1."""
 
 
 def effective_scores(group: Group, missing_eos_score: float | None) -> tuple[float, ...]:
@@ -113,26 +113,33 @@ def finished_first(preferences: Sequence[Sequence[float]], finished: Sequence[bo
 def checked_preferences(
     preferences: Sequence[Sequence[float]], count: int, lease_index: int
 ) -> tuple[tuple[float, ...], ...]:
-    """`preferences` [count][count] as they are, with 1/2 on the diagonal, which is not read.
+    """`preferences` [count][count] without their rounding: in [0, 1], each pair's two add up to 1, 1/2 on the diagonal.
 
-    Raises RunError unless each entry is a probability and the two of each pair add up to 1.
+    With p = P(i > j) and q = P(j > i) as given, in [0, 1], P(i > j) becomes (p + 1 - q) / 2. The diagonal is not read.
+
+    Raises RunError unless each entry is a probability and the two of each pair add up to 1, both to within
+    `PREFERENCE_TOLERANCE`.
     """
     if len(preferences) != count or any(len(row) != count for row in preferences):
         raise RunError(f"lease {lease_index} has preferences that are not {count} x {count}; check its judge")
+    table = [[0.5] * count for _ in range(count)]
     for i in range(count):
         for j in range(i):
-            p, q = preferences[i][j], preferences[j][i]
-            if not (0.0 <= p <= 1.0 and 0.0 <= q <= 1.0):  # also true for NaN
+            p, q = float(preferences[i][j]), float(preferences[j][i])
+            if not all(-PREFERENCE_TOLERANCE <= each <= 1.0 + PREFERENCE_TOLERANCE for each in (p, q)):  # also NaN
                 raise RunError(
                     f"lease {lease_index} has preferences {p} and {q} of completions {i} and {j}; each must be a "
                     "probability, from 0 to 1; check its judge"
                 )
-            if abs(p + q - 1.0) > ANTISYMMETRY_TOLERANCE:
+            if abs(p + q - 1.0) > PREFERENCE_TOLERANCE:
                 raise RunError(
                     f"lease {lease_index} has preferences {p} for completion {i} over {j} and {q} for {j} over {i}; "
                     "they must add up to 1; have the judge average both orders"
                 )
-    return tuple(tuple(0.5 if i == j else float(p) for j, p in enumerate(row)) for i, row in enumerate(preferences))
+            p, q = (min(max(each, 0.0), 1.0) for each in (p, q))
+            table[i][j] = 0.5 * (p + (1.0 - q))
+            table[j][i] = 1.0 - table[i][j]
+    return tuple(map(tuple, table))
 
 
 def mean_win_probabilities(preferences: Sequence[Sequence[float]]) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 from actors.config import FunctionJudgeConfig
 from actors.errors import RunError, UsageError
 from actors.judges.threads import in_daemon_thread
-from actors.pairing import ANTISYMMETRY_TOLERANCE, mean_win_probabilities
+from actors.pairing import checked_preferences, mean_win_probabilities
 from actors.records import Group, Judgement
 
 
@@ -65,9 +65,9 @@ class FunctionJudge:
     def _checked(self, group: Group, answer: Any) -> Judgement:
         expected = len(group.completions)
         scores = _numbers(answer, expected)
-        if scores is not None:
+        if scores is not None and all(map(math.isfinite, scores)):
             return Judgement(scores=scores)
-        table = _table(answer, expected)
+        table = _table(answer, expected, group.lease.index)
         if table is None:
             raise RunError(
                 f"judge function '{self._path}' answered {answer!r:.200} for prompt '{group.lease.prompt.id}'; it must "
@@ -78,23 +78,20 @@ class FunctionJudge:
 
 
 def _numbers(answer: Any, count: int) -> tuple[float, ...] | None:
-    """`answer` as `count` finite numbers; None when it is anything else."""
+    """`answer` as `count` numbers, finite or not; None when it is anything else."""
     numbers = tuple(map(_plain, answer)) if hasattr(answer, "__iter__") else ()
-    if len(numbers) != count or not all(isinstance(number, Real) and math.isfinite(number) for number in numbers):
+    if len(numbers) != count or not all(isinstance(number, Real) for number in numbers):
         return None
     return tuple(float(number) for number in numbers)
 
 
-def _table(answer: Any, count: int) -> tuple[tuple[float, ...], ...] | None:
-    """`answer` as a table of preferences [count][count]; None when it is anything else."""
+def _table(answer: Any, count: int, lease_index: int) -> tuple[tuple[float, ...], ...] | None:
+    """`answer` as a table of preferences [count][count]; None when it is anything that no game can be made of."""
     rows = [_numbers(row, count) for row in answer] if hasattr(answer, "__iter__") else []
-    table = tuple(row for row in rows if row is not None)
-    if len(rows) != count or len(table) != count:
+    try:
+        return checked_preferences([row or () for row in rows], count, lease_index)
+    except RunError:
         return None
-    pairs = [(table[i][j], table[j][i]) for i in range(count) for j in range(i + 1, count)]
-    if not all(min(pair) >= 0.0 and abs(sum(pair) - 1.0) <= ANTISYMMETRY_TOLERANCE for pair in pairs):
-        return None
-    return table
 
 
 def _plain(score: Any) -> Any:

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from itertools import product
 
+import numpy as np
 import pytest
 
 from actors.errors import RunError
@@ -156,19 +157,23 @@ CYCLE = ((0.5, 0.9, 0.2), (0.1, 0.5, 0.7), (0.8, 0.3, 0.5))
 
 
 def test_a_judge_of_pairs_has_its_own_word() -> None:
-    assert game_of(a_game(0.4, 0.5, 0.6, preferences=CYCLE), None).preferences == CYCLE
-    assert game_of(a_game(0.4, 0.5, 0.6, preferences=CYCLE), -1.0).preferences == CYCLE
+    for missing_eos_score in (None, -1.0):
+        game = game_of(a_game(0.4, 0.5, 0.6, preferences=CYCLE), missing_eos_score)
+        np.testing.assert_allclose(game.preferences, CYCLE, atol=1e-15)
 
 
 def test_an_unfinished_completion_loses_to_every_finished_one_and_ties_with_its_like() -> None:
     group = a_game(0.4, 0.5, 0.6, preferences=CYCLE, finished=(False, True, False))
     assert game_of(group, -1.0).preferences == ((0.5, 0.0, 0.5), (1.0, 0.5, 1.0), (0.5, 0.0, 0.5))
-    assert game_of(group, None).preferences == CYCLE, "without a replacement the judge has the last word"
+    as_judged = game_of(group, None).preferences
+    np.testing.assert_allclose(
+        as_judged, CYCLE, atol=1e-15, err_msg="without a replacement the judge has the last word"
+    )
 
 
 def test_the_diagonal_is_one_half_whatever_the_judge_wrote_there() -> None:
-    group = a_game(0.4, 0.5, preferences=((0.0, 0.9), (0.1, 1.0)))
-    assert game_of(group, None).preferences == ((0.5, 0.9), (0.1, 0.5))
+    group = a_game(0.4, 0.5, preferences=((math.nan, 0.75), (0.25, 1.0)))
+    assert game_of(group, None).preferences == ((0.5, 0.75), (0.25, 0.5))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +181,7 @@ def test_the_diagonal_is_one_half_whatever_the_judge_wrote_there() -> None:
     [
         (((0.5, 0.9),), "lease 7 has preferences that are not 2 x 2"),
         (((0.5, 0.9), (0.1, 0.5, 0.5)), "lease 7 has preferences that are not 2 x 2"),
-        (((0.5, 1.1), (-0.1, 0.5)), r"lease 7 has preferences -0\.1 and 1\.1 .*from 0 to 1"),
+        (((0.5, 1.000002), (-0.000002, 0.5)), r"lease 7 has preferences -2e-06 and 1\.000002 .*from 0 to 1"),
         (((0.5, math.nan), (0.5, 0.5)), r"lease 7 has preferences 0\.5 and nan .*from 0 to 1"),
         (((0.5, 0.9), (0.100002, 0.5)), r"0\.100002 for completion 1 over 0 and 0\.9 .*add up to 1"),
     ],
@@ -186,9 +191,31 @@ def test_preferences_that_are_no_probabilities_of_one_or_the_other_are_refused(p
         game_of(a_game(0.0, 1.0, preferences=preferences), None)
 
 
-def test_rounding_of_a_judge_is_no_error() -> None:
-    group = a_game(0.0, 1.0, preferences=((0.5, 0.9), (0.1000005, 0.5)))
-    assert game_of(group, None).preferences[1][0] == 0.1000005
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ((0.9, 0.1000005), (0.89999975, 0.10000025)),
+        ((1.0 + 5e-7, -5e-7), (1.0, 0.0)),
+        ((-5e-7, 1.0), (0.0, 1.0)),
+        ((1.0, 5e-7), (1.0 - 2.5e-7, 2.5e-7)),
+    ],
+)
+def test_rounding_of_a_judge_is_no_error_and_none_of_it_is_kept(given: tuple, kept: tuple) -> None:
+    for p, q in (given, given[::-1]):
+        game = game_of(a_game(0.0, 1.0, preferences=((0.5, p), (q, 0.5))), None)
+        wanted = kept if (p, q) == given else kept[::-1]
+        assert (game.preferences[0][1], game.preferences[1][0]) == pytest.approx(wanted, abs=1e-15)
+        assert game.preferences[0][1] + game.preferences[1][0] == 1.0
+        assert min(map(min, game.preferences)) >= 0.0
+
+
+def test_the_preferences_of_a_judge_in_float32_add_up_to_exactly_one() -> None:
+    rewards = np.random.default_rng(0).normal(size=8).astype(np.float32)
+    table = (1 / (1 + np.exp(rewards[None, :] - rewards[:, None]))).astype(np.float64)
+    assert np.abs(table + table.T - 1.0)[~np.eye(8, dtype=bool)].max() > 1e-9
+    kept = np.array(game_of(a_game(*[0.0] * 8, preferences=tuple(map(tuple, table.tolist()))), None).preferences)
+    assert (kept + kept.T == 1.0).all()
+    assert np.abs(kept - table)[~np.eye(8, dtype=bool)].max() < 1e-7
 
 
 def test_a_group_without_judgement_is_no_game() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from actors.records import Completion, Game
+from actors.pairing import game_of
+from actors.records import Completion, Game, Judgement
 from launch.config import RunConfig
 from launch.law import PROBES, LawProbe, announce, bound_of
+from tests.fakes import make_group
 
 STRENGTH = math.sqrt(2.0) / 6.0
 """Of a cycle of three judged once each: a rotation of sqrt(3/2) times this, 1 / sqrt(12), as fast as cycles get."""
@@ -146,6 +149,17 @@ def test_the_figures_are_every_number_of_the_law() -> None:
         "largest_lag": 5.0,
         "bound": 1.0,
     }
+
+
+def test_a_judge_s_table_in_float32_is_taken_and_told_as_exact_ones_are() -> None:
+    """In float32 the two probabilities of a pair add up to 1 only to about 1e-8."""
+    table = CYCLE.astype(np.float32).astype(np.float64)
+    assert np.abs(table + table.T - 1.0).max() > 1e-9
+    group = make_group(["a", "b", "c"])
+    group = replace(group, judgement=Judgement((0.5, 0.5, 0.5), tuple(map(tuple, table.tolist()))))
+    law = _law(_config(), game=game_of(group, None))
+    assert law.frequency == pytest.approx(1 / math.sqrt(12), abs=1e-6)
+    assert law.largest_lag == 5.0
 
 
 def test_steps_too_large_for_any_opponent_are_a_warning_of_their_own() -> None:

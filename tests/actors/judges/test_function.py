@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from actors.config import FunctionJudgeConfig
 from actors.errors import RunError, UsageError
 from actors.judges import make_judge
 from actors.judges.function import FunctionJudge
+from actors.pairing import game_of
+from actors.records import Judgement
 from tests.fakes import make_group
 
 MODULE = """
@@ -52,6 +55,11 @@ tables = {
     "not a probability": [[0.5, 1.5], [-0.5, 0.5]],
     "does not add up": [[0.5, 0.7], [0.7, 0.5]],
     "nan": [[0.5, float("nan")], [float("nan"), 0.5]],
+    "a row too many": [[0.5, 0.5], [0.5, 0.5], "no row"],
+    "over 1": [[0.5, 1.000002], [-0.000002, 0.5]],
+    "rounded": [[0.5, 1.0000001], [-0.0000001, 0.5]],
+    "empty diagonal": [[float("nan"), 0.75], [0.25, float("nan")]],
+    "float32": numpy.array([[0.5, 0.9], [0.1, 0.5]], dtype=numpy.float32),
 }
 
 def table(prompt, completions):
@@ -105,10 +113,26 @@ def test_a_function_that_compares_answers_with_preferences_and_scores_are_mean_w
     assert second.scores == (0.5, 0.5)
 
 
-@pytest.mark.parametrize("kind", ["one row", "not square", "not a probability", "does not add up", "nan"])
+@pytest.mark.parametrize(
+    "kind", ["one row", "not square", "not a probability", "does not add up", "nan", "a row too many", "over 1"]
+)
 def test_a_table_that_is_not_of_preferences_is_an_error(module: str, kind: str) -> None:
     with pytest.raises(RunError, match=r"or 2 rows of 2 probabilities, \[i\]\[j\] that i is preferred to j"):
         scores(f"{module}:table", [make_group(["a", "b"], answer=kind)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "first"), [("rounded", 1.0), ("empty diagonal", 0.75), ("float32", pytest.approx(0.9, abs=1e-7))]
+)
+def test_a_table_is_taken_exactly_where_a_game_can_be_made_of_it(module: str, kind: str, first: float) -> None:
+    """What the judge lets through and pairing refuses would end the run instead of being tried again."""
+    group = make_group(["a", "b"], answer=kind)
+    (judgement,) = asyncio.run(make_judge(FunctionJudgeConfig(path=f"{module}:table")).judge([group]))
+    assert judgement.preferences is not None
+    assert (judgement.scores[0], judgement.preferences[0][1]) == (first, first)
+    game = game_of(replace(group, judgement=judgement), None)
+    raw = Judgement((0.0, 0.0), tuple(tuple(map(float, row)) for row in sys.modules[module].tables[kind]))
+    assert game.preferences == judgement.preferences == game_of(replace(group, judgement=raw), None).preferences
 
 
 def test_the_functions_own_errors_pass_through(module: str) -> None:
