@@ -153,8 +153,23 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _the_loss_reads_what_is_set(self) -> RunConfig:
+        loss, correction = self.learner.loss, self.learner.correction
+        read = set() if loss.on_pairs else {"baseline", "kl", "players", "player_cap", "beyond_cap"}
+        unread = [] if loss.has_opponent else [f"opponent.{name}" for name in _changed(self.opponent)]
+        if not loss.has_opponent:
+            unread += [f"learner.correction.{name}" for name in _changed(correction) if name not in read]
+        if unread:
+            raise ValueError(
+                f"{', '.join(unread)} changed from the default, and learner.loss.kind {loss.kind} does not read "
+                f"{'it' if len(unread) == 1 else 'them'}; leave {'it' if len(unread) == 1 else 'them'} out, or set "
+                "learner.loss.kind to nash_pg, online_ipo or ipo_md"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _opponents_are_drawn_in_time(self) -> RunConfig:
-        bound = self.opponent.max_staleness
+        bound = self.opponent_drawn.max_staleness
         if bound is None:
             return self
         if bound > self.replay.max_staleness:
@@ -200,3 +215,8 @@ class RunConfig(Settings):
     def opponent_drawn(self) -> OpponentConfig:
         """The opponent that generators draw: none apart where the loss has no use for it."""
         return self.opponent if self.learner.loss.has_opponent else OpponentConfig(kind="self")
+
+
+def _changed(section: Settings) -> list[str]:
+    """Settings of `section` that are not at their defaults; a dumped configuration gives them all."""
+    return [name for name, value in type(section)() if getattr(section, name) != value]

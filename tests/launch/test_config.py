@@ -3,6 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
+from actors.errors import UsageError
 from launch.config import RunConfig
 from launch.fields import settings
 from launch.loading import load_config
@@ -121,10 +122,41 @@ def test_a_mixture_s_weight_is_a_share(beta):
         _game(opponent={"beta": beta})
 
 
-def test_losses_without_an_opponent_draw_none():
-    config = RunConfig.model_validate({"model": {"path": "m"}, "opponent": {"kind": "mixture", "max_staleness": 0}})
-    assert not config.opponent_drawn.sampled
-    assert not config.opponent_drawn.needs_second_model
+@pytest.mark.parametrize("kind", ["dpo", "ipo", "slic", "reward_pg"])
+def test_settings_that_the_loss_does_not_read_are_refused(kind):
+    """They were taken in silence, and a run was thought to play against what it never drew."""
+    with pytest.raises(ValidationError, match=rf"opponent\.kind, opponent\.max_staleness changed .*kind {kind} does"):
+        _game(learner={"loss": {"kind": kind}}, opponent={"kind": "mixture", "max_staleness": 0})
+    with pytest.raises(ValidationError, match=r"learner\.correction\.opponents changed .* does not read it; leave it"):
+        _game(learner={"loss": {"kind": kind}, "correction": {"opponents": "none"}})
+
+
+def test_a_setting_that_the_loss_does_not_read_is_one_mistake():
+    """`replay.max_staleness` is 1: this bound would be refused for the losses that read it."""
+    with pytest.raises(UsageError, match=r": 1 mistake\n.*opponent\.max_staleness changed"):
+        load_config("embedded", ["opponent.max_staleness=7"])
+
+
+def test_the_correction_of_players_is_read_by_all_losses_on_games_and_by_none_on_pairs():
+    correction = {"baseline": "constant", "kl": "reward_to_go", "players": "token", "beyond_cap": "mask"}
+    for kind in ("nash_pg", "reward_pg"):
+        assert _game(learner={"loss": {"kind": kind}, "correction": correction}).learner.correction.players == "token"
+    named = ", ".join(rf"learner\.correction\.{name}" for name in correction)
+    with pytest.raises(ValidationError, match=rf"{named} changed from the default, and .* dpo does not read them"):
+        _game(learner={"loss": {"kind": "dpo"}, "correction": correction})
+
+
+@pytest.mark.parametrize("kind", ["dpo", "reward_pg"])
+def test_defaults_of_settings_that_the_loss_does_not_read_may_be_given(kind):
+    """A dumped configuration gives every one of them."""
+    config = _game(learner={"loss": {"kind": kind}})
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize("kind", ["dpo", "reward_pg"])
+def test_losses_without_an_opponent_draw_none(kind):
+    """The default kind, weighted, would have generators weigh completions against the reference."""
+    assert _game(learner={"loss": {"kind": kind}}).opponent_drawn.kind == "self"
     assert _game(opponent={"kind": "mixture"}).opponent_drawn.engine_beta == 0.125
 
 

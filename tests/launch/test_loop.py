@@ -487,10 +487,9 @@ def test_opponents_without_a_bound_of_their_own_come_with_the_players() -> None:
     assert max(opponents) <= 2
 
 
-def test_a_loss_without_opponents_draws_none_whatever_the_opponent_settings_say() -> None:
+def test_a_loss_without_opponents_draws_none() -> None:
     generator, learner = FakeGenerator("a"), FakeLearner()
-    settings = {"learner": {"loss": {"kind": "reward_pg"}}}
-    loop = _game_loop([generator], learner, {"max_staleness": 1}, settings)
+    loop = _game_loop([generator], learner, None, {"learner": {"loss": {"kind": "reward_pg"}}})
     _run(loop)
     assert {lease.draw for lease in generator.answered} == {"all"}
     assert all(game.opponents == () for games in learner.batches for game in games)

@@ -76,7 +76,8 @@ def test_generators_are_given_the_reference_and_the_opponent_that_the_loss_has_u
 ) -> None:
     given: dict[str, Any] = {}
     monkeypatch.setattr(remote, "start_generator", lambda name, **settings: given.update(settings))
-    config = _config(learner={"loss": {"kind": loss}}, opponent={"kind": "mixture", "beta": 0.5})
+    opponent = {"kind": "mixture", "beta": 0.5} if loss == "nash_pg" else {}
+    config = _config(learner={"loss": {"kind": loss}}, opponent=opponent)
     (generator,) = wiring.start_generators(config, "start", "reference")
     assert generator.name == "generator-0"
     assert (given["model_dir"], given["reference_dir"], given["opponent"].kind) == ("start", "reference", kind)
