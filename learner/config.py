@@ -72,6 +72,17 @@ class CorrectionConfig(Settings):
         default="truncate", description="weights outside [1/cap, cap]: cut to cap from above, or set to 0 on both sides"
     )
 
+    @model_validator(mode="after")
+    def _a_mask_leaves_something(self) -> CorrectionConfig:
+        caps = {"player_cap": (self.players, self.player_cap), "opponent_cap": (self.opponents, self.opponent_cap)}
+        emptied = [name for name, (level, cap) in caps.items() if level != "none" and cap <= 1.0]
+        if self.beyond_cap == "mask" and emptied:
+            raise ValueError(
+                f"{' and '.join(emptied)} 1 with beyond_cap mask sets every weight that is not exactly 1 to 0; raise "
+                "the cap above 1, or set beyond_cap to truncate"
+            )
+        return self
+
 
 class OptimizerConfig(Settings):
     """AdamW and its schedule."""

@@ -146,6 +146,32 @@ def test_the_correction_of_players_is_read_by_all_losses_on_games_and_by_none_on
         _game(learner={"loss": {"kind": "dpo"}, "correction": correction})
 
 
+@pytest.mark.parametrize(
+    ("correction", "named"),
+    [
+        ({"opponent_cap": 1}, "opponent_cap"),
+        ({"players": "token", "player_cap": 1}, "player_cap"),
+        ({"players": "sequence", "player_cap": 1, "opponent_cap": 1}, "player_cap and opponent_cap"),
+    ],
+)
+def test_a_mask_at_a_cap_of_1_which_leaves_nothing_is_refused(correction, named):
+    with pytest.raises(ValidationError, match=f"Value error, {named} 1 with beyond_cap mask .* raise the cap above 1"):
+        _game(learner={"loss": {"kind": "nash_pg"}, "correction": {**correction, "beyond_cap": "mask"}})
+
+
+@pytest.mark.parametrize(
+    "correction",
+    [
+        {"opponent_cap": 1},
+        {"opponent_cap": 1.01, "beyond_cap": "mask"},
+        {"player_cap": 1, "beyond_cap": "mask"},
+        {"opponents": "none", "opponent_cap": 1, "beyond_cap": "mask"},
+    ],
+)
+def test_a_cap_of_1_may_truncate_and_is_not_read_without_weights(correction):
+    assert _game(learner={"loss": {"kind": "nash_pg"}, "correction": correction}).learner.loss.kind == "nash_pg"
+
+
 @pytest.mark.parametrize("kind", ["dpo", "reward_pg"])
 def test_defaults_of_settings_that_the_loss_does_not_read_may_be_given(kind):
     """A dumped configuration gives every one of them."""
