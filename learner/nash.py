@@ -121,8 +121,8 @@ def game_loss(batch: GameBatch, config: LossConfig, correction: CorrectionConfig
       P (h_i - h_j - 1 / (2 tau))^2 + (1 - P) (h_j - h_i - 1 / (2 tau))^2 (Calandriello et al. 2024, "Human Alignment of
       Large Language Models through Online Preference Optimisation", section 5). With M > 0 players do not enter.
 
-    Metrics: `preference` mean v_i + 1/2; `kl` mean log(pi / mu), nats, of the players as they were sampled, so both
-    speak of pi where the players are fresh; `advantage_std`; and those of `_weight_metrics`.
+    Metrics: `player_preference` mean v_i + 1/2, not with reward_pg; `kl` mean log(pi / mu), nats, of the players as
+    they were sampled, so both speak of pi where the players are fresh; `advantage_std`; and those of `_weight_metrics`.
 
     Each completion needs its comparisons: K >= 2, without opponents of their own K >= 4, and M >= 2 for ipo_md.
     """
@@ -153,11 +153,12 @@ def game_loss(batch: GameBatch, config: LossConfig, correction: CorrectionConfig
         loss = -(terms.sum(-1) * playing).sum(-1) / batch.players
 
     metrics = {
-        "preference": (value * playing).sum(-1) / batch.players + (0.0 if config.kind == "reward_pg" else 0.5),
         "kl": (log_ratio.sum(-1) * playing).sum(-1) / batch.players,
         "advantage_std": advantage[:, : batch.players].std(-1, correction=0),
         **_weight_metrics(batch, mask, w, w_opponent, correction),
     }
+    if config.kind != "reward_pg":
+        metrics["player_preference"] = (value * playing).sum(-1) / batch.players + 0.5
     return LossOutput(loss=loss, metrics=metrics)
 
 

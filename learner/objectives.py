@@ -161,9 +161,9 @@ class GameObjective:
     def __init__(self, config: LearnerConfig) -> None:
         self._loss, self._correction, self._tokens = config.loss, config.correction, config.micro_batch_tokens
         self.needs_opponent = self._loss.has_opponent and self._correction.opponents != "none"
-        self.metrics: tuple[str, ...] = ("preference", "kl_players", "advantage_std", "player_ess", "player_truncated")
+        self.metrics: tuple[str, ...] = ("kl_players", "advantage_std", "player_ess", "player_truncated")
         if self._loss.has_opponent:
-            self.metrics += ("opponent_ess", "opponent_truncated")
+            self.metrics += ("player_preference", "opponent_ess", "opponent_truncated")
 
     def check(self, items: Sequence[Game]) -> None:
         _check_kind(items, Game, self._loss)

@@ -53,8 +53,8 @@ class UpdateStats:
     kl_rejected: float | None = None
     """Pairs: the same over rejected completions."""
 
-    preference: float | None = None
-    """Games: mean weighted preference of a player over its opponents, 1/2 when even; `reward_pg`: mean score."""
+    player_preference: float | None = None
+    """Games with opponents: mean weighted preference of a player over its opponents, 1/2 when even."""
     kl_players: float | None = None
     """Games: mean of log pi(y|x) - log mu(y|x) over players, nats per sequence."""
     advantage_std: float | None = None

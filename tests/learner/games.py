@@ -93,7 +93,10 @@ def chosen(logprobs: Tensor, completion: Completion) -> Tensor:
 
 @dataclass
 class SlowGame:
-    """One game's loss, carrying the gradient, its players' advantages and their mean preference and log-ratio."""
+    """One game's loss, carrying the gradient, its players' advantages and their mean preference and log-ratio.
+
+    `reward_pg` has no preference to tell; what stands there means nothing.
+    """
 
     loss: Tensor
     advantages: list[float]
@@ -159,9 +162,8 @@ def slow_game(
             for t in range(len(pi[i])):
                 charged = ratio[i].sum() if fix.kl == "sequence" else ratio[i][t:].sum()
                 loss = loss - w[i][t] * (value[i] - config.tau * charged - base) * pi[i][t] / players
-    even = 0.0 if config.kind == "reward_pg" else 0.5
     kl = sum(float(ratio[i].sum()) for i in range(players)) / players
-    return SlowGame(loss, advantage, sum(value[:players]) / players + even, kl)
+    return SlowGame(loss, advantage, sum(value[:players]) / players + 0.5, kl)
 
 
 def _whole(weights: Tensor, level: str) -> float:
