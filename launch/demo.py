@@ -18,16 +18,21 @@ from rich.text import Text
 
 from actors.config import WORLD
 from actors.errors import UsageError
-from actors.world import World, corpus_outcome_probabilities
+from actors.world import MAX_NEW_TOKENS, World, corpus_outcome_probabilities
 from launch.board import clock
 from launch.config import RunConfig
 from launch.exactness import mean_shares
+from launch.law import beta_of
 from launch.rundir import next_free
 from launch.summary import Summary
 from launch.triangle import Curve, triangle_svg, triangle_text
 
 BRADLEY_TERRY, NASH_MD = "bradley-terry", "nash-md"
 DIRECTORY = Path("runs/demo")
+OF_OPPONENTS = ("opponent.", "opponent=", "learner.correction.opponent")
+"""How settings begin that only a loss with an opponent reads."""
+ROUTES = {BRADLEY_TERRY: ("reward_pg", "bradley_terry"), NASH_MD: ("nash_pg", "gold")}
+"""Kinds of loss and judge that make each route what it is called."""
 
 
 class Demo:
@@ -49,8 +54,8 @@ class Demo:
         train: Callable[[RunConfig], int],
         console: Console | None = None,
     ) -> None:
-        for route in routes.values():
-            _check(route)
+        for name, route in routes.items():
+            _check(name, route)
         self._routes = routes
         self._directory = directory
         self._train = train
@@ -96,7 +101,7 @@ class Demo:
         route = self._routes[NASH_MD]
         world = World("intransitive", route.world.seed)
         reference = exact.load_policy(start, route.sampling.temperature)
-        mu, tau, beta = reference.probabilities, route.learner.loss.tau, route.opponent.target_beta
+        mu, tau, beta = reference.probabilities, route.learner.loss.tau, _beta_at_the_end(route)
         fixed_point = equilibria.nash_md_fixed_point(world, mu, tau, beta)
         pairs = corpus_outcome_probabilities()  # those that the judge's reward is fitted on
         rival_tau = equilibria.bradley_terry_tau_at_kl(world, mu, fixed_point.kl, pairs)
@@ -181,13 +186,18 @@ class Demo:
 
 
 def run_demo(overrides: Sequence[str], output: Path | None, train: Callable[[RunConfig], int]) -> int:
-    """Runs both routes with `overrides` on top of their presets; returns the exit code.
+    """Runs both routes with `overrides` on top of their presets, those of opponents with Nash-MD's alone; returns the
+    exit code.
 
     `output`, or the setting of that name, must be free; without either it is the next free one of `DIRECTORY`.
     """
     from launch.loading import load_config
 
-    routes = {name: load_config(f"embedded-{name}", overrides) for name in (BRADLEY_TERRY, NASH_MD)}
+    common = [override for override in overrides if not override.startswith(OF_OPPONENTS)]
+    routes = {
+        BRADLEY_TERRY: load_config(f"embedded-{BRADLEY_TERRY}", common),
+        NASH_MD: load_config(f"embedded-{NASH_MD}", overrides),
+    }
     given = output or routes[NASH_MD].output
     directory = Path(given) if given else next_free(DIRECTORY)
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
@@ -195,14 +205,19 @@ def run_demo(overrides: Sequence[str], output: Path | None, train: Callable[[Run
     return Demo(routes, directory, train).run()
 
 
-def _check(route: RunConfig) -> None:
-    """Raises UsageError unless a run of `route` is measured by enumeration on the intransitive task."""
-    for setting, given, needed in (
+def _check(name: str, route: RunConfig) -> None:
+    """Raises UsageError unless `route` is what its name says, measured by enumeration on the intransitive task."""
+    loss, judge = ROUTES[name]
+    checks: tuple[tuple[str, object, object], ...] = (
         ("world.task", route.world.task, "intransitive"),
         ("model.path", route.model.path, WORLD),
         ("model.reference", route.model.reference, None),
         ("prompts.source", route.prompts.source, WORLD),
-    ):
+        ("sampling.max_new_tokens", route.sampling.max_new_tokens, MAX_NEW_TOKENS),
+        (f"{name}'s learner.loss.kind", route.learner.loss.kind, loss),
+        (f"{name}'s judging.judge.kind", route.judging.judge.kind, judge),
+    )
+    for setting, given, needed in checks:
         if given != needed:
             raise UsageError(
                 f"the demo compares two routes on the embedded world's intransitive task, and {setting} is set to "
@@ -213,6 +228,12 @@ def _check(route: RunConfig) -> None:
             "the demo compares its routes by enumeration, and evaluation.exact_every_updates is set to 0; leave it "
             "out, or set it to 1 or more"
         )
+
+
+def _beta_at_the_end(route: RunConfig) -> float:
+    """Weight of the start in the opponent that is played where training ends: an average of policies that do not
+    change is that policy."""
+    return 0.0 if route.opponent.kind == "ema" else beta_of(route)
 
 
 def _with_tau(route: RunConfig, tau: float) -> Any:

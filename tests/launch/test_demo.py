@@ -173,6 +173,17 @@ def test_a_route_that_does_not_end_ends_the_demo_with_its_code(tmp_path: Path) -
         ("model.path=other/model", r"model\.path is set to other/model"),
         ("model.reference=other/model", r"model\.reference is set to other/model"),
         ("prompts.source=p.jsonl", r"prompts\.source is set to p\.jsonl"),
+        ("sampling.max_new_tokens=5", r"sampling\.max_new_tokens is set to 5"),
+        (
+            "learner.loss.kind=nash_pg",
+            r"task, and bradley-terry's learner\.loss\.kind is set to nash_pg; leave",
+        ),
+        ("learner.loss.kind=reward_pg", r"task, and nash-md's learner\.loss\.kind is set to reward_pg; leave"),
+        (
+            "judging.judge.kind=gold",
+            r"task, and bradley-terry's judging\.judge\.kind is set to gold; leave",
+        ),
+        ("judging.judge.kind=bradley_terry", r"task, and nash-md's judging\.judge\.kind is set to bradley_terry; l"),
         ("evaluation.exact_every_updates=0", r"evaluation\.exact_every_updates is set to 0"),
     ],
 )
@@ -198,13 +209,20 @@ def test_an_output_that_holds_something_is_refused(tmp_path: Path, occupied: str
 
 
 @pytest.fixture
-def directories(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+def demos() -> list[dict[str, RunConfig]]:
+    """Routes of the demos that would have run."""
+    return []
+
+
+@pytest.fixture
+def directories(monkeypatch: pytest.MonkeyPatch, demos: list[dict[str, RunConfig]]) -> list[Path]:
     """Where demos would have run."""
     chosen: list[Path] = []
 
     class Recorded:
         def __init__(self, routes: dict[str, RunConfig], directory: Path, train: Any) -> None:
             chosen.append(directory)
+            demos.append(routes)
 
         def run(self) -> int:
             return 3
@@ -225,3 +243,41 @@ def test_a_demo_takes_the_next_free_directory_unless_it_is_given_one(
     Path("empty").mkdir()
     demo.run_demo([], Path("empty"), Train())
     assert list(map(str, directories)) == ["runs/demo", "runs/demo-2", "here", "there", "empty"]
+
+
+@pytest.mark.usefixtures("directories")
+def test_settings_of_opponents_are_given_to_the_route_that_has_them(
+    tmp_path: Path, demos: list[dict[str, RunConfig]]
+) -> None:
+    overrides = ["opponent.kind=mixture", "learner.correction.opponents=none", "learner.correction.players=token"]
+    demo.run_demo([*overrides, "updates=20"], tmp_path / "demo", Train())
+    rival, nash = demos[0]["bradley-terry"], demos[0]["nash-md"]
+    assert (rival.updates, rival.opponent.kind, rival.learner.correction.opponents) == (20, "weighted", "sequence")
+    assert (nash.updates, nash.opponent.kind, nash.learner.correction.opponents) == (20, "mixture", "none")
+    assert rival.learner.correction.players == nash.learner.correction.players == "token"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "beta"),
+    [
+        (["opponent.beta=0.5"], 0.5),
+        (["opponent.kind=mixture", "opponent.beta=0.5", "learner.correction.opponents=none"], 0.5),
+        (["opponent.beta=0.5", "learner.correction.opponents=none"], 0.0),
+        (["opponent.kind=self"], 0.0),
+        (["opponent.kind=ema"], 0.0),
+        (["opponent.kind=reference"], 1.0),
+    ],
+)
+def test_nash_md_s_exact_target_is_that_of_the_opponent_really_played(
+    shown: Shown, tmp_path: Path, overrides: list[str], beta: float
+) -> None:
+    """An average of past policies ends as the policy; without importance weights, nothing is mixed in."""
+    routes = {
+        "bradley-terry": load_config("embedded-bradley-terry"),
+        "nash-md": load_config("embedded-nash-md", overrides),
+    }
+    start = shown.directory / "start"
+    targets = demo.Demo(routes, tmp_path, Train(), Console(file=io.StringIO()))._targets(start)
+    mu = exact.load_policy(start).probabilities
+    fixed_point = equilibria.nash_md_fixed_point(World("intransitive"), mu, 0.05, beta)
+    assert targets["exact"]["nash-md"].kl == pytest.approx(fixed_point.kl, abs=1e-9)
