@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from actors.errors import UsageError
 from learner.tabular import checked_game, checked_policy
@@ -53,39 +53,22 @@ def rotation_frequency(P: ArrayLike, pi: ArrayLike) -> float:
     return float(np.linalg.norm(projected, 2))
 
 
-def _judgements(preferences: ArrayLike, least: int) -> NDArray[np.float64]:
-    games = np.asarray(preferences, dtype=np.float64)
-    if games.ndim != 3 or games.shape[0] < 1 or games.shape[1] < least:
-        raise UsageError(
-            f"preferences have the shape [prompts, k, k], at least one prompt and k >= {least}; got {games.shape}"
-        )
-    return np.stack([checked_game(game) for game in games])
-
-
-def sampled_rotation_frequency(preferences: ArrayLike) -> float:
-    """`rotation_frequency` of judged samples: each prompt's completions weighted 1/k each, the mean over g prompts.
-
-    preferences [g, k, k]: [p, i, j] is the probability that completion i of prompt p is preferred to its completion j,
-    all sampled by the policy. Biased at small k: downwards, since few samples miss part of the cycle (for rock, paper,
-    scissors from the uniform policy 0.12 at k = 4, 0.22 at k = 8, for a true 0.289), and upwards where judgements are
-    drawn as 0 or 1, which alone give about 1 / sqrt(k). `total_rotation` has neither the first bias nor needs large k.
-    """
-    games = _judgements(preferences, 1)
-    uniform = np.full(games.shape[1], 1.0 / games.shape[1])
-    return float(np.mean([rotation_frequency(game, uniform) for game in games]))
-
-
 def total_rotation(preferences: ArrayLike) -> float:
     """sqrt of the sum of all modes' omega^2, mean over g prompts, estimated without bias before the root; needs k >= 3.
 
-    preferences [g, k, k] as in `sampled_rotation_frequency`, probabilities rather than draws. An upper bound of omega
-    in expectation, and equal to it where one cycle rules (three classes of responses, say). With A = P - 1/2 the
-    modes' 2 omega^2 add up to E[A_ij^2] - 2 E[A_ij A_il] over independent i, j, l from the policy, two U-statistics;
-    0 where noise makes their difference negative.
+    preferences [g, k, k]: [p, i, j] is the probability that completion i of prompt p is preferred to its completion j,
+    all sampled by the policy. Draws of 0 or 1 instead turn by themselves. An upper bound of omega in expectation, and
+    equal to it where one cycle rules (three classes of responses, say). With A = P - 1/2 the modes' 2 omega^2 add up to
+    E[A_ij^2] - 2 E[A_ij A_il] over independent i, j, l from the policy, two U-statistics; 0 where noise makes their
+    difference negative.
     """
-    games = _judgements(preferences, 3)
+    games = np.asarray(preferences, dtype=np.float64)
+    if games.ndim != 3 or games.shape[0] < 1 or games.shape[1] < 3:
+        raise UsageError(
+            f"preferences have the shape [prompts, k, k], at least one prompt and k >= 3; got {games.shape}"
+        )
     k = games.shape[1]
-    A = games - 0.5
+    A = np.stack([checked_game(game) for game in games]) - 0.5
     squares = (A * A).sum(axis=-1)
     products = (A.sum(axis=-1) ** 2 - squares).mean() / ((k - 1) * (k - 2))
     return math.sqrt(max(0.0, 0.5 * float(squares.mean() / (k - 1) - 2.0 * products)))

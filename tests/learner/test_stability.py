@@ -12,7 +12,6 @@ from learner.stability import (
     largest_stable_lag_first_order,
     largest_stable_step,
     rotation_frequency,
-    sampled_rotation_frequency,
     step_size_estimate,
     total_rotation,
 )
@@ -168,23 +167,6 @@ def enumerated(k: int) -> np.ndarray:
     return GAMES["rps"][draws[:, :, None], draws[:, None, :]]
 
 
-def test_sampled_rotation_by_hand():
-    """Of three draws 6 in 27 show the whole cycle, with 0.288675; any fewer actions do not rotate, except by weights.
-
-    Two different actions alone are a difference of scores: no rotation.
-    """
-    assert sampled_rotation_frequency(enumerated(3)) == pytest.approx(6 / 27 * RPS_OMEGA, abs=1e-15)
-    assert sampled_rotation_frequency(GAMES["rps"][None]) == pytest.approx(RPS_OMEGA, abs=1e-15)
-
-
-def test_sampled_rotation_is_too_small_at_few_completions_and_approaches_the_policy_s():
-    rng = np.random.default_rng(2)
-    draws = rng.integers(0, 3, (50, 200))
-    many = sampled_rotation_frequency(GAMES["rps"][draws[:, :, None], draws[:, None, :]])
-    assert 0.11 < sampled_rotation_frequency(enumerated(4)) < 0.13
-    assert many == pytest.approx(RPS_OMEGA, rel=0.02)
-
-
 @pytest.mark.parametrize("k", [3, 4, 6])
 def test_total_rotation_is_unbiased_at_any_number_of_completions(k):
     """The mean over all equally likely samples is the policy's own, exactly: one mode, omega = 0.288675."""
@@ -236,8 +218,8 @@ def test_an_advantage_that_never_varies_within_a_prompt_tells_no_step_size():
         (lambda: largest_stable_lag_first_order(0.1, 0.0, 0.0, 0.1), r"step_size is 0\.0"),
         (lambda: largest_stable_lag(0.1, 0.0, 0.1, -0.1), "omega is -0.1; it must be finite and >= 0"),
         (lambda: largest_stable_step(0.1, 0.0, -1, 0.1), "lag is -1; it counts learner steps"),
-        (lambda: sampled_rotation_frequency(GAMES["rps"]), r"shape \[prompts, k, k\].*got \(3, 3\)"),
-        (lambda: sampled_rotation_frequency(np.full((1, 2, 2), 0.7)), r"P \+ P\^T must be 1"),
+        (lambda: total_rotation(GAMES["rps"]), r"shape \[prompts, k, k\].*got \(3, 3\)"),
+        (lambda: total_rotation(np.full((1, 3, 3), 0.7)), r"P \+ P\^T must be 1"),
         (lambda: total_rotation(np.full((1, 2, 2), 0.5)), "k >= 3"),
         (lambda: step_size_estimate([1.0], [1.0]), "change and advantage have one shape"),
     ],
