@@ -22,7 +22,7 @@ from launch import evaluation
 from launch.config import RunConfig
 from launch.consumption import Consumed, batch_metrics
 from launch.exactness import ExactEvaluation
-from launch.law import PROBES, LawProbe
+from launch.law import LawProbe, applies
 from launch.pool import GeneratorPool
 from launch.ports import GeneratorPort, JudgePort, LearnerPort
 
@@ -32,7 +32,7 @@ WATCH_SECONDS = 1.0
 MAX_EMPTY_UPDATES = 3
 """Updates in a row without a single group before the run fails: failures must not look like the end of the data."""
 MEASURED_STEPS_EVERY = 50
-"""Of the updates after the first ones, those whose step the learner also measures, where the loss has an opponent."""
+"""Steps measured once the staleness law was told: of one update in so many, where the loss has an opponent."""
 
 
 @dataclass
@@ -254,8 +254,9 @@ class TrainingLoop:
         progress.consume(batch, consumed)
         if not consumed.items:
             return
-        has_opponent, update = self.config.learner.loss.has_opponent, batch.update
-        measured = has_opponent and (update < PROBES or update % MEASURED_STEPS_EVERY == 0)
+        has_opponent = self.config.learner.loss.has_opponent
+        # Until the law is told: a resumed run begins to collect for it anew.
+        measured = has_opponent and (self._law_is_due or batch.update % MEASURED_STEPS_EVERY == 0)
         with progress.clock.spend("training"):
             stats = await self.learner.update(consumed.items, measure_step=measured)
         progress.stats = stats
@@ -272,6 +273,10 @@ class TrainingLoop:
         if every and (self.buffer.updates % every == 0 or self.buffer.updates == self.config.updates):
             metrics |= await self._measure_exactly()
         self._on_update(progress, metrics)
+
+    @property
+    def _law_is_due(self) -> bool:
+        return self.law.law is None and applies(self.config)
 
     async def _measure_exactly(self) -> dict[str, float]:
         """Evaluates the policy by enumeration, where the game is known."""

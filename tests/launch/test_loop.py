@@ -496,14 +496,64 @@ def test_a_loss_without_opponents_draws_none() -> None:
     assert loop.progress.opponent_staleness == {}
 
 
-@pytest.mark.parametrize(("kind", "measured"), [("nash_pg", [*range(8), 50, 100]), ("reward_pg", []), ("dpo", [])])
-def test_steps_are_measured_at_first_and_now_and_then_where_there_is_an_opponent(
-    kind: str, measured: list[int]
+class Measuring(FakeLearner):
+    """Its steps are measured where that is asked for."""
+
+    async def update(self, items, measure_step=False):
+        return replace(await super().update(items, measure_step), step_size=0.1 if measure_step else None)
+
+    def measured_updates(self, first: int = 0) -> list[int]:
+        return [update for update, each in enumerate(self.measured, start=first) if each]
+
+
+@pytest.mark.parametrize(
+    ("kind", "opponent", "measured"),
+    [
+        ("nash_pg", "weighted", [*range(8), 50, 100]),
+        ("nash_pg", "ema", [0, 50, 100]),
+        ("reward_pg", "weighted", []),
+        ("dpo", "weighted", []),
+    ],
+)
+def test_steps_are_measured_until_the_law_is_told_and_now_and_then(
+    kind: str, opponent: str, measured: list[int]
 ) -> None:
-    learner = FakeLearner(update_seconds=0.0)
+    """For the opponent `ema` no law is known."""
+    learner = Measuring(update_seconds=0.0)
     settings = {"updates": 102, "learner": {"loss": {"kind": kind}}}
-    _run(_game_loop([FakeGenerator("a")], learner, None, settings, prompts_per_update=1, max_staleness=8))
-    assert [update for update, each in enumerate(learner.measured) if each] == measured
+    generator = FakeGenerator("a", opponents=3 if kind == "nash_pg" else 0)
+    opponents = {"kind": opponent, "max_staleness": 8} if kind == "nash_pg" else None
+    _run(_game_loop([generator], learner, opponents, settings, prompts_per_update=1, max_staleness=8))
+    assert learner.measured_updates() == measured
+
+
+def test_a_resumed_run_tells_the_law_from_its_own_first_updates() -> None:
+    """Only every 50th update was measured after a resume, and the law told some 350 updates late."""
+
+    def loop_of(learner: FakeLearner) -> TrainingLoop:
+        settings = {"updates": 40}
+        opponent = {"max_staleness": 2}
+        return _game_loop([FakeGenerator("a", opponents=3)], learner, opponent, settings, max_staleness=2)
+
+    first = loop_of(FakeLearner())
+
+    async def interrupted(loop: TrainingLoop) -> None:
+        await loop.publish()
+        learning = asyncio.create_task(loop.learn())
+        while loop.buffer.updates < 20:
+            await asyncio.sleep(0)
+        loop.stop()
+        await learning
+
+    asyncio.run(asyncio.wait_for(first.run(interrupted), timeout=30))
+    resumed = Measuring()
+    second = loop_of(resumed)
+    second.buffer.load_state_dict(first.buffer.state_dict())
+    began = second.buffer.updates
+    assert began >= 20
+    _run(second)
+    assert resumed.measured_updates(began) == list(range(began, began + 8))
+    assert second.law.law is not None
 
 
 class Exact:
@@ -544,10 +594,6 @@ def test_where_the_game_is_not_known_the_learner_is_asked_for_no_table() -> None
 
 
 def test_the_staleness_law_is_told_once_as_a_message() -> None:
-    class Measuring(FakeLearner):
-        async def update(self, items, measure_step=False):
-            return replace(await super().update(items, measure_step), step_size=0.1 if measure_step else None)
-
     loop = _game_loop([FakeGenerator("a", opponents=3)], Measuring(), {"max_staleness": 1}, max_staleness=2)
     messages: list[str] = []
     loop._on_message = messages.append
