@@ -33,6 +33,8 @@ class StalenessLaw:
     """Policy versions; infinite where nothing rotates, -1 where not even opponents of the newest version are stable."""
     bound: int
     """The run's own bound of opponents' staleness, in versions."""
+    lowered_by: str = "opponent.max_staleness"
+    """The setting that lowers it."""
 
     @property
     def kept(self) -> bool:
@@ -40,7 +42,8 @@ class StalenessLaw:
 
     def figures(self) -> dict[str, float]:
         """For `summary.json`; an infinite lag is left out."""
-        return {name: float(value) for name, value in asdict(self).items() if math.isfinite(value)}
+        numbers = {name: value for name, value in asdict(self).items() if name != "lowered_by"}
+        return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
 
     def describe(self) -> str:
         """One line for people."""
@@ -60,7 +63,7 @@ class StalenessLaw:
             return f"staleness law: opponents are stable up to {lag} ({given}); this run allows {self.bound}"
         return (
             f"warning: staleness law: opponents are stable up to {lag} only ({given}), and this run allows "
-            f"{self.bound}: the policy may cycle; set opponent.max_staleness to {self.largest_lag:.0f}, {remedy}"
+            f"{self.bound}: the policy may cycle; set {self.lowered_by} to {self.largest_lag:.0f}, {remedy}"
         )
 
 
@@ -68,6 +71,11 @@ def bound_of(config: RunConfig) -> int:
     """Policy versions that opponents may be old."""
     own = config.opponent.max_staleness
     return config.replay.max_staleness if own is None else own
+
+
+def lowered_by(config: RunConfig) -> str:
+    """The setting that lowers `bound_of`: in ready order opponents are drawn with the players, under their bound."""
+    return "replay.max_staleness" if config.replay.order == "ready" else "opponent.max_staleness"
 
 
 def beta_of(config: RunConfig) -> float:
@@ -151,4 +159,4 @@ def _law(config: RunConfig, step_size: float, frequency: float) -> StalenessLaw:
     else:
         lag = largest_stable_lag(tau, beta, step_size, frequency)
     versions = versions_of(lag, config.replay.updates_per_publish)
-    return StalenessLaw(tau, beta, step_size, frequency, versions, bound_of(config))
+    return StalenessLaw(tau, beta, step_size, frequency, versions, bound_of(config), lowered_by(config))

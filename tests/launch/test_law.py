@@ -124,12 +124,17 @@ def test_a_lag_within_the_law_is_told_without_a_warning() -> None:
     )
 
 
-def test_a_bound_over_the_lag_is_a_warning_that_says_what_to_set() -> None:
-    law = _law(_config(replay={"max_staleness": 6}))
+@pytest.mark.parametrize(("order", "setting"), [("lease", "opponent.max_staleness"), ("ready", "replay.max_staleness")])
+def test_a_bound_over_the_lag_is_a_warning_that_says_what_to_set(order: str, setting: str) -> None:
+    law = _law(_config(replay={"max_staleness": 6, "order": order}))
+    section, _, name = setting.partition(".")
+    followed = {"replay": {"max_staleness": 6, "order": order}, "opponent": {"kind": "self"}}
+    followed[section][name] = 5
+    assert _law(_config(**followed)).kept
     assert not law.kept
     text = law.describe()
     assert text.startswith("warning: staleness law: opponents are stable up to a lag of 5 versions only (")
-    assert "and this run allows 6: the policy may cycle; set opponent.max_staleness to 5" in text
+    assert f"and this run allows 6: the policy may cycle; set {setting} to 5, lower" in text
 
 
 def test_a_game_without_a_cycle_allows_any_lag() -> None:
