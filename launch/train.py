@@ -234,6 +234,12 @@ class _Session:
             return None
         if json.loads(model.read_text(encoding="utf-8")).get("vocab_size") != len(world.VOCABULARY):
             return None
+        if config.sampling.max_new_tokens != world.MAX_NEW_TOKENS:
+            self.board.message(
+                f"no evaluation by enumeration: it is of completions of up to {world.MAX_NEW_TOKENS} tokens, and "
+                f"sampling.max_new_tokens is {config.sampling.max_new_tokens}"
+            )
+            return None
         return ExactEvaluation(config.world.task, config.world.seed, start, config.sampling.temperature)
 
     def _on_update(self, progress: Progress, values: Mapping[str, float]) -> None:

@@ -271,9 +271,9 @@ def test_in_the_world_the_policy_is_evaluated_by_enumeration(tmp_path: Path, act
     assert summary["family_shares"] == [lines[-1][f"family_{number}"] for number in range(3)]
 
 
-@pytest.mark.parametrize("other", ["prompts", "vocabulary", "turned off"])
+@pytest.mark.parametrize("other", ["prompts", "vocabulary", "length", "turned off"])
 def test_elsewhere_there_is_no_evaluation_by_enumeration(
-    tmp_path: Path, actors: Actors, world_model: Path, other: str
+    tmp_path: Path, actors: Actors, world_model: Path, other: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings: dict[str, Any] = {
         "model": {"path": str(world_model)},
@@ -287,11 +287,18 @@ def test_elsewhere_there_is_no_evaluation_by_enumeration(
     elif other == "vocabulary":
         tiny_llama(tmp_path / "other", seed=0)
         settings["model"] = {"path": str(tmp_path / "other")}
+    elif other == "length":
+        settings["sampling"] = {"completions_per_prompt": 2, "max_new_tokens": 5}
     else:
         settings["evaluation"]["exact_every_updates"] = 0
     assert train.run_training(_config(tmp_path, **settings)) == 0
     assert _exact_lines(tmp_path) == []
     assert _summary(tmp_path)["exploitability"] is None
+    output = capsys.readouterr()
+    said = "of completions of up to 4 tokens, and sampling.max_new_tokens is 5" in " ".join(
+        (output.out + output.err).split()
+    )
+    assert said == (other == "length"), "everywhere else nobody would expect one"
 
 
 @pytest.mark.parametrize(("kind", "told"), [("nash_pg", True), ("reward_pg", False), ("dpo", False)])
