@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any, Literal
 
 from actors.config import WORLD
@@ -30,6 +31,7 @@ class Reporter:
         self._run = run
         self._started = time.monotonic()
         self._history: deque[tuple[float, int, int]] = deque()
+        self._opponent = "the SFT policy" if _starts_from_sft(config) else "the starting policy"
         self.sft_seconds = 0.0
 
     def snapshot(self, loop: TrainingLoop) -> RunSnapshot:
@@ -110,7 +112,7 @@ class Reporter:
             skipped_updates=progress.skipped,
             ledger=buffer.ledger(),
             judge=config.judging.judge.kind,
-            opponent="the SFT policy" if config.prompts.source == WORLD else "the starting policy",
+            opponent=self._opponent,
             loss=config.learner.loss.kind,
             opponent_bound=config.opponent.max_staleness if config.opponent_drawn.sampled else None,
             opponent_staleness=Staleness.of(progress.opponent_staleness) if config.opponent_drawn.sampled else None,
@@ -120,3 +122,12 @@ class Reporter:
             kl=progress.kl,
             log_ratio_max=progress.log_ratio_max,
         )
+
+
+def _starts_from_sft(config: RunConfig) -> bool:
+    """Whether the run's start is the embedded world's own policy, trained by this run or by an earlier one."""
+    if config.model.path == WORLD:
+        return True
+    from learner.sft import SETTINGS_FILE
+
+    return (Path(config.model.path) / SETTINGS_FILE).is_file()

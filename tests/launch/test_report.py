@@ -18,6 +18,7 @@ from launch.loop import TrainingLoop
 from launch.report import Reporter
 from launch.rundir import RunDirectory
 from launch.summary import Staleness
+from learner.sft import TINY, build_policy, train_sft
 from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakePrompts, judged_group
 
 
@@ -195,7 +196,15 @@ def test_the_summary_has_the_law_once_it_was_told() -> None:
     }
 
 
-@pytest.mark.parametrize(("source", "opponent"), [("world", "the SFT policy"), ("p.jsonl", "the starting policy")])
-def test_the_opponent_is_named_for_what_it_is_also_after_a_resume(source: str, opponent: str) -> None:
-    """A resumed run finds the world's policy trained, in no time; it is the same opponent."""
-    assert _summary(_loop(prompts={"source": source})).opponent == opponent
+@pytest.mark.parametrize(
+    ("start", "opponent"),
+    [("world", "the SFT policy"), ("trained", "the SFT policy"), ("final", "the starting policy")],
+)
+def test_the_opponent_is_named_for_what_it_is_also_after_a_resume(tmp_path: Path, start: str, opponent: str) -> None:
+    """A resumed run finds the world's policy trained, in no time; another run's end is no SFT policy."""
+    if start == "trained":
+        train_sft(tmp_path / start, updates=1, seed=0, size=TINY)
+    elif start == "final":
+        build_policy(TINY).save_pretrained(tmp_path / start)
+    path = start if start == "world" else str(tmp_path / start)
+    assert _summary(_loop(model={"path": path}, prompts={"source": "world"})).opponent == opponent
