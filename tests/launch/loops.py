@@ -1,0 +1,61 @@
+"""Loops around fakes: twelve updates of four prompts, unless said otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+
+from actors.buffer import ReplayBuffer
+from actors.records import Lease
+from launch.config import EvaluationConfig, RunConfig
+from launch.loop import EvaluationSet, TrainingLoop
+from tests.fakes import FakeJudge, FakePrompts, group_of
+
+
+def loop_of(generators, learner, messages=None, settings=None, **replay) -> TrainingLoop:
+    config = RunConfig.model_validate(
+        {
+            "model": {"path": "unused"},
+            "updates": 12,
+            "replay": {"prompts_per_update": 4, **replay},
+            "checkpoints": {"every_updates": 0},
+            **(settings or {}),
+        }
+    )
+
+    async def no_checkpoint(loop: TrainingLoop) -> None:
+        raise AssertionError("no checkpoint was asked for")
+
+    return TrainingLoop(
+        config,
+        buffer=ReplayBuffer(config.replay, FakePrompts(), config.updates),
+        generators=generators,
+        judge=FakeJudge(),
+        learner=learner,
+        on_update=lambda progress, values: None,
+        on_watch=lambda loop: None,
+        on_checkpoint=no_checkpoint,
+        on_message=(messages if messages is not None else []).append,
+    )
+
+
+async def train(loop: TrainingLoop) -> None:
+    await loop.publish()
+    await loop.learn()
+
+
+def run(loop: TrainingLoop) -> None:
+    asyncio.run(asyncio.wait_for(loop.run(train), timeout=30))
+
+
+def with_evaluation(loop: TrainingLoop, every_updates: int) -> TrainingLoop:
+    evaluation = EvaluationConfig(prompts=2, every_updates=every_updates)
+    loop.config = loop.config.model_copy(update={"evaluation": evaluation})
+    prompts = [FakePrompts().prompt(i) for i in range(2)]
+    baseline = [group_of(Lease(-1, 0, prompt, 0, 0.0), (0,), (0,)) for prompt in prompts]
+    loop.evaluation_set = EvaluationSet(prompts, baseline)
+    return loop
+
+
+async def evaluate(loop: TrainingLoop) -> None:
+    await loop.publish()
+    await loop.evaluate()
