@@ -5,6 +5,7 @@ import pytest
 from actors.errors import UsageError
 from launch.loading import config_file, dump_config, load_config, preset_names
 
+PRESETS = "cluster-2node, embedded, embedded-bradley-terry, embedded-nash-md, node-8gpu"
 WORLD = "model.path=world"
 
 
@@ -176,9 +177,9 @@ def test_keys_that_are_no_names_are_refused(write):
     [
         (
             "embeded",
-            "no such file, and no such preset (presets: cluster-2node, embedded, node-8gpu); nearest preset: embedded",
+            f"no such file, and no such preset (presets: {PRESETS}); nearest preset: embedded",
         ),
-        ("missing.yaml", "no such file, and no such preset (presets: cluster-2node, embedded, node-8gpu)"),
+        ("missing.yaml", f"no such file, and no such preset (presets: {PRESETS})"),
         ("updates=5", "`updates=5` looks like an override; the configuration file or preset comes first"),
     ],
 )
@@ -209,6 +210,6 @@ def test_what_is_dumped_loads_to_the_same_configuration(write):
 
 
 def test_a_preset_s_name_stands_for_its_file():
-    assert preset_names() == ["cluster-2node", "embedded", "node-8gpu"]
+    assert ", ".join(preset_names()) == PRESETS
     assert load_config("embedded") == load_config(config_file("embedded"))
     assert config_file("other.yaml").name == "other.yaml"

@@ -16,8 +16,9 @@ def gpus(config):
     )
 
 
-def test_the_embedded_preset_needs_nothing_and_no_gpu():
-    config = load_config("embedded")
+@pytest.mark.parametrize("preset", ["embedded", "embedded-nash-md", "embedded-bradley-terry"])
+def test_an_embedded_preset_needs_nothing_and_no_gpu(preset):
+    config = load_config(preset)
     assert config.model.path == "world"
     assert config.learner.gpus_per_rank == 0
     assert config.generators.dtype == config.learner.dtype == "float32"
@@ -44,4 +45,4 @@ def test_a_gpu_preset_asks_for_all_that_only_the_user_knows_at_once(preset):
 
 @pytest.mark.parametrize("preset", preset_names())
 def test_a_run_of_a_preset_is_named_after_it_or_demo(preset):
-    assert load_config(preset, USER_KNOWS if preset != "embedded" else []).name in (preset, "demo")
+    assert load_config(preset, [] if preset.startswith("embedded") else USER_KNOWS).name in (preset, "demo")
