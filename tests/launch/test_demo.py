@@ -46,7 +46,7 @@ class Train:
             return self._code
         directory = config.directory
         directory.mkdir(parents=True)
-        if config.name == "nash-md":
+        if directory.name == "nash-md":
             train_sft(directory / "final", updates=1, seed=5, size=TINY)
         else:
             shutil.copytree(config.model.path, directory / "final")
@@ -56,14 +56,14 @@ class Train:
         (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         Summary(
             status="completed",
-            name=config.name,
+            name=directory.name,
             updates=20,
             max_staleness_bound=2,
             staleness=Staleness.of({0: 640}),
             groups_per_second=1.0,
             time_budget={},
             ledger={},
-            **FIGURES[config.name],
+            **FIGURES[directory.name],
         ).write(directory / "summary.json")
         return 0
 
@@ -84,7 +84,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     directory, train, out = tmp_path_factory.mktemp("demo") / "demo", Train(), io.StringIO()
     code = demo.Demo(_routes(), directory, train, Console(file=out, width=140, highlight=False)).run()
     summary = json.loads((directory / "summary.json").read_text())
-    return Shown(code, directory, {config.name: config for config in train.configs}, out.getvalue(), summary)
+    return Shown(code, directory, {config.directory.name: config for config in train.configs}, out.getvalue(), summary)
 
 
 def test_both_routes_run_from_one_start_each_in_a_directory_of_its_own(shown: Shown) -> None:
@@ -162,7 +162,7 @@ def test_the_end_shows_the_start_both_routes_their_targets_and_what_they_leave_t
 def test_a_route_that_does_not_end_ends_the_demo_with_its_code(tmp_path: Path) -> None:
     train = Train(code=130)
     assert demo.Demo(_routes(), tmp_path / "demo", train, Console(file=io.StringIO())).run() == 130
-    assert [config.name for config in train.configs] == ["bradley-terry"]
+    assert [config.directory.name for config in train.configs] == ["bradley-terry"]
     assert not (tmp_path / "demo" / "summary.json").exists()
 
 
