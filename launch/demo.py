@@ -128,8 +128,8 @@ class Demo:
         }
         duel = exact.expected_preference(finals[NASH_MD], finals[BRADLEY_TERRY], world)
 
-        table = Table(box=None, padding=(0, 3, 0, 0))
-        columns = ("", "exploitability", "KL to the start", "preferred to the start", "exact target")
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        columns = ("", "exploitability", "KL", "beats the start", "exact target")
         for column in columns:
             table.add_column(column, justify="left" if not column else "right", no_wrap=True)
         table.add_row("start (SFT)", f"{exact.exploitability(reference, world):.3f}", "0.00", "0.500", "")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from actors import world as world_module
 from actors.errors import UsageError
@@ -128,6 +129,7 @@ def load_policy(directory: str | Path, temperature: float = 1.0) -> ExactPolicy:
             f"no model in {str(directory)!r}: it has no config.json; give a Hugging Face model directory, such as a "
             "run's final/"
         )
+    disable_progress_bar()  # it would run through what a run shows
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     return exact_policy(model.eval(), temperature)
 

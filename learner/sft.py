@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from actors import world
 from actors.errors import UsageError
@@ -185,6 +186,7 @@ def _write(directory: Path, model: LlamaForCausalLM, settings: dict[str, object]
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
         fresh, old = Path(scratch) / "fresh", Path(scratch) / "old"
+        disable_progress_bar()
         model.save_pretrained(fresh)
         world.tokenizer().save_pretrained(fresh)
         GenerationConfig(
