@@ -44,6 +44,8 @@ FIRST_DIRECTION = FIRST_COLOUR + len(COLOURS)
 PROMPTS = len(COLOURS) * len(DIRECTIONS)
 MAX_SYMBOLS = 3
 MAX_NEW_TOKENS = MAX_SYMBOLS + 1
+POLICY_SETTINGS_FILE = "sft.json"
+"""In a model directory: marks a policy of this world, written by its supervised training."""
 STOP_TOKEN_IDS = tuple(i for i in range(len(VOCABULARY)) if i != EOS and not FIRST_SYMBOL <= i < FIRST_COLOUR)
 """Tokens that no response may hold. A generator that samples one ends the completion there: it is INVALID."""
 
@@ -105,6 +107,14 @@ def family(symbols: Sequence[int]) -> int:
         return NO_FAMILY
     families = [symbol // 2 for symbol in symbols]
     return max(families, key=families.count)
+
+
+@cache
+def outcome_families() -> NDArray[np.intp]:
+    """Family of every outcome, [261]; -1 for none. Read-only."""
+    families = np.array([family(y) for y in RESPONSES] + [NO_FAMILY, NO_FAMILY])
+    families.flags.writeable = False
+    return families
 
 
 def cycle_direction(prompt_index: int) -> int:
@@ -186,7 +196,7 @@ class World:
         """r* of every outcome, [16, 261]."""
         self.qualities = _table([[quality(p, q, y) for y in RESPONSES] for p, q in prompts], WORST_QUALITY)
         """q of every outcome, [16, 261]."""
-        self.families = np.array([family(y) for y in RESPONSES] + [NO_FAMILY, NO_FAMILY])
+        self.families = outcome_families()
         """Family of every outcome, [261]; -1 for none."""
 
     def preference_matrix(self, prompt_index: int) -> NDArray[np.float64]:
@@ -271,11 +281,11 @@ def family_cycle() -> NDArray[np.intp]:
 
     Prompts differ in the favourite and in the direction of the cycle; in this order their games are alike. Read-only.
     """
-    families = np.array([family(y) for y in RESPONSES])
+    families = outcome_families()
     corpus_table = corpus_outcome_probabilities()
     cycle = np.empty((PROMPTS, len(FAMILIES)), dtype=np.intp)
     for index in range(PROMPTS):
-        shares = [corpus_table[index, :NOEOS][families == f].sum() for f in range(len(FAMILIES))]
+        shares = [corpus_table[index, families == f].sum() for f in range(len(FAMILIES))]
         favourite, direction = int(np.argmax(shares)), cycle_direction(index)
         cycle[index] = [(favourite + step * direction) % len(FAMILIES) for step in range(len(FAMILIES))]
     cycle.flags.writeable = False

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -27,12 +28,29 @@ from launch.rundir import next_free
 from launch.summary import Summary
 from launch.triangle import Curve, triangle_svg, triangle_text
 
+if TYPE_CHECKING:
+    from learner.equilibria import Equilibrium
+    from learner.exact import ExactPolicy
+
 BRADLEY_TERRY, NASH_MD = "bradley-terry", "nash-md"
 DIRECTORY = Path("runs/demo")
 OF_OPPONENTS = ("opponent.", "opponent=", "learner.correction.opponent")
 """How settings begin that only a loss with an opponent reads."""
 ROUTES = {BRADLEY_TERRY: ("reward_pg", "bradley_terry"), NASH_MD: ("nash_pg", "gold")}
 """Kinds of loss and judge that make each route what it is called."""
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Where the routes should end, by enumeration."""
+
+    world: World
+    reference: ExactPolicy
+    """The trained start."""
+    bradley_terry_tau: float
+    """The tau with which the Bradley-Terry route ends as far from the reference as Nash-MD."""
+    exact: dict[str, Equilibrium]
+    """By route."""
 
 
 class Demo:
@@ -71,10 +89,9 @@ class Demo:
         for name, route in self._routes.items():
             self._say(f"\n{name}: {route.updates} updates")
             model = route.model.model_copy(update={"path": str(start)})
-            changes: dict[str, Any] = {"output": str(self._directory / name), "model": model}
             if name == BRADLEY_TERRY:
-                changes["learner"] = _with_tau(route, targets["bradley_terry_tau"])
-            code = self._train(route.model_copy(update=changes))
+                route = _with_tau(route, targets.bradley_terry_tau)
+            code = self._train(route.model_copy(update={"output": str(self._directory / name), "model": model}))
             if code:
                 return code
         self._compare(targets)
@@ -94,7 +111,7 @@ class Demo:
         self._say(f"{report.parameters:,} parameters, {report.loss:.2f} nats per answer, in {clock(report.seconds)}")
         return path
 
-    def _targets(self, start: Path) -> dict[str, Any]:
+    def _targets(self, start: Path) -> Targets:
         """Where both routes should end, by enumeration, with the trained start as reference."""
         from learner import equilibria, exact
 
@@ -110,17 +127,12 @@ class Demo:
             f"exact targets: Nash-MD exploitability {fixed_point.exploitability:.3f} at KL {fixed_point.kl:.2f}; "
             f"Bradley-Terry {rival.exploitability:.3f} at the same KL, with tau {rival_tau:.3f}"
         )
-        return {
-            "world": world,
-            "reference": reference,
-            "bradley_terry_tau": rival_tau,
-            "exact": {BRADLEY_TERRY: rival, NASH_MD: fixed_point},
-        }
+        return Targets(world, reference, rival_tau, {BRADLEY_TERRY: rival, NASH_MD: fixed_point})
 
-    def _compare(self, targets: dict[str, Any]) -> None:
+    def _compare(self, targets: Targets) -> None:
         from learner import exact
 
-        world, reference = targets["world"], targets["reference"]
+        world, reference = targets.world, targets.reference
         summaries = {name: _summary(self._directory / name) for name in self._routes}
         finals = {
             name: exact.load_policy(self._directory / name / "final", route.sampling.temperature)
@@ -134,7 +146,7 @@ class Demo:
             table.add_column(column, justify="left" if not column else "right", no_wrap=True)
         table.add_row("start (SFT)", f"{exact.exploitability(reference, world):.3f}", "0.00", "0.500", "")
         for name, summary in summaries.items():
-            target = targets["exact"][name]
+            target = targets.exact[name]
             table.add_row(
                 name,
                 f"{_tail(summary):.3f}",
@@ -144,7 +156,7 @@ class Demo:
             )
         curves = [Curve(name, _trajectory(self._directory / name, mean_shares(reference))) for name in self._routes]
         curves.append(Curve("start", [mean_shares(reference)]))
-        curves.append(Curve("Nash-MD, exact", [mean_shares(targets["exact"][NASH_MD])]))
+        curves.append(Curve("Nash-MD, exact", [mean_shares(targets.exact[NASH_MD])]))
         figure = self._directory / "triangle.svg"
         figure.write_text(triangle_svg(curves), encoding="utf-8")
         self._write_summary(summaries, targets)
@@ -157,15 +169,15 @@ class Demo:
         self._say(_verdict(summaries))
         self._say(f"{self._directory} has both runs, summary.json and {figure.name}; {clock(self._seconds())} in all")
 
-    def _write_summary(self, summaries: dict[str, Summary], targets: dict[str, Any]) -> None:
+    def _write_summary(self, summaries: dict[str, Summary], targets: Targets) -> None:
         """The Nash-MD route's summary, with both routes' figures side by side."""
         routes = {
             name: {
                 "exploitability": _tail(summary),
                 "exact_kl": summary.exact_kl,
                 "preference": summary.preference,
-                "target_exploitability": targets["exact"][name].exploitability,
-                "target_kl": targets["exact"][name].kl,
+                "target_exploitability": targets.exact[name].exploitability,
+                "target_kl": targets.exact[name].kl,
             }
             for name, summary in summaries.items()
         }
@@ -236,9 +248,9 @@ def _beta_at_the_end(route: RunConfig) -> float:
     return 0.0 if route.opponent.kind == "ema" else beta_of(route)
 
 
-def _with_tau(route: RunConfig, tau: float) -> Any:
+def _with_tau(route: RunConfig, tau: float) -> RunConfig:
     loss = route.learner.loss.model_copy(update={"tau": tau})
-    return route.learner.model_copy(update={"loss": loss})
+    return route.model_copy(update={"learner": route.learner.model_copy(update={"loss": loss})})
 
 
 def _summary(directory: Path) -> Summary:

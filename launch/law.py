@@ -42,7 +42,7 @@ class StalenessLaw:
 
     def figures(self) -> dict[str, float]:
         """For `summary.json`; an infinite lag is left out."""
-        numbers = {name: value for name, value in asdict(self).items() if name != "lowered_by"}
+        numbers = {name: value for name, value in asdict(self).items() if not isinstance(value, str)}
         return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
 
     def describe(self) -> str:
@@ -53,7 +53,8 @@ class StalenessLaw:
             f"tau {self.tau:g}, beta {self.beta:g}, measured step size {self.step_size:.3g} and rotation "
             f"{self.frequency:.3g}"
         )
-        remedy = "lower learner.optimizer.lr or replay.updates_per_publish, or raise learner.loss.tau or opponent.beta"
+        raised = "learner.loss.tau or opponent.beta" if self.beta else "learner.loss.tau"
+        remedy = f"lower learner.optimizer.lr or replay.updates_per_publish, or raise {raised}"
         if self.largest_lag < 0:
             return (
                 f"warning: staleness law: not even the newest version's opponents are stable ({given}): the policy may "

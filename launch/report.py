@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from actors.config import WORLD
+from actors.world import POLICY_SETTINGS_FILE
 from launch.board import RunSnapshot
 from launch.config import RunConfig
 from launch.loop import TrainingLoop
@@ -126,8 +127,4 @@ class Reporter:
 
 def _starts_from_sft(config: RunConfig) -> bool:
     """Whether the run's start is the embedded world's own policy, trained by this run or by an earlier one."""
-    if config.model.path == WORLD:
-        return True
-    from learner.sft import SETTINGS_FILE
-
-    return (Path(config.model.path) / SETTINGS_FILE).is_file()
+    return config.model.path == WORLD or (Path(config.model.path) / POLICY_SETTINGS_FILE).is_file()

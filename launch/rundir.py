@@ -93,7 +93,8 @@ class SharedMemory:
     What a killed process left is removed by the next one, which finds the folder's lock open.
     """
 
-    def __init__(self, root: Path = SHARED_MEMORY) -> None:
+    def __init__(self, root: Path | None = None) -> None:
+        root = root or SHARED_MEMORY
         remove_stale_folders(root)
         # Hidden until it is locked, so that nobody takes it for a dead process's.
         hidden = Path(tempfile.mkdtemp(prefix=f".{SHM_PREFIX}", dir=root))
@@ -103,7 +104,7 @@ class SharedMemory:
 
     def require(self, nbytes: int, *, what: str) -> None:
         """Raises `RunError` when fewer than `nbytes` are free."""
-        free = shutil.disk_usage(SHARED_MEMORY).free
+        free = shutil.disk_usage(self.path).free
         if free < nbytes:
             raise RunError(
                 f"/dev/shm has {free >> 20} MiB free and {nbytes >> 20} MiB are needed for {what}; enlarge it (docker: "
@@ -117,7 +118,7 @@ class SharedMemory:
             self._lock = None
 
 
-def remove_stale_folders(root: Path = SHARED_MEMORY) -> None:
+def remove_stale_folders(root: Path) -> None:
     """Removes folders of runs whose process is gone (killed before it could clean up)."""
     for folder in root.glob(f"{SHM_PREFIX}*"):
         try:

@@ -7,7 +7,7 @@ without sampling error. This module must not know how a policy was trained or wh
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +97,7 @@ def exact_policy(model: PreTrainedModel, temperature: float = 1.0) -> ExactPolic
     return ExactPolicy(torch.log_softmax(logits.double() / temperature, dim=-1).cpu().numpy())
 
 
+@cache
 def _prefix_tree() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Token ids [16, t] of each prompt and its prefixes, positions [1, t] and who sees whom [1, 1, t, t].
 
@@ -202,7 +203,7 @@ def regularised_gap(policy: Policy, reference: Policy, world: World, tau: float)
 
 def family_shares(policy: Policy) -> NDArray[np.float64]:
     """[16, 4]: per prompt the probability of rock, paper, scissors and of no family (empty, NOEOS, INVALID)."""
-    families = World("intransitive").families
+    families = world_module.outcome_families()
     shares = [policy.probabilities[:, families == f].sum(axis=1) for f in range(len(world_module.FAMILIES))]
     return np.stack([*shares, policy.probabilities[:, families == world_module.NO_FAMILY].sum(axis=1)], axis=1)
 

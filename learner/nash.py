@@ -53,6 +53,14 @@ class GameBatch:
     """K."""
 
 
+@dataclass(frozen=True, slots=True)
+class GameOutput(LossOutput):
+    """One loss per game [g], and what is worth watching, [g] each."""
+
+    advantages: Tensor
+    """[g, K] A of each player, detached."""
+
+
 def importance_weights(log_ratio: Tensor, mask: Tensor, level: str, cap: float, beyond_cap: str) -> Tensor:
     """Weights [g, n, t] of tokens, from log_ratio [g, n, t] = log target - log behaviour (nats).
 
@@ -108,7 +116,7 @@ def _mean(values: Tensor, table: Tensor) -> Tensor:
     return (rows * table).sum(-1) / table.sum(-1).clamp(min=1.0)
 
 
-def game_loss(batch: GameBatch, config: LossConfig, correction: CorrectionConfig) -> LossOutput:
+def game_loss(batch: GameBatch, config: LossConfig, correction: CorrectionConfig) -> GameOutput:
     """Loss of each game, [g], and what is worth watching, [g] each.
 
     * nash_pg: sum over the players of -w_i (A_i - baseline) log pi(y_i), over K. With `reward_to_go` token m's gradient
@@ -121,8 +129,9 @@ def game_loss(batch: GameBatch, config: LossConfig, correction: CorrectionConfig
       P (h_i - h_j - 1 / (2 tau))^2 + (1 - P) (h_j - h_i - 1 / (2 tau))^2 (Calandriello et al. 2024, "Human Alignment of
       Large Language Models through Online Preference Optimisation", section 5). With M > 0 players do not enter.
 
-    Metrics: `player_preference` mean v_i + 1/2, not with reward_pg; `kl` mean log(pi / mu), nats, of the players as
-    they were sampled, so both speak of pi where the players are fresh; `advantage_std`; and those of `_weight_metrics`.
+    Metrics: `player_preference` mean v_i + 1/2, not with reward_pg; `kl_players` mean log(pi / mu), nats, of the
+    players as they were sampled, so both speak of pi where the players are fresh; `advantage_std`; and those of
+    `_weight_metrics`.
 
     Each completion needs its comparisons: K >= 2, without opponents of their own K >= 4, and M >= 2 for ipo_md.
     """
@@ -153,13 +162,13 @@ def game_loss(batch: GameBatch, config: LossConfig, correction: CorrectionConfig
         loss = -(terms.sum(-1) * playing).sum(-1) / batch.players
 
     metrics = {
-        "kl": (log_ratio.sum(-1) * playing).sum(-1) / batch.players,
+        "kl_players": (log_ratio.sum(-1) * playing).sum(-1) / batch.players,
         "advantage_std": advantage[:, : batch.players].std(-1, correction=0),
         **_weight_metrics(batch, mask, w, w_opponent, correction),
     }
     if config.kind != "reward_pg":
         metrics["player_preference"] = (value * playing).sum(-1) / batch.players + 0.5
-    return LossOutput(loss=loss, metrics=metrics)
+    return GameOutput(loss=loss, metrics=metrics, advantages=advantage[:, : batch.players])
 
 
 def opponent_weights(batch: GameBatch, correction: CorrectionConfig) -> Tensor:

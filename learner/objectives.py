@@ -20,7 +20,7 @@ from learner import batching
 from learner.batching import TokenSequence, pad_by_sequence, sum_by_sequence, token_rows
 from learner.config import LearnerConfig, LossConfig
 from learner.losses import preference_loss, tie_loss
-from learner.nash import GameBatch, advantages, game_loss, opponent_weights
+from learner.nash import GameBatch, game_loss
 from learner.stability import step_size_estimate
 
 
@@ -211,11 +211,11 @@ class GameObjective:
             opponent_log_ratio = (games.opponent - games.behaviour)[:, first:][games.mask[:, first:] > 0]
         return Measured(
             output.loss,
-            {**output.metrics, "kl_players": output.metrics["kl"]},  # `kl` is that of evaluations
+            output.metrics,
             log_ratio,
             opponent_log_ratio,
             games.policy.detach()[:, :players].sum(-1),
-            advantages(games, opponent_weights(games, self._correction), self._loss)[1][:, :players],
+            output.advantages,
         )
 
     def counts(self, items: Sequence[Game]) -> dict[str, int]:

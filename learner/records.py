@@ -34,7 +34,7 @@ class UpdateStats:
     games: int = 0
     """Games in the batch."""
     tokens: int
-    """Tokens of prompts and completions that went through the policy, padding not counted."""
+    """Tokens of prompts and completions in all forward passes of the policy, padding not counted."""
     padded_tokens: int
     """The same with padding, over all ranks."""
     seconds: float

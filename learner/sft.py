@@ -23,7 +23,7 @@ from actors import world
 from actors.errors import UsageError
 from learner.exact import corpus_cross_entropy, exact_policy
 
-SETTINGS_FILE = "sft.json"
+SETTINGS_FILE = world.POLICY_SETTINGS_FILE
 RECIPE = 1
 """Raised with every change of the training below that changes its result, so that no older model is reused for it."""
 HEAD_SIZE = 32

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from actors.errors import RunError, UsageError
+from actors.world import sigmoid
 
 Array = NDArray[np.float64]
 
@@ -35,13 +36,9 @@ def _antisymmetric(n: int, above: dict[tuple[int, int], float]) -> Array:
 
 
 def _bradley_terry_game(reward: list[float]) -> Array:
-    P = _sigmoid(np.subtract.outer(reward, reward))
+    P = sigmoid(np.subtract.outer(reward, reward))
     P.setflags(write=False)
     return P
-
-
-def _sigmoid(x: ArrayLike) -> Array:
-    return 0.5 * (1.0 + np.tanh(0.5 * np.asarray(x, dtype=np.float64)))
 
 
 GAMES: dict[str, Array] = {
@@ -262,7 +259,7 @@ def bradley_terry(P: ArrayLike, weights: ArrayLike) -> Array:
         raise UsageError("some actions always beat all others, so their reward is infinite: clip P to [.001, .999]")
 
     def equations(r: Array) -> tuple[Array, Array, float]:
-        sigma = _sigmoid(np.subtract.outer(r, r))
+        sigma = sigmoid(np.subtract.outer(r, r))
         F = (game - sigma) @ w
         slope = sigma * (1.0 - sigma) * w
         # F does not depend on r's mean, which the last term fixes.
@@ -299,7 +296,7 @@ def online_dpo_fixed_point(P: ArrayLike, mu: ArrayLike, b: float) -> Array:
 
     def equations(r: Array) -> tuple[Array, Array, float]:
         pi = softmax(log_mu + r / b)
-        sigma = _sigmoid(np.subtract.outer(r, r))
+        sigma = sigmoid(np.subtract.outer(r, r))
         F = (game - sigma) @ pi
         slope = sigma * (1.0 - sigma) * pi
         moved = (game - sigma - F[:, None]) * pi / b

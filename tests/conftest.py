@@ -3,6 +3,28 @@
 from __future__ import annotations
 
 import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.processes import Marked
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and every process they start with them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A directory with a short name: Ray keeps sockets in it, and their paths may have 107 characters."""
+    with tempfile.TemporaryDirectory(prefix="ob", dir="/tmp", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def marked(short_dir: Path) -> Iterator[Marked]:
+    """Ended before the directory that its processes write to is removed."""
+    processes = Marked()
+    yield processes
+    processes.end()

@@ -8,8 +8,18 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launch import rundir
 from launch.cli import main
 from launch.loading import load_config
+
+
+@pytest.fixture(autouse=True)
+def shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Apart from that of other runs on the machine."""
+    path = tmp_path / "shm"
+    path.mkdir()
+    monkeypatch.setattr("launch.rundir.SHARED_MEMORY", path)
+    return path
 
 
 @pytest.fixture
@@ -40,7 +50,7 @@ def _error(capsys: pytest.CaptureFixture[str], *arguments: str, code: int) -> st
     error = capsys.readouterr().err
     assert "Traceback" not in error
     assert error.count("offbeat: error:") == 1
-    assert not list(Path("/dev/shm").glob("offbeat-*"))
+    assert not list(rundir.SHARED_MEMORY.iterdir())
     return error
 
 

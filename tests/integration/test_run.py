@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -10,11 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
+
+from launch import rundir
+from tests.processes import MARK, Marked
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(400)]
 
@@ -48,26 +52,25 @@ def config(tmp_path: Path, model_dir: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind() -> Iterator[None]:
-    """No process and no shared memory of a run outlives it."""
-    before = _footprint()
-    yield
+def own(marked: Marked, monkeypatch: pytest.MonkeyPatch) -> Iterator[Marked]:
+    """The processes of the test's runs. None of them, and no shared memory of theirs, may outlive the runs."""
+    monkeypatch.setenv(MARK, marked.environ[MARK])
+    before = _abandoned()
+    yield marked
     deadline = time.monotonic() + 20
-    while (left := _footprint() - before) and time.monotonic() < deadline:
+    while (left := [*marked.running(), *(_abandoned() - before)]) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert not left
 
 
-def _footprint() -> set[str]:
-    processes = set()
-    for process in psutil.process_iter(["name", "cmdline", "ppid", "status"]):
-        words = " ".join(process.info["cmdline"] or [process.info["name"] or ""])
-        if process.info["status"] != psutil.STATUS_ZOMBIE and any(
-            w in words for w in ("ray::", "raylet", "gcs_server")
-        ):
-            processes.add(f"{process.pid} {words[:120]}")
-    shared = {str(p) for p in Path("/dev/shm").iterdir() if p.name.startswith(("offbeat-", "plasma", "deepspeed"))}
-    return processes | shared
+def _abandoned() -> set[Path]:
+    """Folders of publications in shared memory that no live run holds locked."""
+    folders = set()
+    for folder in rundir.SHARED_MEMORY.glob(f"*{rundir.SHM_PREFIX}*"):
+        with suppress(FileNotFoundError), (folder / rundir.LOCK).open() as lock, suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            folders.add(folder)
+    return folders
 
 
 def _start(config: Path | None, *arguments: str) -> subprocess.Popen[str]:
@@ -216,7 +219,7 @@ def test_a_port_in_use_is_one_sentence_and_leaves_nothing(config: Path) -> None:
     assert "Traceback" not in err
 
 
-def test_a_generator_killed_at_work_costs_the_run_nothing(config: Path) -> None:
+def test_a_generator_killed_at_work_costs_the_run_nothing(config: Path, own: Marked) -> None:
     """Two generators fed through the object store; one is killed with -9 while both are at work."""
     process = _start(
         config,
@@ -228,10 +231,7 @@ def test_a_generator_killed_at_work_costs_the_run_nothing(config: Path) -> None:
         "checkpoints.every_updates=0",
     )
     _wait_for_updates(process, config, 5)
-    victim = next(
-        p for p in psutil.process_iter(["cmdline"]) if "ray::RemoteGenerator" in " ".join(p.info["cmdline"] or [])
-    )
-    victim.kill()
+    next(p for p in own.running() if "ray::RemoteGenerator" in " ".join(p.cmdline())).kill()
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, f"{out}\n{err}"
     assert "died and is being restarted" in err

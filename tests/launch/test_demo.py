@@ -280,4 +280,4 @@ def test_nash_md_s_exact_target_is_that_of_the_opponent_really_played(
     targets = demo.Demo(routes, tmp_path, Train(), Console(file=io.StringIO()))._targets(start)
     mu = exact.load_policy(start).probabilities
     fixed_point = equilibria.nash_md_fixed_point(World("intransitive"), mu, 0.05, beta)
-    assert targets["exact"]["nash-md"].kl == pytest.approx(fixed_point.kl, abs=1e-9)
+    assert targets.exact["nash-md"].kl == pytest.approx(fixed_point.kl, abs=1e-9)

@@ -273,7 +273,7 @@ def test_reward_pg_with_leave_one_out_is_rloo():
     assert close(gradient[0, :, 0], -centred / 3.0)
     assert close(loss, -(centred * policy[0, :, 0]).sum()[None] / 3.0)
     assert "player_preference" not in metrics
-    assert metrics["kl"].tolist() == pytest.approx([0.2 / 3.0])
+    assert metrics["kl_players"].tolist() == pytest.approx([0.2 / 3.0])
     assert metrics["advantage_std"].tolist() == pytest.approx([float(tensor([0.99, 0.02, 0.47]).std(correction=0))])
 
 
@@ -302,7 +302,7 @@ def test_preference_and_kl_are_means_over_the_players():
     """Weights 1 and 2 of the opponents: v = (.3 + 2 * .1) / 2 and (-.2 + 2 * 0) / 2; log-ratios .5 and -.1."""
     metrics = hand_game(CorrectionConfig())
     assert metrics["player_preference"].tolist() == pytest.approx([0.5 + (0.25 - 0.1) / 2])
-    assert metrics["kl"].tolist() == pytest.approx([0.2])
+    assert metrics["kl_players"].tolist() == pytest.approx([0.2])
     assert metrics["advantage_std"].tolist() == pytest.approx([abs(0.25 - TAU * 0.5 - (-0.1 + TAU * 0.1)) / 2])
 
 

@@ -1,16 +1,13 @@
-"""What tests that start programs share: processes that can be found again, and a place for Ray's sockets."""
+"""Processes of a test that can be found again, told from those of any other run on the machine."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-import pytest
 
 MARK = "OFFBEAT_TEST_MARK"
 
@@ -40,18 +37,3 @@ class Marked:
             return process.environ().get(MARK) == self.environ[MARK]
         except psutil.Error:
             return False
-
-
-@pytest.fixture
-def short_dir() -> Iterator[Path]:
-    """A directory with a short name: Ray keeps sockets in it, and their paths may have 107 characters."""
-    with tempfile.TemporaryDirectory(prefix="ob", dir="/tmp", ignore_cleanup_errors=True) as name:
-        yield Path(name)
-
-
-@pytest.fixture
-def marked(short_dir: Path) -> Iterator[Marked]:
-    """Ended before the directory that its processes write to is removed."""
-    processes = Marked()
-    yield processes
-    processes.end()
