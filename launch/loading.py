@@ -1,4 +1,4 @@
-"""From a YAML file or preset and dotted overrides to one validated RunConfig; and back to YAML.
+"""From a YAML file or preset and dotted overrides to one validated configuration of a verb; and back to YAML.
 
 Every mistake is reported at once, one line each: the dotted key, what was given, what is allowed. Knows files and
 pydantic's errors; must not know the terminal, and starts nothing.
@@ -10,8 +10,9 @@ import copy
 import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -23,44 +24,66 @@ from launch.fields import Setting, format_value, section_models, settings
 PRESETS = Path(__file__).parent / "presets"
 
 Tree = dict[str, Any]
+Model = TypeVar("Model", bound=BaseModel)
 
 
-def preset_names() -> list[str]:
+@dataclass(frozen=True)
+class Verb(Generic[Model]):
+    """What the configuration of a command is checked against, and where its presets are."""
+
+    name: str
+    """As on the command line, where `--help` lists every setting."""
+    model: type[Model]
+    presets: Path
+    """Directory of .yaml files; it need not exist."""
+    example: str
+    """An override that the model knows, for error messages."""
+
+
+TRAIN = Verb("train", RunConfig, PRESETS, "replay.max_staleness=2")
+
+
+def preset_names(verb: Verb[Any] = TRAIN) -> list[str]:
     """Names that may stand in place of a configuration file."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    return sorted(path.stem for path in verb.presets.glob("*.yaml"))
 
 
-def config_file(path: str | Path) -> Path:
+def config_file(path: str | Path, verb: Verb[Any] = TRAIN) -> Path:
     """The file behind a configuration argument: a preset's, where it is a preset's name."""
-    return PRESETS / f"{path}.yaml" if str(path) in preset_names() else Path(path)
+    return verb.presets / f"{path}.yaml" if str(path) in preset_names(verb) else Path(path)
 
 
-def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+@overload
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig: ...
+@overload
+def load_config(path: str | Path | None, overrides: Sequence[str], verb: Verb[Model]) -> Model: ...
+def load_config(path: str | Path | None, overrides: Sequence[str] = (), verb: Verb[Any] = TRAIN) -> BaseModel:
     """The configuration in `path` (YAML file, preset's name, or None for defaults) with `KEY=VALUE` overrides on top.
 
     Values of overrides are YAML; a later override wins; a mapping replaces a whole section.
     Raises UsageError naming every mistake.
     """
     mistakes: list[str] = []
-    read = _read(path, mistakes)
+    read = _read(path, verb, mistakes)
     tree = read or {}
+    known = list(settings(verb.model))
     for override in overrides:
-        _apply(override, tree, mistakes)
-    config = None if read is None else _validate(tree, mistakes)
+        _apply(override, tree, known, verb.example, mistakes)
+    config = None if read is None else _validate(tree, verb.model, known, mistakes)
     if config is None or mistakes:
-        raise UsageError(_report(path, mistakes))
+        raise UsageError(_report(path, verb, mistakes))
     return config
 
 
-def dump_config(config: RunConfig) -> str:
+def dump_config(config: BaseModel) -> str:
     """YAML that `load_config` reads back to an equal configuration."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
 
 
-def _report(path: str | Path | None, mistakes: Sequence[str]) -> str:
+def _report(path: str | Path | None, verb: Verb[Any], mistakes: Sequence[str]) -> str:
     count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "1 mistake"
     lines = [f"configuration {path or 'from overrides'}: {count}", *(f"  {mistake}" for mistake in mistakes)]
-    return "\n".join([*lines, "`offbeat train --help` lists every setting"])
+    return "\n".join([*lines, f"`offbeat {verb.name} --help` lists every setting"])
 
 
 # ---------------------------------------------------------------- reading
@@ -82,12 +105,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(path: str | Path | None, mistakes: list[str]) -> Tree | None:
+def _read(path: str | Path | None, verb: Verb[Any], mistakes: list[str]) -> Tree | None:
     """The file's mapping; on any failure None and a line in `mistakes`."""
     if path is None:
         return {}
     try:
-        loaded = yaml.load(config_file(path).read_text(encoding="utf-8"), _UniqueKeyLoader)
+        loaded = yaml.load(config_file(path, verb).read_text(encoding="utf-8"), _UniqueKeyLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -97,7 +120,7 @@ def _read(path: str | Path | None, mistakes: list[str]) -> Tree | None:
     except UnicodeDecodeError as error:
         mistakes.append(f"not a text file: byte {error.start} is not UTF-8")
     except FileNotFoundError:
-        mistakes.append(_missing_file(str(path)))
+        mistakes.append(_missing_file(str(path), verb))
     except OSError as error:
         mistakes.append(f"cannot be read: {error.strerror}")
     else:
@@ -107,27 +130,30 @@ def _read(path: str | Path | None, mistakes: list[str]) -> Tree | None:
     return None
 
 
-def _missing_file(path: str) -> str:
+def _missing_file(path: str, verb: Verb[Any]) -> str:
     if "=" in path:
         return f"`{path}` looks like an override; the configuration file or preset comes first"
-    near = difflib.get_close_matches(path, preset_names(), n=1)
+    presets = preset_names(verb)
+    if not presets:
+        return "no such file"
+    near = difflib.get_close_matches(path, presets, n=1)
     hint = f"; nearest preset: {near[0]}" if near else ""
-    return f"no such file, and no such preset (presets: {', '.join(preset_names())}){hint}"
+    return f"no such file, and no such preset (presets: {', '.join(presets)}){hint}"
 
 
-def _apply(override: str, tree: Tree, mistakes: list[str]) -> None:
+def _apply(override: str, tree: Tree, known: Sequence[Setting], example: str, mistakes: list[str]) -> None:
     """Sets one `KEY=VALUE` in `tree`."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        mistakes.append(f"{override}: not an override; write KEY=VALUE, for example replay.max_staleness=2")
+        mistakes.append(f"{override}: not an override; write KEY=VALUE, for example {example}")
         return
     try:
         value = yaml.load(text, _UniqueKeyLoader)
     except yaml.YAMLError:
         mistakes.append(f"{key}: given {text}, which is not valid YAML; quote it, as in {key}='\"text\"'")
         return
-    expected = {kind for setting in settings(RunConfig) if setting.key == ".".join(parts) for kind in setting.types}
+    expected = {kind for setting in known if setting.key == ".".join(parts) for kind in setting.types}
     if str in expected and not isinstance(value, str) and not (value is None and type(None) in expected):
         value = text.strip()  # a name such as 2026 or `on` is text where text is wanted
     section = tree
@@ -145,16 +171,15 @@ def _apply(override: str, tree: Tree, mistakes: list[str]) -> None:
 # ---------------------------------------------------------------- checking
 
 
-def _validate(tree: Tree, mistakes: list[str]) -> RunConfig | None:
-    known = list(settings(RunConfig))
+def _validate(tree: Tree, model: type[BaseModel], known: Sequence[Setting], mistakes: list[str]) -> BaseModel | None:
     _drop_empty_sections(tree, known)
     lines = dict.fromkeys(_booleans(tree, known))
     config = None
     try:
-        config = RunConfig.model_validate(tree)
+        config = model.model_validate(tree)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
-            lines.update(dict.fromkeys(_explain(dict(detail), tree, known)))
+            lines.update(dict.fromkeys(_explain(dict(detail), tree, model, known)))
     mistakes.extend(lines)
     return config
 
@@ -176,10 +201,10 @@ def _booleans(tree: Tree, known: Sequence[Setting]) -> Iterator[str]:
             yield _given(setting, value)
 
 
-def _explain(detail: Mapping[str, Any], tree: Tree, known: Sequence[Setting]) -> Iterator[str]:
+def _explain(detail: Mapping[str, Any], tree: Tree, root: type[BaseModel], known: Sequence[Setting]) -> Iterator[str]:
     """One of pydantic's errors as lines for the user."""
     kind = detail["type"]
-    key, variant = _dotted(detail["loc"])
+    key, variant = _dotted(detail["loc"], root)
     setting = _find(known, key, variant)
     if kind == "missing":
         yield from (_missing(required) for required in known if _required_below(required, key, variant))
@@ -201,9 +226,9 @@ def _explain(detail: Mapping[str, Any], tree: Tree, known: Sequence[Setting]) ->
         yield f"{key}: given {_show(_lookup(tree, key))}; allowed: a section of `key: value` lines"
 
 
-def _dotted(loc: Sequence[str | int]) -> tuple[str, str]:
+def _dotted(loc: Sequence[str | int], root: type[BaseModel]) -> tuple[str, str]:
     """Dotted key of the deepest setting or section on pydantic's path, and the kind where a section has several."""
-    model: type[BaseModel] | None = RunConfig
+    model: type[BaseModel] | None = root
     parts: list[str] = []
     variant = ""
     path = iter(loc)

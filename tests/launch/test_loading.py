@@ -1,9 +1,11 @@
 """Loading: every mistake at once, each with its key, what was given and what is allowed; and a round trip."""
 
 import pytest
+from pydantic import Field
 
+from actors.config import Settings
 from actors.errors import UsageError
-from launch.loading import config_file, dump_config, load_config, preset_names
+from launch.loading import Verb, config_file, dump_config, load_config, preset_names
 
 PRESETS = "cluster-2node, embedded, embedded-bradley-terry, embedded-nash-md, node-8gpu"
 WORLD = "model.path=world"
@@ -213,3 +215,43 @@ def test_a_preset_s_name_stands_for_its_file():
     assert ", ".join(preset_names()) == PRESETS
     assert load_config("embedded") == load_config(config_file("embedded"))
     assert config_file("other.yaml").name == "other.yaml"
+
+
+class Oven(Settings):
+    """A configuration of another command."""
+
+    degrees: int = Field(ge=0, description="degrees Celsius")
+    note: str = Field(default="", description="what the cook wrote")
+
+
+@pytest.fixture
+def bake(tmp_path):
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets" / "bread.yaml").write_text("degrees: 230\n")
+    return Verb("bake", Oven, tmp_path / "presets", "degrees=200")
+
+
+def test_another_verb_has_settings_and_presets_of_its_own(bake, write):
+    config = load_config("bread", ["note=12"], bake)
+    assert config == Oven(degrees=230, note="12")
+    assert load_config(write(dump_config(config)), [], bake) == config
+    assert preset_names(bake) == ["bread"]
+    assert config_file("embedded", bake).name == "embedded"
+
+
+def test_mistakes_of_another_verb_speak_of_its_own_settings(bake):
+    with pytest.raises(UsageError) as caught:
+        load_config("bred", ["updates=3", "degres=3", "hot"], bake)
+    assert str(caught.value).splitlines() == [
+        "configuration bred: 2 mistakes",
+        "  no such file, and no such preset (presets: bread); nearest preset: bread",
+        "  hot: not an override; write KEY=VALUE, for example degrees=200",
+        "`offbeat bake --help` lists every setting",
+    ]
+    with pytest.raises(UsageError) as caught:
+        load_config(None, ["degrees=-1", "replay.max_staleness=3", "degres=3"], bake)
+    assert str(caught.value).splitlines()[1:-1] == [
+        "  degrees: given -1; allowed: integer >= 0",
+        "  replay: no such setting",
+        "  degres: no such setting; nearest: degrees",
+    ]
