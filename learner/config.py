@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -104,8 +104,8 @@ class OptimizerConfig(Settings):
         return self
 
 
-class LearnerConfig(Settings):
-    """The learner's ranks and how they train."""
+class TrainerConfig(Settings):
+    """Ranks that train one model, and how."""
 
     ranks: int = Field(default=1, ge=1, description="data-parallel learner processes")
     gpus_per_rank: float = Field(
@@ -123,13 +123,11 @@ class LearnerConfig(Settings):
         default=False, description="recompute activations in the backward pass to save memory"
     )
     micro_batch_tokens: int = Field(
-        default=8192, ge=1, description="padded tokens per forward pass on one rank; more pairs are accumulated"
+        default=8192, ge=1, description="padded tokens per forward pass on one rank; what exceeds them is accumulated"
     )
     logprob_chunk: int = Field(
         default=512, ge=1, description="tokens whose logits exist at a time in the chunked log-prob"
     )
-    loss: LossConfig = Field(default_factory=LossConfig)
-    correction: CorrectionConfig = Field(default_factory=CorrectionConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     max_skipped_updates: int = Field(
         default=5, ge=0, description="updates skipped for a non-finite loss or gradient before the run stops"
@@ -140,13 +138,20 @@ class LearnerConfig(Settings):
     seed: int = Field(default=0, ge=0, description="seed of the learner's random state")
 
     @model_validator(mode="after")
-    def _bfloat16_needs_zero(self) -> LearnerConfig:
+    def _bfloat16_needs_zero(self) -> Self:
         if self.dtype == "bfloat16" and self.zero_stage == 0:
             raise ValueError(
                 "zero_stage 0 with dtype bfloat16 trains without float32 master weights and diverges from every other "
                 "setting; set zero_stage to 1 or more, or dtype to float32"
             )
         return self
+
+
+class LearnerConfig(TrainerConfig):
+    """The learner's ranks and how they train."""
+
+    loss: LossConfig = Field(default_factory=LossConfig)
+    correction: CorrectionConfig = Field(default_factory=CorrectionConfig)
 
 
 class PublicationConfig(Settings):

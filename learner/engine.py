@@ -1,102 +1,37 @@
-"""The training engine of one learner rank: policy, frozen reference and optimizer under DeepSpeed ZeRO 0-3.
+"""The training engine of one learner rank: the policy in training (`sharded.py`), its frozen reference, the opponent.
 
-The only module that imports deepspeed. What a loss consumes and computes is its objective's (`objectives.py`); this
-module must not know where data come from, what a policy version is, or Ray. Every method that says so is collective:
-all ranks enter it, with the same arguments.
+What a loss consumes and computes is its objective's (`objectives.py`); this module must not know where data come from,
+what a policy version is, or Ray. Every method that says so is collective: all ranks enter it, with the same arguments.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import math
-import os
-import socket
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
-import torch.distributed as dist
-from deepspeed.accelerator import get_accelerator
-from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from actors.config import OpponentConfig
-from actors.errors import RunError, UsageError
+from actors.errors import UsageError
 from actors.model_files import resolve
 from actors.records import Game, Pair
 from learner.average import AveragePolicy
 from learner.batching import TokenSequence, collate, schedule
-from learner.checkpoints import ENGINE, MODEL
-from learner.collective import agree, gather, make_directory
+from learner.collective import gather
 from learner.config import LearnerConfig
 from learner.exact import ExactPolicy, exact_policy
 from learner.logprobs import Mixture, PolicyWithLogProbs
-from learner.models import (
-    checkpoint_activations,
-    checkpoint_names,
-    in_parts,
-    load_model,
-    replace_directory,
-    unique_tensors,
-    write_model,
-)
+from learner.models import checkpoint_names, load_model
 from learner.objectives import Pass, Players, TokenLogProbs, objective_of, players_of, step_size
 from learner.records import UpdateStats
-from learner.schedules import learning_rate
+from learner.sharded import ShardedModel, frozen, join_process_group, whole
 from learner.totals import Totals
-from learner.zero import deepspeed_config, reference_config
 
-ENGINE_TAG = "engine"
-LAYOUT = "layout.json"
 AVERAGE = "average.safetensors"
-_GATHER_NUMEL = 1 << 26
-"""Elements of ZeRO-3 weights that are whole at a time while they are gathered for publication or saving."""
-
-
-def join_process_group(config: LearnerConfig) -> torch.device:
-    """Joins the process group that the environment describes (torch's RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT and
-    LOCAL_RANK); without RANK this process is a group of its own. Returns the device of this rank.
-
-    Raises RunError when GPUs are asked for and there are none, or the other way round.
-    """
-    on_gpu = config.gpus_per_rank > 0
-    if on_gpu != (get_accelerator().device_name() == "cuda"):
-        raise RunError(
-            f"learner.gpus_per_rank is {config.gpus_per_rank:g} but DeepSpeed chose the device "
-            f"{get_accelerator().device_name()!r}; set gpus_per_rank to match this machine, or DS_ACCELERATOR to "
-            f"{'cuda' if on_gpu else 'cpu'} before the process starts"
-        )
-    if not dist.is_initialized():
-        alone = {} if "RANK" in os.environ else {"init_method": _free_address(), "rank": 0, "world_size": 1}
-        os.environ.setdefault("LOCAL_RANK", "0")
-        # This operation serves inference only, and building it needs a compiler and leaves shared memory behind.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False, **alone)
-    if not on_gpu:
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    torch.cuda.set_device(device)
-    return device
-
-
-class _CheckpointWriter(TorchCheckpointEngine):
-    """Remembers a failed write instead of raising, so that this rank reaches the barriers the others wait at."""
-
-    def __init__(self, config_params: Any = None) -> None:
-        super().__init__(config_params)
-        self.error: Exception | None = None
-
-    def save(self, state_dict: Any, path: str) -> None:
-        try:
-            super().save(state_dict, path)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            self.error = error
 
 
 class TrainEngine:
@@ -128,31 +63,30 @@ class TrainEngine:
                 "opponent.kind ema keeps whole averaged weights on every rank, and learner.zero_stage 3 has whole "
                 "weights on none; set learner.zero_stage to 2 or less, or opponent.kind to another"
             )
-        deepspeed.utils.logger.setLevel(logging.WARNING)
-        self.config, self.total_updates, self.temperature = config, total_updates, temperature
+        self.config, self.temperature = config, temperature
         self.opponent, self._objective = opponent, objective_of(config)
-        self.failed_batches_dir = None if failed_batches_dir is None else Path(failed_batches_dir)
-        self.updates = 0
-        self.skipped_updates = 0
         torch.manual_seed(config.seed)
         self.device = join_process_group(config)
-        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
 
-        self.source = resolve(model_dir)
-        self._tokenizer_source = self.source if tokenizer_dir is None else resolve(tokenizer_dir)
-        reference_source = self.source if reference_dir is None else resolve(reference_dir)
-        self._reference = self._make_reference(reference_source)
+        source = resolve(model_dir)
+        reference_source = source if reference_dir is None else resolve(reference_dir)
+        self._reference = frozen(self._load(reference_source), config, self.device)
         self._average: AveragePolicy | None = None
         if opponent.kind == "ema":
             self._average = AveragePolicy(self._load(reference_source).to(self.device), opponent.ema_decay)
-        policy = self._load(self.source)
+        policy = self._load(source)
         self.model = policy.model
         self.vocab_size = policy.head.weight.shape[0]
-        if config.gradient_checkpointing:
-            checkpoint_activations(self.model)
-        ds_config = deepspeed_config(config, sum(parameter.numel() for parameter in policy.parameters()))
-        self._engine, *_ = deepspeed.initialize(model=policy, model_parameters=policy.parameters(), config=ds_config)
-        self._writer = self._engine.checkpoint_engine = _CheckpointWriter()
+        tokenizer_source = source if tokenizer_dir is None else resolve(tokenizer_dir)
+        self._policy = ShardedModel(
+            policy, self.model, config, total_updates, self.device, tokenizer_source, failed_batches_dir
+        )
+        self.rank, self.ranks = self._policy.rank, self._policy.ranks
+
+    @property
+    def updates(self) -> int:
+        """Updates so far; skipped ones count."""
+        return self._policy.updates
 
     # Training
 
@@ -173,9 +107,7 @@ class TrainEngine:
         started = time.perf_counter()
         batches = objective.micro_batches(items, self.rank, self.ranks)
         totals = Totals(self.device, objective.metrics, objective.needs_opponent)
-        lr = learning_rate(self.config.optimizer, self.updates, self.total_updates)
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
+        lr = self._policy.begin_update()
         *constant, last = objective.passes(items)
         filler = [objective.filler(items)]
         # Before any pass with gradient: ZeRO-3 fetches weights ahead along the order of modules that it recorded, and
@@ -184,7 +116,6 @@ class TrainEngine:
             constants = [[self._token_logprobs(own or filler, part, totals) for part in constant] for own in batches]
         players: list[Players] = []
         for number, (members, known) in enumerate(zip(batches, constants, strict=True), start=1):
-            self._engine.set_gradient_accumulation_boundary(number == len(batches))
             logprobs = [*known, self._token_logprobs(members or filler, last, totals)]
             measured = objective.measure(members or filler, logprobs)
             if members:
@@ -193,25 +124,23 @@ class TrainEngine:
                 players += players_of(members, measured)
             # DeepSpeed averages gradients over ranks; the mean wanted is over the items of all ranks.
             scale = self.ranks / len(items) if members else 0.0
-            self._engine.backward(measured.total() * scale, scale_wrt_gas=False)
-        applied, grad_norm = self._step()
+            self._policy.backward(measured.total() * scale, last=number == len(batches))
+        applied, grad_norm = self._policy.step()
         if applied and self._average is not None:
             self._average.update(self.model)
-        self.updates += 1
-        self.skipped_updates += not applied
         reduced = totals.reduce(time.perf_counter() - started, len(items), objective.constant_loss(items))
         stats = UpdateStats(
             update=self.updates,
             grad_norm=grad_norm,
             lr=lr,
             skipped=not applied,
-            skipped_updates=self.skipped_updates,
+            skipped_updates=self._policy.skipped_updates,
             step_size=self._step_size(players) if measure_step and applied else None,
             **objective.counts(items),
             **reduced,
         )
         if not applied:
-            self._report_skipped(items)
+            self._policy.report_skipped(items)
         return stats
 
     def _token_logprobs(self, members: Sequence[Any], part: Pass, totals: Totals) -> TokenLogProbs:
@@ -222,25 +151,24 @@ class TrainEngine:
         beta = self.opponent.target_beta
         if part.opponent and 0.0 < beta < 1.0:
             return self._mixture_logprobs(arguments, beta)
-        policy = self._engine(*arguments) if part.log_ratio else None
+        policy = self._policy(*arguments) if part.log_ratio else None
         with torch.no_grad():
             reference = self._reference(*arguments) if part.log_ratio else None
             if not part.opponent:
                 return TokenLogProbs(policy, reference)
             if self._average is not None:
                 return TokenLogProbs(policy, reference, self._average.model(*arguments))
-            model, known = (self._engine, policy) if beta == 0.0 else (self._reference, reference)
+            model, known = (self._policy, policy) if beta == 0.0 else (self._reference, reference)
             return TokenLogProbs(policy, reference, model(*arguments) if known is None else known.detach())
 
     def _mixture_logprobs(self, arguments: tuple[Tensor, ...], beta: float) -> TokenLogProbs:
         with torch.no_grad():
             reference, hidden = self._reference(*arguments, with_hidden=True)
         head = getattr(self._reference, "module", self._reference).head
-        partitioned = [weight for weight in head.parameters() if hasattr(weight, "ds_id")]
         # The policy's own head is whole in its forward pass, where ZeRO-3 gathers it; to gather it here would meet the
         # copy that ZeRO-3 fetches ahead for the backward pass.
-        with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
-            policy, opponent = self._engine(*arguments, mixture=Mixture(beta, hidden, head))
+        with whole(list(head.parameters())):
+            policy, opponent = self._policy(*arguments, mixture=Mixture(beta, hidden, head))
         return TokenLogProbs(policy, reference, opponent)
 
     def _step_size(self, own: list[Players]) -> float:
@@ -248,42 +176,6 @@ class TrainEngine:
         players = [game for part in gather(own) for game in part]
         after = self.score([sequence for game in players for sequence in game.sequences], with_reference=False)
         return step_size(players, [sum(policy) for policy, _ in after])
-
-    def _step(self) -> tuple[bool, float]:
-        """Takes the step unless gradients are not finite; returns whether it did, and the gradient norm."""
-        if self.config.zero_stage == 0:
-            # Without ZeRO nothing checks the gradients; they are already reduced, so every rank decides alike.
-            gradients = [parameter.grad for parameter in self._engine.module.parameters() if parameter.grad is not None]
-            norm = float(torch.nn.utils.get_total_norm(gradients))
-            if not math.isfinite(norm):
-                self._engine.zero_grad()
-                return False, math.inf
-            self._engine.step()
-            return True, norm
-        self._engine.step()
-        applied = self._engine.was_step_applied()
-        if not applied and self.config.zero_stage < 3:
-            # With an offloaded optimizer DeepSpeed keeps the gradients of the step it skipped, and the next backward
-            # pass would add to them.
-            kept = getattr(self._engine.optimizer, "averaged_gradients", {})
-            kept.update(dict.fromkeys(kept))
-        return applied, float(self._engine.get_global_grad_norm())
-
-    def _report_skipped(self, items: Sequence[Any]) -> None:
-        """Saves the batch of a skipped update and raises RunError when there were too many."""
-        where = "not saved, as no directory was given"
-        if self.failed_batches_dir is not None:
-            path = self.failed_batches_dir / f"skipped-update-{self.updates:06d}.jsonl"
-            where = f"saved to {path}"
-            if self.rank == 0:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text("".join(json.dumps(asdict(item)) + "\n" for item in items), encoding="utf-8")
-        if self.skipped_updates > self.config.max_skipped_updates:
-            raise RunError(
-                f"update {self.updates} had a loss or gradient that is not finite; {self.skipped_updates} updates were "
-                f"skipped so far and learner.max_skipped_updates allows {self.config.max_skipped_updates}. Its batch "
-                f"was {where}. Lower learner.optimizer.lr and resume from the last checkpoint"
-            )
 
     # Scoring
 
@@ -303,7 +195,7 @@ class TrainEngine:
             batch = collate([sequences[index] for index in share], self.device)
             arguments = (batch.input_ids, batch.rows, batch.columns, batch.targets, temperature or self.temperature)
             lengths = [len(sequences[index][1]) for index in share]
-            policy = _lists(self._engine(*arguments), lengths)
+            policy = _lists(self._policy(*arguments), lengths)
             reference = _lists(self._reference(*arguments), lengths) if with_reference else [[] for _ in share]
             if shares[self.rank]:
                 own |= {i: (p, r) for i, p, r in zip(share, policy, reference, strict=True)}
@@ -317,7 +209,9 @@ class TrainEngine:
 
         Tied weights appear once. Collective: under ZeRO-3 the ranks gather a part at a time.
         """
-        return checkpoint_names(self.model, self._gather()) if self.rank == 0 else self._gather()
+        return (
+            checkpoint_names(self.model, self._policy.gather_state()) if self.rank == 0 else self._policy.gather_state()
+        )
 
     def average_state(self) -> dict[str, Tensor]:
         """The averaged weights of opponent kind `ema`, as `full_state`; empty with other kinds."""
@@ -328,7 +222,7 @@ class TrainEngine:
 
         Raises UsageError when the model's vocabulary is not the world's.
         """
-        state = self._gather()
+        state = self._policy.gather_state()
         if self.rank != 0:
             return None
         # A plain copy: ZeRO-3 partitions the weights of the policy itself.
@@ -337,108 +231,27 @@ class TrainEngine:
         model.load_state_dict(state, strict=False)
         return exact_policy(model.eval(), self.temperature)
 
-    def _gather(self) -> dict[str, Tensor]:
-        """Copies of the policy's weights on rank 0 under the model's own names; elsewhere empty. Collective."""
-        state: dict[str, Tensor] = {}
-        for part in in_parts(unique_tensors(self.model), _GATHER_NUMEL):
-            partitioned = [tensor for tensor in part.values() if hasattr(tensor, "ds_id")]
-            with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
-                if self.rank == 0:
-                    state |= {name: tensor.detach().to("cpu", copy=True) for name, tensor in part.items()}
-        return state
-
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes the policy as a Hugging Face directory, whole or not at all. Collective. Raises RunError."""
-        final = Path(directory)
-        stage = final.with_name(f".tmp-{final.name}")
-        error = self._write_model(stage)
-        if self.rank == 0 and error is None:
-            try:
-                replace_directory(stage, final)
-            except OSError as failure:
-                error = failure
-        agree(error, f"the model could not be written to {final}")
-
-    def _write_model(self, directory: Path) -> Exception | None:
-        state = self._gather()
-        if self.rank == 0:
-            try:
-                directory.mkdir(parents=True, exist_ok=True)
-                write_model(directory, self.model, state, self._tokenizer_source)
-            except (OSError, RuntimeError) as error:
-                return error
-        return None
+        self._policy.save_pretrained(directory)
 
     # Checkpoints
 
     def save(self, directory: str | Path, client_state: dict[str, Any] | None = None) -> None:
-        """Writes engine state and a model directory below `directory`, a stage of `checkpoints.begin`. Collective.
-
-        Raises RunError on every rank when any rank could not write; nothing then waits for anything.
-        """
-        directory = Path(directory)
-        what = f"the checkpoint could not be written to {directory}"
-        make_directory(directory / ENGINE / ENGINE_TAG, what)
-        random_states = gather(self._random_state())
-        own = {"updates": self.updates, "skipped_updates": self.skipped_updates, "random_states": random_states}
-        self._writer.error = None
-        try:
-            self._engine.save_checkpoint(
-                str(directory / ENGINE),
-                tag=ENGINE_TAG,
-                client_state={"learner": own, "client": client_state or {}},
-                save_latest=False,
-            )
-        except OSError as error:
-            # Only the script that DeepSpeed adds on rank 0 fails this way, just before the last barrier.
-            self._writer.error = error
-            dist.barrier()
-        failure = self._write_model(directory / MODEL) or self._writer.error
-        if self.rank == 0 and failure is None:
-            try:
-                if self._average is not None:
-                    self._average.save(directory / ENGINE / AVERAGE)
-                (directory / ENGINE / LAYOUT).write_text(json.dumps(self._layout()), encoding="utf-8")
-            except OSError as error:
-                failure = error
-        agree(failure, what)
+        """As `ShardedModel.save`, with the averaged weights where there are any. Collective."""
+        average = self._average
+        beside = None if average is None else lambda engine: average.save(engine / AVERAGE)
+        self._policy.save(directory, client_state, beside=beside)
 
     def load(self, checkpoint: str | Path) -> dict[str, Any]:
-        """Takes over the state that `save` wrote below `checkpoint`; returns its `client_state`. Collective.
-
-        Only load checkpoints you trust: the engine state is a pickle. Raises UsageError when it was written by another
-        number of ranks, ZeRO stage or dtype, or cannot be read.
-        """
-        directory = Path(checkpoint) / ENGINE
-        try:
-            written = json.loads((directory / LAYOUT).read_text(encoding="utf-8"))
-            if written != self._layout():
-                raise UsageError(
-                    f"checkpoint {checkpoint} was written with {_describe(written)}, this run has "
-                    f"{_describe(self._layout())}; resume with the settings it was written with, or start a new run "
-                    f"from its model directory {Path(checkpoint) / MODEL}"
-                )
-            if self._average is not None:
-                self._average.load(directory / AVERAGE)
-            path, state = self._engine.load_checkpoint(str(directory), tag=ENGINE_TAG)
-        except UsageError:
-            raise
-        except Exception as error:  # a torn file fails in as many ways as it can be torn
-            raise UsageError(
-                f"checkpoint {checkpoint} cannot be read: {error}; resume from an older one, or start a new run from "
-                f"its model directory {Path(checkpoint) / MODEL}"
-            ) from error
-        if path is None:
-            raise UsageError(f"checkpoint {checkpoint} holds no engine state; resume from an older one")
-        own = state["learner"]
-        self.updates, self.skipped_updates = own["updates"], own["skipped_updates"]
-        self._set_random_state(own["random_states"][self.rank])
-        return state["client"]
+        """As `ShardedModel.load`, with the averaged weights where they are wanted. Collective."""
+        average = self._average
+        beside = None if average is None else lambda engine: average.load(engine / AVERAGE)
+        return self._policy.load(checkpoint, beside=beside)
 
     def close(self) -> None:
         """Leaves the process group."""
-        self._engine.destroy()
-        deepspeed.comm.destroy_process_group()
+        self._policy.close()
 
     def _load(self, directory: Path) -> PolicyWithLogProbs:
         policy = PolicyWithLogProbs(
@@ -447,34 +260,6 @@ class TrainEngine:
         policy.check(1e-3 if self.config.dtype == "float32" else 0.25)
         return policy
 
-    def _make_reference(self, directory: Path) -> nn.Module:
-        reference = self._load(directory).requires_grad_(False)
-        if self.config.zero_stage < 3:
-            return reference.to(self.device)
-        ds_config = reference_config(self.config, sum(parameter.numel() for parameter in reference.parameters()))
-        return deepspeed.initialize(model=reference, config=ds_config)[0]
-
-    def _layout(self) -> dict[str, Any]:
-        return {"ranks": self.ranks, "zero_stage": self.config.zero_stage, "dtype": self.config.dtype}
-
-    def _random_state(self) -> dict[str, Tensor]:
-        state = {"cpu": torch.get_rng_state()}
-        return state | ({"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {})
-
-    def _set_random_state(self, state: dict[str, Tensor]) -> None:
-        torch.set_rng_state(state["cpu"])
-        if "cuda" in state and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"], self.device)
-
-
-def _free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"tcp://127.0.0.1:{server.getsockname()[1]}"
-
 
 def _lists(values: Tensor, lengths: Sequence[int]) -> list[list[float]]:
     return [part.tolist() for part in values.split(list(lengths))]
-
-
-def _describe(layout: dict[str, Any]) -> str:
-    return ", ".join(f"learner.{name} {value}" for name, value in layout.items())

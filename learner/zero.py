@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from learner.config import LearnerConfig
+from learner.config import TrainerConfig
 
 
-def deepspeed_config(config: LearnerConfig, parameters: int) -> dict[str, Any]:
+def deepspeed_config(config: TrainerConfig, parameters: int) -> dict[str, Any]:
     """DeepSpeed's configuration for a policy of `parameters` elements.
 
     The learning rate is set before every step and micro-batches are counted here, so DeepSpeed's scheduler and its
@@ -48,7 +48,7 @@ def deepspeed_config(config: LearnerConfig, parameters: int) -> dict[str, Any]:
     }
 
 
-def reference_config(config: LearnerConfig, parameters: int) -> dict[str, Any]:
+def reference_config(config: TrainerConfig, parameters: int) -> dict[str, Any]:
     """DeepSpeed's configuration for the frozen reference under ZeRO-3: partitioned like the policy, no optimizer."""
     policy = deepspeed_config(config, parameters)
     return {key: policy[key] for key in ("train_micro_batch_size_per_gpu", "steps_per_print", "bf16")} | {

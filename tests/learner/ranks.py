@@ -165,12 +165,12 @@ def _train(rank: int, world: int, port: int, directory: Path) -> None:
         engine.save(directory / f"stage{stage}", {"note": stage})
         result["went on"] = engine.update(batches[1])
         result["state that went on"] = engine.full_state()
-        engine._engine.destroy()
+        engine._policy.destroy()
         resumed = TrainEngine(*arguments)
         result["client state"] = resumed.load(directory / f"stage{stage}")
         result["resumed"] = resumed.update(batches[1])
         result["resumed state"] = resumed.full_state()
-        resumed._engine.destroy()
+        resumed._policy.destroy()
         results[stage] = result
     if rank == 0:
         torch.save(results, directory / "results.pt")
@@ -207,7 +207,7 @@ def train_on_games(directory: Path, kind: str) -> dict[str, Any]:
         stats.append(engine.update(games, measure_step=True))
         states.append(engine.full_state())
     result = {"stats": stats, "states": states, "average": engine.average_state(), "exact": engine.exact_policy()}
-    engine._engine.destroy()
+    engine._policy.destroy()
     return result
 
 

@@ -71,7 +71,7 @@ def make_engine(directory, tmp_path):
     yield make
     if engines:
         for engine in engines[1:]:
-            engine._engine.destroy()
+            engine._policy.destroy()
         engines[0].close()
     os.environ.clear()
     os.environ.update(environment)

@@ -76,10 +76,10 @@ def engine(directory, environment):
 
     def step():
         engine.gradient = {name: p.grad.clone() for name, p in engine.model.named_parameters()}
-        engine._engine.zero_grad()
+        engine._policy.zero_grad()
         return True, 1.0
 
-    engine._step = step
+    engine._policy._step = step
     yield engine
     engine.close()
 
@@ -234,7 +234,7 @@ def test_completions_go_through_the_models_that_the_loss_reads_and_with_gradient
     engine._average = engine.own_average if opponent_kind == "ema" else None
     engine.own_average.update = lambda model: None
     calls, hooks = [], []
-    models = {"policy": engine._engine.module, "reference": engine._reference, "average": engine.own_average.model}
+    models = {"policy": engine._policy.module, "reference": engine._reference, "average": engine.own_average.model}
     for name, model in models.items():
 
         def note(module, inputs, name=name):
