@@ -1,0 +1,229 @@
+"""Preferences from files, saved data sets and hubs, and back to Parquet in one form.
+
+Knows files, where in them a row stands, and what is done with malformed rows. It must not know tokenizers or models,
+nor which preferences are worth training on: `preference_filters.py` says that.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from actors.config import PromptConfig
+from actors.errors import UsageError
+from actors.preference_rows import (
+    COLUMNS,
+    LAYOUTS,
+    MalformedPreferenceError,
+    Message,
+    PreferenceRow,
+    ProbabilityFrom,
+    Reason,
+    parse_preference,
+)
+from actors.prompt_files import (
+    HUB_NAME,
+    SUFFIXES,
+    Row,
+    _arrow_row,
+    _files_of_split,
+    _jsonl_rows,
+    _load_from_hub,
+    _load_saved,
+)
+
+__all__ = ["Message", "PreferenceRow", "Problem", "collect_preferences", "read_preferences", "write_preferences"]
+
+REPORTED_PROBLEMS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A row that is left out."""
+
+    place: str
+    """Path and line, or path and row."""
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """Everything that was read: `len(rows) + len(problems)` rows, blank lines not counted."""
+
+    rows: list[PreferenceRow] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    """Where each of `rows` stood."""
+    problems: list[Problem] = field(default_factory=list)
+    """Malformed rows, in file order."""
+
+
+def read_preferences(
+    source: str,
+    split: str = "train",
+    *,
+    on_malformed: Literal["error", "skip"] = "error",
+    probability_from: ProbabilityFrom = "probability",
+    section: str = "",
+) -> list[PreferenceRow]:
+    """The preferences of `source` in file order: written by `write_preferences`, or raw in one of `LAYOUTS`.
+
+    Args:
+        source: a .jsonl or .parquet file, a directory of them or one written by `datasets.save_to_disk`, or a hub name.
+        split: for sources that have several.
+        on_malformed: `error` refuses a source with a malformed row, `skip` leaves it out.
+        probability_from: see `parse_preference`.
+        section: what errors put before the names `source`, `split` and `on_malformed`, such as `preferences.`.
+
+    Raises:
+        UsageError: the source cannot be read, rows are malformed (unless skipped), or no row is left.
+    """
+    collected = collect_preferences(source, split, probability_from=probability_from, section=section)
+    check_problems(collected.problems, len(collected.rows), source, on_malformed, section)
+    return collected.rows
+
+
+def collect_preferences(
+    source: str, split: str = "train", *, probability_from: ProbabilityFrom = "probability", section: str = ""
+) -> Collected:
+    """The same with every malformed row as a `Problem`; raises UsageError only when the source cannot be read."""
+    collected = Collected()
+    for row in _rows(source, split, section):
+        try:
+            if row.problem is not None:
+                reason: Reason = "wrong_encoding" if row.problem.startswith("not UTF-8") else "not_json"
+                raise MalformedPreferenceError(reason, row.problem)
+            collected.rows.append(parse_preference(row.columns, probability_from))
+            collected.places.append(row.place)
+        except MalformedPreferenceError as error:
+            collected.problems.append(Problem(row.place, error.reason, str(error)))
+    return collected
+
+
+def check_problems(
+    problems: Sequence[Problem], good: int, source: str, on_malformed: Literal["error", "skip"], section: str = ""
+) -> None:
+    """Refuses malformed rows unless they are skipped, and a source of which no row is `good`. Raises UsageError."""
+    shown = problems[:REPORTED_PROBLEMS]
+    lines = "".join(f"\n  {problem.place}: {problem.message}" for problem in shown)
+    total = len(problems) + good
+    if problems and on_malformed == "error":
+        raise UsageError(
+            f"{len(problems)} of {total} rows of {section}source '{source}' are malformed; the first {len(shown)}:"
+            f"{lines}\nCorrect them, or set {section}on_malformed to 'skip' to leave them out."
+        )
+    if problems and not good:
+        raise UsageError(
+            f"all {total} rows of {section}source '{source}' are malformed and none is left; the first {len(shown)}:"
+            f"{lines}"
+        )
+    if not total:
+        raise UsageError(f"{section}source '{source}' holds no rows; give one with at least one preference")
+
+
+def write_preferences(path: Path, rows: Sequence[PreferenceRow]) -> None:
+    """Writes `rows` as Parquet with the columns prompt, chosen, rejected, probability and id; whole or not at all.
+
+    Raises:
+        UsageError: some prompts are texts and others chats, which one column cannot hold.
+        OSError: the disk refuses.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = sum(isinstance(row.prompt, str) for row in rows)
+    if 0 < texts < len(rows):
+        raise UsageError(
+            f"{texts} prompts are texts and {len(rows) - texts} are chats, and one column holds only one kind; prepare "
+            "them as two sources, or write the texts as chats of one user message"
+        )
+    message = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
+    columns = {
+        "prompt": pyarrow.string() if texts or not rows else pyarrow.list_(message),
+        "chosen": pyarrow.string(),
+        "rejected": pyarrow.string(),
+        "probability": pyarrow.float64(),
+        "id": pyarrow.string(),
+    }
+    arrays = [pyarrow.array([getattr(row, name) for row in rows], kind) for name, kind in columns.items()]
+    temporary = path.with_name(f".tmp-{path.name}")
+    pyarrow.parquet.write_table(pyarrow.table(arrays, names=list(columns)), temporary)
+    os.replace(temporary, path)
+
+
+# ---------------------------------------------------------------- rows as found
+
+
+def _rows(source: str, split: str, section: str) -> Iterator[Row]:
+    path = Path(source).expanduser()
+    config = PromptConfig(source=source, split=split)
+    with _in_words_of(section):
+        if path.is_dir():
+            if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+                return _table_rows(_load_saved(path, config), source, section)
+            return _file_rows(_files_of_split(path, config), section)
+        if path.exists():
+            if path.suffix not in SUFFIXES:
+                raise UsageError(
+                    f"prompts.source '{path}' ends in '{path.suffix}'; allowed are .jsonl (one JSON object per line) "
+                    "and .parquet, directories of them, and directories written by datasets.save_to_disk"
+                )
+            return _file_rows([path], section)
+        if path.suffix in SUFFIXES or not HUB_NAME.fullmatch(source) or source.startswith("."):
+            raise UsageError(f"prompts.source '{path}' does not exist (looked in {Path.cwd()}); give an existing path")
+        return _table_rows(_load_from_hub(config), source, section)
+
+
+@contextmanager
+def _in_words_of(section: str) -> Iterator[None]:
+    """Errors of the helpers that are shared with prompts, under the names that the settings have here."""
+    try:
+        yield
+    except UsageError as error:
+        text = str(error).replace("prompts.source '", f"{section}source '")
+        raise UsageError(text.replace("prompts.split '", f"{section}split '")) from error
+
+
+def _file_rows(files: Sequence[Path], section: str) -> Iterator[Row]:
+    for file in files:
+        try:
+            yield from _jsonl_rows(file) if file.suffix == ".jsonl" else _parquet_rows(file, section)
+        except OSError as error:
+            raise UsageError(f"{section}source '{file}' cannot be read: {error}") from error
+
+
+def _known_columns(names: Sequence[str], place: str) -> list[str]:
+    """Those of a table that make preferences; one that makes none is refused whole."""
+    known = [name for name in COLUMNS if name in names]
+    if not ({"chosen", "rejected"} <= set(known) or {"response_a", "response_b", "preference"} <= set(known)):
+        raise UsageError(
+            f"{place} has the columns {', '.join(names) or 'none'}, which make no preference; {LAYOUTS} do"
+        )
+    return known
+
+
+def _parquet_rows(file: Path, section: str) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+        columns = _known_columns(table.schema_arrow.names, f"{section}source '{file}'")
+        number = 0
+        for batch in table.iter_batches(columns=columns):
+            for offset in range(batch.num_rows):
+                yield _arrow_row(file, number, {name: batch.column(name)[offset] for name in columns})
+                number += 1
+    except pyarrow.ArrowException as error:
+        raise UsageError(f"{section}source '{file}' is not a readable Parquet file: {error}") from error
+
+
+def _table_rows(table: Any, source: str, section: str) -> Iterator[Row]:
+    columns = _known_columns(table.column_names, f"{section}source '{source}'")
+    name = Path(source).name
+    for number, row in enumerate(table.select_columns(columns)):
+        yield Row(id=f"{name}:{number}", place=f"{source} row {number}", columns=row)

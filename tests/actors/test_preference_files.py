@@ -1,0 +1,148 @@
+"""Preferences as they are found in files, and written so that they are found again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from actors.errors import UsageError
+from actors.preference_files import PreferenceRow, collect_preferences, read_preferences, write_preferences
+
+CHAT = [{"role": "user", "content": "q"}]
+
+
+def pair(prompt: Any = "q", chosen: str = "a", rejected: str = "b", **more: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **more}
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("prompt", ["q", CHAT], ids=["text", "chat"])
+def test_what_is_written_is_read_back(tmp_path: Path, prompt: Any) -> None:
+    rows = [PreferenceRow(prompt, "a", "b", 0.25), PreferenceRow(prompt, "caf\u00e9\n", " b", 1.0)]
+    write_preferences(tmp_path / "train.parquet", rows)
+    write_preferences(tmp_path / "validation.parquet", rows[1:])
+    assert read_preferences(str(tmp_path)) == rows
+    assert read_preferences(str(tmp_path), "validation") == rows[1:]
+    table = pyarrow.parquet.read_table(tmp_path / "train.parquet")
+    assert table.column_names == ["prompt", "chosen", "rejected", "probability", "id"]
+    assert table.column("id").to_pylist() == [row.id for row in rows]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train.parquet", "validation.parquet"]
+
+
+def test_no_rows_are_written_as_an_empty_table(tmp_path: Path) -> None:
+    write_preferences(tmp_path / "validation.parquet", [])
+    assert pyarrow.parquet.read_table(tmp_path / "validation.parquet").num_rows == 0
+
+
+def test_texts_and_chats_do_not_go_into_one_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="1 prompts are texts and 2 are chats"):
+        write_preferences(
+            tmp_path / "train.parquet", [PreferenceRow("q", "a", "b")] + 2 * [PreferenceRow(CHAT, "a", "b")]
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_lines_tables_saved_data_sets_and_directories_are_read_alike(tmp_path: Path) -> None:
+    rows = [pair(), pair("q2", probability=0.5)]
+    expected = [PreferenceRow("q", "a", "b", 1.0), PreferenceRow("q2", "a", "b", 0.5)]
+    table = datasets.Dataset.from_list([{"unread": 1, "probability": None, **row} for row in rows])
+    table.to_parquet(tmp_path / "p.parquet")
+    datasets.DatasetDict({"train": table, "test": table.select([1])}).save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "folder" / "train-0.jsonl", rows[0])
+    write(tmp_path / "folder" / "train-1.jsonl", rows[1])
+    write(tmp_path / "folder" / "test.jsonl", pair("q3"))
+    for source in (write(tmp_path / "p.jsonl", *rows), tmp_path / "p.parquet", tmp_path / "saved", tmp_path / "folder"):
+        assert read_preferences(str(source)) == expected, source
+    assert read_preferences(str(tmp_path / "saved"), "test") == expected[1:]
+
+
+def test_each_malformed_row_is_counted_by_its_reason_and_named_by_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    good = json.dumps(pair()).encode()
+    lines = [good, b"{", b'{"prompt": "\xff"}', b"", b"[]", b'{"prompt": "q"}', good.replace(b'"b"', b'"a"'), good]
+    file.write_bytes(b"\n".join(lines))
+    collected = collect_preferences(str(file))
+    assert collected.rows == 2 * [PreferenceRow("q", "a", "b")]
+    assert collected.places == [f"{file}:1", f"{file}:8"]
+    assert [(problem.place, problem.reason) for problem in collected.problems] == [
+        (f"{file}:2", "not_json"),
+        (f"{file}:3", "wrong_encoding"),
+        (f"{file}:5", "not_json"),
+        (f"{file}:6", "missing_column"),
+        (f"{file}:7", "identical_pair"),
+    ]
+    assert read_preferences(str(file), on_malformed="skip") == collected.rows
+    with pytest.raises(UsageError) as caught:
+        read_preferences(str(file), section="preferences.")
+    first, second, *_, last = str(caught.value).splitlines()
+    assert first == f"5 of 7 rows of preferences.source '{file}' are malformed; the first 5:"
+    assert second.startswith(f"  {file}:2: not JSON")
+    assert last == "Correct them, or set preferences.on_malformed to 'skip' to leave them out."
+
+
+def test_a_wrongly_encoded_cell_of_a_table_does_not_hide_the_others(tmp_path: Path) -> None:
+    broken = pyarrow.array([b"a", b"\xff", b"c"]).view(pyarrow.string())
+    texts = pyarrow.array(["x", "y", "z"])
+    pyarrow.parquet.write_table(
+        pyarrow.table({"prompt": texts, "chosen": broken, "rejected": texts}), tmp_path / "p.parquet"
+    )
+    collected = collect_preferences(str(tmp_path / "p.parquet"))
+    assert [row.chosen for row in collected.rows] == ["a", "c"]
+    assert [problem.reason for problem in collected.problems] == ["wrong_encoding"]
+
+
+def test_a_source_of_nothing_but_malformed_rows_or_of_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"all 1 rows of source .* are malformed and none is left; the first 1:\n  "):
+        read_preferences(str(write(tmp_path / "bad.jsonl", {})), on_malformed="skip")
+    with pytest.raises(UsageError, match="holds no rows; give one with at least one preference"):
+        read_preferences(str(write(tmp_path / "none.jsonl")))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.jsonl", "preferences.source '.*missing.jsonl' does not exist"),
+        ("notes.txt", "preferences.source '.*notes.txt' ends in '.txt'"),
+        ("empty", "preferences.source '.*empty' holds no .jsonl or .parquet file"),
+        ("split", "preferences.source '.*split' has no file of preferences.split 'train'"),
+        ("broken.parquet", "preferences.source '.*broken.parquet' is not a readable Parquet file"),
+        ("columns.parquet", "has the columns prompt, answer, which make no preference; {prompt, chosen, rejected}"),
+        ("saved", "preferences.source '.*saved' has no preferences.split 'train'"),
+    ],
+)
+def test_a_source_that_cannot_be_read_says_so_in_the_setting_s_own_words(
+    tmp_path: Path, name: str, message: str
+) -> None:
+    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "split").mkdir()
+    write(tmp_path / "split" / "test.jsonl", pair())
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    table = datasets.Dataset.from_list([{"prompt": "q", "answer": "a"}])
+    table.to_parquet(tmp_path / "columns.parquet")
+    datasets.DatasetDict({"test": table}).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(UsageError, match=message):
+        read_preferences(str(tmp_path / name), section="preferences.")
+
+
+def test_a_hub_name_is_loaded_with_its_configuration_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(name: str, subset: str | None, split: str) -> Any:
+        asked.append((name, subset, split))
+        return datasets.Dataset.from_list([pair()])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert read_preferences("someone/pairs:small", "test") == [PreferenceRow("q", "a", "b")]
+    assert asked == [("someone/pairs", "small", "test")]
