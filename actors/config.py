@@ -8,16 +8,23 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+
+from actors.judge_config import EnsembleJudgeConfig, GoldJudgeConfig, HttpJudgeConfig, JudgeKind
+from actors.settings import Settings
 
 WORLD = "world"
 """Names the embedded world where a path or a data set is asked for."""
 
 
-class Settings(BaseModel):
-    """Base of every configuration model: frozen; unknown keys, infinities and NaN are errors."""
+def _holds_the_prompt(template: str) -> str:
+    if template.count("{prompt}") != 1:
+        raise ValueError("a template must hold {prompt} once")
+    return template
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+Template = Annotated[str, AfterValidator(_holds_the_prompt)]
+"""Text with one `{prompt}` in it; other braces stand for themselves."""
 
 
 class PromptConfig(Settings):
@@ -32,6 +39,9 @@ class PromptConfig(Settings):
     prompt_field: str = Field(
         default="prompt", description="column with the prompt: a string, or a list of chat messages"
     )
+    template: Template = Field(
+        default="{prompt}", description="what a string prompt is put into; chats have the tokenizer's own template"
+    )
     answer_field: str | None = Field(default=None, description="column with the gold answer, for verifiers")
     max_prompt_tokens: int = Field(default=512, ge=1, description="tokens; a longer prompt is a malformed row")
     on_malformed: Literal["error", "skip"] = Field(
@@ -39,6 +49,33 @@ class PromptConfig(Settings):
     )
     seed: int = Field(default=0, ge=0, description="seed of the order; every epoch is shuffled anew")
     shuffle: bool = Field(default=True, description="False offers the rows in file order, epoch after epoch")
+
+
+class DemonstrationConfig(Settings):
+    """Demonstrations to imitate: prompt and response, or conversations of which every assistant turn is imitated."""
+
+    source: str = Field(
+        description="a .jsonl or .parquet file, a directory of them or one written by `datasets.save_to_disk`, or a "
+        "hub data set, `owner/name` or `owner/name:configuration`"
+    )
+    split: str = Field(default="train", description="split, for data sets that have several")
+    prompt_field: str = Field(default="prompt", description="column with the prompt: a string, or chat messages")
+    response_field: str = Field(default="response", description="column with the response, a string")
+    messages_field: str | None = Field(
+        default=None, description="column with whole conversations, read instead of prompt and response"
+    )
+    template: Template = Field(default="{prompt}", description="what a prompt that is a string is put into")
+    max_tokens: int = Field(default=1024, ge=2, description="tokens, prompt and response; a longer row is malformed")
+    on_malformed: Literal["error", "skip"] = Field(
+        default="error", description="`error` names file and line and stops; `skip` leaves the row out and counts it"
+    )
+    validation_fraction: float = Field(
+        default=0.05,
+        ge=0.0,
+        lt=1.0,
+        description="share of the prompts that is held out; a prompt is on one side only, and rows added later move "
+        "no other",
+    )
 
 
 class SamplingConfig(Settings):
@@ -130,52 +167,6 @@ class GeneratorConfig(Settings):
     )
 
 
-class GoldJudgeConfig(Settings):
-    """The embedded world's closed-form preference."""
-
-    kind: Literal["gold"] = "gold"
-
-
-class BradleyTerryJudgeConfig(Settings):
-    """The embedded world's Bradley-Terry model: the rewards that best explain its preference on the corpus's pairs."""
-
-    kind: Literal["bradley_terry"] = "bradley_terry"
-
-
-class RewardModelJudgeConfig(Settings):
-    """A Bradley-Terry reward model: any Hugging Face sequence-classification directory with one label."""
-
-    kind: Literal["reward_model"] = "reward_model"
-    path: str = Field(description="directory or hub name of the model")
-    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="weights of the judge")
-    batch_tokens: int = Field(default=16384, ge=1, description="padded tokens per forward pass")
-    gpus: float = Field(default=0.0, ge=0.0, description="GPUs that the judge actor reserves from Ray")
-
-
-class VerifierJudgeConfig(Settings):
-    """Exact-answer match, in the GSM8K format by default: 1 for the right final answer, 0 otherwise."""
-
-    kind: Literal["verifier"] = "verifier"
-    answer_pattern: str = Field(
-        default=r"####\s*([^\n]+)", description="regular expression; group 1 of its last match is the final answer"
-    )
-
-
-class FunctionJudgeConfig(Settings):
-    """A Python function: `f(prompt: Prompt, completions: Sequence[Completion])`, plain or async.
-
-    It returns one score per completion, or a table of preferences [i][j], the probability that i is preferred to j."""
-
-    kind: Literal["function"] = "function"
-    path: str = Field(description="`package.module:function`, importable where the judge runs")
-
-
-JudgeKind = Annotated[
-    GoldJudgeConfig | BradleyTerryJudgeConfig | RewardModelJudgeConfig | VerifierJudgeConfig | FunctionJudgeConfig,
-    Field(discriminator="kind"),
-]
-
-
 class JudgingConfig(Settings):
     """How judges are run, whatever their kind."""
 
@@ -190,6 +181,30 @@ class JudgingConfig(Settings):
     retry_backoff_seconds: float = Field(
         default=0.5, ge=0.0, description="seconds before the first retry, doubled each time"
     )
+
+    @model_validator(mode="after")
+    def _a_request_ends_before_its_batch(self) -> JudgingConfig:
+        for judge in self.judges:
+            if isinstance(judge, HttpJudgeConfig) and judge.longest_request_seconds > self.timeout_seconds:
+                raise ValueError(
+                    f"timeout_seconds {self.timeout_seconds:g} is below the {judge.longest_request_seconds:g} s that "
+                    f"one request of the judge {judge.kind} may take with its retries; raise the first (and "
+                    "replay.lease_seconds with it), or lower the judge's request_timeout_seconds, request_retries or "
+                    "longest_pause_seconds"
+                )
+        return self
+
+    @property
+    def judges(self) -> tuple[JudgeKind, ...]:
+        """The judge, or the members of an ensemble."""
+        if isinstance(self.judge, EnsembleJudgeConfig):
+            return tuple(member.judge for member in self.judge.members)
+        return (self.judge,)
+
+    @property
+    def gpus(self) -> float:
+        """GPUs that the judge actor reserves."""
+        return sum(getattr(judge, "gpus", 0.0) for judge in self.judges)
 
     @property
     def longest_seconds(self) -> float:

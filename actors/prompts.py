@@ -162,7 +162,8 @@ class PromptSource:
                 candidates.append(_parse(number, row, self._config, self._tokenizer))
             except MalformedRowError as error:
                 problems.append((number, f"{row.place}: {error}"))
-        for parsed, ids in zip(candidates, _tokenise(candidates, self._tokenizer), strict=True):
+        texts, chats = [each.text for each in candidates], [each.messages is not None for each in candidates]
+        for parsed, ids in zip(candidates, prompt_token_ids(texts, chats, self._tokenizer), strict=True):
             limit = self._config.max_prompt_tokens
             if 0 < len(ids) <= limit:
                 # Rows are not kept whole: other columns could be large.
@@ -203,10 +204,16 @@ def _parse(number: int, row: Row, config: PromptConfig, tokenizer: Any) -> _Pars
     value = _field(row, config.prompt_field)
     answer = None if config.answer_field is None else _answer(row, config.answer_field)
     if isinstance(value, str):
-        return _Parsed(row, number, _checked_text(value, config.prompt_field), answer, None)
+        text = config.template.replace("{prompt}", checked_text(value, config.prompt_field))
+        return _Parsed(row, number, text, answer, None)
     if isinstance(value, list):
-        messages = _checked_messages(value, config.prompt_field)
-        return _Parsed(row, number, _render(messages, tokenizer, config), answer, messages)
+        messages = checked_messages(value, config.prompt_field)
+        if messages[-1]["role"] == "assistant":
+            raise MalformedRowError(
+                f"{config.prompt_field} ends with an assistant message; the last one must be what the policy answers"
+            )
+        text = render(messages, tokenizer, f"field '{config.prompt_field}' of prompts.source '{config.source}'")
+        return _Parsed(row, number, text, answer, messages)
     raise MalformedRowError(
         f"field '{config.prompt_field}' is of type {type(value).__name__}; "
         "allowed are a string or a list of chat messages"
@@ -225,10 +232,10 @@ def _answer(row: Row, name: str) -> str:
     value = _field(row, name)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise MalformedRowError(f"field '{name}' is of type {type(value).__name__}; allowed are a string or a number")
-    return _checked_text(str(value), name)
+    return checked_text(str(value), name)
 
 
-def _checked_text(text: str, name: str) -> str:
+def checked_text(text: str, name: str) -> str:
     if not text.strip():
         raise MalformedRowError(f"field '{name}' is empty")
     try:
@@ -240,7 +247,7 @@ def _checked_text(text: str, name: str) -> str:
     return text
 
 
-def _checked_messages(messages: Sequence[Any], name: str) -> Sequence[Mapping[str, Any]]:
+def checked_messages(messages: Sequence[Any], name: str) -> Sequence[Mapping[str, Any]]:
     if not messages:
         raise MalformedRowError(f"field '{name}' is an empty list; at least one chat message is needed")
     for index, message in enumerate(messages):
@@ -255,35 +262,37 @@ def _checked_messages(messages: Sequence[Any], name: str) -> Sequence[Mapping[st
                 raise MalformedRowError(
                     f"{place} has no string '{key}'; a chat message is an object with the strings 'role' and 'content'"
                 )
-            _checked_text(message[key], f"{place}.{key}")
-    if messages[-1]["role"] == "assistant":
-        raise MalformedRowError(f"{name} ends with an assistant message; the last one must be what the policy answers")
+            checked_text(message[key], f"{place}.{key}")
     return messages
 
 
-def _render(messages: Sequence[Mapping[str, Any]], tokenizer: Any, config: PromptConfig) -> str:
+def render(messages: Sequence[Mapping[str, Any]], tokenizer: Any, what: str, *, answered: bool = False) -> str:
+    """`messages` in the tokenizer's chat template, up to where the answer begins; or whole, when they are `answered`.
+
+    Raises UsageError, saying `what` holds them, where there is no template; MalformedRowError where it refuses them.
+    """
     from jinja2 import TemplateError
 
     if not tokenizer.chat_template:
         raise UsageError(
-            f"field '{config.prompt_field}' of prompts.source '{config.source}' holds chat messages, but the policy's "
-            "tokenizer has no chat template; give prompts as strings or a tokenizer with a chat_template"
+            f"{what} holds chat messages, but the policy's tokenizer has no chat template; give prompts as strings or "
+            "a tokenizer with a chat_template"
         )
     try:
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=not answered, tokenize=False)
     except (TemplateError, TypeError, ValueError) as error:
         raise MalformedRowError(f"the tokenizer's chat template refuses the messages: {error}") from error
 
 
-def _tokenise(parsed: Sequence[_Parsed], tokenizer: Any) -> list[list[int]]:
+def prompt_token_ids(all_texts: Sequence[str], chats: Sequence[bool], tokenizer: Any) -> list[list[int]]:
     """Token ids of each text. A chat template writes its own special tokens; plain text gets the tokenizer's, but
     no end-of-sequence, after which a policy has nothing to say."""
-    ids: list[list[int]] = [[] for _ in parsed]
+    ids: list[list[int]] = [[] for _ in all_texts]
     for chat in (False, True):
-        chosen = [index for index, item in enumerate(parsed) if (item.messages is not None) == chat]
+        chosen = [index for index, is_chat in enumerate(chats) if is_chat == chat]
         if not chosen:
             continue
-        texts = [parsed[index].text for index in chosen]
+        texts = [all_texts[index] for index in chosen]
         encoded = tokenizer(texts, add_special_tokens=not chat, return_attention_mask=False, verbose=False)["input_ids"]
         for index, sequence in zip(chosen, encoded, strict=True):
             ids[index] = list(sequence) if chat else without_trailing(sequence, tokenizer.eos_token_id)

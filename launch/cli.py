@@ -12,14 +12,15 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from actors.errors import OffbeatError, UsageError
 
 if TYPE_CHECKING:
-    from launch.config import RunConfig
+    from launch.config import NamedConfig, RunConfig
+    from launch.loading import Verb
 
 INTERRUPTED = 130
 
@@ -68,6 +69,7 @@ Config = Annotated[
         help="a YAML file or a preset: embedded, embedded-nash-md, embedded-bradley-terry, node-8gpu, cluster-2node",
     ),
 ]
+StageConfig = Annotated[str, typer.Argument(metavar="CONFIG", help="a YAML file or a preset")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="settings on top of CONFIG, for example replay.max_staleness=2"),
@@ -106,6 +108,21 @@ def train(
         from launch.train import run_training
 
         return run_training(run_config, resume=resume)
+
+    return _run(run_config, run)
+
+
+@app.command()
+def sft(config: StageConfig, overrides: Overrides = None, resume: Resume = False, output: Output = None) -> int:
+    """Fine-tunes a model on demonstrations: the stage before preferences."""
+    from launch.stage_config import SFT
+
+    run_config = _load(config, overrides, output, SFT)
+
+    def run() -> int:
+        from launch.stages import run_sft
+
+        return run_sft(run_config, resume=resume)
 
     return _run(run_config, run)
 
@@ -227,11 +244,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 _DEBUG_HINT = "run `offbeat --debug VERB ...` for the traceback"
 
 
-def _load(config: str, overrides: Sequence[str] | None, output: Path | None) -> RunConfig:
-    from launch.loading import load_config
+def _load(config: str, overrides: Sequence[str] | None, output: Path | None, verb: Verb[Any] | None = None) -> Any:
+    """The configuration of `verb`, of `train` unless given."""
+    from launch.loading import TRAIN, load_config
 
     extra = [] if output is None else [f"output='{str(output).replace(chr(39), chr(39) * 2)}'"]
-    return load_config(config, [*(overrides or []), *extra])
+    return load_config(config, [*(overrides or []), *extra], verb or TRAIN)
 
 
 def _checked_file(config: str, overrides: Sequence[str] | None) -> Path:
@@ -249,7 +267,7 @@ def _name_and_value(entry: str) -> tuple[str, str]:
     return name, value
 
 
-def _run(config: RunConfig, run: Callable[[], int]) -> int:
+def _run(config: NamedConfig, run: Callable[[], int]) -> int:
     """Runs a verb; an unexpected end leaves its traceback in the run's directory, where there is one."""
     try:
         return run()

@@ -18,6 +18,8 @@ from actors.config import (
 )
 from learner.config import CheckpointConfig, LearnerConfig, PublicationConfig
 
+NAME = r"^[A-Za-z0-9._-]+$"
+
 
 class ModelConfig(Settings):
     """The policy to start from, and the frozen reference."""
@@ -75,11 +77,21 @@ class ClusterConfig(Settings):
     object_store_mib: int = Field(default=512, ge=80, description="MiB of shared memory for a Ray started here")
 
 
-class RunConfig(Settings):
+class NamedConfig(Settings):
+    """What runs of every verb have: a directory of their own."""
+
+    name: str = Field(default="run", pattern=NAME, description="names the output directory runs/NAME")
+    output: str | None = Field(default=None, description="output directory; unset: runs/NAME")
+
+    @property
+    def directory(self) -> Path:
+        """Where everything the run writes goes."""
+        return Path(self.output) if self.output is not None else Path("runs") / self.name
+
+
+class RunConfig(NamedConfig):
     """One asynchronous RLHF run."""
 
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$", description="names the output directory runs/NAME")
-    output: str | None = Field(default=None, description="output directory; unset: runs/NAME")
     updates: int = Field(default=1000, ge=1, description="optimizer steps in all")
     seed: int = Field(default=0, ge=0, description="seed of engines and sampling")
     model: ModelConfig
@@ -95,11 +107,6 @@ class RunConfig(Settings):
     checkpoints: CheckpointConfig = Field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
-
-    @property
-    def directory(self) -> Path:
-        """Where everything the run writes goes."""
-        return Path(self.output) if self.output is not None else Path("runs") / self.name
 
     @model_validator(mode="after")
     def _lengths_fit_the_engine(self) -> RunConfig:
@@ -145,7 +152,7 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _verifier_needs_answers(self) -> RunConfig:
-        if self.judging.judge.kind == "verifier" and self.prompts.answer_field is None:
+        if any(judge.kind == "verifier" for judge in self.judging.judges) and self.prompts.answer_field is None:
             raise ValueError(
                 "judging.judge.kind verifier compares with gold answers and prompts.answer_field is unset; set it to "
                 "the column that holds them"

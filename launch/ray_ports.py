@@ -136,6 +136,7 @@ class RayJudge:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
         self._seconds = 0.0
+        self._figures: dict[str, float] = {}
 
     async def judge(self, groups: Sequence[Group]) -> list[Group | Failure]:
         try:
@@ -167,6 +168,13 @@ class RayJudge:
             async with asyncio.timeout(ANSWER_SECONDS):
                 self._seconds = await _answer(self._actor.seconds.remote())
         return self._seconds
+
+    async def figures(self) -> dict[str, float]:
+        """What it counted since its last start; what it said last when it does not answer."""
+        with contextlib.suppress(RayActorError, TimeoutError):
+            async with asyncio.timeout(ANSWER_SECONDS):
+                self._figures = await _answer(self._actor.figures.remote())
+        return self._figures
 
     async def _back(self) -> None:
         """Returns once the judge answers (again): loading a model may take minutes, and no group is to blame for it."""
@@ -237,6 +245,25 @@ class RayLearner:
     async def _gather(self, references: Sequence[Awaitable[Any]]) -> list[Any]:
         try:
             return list(await asyncio.gather(*[_answer(reference) for reference in references]))
+        except RayActorError as error:
+            raise _learner_died(error) from None
+
+
+class RayRanks:
+    """All ranks of a stage before the loop as one. Calls block, and raise what a rank raised."""
+
+    def __init__(self, ranks: Sequence[Any]) -> None:
+        self._ranks = ranks
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Enters `method` on every rank, as collectives require; rank 0 answers.
+
+        Raises what a rank raised, RunError where one died.
+        """
+        try:
+            return ray.get([getattr(rank, method).remote(*arguments) for rank in self._ranks])[0]
+        except RayTaskError as error:
+            raise origin(error) from None
         except RayActorError as error:
             raise _learner_died(error) from None
 

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from actors.errors import RunError, UsageError
-from launch.config import RunConfig
+from launch.config import NamedConfig
 from launch.loading import dump_config
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -37,7 +37,7 @@ class RunDirectory:
         self._lock: int | None = None
 
     @classmethod
-    def open(cls, config: RunConfig, *, resume: bool) -> RunDirectory:
+    def open(cls, config: NamedConfig, *, resume: bool) -> RunDirectory:
         """The directory of a run to start or, when resuming, to go on with. Writes nothing: see `begin`.
 
         Raises:
@@ -57,7 +57,7 @@ class RunDirectory:
             )
         return run
 
-    def begin(self, config: RunConfig) -> None:
+    def begin(self, config: NamedConfig) -> None:
         """Creates the directory, takes it for this process until `close`, and writes the resolved config.
 
         Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from actors.config import WORLD
 from actors.errors import RunError, UsageError
 from actors.records import SENT_BY_LEARNER
 from launch.config import ClusterConfig, RunConfig
-from launch.ray_ports import PUBLISHING, RayGenerator, RayJudge, RayLearner, origin, reason
+from launch.ray_ports import PUBLISHING, RayGenerator, RayJudge, RayLearner, RayRanks, origin, reason
+from learner.config import TrainerConfig
+from learner.stage_config import StageConfig
 
 PLACEMENT_SECONDS = 120.0
 CONNECT_SECONDS = 10.0
@@ -93,16 +95,14 @@ def check_resources(config: RunConfig) -> None:
         "CPU": config.generators.count * config.generators.cpus + config.learner.ranks * config.learner.cpus_per_rank,
         "GPU": config.generators.count * generator_gpus(config)
         + config.learner.ranks * config.learner.gpus_per_rank
-        + getattr(config.judging.judge, "gpus", 0.0),
+        + config.judging.gpus,
     }
-    for resource, amount in needed.items():
-        if amount > have.get(resource, 0.0):
-            raise UsageError(
-                f"the run needs {amount:g} {resource}s ({config.generators.count} generators, "
-                f"{config.learner.ranks} learner ranks, the judge) and Ray has {have.get(resource, 0.0):g}; lower "
-                "generators.count, learner.ranks or their "
-                "shares, or give Ray more (cluster.num_cpus oversubscribes CPUs)"
-            )
+    _check_amounts(
+        needed,
+        have,
+        f"{config.generators.count} generators, {config.learner.ranks} learner ranks, the judge",
+        "generators.count, learner.ranks or their shares",
+    )
     if (
         config.publication.transport == "shm"
         and len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) > 1
@@ -111,6 +111,21 @@ def check_resources(config: RunConfig) -> None:
             "publication.transport shm reaches one host only and this Ray cluster has several; set it to nccl (GPUs) "
             "or object_store"
         )
+
+
+def check_stage_resources(learner: TrainerConfig) -> None:
+    """Raises `UsageError` when Ray cannot place a stage's ranks, which would otherwise wait for ever."""
+    needed = {"CPU": learner.ranks * learner.cpus_per_rank, "GPU": learner.ranks * learner.gpus_per_rank}
+    _check_amounts(needed, ray.cluster_resources(), f"{learner.ranks} learner ranks", "learner.ranks or their shares")
+
+
+def _check_amounts(needed: Mapping[str, float], have: Mapping[str, float], by: str, lowered: str) -> None:
+    for resource, amount in needed.items():
+        if amount > have.get(resource, 0.0):
+            raise UsageError(
+                f"the run needs {amount:g} {resource}s ({by}) and Ray has {have.get(resource, 0.0):g}; lower "
+                f"{lowered}, or give Ray more (cluster.num_cpus oversubscribes CPUs)"
+            )
 
 
 def generator_gpus(config: RunConfig) -> float:
@@ -167,49 +182,69 @@ def start_learner(
     """Starts all learner ranks, packed together, with rank 0's host as their meeting point."""
     from learner.worker import LearnerWorker
 
-    learner = config.learner
-    bundle = {"CPU": learner.cpus_per_rank, **({"GPU": learner.gpus_per_rank} if learner.gpus_per_rank else {})}
-    group = placement_group([bundle] * learner.ranks, strategy="PACK")
+    transport = config.publication.transport
+    ranks = _start_ranks(
+        LearnerWorker,
+        config.learner,
+        # Weights are sent beside the next update, not after it.
+        {"concurrency_groups": {PUBLISHING: 1}} if transport in SENT_BY_LEARNER else {},
+        learner=config.learner,
+        publication=config.publication,
+        model_dir=model_dir,
+        reference_dir=reference_dir,
+        total_updates=config.updates,
+        temperature=config.sampling.temperature,
+        publish_dir=str(shared_memory),
+        failed_batches_dir=str(failed_batches),
+        tokenizer_dir=config.model.tokenizer,
+        opponent=config.opponent_drawn,
+    )
+    return RayLearner(ranks, transport, config.generators.tensor_parallel_size)
+
+
+def start_stage(config: StageConfig, model_dir: Path, directory: Path, total_updates: int) -> RayRanks:
+    """Starts all ranks of a stage before the loop, which read `directory`/data."""
+    from learner.stage_worker import StageWorker
+
+    return RayRanks(
+        _start_ranks(
+            StageWorker,
+            config.learner,
+            {},
+            config=config,
+            model_dir=str(model_dir),
+            data_dir=str(directory / "data"),
+            total_updates=total_updates,
+            failed_batches_dir=str(directory / "failed_batches"),
+        )
+    )
+
+
+def _start_ranks(actor: type, trainer: TrainerConfig, options: dict[str, Any], **keywords: Any) -> list[Any]:
+    """Actors of all ranks, packed together, with rank 0's host as their meeting point."""
+    bundle = {"CPU": trainer.cpus_per_rank, **({"GPU": trainer.gpus_per_rank} if trainer.gpus_per_rank else {})}
+    group = placement_group([bundle] * trainer.ranks, strategy="PACK")
     if not group.wait(PLACEMENT_SECONDS):
         raise RunError(
-            f"Ray could not place {learner.ranks} learner ranks of {bundle} within {PLACEMENT_SECONDS:g} s; free those "
+            f"Ray could not place {trainer.ranks} learner ranks of {bundle} within {PLACEMENT_SECONDS:g} s; free those "
             "resources or lower learner.ranks"
         )
     first = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
     master_addr, master_port = ray.get(
-        ray.remote(_meeting_point).options(num_cpus=0, scheduling_strategy=first).remote(learner.port)
+        ray.remote(_meeting_point).options(num_cpus=0, scheduling_strategy=first).remote(trainer.port)
     )
-    # Weights are sent beside the next update, not after it.
-    groups: dict[str, Any] = (
-        {"concurrency_groups": {PUBLISHING: 1}} if config.publication.transport in SENT_BY_LEARNER else {}
-    )
-    actor = ray.remote(LearnerWorker)
-    ranks = [
-        actor.options(
-            **groups,
-            num_cpus=learner.cpus_per_rank,
-            num_gpus=learner.gpus_per_rank,
+    return [
+        ray.remote(actor)
+        .options(
+            **options,
+            num_cpus=trainer.cpus_per_rank,
+            num_gpus=trainer.gpus_per_rank,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
             runtime_env={"env_vars": _import_path()},
-        ).remote(
-            learner=learner,
-            publication=config.publication,
-            rank=rank,
-            world_size=learner.ranks,
-            master_addr=master_addr,
-            master_port=master_port,
-            model_dir=model_dir,
-            reference_dir=reference_dir,
-            total_updates=config.updates,
-            temperature=config.sampling.temperature,
-            publish_dir=str(shared_memory),
-            failed_batches_dir=str(failed_batches),
-            tokenizer_dir=config.model.tokenizer,
-            opponent=config.opponent_drawn,
         )
-        for rank in range(learner.ranks)
+        .remote(rank=rank, world_size=trainer.ranks, master_addr=master_addr, master_port=master_port, **keywords)
+        for rank in range(trainer.ranks)
     ]
-    return RayLearner(ranks, config.publication.transport, config.generators.tensor_parallel_size)
 
 
 def run_on_all_cores(function: Any, *arguments: Any, **keywords: Any) -> Any:

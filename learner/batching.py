@@ -29,6 +29,8 @@ class TokenBatch:
     """[n] int64: the response token itself."""
     tokens: int
     """Tokens without padding."""
+    position_ids: Tensor | None = None
+    """[b, t] int64 where a row holds several sequences: they start again at each; None: one sequence per row."""
 
 
 def schedule(

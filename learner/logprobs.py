@@ -193,15 +193,18 @@ class PolicyWithLogProbs(nn.Module):
         *,
         mixture: Mixture | None = None,
         with_hidden: bool = False,
+        position_ids: Tensor | None = None,
     ) -> Any:
         """Log-probs [n] (float32, nats) of `targets` [n], predicted at `input_ids[rows, columns]`; input_ids [b, t].
 
         Sequences are padded on the right, so that causal attention keeps the padding from every real token and no
         attention mask is needed. `temperature` overrides the module's own. With `mixture` a pair: these, and the
         log-probs [n] under the mixture with that model, without gradient. With `with_hidden` a pair: these, and the
-        last hidden states [n, d] at the positions, without gradient.
+        last hidden states [n, d] at the positions, without gradient. Where a row holds several sequences,
+        `position_ids` [b, t] start again at each of them.
         """
-        states = self.model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
+        positions = {} if position_ids is None else {"position_ids": position_ids}
+        states = self.model.get_decoder()(input_ids=input_ids, use_cache=False, **positions).last_hidden_state
         hidden = states[rows, columns]
         result = self.head(hidden, targets, self.temperature if temperature is None else temperature, mixture)
         return (result, hidden.detach()) if with_hidden else result

@@ -73,3 +73,28 @@ class UpdateStats:
     step_size: float | None = None
     """Games, where it was asked for and the step was taken: slope of log pi_{t+1}(y|x) - log pi_t(y|x) on the
     advantage over the players, with a free constant per prompt: the eta of mirror descent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageStats:
+    """One optimizer step on a fixed data set. Made by `StageTrainer`, alike on all ranks; read by the driver."""
+
+    update: int
+    """Number of this update, from 1; skipped ones count."""
+    loss: float
+    """Mean over tokens (supervised fine-tuning, nats) or over examples (other stages)."""
+    metrics: dict[str, float]
+    """Means of what the objective reports, by name."""
+    grad_norm: float
+    """Euclidean norm before clipping; `inf` when it was not finite."""
+    lr: float
+    tokens: int
+    """Tokens in all forward passes, padding not counted, over all ranks."""
+    padded_tokens: int
+    """The same with padding."""
+    seconds: float
+    """Wall time of the update on this rank."""
+    skipped: bool
+    """True when loss or gradients were not finite on any rank: no rank took the step."""
+    skipped_updates: int
+    """Updates skipped since the start."""

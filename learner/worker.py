@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from actors.config import OpponentConfig
 from actors.errors import RunError
 from actors.records import SENT_BY_LEARNER, Canary, Game, Manifest, Pair
-from learner.config import LearnerConfig, PublicationConfig
+from learner.config import LearnerConfig, PublicationConfig, TrainerConfig
 from learner.records import UpdateStats
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class LearnerWorker:
         *,
         opponent: OpponentConfig = OpponentConfig(),  # noqa: B008 (frozen)
     ) -> None:
-        _set_environment(learner, rank, world_size, master_addr, master_port)
+        set_environment(learner, rank, world_size, master_addr, master_port)
         import torch
 
         from learner.engine import TrainEngine
@@ -171,7 +171,7 @@ class LearnerWorker:
         return self._publisher
 
 
-def _set_environment(config: LearnerConfig, rank: int, world_size: int, master_addr: str, master_port: int) -> None:
+def set_environment(config: TrainerConfig, rank: int, world_size: int, master_addr: str, master_port: int) -> None:
     """What torch.distributed and DeepSpeed read when they are imported."""
     os.environ |= {
         "RANK": str(rank),

@@ -141,9 +141,9 @@ def _worker(rank: int, world: int, port: int, directory: Path, config: LearnerCo
 
 def _train(rank: int, world: int, port: int, directory: Path) -> None:
     """Every ZeRO stage on the same batches; a loss that is no number on rank 1; a checkpoint and what follows it."""
-    from learner.worker import _set_environment
+    from learner.worker import set_environment
 
-    _set_environment(CONFIG, rank, world, "127.0.0.1", port)
+    set_environment(CONFIG, rank, world, "127.0.0.1", port)
     from learner.engine import TrainEngine
 
     batches = [random_pairs(seed) for seed in range(3)]
@@ -212,9 +212,9 @@ def train_on_games(directory: Path, kind: str) -> dict[str, Any]:
 
 
 def _games(rank: int, world: int, port: int, directory: Path) -> None:
-    from learner.worker import _set_environment
+    from learner.worker import set_environment
 
-    _set_environment(CONFIG, rank, world, "127.0.0.1", port)
+    set_environment(CONFIG, rank, world, "127.0.0.1", port)
     results = {kind: train_on_games(directory, kind) for kind in GAME_SHAPES}
     if rank == 0:
         torch.save(results, directory / "games.pt")

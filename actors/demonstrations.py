@@ -1,0 +1,177 @@
+"""Demonstrations: rows become prompt and response tokens once. It must not know models or who learns from them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from actors.config import DemonstrationConfig, PromptConfig
+from actors.errors import UsageError
+from actors.prompt_files import Row, read_rows, suggestion
+from actors.prompts import (
+    REPORTED_PROBLEMS,
+    MalformedRowError,
+    checked_messages,
+    checked_text,
+    prompt_token_ids,
+    render,
+)
+
+TokenIds = tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Demonstrations:
+    """Sequences to learn from, and what was left out of them."""
+
+    train: list[tuple[TokenIds, TokenIds]] = field(default_factory=list)
+    """Prompt and response tokens; a response ends with end-of-sequence."""
+    validation: list[tuple[TokenIds, TokenIds]] = field(default_factory=list)
+    """Held out: no prompt is in both."""
+    skipped: list[str] = field(default_factory=list)
+    """`place: problem` of each row left out, in file order."""
+
+
+def demonstration_rows(config: DemonstrationConfig) -> Iterator[Row]:
+    """All rows of the source. Raises UsageError as `prompt_files.read_rows`."""
+    fields = (config.messages_field, None) if config.messages_field else (config.prompt_field, config.response_field)
+    return read_rows(
+        PromptConfig(source=config.source, split=config.split, prompt_field=fields[0], answer_field=fields[1])
+    )
+
+
+def texts_of(rows: Iterator[Row]) -> Iterator[str]:
+    """Every text in `rows`, for a tokenizer to be trained on."""
+    for row in rows:
+        for value in row.columns.values():
+            parts = (
+                [message.get("content") for message in value if isinstance(message, dict)]
+                if isinstance(value, list)
+                else [value]
+            )
+            yield from (part for part in parts if isinstance(part, str))
+
+
+def load_demonstrations(config: DemonstrationConfig, tokenizer: Any) -> Demonstrations:
+    """Reads, checks, tokenises and splits all demonstrations.
+
+    A string prompt is written in `config.template` and tokenised as `train` does with its prompts; its response ends
+    with end-of-sequence. Of a conversation every assistant message is one demonstration, with all before it as prompt,
+    in the tokenizer's chat template.
+
+    Raises:
+        UsageError: the source cannot be read, rows are malformed (unless skipped), or none is left.
+    """
+    found = Demonstrations()
+    for row in demonstration_rows(config):
+        try:
+            pairs = _of_row(row, config, tokenizer)
+        except MalformedRowError as error:
+            found.skipped.append(f"{row.place}: {error}")
+            continue
+        for prompt, response in pairs:
+            side = found.validation if _held_out(prompt, config.validation_fraction) else found.train
+            side.append((prompt, response))
+    _settle(found, config)
+    return found
+
+
+def _of_row(row: Row, config: DemonstrationConfig, tokenizer: Any) -> list[tuple[TokenIds, TokenIds]]:
+    if row.problem is not None:
+        raise MalformedRowError(row.problem)
+    if config.messages_field is not None:
+        pairs = _of_messages(_value(row, config.messages_field), config.messages_field, config, tokenizer)
+    else:
+        pairs = [_of_texts(row, config, tokenizer)]
+    for prompt, response in pairs:
+        if not prompt:
+            raise MalformedRowError("the prompt has no tokens")
+        if len(prompt) + len(response) > config.max_tokens:
+            raise MalformedRowError(
+                f"{len(prompt)} prompt and {len(response)} response tokens, more than data.max_tokens "
+                f"{config.max_tokens} together"
+            )
+    return pairs
+
+
+def _of_texts(row: Row, config: DemonstrationConfig, tokenizer: Any) -> tuple[TokenIds, TokenIds]:
+    prompt, response = _value(row, config.prompt_field), _value(row, config.response_field)
+    if not isinstance(response, str):
+        raise MalformedRowError(f"field '{config.response_field}' is of type {type(response).__name__}, not a string")
+    checked_text(response, config.response_field)
+    if isinstance(prompt, list):
+        messages = [*checked_messages(prompt, config.prompt_field), {"role": "assistant", "content": response}]
+        return _of_messages(messages, config.prompt_field, config, tokenizer)[-1]
+    if not isinstance(prompt, str):
+        raise MalformedRowError(
+            f"field '{config.prompt_field}' is of type {type(prompt).__name__}; allowed are a string or a list of chat "
+            "messages"
+        )
+    text = config.template.replace("{prompt}", checked_text(prompt, config.prompt_field))
+    answer = tokenizer(response, add_special_tokens=False, verbose=False)["input_ids"]
+    return tuple(prompt_token_ids([text], [False], tokenizer)[0]), _ended(answer, tokenizer)
+
+
+def _of_messages(value: Any, name: str, config: DemonstrationConfig, tokenizer: Any) -> list[tuple[TokenIds, TokenIds]]:
+    if not isinstance(value, list):
+        raise MalformedRowError(f"field '{name}' is of type {type(value).__name__}, not a list of chat messages")
+    messages = checked_messages(value, name)
+    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant" and index > 0]
+    if not turns:
+        raise MalformedRowError(f"field '{name}' has no assistant message after another message: nothing to imitate")
+    return [_of_turn(messages[: turn + 1], name, config, tokenizer) for turn in turns]
+
+
+def _of_turn(
+    messages: Sequence[Mapping[str, Any]], name: str, config: DemonstrationConfig, tokenizer: Any
+) -> tuple[TokenIds, TokenIds]:
+    what = f"field '{name}' of data.source '{config.source}'"
+    before = render(messages[:-1], tokenizer, what)
+    whole = render(messages, tokenizer, what, answered=True)
+    if not whole.startswith(before):
+        raise MalformedRowError("the tokenizer's chat template writes a prompt otherwise once it is answered")
+    # Apart, as the policy will sample it: what is written after the prompt never changes the prompt's own tokens.
+    prompt = prompt_token_ids([before], [True], tokenizer)[0]
+    answer = tokenizer(whole[len(before) :], add_special_tokens=False, verbose=False)["input_ids"]
+    return tuple(prompt), _ended(answer, tokenizer)
+
+
+def _ended(answer: Sequence[int], tokenizer: Any) -> TokenIds:
+    """`answer` with exactly one end-of-sequence, at its end: templates write it themselves, and a line break after."""
+    eos = tokenizer.eos_token_id
+    cut = list(answer)
+    if eos in cut:
+        cut = cut[: cut.index(eos)]
+    return (*cut, eos)
+
+
+def _value(row: Row, name: str) -> Any:
+    if name not in row.columns:
+        raise MalformedRowError(f"no field '{name}'; {suggestion(name, list(row.columns))}")
+    if row.columns[name] is None:
+        raise MalformedRowError(f"field '{name}' is null")
+    return row.columns[name]
+
+
+def _held_out(prompt: TokenIds, fraction: float) -> bool:
+    """By the prompt's own hash, so that a prompt is on one side and other rows do not matter."""
+    digest = hashlib.sha256(b"".join(token.to_bytes(4, "little") for token in prompt)).digest()
+    return int.from_bytes(digest[:8], "little") < fraction * 2**64
+
+
+def _settle(found: Demonstrations, config: DemonstrationConfig) -> None:
+    """Refuses malformed rows where they are not to be skipped, and a source of which nothing is left to train on."""
+    first = "".join(f"\n  {line}" for line in found.skipped[:REPORTED_PROBLEMS])
+    if found.skipped and config.on_malformed == "error":
+        raise UsageError(
+            f"{len(found.skipped)} rows of data.source '{config.source}' are malformed; the first "
+            f"{min(len(found.skipped), REPORTED_PROBLEMS)}:{first}\nCorrect them, or set data.on_malformed to 'skip' "
+            "to leave them out."
+        )
+    if not found.train:
+        raise UsageError(
+            f"data.source '{config.source}' leaves no demonstration to train on ({len(found.validation)} held out, "
+            f"{len(found.skipped)} malformed){':' if first else '; give more rows, or hold out less'}{first}"
+        )

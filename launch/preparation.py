@@ -1,0 +1,56 @@
+"""What the stages before the loop start from, on disk: a model directory and tokenised examples.
+
+Runs in the driver, before any actor, so that what a user can get wrong is told at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from actors.demonstrations import demonstration_rows, load_demonstrations, texts_of
+from actors.errors import RunError, UsageError
+from actors.model_files import resolve
+from actors.prompts import load_tokenizer
+from launch.stage_config import SftRunConfig
+from launch.stages import Prepared
+from learner.examples import TRAIN, VALIDATION, write_sequences
+
+SCRATCH = "scratch"
+
+
+def prepare_sft(config: SftRunConfig, directory: Path) -> Prepared:
+    """Model directory, `data/train.parquet` and `data/validation.parquet` below `directory`.
+
+    Raises:
+        UsageError: model, tokenizer or data cannot be used.
+        RunError: the directory cannot be written.
+    """
+    try:
+        model_dir = starting_model(config, directory / "start")
+        demonstrations = load_demonstrations(config.data, load_tokenizer(config.model.tokenizer or str(model_dir)))
+        write_sequences(directory / "data" / TRAIN, demonstrations.train)
+        write_sequences(directory / "data" / VALIDATION, demonstrations.validation)
+    except OSError as error:
+        raise RunError(f"cannot write to {directory}: {error}; choose another directory with --output DIR") from error
+    return Prepared(model_dir, len(demonstrations.train), len(demonstrations.validation), demonstrations.skipped)
+
+
+def starting_model(config: SftRunConfig, directory: Path) -> Path:
+    """Where the model to start from is; `scratch` makes it in `directory`, once."""
+    if config.model.path != SCRATCH:
+        return resolve(config.model.path)
+    if config.model.tokenizer is not None:
+        raise UsageError(
+            f"model.tokenizer {config.model.tokenizer!r} is given and model.path is scratch, which trains a tokenizer "
+            "of its own; leave model.tokenizer out, or give a model"
+        )
+    if config.data.max_tokens > config.model.scratch.max_tokens:
+        raise UsageError(
+            f"data.max_tokens {config.data.max_tokens} exceeds model.scratch.max_tokens "
+            f"{config.model.scratch.max_tokens}; lower the first or raise the second"
+        )
+    if not (directory / "config.json").is_file():
+        from learner.scratch import make_model
+
+        make_model(directory, texts_of(demonstration_rows(config.data)), config.model.scratch)
+    return directory

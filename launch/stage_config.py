@@ -1,0 +1,26 @@
+"""Whole configurations of the stages before the loop, and where their presets are. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from launch.config import NAME, ClusterConfig, NamedConfig
+from launch.loading import PRESETS, Verb
+from learner.config import CheckpointConfig
+from learner.stage_config import SftConfig, StageConfig
+
+
+class StageRunConfig(StageConfig, NamedConfig):
+    """One run of a stage."""
+
+    checkpoints: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+
+
+class SftRunConfig(SftConfig, StageRunConfig):
+    """One run of supervised fine-tuning."""
+
+    name: str = Field(default="sft", pattern=NAME, description="names the output directory runs/NAME")
+
+
+SFT = Verb("sft", SftRunConfig, PRESETS / "sft", "training.epochs=2")

@@ -1,0 +1,251 @@
+"""A stage before the loop, from its config to its summary: data and model are prepared, ranks train, the best is kept.
+
+One driver for all stages; what they learn is the ranks' business (`learner/stage_worker.py`). The order matters:
+everything that a user can get wrong is checked before an actor starts, and everything that was started is ended
+whatever happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from actors.errors import RunError
+from launch import wiring
+from launch.board import clock
+from launch.metrics import MetricsWriter
+from launch.rundir import RunDirectory
+from launch.stage_config import SftRunConfig, StageRunConfig
+from launch.summary import package_versions
+from launch.train import INTERRUPTED, check_same_run
+from learner import checkpoints
+from learner.examples import TRAIN, VALIDATION
+
+REPORT_UPDATES = 10
+"""Optimizer steps that the ranks take at a time; between them the driver listens."""
+SHOWN_SKIPS = 5
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A stage's model and data on disk."""
+
+    model_dir: Path
+    train: int
+    """Training examples."""
+    validation: int
+    """Held-out examples."""
+    skipped: list[str]
+    """Malformed rows that were left out."""
+
+
+def run_sft(config: SftRunConfig, *, resume: bool = False) -> int:
+    """Fine-tunes on demonstrations. Returns the exit code: 0 at the end, 130 after an interrupt that was checkpointed.
+
+    Raises:
+        UsageError: wrong paths, data or settings; nothing was trained.
+        RunError: the run failed; the last checkpoint stands.
+    """
+    from launch.preparation import prepare_sft
+
+    return StageRun(config, prepare_sft, resume=resume).run()
+
+
+@dataclass(slots=True)
+class State:
+    """How far a stage is; what a checkpoint keeps of the driver."""
+
+    updates: int = 0
+    loss: float | None = None
+    tokens: int = 0
+    held_out_at_start: dict[str, float] = field(default_factory=dict)
+    held_out: dict[str, float] = field(default_factory=dict)
+    """Of the newest evaluation; empty where nothing is held out."""
+    best_held_out_loss: float | None = None
+    best_update: int | None = None
+    waited: int = 0
+    """Evaluations since the best one."""
+
+
+class StageRun:
+    """One run of a stage. `prepare` checks, reads and writes what the ranks will load, below the run's directory."""
+
+    def __init__(
+        self, config: StageRunConfig, prepare: Callable[[Any, Path], Prepared], *, resume: bool = False
+    ) -> None:
+        self.config, self._prepare, self._resume = config, prepare, resume
+        self._console = Console(stderr=True, highlight=False)
+        self._started = time.monotonic()
+        self._state = State()
+        self._stop = False
+
+    def run(self) -> int:
+        run = RunDirectory.open(self.config, resume=self._resume)
+        checkpoint = checkpoints.latest(run.checkpoints) if self._resume else None
+        saved = checkpoints.read_state(checkpoint) if checkpoint else None
+        with contextlib.ExitStack() as stack:
+            run.begin(self.config)
+            stack.callback(run.close)
+            prepared = self._prepare(self.config, run.path)
+            self._tell(prepared)
+            fixed = self._fixed(run.path / "data")
+            if saved is not None:
+                check_same_run(saved["fixed"], fixed, checkpoint)
+                self._state = State(**saved["state"])
+            total = self.config.training.updates(prepared.train)
+            self._say(f"starting Ray and {self.config.learner.ranks} learner ranks")
+            stack.enter_context(wiring.ray_session(self.config.cluster))
+            stack.enter_context(self._stopping_on_signals())
+            wiring.check_stage_resources(self.config.learner)
+            ranks = wiring.start_stage(self.config, prepared.model_dir, run.path, total)
+            metrics = MetricsWriter(run.path, resume_from=self._state.updates)
+            stack.callback(metrics.close)
+            try:
+                ranks.call("ready")
+                if checkpoint is not None:
+                    ranks.call("load", str(checkpoint))
+                    self._say(f"resumed from {checkpoint} after {self._state.updates} updates")
+                completed = self._train(ranks, run, metrics, total, fixed)
+                ranks.call("close")
+            except BaseException as error:
+                with contextlib.suppress(RunError, OSError):
+                    self._write_summary(run, prepared, total, "failed", str(error) or type(error).__name__)
+                raise
+            self._write_summary(run, prepared, total, "completed" if completed else "interrupted", None)
+        if not completed:
+            self._say("interrupted: checkpoint written, go on with --resume")
+            return INTERRUPTED
+        self._say(f"{run.final} holds the model; {clock(time.monotonic() - self._started)} in all")
+        return 0
+
+    def _train(self, ranks: Any, run: RunDirectory, metrics: MetricsWriter, total: int, fixed: dict[str, Any]) -> bool:
+        """Whether training reached its end, by its schedule or by its patience; a checkpoint is written else."""
+        state, training, every = self._state, self.config.training, self.config.checkpoints.every_updates
+        if state.updates == 0:
+            state.held_out_at_start = self._evaluate(ranks, metrics, total)
+        while state.updates < total and not self._out_of_patience():
+            if self._stop:
+                self._save(ranks, run, fixed)
+                return False
+            due = [REPORT_UPDATES, total - state.updates]
+            due += [step - state.updates % step for step in (training.evaluate_every, every) if step]
+            for stats in ranks.call("advance", min(due)):
+                values = {"loss": stats.loss, "grad_norm": stats.grad_norm, "lr": stats.lr, "seconds": stats.seconds}
+                counts = {"tokens": stats.tokens, "padded_tokens": stats.padded_tokens, "skipped": stats.skipped}
+                metrics.write(stats.update, values | counts | stats.metrics)
+                state.updates, state.loss = stats.update, stats.loss
+                state.tokens += stats.tokens
+            at_end = state.updates == total
+            if at_end or (training.evaluate_every and state.updates % training.evaluate_every == 0):
+                self._judge(self._evaluate(ranks, metrics, total), ranks, run)
+            if every and state.updates % every == 0 and not at_end:
+                self._save(ranks, run, fixed)
+        if training.patience is None or not state.held_out:
+            ranks.call("save_pretrained", str(run.final))
+        return True
+
+    def _evaluate(self, ranks: Any, metrics: MetricsWriter, total: int) -> dict[str, float]:
+        """Held-out loss and metrics; without held-out examples none."""
+        values = ranks.call("evaluate")
+        held_out = {key: value for key, value in values.items() if key not in ("tokens", "padded_tokens")}
+        state = self._state
+        state.held_out = held_out
+        if held_out and state.updates:
+            metrics.write(state.updates, {f"held_out_{key}": value for key, value in held_out.items()})
+        told = "".join(f" | held-out {key} {value:.4f}" for key, value in held_out.items())
+        loss = "" if state.loss is None else f" | loss {state.loss:.4f}"
+        self._say(f"update {state.updates}/{total}{loss}{told} | {clock(time.monotonic() - self._started)}")
+        return held_out
+
+    def _judge(self, held_out: dict[str, float], ranks: Any, run: RunDirectory) -> None:
+        """Keeps the model where it is the best so far, or counts how long none was better."""
+        state = self._state
+        if not held_out:
+            return
+        if state.best_held_out_loss is None or held_out["loss"] < state.best_held_out_loss:
+            state.best_held_out_loss, state.best_update, state.waited = held_out["loss"], state.updates, 0
+            if self.config.training.patience is not None:
+                ranks.call("save_pretrained", str(run.final))
+        else:
+            state.waited += 1
+
+    def _out_of_patience(self) -> bool:
+        patience = self.config.training.patience
+        return patience is not None and self._state.waited >= patience
+
+    def _save(self, ranks: Any, run: RunDirectory, fixed: dict[str, Any]) -> None:
+        tag = f"update-{self._state.updates:07d}"
+        stage = checkpoints.begin(run.checkpoints, tag)
+        try:
+            ranks.call("save", str(stage))
+            checkpoints.write_state(stage, {"fixed": fixed, "state": asdict(self._state)})
+        except BaseException:
+            checkpoints.discard(stage)
+            raise
+        checkpoints.commit(run.checkpoints, tag, self.config.checkpoints.keep)
+
+    def _fixed(self, data: Path) -> dict[str, Any]:
+        """What a resumed run must share with the saved one: order and number of steps depend on it."""
+        digest = hashlib.sha256()
+        for name in (TRAIN, VALIDATION):
+            digest.update((data / name).read_bytes())
+        training = self.config.training
+        return {
+            "the examples": digest.hexdigest(),
+            "model.path": self.config.model.path,
+            **{f"training.{name}": getattr(training, name) for name in ("epochs", "batch_size", "seed")},
+        }
+
+    def _write_summary(self, run: RunDirectory, prepared: Prepared, total: int, status: str, error: str | None) -> None:
+        summary = {
+            "status": status,
+            "error": error,
+            "name": self.config.name,
+            "output": str(run.path),
+            "total_updates": total,
+            "train_examples": prepared.train,
+            "held_out_examples": prepared.validation,
+            "skipped_rows": len(prepared.skipped),
+            **asdict(self._state),
+            "wall_seconds": time.monotonic() - self._started,
+            "versions": package_versions(),
+        }
+        temporary = run.summary.with_suffix(".tmp")
+        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, run.summary)
+
+    def _tell(self, prepared: Prepared) -> None:
+        for line in prepared.skipped[:SHOWN_SKIPS]:
+            self._say(f"skipped {line}")
+        skipped = f", {len(prepared.skipped)} malformed rows skipped" if prepared.skipped else ""
+        self._say(f"{prepared.train} training examples, {prepared.validation} held out{skipped}")
+
+    def _say(self, text: str) -> None:
+        self._console.print(f"offbeat: {text}", markup=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def _stopping_on_signals(self) -> Iterator[None]:
+        """The first Ctrl-C or SIGTERM ends the run after the steps that are under way; the second ends it at once."""
+
+        def stop(number: int, frame: Any) -> None:
+            if self._stop:
+                raise KeyboardInterrupt
+            self._stop = True
+            self._say("interrupted: the run ends after the steps under way; a second time ends it at once")
+
+        previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)

@@ -1,0 +1,39 @@
+"""Tokenised examples on disk, so that the driver reads data once and every rank finds the same. Plain Parquet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+
+from learner.batching import TokenSequence
+
+TRAIN, VALIDATION = "train.parquet", "validation.parquet"
+_SCHEMA = pyarrow.schema(
+    [("prompt", pyarrow.list_(pyarrow.int32())), ("response", pyarrow.list_(pyarrow.int32()))],
+)
+
+
+def write_sequences(path: Path, sequences: Sequence[TokenSequence]) -> None:
+    """Writes prompt and response tokens, whole or not at all. Raises OSError when the disk refuses."""
+    columns = [[list(sequence[part]) for sequence in sequences] for part in (0, 1)]
+    arrays = [pyarrow.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)]
+    write_table(path, pyarrow.Table.from_arrays(arrays, schema=_SCHEMA))
+
+
+def read_sequences(path: Path) -> list[TokenSequence]:
+    """What `write_sequences` wrote, in order."""
+    table = pyarrow.parquet.read_table(path)
+    prompts, responses = (table.column(name).to_pylist() for name in ("prompt", "response"))
+    return [(tuple(prompt), tuple(response)) for prompt, response in zip(prompts, responses, strict=True)]
+
+
+def write_table(path: Path, table: pyarrow.Table) -> None:
+    """Writes a Parquet file, whole or not at all. Raises OSError when the disk refuses."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{path.name}")
+    pyarrow.parquet.write_table(table, temporary)
+    os.replace(temporary, path)

@@ -1,0 +1,73 @@
+"""A small language model from nothing: a byte-level BPE tokenizer trained on texts, and a Llama of random weights.
+
+For data that a laptop learns from, and for tests. It must not know where texts come from or how the model is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from learner.models import replace_directory
+from learner.stage_config import ScratchConfig
+
+EOS, PAD = "<|end|>", "<|pad|>"
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
+    """A byte-level BPE tokenizer (Sennrich et al. 2016) of at most `vocabulary` tokens, learnt from `texts`.
+
+    Every digit is a token of its own, so that numbers are written place by place. The same texts give the same
+    tokenizer; every text is encoded and decoded without loss.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[EOS, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD)
+
+
+def make_model(directory: str | Path, texts: Iterable[str], config: ScratchConfig) -> int:
+    """Writes tokenizer and model as a Hugging Face directory, whole or not at all; returns the number of parameters.
+
+    Raises OSError when the disk refuses.
+    """
+    final = Path(directory)
+    stage = final.with_name(f".tmp-{final.name}")
+    tokenizer = train_tokenizer(texts, config.vocabulary)
+    hidden = config.heads * config.head_size
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=hidden,
+                intermediate_size=hidden * 3,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                num_key_value_heads=config.heads,
+                max_position_embeddings=config.max_tokens,
+                tie_word_embeddings=True,
+                bos_token_id=None,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+    stage.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(stage)
+    tokenizer.save_pretrained(stage)
+    replace_directory(stage, final)
+    return model.num_parameters()
