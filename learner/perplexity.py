@@ -1,0 +1,108 @@
+"""How likely a policy finds given responses, and responses that it gives itself. Knows token ids, not preferences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import GenerationConfig
+
+from actors.errors import UsageError
+from learner.batching import TokenSequence, collate, schedule, sum_by_sequence
+from learner.logprobs import PolicyWithLogProbs
+from learner.models import load_model
+
+
+class PerplexityModel:
+    """A causal language model that scores and samples responses, many at a time."""
+
+    def __init__(
+        self, directory: Path, *, dtype: str = "float32", device: str = "cpu", micro_batch_tokens: int = 8192
+    ) -> None:
+        """Loads the model.
+
+        Args:
+            directory: a Hugging Face causal language model.
+            dtype: `float32` or `bfloat16`.
+            device: as torch names it.
+            micro_batch_tokens: padded tokens that go through the model together.
+
+        Raises:
+            UsageError: the model cannot be loaded, or has no linear head over a decoder.
+        """
+        self._policy = PolicyWithLogProbs(load_model(directory, dtype).to(device)).eval()
+        self._policy.check(1e-3 if dtype == "float32" else 0.25)
+        self._device = device
+        self._micro_batch_tokens = micro_batch_tokens
+        config = self._policy.model.config.get_text_config()
+        self.context: int | None = getattr(config, "max_position_embeddings", None)
+        """Tokens that the model was made for, prompt and response together; None where it does not say."""
+        self._vocabulary = int(config.vocab_size)
+
+    @torch.no_grad()
+    def log_perplexities(self, sequences: Sequence[TokenSequence]) -> NDArray[np.float64]:
+        """Log-perplexity [n] (nats per token) of each response y given its prompt x:
+
+            log ppl(y | x) = -(1 / |y|) sum_t log pi(y_t | x, y_<t)
+
+        over the response's tokens alone, end-of-sequence included where `sequences` hold it.
+        Raises UsageError for an empty prompt or response, or token ids outside the model's vocabulary.
+        """
+        largest = max((max(*prompt, *response) for prompt, response in sequences if prompt and response), default=0)
+        if largest >= self._vocabulary:
+            raise UsageError(
+                f"token id {largest} is outside the model's vocabulary of {self._vocabulary}; give the tokenizer that "
+                "belongs to the model"
+            )
+        result = np.empty(len(sequences), dtype=np.float64)
+        lengths = [len(prompt) + len(response) for prompt, response in sequences]
+        for ((*indices,),) in schedule(lengths, 1, 1, self._micro_batch_tokens):
+            batch = collate([sequences[index] for index in indices], self._device)
+            logprobs = self._policy(batch.input_ids, batch.rows, batch.columns, batch.targets)
+            counts = torch.tensor([len(sequences[index][1]) for index in indices])
+            result[indices] = (-sum_by_sequence(logprobs, batch.rows, len(indices)).cpu().double() / counts).numpy()
+        return result
+
+    @torch.no_grad()
+    def sample(
+        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, eos: int, seed: int
+    ) -> list[TokenSequence]:
+        """One response to each of `prompts` from the model's own distribution, at temperature 1 and untruncated.
+
+        A response ends with `eos` unless it reached `max_new_tokens` before, or its batch the model's context. The same `seed`
+        gives the same responses on the same machine; the global random state is left as it was.
+        """
+        if self.context is not None:
+            prompts = [prompt for prompt in prompts if len(prompt) < self.context]
+        sampled: list[TokenSequence] = []
+        devices = [self._device] if self._device.startswith("cuda") else []
+        lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            for ((*indices,),) in schedule(lengths, 1, 1, self._micro_batch_tokens):
+                sampled += self._sample_batch([prompts[index] for index in indices], max_new_tokens, eos)
+        return sampled
+
+    def _sample_batch(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, eos: int) -> list[TokenSequence]:
+        longest = max(map(len, prompts))
+        ids = torch.full((len(prompts), longest), eos, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.tensor(list(prompt))
+            mask[row, longest - len(prompt) :] = 1
+        room = max_new_tokens if self.context is None else min(max_new_tokens, self.context - longest)
+        # The model directory's own generation settings may truncate; its samples would then not be the policy's.
+        settings = GenerationConfig(
+            do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=room, eos_token_id=eos, pad_token_id=eos
+        )
+        model = self._policy.model
+        model.generation_config = settings
+        output = model.generate(ids.to(self._device), attention_mask=mask.to(self._device), generation_config=settings)
+        responses = [row[longest:].tolist() for row in output]
+        return [
+            (list(prompt), response[: response.index(eos) + 1] if eos in response else response)
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
