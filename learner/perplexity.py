@@ -72,8 +72,9 @@ class PerplexityModel:
     ) -> list[TokenSequence]:
         """One response to each of `prompts` from the model's own distribution, at temperature 1 and untruncated.
 
-        A response ends with `eos` unless it reached `max_new_tokens` before, or its batch the model's context. The same `seed`
-        gives the same responses on the same machine; the global random state is left as it was.
+        A response ends with `eos` unless it reached `max_new_tokens` before, or its batch the model's context; prompts
+        that fill the context get none. The same `seed` gives the same responses on the same machine; the global random
+        state is left as it was.
         """
         if self.context is not None:
             prompts = [prompt for prompt in prompts if len(prompt) < self.context]
