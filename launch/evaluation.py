@@ -1,4 +1,4 @@
-"""Win rate and KL of the policy against its own starting point, by the run's judge.
+"""Win rate, reward and KL of the policy against its own starting point, by the run's judge.
 
 The starting policy answers the evaluation prompts once, before training; every evaluation sets fresh completions
 against those. Pure functions here; who samples and who judges is the loop's business.
@@ -7,6 +7,7 @@ against those. Pure functions here; who samples and who judges is the loop's bus
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,22 @@ class WinRate:
     """95% interval of the mean over prompts."""
     n: int
     """Prompts, each with K completions of either side."""
+
+
+@dataclass(frozen=True)
+class Reward:
+    """The judge's score of a completion, those without end-of-sequence counted as in training; means over prompts."""
+
+    value: float
+    start: float
+    """Of the starting policy, on the same prompts."""
+    rise: float
+    """value - start."""
+    low: float
+    high: float
+    """95% interval of the rise."""
+    n: int
+    """Prompts."""
 
 
 def against(policy: Group, baseline: Group) -> Group:
@@ -54,6 +71,23 @@ def win_rate(shares: Sequence[float]) -> WinRate:
     n = len(shares)
     wins = sum(shares)
     return WinRate(wins / n, *wilson_interval(wins, n), n)
+
+
+def reward(judged: Sequence[Group], missing_eos_score: float | None) -> Reward:
+    """Mean scores of policy and starting policy from groups made by `against`, and their difference.
+
+    The interval is the normal one of paired differences, mean ± 1.96 s / sqrt(n) over prompts; for one prompt it is the
+    difference alone.
+    """
+    sides = []
+    for group in judged:
+        scores, half = effective_scores(group, missing_eos_score), len(group.completions) // 2
+        sides.append((statistics.fmean(scores[:half]), statistics.fmean(scores[half:])))
+    rises = [policy - start for policy, start in sides]
+    rise, n = statistics.fmean(rises), len(rises)
+    half_width = 1.96 * statistics.stdev(rises) / math.sqrt(n) if n > 1 else 0.0
+    value, start = (statistics.fmean(side) for side in zip(*sides, strict=True))
+    return Reward(value, start, rise, rise - half_width, rise + half_width, n)
 
 
 def wilson_interval(wins: float, n: int, z: float = 1.96) -> tuple[float, float]:

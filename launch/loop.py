@@ -75,6 +75,7 @@ class Progress:
     """Largest |log policy - log behaviour| of a token that met the very weights it was sampled with: the engines' gap.
     None while there was none."""
     win_rate: evaluation.WinRate | None = None
+    reward: evaluation.Reward | None = None
     kl: float | None = None
     _reported: evaluation.WinRate | None = None
     learning_seconds: float = 0.0
@@ -98,7 +99,8 @@ class Progress:
         if rate is None or kl is None or rate is self._reported:
             return {}
         self._reported = rate
-        return {"win_rate": rate.value, "win_rate_low": rate.low, "win_rate_high": rate.high, "kl": kl}
+        values = {"win_rate": rate.value, "win_rate_low": rate.low, "win_rate_high": rate.high, "kl": kl}
+        return values | ({} if self.reward is None else {"reward": self.reward.value})
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,7 @@ class TrainingLoop:
         judged = await self._judge_all([evaluation.against(a, b) for a, b in zip(groups, baseline, strict=True)])
         missing = self.config.judging.missing_eos_score
         self.progress.win_rate = evaluation.win_rate([evaluation.win_share(group, missing) for group in judged])
+        self.progress.reward = evaluation.reward(judged, missing)
         sequences = [(g.lease.prompt.token_ids, c.token_ids) for g in groups for c in g.completions]
         self.progress.kl = evaluation.sequence_kl(await self.learner.score(sequences))
 

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from actors.records import Completion, Group, Judgement, Lease, Prompt
-from launch.evaluation import against, sequence_kl, wilson_interval, win_rate, win_share
+from launch.evaluation import against, reward, sequence_kl, wilson_interval, win_rate, win_share
 
 LEASE = Lease(-1, 0, Prompt("p:0", (1,), "p"), 0, math.inf)
 
@@ -94,3 +94,18 @@ def test_wins_and_losses_are_covered_about_95_times_in_100(p, n):
 
 def test_ties_make_the_interval_wider_than_it_need_be_and_never_narrower():
     assert coverage((0.0, 0.5, 1.0), (0.3, 0.4, 0.3), 100) > 0.97
+
+
+def test_the_reward_rises_by_the_mean_paired_difference_with_its_normal_interval() -> None:
+    """Prompts with means 2 and 1.5, then 1 and 0: rises 0.5 and 1, of standard deviation sqrt(1/8)."""
+    result = reward([_judged((3.0, 1.0, 1.0, 2.0)), _judged((1.0, 1.0, 0.0, 0.0))], None)
+    assert (result.value, result.start, result.rise, result.n) == (1.5, 0.75, 0.75, 2)
+    assert result.high - result.rise == pytest.approx(1.96 * (1 / 8) ** 0.5 / 2**0.5)
+    assert result.rise - result.low == pytest.approx(result.high - result.rise)
+
+
+def test_the_reward_of_an_unfinished_completion_is_what_training_gives_it() -> None:
+    judged = _judged((1.0, 1.0, 1.0, 1.0), finished=(False, True, True, True))
+    result = reward([judged], missing_eos_score=-1.0)
+    assert (result.value, result.start) == (0.0, 1.0)
+    assert result.low == result.high == result.rise == -1.0
