@@ -9,14 +9,10 @@ from pydantic import Field, model_validator
 from actors.config import Settings
 
 
-class LossConfig(Settings):
-    """The loss and its strength: on pairs (the best and worst completion of a prompt) or on games (all of them)."""
+class PairLossTerms(Settings):
+    """What every loss on pairs reads."""
 
-    kind: Literal["dpo", "ipo", "slic", "nash_pg", "online_ipo", "ipo_md", "reward_pg"] = Field(
-        default="dpo",
-        description="on pairs: dpo (logistic), ipo (squared), slic (hinge); on games against `opponent`: nash_pg "
-        "(Nash-MD-PG, Nash-EMA-PG, self-play), online_ipo, ipo_md; on scores alone: reward_pg (policy gradient)",
-    )
+    kind: str = Field(default="dpo", description="which loss")
     beta: float = Field(
         default=0.1,
         gt=0.0,
@@ -27,6 +23,24 @@ class LossConfig(Settings):
         ge=0.0,
         lt=0.5,
         description="pair losses: probability that the preference is taken to be the other way round",
+    )
+
+
+class PairLossConfig(PairLossTerms):
+    """A loss on pairs that are given."""
+
+    kind: Literal["dpo", "ipo", "slic"] = Field(
+        default="dpo", description="dpo (logistic), ipo (squared) or slic (hinge)"
+    )
+
+
+class LossConfig(PairLossTerms):
+    """The loss and its strength: on pairs (the best and worst completion of a prompt) or on games (all of them)."""
+
+    kind: Literal["dpo", "ipo", "slic", "nash_pg", "online_ipo", "ipo_md", "reward_pg"] = Field(
+        default="dpo",
+        description="on pairs: dpo (logistic), ipo (squared), slic (hinge); on games against `opponent`: nash_pg "
+        "(Nash-MD-PG, Nash-EMA-PG, self-play), online_ipo, ipo_md; on scores alone: reward_pg (policy gradient)",
     )
     tau: float = Field(
         default=0.05, gt=0.0, description="other losses: weight of KL(policy || reference) against the preference"

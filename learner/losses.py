@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from learner.config import LossConfig
+from learner.config import PairLossTerms
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class LossOutput:
     """[b] each, detached: `margin` (implicit reward margin beta * h) and `accuracy` (1 where h > 0, else 0)."""
 
 
-def _loss_of_difference(h: Tensor, config: LossConfig) -> Tensor:
+def _loss_of_difference(h: Tensor, config: PairLossTerms) -> Tensor:
     """f(h) without label smoothing; h [b] nats -> [b]."""
     if config.kind == "dpo":
         return -logsigmoid(config.beta * h)
@@ -42,7 +42,8 @@ def preference_loss(
     policy_rejected: Tensor,
     reference_chosen: Tensor,
     reference_rejected: Tensor,
-    config: LossConfig,
+    config: PairLossTerms,
+    probability: Tensor | None = None,
 ) -> LossOutput:
     """Loss of each pair from sequence log-probs (nats, summed over the completion's tokens); all inputs [b].
 
@@ -52,19 +53,22 @@ def preference_loss(
     * slic: max(0, 1 - beta h). Zhao et al. 2023, "SLiC-HF", eq. 1, on log-ratios to the reference and with the margin
       normalised to 1, as in Liu et al. 2023, "Statistical Rejection Sampling Improves Preference Optimization", eq. 10.
 
-    With label smoothing eps each becomes (1 - eps) f(h) + eps f(-h): the preference is taken to be the other way round
-    with probability eps (for dpo the conservative DPO of Mitchell 2023, "A note on DPO with noisy preferences").
+    With `probability` p, that chosen is preferred to rejected, each becomes p f(h) + (1 - p) f(-h), the expected loss
+    under that preference; unset, p is 1. With label smoothing eps the preference is taken to be the other way round
+    with probability eps, whatever p: (1 - eps) p + eps (1 - p) takes p's place (for dpo and p = 1 the conservative DPO
+    of Mitchell 2023, "A note on DPO with noisy preferences").
     """
     h = (policy_chosen - policy_rejected) - (reference_chosen - reference_rejected)
     loss = _loss_of_difference(h, config)
-    if config.label_smoothing > 0.0:
+    if config.label_smoothing > 0.0 or probability is not None:
         eps = config.label_smoothing
-        loss = (1.0 - eps) * loss + eps * _loss_of_difference(-h, config)
+        p = 1.0 - eps if probability is None else (1.0 - eps) * probability + eps * (1.0 - probability)
+        loss = p * loss + (1.0 - p) * _loss_of_difference(-h, config)
     margin = config.beta * h.detach()
     return LossOutput(loss=loss, metrics={"margin": margin, "accuracy": (margin > 0.0).to(margin.dtype)})
 
 
-def tie_loss(config: LossConfig) -> float:
+def tie_loss(config: PairLossTerms) -> float:
     """The constant loss of a tie, f(0): both completions count as one, so h = 0 and there is no gradient."""
     zero = torch.zeros(1, dtype=torch.float64)
     return float(preference_loss(zero, zero, zero, zero, config).loss[0])

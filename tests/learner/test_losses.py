@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from learner.config import LossConfig
+from learner.config import LossConfig, PairLossConfig
 from learner.losses import preference_loss, tie_loss
 
 BETA = 0.5
@@ -54,6 +54,20 @@ def test_label_smoothing_mixes_the_loss_with_that_of_the_swapped_pair(kind):
     wrong_loss, wrong_slope, _ = loss_and_gradient(kind, -0.7)
     assert loss == pytest.approx(0.8 * right_loss + 0.2 * wrong_loss)
     assert slope == pytest.approx(0.8 * right_slope - 0.2 * wrong_slope)
+
+
+@pytest.mark.parametrize("kind", ["dpo", "ipo", "slic"])
+def test_a_probability_mixes_the_loss_with_that_of_the_swapped_pair(kind):
+    """p = 0.7 smoothed by 0.2 is the belief 0.8 * 0.7 + 0.2 * 0.3 = 0.62, p = 0 the swapped pair, and p = 1 no more
+    than smoothing."""
+    right, wrong = loss_and_gradient(kind, 0.7)[0], loss_and_gradient(kind, -0.7)[0]
+    h = torch.full((3,), 0.7, dtype=torch.float64)
+    zeros, p = torch.zeros_like(h), torch.tensor([0.7, 0.0, 1.0], dtype=torch.float64)
+    plain = preference_loss(h, zeros, zeros, zeros, PairLossConfig(kind=kind, beta=BETA), p).loss
+    assert plain.tolist() == pytest.approx([0.7 * right + 0.3 * wrong, wrong, right])
+    smooth = preference_loss(h, zeros, zeros, zeros, PairLossConfig(kind=kind, beta=BETA, label_smoothing=0.2), p).loss
+    beliefs = [0.62, 0.2, 0.8]
+    assert smooth.tolist() == pytest.approx([belief * right + (1 - belief) * wrong for belief in beliefs])
 
 
 def test_smoothed_dpo_is_least_where_the_policy_believes_the_smoothed_label():
