@@ -66,7 +66,8 @@ Config = Annotated[
     str,
     typer.Argument(
         metavar="CONFIG",
-        help="a YAML file or a preset: embedded, embedded-nash-md, embedded-bradley-terry, node-8gpu, cluster-2node",
+        help="a YAML file or a preset: embedded, embedded-nash-md, embedded-bradley-terry, gsm8k, node-8gpu, "
+        "cluster-2node",
     ),
 ]
 StageConfig = Annotated[str, typer.Argument(metavar="CONFIG", help="a YAML file or a preset")]

@@ -1,9 +1,12 @@
 """Presets: whole, within the hardware that their names promise, and clear about what only the user can know."""
 
+from pathlib import Path
+
 import pytest
 
 from actors.errors import UsageError
-from launch.loading import load_config, preset_names
+from launch.loading import TRAIN, load_config, preset_names
+from launch.stage_config import SFT
 
 USER_KNOWS = ["model.path=/m", "prompts.source=/p.jsonl", "judging.judge.path=/rm"]
 
@@ -45,4 +48,18 @@ def test_a_gpu_preset_asks_for_all_that_only_the_user_knows_at_once(preset):
 
 @pytest.mark.parametrize("preset", preset_names())
 def test_a_run_of_a_preset_is_named_after_it_or_demo(preset):
-    assert load_config(preset, [] if preset.startswith("embedded") else USER_KNOWS).name in (preset, "demo")
+    known = {"gsm8k": ["prompts.source=/gsm8k"], "node-8gpu": USER_KNOWS, "cluster-2node": USER_KNOWS}
+    assert load_config(preset, known.get(preset, [])).name in (preset, "demo")
+
+
+def test_training_on_gsm8k_starts_from_what_fine_tuning_on_it_left_and_asks_alike():
+    train, sft = load_config("gsm8k", ["prompts.source=/gsm8k"]), load_config("gsm8k", ["data.source=/gsm8k"], SFT)
+    assert Path(train.model.path) == sft.directory / "final"
+    assert train.prompts.template == sft.data.template
+    assert train.generators.max_model_len <= sft.model.scratch.max_tokens
+
+
+@pytest.mark.parametrize(("verb", "key"), [(TRAIN, "prompts.source"), (SFT, "data.source")])
+def test_the_gsm8k_presets_ask_where_the_data_are(verb, key):
+    with pytest.raises(UsageError, match=rf"{key}: missing; pass {key}=VALUE"):
+        load_config("gsm8k", [], verb)
