@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from actors.config import JudgingConfig
-from actors.judges import make_judge
+from actors.judges import MeasuredJudge, make_judge
 from actors.judges.retrying import judge_with_retries
 from actors.records import Failure, Group
 
@@ -20,6 +20,7 @@ class JudgeWorker:
         self._config = config
         self._judge = make_judge(config.judge, task=task, seed=seed, tokenizer=tokenizer)
         self._seconds = 0.0
+        self._counts = dict.fromkeys(("groups", "failed_groups"), 0.0)
 
     async def judge(self, groups: Sequence[Group]) -> list[Group | Failure]:
         """Judgements of `groups`, in order.
@@ -29,10 +30,18 @@ class JudgeWorker:
         """
         started = time.monotonic()
         try:
-            return await judge_with_retries(self._judge, groups, self._config)
+            answers = await judge_with_retries(self._judge, groups, self._config)
+            self._counts["groups"] += len(answers)
+            self._counts["failed_groups"] += sum(isinstance(answer, Failure) for answer in answers)
+            return answers
         finally:
             self._seconds += time.monotonic() - started
 
     async def seconds(self) -> float:
         """Seconds spent judging since the start."""
         return self._seconds
+
+    async def figures(self) -> dict[str, float]:
+        """What was judged since the start: `groups`, `failed_groups` among them, and what the judge itself counts."""
+        measured = self._judge.metrics() if isinstance(self._judge, MeasuredJudge) else {}
+        return self._counts | measured

@@ -90,8 +90,7 @@ def start_judge(
     """Starts the judge actor; `tokenizer` is the policy's, whose ids a model with the same one reads as they are.
 
     Scalar and closed-form judges take no core of their own; a model may reserve GPUs."""
-    gpus = getattr(config.judge, "gpus", 0.0)
     actor = ray.remote(JudgeWorker).options(
-        num_cpus=0, num_gpus=gpus, max_restarts=3, runtime_env={"env_vars": environment}
+        num_cpus=0, num_gpus=config.gpus, max_restarts=3, runtime_env={"env_vars": environment}
     )
     return actor.remote(config, task=task, seed=seed, tokenizer=tokenizer)

@@ -23,8 +23,9 @@ from importlib.metadata import version
 from multiprocessing.connection import Connection
 from typing import Any
 
-from actors.config import GeneratorConfig, OpponentConfig, RewardModelJudgeConfig, SamplingConfig
+from actors.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.errors import RunError
+from actors.judge_config import RewardModelJudgeConfig
 from actors.pairing import game_of
 from actors.records import Completion, Group, Lease, Manifest, Prompt
 from benchmarks.trl_nash_md import DRAWS, OVERLAPPED, POSITIONS, Setting

@@ -121,6 +121,8 @@ def format_value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, tuple | list):
         return "[" + ", ".join(format_value(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {format_value(item)}" for key, item in value.items()) + "}"
     return str(value)
 
 
@@ -144,6 +146,8 @@ def _describe(member: Any) -> str:
         items = get_args(member)
         plural = _NOUNS.get(items[0], ("value", "values"))[1]
         return f"list of {plural}" if items[-1] is Ellipsis else f"list of {len(items)} {plural}"
+    if get_origin(member) is dict:
+        return "mapping"
     if member is bool:
         return "true | false"
     return _NOUNS.get(member, (str(member), ""))[0]

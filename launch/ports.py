@@ -50,6 +50,9 @@ class JudgePort(Protocol):
 
     async def seconds(self) -> float: ...
 
+    async def figures(self) -> dict[str, float]:
+        """What it counted, by name."""
+
 
 class LearnerPort(Protocol):
     """All ranks of the learner as one."""

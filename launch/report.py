@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,7 +81,15 @@ class Reporter:
             "family_shares": last.family_shares,
         }
 
-    def summary(self, loop: TrainingLoop, *, judging_seconds: float, status: Status, error: str | None) -> Summary:
+    def summary(
+        self,
+        loop: TrainingLoop,
+        *,
+        judging_seconds: float,
+        status: Status,
+        error: str | None,
+        judging_figures: Mapping[str, float] | None = None,
+    ) -> Summary:
         """The run as it ended."""
         config, progress, buffer = self._config, loop.progress, loop.buffer
         statuses = loop.pool.accounts
@@ -113,6 +122,7 @@ class Reporter:
             skipped_updates=progress.skipped,
             ledger=buffer.ledger(),
             judge=config.judging.judge.kind,
+            judging=dict(judging_figures or {}),
             opponent=self._opponent,
             loss=config.learner.loss.kind,
             opponent_bound=config.opponent.max_staleness if config.opponent_drawn.sampled else None,

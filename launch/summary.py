@@ -83,6 +83,8 @@ class Summary(_Record):
     """Prompts offered, leased, generated, judged, trained; returned and dropped by reason."""
     judge: str = ""
     """Kind of the judge that the win rate is by."""
+    judging: dict[str, float] = Field(default_factory=dict)
+    """What the judge counted since its last start: groups, those that failed, and what its kind counts."""
     opponent: str = "the starting policy"
     win_rate: WinRate | None = None
     """Against `opponent`, ties counted half, with its 95% interval."""
@@ -183,6 +185,8 @@ def _facts(summary: Summary) -> dict[str, str]:
         facts["opponents"] = _staleness(summary.opponent_staleness, bound)
     if summary.exploitability is not None:
         facts["exact"] = _exact(summary)
+    if text := _judging(summary.judging):
+        facts["judging"] = text
     if summary.ties:
         facts["ties"] = f"{summary.ties:,} pairs"
     if summary.dropped_tokens:
@@ -200,6 +204,21 @@ def _staleness(staleness: Staleness, bound: int) -> str:
     pairs = sum(staleness.histogram.values())
     shares = ", ".join(f"{count / pairs:.0%} at {age}" for age, count in staleness.histogram.items())
     return f"max {staleness.max} of {bound} allowed, mean {staleness.mean:.2f} ({shares})"
+
+
+def _judging(figures: Mapping[str, float]) -> str:
+    """What a judge asked for and what went wrong; empty where there is nothing to tell.
+
+    The figures of an ensemble's members, `MEMBER.NAME`, are added up."""
+
+    def total(name: str) -> float:
+        return sum(value for key, value in figures.items() if key.rpartition(".")[2] == name)
+
+    failed, cost = total("failed_groups"), total("cost")
+    names = ("requests", "retries", "given_up", "refused", "abstentions")
+    facts = [f"{failed:,.0f} of {total('groups'):,.0f} groups failed"] if failed else []
+    facts += [f"{total(name):,.0f} {name.replace('_', ' ')}" for name in names if total(name)]
+    return ", ".join(facts + ([f"cost {cost:,.2f}"] if cost else []))
 
 
 def _exact(summary: Summary) -> str:

@@ -105,6 +105,7 @@ class _Session:
         self.metrics = MetricsWriter(run.path, resume_from=self.buffer.updates)
         self.reporter = Reporter(config, run)
         self.judging_seconds = 0.0
+        self.judging_figures: dict[str, float] = {}
         self.learner: wiring.RayLearner
         self.judge: wiring.RayJudge
 
@@ -154,6 +155,7 @@ class _Session:
                 await loop.run(self._main)
         finally:
             self.judging_seconds = await self.judge.seconds()
+            self.judging_figures = await self.judge.figures()
         await self.learner.close()
         interrupted = self.buffer.updates < self.config.updates
         self._write_summary(loop, status="interrupted" if interrupted else "completed")
@@ -247,7 +249,13 @@ class _Session:
         self.metrics.write(self.buffer.updates, {**numbers, **values})
 
     def _write_summary(self, loop: TrainingLoop, *, status: Status, error: str | None = None) -> None:
-        summary = self.reporter.summary(loop, judging_seconds=self.judging_seconds, status=status, error=error)
+        summary = self.reporter.summary(
+            loop,
+            judging_seconds=self.judging_seconds,
+            judging_figures=self.judging_figures,
+            status=status,
+            error=error,
+        )
         summary.write(self.run_dir.summary)
         if error is None:
             self.board.close()

@@ -6,14 +6,18 @@ Each kind is imported only when it is asked for. Judges must not know leases, bu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from actors.config import (
+from actors.errors import OffbeatError
+from actors.judge_config import (
     BradleyTerryJudgeConfig,
+    EndpointJudgeConfig,
+    EnsembleJudgeConfig,
     FunctionJudgeConfig,
     GoldJudgeConfig,
     JudgeKind,
     RewardModelJudgeConfig,
+    ServedRewardModelJudgeConfig,
     VerifierJudgeConfig,
 )
 from actors.records import Group, Judgement
@@ -22,8 +26,21 @@ from actors.records import Group, Judgement
 class Judge(Protocol):
     """Anything that scores groups. It may fail: `retrying.judge_with_retries` handles errors, nonsense and silence."""
 
-    async def judge(self, groups: Sequence[Group]) -> list[Judgement]:
-        """One judgement per group, in order, each with one finite score per completion."""
+    async def judge(self, groups: Sequence[Group]) -> Sequence[Judgement | OffbeatError]:
+        """One judgement per group, in order, each with one finite score per completion.
+
+        A judge that has retried by itself answers with the error, not raised, for a group that it could not judge: it
+        is not asked for it again, and the others keep what they got.
+        """
+        ...
+
+
+@runtime_checkable
+class MeasuredJudge(Protocol):
+    """A judge that counts what it does."""
+
+    def metrics(self) -> dict[str, float]:
+        """Totals and extremes since the judge was made, by name."""
         ...
 
 
@@ -61,3 +78,16 @@ def make_judge(config: JudgeKind, *, task: str = "transitive", seed: int = 0, to
             from actors.judges.function import FunctionJudge
 
             return FunctionJudge(config)
+        case EndpointJudgeConfig():
+            from actors.judges.endpoint import EndpointJudge
+
+            return EndpointJudge(config)
+        case ServedRewardModelJudgeConfig():
+            from actors.judges.served import ServedRewardModelJudge
+
+            return ServedRewardModelJudge(config, policy_tokenizer=tokenizer)
+        case EnsembleJudgeConfig():
+            from actors.judges.ensemble import EnsembleJudge
+
+            members = [make_judge(each.judge, task=task, seed=seed, tokenizer=tokenizer) for each in config.members]
+            return EnsembleJudge(config, members)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
-from actors.config import FunctionJudgeConfig
 from actors.errors import RunError, UsageError
+from actors.judge_config import FunctionJudgeConfig
 from actors.judges.threads import in_daemon_thread
 from actors.pairing import checked_preferences, mean_win_probabilities
 from actors.records import Group, Judgement

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from actors.config import JudgingConfig
-from actors.errors import RunError, UsageError
+from actors.errors import OffbeatError, RunError, UsageError
 from actors.judges import Judge
 from actors.records import Failure, Group, Judgement
 
@@ -82,24 +82,29 @@ async def _judge_one_by_one(judge: Judge, batch: Sequence[Group], config: Judgin
     return results
 
 
-async def _judge_once(judge: Judge, groups: Sequence[Group], timeout_seconds: float) -> list[Group]:
+async def _judge_once(judge: Judge, groups: Sequence[Group], timeout_seconds: float) -> list[Group | Failure]:
     try:
         async with asyncio.timeout(timeout_seconds) as limit:
-            judgements = await judge.judge(groups)
+            answers = await judge.judge(groups)
     except TimeoutError as error:
         if not limit.expired():
             raise  # the judge's own, of a request it made
         raise _JudgeTimeoutError(f"the judge did not answer within {timeout_seconds:g} s") from error
-    check_judgements(judgements, groups)
-    return [replace(group, judgement=judgement) for group, judgement in zip(groups, judgements, strict=True)]
+    check_answers(answers, groups)
+    return [
+        _failure(group, _reason(answer)) if isinstance(answer, OffbeatError) else replace(group, judgement=answer)
+        for group, answer in zip(groups, answers, strict=True)
+    ]
 
 
-def check_judgements(judgements: Sequence[Judgement], groups: Sequence[Group]) -> None:
-    """Raises RunError unless there is one judgement per group, with as many finite scores as completions."""
-    answered = len(judgements) if isinstance(judgements, Sequence) else 0
+def check_answers(answers: Sequence[Judgement | OffbeatError], groups: Sequence[Group]) -> None:
+    """Raises RunError unless there is one answer per group: an error, or as many finite scores as completions."""
+    answered = len(answers) if isinstance(answers, Sequence) else 0
     if answered != len(groups):
         raise RunError(f"the judge answered {answered} judgements for {len(groups)} groups")
-    for group, judgement in zip(groups, judgements, strict=True):
+    for group, judgement in zip(groups, answers, strict=True):
+        if isinstance(judgement, OffbeatError):
+            continue
         count, prompt = len(group.completions), group.lease.prompt.id
         if len(judgement.scores) != count:
             raise RunError(f"the judge gave prompt '{prompt}' {len(judgement.scores)} scores for {count} completions")
@@ -118,6 +123,6 @@ def _failure(group: Group, reason: str) -> Failure:
 
 def _reason(error: Exception) -> str:
     """The message; with the type where the error is not one of ours, whose messages stand alone."""
-    if isinstance(error, RunError | UsageError | _JudgeTimeoutError):
+    if isinstance(error, OffbeatError | _JudgeTimeoutError):
         return str(error)
     return f"the judge raised {type(error).__name__}: {error}"

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from actors.config import RewardModelJudgeConfig
 from actors.errors import RunError, UsageError
+from actors.judge_config import RewardModelJudgeConfig
+from actors.judges.reward_inputs import RewardModelInputs
 from actors.judges.threads import in_daemon_thread
-from actors.prompts import load_tokenizer, without_trailing
-from actors.records import Completion, Group, Judgement, Prompt
+from actors.records import Group, Judgement
 
 logger = logging.getLogger(__name__)
 
@@ -64,16 +64,14 @@ class RewardModelJudge:
             raise UsageError(f"judge.gpus is {config.gpus:g}, but torch finds no CUDA device here; set judge.gpus to 0")
         self._config = config
         self._device = torch.device("cuda" if config.gpus > 0 else "cpu")
-        self._tokenizer = load_tokenizer(config.path, needs_eos=False)
+        self._inputs = RewardModelInputs(config.path, policy_tokenizer)
+        self.token_ids = self._inputs.token_ids
         self._model = _load_model(config).to(self._device)
         text_config = self._model.config.get_text_config()
         self._pad_token_id: int | None = text_config.pad_token_id
         self._longest: int | None = getattr(text_config, "max_position_embeddings", None)
-        policy = None if policy_tokenizer is None else load_tokenizer(policy_tokenizer)
-        self._same_vocabulary = policy is not None and policy.get_vocab() == self._tokenizer.get_vocab()
-        self._same_template = policy is not None and policy.chat_template == self._tokenizer.chat_template
         self._forward_lock = threading.Lock()
-        logger.info("reward model %s reads %s", config.path, "token ids" if self._same_vocabulary else "text")
+        logger.info("reward model %s reads %s", config.path, "token ids" if self._inputs.same_vocabulary else "text")
 
     async def judge(self, groups: Sequence[Group]) -> list[Judgement]:
         """Scores of all completions; the forward passes run in a thread.
@@ -91,26 +89,6 @@ class RewardModelJudge:
                 )
         scores = iter(await in_daemon_thread(lambda: self._score(sequences)))
         return [Judgement(scores=tuple(next(scores) for _ in group.completions)) for group in groups]
-
-    def token_ids(self, prompt: Prompt, completion: Completion) -> list[int]:
-        """What the model reads: the sampled ids where the vocabulary is the policy's, else the text tokenised again.
-
-        Prompt and completion are tokenised apart, as they were when sampled, so that what a tokenizer writes around a
-        prompt stays around the prompt; a finished completion ends with the judge's own end-of-sequence token. Chat
-        prompts are written in the judge's own template where it has one, which ends the answer itself.
-        """
-        messages = prompt.metadata.get("messages")
-        own_template = self._tokenizer.chat_template is not None
-        if self._same_vocabulary and (messages is None or self._same_template or not own_template):
-            return [*prompt.token_ids, *completion.token_ids]
-        if messages is not None and own_template:
-            conversation = [*messages, {"role": "assistant", "content": completion.text}]
-            text = self._tokenizer.apply_chat_template(conversation, tokenize=False)
-            return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        eos = self._tokenizer.eos_token_id
-        before = without_trailing(self._tokenizer(prompt.text, verbose=False)["input_ids"], eos)
-        answer = self._tokenizer(completion.text, add_special_tokens=False, verbose=False)["input_ids"]
-        return [*before, *answer, eos] if completion.finished and eos is not None else [*before, *answer]
 
     def _score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         # A forward pass whose caller gave up still runs; the next one waits for it instead of competing with it.

@@ -9,7 +9,7 @@ from launch.fields import settings
 from launch.loading import load_config
 
 ALL = list(settings(RunConfig))
-JUDGES = ("gold", "bradley_terry", "reward_model", "verifier", "function")
+JUDGES = ("gold", "bradley_terry", "reward_model", "verifier", "function", "endpoint", "served", "ensemble")
 
 
 @pytest.mark.parametrize("setting", ALL, ids=lambda setting: f"{setting.key}-{setting.only_for}")

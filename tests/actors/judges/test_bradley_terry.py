@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from actors import world
-from actors.config import BradleyTerryJudgeConfig
 from actors.errors import RunError, UsageError
+from actors.judge_config import BradleyTerryJudgeConfig
 from actors.judges import make_judge
 from actors.judges.bradley_terry import BradleyTerryJudge, fit_bradley_terry
 from actors.records import Completion, Group, Lease, Prompt

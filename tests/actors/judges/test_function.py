@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from actors.config import FunctionJudgeConfig
 from actors.errors import RunError, UsageError
+from actors.judge_config import FunctionJudgeConfig
 from actors.judges import make_judge
 from actors.judges.function import FunctionJudge
 from actors.pairing import game_of
@@ -168,7 +168,8 @@ def test_a_function_that_never_returns_does_not_keep_the_process_alive(tmp_path:
     (tmp_path / "hanging.py").write_text("import threading\ndef f(prompt, completions): threading.Event().wait()\n")
     script = textwrap.dedent("""
         import asyncio
-        from actors.config import FunctionJudgeConfig, JudgingConfig
+        from actors.config import JudgingConfig
+        from actors.judge_config import FunctionJudgeConfig
         from actors.judges import make_judge
         from actors.judges.retrying import judge_with_retries
         from actors.records import Completion, Group, Lease, Prompt

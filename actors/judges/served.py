@@ -1,0 +1,80 @@
+"""A reward model behind vLLM's server as a judge: one logit per completion, from `/classify` of the pooling runner.
+
+It must not know what scores are used for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import aiohttp
+
+from actors.errors import OffbeatError
+from actors.judge_config import ServedRewardModelJudgeConfig
+from actors.judges.http_client import HttpClient
+from actors.judges.reward_inputs import RewardModelInputs
+from actors.records import Group, Judgement
+
+
+class ServedRewardModelJudge:
+    """Scores prompt + completion with a sequence-classification model of one label that vLLM serves."""
+
+    def __init__(
+        self,
+        config: ServedRewardModelJudgeConfig,
+        policy_tokenizer: str | None = None,
+        client: HttpClient | None = None,
+    ) -> None:
+        """Loads the tokenizer; the server is first asked when something is judged.
+
+        Args:
+            config: where the server is.
+            policy_tokenizer: as for `RewardModelInputs`.
+            client: in place of one made of `config`.
+
+        Raises:
+            UsageError: the tokenizer cannot be loaded, or the key is missing.
+        """
+        self._config = config
+        self._client = client or HttpClient(config)
+        self._inputs = RewardModelInputs(config.tokenizer or config.model, policy_tokenizer)
+
+    async def judge(self, groups: Sequence[Group]) -> list[Judgement | OffbeatError]:
+        """Logits as scores, one request per group; the error for a group that the server did not answer."""
+        async with self._client.session() as session:
+            return list(await asyncio.gather(*[self._judge_one(session, group) for group in groups]))
+
+    def metrics(self) -> dict[str, float]:
+        """What `RequestCounts` counts."""
+        return self._client.counts.metrics()
+
+    async def _judge_one(self, session: aiohttp.ClientSession, group: Group) -> Judgement | OffbeatError:
+        sequences = [self._inputs.token_ids(group.lease.prompt, completion) for completion in group.completions]
+        # Without activation: the logit itself, not its sigmoid.
+        body = {"model": self._config.model, "input": sequences, "use_activation": False}
+        try:
+            scores = await self._client.post(
+                session, "/classify", body, lambda answer: read_logits(answer, len(sequences))
+            )
+        except OffbeatError as error:
+            return error
+        return Judgement(scores=scores)
+
+
+def read_logits(answer: Any, count: int) -> tuple[float, ...]:
+    """The logits in an answer of `/classify`, in order of the request.
+
+    Raises:
+        KeyError, IndexError, TypeError, ValueError: not `count` sequences with one finite number each.
+    """
+    probs = {int(each["index"]): each["probs"] for each in answer["data"]}
+    rows = [probs[index] for index in range(count)]
+    if len(probs) != count or any(len(row) != 1 for row in rows):
+        raise ValueError(f"{len(probs)} sequences of {[len(row) for row in rows][:4]} labels for {count} of 1 label")
+    logits = tuple(float(row[0]) for row in rows)
+    if not all(map(math.isfinite, logits)):
+        raise ValueError(f"logits {logits} are not all finite")
+    return logits
