@@ -129,6 +129,21 @@ def sft(config: StageConfig, overrides: Overrides = None, resume: Resume = False
 
 
 @app.command()
+def dpo(config: StageConfig, overrides: Overrides = None, resume: Resume = False, output: Output = None) -> int:
+    """Trains a model on given preferences, offline (DPO, IPO, SLiC)."""
+    from launch.stage_config import DPO
+
+    run_config = _load(config, overrides, output, DPO)
+
+    def run() -> int:
+        from launch.offline import run_dpo
+
+        return run_dpo(run_config, resume=resume)
+
+    return _run(run_config, run)
+
+
+@app.command()
 def demo(overrides: Overrides = None, output: Output = None) -> int:
     """Two routes through a small world: a Bradley-Terry reward's, which can be exploited, and Nash-MD's. On CPU."""
     from launch.demo import run_demo

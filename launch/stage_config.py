@@ -7,7 +7,7 @@ from pydantic import Field
 from launch.config import NAME, ClusterConfig, NamedConfig
 from launch.loading import PRESETS, Verb
 from learner.config import CheckpointConfig
-from learner.stage_config import SftConfig, StageConfig
+from learner.stage_config import DpoConfig, SftConfig, StageConfig
 
 
 class StageRunConfig(StageConfig, NamedConfig):
@@ -24,3 +24,12 @@ class SftRunConfig(SftConfig, StageRunConfig):
 
 
 SFT = Verb("sft", SftRunConfig, PRESETS / "sft", "training.epochs=2")
+
+
+class DpoRunConfig(DpoConfig, StageRunConfig):
+    """One run of offline preference learning."""
+
+    name: str = Field(default="dpo", pattern=NAME, description="names the output directory runs/NAME")
+
+
+DPO = Verb("dpo", DpoRunConfig, PRESETS / "dpo", "learner.loss.beta=0.05")

@@ -199,12 +199,7 @@ class StageRun:
         digest = hashlib.sha256()
         for name in (TRAIN, VALIDATION):
             digest.update((data / name).read_bytes())
-        training = self.config.training
-        return {
-            "the examples": digest.hexdigest(),
-            "model.path": self.config.model.path,
-            **{f"training.{name}": getattr(training, name) for name in ("epochs", "batch_size", "seed")},
-        }
+        return {"the examples": digest.hexdigest(), **self.config.fixed}
 
     def _write_summary(self, run: RunDirectory, prepared: Prepared, total: int, status: str, error: str | None) -> None:
         summary = {

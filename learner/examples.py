@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow
@@ -15,6 +16,23 @@ TRAIN, VALIDATION = "train.parquet", "validation.parquet"
 _SCHEMA = pyarrow.schema(
     [("prompt", pyarrow.list_(pyarrow.int32())), ("response", pyarrow.list_(pyarrow.int32()))],
 )
+_PAIR_SCHEMA = pyarrow.schema(
+    [
+        *((name, pyarrow.list_(pyarrow.int32())) for name in ("prompt", "chosen", "rejected")),
+        ("probability", pyarrow.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPair:
+    """A preference as token ids; responses end with end-of-sequence."""
+
+    prompt: tuple[int, ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+    probability: float
+    """That `chosen` is preferred to `rejected`."""
 
 
 def write_sequences(path: Path, sequences: Sequence[TokenSequence]) -> None:
@@ -29,6 +47,22 @@ def read_sequences(path: Path) -> list[TokenSequence]:
     table = pyarrow.parquet.read_table(path)
     prompts, responses = (table.column(name).to_pylist() for name in ("prompt", "response"))
     return [(tuple(prompt), tuple(response)) for prompt, response in zip(prompts, responses, strict=True)]
+
+
+def write_pairs(path: Path, pairs: Sequence[TokenPair]) -> None:
+    """Writes preferences, whole or not at all. Raises OSError when the disk refuses."""
+    arrays = [pyarrow.array([getattr(pair, field.name) for pair in pairs], field.type) for field in _PAIR_SCHEMA]
+    write_table(path, pyarrow.Table.from_arrays(arrays, schema=_PAIR_SCHEMA))
+
+
+def read_pairs(path: Path) -> list[TokenPair]:
+    """What `write_pairs` wrote, in order."""
+    table = pyarrow.parquet.read_table(path)
+    *tokens, probabilities = (table.column(field.name).to_pylist() for field in _PAIR_SCHEMA)
+    return [
+        TokenPair(tuple(prompt), tuple(chosen), tuple(rejected), probability)
+        for prompt, chosen, rejected, probability in zip(*tokens, probabilities, strict=True)
+    ]
 
 
 def write_table(path: Path, table: pyarrow.Table) -> None:

@@ -15,6 +15,9 @@ from actors.errors import UsageError
 
 _WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5")
 
+DPO_FILE = "dpo.json"
+"""In a model directory of `offbeat dpo`: what it was trained against. It says nothing of models trained from there."""
+
 
 def load_model(directory: Path, dtype: str) -> PreTrainedModel:
     """The causal language model of `directory` on the CPU, in evaluation mode, so without dropout.
@@ -83,7 +86,8 @@ def write_model(directory: Path, model: PreTrainedModel, state: dict[str, Tensor
     model.save_pretrained(directory, state_dict=state)
     for path in source.iterdir():
         # Whatever is not weights and was not just written belongs to the tokenizer, whichever kind it is.
-        if path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES) and not (directory / path.name).exists():
+        other = path.name.endswith(_WEIGHT_SUFFIXES) or path.name == DPO_FILE
+        if path.is_file() and not other and not (directory / path.name).exists():
             shutil.copyfile(path, directory / path.name)
 
 

@@ -5,12 +5,12 @@ Light by law: importing this module must not import torch, transformers or pyarr
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from actors.config import DemonstrationConfig, Settings
-from learner.config import OptimizerConfig, TrainerConfig
+from actors.config import DemonstrationConfig, Settings, Template
+from learner.config import OptimizerConfig, PairLossConfig, TrainerConfig
 
 
 class ScratchConfig(Settings):
@@ -73,6 +73,12 @@ class StageConfig(Settings):
     training: PassesConfig = Field(default_factory=PassesConfig)
     learner: TrainerConfig = Field(default_factory=TrainerConfig)
 
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """Settings that a resumed run must share with the saved one, beside its examples."""
+        training = {f"training.{name}": getattr(self.training, name) for name in ("epochs", "batch_size", "seed")}
+        return {"model.path": self.model.path, **training}
+
 
 class SftTrainerConfig(TrainerConfig):
     """The ranks that fine-tune, and how."""
@@ -90,3 +96,52 @@ class SftConfig(StageConfig):
 
     data: DemonstrationConfig
     learner: SftTrainerConfig = Field(default_factory=SftTrainerConfig)
+
+
+class PreferenceDataConfig(Settings):
+    """Preferences to learn from."""
+
+    source: str = Field(
+        description="a .jsonl or .parquet file, a directory of them or one written by `datasets.save_to_disk`, or a "
+        "hub data set, `owner/name` or `owner/name:configuration`; a prompt, a chosen and a rejected response a row"
+    )
+    split: str = Field(default="train", description="split, for data sets that have several")
+    probability_from: Literal["probability", "margin", "scores"] = Field(
+        default="probability",
+        description="where the probability that chosen is preferred comes from: the column `probability` (1 without "
+        "it), the sigmoid of `margin`, or of `score_chosen` - `score_rejected`",
+    )
+    template: Template = Field(default="{prompt}", description="what a prompt that is a string is put into")
+    max_prompt_tokens: int = Field(default=512, ge=1, description="tokens; a longer prompt is a malformed row")
+    max_response_tokens: int = Field(default=512, ge=1, description="tokens; a longer response is a malformed row")
+    on_malformed: Literal["error", "skip"] = Field(
+        default="error", description="`error` names file and line and stops; `skip` leaves the row out and counts it"
+    )
+    validation_fraction: float = Field(
+        default=0.05, ge=0.0, lt=1.0, description="share of the prompts that is held out; a prompt is on one side only"
+    )
+
+
+class DpoTrainerConfig(TrainerConfig):
+    """The ranks that learn from preferences, and how."""
+
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig(lr=5e-7))
+    loss: PairLossConfig = Field(default_factory=PairLossConfig)
+
+
+class DpoConfig(StageConfig):
+    """What offline preference learning learns, and how."""
+
+    stage: ClassVar[str] = "learner.offline"
+
+    data: PreferenceDataConfig
+    reference: str | None = Field(
+        default=None,
+        description="directory or hub name of the frozen reference, of the model's vocabulary; unset: the model "
+        "itself, as it starts",
+    )
+    learner: DpoTrainerConfig = Field(default_factory=DpoTrainerConfig)
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        return super().fixed | {"reference": self.reference}

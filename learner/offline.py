@@ -1,0 +1,146 @@
+"""Offline preference learning (DPO, IPO, SLiC) on given pairs. The reference is asked once, before training.
+
+What the reference says of a pair never changes, so its log-probs become part of the examples and the model itself is
+gone before the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actors.model_files import resolve
+from learner.batching import TokenSequence, collate, schedule, sum_by_sequence
+from learner.collective import gather
+from learner.config import PairLossConfig, TrainerConfig
+from learner.examples import TRAIN, VALIDATION, TokenPair, read_pairs
+from learner.logprobs import PolicyWithLogProbs
+from learner.losses import preference_loss
+from learner.models import load_model
+from learner.sharded import frozen
+from learner.stage import Measured, Stage
+from learner.stage_config import DpoConfig
+
+Scores = tuple[float, float]
+"""Log-probs (nats) of a pair's chosen and rejected response, each summed over its tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPair:
+    """A preference, and what the reference says of it."""
+
+    pair: TokenPair
+    reference: Scores
+
+
+class OfflineObjective:
+    """The mean loss of a batch's pairs, with soft labels where preferences have a probability.
+
+    Reported beside it: `margin`, the implicit reward beta log(pi/mu) of the more probable response less that of the
+    other; `accuracy`, how often it is positive, one half for a pair of probability 1/2; `chosen_log_ratio` and
+    `rejected_log_ratio`, log(pi/mu) of either response as the data order them, in nats.
+    """
+
+    metrics: tuple[str, ...] = ("margin", "accuracy", "chosen_log_ratio", "rejected_log_ratio")
+
+    def __init__(self, loss: PairLossConfig, micro_batch_tokens: int) -> None:
+        self._loss, self._tokens = loss, micro_batch_tokens
+
+    def weight(self, examples: Sequence[ScoredPair]) -> float:
+        """Pairs."""
+        return float(len(examples))
+
+    def micro_batches(self, examples: Sequence[ScoredPair], rank: int, ranks: int) -> list[list[ScoredPair]]:
+        """This rank's pairs; on every rank as many micro-batches, in the last round some may be empty."""
+        rounds = schedule([_length(example.pair) for example in examples], 2, ranks, self._tokens)
+        return [[examples[index] for index in shares[rank]] for shares in rounds]
+
+    def filler(self, examples: Sequence[ScoredPair]) -> list[ScoredPair]:
+        """The shortest pair."""
+        return [min(examples, key=lambda example: _length(example.pair))]
+
+    def measure(self, module: Any, micro_batch: Sequence[ScoredPair], device: torch.device) -> Measured:
+        pairs = [example.pair for example in micro_batch]
+        chosen, rejected, tokens, padded_tokens = _pair_logprobs(module, pairs, device)
+        mu_chosen, mu_rejected = torch.tensor([example.reference for example in micro_batch], device=device).unbind(1)
+        p = torch.tensor([pair.probability for pair in pairs], device=device)
+        output = preference_loss(chosen, rejected, mu_chosen, mu_rejected, self._loss, p)
+        margin = output.metrics["margin"] * (p - 0.5).sign()
+        sums = {
+            "margin": margin.sum(),
+            "accuracy": (0.5 * (1.0 + margin.sign())).sum(),
+            "chosen_log_ratio": (chosen.detach() - mu_chosen).sum(),
+            "rejected_log_ratio": (rejected.detach() - mu_rejected).sum(),
+        }
+        return Measured(output.loss.sum(), sums, tokens, padded_tokens)
+
+
+def make_stage(config: DpoConfig, model_dir: str | Path, data_dir: str | Path) -> Stage:
+    """The model of `model_dir` and the pairs of `data_dir`, scored by the reference. Collective.
+
+    Raises UsageError when a model cannot be loaded or is no supported architecture.
+    """
+    learner = config.learner
+    train, validation = (read_pairs(Path(data_dir) / name) for name in (TRAIN, VALIDATION))
+    reference_dir = Path(model_dir) if config.reference is None else resolve(config.reference)
+    scores = reference_scores(reference_dir, [*train, *validation], learner)
+    scored = [ScoredPair(pair, score) for pair, score in zip([*train, *validation], scores, strict=True)]
+    policy = load_policy(Path(model_dir), learner)
+    return Stage(
+        module=policy,
+        model=policy.model,
+        objective=OfflineObjective(learner.loss, learner.micro_batch_tokens),
+        train=scored[: len(train)],
+        validation=scored[len(train) :],
+    )
+
+
+def load_policy(directory: Path, learner: TrainerConfig) -> PolicyWithLogProbs:
+    """A model as a function from tokens to log-probs, checked. Raises UsageError."""
+    policy = PolicyWithLogProbs(load_model(directory, learner.dtype), learner.logprob_chunk)
+    policy.check(1e-3 if learner.dtype == "float32" else 0.25)
+    return policy
+
+
+@torch.no_grad()
+def reference_scores(directory: Path, pairs: Sequence[TokenPair], learner: TrainerConfig) -> list[Scores]:
+    """What the frozen model of `directory` says of `pairs`, in order, on every rank; each scores its share. Collective.
+
+    Raises UsageError as `load_policy`.
+    """
+    cuda = learner.gpus_per_rank > 0
+    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    model = frozen(load_policy(directory, learner), learner, device)
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    own: dict[int, Scores] = {}
+    for shares in schedule([_length(pair) for pair in pairs], 2, ranks, learner.micro_batch_tokens):
+        # Under ZeRO-3 a forward pass gathers weights, so a rank without a share goes through it all the same.
+        indices = shares[rank] or shares[0][-1:]
+        chosen, rejected, *_ = _pair_logprobs(model, [pairs[index] for index in indices], device)
+        own |= dict(zip(indices, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True))
+    if hasattr(model, "destroy"):
+        model.destroy()
+    scores: dict[int, Scores] = {}
+    for part in gather(own):
+        scores |= part
+    return [scores[index] for index in range(len(pairs))]
+
+
+def _pair_logprobs(module: Any, pairs: Sequence[TokenPair], device: torch.device) -> tuple[Tensor, Tensor, int, int]:
+    """Log-probs [b] (nats) of chosen and of rejected responses; tokens of the pass, without and with padding."""
+    sequences: list[TokenSequence] = [(pair.prompt, pair.chosen) for pair in pairs]
+    sequences += [(pair.prompt, pair.rejected) for pair in pairs]
+    batch = collate(sequences, device)
+    logprobs = module(batch.input_ids, batch.rows, batch.columns, batch.targets)
+    chosen, rejected = sum_by_sequence(logprobs, batch.rows, len(sequences)).chunk(2)
+    return chosen, rejected, batch.tokens, batch.input_ids.numel()
+
+
+def _length(pair: TokenPair) -> int:
+    """Tokens of the longer of the two sequences."""
+    return len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
