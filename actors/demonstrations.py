@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from actors.config import DemonstrationConfig, PromptConfig
+from actors.config import DemonstrationConfig
 from actors.errors import UsageError
-from actors.prompt_files import Row, read_rows, suggestion
+from actors.prompt_files import Row, RowSource, columns_named, rows_from, suggestion
 from actors.prompts import (
     REPORTED_PROBLEMS,
     MalformedRowError,
@@ -35,23 +36,24 @@ class Demonstrations:
 
 
 def demonstration_rows(config: DemonstrationConfig) -> Iterator[Row]:
-    """All rows of the source. Raises UsageError as `prompt_files.read_rows`."""
-    fields = (config.messages_field, None) if config.messages_field else (config.prompt_field, config.response_field)
-    return read_rows(
-        PromptConfig(source=config.source, split=config.split, prompt_field=fields[0], answer_field=fields[1])
-    )
+    """All rows of the source. Raises UsageError as `prompt_files.rows_from`."""
+    wanted = columns_named({f"data.{setting}": name for setting, name in _fields(config).items()})
+    return rows_from(RowSource(config.source, config.split, "data.", wanted))
 
 
-def texts_of(rows: Iterator[Row]) -> Iterator[str]:
-    """Every text in `rows`, for a tokenizer to be trained on."""
-    for row in rows:
-        for value in row.columns.values():
-            parts = (
-                [message.get("content") for message in value if isinstance(message, dict)]
-                if isinstance(value, list)
-                else [value]
-            )
-            yield from (part for part in parts if isinstance(part, str))
+def texts_of(config: DemonstrationConfig) -> Iterator[str]:
+    """Prompts, in their template, and responses, for a tokenizer to be trained on.
+
+    Chats are left out, as they need a tokenizer that has a chat template, and so is what is malformed:
+    `load_demonstrations` says so. Raises UsageError as `demonstration_rows`.
+    """
+    for row in demonstration_rows(config):
+        for setting, name in _fields(config).items():
+            value = row.columns.get(name)
+            if isinstance(value, str):
+                with suppress(MalformedRowError):
+                    text = checked_text(value, name)
+                    yield _in_template(text, config) if setting == "prompt_field" else text
 
 
 def load_demonstrations(config: DemonstrationConfig, tokenizer: Any) -> Demonstrations:
@@ -78,6 +80,17 @@ def load_demonstrations(config: DemonstrationConfig, tokenizer: Any) -> Demonstr
     return found
 
 
+def _fields(config: DemonstrationConfig) -> dict[str, str]:
+    """Columns that are read, by setting."""
+    if config.messages_field is not None:
+        return {"messages_field": config.messages_field}
+    return {"prompt_field": config.prompt_field, "response_field": config.response_field}
+
+
+def _in_template(prompt: str, config: DemonstrationConfig) -> str:
+    return config.template.replace("{prompt}", prompt)
+
+
 def _of_row(row: Row, config: DemonstrationConfig, tokenizer: Any) -> list[tuple[TokenIds, TokenIds]]:
     if row.problem is not None:
         raise MalformedRowError(row.problem)
@@ -102,14 +115,19 @@ def _of_texts(row: Row, config: DemonstrationConfig, tokenizer: Any) -> tuple[To
         raise MalformedRowError(f"field '{config.response_field}' is of type {type(response).__name__}, not a string")
     checked_text(response, config.response_field)
     if isinstance(prompt, list):
-        messages = [*checked_messages(prompt, config.prompt_field), {"role": "assistant", "content": response}]
-        return _of_messages(messages, config.prompt_field, config, tokenizer)[-1]
+        messages = checked_messages(prompt, config.prompt_field)
+        if messages[-1]["role"] == "assistant":
+            raise MalformedRowError(
+                f"{config.prompt_field} ends with an assistant message; the last one must be what the response answers"
+            )
+        answered = [*messages, {"role": "assistant", "content": response}]
+        return _of_turn(answered, config.prompt_field, config, tokenizer)
     if not isinstance(prompt, str):
         raise MalformedRowError(
             f"field '{config.prompt_field}' is of type {type(prompt).__name__}; allowed are a string or a list of chat "
             "messages"
         )
-    text = config.template.replace("{prompt}", checked_text(prompt, config.prompt_field))
+    text = _in_template(checked_text(prompt, config.prompt_field), config)
     answer = tokenizer(response, add_special_tokens=False, verbose=False)["input_ids"]
     return tuple(prompt_token_ids([text], [False], tokenizer)[0]), _ended(answer, tokenizer)
 

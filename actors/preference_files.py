@@ -7,13 +7,11 @@ nor which preferences are worth training on: `preference_filters.py` says that.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from actors.config import PromptConfig
 from actors.errors import UsageError
 from actors.preference_rows import (
     COLUMNS,
@@ -25,18 +23,19 @@ from actors.preference_rows import (
     Reason,
     parse_preference,
 )
-from actors.prompt_files import (
-    HUB_NAME,
-    SUFFIXES,
-    Row,
-    _arrow_row,
-    _files_of_split,
-    _jsonl_rows,
-    _load_from_hub,
-    _load_saved,
-)
+from actors.prompt_files import Row, RowSource, columns_named, rows_from
+from actors.prompts import MalformedRowError, checked_messages, checked_text
 
-__all__ = ["Message", "PreferenceRow", "Problem", "collect_preferences", "read_preferences", "write_preferences"]
+__all__ = [
+    "Message",
+    "PreferenceRow",
+    "Problem",
+    "check_problems",
+    "collect_preferences",
+    "read_preferences",
+    "read_samples",
+    "write_preferences",
+]
 
 REPORTED_PROBLEMS = 5
 
@@ -92,7 +91,7 @@ def collect_preferences(
 ) -> Collected:
     """The same with every malformed row as a `Problem`; raises UsageError only when the source cannot be read."""
     collected = Collected()
-    for row in _rows(source, split, section):
+    for row in rows_from(RowSource(source, split, section, _known_columns)):
         try:
             if row.problem is not None:
                 reason: Reason = "wrong_encoding" if row.problem.startswith("not UTF-8") else "not_json"
@@ -125,6 +124,36 @@ def check_problems(
         raise UsageError(f"{section}source '{source}' holds no rows; give one with at least one preference")
 
 
+def read_samples(source: str, section: str = "") -> list[tuple[str | list[Message], str]]:
+    """Prompts (texts or chats) and responses, from the columns `prompt` and `response` of a source as above.
+
+    Raises UsageError when `source` cannot be read, or any row is malformed.
+    """
+    samples: list[tuple[str | list[Message], str]] = []
+    columns = {"column of prompts": "prompt", "column of responses": "response"}
+    for row in rows_from(RowSource(source, "train", section, columns_named(columns))):
+        try:
+            samples.append(_sample(row))
+        except MalformedRowError as error:
+            raise UsageError(f"{row.place}: {error}; correct it or remove it") from error
+    if not samples:
+        raise UsageError(f"{section}source '{source}' holds no rows; give one with at least one sample")
+    return samples
+
+
+def _sample(row: Row) -> tuple[str | list[Message], str]:
+    if row.problem is not None:
+        raise MalformedRowError(row.problem)
+    prompt, response = row.columns.get("prompt"), row.columns.get("response")
+    if not isinstance(prompt, str | list) or not isinstance(response, str):
+        raise MalformedRowError("'prompt' must be a text or a list of chat messages, and 'response' a text")
+    response = checked_text(response, "response")
+    if isinstance(prompt, str):
+        return checked_text(prompt, "prompt"), response
+    messages = checked_messages(prompt, "prompt")
+    return [{"role": message["role"], "content": message["content"]} for message in messages], response
+
+
 def write_preferences(path: Path, rows: Sequence[PreferenceRow]) -> None:
     """Writes `rows` as Parquet with the columns prompt, chosen, rejected, probability and id; whole or not at all.
 
@@ -155,47 +184,6 @@ def write_preferences(path: Path, rows: Sequence[PreferenceRow]) -> None:
     os.replace(temporary, path)
 
 
-# ---------------------------------------------------------------- rows as found
-
-
-def _rows(source: str, split: str, section: str) -> Iterator[Row]:
-    path = Path(source).expanduser()
-    config = PromptConfig(source=source, split=split)
-    with _in_words_of(section):
-        if path.is_dir():
-            if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-                return _table_rows(_load_saved(path, config), source, section)
-            return _file_rows(_files_of_split(path, config), section)
-        if path.exists():
-            if path.suffix not in SUFFIXES:
-                raise UsageError(
-                    f"prompts.source '{path}' ends in '{path.suffix}'; allowed are .jsonl (one JSON object per line) "
-                    "and .parquet, directories of them, and directories written by datasets.save_to_disk"
-                )
-            return _file_rows([path], section)
-        if path.suffix in SUFFIXES or not HUB_NAME.fullmatch(source) or source.startswith("."):
-            raise UsageError(f"prompts.source '{path}' does not exist (looked in {Path.cwd()}); give an existing path")
-        return _table_rows(_load_from_hub(config), source, section)
-
-
-@contextmanager
-def _in_words_of(section: str) -> Iterator[None]:
-    """Errors of the helpers that are shared with prompts, under the names that the settings have here."""
-    try:
-        yield
-    except UsageError as error:
-        text = str(error).replace("prompts.source '", f"{section}source '")
-        raise UsageError(text.replace("prompts.split '", f"{section}split '")) from error
-
-
-def _file_rows(files: Sequence[Path], section: str) -> Iterator[Row]:
-    for file in files:
-        try:
-            yield from _jsonl_rows(file) if file.suffix == ".jsonl" else _parquet_rows(file, section)
-        except OSError as error:
-            raise UsageError(f"{section}source '{file}' cannot be read: {error}") from error
-
-
 def _known_columns(names: Sequence[str], place: str) -> list[str]:
     """Those of a table that make preferences; one that makes none is refused whole."""
     known = [name for name in COLUMNS if name in names]
@@ -204,26 +192,3 @@ def _known_columns(names: Sequence[str], place: str) -> list[str]:
             f"{place} has the columns {', '.join(names) or 'none'}, which make no preference; {LAYOUTS} do"
         )
     return known
-
-
-def _parquet_rows(file: Path, section: str) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(file)
-        columns = _known_columns(table.schema_arrow.names, f"{section}source '{file}'")
-        number = 0
-        for batch in table.iter_batches(columns=columns):
-            for offset in range(batch.num_rows):
-                yield _arrow_row(file, number, {name: batch.column(name)[offset] for name in columns})
-                number += 1
-    except pyarrow.ArrowException as error:
-        raise UsageError(f"{section}source '{file}' is not a readable Parquet file: {error}") from error
-
-
-def _table_rows(table: Any, source: str, section: str) -> Iterator[Row]:
-    columns = _known_columns(table.column_names, f"{section}source '{source}'")
-    name = Path(source).name
-    for number, row in enumerate(table.select_columns(columns)):
-        yield Row(id=f"{name}:{number}", place=f"{source} row {number}", columns=row)

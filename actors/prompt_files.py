@@ -1,16 +1,17 @@
-"""Rows of prompt data from files, saved data sets, hubs and the embedded world.
+"""Rows of data from files, saved data sets, hubs and the embedded world.
 
-Knows file formats and where in a file a row stands. It must not know tokenizers, nor what makes a prompt a good one:
-`prompts.py` judges the rows.
+Knows file formats and where in a file a row stands. It must not know tokenizers, nor what makes a row a good one:
+`prompts.py`, `demonstrations.py` and `preference_files.py` judge the rows.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row as it was found. Made here; read by `PromptSource`."""
+    """One row as it was found. Made here; read by `PromptSource` and its like."""
 
     id: str
     """`<file or source name>:<row>`; JSONL lines count from 1 and table rows from 0, as their tools count them."""
@@ -35,6 +36,25 @@ class Row:
     """Why nothing could be read here; None for a readable row."""
 
 
+@dataclass(frozen=True, slots=True)
+class RowSource:
+    """Where rows are, in the words of the settings that say so."""
+
+    source: str
+    """A file, a directory or a hub data set."""
+    split: str
+    """For sources that have several."""
+    section: str
+    """What errors put before the names `source` and `split`, such as `prompts.`."""
+    choose: Callable[[Sequence[str], str], list[str]]
+    """Columns to read, of all that a table has and how an error names it. Raises UsageError where they will not do."""
+
+
+def columns_named(wanted: Mapping[str, str]) -> Callable[[Sequence[str], str], list[str]]:
+    """Chooses the columns of `wanted`, by the setting that names each, and insists on them."""
+    return partial(_require_columns, wanted)
+
+
 def suggestion(wanted: str, names: Sequence[str]) -> str:
     """Nearest names to `wanted` and the whole choice, as the end of an error message."""
     near = get_close_matches(wanted, names, n=3, cutoff=0.5)
@@ -43,28 +63,35 @@ def suggestion(wanted: str, names: Sequence[str]) -> str:
 
 
 def read_rows(config: PromptConfig) -> Iterator[Row]:
-    """All rows of `config.source`, in file order.
-
-    Raises:
-        UsageError: the source is missing, of an unknown format, unreadable, or lacks a configured column.
-    """
+    """All rows of prompts, in file order. Raises UsageError as `rows_from`."""
     if config.source == WORLD:
         return _world_rows()
-    path = Path(config.source).expanduser()
+    fields = {"prompts.prompt_field": config.prompt_field, "prompts.answer_field": config.answer_field}
+    wanted = {setting: column for setting, column in fields.items() if column}
+    return rows_from(RowSource(config.source, config.split, "prompts.", columns_named(wanted)))
+
+
+def rows_from(table: RowSource) -> Iterator[Row]:
+    """All rows of `table`, in file order.
+
+    Raises:
+        UsageError: the source is missing, of an unknown format, unreadable, or lacks a column.
+    """
+    path, section = Path(table.source).expanduser(), table.section
     if path.is_dir():
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            return _table_rows(_load_saved(path, config), config)
-        return _file_rows(_files_of_split(path, config), config)
+            return _table_rows(_load_saved(path, table), table)
+        return _file_rows(_files_of_split(path, table), table)
     if path.exists():
         if path.suffix not in SUFFIXES:
             raise UsageError(
-                f"prompts.source '{path}' ends in '{path.suffix}'; allowed are .jsonl (one JSON object per line) and "
+                f"{section}source '{path}' ends in '{path.suffix}'; allowed are .jsonl (one JSON object per line) and "
                 ".parquet, directories of them, and directories written by datasets.save_to_disk"
             )
-        return _file_rows([path], config)
-    if path.suffix in SUFFIXES or not HUB_NAME.fullmatch(config.source) or config.source.startswith("."):
-        raise UsageError(f"prompts.source '{path}' does not exist (looked in {Path.cwd()}); give an existing path")
-    return _table_rows(_load_from_hub(config), config)
+        return _file_rows([path], table)
+    if path.suffix in SUFFIXES or not HUB_NAME.fullmatch(table.source) or table.source.startswith("."):
+        raise UsageError(f"{section}source '{path}' does not exist (looked in {Path.cwd()}); give an existing path")
+    return _table_rows(_load_from_hub(table), table)
 
 
 def _world_rows() -> Iterator[Row]:
@@ -74,7 +101,7 @@ def _world_rows() -> Iterator[Row]:
         yield Row(id=f"world:{number}", place=f"world row {number}", columns=columns)
 
 
-def _files_of_split(directory: Path, config: PromptConfig) -> list[Path]:
+def _files_of_split(directory: Path, table: RowSource) -> list[Path]:
     """Data files of the wanted split; every file where no file is named after a split."""
 
     def belongs(file: Path, split: str) -> bool:
@@ -83,23 +110,25 @@ def _files_of_split(directory: Path, config: PromptConfig) -> list[Path]:
     files = sorted(file for file in directory.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))
     if not files:
         raise UsageError(
-            f"prompts.source '{directory}' holds no .jsonl or .parquet file and was not written by "
+            f"{table.section}source '{directory}' holds no .jsonl or .parquet file and was not written by "
             "datasets.save_to_disk; give a directory that does"
         )
-    wanted = [file for file in files if belongs(file, config.split)]
+    wanted = [file for file in files if belongs(file, table.split)]
     split_named = any(belongs(file, split) for file in files for split in KNOWN_SPLITS)
-    if not wanted and (split_named or config.split != "train"):
-        choice = suggestion(config.split, [file.name for file in files])
-        raise UsageError(f"prompts.source '{directory}' has no file of prompts.split '{config.split}'; {choice}")
+    if not wanted and (split_named or table.split != "train"):
+        choice = suggestion(table.split, [file.name for file in files])
+        raise UsageError(
+            f"{table.section}source '{directory}' has no file of {table.section}split '{table.split}'; {choice}"
+        )
     return wanted or files
 
 
-def _file_rows(files: Sequence[Path], config: PromptConfig) -> Iterator[Row]:
+def _file_rows(files: Sequence[Path], table: RowSource) -> Iterator[Row]:
     for file in files:
         try:
-            yield from _jsonl_rows(file) if file.suffix == ".jsonl" else _parquet_rows(file, config)
+            yield from _jsonl_rows(file) if file.suffix == ".jsonl" else _parquet_rows(file, table)
         except OSError as error:
-            raise UsageError(f"prompts.source '{file}' cannot be read: {error}") from error
+            raise UsageError(f"{table.section}source '{file}' cannot be read: {error}") from error
 
 
 def _jsonl_rows(file: Path) -> Iterator[Row]:
@@ -124,27 +153,22 @@ def _jsonl_rows(file: Path) -> Iterator[Row]:
                     )
 
 
-def _wanted_columns(config: PromptConfig) -> list[str]:
-    return [config.prompt_field] + ([config.answer_field] if config.answer_field else [])
-
-
-def _require_columns(config: PromptConfig, names: Sequence[str], place: str) -> list[str]:
-    wanted = _wanted_columns(config)
-    for setting, column in zip(("prompt_field", "answer_field"), wanted, strict=False):
+def _require_columns(wanted: Mapping[str, str], names: Sequence[str], place: str) -> list[str]:
+    for setting, column in wanted.items():
         if column not in names:
-            raise UsageError(f"{place} has no column '{column}' (prompts.{setting}); {suggestion(column, names)}")
-    return list(dict.fromkeys(wanted))
+            raise UsageError(f"{place} has no column '{column}' ({setting}); {suggestion(column, names)}")
+    return list(dict.fromkeys(wanted.values()))
 
 
-def _parquet_rows(file: Path, config: PromptConfig) -> Iterator[Row]:
+def _parquet_rows(file: Path, table: RowSource) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.ParquetFile(file)
-        columns = _require_columns(config, table.schema_arrow.names, str(file))
+        content = pyarrow.parquet.ParquetFile(file)
+        columns = table.choose(content.schema_arrow.names, f"{table.section}source '{file}'")
         number = 0
-        for batch in table.iter_batches(columns=columns):
+        for batch in content.iter_batches(columns=columns):
             values = [batch.column(name) for name in columns]
             for offset in range(batch.num_rows):
                 yield _arrow_row(
@@ -152,7 +176,7 @@ def _parquet_rows(file: Path, config: PromptConfig) -> Iterator[Row]:
                 )
                 number += 1
     except pyarrow.ArrowException as error:
-        raise UsageError(f"prompts.source '{file}' is not a readable Parquet file: {error}") from error
+        raise UsageError(f"{table.section}source '{file}' is not a readable Parquet file: {error}") from error
 
 
 def _arrow_row(file: Path, number: int, scalars: Mapping[str, Any]) -> Row:
@@ -163,7 +187,7 @@ def _arrow_row(file: Path, number: int, scalars: Mapping[str, Any]) -> Row:
         return Row(row_id, place, problem=f"not UTF-8: {error.reason} at byte {error.start}")
 
 
-def _load_saved(directory: Path, config: PromptConfig) -> Any:
+def _load_saved(directory: Path, table: RowSource) -> Any:
     """A directory written by `datasets.save_to_disk`."""
     import datasets
 
@@ -171,33 +195,33 @@ def _load_saved(directory: Path, config: PromptConfig) -> Any:
         loaded = datasets.load_from_disk(str(directory))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"prompts.source '{directory}' looks written by datasets.save_to_disk but cannot be loaded: {error}"
+            f"{table.section}source '{directory}' looks written by datasets.save_to_disk but cannot be loaded: {error}"
         ) from error
     if not isinstance(loaded, datasets.DatasetDict):
         return loaded
-    if config.split not in loaded:
-        choice = suggestion(config.split, list(loaded))
-        raise UsageError(f"prompts.source '{directory}' has no prompts.split '{config.split}'; {choice}")
-    return loaded[config.split]
+    if table.split not in loaded:
+        choice = suggestion(table.split, list(loaded))
+        raise UsageError(f"{table.section}source '{directory}' has no {table.section}split '{table.split}'; {choice}")
+    return loaded[table.split]
 
 
-def _load_from_hub(config: PromptConfig) -> Any:
+def _load_from_hub(table: RowSource) -> Any:
     """`owner/name` or, for a data set with several configurations, `owner/name:configuration`."""
-    name, _, subset = config.source.partition(":")
+    name, _, subset = table.source.partition(":")
     try:
         import datasets
 
-        return datasets.load_dataset(name, subset or None, split=config.split)
+        return datasets.load_dataset(name, subset or None, split=table.split)
     except (ImportError, OSError, ValueError, RuntimeError) as error:
         raise UsageError(
-            f"prompts.source '{config.source}' is no file or directory here (looked in {Path.cwd()}), and split "
-            f"'{config.split}' of a hub data set of that name cannot be had: {error}; give an existing path, or "
+            f"{table.section}source '{table.source}' is no file or directory here (looked in {Path.cwd()}), and split "
+            f"'{table.split}' of a hub data set of that name cannot be had: {error}; give an existing path, or "
             "`owner/name` or `owner/name:configuration` of a data set that this machine can reach or has cached"
         ) from error
 
 
-def _table_rows(table: Any, config: PromptConfig) -> Iterator[Row]:
-    columns = _require_columns(config, table.column_names, f"prompts.source '{config.source}'")
-    name = Path(config.source).name
-    for number, row in enumerate(table.select_columns(columns)):
-        yield Row(id=f"{name}:{number}", place=f"{config.source} row {number}", columns=row)
+def _table_rows(content: Any, table: RowSource) -> Iterator[Row]:
+    columns = table.choose(content.column_names, f"{table.section}source '{table.source}'")
+    name = Path(table.source).name
+    for number, row in enumerate(content.select_columns(columns)):
+        yield Row(id=f"{name}:{number}", place=f"{table.source} row {number}", columns=row)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from actors.demonstrations import demonstration_rows, load_demonstrations, texts_of
+from actors.demonstrations import load_demonstrations, texts_of
 from actors.errors import RunError, UsageError
 from actors.model_files import resolve
 from actors.prompts import load_tokenizer
@@ -52,5 +52,5 @@ def starting_model(config: SftRunConfig, directory: Path) -> Path:
     if not (directory / "config.json").is_file():
         from learner.scratch import make_model
 
-        make_model(directory, texts_of(demonstration_rows(config.data)), config.model.scratch)
+        make_model(directory, texts_of(config.data), config.model.scratch)
     return directory
