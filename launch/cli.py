@@ -144,6 +144,26 @@ def dpo(config: StageConfig, overrides: Overrides = None, resume: Resume = False
 
 
 @app.command()
+def data(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG.yaml|SOURCE] KEY=VALUE",
+            help="a YAML file or the data, and settings on top, for example filters.max_gap=1",
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="directory to write")] = None,
+) -> int:
+    """Prepares preference data: one form, filters, de-duplication, a split, and a report that balances."""
+    from launch.data_config import DATA, file_and_overrides
+
+    config = _load(*file_and_overrides(arguments or []), output, DATA)
+    from launch.data import run_data
+
+    return run_data(config)
+
+
+@app.command()
 def demo(overrides: Overrides = None, output: Output = None) -> int:
     """Two routes through a small world: a Bradley-Terry reward's, which can be exploited, and Nash-MD's. On CPU."""
     from launch.demo import run_demo
@@ -260,7 +280,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 _DEBUG_HINT = "run `offbeat --debug VERB ...` for the traceback"
 
 
-def _load(config: str, overrides: Sequence[str] | None, output: Path | None, verb: Verb[Any] | None = None) -> Any:
+def _load(
+    config: str | None, overrides: Sequence[str] | None, output: Path | None, verb: Verb[Any] | None = None
+) -> Any:
     """The configuration of `verb`, of `train` unless given."""
     from launch.loading import TRAIN, load_config
 
