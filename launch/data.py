@@ -137,8 +137,8 @@ def prepare(config: DataConfig, tokenizer: Any = None, scorer: Scorer | None = N
         )
 
     ceiling, own_samples, outcomes = None, None, []
-    if scorer is not None:
-        scored = _kept(pairs)
+    scored = _kept(pairs)
+    if scorer is not None and scored:
         _score(scored, scorer)
         ceiling, own_samples = _ceiling(scored, config, tokenizer, scorer)
         outcomes = _judge(scored, PerplexityRules(ceiling, config.filters.max_gap, config.filters.mistakes_only))

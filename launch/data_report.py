@@ -171,7 +171,7 @@ def _histograms(pairs: Sequence[Pair], ceiling: float | None, max_gap: float | N
     for name, title, values, marks in (
         ("chosen_log_perplexity", "chosen log-ppl", scores[:, 0], [] if ceiling is None else [ceiling]),
         ("rejected_log_perplexity", "rejected log-ppl", scores[:, 1], [] if ceiling is None else [ceiling]),
-        ("log_perplexity_difference", "chosen - rejected", scores[:, 0] - scores[:, 1], gaps),
+        ("log_perplexity_difference", "log-ppl, chosen - rejected", scores[:, 0] - scores[:, 1], gaps),
     ):
         panels[name] = histogram(title, "nats per token", values.tolist(), values[kept].tolist(), marks=marks)
     return panels
