@@ -16,12 +16,12 @@ from actors.preference_filters import split_of
 from actors.preference_rows import MalformedPreferenceError
 from actors.preference_tokens import TokenLimits, preference_tokens
 from actors.prompts import load_tokenizer
-from launch.preparation import SCRATCH
 from launch.rundir import RunDirectory
 from launch.stage_config import DpoRunConfig
 from launch.stages import Prepared, StageRun
 from learner.examples import TRAIN, VALIDATION, TokenPair, write_pairs
 from learner.models import DPO_FILE
+from learner.stage_config import SCRATCH
 
 
 def run_dpo(config: DpoRunConfig, *, resume: bool = False) -> int:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from actors.demonstrations import load_demonstrations, texts_of
+from actors.demonstrations import Demonstrations, load_demonstrations, texts_of
 from actors.errors import RunError, UsageError
 from actors.model_files import resolve
 from actors.prompts import load_tokenizer
 from launch.stage_config import SftRunConfig
 from launch.stages import Prepared
 from learner.examples import TRAIN, VALIDATION, write_sequences
-
-SCRATCH = "scratch"
+from learner.stage_config import SCRATCH
 
 
 def prepare_sft(config: SftRunConfig, directory: Path) -> Prepared:
@@ -28,6 +27,7 @@ def prepare_sft(config: SftRunConfig, directory: Path) -> Prepared:
     try:
         model_dir = starting_model(config, directory / "start")
         demonstrations = load_demonstrations(config.data, load_tokenizer(config.model.tokenizer or str(model_dir)))
+        check_fit(config, model_dir, demonstrations)
         write_sequences(directory / "data" / TRAIN, demonstrations.train)
         write_sequences(directory / "data" / VALIDATION, demonstrations.validation)
     except OSError as error:
@@ -54,3 +54,28 @@ def starting_model(config: SftRunConfig, directory: Path) -> Path:
 
         make_model(directory, texts_of(config.data), config.model.scratch)
     return directory
+
+
+def check_fit(config: SftRunConfig, model_dir: Path, demonstrations: Demonstrations) -> None:
+    """Raises UsageError when the model cannot be read, or has too few positions or tokens for the demonstrations."""
+    from transformers import AutoConfig
+
+    try:
+        model = AutoConfig.from_pretrained(model_dir).get_text_config()
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"model.path {config.model.path!r} holds no model: {error}; give a Hugging Face directory or hub name"
+        ) from error
+    positions = getattr(model, "max_position_embeddings", None)
+    if positions is not None and config.data.max_tokens > positions:
+        raise UsageError(
+            f"data.max_tokens {config.data.max_tokens} exceeds the {positions} positions of model.path "
+            f"{config.model.path}; lower it to {positions} or less"
+        )
+    examples = demonstrations.train + demonstrations.validation
+    largest = max(max(*prompt, *response) for prompt, response in examples)
+    if largest >= model.vocab_size:
+        raise UsageError(
+            f"the tokenizer {config.model.tokenizer or config.model.path} writes token {largest} and model.path "
+            f"{config.model.path} knows {model.vocab_size} tokens; set model.tokenizer to the model's own"
+        )

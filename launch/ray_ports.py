@@ -269,6 +269,8 @@ class RayRanks:
 
 
 def _learner_died(error: Exception) -> RunError:
+    if isinstance(error, RayActorError) and error.actor_init_failed:
+        return RunError(f"the learner could not start: {reason(error)}")
     return RunError(f"a learner process died: {reason(error)}; go on from the last checkpoint with --resume")
 
 

@@ -80,6 +80,14 @@ class RunDirectory:
                 f"cannot write to the output directory {self.path}: {error}; choose another with --output DIR"
             ) from None
 
+    def clear(self) -> None:
+        """Removes everything that a run has written which was refused before it began."""
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Lets another process run here."""
         if self._lock is not None:

@@ -10,17 +10,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 
-from actors.errors import RunError
+from actors.errors import RunError, UsageError
 from launch import wiring
 from launch.board import clock
 from launch.metrics import MetricsWriter
@@ -49,6 +51,24 @@ class Prepared:
     """Malformed rows that were left out."""
 
 
+class Ranks(Protocol):
+    """All ranks of a stage as one: `learner.stage_worker.StageWorker` says what they can do."""
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Enters `method` on every rank; rank 0 answers."""
+
+
+@contextlib.contextmanager
+def ranks_on_ray(config: StageRunConfig, model_dir: Path, directory: Path, total_updates: int) -> Iterator[Ranks]:
+    """Joins or starts Ray, and starts the ranks in it. They end with it."""
+    with wiring.ray_session(config.cluster):
+        wiring.check_stage_resources(config.learner)
+        yield wiring.start_stage(config, model_dir, directory, total_updates)
+
+
+StartRanks = Callable[[Any, Path, Path, int], contextlib.AbstractContextManager[Ranks]]
+
+
 def run_sft(config: SftRunConfig, *, resume: bool = False) -> int:
     """Fine-tunes on demonstrations. Returns the exit code: 0 at the end, 130 after an interrupt that was checkpointed.
 
@@ -67,6 +87,7 @@ class State:
 
     updates: int = 0
     loss: float | None = None
+    """Of the newest step that was taken."""
     tokens: int = 0
     held_out_at_start: dict[str, float] = field(default_factory=dict)
     held_out: dict[str, float] = field(default_factory=dict)
@@ -78,12 +99,18 @@ class State:
 
 
 class StageRun:
-    """One run of a stage. `prepare` checks, reads and writes what the ranks will load, below the run's directory."""
+    """One run of a stage. `prepare` checks, reads and writes what the ranks will load, below the run's directory;
+    `start` starts the ranks and ends them."""
 
     def __init__(
-        self, config: StageRunConfig, prepare: Callable[[Any, Path], Prepared], *, resume: bool = False
+        self,
+        config: StageRunConfig,
+        prepare: Callable[[Any, Path], Prepared],
+        *,
+        resume: bool = False,
+        start: StartRanks = ranks_on_ray,
     ) -> None:
-        self.config, self._prepare, self._resume = config, prepare, resume
+        self.config, self._prepare, self._resume, self._start = config, prepare, resume, start
         self._console = Console(stderr=True, highlight=False)
         self._started = time.monotonic()
         self._state = State()
@@ -96,18 +123,17 @@ class StageRun:
         with contextlib.ExitStack() as stack:
             run.begin(self.config)
             stack.callback(run.close)
-            prepared = self._prepare(self.config, run.path)
+            prepared = self._prepared(run, from_the_start=saved is None)
             self._tell(prepared)
             fixed = self._fixed(run.path / "data")
             if saved is not None:
                 check_same_run(saved["fixed"], fixed, checkpoint)
                 self._state = State(**saved["state"])
             total = self.config.training.updates(prepared.train)
-            self._say(f"starting Ray and {self.config.learner.ranks} learner ranks")
-            stack.enter_context(wiring.ray_session(self.config.cluster))
+            self._say(f"starting {self.config.learner.ranks} learner ranks")
+            ranks = stack.enter_context(self._start(self.config, prepared.model_dir, run.path, total))
+            # After Ray, which sets handlers of its own.
             stack.enter_context(self._stopping_on_signals())
-            wiring.check_stage_resources(self.config.learner)
-            ranks = wiring.start_stage(self.config, prepared.model_dir, run.path, total)
             metrics = MetricsWriter(run.path, resume_from=self._state.updates)
             stack.callback(metrics.close)
             try:
@@ -118,8 +144,11 @@ class StageRun:
                 completed = self._train(ranks, run, metrics, total, fixed)
                 ranks.call("close")
             except BaseException as error:
+                status, told = "failed", str(error) or type(error).__name__
+                if isinstance(error, KeyboardInterrupt):
+                    status, told = "interrupted", "ended at once; the last checkpoint stands"
                 with contextlib.suppress(RunError, OSError):
-                    self._write_summary(run, prepared, total, "failed", str(error) or type(error).__name__)
+                    self._write_summary(run, prepared, total, status, told)
                 raise
             self._write_summary(run, prepared, total, "completed" if completed else "interrupted", None)
         if not completed:
@@ -128,33 +157,60 @@ class StageRun:
         self._say(f"{run.final} holds the model; {clock(time.monotonic() - self._started)} in all")
         return 0
 
-    def _train(self, ranks: Any, run: RunDirectory, metrics: MetricsWriter, total: int, fixed: dict[str, Any]) -> bool:
-        """Whether training reached its end, by its schedule or by its patience; a checkpoint is written else."""
+    def _prepared(self, run: RunDirectory, *, from_the_start: bool) -> Prepared:
+        """What the ranks will load. A fresh run that is refused leaves its directory empty, to be tried again."""
+        if from_the_start:
+            # What an earlier part made of other data or settings, and died of before its first checkpoint.
+            shutil.rmtree(run.start, ignore_errors=True)
+        try:
+            prepared = self._prepare(self.config, run.path)
+            self._check_patience(prepared)
+        except UsageError:
+            if not self._resume:
+                run.clear()
+            raise
+        return prepared
+
+    def _check_patience(self, prepared: Prepared) -> None:
+        patience = self.config.training.patience
+        if patience is not None and not prepared.validation:
+            raise UsageError(
+                f"training.patience {patience} waits for a better held-out loss, and none of {prepared.train} examples "
+                "is held out; raise data.validation_fraction, or leave training.patience unset"
+            )
+
+    def _train(
+        self, ranks: Ranks, run: RunDirectory, metrics: MetricsWriter, total: int, fixed: dict[str, Any]
+    ) -> bool:
+        """Whether training reached its end, by its schedule or by its patience. Either way a checkpoint is written."""
         state, training, every = self._state, self.config.training, self.config.checkpoints.every_updates
+        saved = state.updates or None
         if state.updates == 0:
             state.held_out_at_start = self._evaluate(ranks, metrics, total)
         while state.updates < total and not self._out_of_patience():
             if self._stop:
-                self._save(ranks, run, fixed)
-                return False
+                break
             due = [REPORT_UPDATES, total - state.updates]
             due += [step - state.updates % step for step in (training.evaluate_every, every) if step]
             for stats in ranks.call("advance", min(due)):
                 values = {"loss": stats.loss, "grad_norm": stats.grad_norm, "lr": stats.lr, "seconds": stats.seconds}
                 counts = {"tokens": stats.tokens, "padded_tokens": stats.padded_tokens, "skipped": stats.skipped}
                 metrics.write(stats.update, values | counts | stats.metrics)
-                state.updates, state.loss = stats.update, stats.loss
+                state.updates, state.loss = stats.update, state.loss if stats.skipped else stats.loss
                 state.tokens += stats.tokens
-            at_end = state.updates == total
-            if at_end or (training.evaluate_every and state.updates % training.evaluate_every == 0):
+            if state.updates == total or (training.evaluate_every and state.updates % training.evaluate_every == 0):
                 self._judge(self._evaluate(ranks, metrics, total), ranks, run)
-            if every and state.updates % every == 0 and not at_end:
+            if every and state.updates % every == 0:
                 self._save(ranks, run, fixed)
-        if training.patience is None or not state.held_out:
+                saved = state.updates
+        completed = state.updates == total or self._out_of_patience()
+        if state.updates != saved:
+            self._save(ranks, run, fixed)
+        if completed and (training.patience is None or state.best_update is None):
             ranks.call("save_pretrained", str(run.final))
-        return True
+        return completed
 
-    def _evaluate(self, ranks: Any, metrics: MetricsWriter, total: int) -> dict[str, float]:
+    def _evaluate(self, ranks: Ranks, metrics: MetricsWriter, total: int) -> dict[str, float]:
         """Held-out loss and metrics; without held-out examples none."""
         values = ranks.call("evaluate")
         held_out = {key: value for key, value in values.items() if key not in ("tokens", "padded_tokens")}
@@ -167,12 +223,13 @@ class StageRun:
         self._say(f"update {state.updates}/{total}{loss}{told} | {clock(time.monotonic() - self._started)}")
         return held_out
 
-    def _judge(self, held_out: dict[str, float], ranks: Any, run: RunDirectory) -> None:
+    def _judge(self, held_out: dict[str, float], ranks: Ranks, run: RunDirectory) -> None:
         """Keeps the model where it is the best so far, or counts how long none was better."""
         state = self._state
         if not held_out:
             return
-        if state.best_held_out_loss is None or held_out["loss"] < state.best_held_out_loss:
+        best = math.inf if state.best_held_out_loss is None else state.best_held_out_loss
+        if held_out["loss"] < best:
             state.best_held_out_loss, state.best_update, state.waited = held_out["loss"], state.updates, 0
             if self.config.training.patience is not None:
                 ranks.call("save_pretrained", str(run.final))
@@ -183,7 +240,7 @@ class StageRun:
         patience = self.config.training.patience
         return patience is not None and self._state.waited >= patience
 
-    def _save(self, ranks: Any, run: RunDirectory, fixed: dict[str, Any]) -> None:
+    def _save(self, ranks: Ranks, run: RunDirectory, fixed: dict[str, Any]) -> None:
         tag = f"update-{self._state.updates:07d}"
         stage = checkpoints.begin(run.checkpoints, tag)
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from actors.errors import UsageError
@@ -17,18 +18,17 @@ from learner.batching import TokenBatch, TokenSequence
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Indices into `lengths`, row by row: each row's lengths add up to at most `capacity`, unless one alone exceeds it.
 
-    First fit, longest first (Johnson 1973), which fills at most 11/9 of the fewest rows and one more. Depends on its
-    arguments only.
+    First fit, longest first (Johnson 1973), which makes at most 11/9 of the fewest rows and one more (Yue 1991).
+    Depends on its arguments only.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     rows: list[list[int]] = []
-    room: list[int] = []
+    room = np.full(len(lengths), capacity)
     for index in order:
-        place = next((row for row, left in enumerate(room) if left >= lengths[index]), None)
-        if place is None:
+        fits = room[: len(rows)] >= lengths[index]
+        place = int(fits.argmax()) if fits.any() else len(rows)
+        if place == len(rows):
             rows.append([])
-            room.append(capacity)
-            place = len(rows) - 1
         rows[place].append(index)
         room[place] -= lengths[index]
     return rows

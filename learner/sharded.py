@@ -168,14 +168,16 @@ class ShardedModel:
         return applied, float(self._engine.get_global_grad_norm())
 
     def report_skipped(self, items: Sequence[Any]) -> None:
-        """Saves the batch of a skipped update, dataclasses, and raises RunError when there were too many."""
+        """Saves the batch of a skipped update, dataclasses or token tuples, and raises RunError when there were too
+        many."""
         where = "not saved, as no directory was given"
         if self.failed_batches_dir is not None:
             path = self.failed_batches_dir / f"skipped-update-{self.updates:06d}.jsonl"
             where = f"saved to {path}"
             if self.rank == 0:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text("".join(json.dumps(asdict(item)) + "\n" for item in items), encoding="utf-8")
+                values = [item if isinstance(item, tuple) else asdict(item) for item in items]
+                path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
         if self.skipped_updates > self.config.max_skipped_updates:
             raise RunError(
                 f"update {self.updates} had a loss or gradient that is not finite; {self.skipped_updates} updates were "

@@ -12,6 +12,9 @@ from pydantic import Field, model_validator
 from actors.config import DemonstrationConfig, Settings, Template
 from learner.config import OptimizerConfig, PairLossConfig, TrainerConfig
 
+SCRATCH = "scratch"
+"""Stands in model.path for a small model made of the data."""
+
 
 class ScratchConfig(Settings):
     """A small Llama with random weights and a byte-level BPE tokenizer trained on the data, where model.path is
@@ -77,7 +80,8 @@ class StageConfig(Settings):
     def fixed(self) -> dict[str, Any]:
         """Settings that a resumed run must share with the saved one, beside its examples."""
         training = {f"training.{name}": getattr(self.training, name) for name in ("epochs", "batch_size", "seed")}
-        return {"model.path": self.model.path, **training}
+        scratch = {"model.scratch": self.model.scratch.model_dump()} if self.model.path == SCRATCH else {}
+        return {"model.path": self.model.path, **scratch, **training}
 
 
 class SftTrainerConfig(TrainerConfig):
