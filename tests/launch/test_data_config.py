@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
+from pathlib import Path
+
 import pytest
 
 from actors.errors import UsageError
+from actors.preference_filters import RuleOutcome
 from launch.data_config import DATA, DataConfig, file_and_overrides
+from launch.data_report import LEFT_OUT, DataReport, OwnSamples
+from launch.fields import settings
+from launch.histograms import Histogram
 from launch.loading import load_config
 
 HERE = ["source=/p.jsonl", "output=/o"]
@@ -69,3 +77,14 @@ def test_the_first_argument_may_be_a_file_of_settings_or_the_source(
     assert (file, overrides) == expected
     if file is None and overrides and overrides[0].startswith("source='"):
         assert load_config(None, [*overrides, "output=/o"], DATA).source == arguments[0]
+
+
+def test_the_page_on_data_names_every_setting_reason_and_key_of_the_report_and_no_other_setting() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    code = set(re.findall(r"`([^`\n]+)`", page))
+    known = {setting.key for setting in settings(DataConfig)}
+    assert known <= code
+    assert set(LEFT_OUT) <= code
+    assert {each.name for record in (DataReport, RuleOutcome, OwnSamples, Histogram) for each in fields(record)} <= code
+    dotted = {name.partition(":")[0] for name in code if re.match(r"filters\.[a-z_.]+", name)}
+    assert dotted <= known
