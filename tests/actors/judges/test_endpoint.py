@@ -6,7 +6,9 @@ import asyncio
 import json
 import math
 import re
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -121,6 +123,11 @@ def test_chat_messages_are_shown_without_the_policys_template() -> None:
     )
     assert "<request>\nuser: Hi.\nassistant: Yes?\n</request>" in text
     assert "im_start" not in text
+
+
+def test_the_documented_question_is_the_one_that_is_asked() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "judges.md").read_text()
+    assert " ".join(DEFAULT_TEMPLATE.split()) in " ".join(page.split())
 
 
 def test_equal_texts_tie_without_a_request() -> None:
@@ -294,8 +301,6 @@ def test_answers_whose_tokens_were_not_counted_are_counted_themselves() -> None:
 
 def test_no_more_requests_are_under_way_than_allowed_over_two_batches_at_a_time() -> None:
     def slow(n: int, body: Any) -> Any:
-        import time
-
         time.sleep(0.01)
         return longer(n, body)
 
