@@ -220,6 +220,59 @@ def _games(rank: int, world: int, port: int, directory: Path) -> None:
         torch.save(results, directory / "games.pt")
 
 
+def offline_pairs(seed: int, count: int) -> list[Any]:
+    """Preferences of uneven lengths; probabilities 1, 0.5, 0.8, 0 and 0.3 in turn."""
+    from learner.examples import TokenPair
+
+    probabilities = (1.0, 0.5, 0.8, 0.0, 0.3)
+    return [
+        TokenPair(pair.prompt_token_ids, pair.chosen.token_ids, pair.rejected.token_ids, probabilities[i % 5])
+        for i, pair in enumerate(random_pairs(seed, count))
+    ]
+
+
+def train_offline(directory: Path, zero_stage: int) -> dict[str, Any]:
+    """Three updates of offline DPO on soft labels against another reference, and all that came of them."""
+    from learner.examples import TRAIN, VALIDATION, write_pairs
+    from learner.offline import make_stage
+    from learner.sharded import ShardedModel, join_process_group
+    from learner.stage import StageTrainer
+    from learner.stage_config import DpoConfig
+
+    learner = {
+        "dtype": "float32", "zero_stage": zero_stage, "micro_batch_tokens": 40, "loss": {"beta": 0.3},
+        "optimizer": OPTIMIZER.model_copy(update={"eps": 1e-4}),
+    }  # fmt: skip
+    config = DpoConfig.model_validate(
+        {
+            "model": {"path": str(directory / "model")},
+            "reference": str(directory / "reference"),
+            "data": {"source": "unused.jsonl"},
+            "learner": learner,
+        }
+    )
+    data = directory / f"data-{os.getpid()}-{zero_stage}"
+    for name in (TRAIN, VALIDATION):
+        write_pairs(data / name, offline_pairs(4, 7))
+    device = join_process_group(config.learner)
+    stage = make_stage(config, directory / "model", data)
+    policy = ShardedModel(stage.module, stage.model, config.learner, TOTAL_UPDATES, device, directory / "model")
+    trainer = StageTrainer(stage, policy, batch_size=5, seed=0)
+    result = {"examples": stage.train, "start": policy.gather_state(), "held out at start": trainer.evaluate()}
+    result |= {"stats": trainer.advance(3), "held out": trainer.evaluate(), "state": policy.gather_state()}
+    policy.destroy()
+    return result
+
+
+def _offline(rank: int, world: int, port: int, directory: Path) -> None:
+    from learner.worker import set_environment
+
+    set_environment(CONFIG, rank, world, "127.0.0.1", port)
+    results = {stage: train_offline(directory, stage) for stage in (1, 3)}
+    if rank == 0:
+        torch.save(results, directory / "offline.pt")
+
+
 def _crash(rank: int, world: int, port: int, directory: Path) -> None:
     """A refused write on rank 1, a good checkpoint, and a kill of rank 1 while it writes the next one."""
     from actors.errors import RunError
@@ -285,5 +338,5 @@ def _recover(rank: int, world: int, port: int, directory: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    scenarios = {"train": _train, "games": _games, "crash": _crash, "recover": _recover}
+    scenarios = {"train": _train, "games": _games, "offline": _offline, "crash": _crash, "recover": _recover}
     scenarios[sys.argv[5]](*(int(argument) for argument in sys.argv[1:4]), Path(sys.argv[4]))

@@ -1,0 +1,86 @@
+"""Preparation of offline preference learning: what is written for the ranks, and which requests are refused."""
+
+import json
+
+import pytest
+
+from actors.errors import UsageError
+from launch.loading import load_config
+from launch.offline import prepare_dpo, run_dpo
+from launch.stage_config import DPO
+from learner.examples import TRAIN, VALIDATION, read_pairs
+from learner.scratch import make_model
+from learner.stage_config import ScratchConfig
+
+TEXTS = ["Question: 1+1\nAnswer: 2 or so", "Question: 2+2\nAnswer: 4 or so"]
+ROWS = [
+    {"prompt": f"{n}+1", "chosen": str(n + 1), "rejected": str(n + 2), "probability": 0.5 + n / 40} for n in range(20)
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A policy, and a model of another vocabulary."""
+    path = tmp_path_factory.mktemp("models")
+    size = {"layers": 1, "heads": 1, "max_tokens": 40}
+    make_model(path / "policy", TEXTS, ScratchConfig(vocabulary=300, **size))
+    make_model(path / "other", ["more words than there were before, " * 9], ScratchConfig(vocabulary=310, **size))
+    return path
+
+
+@pytest.fixture
+def config(models, tmp_path):
+    def make(*overrides, rows=ROWS):
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        fixed = [f"model.path={models / 'policy'}", f"data.source={tmp_path / 'rows.jsonl'}", f"output={tmp_path}/run"]
+        return load_config(None, [*fixed, *overrides], DPO)
+
+    return make
+
+
+def test_pairs_are_written_as_the_policy_would_have_sampled_them(config, models, tmp_path):
+    from actors.prompts import load_tokenizer
+
+    template = 'data.template="Question: {prompt}\\nAnswer: "'
+    prepared = prepare_dpo(config(template, "data.validation_fraction=0.5"), tmp_path / "run")
+    train, validation = (read_pairs(tmp_path / "run" / "data" / name) for name in (TRAIN, VALIDATION))
+    assert (prepared.train, prepared.validation, prepared.skipped) == (len(train), len(validation), [])
+    assert len(train) + len(validation) == 20
+    assert 0 < len(validation) < 20
+    tokenizer = load_tokenizer(str(models / "policy"))
+    written = {tokenizer.decode(pair.prompt): pair for pair in [*train, *validation]}
+    for row in ROWS:
+        pair = written[f"Question: {row['prompt']}\nAnswer: "]
+        for response, text in ((pair.chosen, row["chosen"]), (pair.rejected, row["rejected"])):
+            assert response[-1] == tokenizer.eos_token_id
+            assert tokenizer.decode(response[:-1]) == text
+        assert pair.probability == row["probability"]
+
+
+def test_long_rows_are_refused_by_place_or_skipped_and_told(config, tmp_path):
+    rows = [*ROWS, {"prompt": "1" * 9, "chosen": "1", "rejected": "2"}]
+    with pytest.raises(UsageError, match=r"1 of 21 rows of data.source .*\n.*rows.jsonl.*21: 9 prompt tokens"):
+        prepare_dpo(config("data.max_prompt_tokens=8", rows=rows), tmp_path / "run")
+    prepared = prepare_dpo(config("data.max_prompt_tokens=8", "data.on_malformed=skip", rows=rows), tmp_path / "run")
+    assert prepared.train + prepared.validation == 20
+    assert len(prepared.skipped) == 1
+    with pytest.raises(UsageError, match="more than the model's context of 40"):
+        prepare_dpo(config(rows=[*ROWS, {"prompt": "1" * 30, "chosen": "1" * 20, "rejected": "2"}]), tmp_path / "run")
+
+
+def test_wrong_requests_are_refused_before_anything_starts(config, models, tmp_path):
+    with pytest.raises(UsageError, match="cannot write yet; give a model, such as `offbeat sft` makes"):
+        run_dpo(config("model.path=scratch"))
+    with pytest.raises(UsageError, match=r"reference .*other has a vocabulary of \d+ tokens .*; use a reference of"):
+        prepare_dpo(config(f"reference={models / 'other'}"), tmp_path / "run")
+    with pytest.raises(UsageError, match=r"all 1 are held out by data.validation_fraction 0.99; give more prompts"):
+        prepare_dpo(config("data.validation_fraction=0.99", rows=ROWS[:1]), tmp_path / "run")
+    with pytest.raises(UsageError, match=r"learner\.loss\.kind"):
+        config("learner.loss.kind=nash_pg")
+
+
+def test_a_resumed_run_may_not_change_its_reference(config, models):
+    before, after = config(), config(f"reference={models / 'policy'}")
+    assert {key for key in before.fixed if before.fixed[key] != after.fixed[key]} == {"reference"}
+    assert before.fixed["model.path"] == str(models / "policy")
+    assert before.fixed["training.batch_size"] == before.training.batch_size
