@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from learner.models import replace_directory
 from learner.stage_config import ScratchConfig
@@ -67,6 +68,7 @@ def make_model(directory: str | Path, texts: Iterable[str], config: ScratchConfi
             )
         )
     stage.mkdir(parents=True, exist_ok=True)
+    disable_progress_bar()  # it would run through what a run shows
     model.save_pretrained(stage)
     tokenizer.save_pretrained(stage)
     replace_directory(stage, final)

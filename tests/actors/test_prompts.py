@@ -326,6 +326,41 @@ def test_skipping_every_row_is_an_error_that_shows_why(tmp_path: Path) -> None:
         source(file, on_malformed="skip")
 
 
+# Template
+
+
+def test_text_prompts_are_put_into_the_template_and_tokenised_whole(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.jsonl", [{"prompt": "w1"}, {"prompt": "w2 {prompt}"}])
+    prompts = source(file, shuffle=False, template="w7 {prompt} {} w8")
+    assert texts(prompts, range(2)) == ["w7 w1 {} w8", "w7 w2 {prompt} {} w8"]
+    assert prompts.prompt(0).token_ids == (BOS, W0 + 7, W0 + 1, UNK, W0 + 8)
+
+
+def test_chats_have_the_tokenizers_template_and_no_other(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.jsonl", [{"prompt": [{"role": "user", "content": "w1"}]}])
+    plain, templated = (
+        source(file, make_tokenizer(chat_template=TEMPLATE), template=template).prompt(0)
+        for template in ("{prompt}", "w7 {prompt}")
+    )
+    assert plain == templated
+
+
+def test_an_empty_prompt_is_malformed_whatever_the_template_adds(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="field 'prompt' is empty"):
+        source(write(tmp_path / "p.jsonl", [{"prompt": " "}]), template="w7 {prompt}")
+
+
+def test_another_template_is_other_data(tmp_path: Path) -> None:
+    file = numbered(tmp_path / "p.jsonl", 3)
+    assert source(file).fingerprint() != source(file, template="w7 {prompt}").fingerprint()
+
+
+@pytest.mark.parametrize("template", ["", "Question: ", "{prompt}{prompt}"])
+def test_a_template_holds_its_place_once(template: str) -> None:
+    with pytest.raises(ValueError, match=r"must hold \{prompt\} once"):
+        PromptConfig(template=template)
+
+
 # Tokenizers
 
 
