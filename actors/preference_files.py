@@ -30,6 +30,7 @@ __all__ = [
     "Message",
     "PreferenceRow",
     "Problem",
+    "check_one_kind",
     "check_problems",
     "collect_preferences",
     "read_preferences",
@@ -154,22 +155,28 @@ def _sample(row: Row) -> tuple[str | list[Message], str]:
     return [{"role": message["role"], "content": message["content"]} for message in messages], response
 
 
-def write_preferences(path: Path, rows: Sequence[PreferenceRow]) -> None:
-    """Writes `rows` as Parquet with the columns prompt, chosen, rejected, probability and id; whole or not at all.
-
-    Raises:
-        UsageError: some prompts are texts and others chats, which one column cannot hold.
-        OSError: the disk refuses.
-    """
-    import pyarrow
-    import pyarrow.parquet
-
+def check_one_kind(rows: Sequence[PreferenceRow]) -> None:
+    """Raises UsageError where some prompts are texts and others chats, which one column cannot hold."""
     texts = sum(isinstance(row.prompt, str) for row in rows)
     if 0 < texts < len(rows):
         raise UsageError(
             f"{texts} prompts are texts and {len(rows) - texts} are chats, and one column holds only one kind; prepare "
             "them as two sources, or write the texts as chats of one user message"
         )
+
+
+def write_preferences(path: Path, rows: Sequence[PreferenceRow]) -> None:
+    """Writes `rows` as Parquet with the columns prompt, chosen, rejected, probability and id; whole or not at all.
+
+    Raises:
+        UsageError: as `check_one_kind`.
+        OSError: the disk refuses.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    check_one_kind(rows)
+    texts = any(isinstance(row.prompt, str) for row in rows)
     message = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
     columns = {
         "prompt": pyarrow.string() if texts or not rows else pyarrow.list_(message),

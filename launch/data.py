@@ -21,6 +21,7 @@ from actors.errors import RunError, UsageError
 from actors.model_files import resolve
 from actors.preference_files import (
     Problem,
+    check_one_kind,
     check_problems,
     collect_preferences,
     read_samples,
@@ -125,6 +126,7 @@ def prepare(config: DataConfig, tokenizer: Any = None, scorer: Scorer | None = N
         _tokenise(pairs, tokenizer, config, TokenLimits(config.max_prompt_tokens, config.max_response_tokens, context))
     problems = collected.problems + [Problem(p.place, p.left_out, p.why) for p in pairs if p.left_out is not None]
     check_problems(problems, len(_kept(pairs)), config.source, config.on_malformed)
+    check_one_kind([pair.row for pair in _kept(pairs)])
 
     unique = _kept(pairs)
     decisions = find_duplicates(

@@ -218,6 +218,52 @@ def test_a_ceiling_comes_from_the_model_s_own_samples_drawn_or_in_a_file(
     assert found.own_samples.mean_log_perplexity == pytest.approx(own.mean(), abs=1e-4)
 
 
+def test_drawn_samples_answer_different_prompts_of_the_data(
+    many: Path, scorer: PerplexityModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    sample = scorer.sample
+
+    def recorded(prompts: Any, **rest: Any) -> Any:
+        asked.append((prompts, rest))
+        return sample(prompts, **rest)
+
+    monkeypatch.setattr(scorer, "sample", recorded)
+    for seed in (0, 0, 1):
+        ceiling = "filters.ceiling={kind: sampled, samples: 20, max_new_tokens: 3}"
+        prepare(configured(many, "model=/m", f"seed={seed}", ceiling), world.tokenizer(), scorer)
+    counts = Counter(tuple(prompt) for prompt in asked[0][0])
+    assert set(counts) == {world.prompt_token_ids(index) for index in range(16)}
+    assert sorted(counts.values()) == [1] * 12 + [2] * 4
+    assert asked[0] == asked[1]
+    assert [rest["seed"] for _, rest in asked] == [0, 0, 1]
+    assert asked[0][1] == {"max_new_tokens": 3, "eos": world.EOS, "seed": 0}
+    assert asked[0][0] != asked[2][0]
+
+
+def test_the_model_sees_the_template_and_the_rows_are_written_without_it(many: Path, scorer: PerplexityModel) -> None:
+    preparation = prepare(configured(many, "model=/m", "template=gold {prompt}"), world.tokenizer(), scorer)
+    templated, *_ = preparation.pairs
+    words = ("<bos>", "gold", "red", "north", "<sep>")
+    assert templated.tokens is not None
+    assert templated.tokens.prompt == [world.VOCABULARY.index(word) for word in words]
+    assert templated.row.prompt == "red north"
+
+
+def test_the_seed_decides_which_prompts_are_held_out(many: Path) -> None:
+    sides = [
+        {row.prompt for row in prepare(configured(many, "validation_fraction=0.5", f"seed={seed}")).rows("train")}
+        for seed in (0, 0, 1)
+    ]
+    assert sides[0] == sides[1] != sides[2]
+
+
+def test_texts_and_chats_in_one_source_are_refused_before_anything_is_scored(tmp_path: Path) -> None:
+    chat = pair([{"role": "user", "content": "q"}])  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="1 prompts are texts and 1 are chats"):
+        prepare(configured(write(tmp_path / "p.jsonl", pair(), chat)))
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
