@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -164,6 +164,38 @@ def data(
 
 
 @app.command()
+def evaluate(
+    config: Config,
+    overrides: Overrides = None,
+    model: Annotated[str | None, typer.Option(metavar="DIR", help="the policy; unset: model.path")] = None,
+    best_of: Annotated[
+        int | None, typer.Option(metavar="K", min=2, help="answers per prompt; unset: sampling.completions_per_prompt")
+    ] = None,
+    verifier: Annotated[str | None, typer.Option(metavar="DIR", help="model of `offbeat dpo` that ranks them")] = None,
+    rank: Annotated[
+        Literal["likelihood", "reward"],
+        typer.Option(help="by the verifier's log-likelihood, or by its implicit reward against its reference"),
+    ] = "likelihood",
+    prompts: Annotated[int | None, typer.Option(metavar="N", help="unset: evaluation.prompts, at most all")] = None,
+    threshold: Annotated[float, typer.Option(help="score from which an answer counts as correct")] = 1.0,
+    max_pairs: Annotated[int, typer.Option(metavar="N", min=1, help="pairs per prompt")] = 8,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="where the figures go, as JSON")] = None,
+    solutions: Annotated[Path | None, typer.Option(metavar="FILE", help="where the answers go, as JSONL")] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="where pairs for `offbeat dpo` go, correct over incorrect")
+    ] = None,
+) -> int:
+    """Samples a model's answers to prompts.source, judges them, and chooses among them by a verifier."""
+    given = [] if model is None else [f"model.path={_quoted(model)}"]
+    given += [] if best_of is None else [f"sampling.completions_per_prompt={best_of}"]
+    run_config = _load(config, [*(overrides or []), *given], None)
+    from launch.evaluate import Request, run_evaluation
+
+    request = Request(verifier, rank, prompts, threshold, max_pairs, output, solutions, pairs)
+    return run_evaluation(run_config, request)
+
+
+@app.command()
 def demo(overrides: Overrides = None, output: Output = None) -> int:
     """Two routes through a small world: a Bradley-Terry reward's, which can be exploited, and Nash-MD's. On CPU."""
     from launch.demo import run_demo
@@ -286,8 +318,13 @@ def _load(
     """The configuration of `verb`, of `train` unless given."""
     from launch.loading import TRAIN, load_config
 
-    extra = [] if output is None else [f"output='{str(output).replace(chr(39), chr(39) * 2)}'"]
+    extra = [] if output is None else [f"output={_quoted(str(output))}"]
     return load_config(config, [*(overrides or []), *extra], verb or TRAIN)
+
+
+def _quoted(text: str) -> str:
+    """As YAML reads it back."""
+    return f"'{text.replace(chr(39), chr(39) * 2)}'"
 
 
 def _checked_file(config: str, overrides: Sequence[str] | None) -> Path:

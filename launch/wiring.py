@@ -113,6 +113,16 @@ def check_resources(config: RunConfig) -> None:
         )
 
 
+def check_sampling_resources(config: RunConfig) -> None:
+    """Raises `UsageError` when Ray cannot place generators and judge, which would otherwise wait for ever."""
+    needed = {
+        "CPU": config.generators.count * config.generators.cpus,
+        "GPU": config.generators.count * generator_gpus(config) + config.judging.gpus,
+    }
+    by = f"{config.generators.count} generators, the judge"
+    _check_amounts(needed, ray.cluster_resources(), by, "generators.count or their shares")
+
+
 def check_stage_resources(learner: TrainerConfig) -> None:
     """Raises `UsageError` when Ray cannot place a stage's ranks, which would otherwise wait for ever."""
     needed = {"CPU": learner.ranks * learner.cpus_per_rank, "GPU": learner.ranks * learner.gpus_per_rank}

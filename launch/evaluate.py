@@ -1,0 +1,260 @@
+"""`offbeat evaluate`: a model's sampled answers to prompts, judged, and what a choice among them reaches.
+
+Samples with the run's own engines and asks the run's own judge, both as Ray actors; a verifier then scores in this
+process. The order matters: what a user can get wrong is checked before an actor starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from actors.config import WORLD
+from actors.errors import RunError, UsageError
+from actors.judge_config import VerifierJudgeConfig
+from actors.model_files import resolve
+from actors.pairing import effective_scores
+from actors.prompts import PromptSource, load_tokenizer
+from actors.records import Failure, Group, Lease, Prompt
+from launch import wiring
+from launch.best_of import Candidates, Report, render, report
+from launch.config import RunConfig
+from launch.ports import GeneratorDeadError, GeneratorPort, GeneratorUnavailableError, JudgePort
+from launch.solutions import Solution, pairs_of, write_jsonl, write_solutions
+from launch.train import check_model, with_world_defaults
+from learner.config import LossConfig
+from learner.models import DPO_FILE
+
+COLLECT_SECONDS = 2.0
+Rank = Literal["likelihood", "reward"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the command line asks for beside the configuration."""
+
+    verifier: str | None = None
+    """Model directory or hub name that ranks the answers."""
+    rank: Rank = "likelihood"
+    prompts: int | None = None
+    """How many; None: `evaluation.prompts`, at most as many as there are."""
+    threshold: float = 1.0
+    """Score from which an answer counts as correct."""
+    max_pairs: int = 8
+    output: Path | None = None
+    solutions: Path | None = None
+    pairs: Path | None = None
+
+
+def run_evaluation(config: RunConfig, request: Request) -> int:
+    """Samples, judges, chooses and reports. Returns the exit code 0.
+
+    Raises:
+        UsageError: wrong paths or settings; nothing was sampled.
+        RunError: no generator is left, a prompt could not be answered or judged, or the disk refuses.
+    """
+    console = Console(stderr=True, highlight=False)
+    config = _for_sampling(config)
+    verifier = None if request.verifier is None else find_verifier(request.verifier, request.rank)
+    check_model(config)
+    prompts = _prompts(config, request.prompts)
+    count = config.sampling.completions_per_prompt
+    console.print(f"offbeat: sampling {count} answers to each of {len(prompts)} prompts", soft_wrap=True)
+    with wiring.ray_session(config.cluster):
+        wiring.check_sampling_resources(config)
+        generators = wiring.start_generators(config, config.model.path, config.model.path)
+        groups = asyncio.run(_sample_and_judge(generators, wiring.start_judge(config), prompts))
+    scores = None if verifier is None else verifier.scores(groups, config)
+    solutions, candidates = judged(groups, scores, config, request.threshold)
+    figures = report(candidates)
+    print(render(figures))
+    _write(figures, solutions, config, request)
+    return 0
+
+
+def _for_sampling(config: RunConfig) -> RunConfig:
+    """`config` with the policy alone in the engine: evaluation has no opponents."""
+    if config.model.path == WORLD:
+        raise UsageError("model.path is world, which a run trains first; name a model with --model DIR")
+    learner = config.learner.model_copy(update={"loss": LossConfig()})
+    model = config.model.model_copy(update={"reference": None})
+    return with_world_defaults(config.model_copy(update={"learner": learner, "model": model}))
+
+
+def _prompts(config: RunConfig, wanted: int | None) -> list[Prompt]:
+    source = PromptSource(config.prompts, load_tokenizer(config.model.tokenizer or str(resolve(config.model.path))))
+    if wanted is not None and wanted > len(source):
+        raise UsageError(f"--prompts {wanted} asks for more than the {len(source)} of prompts.source; lower it")
+    count = min(config.evaluation.prompts, len(source)) if wanted is None else wanted
+    if count < 1:
+        raise UsageError("no prompt is asked for; set --prompts or evaluation.prompts to 1 or more")
+    return source.evaluation_prompts(count)
+
+
+# ---------------------------------------------------------------- sampling
+
+
+async def _sample_and_judge(
+    generators: Sequence[GeneratorPort], judge: JudgePort, prompts: Sequence[Prompt]
+) -> list[Group]:
+    await judge.ready()
+    groups = await sample(generators, prompts)
+    answers = await judge.judge(groups)
+    failed = [answer.reason for answer in answers if isinstance(answer, Failure)]
+    if failed:
+        raise RunError(f"{len(failed)} of {len(answers)} prompts could not be judged; the first: {failed[0]}")
+    return [answer for answer in answers if isinstance(answer, Group)]
+
+
+async def sample(generators: Sequence[GeneratorPort], prompts: Sequence[Prompt]) -> list[Group]:
+    """One group of the starting weights' completions for each prompt, in order, the prompts dealt to the generators.
+
+    A generator that is started again is given its open prompts again. Raises RunError when one dies for good, or a
+    prompt cannot be generated.
+    """
+    leases = [Lease(index, 0, prompt, 0, math.inf, draw="policy") for index, prompt in enumerate(prompts)]
+    shares = [leases[number :: len(generators)] for number in range(len(generators))]
+    served = await asyncio.gather(*[_serve(port, share) for port, share in zip(generators, shares, strict=True)])
+    groups = {group.lease.index: group for part in served for group in part}
+    return [groups[index] for index in range(len(prompts))]
+
+
+async def _serve(port: GeneratorPort, leases: Sequence[Lease]) -> list[Group]:
+    waiting = {lease.index: lease for lease in leases}
+    groups: list[Group] = []
+    while waiting:
+        try:
+            await port.ready()
+            await port.submit(list(waiting.values()))
+            while waiting:
+                for item in await port.collect(COLLECT_SECONDS):
+                    index = item.lease_index if isinstance(item, Failure) else item.lease.index
+                    lease = waiting.pop(index, None)  # None: answered twice, before and after a broken connection
+                    if isinstance(item, Group) and lease is not None:
+                        groups.append(item)
+                    elif isinstance(item, Failure) and lease is not None:
+                        raise RunError(f"prompt '{lease.prompt.id}' could not be generated: {item.reason}")
+        except GeneratorUnavailableError:
+            continue  # Ray starts it again, generators.max_restarts times at most.
+        except GeneratorDeadError as error:
+            raise RunError(f"{error}; look at its log, and run again") from error
+    return groups
+
+
+# ---------------------------------------------------------------- choosing
+
+
+@dataclass(frozen=True, slots=True)
+class Verifier:
+    """A model that scores answers: by its log-likelihood of them or, with `reference`, by the implicit reward."""
+
+    directory: Path
+    reference: Path | None = None
+    beta: float = 1.0
+
+    def scores(self, groups: Sequence[Group], config: RunConfig) -> list[tuple[float, ...]]:
+        """Of every completion of `groups`: log V(y|x) (nats; Hosseini et al. 2024, section 3.1), or
+        beta (log V(y|x) - log mu(y|x)) (Rafailov et al. 2023, eq. 5). Raises UsageError as `PerplexityModel`."""
+        values = _sequence_logprobs(self.directory, groups, config)
+        if self.reference is not None:
+            ours, theirs = values, _sequence_logprobs(self.reference, groups, config)
+            values = [self.beta * (mine - other) for mine, other in zip(ours, theirs, strict=True)]
+        rest = iter(values)
+        return [tuple(next(rest) for _ in group.completions) for group in groups]
+
+
+def find_verifier(path: str, rank: Rank) -> Verifier:
+    """The model at `path`, a directory or hub name.
+
+    Raises UsageError when it is none, or when rewards are wanted and it does not tell its reference.
+    """
+    directory = resolve(path)
+    if rank == "likelihood":
+        return Verifier(directory)
+    record = directory / DPO_FILE
+    try:
+        told: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        return Verifier(directory, resolve(told["reference"]), float(told["beta"]))
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"--rank reward needs reference and beta of the verifier, and {record} does not tell them ({error!r}); "
+            "give the final/ directory of `offbeat dpo`, or --rank likelihood"
+        ) from error
+
+
+def _sequence_logprobs(directory: Path, groups: Sequence[Group], config: RunConfig) -> list[float]:
+    """Log-probs (nats) of all completions, each summed over its tokens, at temperature 1."""
+    import torch
+
+    from learner.perplexity import PerplexityModel
+
+    model = PerplexityModel(
+        directory,
+        dtype=config.generators.dtype,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        micro_batch_tokens=config.learner.micro_batch_tokens,
+    )
+    sequences = [
+        (group.lease.prompt.token_ids, completion.token_ids) for group in groups for completion in group.completions
+    ]
+    means = model.log_perplexities(sequences)
+    return [-float(mean) * len(response) for mean, (_, response) in zip(means, sequences, strict=True)]
+
+
+def judged(
+    groups: Sequence[Group], scores: Sequence[tuple[float, ...]] | None, config: RunConfig, threshold: float
+) -> tuple[list[Solution], list[Candidates]]:
+    """Judged groups as solutions for files and as candidates for the figures; `scores` are the verifier's."""
+    answer_of = _final_answers(config)
+    solutions: list[Solution] = []
+    candidates: list[Candidates] = []
+    for number, group in enumerate(groups):
+        values = effective_scores(group, config.judging.missing_eos_score)
+        correct = tuple(value >= threshold for value in values)
+        texts = [completion.text for completion in group.completions]
+        own = None if scores is None else scores[number]
+        answers = None if answer_of is None else tuple(map(answer_of, texts))
+        candidates.append(Candidates(correct, answers, own))
+        prompt = group.lease.prompt
+        given = prompt.metadata.get("messages", prompt.text)
+        for index, completion in enumerate(group.completions):
+            solution = Solution(prompt.id, given, texts[index], correct[index], values[index], completion.finished)
+            solutions.append(solution if own is None else replace(solution, verifier_score=own[index]))
+    return solutions, candidates
+
+
+def _final_answers(config: RunConfig) -> Any:
+    """From a text to its final answer, where the judge knows what that is; None where it does not."""
+    if not isinstance(config.judging.judge, VerifierJudgeConfig):
+        return None
+    from actors.judges.mathematics import normalise, number
+    from actors.judges.verifier import VerifierJudge
+
+    judge = VerifierJudge(config.judging.judge)
+
+    def answer(text: str) -> Any:
+        found = judge.final_answer(text)
+        plain = "" if found is None else normalise(found)
+        value = number(plain)
+        return (plain or None) if value is None else value
+
+    return answer
+
+
+def _write(figures: Report, solutions: Sequence[Solution], config: RunConfig, request: Request) -> None:
+    if request.solutions is not None:
+        write_solutions(request.solutions, solutions)
+    if request.pairs is not None:
+        rows = pairs_of(solutions, request.max_pairs, config.seed)
+        write_jsonl(request.pairs, rows)
+        print(f"{len(rows)} pairs in {request.pairs}")
+    if request.output is not None:
+        asked = {"model": config.model.path, "verifier": request.verifier, "rank": request.rank}
+        write_jsonl(request.output, [asked | {"threshold": request.threshold} | asdict(figures)])

@@ -1,0 +1,62 @@
+"""Estimates of a choice among K candidates against enumeration of every subset, and figures by hand."""
+
+from fractions import Fraction
+from itertools import combinations
+
+import pytest
+
+from launch.best_of import Candidates, best_of_k, majority_is_correct, pass_at_k, render, report
+from launch.evaluation import wilson_interval
+
+CORRECT = (True, False, False, True, False, True)
+SCORES = (-3.0, -1.0, -7.0, -2.0, -5.0, -4.0)
+
+
+@pytest.mark.parametrize("k", range(1, 7))
+def test_estimates_are_means_over_all_subsets(k):
+    subsets = list(combinations(range(6), k))
+    oracle = sum(any(CORRECT[i] for i in subset) for subset in subsets) / len(subsets)
+    chosen = sum(CORRECT[max(subset, key=lambda i: SCORES[i])] for subset in subsets) / len(subsets)
+    assert pass_at_k(CORRECT, k) == pytest.approx(oracle)
+    assert best_of_k(CORRECT, SCORES, k) == pytest.approx(chosen)
+
+
+def test_a_verifier_that_knows_is_the_oracle_and_one_that_errs_is_below_chance():
+    knows, errs = [float(ok) for ok in CORRECT], [-float(ok) for ok in CORRECT]
+    assert best_of_k(CORRECT, knows, 2) == pytest.approx(pass_at_k(CORRECT, 2))
+    assert best_of_k(CORRECT, errs, 2) == pytest.approx(3 / 15)
+
+
+def test_the_majority_decides_without_those_that_give_no_answer():
+    two = Fraction(2)
+    assert majority_is_correct(Candidates((True, False, True, False), (two, "x", two, None)))
+    assert not majority_is_correct(Candidates((True, False, False, True), (two, "x", "x", None)))
+    # No majority of the silent, and a tie goes to the first sampled.
+    assert majority_is_correct(Candidates((True, False, False, False), (two, None, None, "x")))
+    assert not majority_is_correct(Candidates((False, True), ("x", two)))
+    assert not majority_is_correct(Candidates((False, False), (None, None)))
+
+
+def test_the_report_averages_prompts_for_powers_of_two_and_for_all():
+    sampled = [
+        Candidates((True, False, False), ("a", "b", "b"), (1.0, 0.0, -1.0)),
+        Candidates((False, False, False), ("c", "d", None), (1.0, 0.0, -1.0)),
+    ]
+    figures = report(sampled)
+    assert [row.k for row in figures.rows] == [1, 2, 3]
+    assert figures.pass_at_1.value == pytest.approx(1 / 6)
+    assert (figures.pass_at_1.low, figures.pass_at_1.high) == pytest.approx(wilson_interval(1 / 3, 2))
+    assert [row.oracle.value for row in figures.rows] == pytest.approx([1 / 6, 1 / 3, 1 / 2])
+    assert [row.verifier.value for row in figures.rows] == pytest.approx([1 / 6, 1 / 3, 1 / 2])
+    assert figures.majority.value == 0.0
+    table = render(figures)
+    assert "2 prompts, 3 candidates each" in table
+    assert "    2  0.333 [" in table
+
+
+def test_what_nobody_said_is_left_out():
+    figures = report([Candidates((True, True))])
+    assert figures.majority is None
+    assert [row.verifier for row in figures.rows] == [None, None]
+    assert [row.oracle.value for row in figures.rows] == [1.0, 1.0]
+    assert "majority" not in render(figures)

@@ -1,0 +1,61 @@
+"""Pairs of sampled solutions: correct over incorrect of the same prompt, as `offbeat dpo` reads them."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from actors.errors import RunError
+from actors.preference_files import read_preferences
+from launch.solutions import Solution, pairs_of, write_jsonl, write_solutions
+
+
+def solution(response, correct, prompt="1+1=", **changes):
+    return replace(Solution(f"id of {prompt}", prompt, response, correct, float(correct), True), **changes)
+
+
+def test_every_correct_response_is_paired_with_every_incorrect_one_of_its_prompt():
+    found = [
+        solution("2", True), solution("two", True), solution("3", False), solution("2", True), solution("3", False),
+        solution("4", True, prompt="2+2="), solution("5", False, prompt="3+3="),
+    ]  # fmt: skip
+    assert pairs_of(found, 10, 0) == [
+        {"prompt": "1+1=", "chosen": "2", "rejected": "3"},
+        {"prompt": "1+1=", "chosen": "two", "rejected": "3"},
+    ]
+
+
+def test_what_was_cut_or_is_empty_makes_no_pair():
+    found = [solution("2", True), solution("2 or", False, finished=False), solution(" ", False)]
+    assert pairs_of(found, 10, 0) == []
+
+
+def test_the_cap_draws_by_seed_and_prompt_alone():
+    found = [solution(str(n), n < 4) for n in range(8)]
+    others = [solution(str(n), n < 4, prompt="7+7=") for n in range(8)]
+    drawn = pairs_of(found, 5, 0)
+    assert len(drawn) == len({json.dumps(row) for row in drawn}) == 5
+    assert all(int(row["chosen"]) < 4 <= int(row["rejected"]) for row in drawn)
+    assert pairs_of([*others, *found], 5, 0)[5:] == drawn
+    assert pairs_of(found, 5, 1) != drawn
+    assert len(pairs_of(found, 100, 0)) == 16
+
+
+def test_pairs_are_read_by_the_reader_of_preferences(tmp_path):
+    chat = [{"role": "user", "content": "1+1="}]
+    for name, prompt in (("text", "1+1="), ("chat", chat)):
+        found = [solution("2\n#### 2", True), solution("3", False)]
+        path = tmp_path / "new" / f"{name}.jsonl"
+        write_jsonl(path, pairs_of([replace(each, prompt=prompt) for each in found], 1, 0))
+        (row,) = read_preferences(str(path))
+        assert (row.prompt, row.chosen, row.rejected, row.probability) == (prompt, "2\n#### 2", "3", 1.0)
+
+
+def test_solutions_are_written_one_a_line_and_a_refusal_names_the_file(tmp_path):
+    write_solutions(tmp_path / "solutions.jsonl", [solution("2", True, verifier_score=-1.5), solution("é", False)])
+    rows = [json.loads(line) for line in (tmp_path / "solutions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(row["response"], row["correct"], row["verifier_score"]) for row in rows] == [
+        ("2", True, -1.5), ("é", False, None),
+    ]  # fmt: skip
+    with pytest.raises(RunError, match=r"solutions\.jsonl/x"):
+        write_solutions(tmp_path / "solutions.jsonl" / "x", [])
