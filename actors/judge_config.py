@@ -36,6 +36,16 @@ class RewardModelJudgeConfig(Settings):
     gpus: float = Field(default=0.0, ge=0.0, description="GPUs that the judge actor reserves from Ray")
 
 
+class PreferenceModelJudgeConfig(Settings):
+    """A preference model that `offbeat preference` has trained: Bradley-Terry, pairwise or skew-symmetric."""
+
+    kind: Literal["preference_model"] = "preference_model"
+    path: str = Field(description="directory or hub name of the model, with its preference.json")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="weights of the judge")
+    batch_tokens: int = Field(default=16384, ge=1, description="padded tokens per forward pass")
+    gpus: float = Field(default=0.0, ge=0.0, description="GPUs that the judge actor reserves from Ray")
+
+
 class VerifierJudgeConfig(Settings):
     """Exact-answer match, in the GSM8K format by default: 1 for the right final answer, 0 otherwise."""
 
@@ -154,6 +164,7 @@ MemberKind = Annotated[
     GoldJudgeConfig
     | BradleyTerryJudgeConfig
     | RewardModelJudgeConfig
+    | PreferenceModelJudgeConfig
     | VerifierJudgeConfig
     | FunctionJudgeConfig
     | EndpointJudgeConfig
@@ -207,6 +218,7 @@ JudgeKind = Annotated[
     GoldJudgeConfig
     | BradleyTerryJudgeConfig
     | RewardModelJudgeConfig
+    | PreferenceModelJudgeConfig
     | VerifierJudgeConfig
     | FunctionJudgeConfig
     | EndpointJudgeConfig

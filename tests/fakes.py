@@ -8,7 +8,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,6 +31,7 @@ from actors.records import (
     Prompt,
 )
 from launch.ports import GeneratorDeadError, GeneratorUnavailableError, Publication
+from learner.records import StageStats
 
 
 class FakePrompts:
@@ -234,6 +235,61 @@ class FakeEngine:
         self.version = manifest.version
 
 
+class FakeRanks:
+    """All ranks of a stage as one: nothing is trained, and the held-out losses are told beforehand.
+
+    `held_out` gives the loss of each evaluation in turn, the last one for ever; with none, nothing is held out.
+    `on_advance` is called with the number of updates after each `advance`.
+    """
+
+    def __init__(self, held_out: Sequence[float] = (), on_advance: Callable[[int], None] | None = None) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        """Method and arguments, paths left out."""
+        self.updates = 0
+        self._held_out, self._on_advance = list(held_out), on_advance
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        self.calls.append((method, *(value for value in arguments if not isinstance(value, str))))
+        return getattr(self, method)(*arguments)
+
+    def ready(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def advance(self, updates: int) -> list[StageStats]:
+        self.updates += updates
+        done = range(self.updates - updates + 1, self.updates + 1)
+        if self._on_advance is not None:
+            self._on_advance(self.updates)
+        common = {"metrics": {}, "grad_norm": 1.0, "lr": 0.1, "tokens": 10, "padded_tokens": 12, "seconds": 0.5}
+        return [
+            StageStats(update=update, loss=1 / update, **common, skipped=False, skipped_updates=0) for update in done
+        ]
+
+    def evaluate(self) -> dict[str, float]:
+        if not self._held_out:
+            return {}
+        loss = self._held_out.pop(0) if len(self._held_out) > 1 else self._held_out[0]
+        return {"loss": loss, "tokens": 5.0, "padded_tokens": 6.0}
+
+    def save(self, stage: str) -> None:
+        for part in ("deepspeed", "hf"):
+            (Path(stage) / part).mkdir()
+            (Path(stage) / part / "updates").write_text(str(self.updates))
+
+    def load(self, checkpoint: str) -> None:
+        self.updates = int((Path(checkpoint) / "deepspeed" / "updates").read_text())
+
+    def save_pretrained(self, directory: str) -> None:
+        Path(directory).mkdir(exist_ok=True)
+        (Path(directory) / "updates").write_text(str(self.updates))
+
+    def finish(self, directory: str) -> dict[str, Any]:
+        return {}
+
+
 def tiny_llama(directory: Path, *, seed: int, tied: bool = False, vocab_size: int = 96) -> Any:
     """Saves a random two-layer Llama (hidden 64, float32) with a tokenizer of `vocab_size` words, and returns it.
 
@@ -266,6 +322,41 @@ def tiny_llama(directory: Path, *, seed: int, tied: bool = False, vocab_size: in
         tokenizer_object=Tokenizer(WordLevel(words, unk_token="<s>")), bos_token="<s>", eos_token="</s>"
     )
     tokenizer.save_pretrained(directory)
+    return model
+
+
+def tiny_preference_model(
+    directory: Path, kind: Any, *, skew_blocks: int = 0, temperature: float = 1.0, positions: int = 64
+) -> Any:
+    """Saves a random preference model over the embedded world's words, with its tokenizer, and returns it.
+
+    Its weights are so large that its preferences are far from even.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    from actors import world
+    from actors.preference_model import PreferenceForm, write_form
+
+    form = PreferenceForm(kind, world.EOS, skew_blocks, temperature)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(world.VOCABULARY),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=positions,
+        num_labels=form.outputs,
+        pad_token_id=world.PAD,
+        bos_token_id=world.BOS,
+        eos_token_id=world.EOS,
+        initializer_range=0.5,
+    )
+    model = LlamaForSequenceClassification(config).eval()
+    model.save_pretrained(directory)
+    world.tokenizer().save_pretrained(directory)
+    write_form(directory, form)
     return model
 
 

@@ -16,6 +16,7 @@ from actors.judge_config import (
     FunctionJudgeConfig,
     GoldJudgeConfig,
     JudgeKind,
+    PreferenceModelJudgeConfig,
     RewardModelJudgeConfig,
     ServedRewardModelJudgeConfig,
     VerifierJudgeConfig,
@@ -70,6 +71,10 @@ def make_judge(config: JudgeKind, *, task: str = "transitive", seed: int = 0, to
             from actors.judges.reward_model import RewardModelJudge
 
             return RewardModelJudge(config, policy_tokenizer=tokenizer)
+        case PreferenceModelJudgeConfig():
+            from actors.judges.preference_model import PreferenceModelJudge
+
+            return PreferenceModelJudge(config, policy_tokenizer=tokenizer)
         case VerifierJudgeConfig():
             from actors.judges.verifier import VerifierJudge
 
