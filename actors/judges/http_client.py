@@ -43,7 +43,7 @@ class _TryAgainError(Exception):
 
 @dataclass
 class RequestCounts:
-    """What became of every try of every request; `requests` is the sum of the next five and of those cut off."""
+    """What became of every try of every request; `requests` is the sum of the next six and of those cut off."""
 
     requests: int = 0
     answered: int = 0

@@ -200,3 +200,17 @@ def test_an_opponent_is_a_mixture_drawn_or_aimed_at(kind, sampled, engine_beta, 
     opponent = _game(opponent={"kind": kind, "beta": 0.25}).opponent
     assert (opponent.sampled, opponent.engine_beta, opponent.target_beta) == (sampled, engine_beta, target_beta)
     assert opponent.model_copy(update={"max_staleness": 0}).sampled
+
+
+def test_a_batch_behind_http_must_have_time_for_one_request_and_its_lease_for_the_batch():
+    judge = {"kind": "served", "url": "http://h", "model": "m"}
+    with pytest.raises(ValidationError, match="timeout_seconds 60 is below the 180 s"):
+        RunConfig.model_validate({"model": {"path": "m"}, "judging": {"judge": judge}})
+    with pytest.raises(ValidationError, match=r"and leases end after replay\.lease_seconds 600"):
+        RunConfig.model_validate({"model": {"path": "m"}, "judging": {"judge": judge, "timeout_seconds": 200}})
+    RunConfig.model_validate({"model": {"path": "m"}, "judging": {"judge": judge, "timeout_seconds": 180}})
+
+
+def test_a_mapping_is_described_and_shown_as_one_writes_it():
+    (setting,) = [setting for setting in ALL if setting.key == "judging.judge.extra_body"]
+    assert (setting.allowed, setting.default) == ("mapping", "{}")

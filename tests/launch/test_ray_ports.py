@@ -220,3 +220,13 @@ def test_an_update_enters_every_rank_with_its_items_and_whether_to_measure_the_s
     learner = RayLearner([Rank(0), Rank(1)], "shm")
     assert asyncio.run(learner.update(["item"], measure_step=True)) == "stats of rank 0"
     assert calls == [(0, (("put", ["item"]), True)), (1, (("put", ["item"]), True))]
+
+
+def test_what_the_judge_counted_is_the_last_known_when_it_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_ports, "ANSWER_SECONDS", 0.01)
+
+    async def test() -> None:
+        judge = RayJudge(FakeActor(figures=[{"groups": 2.0}, ..., ActorDiedError()]))
+        assert [await judge.figures() for _ in range(3)] == [{"groups": 2.0}] * 3
+
+    asyncio.run(test())

@@ -208,3 +208,8 @@ def test_the_opponent_is_named_for_what_it_is_also_after_a_resume(tmp_path: Path
         build_policy(TINY).save_pretrained(tmp_path / start)
     path = start if start == "world" else str(tmp_path / start)
     assert _summary(_loop(model={"path": path}, prompts={"source": "world"})).opponent == opponent
+
+
+def test_what_the_judge_counted_reaches_the_summary() -> None:
+    assert _summary(_loop(), judging_figures={"groups": 7.0}).judging == {"groups": 7.0}
+    assert _summary(_loop()).judging == {}

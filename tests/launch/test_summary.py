@@ -163,3 +163,22 @@ def test_versions_leave_out_what_is_not_installed():
     assert versions["python"].startswith("3.")
     assert "ray" in versions
     assert all(versions.values())
+
+
+def test_what_the_judge_counted_is_in_the_file_and_its_failures_are_told(tmp_path):
+    judging = {"groups": 1200.0, "failed_groups": 3.0, "requests": 14400.0, "given_up": 5.0, "cost": 12.25}
+    record = summary(judging=judging)
+    record.write(tmp_path / "summary.json")
+    assert json.loads((tmp_path / "summary.json").read_text())["judging"] == judging
+    line = next(line for line in rendered(record, width=200).splitlines() if line.startswith("judging"))
+    assert line.split(maxsplit=1)[1].rstrip() == "3 of 1,200 groups failed, 14,400 requests, 5 given up, cost 12.25"
+
+
+def test_the_counts_of_an_ensemble_s_members_are_added_up():
+    judging = {"groups": 8.0, "1_endpoint.requests": 96.0, "2_served.requests": 8.0, "1_endpoint.abstentions": 2.0}
+    assert "104 requests, 2 abstentions" in rendered(summary(judging=judging), width=200)
+
+
+def test_a_judge_with_nothing_to_tell_has_no_line():
+    lines = rendered(summary(judging={"groups": 8.0, "failed_groups": 0.0})).splitlines()
+    assert not [line for line in lines if line.startswith("judging")]
