@@ -11,16 +11,18 @@ import pytest
 
 from actors.admission import Admission
 from actors.config import ReplayConfig
+from launch import stage_config
 from launch.cli import app
-from launch.config import RunConfig
 from launch.fields import settings
-from launch.loading import load_config
+from launch.loading import TRAIN, Verb, load_config
 from launch.summary import Summary
 from learner.records import UpdateStats
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if page.is_file()]
-SETTINGS = {setting.key for setting in settings(RunConfig)}
+VERBS = {"config": TRAIN} | {verb.name: verb for verb in vars(stage_config).values() if isinstance(verb, Verb)}
+"""How a page marks a YAML block that is a whole configuration, and of which verb."""
+SETTINGS = {setting.key for verb in VERBS.values() for setting in settings(verb.model)}
 SECTIONS = {".".join(key.split(".")[:depth]) for key in SETTINGS for depth in range(1, key.count(".") + 1)}
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
@@ -30,7 +32,7 @@ ASSIGNED = re.compile(r"\b([a-z_]+(?:\.[a-z_0-9]+)+)=")
 REPOSITORY_PATH = re.compile(
     r"\b(?:actors|learner|launch|tests|docs|docker|benchmarks)/[\w./-]*\.(?:py|md|yaml|sbatch)\b"
 )
-CONFIG_EXAMPLE = re.compile(r"^```yaml config\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CONFIG_EXAMPLE = re.compile(rf"^```yaml ({'|'.join(VERBS)})\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(?:^ {4,}(?:[A-Z_]+=\S+ )*|`)offbeat ((?:submit )?[a-z]+)", re.MULTILINE)
 
@@ -54,8 +56,8 @@ def named_settings(text: str) -> Iterator[str]:
 
 def config_examples() -> Iterator[Any]:
     for page in PAGES:
-        for number, example in enumerate(CONFIG_EXAMPLE.findall(page.read_text())):
-            yield pytest.param(example, id=f"{page.name}-{number}")
+        for number, (verb, example) in enumerate(CONFIG_EXAMPLE.findall(page.read_text())):
+            yield pytest.param(verb, example, id=f"{page.name}-{number}")
 
 
 def registered_commands() -> set[str]:
@@ -100,11 +102,11 @@ def test_every_command_that_a_page_names_exists(page: Path) -> None:
     assert set(COMMAND.findall(page.read_text())) <= registered_commands()
 
 
-@pytest.mark.parametrize("example", config_examples())
-def test_every_configuration_example_loads(example: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("verb", "example"), config_examples())
+def test_every_configuration_example_loads(verb: str, example: str, tmp_path: Path) -> None:
     path = tmp_path / "example.yaml"
     path.write_text(example)
-    load_config(path)
+    load_config(path, [], VERBS[verb])
 
 
 def test_every_page_is_in_the_index() -> None:
