@@ -259,6 +259,10 @@ class StageRun:
         return {"the examples": digest.hexdigest(), **self.config.fixed}
 
     def _write_summary(self, run: RunDirectory, prepared: Prepared, total: int, status: str, error: str | None) -> None:
+        told = asdict(self._state)
+        for name in ("held_out_at_start", "held_out"):
+            # JSON has no NaN and no infinity.
+            told[name] = {key: value if math.isfinite(value) else None for key, value in told[name].items()}
         summary = {
             "status": status,
             "error": error,
@@ -268,7 +272,7 @@ class StageRun:
             "train_examples": prepared.train,
             "held_out_examples": prepared.validation,
             "skipped_rows": len(prepared.skipped),
-            **asdict(self._state),
+            **told,
             "wall_seconds": time.monotonic() - self._started,
             "versions": package_versions(),
         }

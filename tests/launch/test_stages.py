@@ -1,0 +1,322 @@
+"""The driver of the stages before the loop: when it evaluates, saves, stops and keeps what; its ranks are fakes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.errors import RunError, UsageError
+from launch.stage_config import SftRunConfig
+from launch.stages import Prepared, StageRun
+from learner.examples import TRAIN, VALIDATION, write_sequences
+from tests.fakes import FakeRanks
+
+EXAMPLES = [((1, 2), (3,))] * 20
+
+
+def config_of(directory: Path, **training: Any) -> SftRunConfig:
+    """Ten updates of two examples, and no checkpoint before the end unless asked for."""
+    every = training.pop("checkpoint_every", 0)
+    scratch = training.pop("scratch", {})
+    return SftRunConfig.model_validate(
+        {
+            "output": str(directory / "run"),
+            "model": {"path": "scratch", "scratch": scratch},
+            "data": {"source": "unused"},
+            "training": {"batch_size": 2, "evaluate_every": 4, **training},
+            "checkpoints": {"every_updates": every},
+        }
+    )
+
+
+def prepare(config: SftRunConfig, directory: Path) -> Prepared:
+    (directory / "start").mkdir(exist_ok=True)
+    write_sequences(directory / "data" / TRAIN, EXAMPLES)
+    write_sequences(directory / "data" / VALIDATION, EXAMPLES[:3])
+    return Prepared(directory / "start", 20, 3, ["d.jsonl:7: not JSON"])
+
+
+def run(config: SftRunConfig, ranks: FakeRanks, *, resume: bool = False, prepared: Any = prepare) -> int:
+    def start(*_: Any) -> contextlib.nullcontext[FakeRanks]:
+        return contextlib.nullcontext(ranks)
+
+    return StageRun(config, prepared, resume=resume, start=start).run()
+
+
+def summary_of(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "run" / "summary.json").read_text())
+
+
+def final_of(directory: Path) -> int:
+    """Update of the model in `final`."""
+    return int((directory / "run" / "final" / "updates").read_text())
+
+
+def checkpoints_of(directory: Path) -> list[str]:
+    return sorted(path.name for path in (directory / "run" / "checkpoints").iterdir())
+
+
+# Schedules
+
+
+def test_evaluation_is_at_the_start_every_so_many_updates_and_at_the_end(tmp_path: Path) -> None:
+    ranks = FakeRanks([5.0, 4.0, 3.0, 3.5])
+    assert run(config_of(tmp_path), ranks) == 0
+    told = [call for call in ranks.calls if call[0] in ("advance", "evaluate")]
+    assert told == [
+        ("evaluate",),
+        *[("advance", 4), ("evaluate",)] * 2,
+        *[("advance", 2), ("evaluate",)],
+    ]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 11))
+    assert {line["step"]: line["held_out_loss"] for line in lines if "held_out_loss" in line} == {4: 4, 8: 3, 10: 3.5}
+    assert final_of(tmp_path) == 10
+
+
+def test_without_a_schedule_it_is_at_the_start_and_the_end(tmp_path: Path) -> None:
+    ranks = FakeRanks([5.0, 4.0])
+    run(config_of(tmp_path, evaluate_every=0, epochs=2.5), ranks)
+    told = [call for call in ranks.calls if call[0] in ("advance", "evaluate")]
+    assert told == [("evaluate",), ("advance", 10), ("advance", 10), ("advance", 5), ("evaluate",)]
+
+
+def test_checkpoints_are_written_on_schedule_and_at_the_end_and_the_newest_are_kept(tmp_path: Path) -> None:
+    ranks = FakeRanks([1.0])
+    run(config_of(tmp_path, checkpoint_every=3, evaluate_every=0), ranks)
+    kinds = [call for call in ranks.calls if call[0] in ("advance", "save")]
+    assert kinds == [*[("advance", 3), ("save",)] * 3, ("advance", 1), ("save",)]
+    assert checkpoints_of(tmp_path) == ["latest", "update-0000009", "update-0000010"]
+
+
+def test_a_checkpoint_that_is_due_at_the_end_is_written_once(tmp_path: Path) -> None:
+    ranks = FakeRanks([1.0])
+    run(config_of(tmp_path, checkpoint_every=5, evaluate_every=0), ranks)
+    assert sum(call[0] == "save" for call in ranks.calls) == 2
+
+
+# Patience
+
+
+def test_patience_ends_training_and_keeps_the_best_model(tmp_path: Path) -> None:
+    ranks = FakeRanks([9.0, 3.0, 2.0, 2.5, 2.0, 1.0])
+    assert run(config_of(tmp_path, evaluate_every=1, patience=2), ranks) == 0
+    # Updates 1, 2 are better, 3 and 4 (a tie) are not.
+    assert (ranks.updates, final_of(tmp_path)) == (4, 2)
+    summary = summary_of(tmp_path)
+    assert (summary["status"], summary["updates"], summary["total_updates"]) == ("completed", 4, 10)
+    assert (summary["best_held_out_loss"], summary["best_update"], summary["waited"]) == (2.0, 2, 2)
+    assert summary["held_out"] == {"loss": 2.0}
+    assert checkpoints_of(tmp_path) == ["latest", "update-0000004"]
+
+
+def test_patience_counts_from_the_last_better_evaluation(tmp_path: Path) -> None:
+    ranks = FakeRanks([9.0, 3.0, 4.0, 2.0, 4.0, 1.0, 4.0, 4.0])
+    run(config_of(tmp_path, evaluate_every=1, patience=2), ranks)
+    assert (ranks.updates, final_of(tmp_path)) == (7, 5)
+
+
+def test_without_patience_the_last_model_is_kept_and_the_best_is_told(tmp_path: Path) -> None:
+    run(config_of(tmp_path), FakeRanks([9.0, 1.0, 2.0, 3.0]))
+    assert final_of(tmp_path) == 10
+    assert (summary_of(tmp_path)["best_held_out_loss"], summary_of(tmp_path)["best_update"]) == (1.0, 4)
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    run(config_of(tmp_path, patience=3), FakeRanks([9.0, math.nan, 2.0, math.nan]))
+    assert final_of(tmp_path) == 8
+    assert summary_of(tmp_path)["best_held_out_loss"] == 2.0
+
+
+def test_where_no_evaluation_was_a_number_the_last_model_is_kept(tmp_path: Path) -> None:
+    run(config_of(tmp_path, patience=2), FakeRanks([math.nan]))
+    assert final_of(tmp_path) == 8
+    summary = summary_of(tmp_path)
+    assert (summary["best_update"], summary["held_out"]) == (None, {"loss": None}), "JSON has no NaN"
+
+
+def test_patience_with_nothing_held_out_is_refused(tmp_path: Path) -> None:
+    def none_held_out(config: SftRunConfig, directory: Path) -> Prepared:
+        return Prepared(directory, 20, 0, [])
+
+    with pytest.raises(UsageError, match=r"training.patience 2 waits .* none of 20 examples is held out"):
+        run(config_of(tmp_path, patience=2), FakeRanks(), prepared=none_held_out)
+
+
+# What a run leaves
+
+
+def test_the_summary_says_what_was_trained_on_and_what_came_of_it(tmp_path: Path) -> None:
+    run(config_of(tmp_path), FakeRanks([5.0, 4.0, 3.0, 3.5]))
+    summary = summary_of(tmp_path)
+    assert summary.pop("wall_seconds") > 0
+    assert "torch" in summary.pop("versions")
+    assert summary == {
+        "status": "completed",
+        "error": None,
+        "name": "sft",
+        "output": str(tmp_path / "run"),
+        "total_updates": 10,
+        "train_examples": 20,
+        "held_out_examples": 3,
+        "skipped_rows": 1,
+        "updates": 10,
+        "loss": 0.1,
+        "tokens": 100,
+        "held_out_at_start": {"loss": 5.0},
+        "held_out": {"loss": 3.5},
+        "best_held_out_loss": 3.0,
+        "best_update": 8,
+        "waited": 1,
+    }
+
+
+def test_without_held_out_examples_the_run_completes_and_says_so(tmp_path: Path) -> None:
+    assert run(config_of(tmp_path), FakeRanks()) == 0
+    summary = summary_of(tmp_path)
+    assert (summary["held_out"], summary["best_update"]) == ({}, None)
+    assert final_of(tmp_path) == 10
+
+
+def test_a_run_that_fails_says_why_and_keeps_its_last_checkpoint(tmp_path: Path) -> None:
+    def fail(updates: int) -> None:
+        if updates > 4:
+            raise RunError("the disk is gone")
+
+    with pytest.raises(RunError, match="the disk is gone"):
+        run(config_of(tmp_path, checkpoint_every=4), FakeRanks([1.0], fail))
+    summary = summary_of(tmp_path)
+    assert (summary["status"], summary["error"], summary["updates"]) == ("failed", "the disk is gone", 4)
+    assert checkpoints_of(tmp_path) == ["latest", "update-0000004"]
+    assert not (tmp_path / "run" / "final").exists()
+
+
+# Interrupts and resuming
+
+
+def interrupting(at: int, times: int = 1) -> FakeRanks:
+    def interrupt(updates: int) -> None:
+        if updates == at:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    return FakeRanks([5.0, 4.0, 3.0, 2.0], interrupt)
+
+
+def test_an_interrupt_ends_the_steps_under_way_and_saves(tmp_path: Path) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    assert run(config_of(tmp_path), interrupting(at=4)) == 130
+    assert signal.getsignal(signal.SIGINT) is handler
+    summary = summary_of(tmp_path)
+    assert (summary["status"], summary["updates"], summary["error"]) == ("interrupted", 4, None)
+    assert checkpoints_of(tmp_path) == ["latest", "update-0000004"]
+    assert not (tmp_path / "run" / "final").exists()
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run(config_of(tmp_path), interrupting(at=4, times=2))
+    assert signal.getsignal(signal.SIGINT) is handler
+    summary = summary_of(tmp_path)
+    assert summary["status"] == "interrupted"
+    assert summary["error"] == "ended at once; the last checkpoint stands"
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_resumed_run_goes_on_where_it_was_with_what_it_knew(tmp_path: Path) -> None:
+    run(config_of(tmp_path), interrupting(at=4))
+    # What a killed process had written after its checkpoint is taken back.
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 5, "loss": 7.0}\n')
+    ranks = FakeRanks([3.0, 2.0])
+    assert run(config_of(tmp_path), ranks, resume=True) == 0
+    assert [call for call in ranks.calls if call[0] in ("load", "advance", "evaluate")] == [
+        ("load",),
+        *[("advance", 4), ("evaluate",)],
+        *[("advance", 2), ("evaluate",)],
+    ]
+    summary = summary_of(tmp_path)
+    assert (summary["status"], summary["updates"], summary["tokens"]) == ("completed", 10, 100)
+    assert (summary["held_out_at_start"], summary["best_update"]) == ({"loss": 5.0}, 10)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 11))
+
+
+def test_resuming_a_completed_run_trains_nothing(tmp_path: Path) -> None:
+    run(config_of(tmp_path), FakeRanks([1.0]))
+    ranks = FakeRanks([1.0])
+    assert run(config_of(tmp_path), ranks, resume=True) == 0
+    assert {"load", "save_pretrained"} < {call[0] for call in ranks.calls}
+    assert not {"advance", "evaluate", "save"} & {call[0] for call in ranks.calls}
+    assert final_of(tmp_path) == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"batch_size": 4}, r"training.batch_size \(was 2, is 4\)"),
+        ({"epochs": 2.0}, r"training.epochs \(was 1.0, is 2.0\)"),
+        ({"seed": 1}, r"training.seed \(was 0, is 1\)"),
+        ({"scratch": {"layers": 2}}, r"model.scratch \(was .*'layers': 4.*is .*'layers': 2"),
+    ],
+)
+def test_a_resume_with_another_order_or_model_is_refused(tmp_path: Path, change: dict, told: str) -> None:
+    run(config_of(tmp_path), interrupting(at=4))
+    with pytest.raises(UsageError, match=told):
+        run(config_of(tmp_path, **change), FakeRanks(), resume=True)
+    assert checkpoints_of(tmp_path) == ["latest", "update-0000004"], "a refused resume removes nothing"
+
+
+def test_a_resume_with_other_examples_is_refused(tmp_path: Path) -> None:
+    run(config_of(tmp_path), interrupting(at=4))
+
+    def others(config: SftRunConfig, directory: Path) -> Prepared:
+        prepared = prepare(config, directory)
+        write_sequences(directory / "data" / TRAIN, EXAMPLES[1:])
+        return prepared
+
+    with pytest.raises(UsageError, match="changed since it was saved: the examples"):
+        run(config_of(tmp_path), FakeRanks(), resume=True, prepared=others)
+
+
+def test_what_may_change_on_a_resume_may(tmp_path: Path) -> None:
+    run(config_of(tmp_path), interrupting(at=4))
+    assert run(config_of(tmp_path, evaluate_every=5, patience=1), FakeRanks([1.0]), resume=True) == 0
+
+
+def test_a_resume_without_a_checkpoint_starts_over_from_a_new_start(tmp_path: Path) -> None:
+    with contextlib.suppress(KeyboardInterrupt):
+        run(config_of(tmp_path), interrupting(at=4, times=2))
+    (tmp_path / "run" / "start" / "of_other_data").touch()
+    ranks = FakeRanks([1.0])
+    assert run(config_of(tmp_path), ranks, resume=True) == 0
+    assert ("load",) not in ranks.calls
+    assert not (tmp_path / "run" / "start" / "of_other_data").exists()
+
+
+# Refusals
+
+
+def test_a_refused_run_leaves_its_directory_to_the_next_attempt(tmp_path: Path) -> None:
+    def refuse(config: SftRunConfig, directory: Path) -> Prepared:
+        prepare(config, directory)
+        raise UsageError("the data are malformed")
+
+    with pytest.raises(UsageError, match="the data are malformed"):
+        run(config_of(tmp_path), FakeRanks(), prepared=refuse)
+    assert run(config_of(tmp_path), FakeRanks([1.0])) == 0
+
+
+def test_a_directory_with_another_run_is_refused_and_left_alone(tmp_path: Path) -> None:
+    run(config_of(tmp_path), FakeRanks([1.0]))
+    with pytest.raises(UsageError, match="is not empty"):
+        run(config_of(tmp_path), FakeRanks([1.0]))
+    assert final_of(tmp_path) == 10
