@@ -144,6 +144,21 @@ def dpo(config: StageConfig, overrides: Overrides = None, resume: Resume = False
 
 
 @app.command()
+def preference(config: StageConfig, overrides: Overrides = None, resume: Resume = False, output: Output = None) -> int:
+    """Trains a preference model: Bradley-Terry, pairwise or skew-symmetric; a judge for `train`."""
+    from launch.stage_config import PREFERENCE
+
+    run_config = _load(config, overrides, output, PREFERENCE)
+
+    def run() -> int:
+        from launch.preference import run_preference
+
+        return run_preference(run_config, resume=resume)
+
+    return _run(run_config, run)
+
+
+@app.command()
 def data(
     arguments: Annotated[
         list[str] | None,

@@ -21,7 +21,7 @@ from launch.stage_config import DpoRunConfig
 from launch.stages import Prepared, StageRun
 from learner.examples import TRAIN, VALIDATION, TokenPair, write_pairs
 from learner.models import DPO_FILE
-from learner.stage_config import SCRATCH
+from learner.stage_config import SCRATCH, PreferenceDataConfig
 
 
 def run_dpo(config: DpoRunConfig, *, resume: bool = False) -> int:
@@ -61,7 +61,9 @@ def prepare_dpo(config: DpoRunConfig, directory: Path) -> Prepared:
     model_dir = resolve(config.model.path)
     if config.reference is not None:
         _check_vocabulary(model_dir, resolve(config.reference))
-    pairs, skipped = load_pairs(config, load_tokenizer(config.model.tokenizer or str(model_dir)), _context(model_dir))
+    pairs, skipped = load_pairs(
+        config.data, load_tokenizer(config.model.tokenizer or str(model_dir)), context_of(model_dir)
+    )
     try:
         for name, part in ((TRAIN, pairs[0]), (VALIDATION, pairs[1])):
             write_pairs(directory / "data" / name, part)
@@ -71,10 +73,9 @@ def prepare_dpo(config: DpoRunConfig, directory: Path) -> Prepared:
 
 
 def load_pairs(
-    config: DpoRunConfig, tokenizer: Any, context: int | None
+    data: PreferenceDataConfig, tokenizer: Any, context: int | None
 ) -> tuple[tuple[list[TokenPair], list[TokenPair]], list[str]]:
     """Pairs to train on and held-out ones, and `place: problem` of each row left out. Raises UsageError."""
-    data = config.data
     found: Collected = collect_preferences(
         data.source, data.split, probability_from=data.probability_from, section="data."
     )
@@ -107,7 +108,7 @@ def _check_vocabulary(model_dir: Path, reference_dir: Path) -> None:
         )
 
 
-def _context(model_dir: Path) -> int | None:
+def context_of(model_dir: Path) -> int | None:
     """Tokens that the model was made for; None where it does not say."""
     return getattr(_text_config(model_dir), "max_position_embeddings", None)
 

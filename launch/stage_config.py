@@ -7,6 +7,7 @@ from pydantic import Field
 from launch.config import NAME, ClusterConfig, NamedConfig
 from launch.loading import PRESETS, Verb
 from learner.config import CheckpointConfig
+from learner.preference_config import PreferenceConfig
 from learner.stage_config import DpoConfig, SftConfig, StageConfig
 
 
@@ -33,3 +34,12 @@ class DpoRunConfig(DpoConfig, StageRunConfig):
 
 
 DPO = Verb("dpo", DpoRunConfig, PRESETS / "dpo", "learner.loss.beta=0.05")
+
+
+class PreferenceRunConfig(PreferenceConfig, StageRunConfig):
+    """One run of training a preference model."""
+
+    name: str = Field(default="preference", pattern=NAME, description="names the output directory runs/NAME")
+
+
+PREFERENCE = Verb("preference", PreferenceRunConfig, PRESETS / "preference", "preference.kind=skew")

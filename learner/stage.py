@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -63,6 +64,10 @@ class Stage:
     objective: StageObjective
     train: Sequence[Any]
     validation: Sequence[Any]
+    held_out_objective: StageObjective | None = None
+    """How held-out examples are measured; None: as the others."""
+    finish: Callable[[Path, torch.device], dict[str, Any]] | None = None
+    """Called on rank 0 with the directory of the trained model, which it may add to; returns what the summary tells."""
 
 
 class StageTrainer:
@@ -72,6 +77,7 @@ class StageTrainer:
         if not stage.train:
             raise UsageError("no training example is left; give more data, or hold out less of it")
         self._stage, self.policy, self._batch_size, self._seed = stage, policy, batch_size, seed
+        self._held_out_objective = stage.held_out_objective or stage.objective
 
     def advance(self, updates: int) -> list[StageStats]:
         """Takes the next `updates` optimizer steps. Collective. Raises RunError once too many were skipped."""
@@ -82,7 +88,14 @@ class StageTrainer:
         if not self._stage.validation:
             return {}
         with torch.no_grad():
-            return self._reduce(*self._pass(self._stage.validation, train=False))
+            objective = self._held_out_objective
+            return self._reduce(*self._pass(self._stage.validation, objective, train=False), objective)
+
+    def finish(self, directory: Path) -> dict[str, Any]:
+        """What the stage adds to its model, trained and written to `directory`. Ranks but the first do nothing."""
+        if self._stage.finish is None or self.policy.rank:
+            return {}
+        return self._stage.finish(directory, self.policy.device)
 
     def _batch(self, update: int) -> list[Any]:
         start = update * self._batch_size
@@ -92,13 +105,14 @@ class StageTrainer:
     def _update(self, examples: Sequence[Any]) -> StageStats:
         started = time.perf_counter()
         lr = self.policy.begin_update()
-        sums, counts = self._pass(examples, train=True)
+        objective = self._stage.objective
+        sums, weight = self._pass(examples, objective, train=True)
         applied, norm = self.policy.step()
-        values = self._reduce(sums, counts)
+        values = self._reduce(sums, weight, objective)
         stats = StageStats(
             update=self.policy.updates,
             loss=values.pop("loss"),
-            metrics={name: values[name] for name in self._stage.objective.metrics},
+            metrics={name: values[name] for name in objective.metrics},
             grad_norm=norm,
             lr=lr,
             tokens=int(values["tokens"]),
@@ -111,9 +125,9 @@ class StageTrainer:
             self.policy.report_skipped(examples)
         return stats
 
-    def _pass(self, examples: Sequence[Any], *, train: bool) -> tuple[Tensor, float]:
+    def _pass(self, examples: Sequence[Any], objective: StageObjective, *, train: bool) -> tuple[Tensor, float]:
         """This rank's sums over `examples` (loss, metrics, tokens, padded tokens), and the whole batch's weight."""
-        objective, policy = self._stage.objective, self.policy
+        policy = self.policy
         weight = objective.weight(examples)
         batches = objective.micro_batches(examples, policy.rank, policy.ranks)
         sums = torch.zeros(3 + len(objective.metrics), dtype=torch.float64, device=policy.device)
@@ -131,10 +145,10 @@ class StageTrainer:
                 sums += torch.stack([torch.as_tensor(value, device=policy.device).double() for value in values])
         return sums, weight
 
-    def _reduce(self, sums: Tensor, weight: float) -> dict[str, float]:
+    def _reduce(self, sums: Tensor, weight: float, objective: StageObjective) -> dict[str, float]:
         dist.all_reduce(sums)
         *means, tokens, padded_tokens = sums.tolist()
-        names = ("loss", *self._stage.objective.metrics)
+        names = ("loss", *objective.metrics)
         values = {name: value / weight for name, value in zip(names, means, strict=True)}
         return values | {"tokens": tokens, "padded_tokens": padded_tokens}
 

@@ -6,8 +6,10 @@ A plain class. Torch and deepspeed are imported only when an instance is made, a
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
+from actors.errors import RunError
 from actors.model_files import resolve
 from learner.records import StageStats
 from learner.stage_config import StageConfig
@@ -73,6 +75,16 @@ class StageWorker:
     def save_pretrained(self, directory: str) -> None:
         """Writes the model as a Hugging Face directory, whole or not at all."""
         self._policy.save_pretrained(directory)
+
+    def finish(self, directory: str) -> dict[str, Any]:
+        """What the stage adds to the model that was written to `directory`; rank 0 returns what the summary tells.
+
+        Raises RunError when the disk refuses.
+        """
+        try:
+            return self._trainer.finish(Path(directory))
+        except OSError as error:
+            raise RunError(f"cannot write to {directory}: {error}; the weights in it are whole") from error
 
     def close(self) -> None:
         """Leaves the other ranks."""

@@ -1,0 +1,106 @@
+"""`offbeat preference`: preferences become a preference model, calibrated and with a card.
+
+Runs in the driver; the training itself is `launch/stages.py`, what is learnt is `learner/preference.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from actors.config import WORLD
+from actors.errors import RunError, UsageError
+from actors.model_files import resolve
+from actors.prompts import load_tokenizer
+from launch.offline import context_of, load_pairs
+from launch.stage_config import PreferenceRunConfig
+from launch.stages import Prepared, StageRun
+from learner.examples import TRAIN, VALIDATION, TokenPair, write_pairs
+from learner.stage_config import SCRATCH
+
+Sides = tuple[list[TokenPair], list[TokenPair]]
+
+
+def run_preference(config: PreferenceRunConfig, *, resume: bool = False) -> int:
+    """Trains a preference model. Returns the exit code: 0 at the end, 130 after an interrupt that was checkpointed.
+
+    Beside the model's files the final directory gets `preference.json`, `model_card.json` and `README.md`.
+
+    Raises:
+        UsageError: wrong paths, data or settings; nothing was trained.
+        RunError: the run failed; the last checkpoint stands.
+    """
+    return StageRun(config, prepare_preference, resume=resume).run()
+
+
+def prepare_preference(config: PreferenceRunConfig, directory: Path) -> Prepared:
+    """Model directory, `data/train.parquet` and `data/validation.parquet` below `directory`.
+
+    Raises:
+        UsageError: the model, the tokenizer or the data cannot be used.
+        RunError: the directory cannot be written.
+    """
+    try:
+        skipped: list[str] = []
+        model_dir = _starting_model(config, directory / "start")
+        context = context_of(model_dir)
+        if config.data.source == WORLD:
+            sides = _world_pairs(config, model_dir)
+        else:
+            tokenizer = load_tokenizer(config.model.tokenizer or str(model_dir))
+            sides, skipped = load_pairs(config.data, tokenizer, context)
+        if config.preference.kind == "pairwise" and context is not None:
+            sides, skipped = _within(config, sides, skipped, context)
+        for name, part in zip((TRAIN, VALIDATION), sides, strict=True):
+            write_pairs(directory / "data" / name, part)
+    except OSError as error:
+        raise RunError(f"cannot write to {directory}: {error}; choose another directory with --output DIR") from error
+    return Prepared(model_dir, len(sides[0]), len(sides[1]), skipped)
+
+
+def _starting_model(config: PreferenceRunConfig, directory: Path) -> Path:
+    """Where the model to start from is; the embedded world's is trained in `directory`, once."""
+    if config.model.path == SCRATCH:
+        raise UsageError(
+            "model.path is scratch, and a preference model starts from one that can read; give a model, such as "
+            "`offbeat sft` makes"
+        )
+    if config.model.path != WORLD:
+        return resolve(config.model.path)
+    from learner.sft import train_sft
+
+    world = config.data.world
+    train_sft(directory, updates=world.sft_updates, seed=world.seed, threads=os.cpu_count() or 1)
+    return directory
+
+
+def _world_pairs(config: PreferenceRunConfig, model_dir: Path) -> Sides:
+    """Pairs of the embedded world. Raises UsageError when the model does not speak its language."""
+    from actors.world import tokenizer
+    from learner.world_pairs import world_pairs
+
+    if load_tokenizer(config.model.tokenizer or str(model_dir)).get_vocab() != tokenizer().get_vocab():
+        raise UsageError(
+            f"data.source is world and model.path {config.model.path} has another vocabulary; set model.path to world, "
+            "or to a policy that was trained there"
+        )
+    world = config.data.world
+    return world_pairs(world.task, world.pairs, world.labels, world.seed, config.data.validation_fraction)
+
+
+def _within(config: PreferenceRunConfig, sides: Sides, skipped: list[str], context: int) -> tuple[Sides, list[str]]:
+    """The pairs whose two responses fit the model together. Raises UsageError where others are not to be skipped."""
+
+    def length(pair: TokenPair) -> int:
+        return len(pair.prompt) + len(pair.chosen) + len(pair.rejected) + 2
+
+    train, validation = ([pair for pair in side if length(pair) <= context] for side in sides)
+    longer = sum(map(len, sides)) - len(train) - len(validation)
+    if longer and (config.data.on_malformed == "error" or not train):
+        raise UsageError(
+            f"{longer} of {sum(map(len, sides))} pairs of data.source '{config.data.source}' are longer than the "
+            f"model's context of {context} tokens with prompt, both responses and a separator after each; lower "
+            "data.max_response_tokens and set data.on_malformed to skip, or set preference.kind to skew"
+        )
+    told = [f"{longer} pairs: longer than the model's context of {context} with both responses"] if longer else []
+    return (train, validation), [*skipped, *told]

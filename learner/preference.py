@@ -1,0 +1,123 @@
+"""Training preference models on pairs: Bradley-Terry, pairwise and skew-symmetric. What they compute is in
+`actors/preference_model.py`, how good they are in `learner/preference_card.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from actors.errors import UsageError
+from actors.preference_model import PreferenceForm, PreferenceNetwork, collate, load_classifier
+from actors.prompts import load_tokenizer
+from learner.batching import schedule
+from learner.examples import TRAIN, VALIDATION, TokenPair, read_pairs
+from learner.preference_card import finish
+from learner.preference_config import PreferenceConfig
+from learner.stage import Measured, Stage
+
+SMALLEST_PROBABILITY = 1e-6
+"""Labels are kept this far from 0 and 1 where a score difference is read off them."""
+
+
+class PreferenceObjective:
+    """Cross-entropy of soft labels, mean over a batch's pairs, nats; both sequences of a pair in one forward pass.
+
+    L = -p log sigmoid(s - m) - (1 - p) log sigmoid(-s - m), with p smoothed. The margin m is 0, or a multiple of the
+    source's score difference |logit p| with p made hard (Touvron et al. 2023, equation 2).
+    """
+
+    metrics: tuple[str, ...] = ("accuracy",)
+
+    def __init__(
+        self, form: PreferenceForm, micro_batch_tokens: int, *, label_smoothing: float = 0.0, margin: float = 0.0
+    ) -> None:
+        self._form, self._tokens, self._smoothing, self._margin = form, micro_batch_tokens, label_smoothing, margin
+
+    def weight(self, examples: Sequence[TokenPair]) -> float:
+        """Pairs."""
+        return float(len(examples))
+
+    def micro_batches(self, examples: Sequence[TokenPair], rank: int, ranks: int) -> list[list[TokenPair]]:
+        """This rank's pairs; on every rank as many micro-batches, in the last round some may be empty."""
+        rounds = schedule([self._length(pair) for pair in examples], 2, ranks, self._tokens)
+        return [[examples[index] for index in shares[rank]] for shares in rounds]
+
+    def filler(self, examples: Sequence[TokenPair]) -> list[TokenPair]:
+        """The shortest pair."""
+        return [min(examples, key=self._length)]
+
+    def measure(self, module: Any, micro_batch: Sequence[TokenPair], device: torch.device) -> Measured:
+        both = [self._form.sequences(pair.prompt, pair.chosen, pair.rejected) for pair in micro_batch]
+        sequences = [one for one, _ in both] + [other for _, other in both]
+        input_ids, ends = collate(sequences, device)
+        s = self._form.logits(*module(input_ids, ends).chunk(2))
+        p = torch.tensor([pair.probability for pair in micro_batch], device=device, dtype=s.dtype)
+        right = 0.5 + 0.5 * s.detach().sign() * (p - 0.5).sign()
+        return Measured(self.losses(s, p).sum(), {"accuracy": right.sum()}, sum(map(len, sequences)), input_ids.numel())
+
+    def losses(self, s: Tensor, p: Tensor) -> Tensor:
+        """[b] from logits s [b] and labels p [b]."""
+        lead = torch.zeros_like(s)
+        if self._margin:
+            lead = self._margin * p.clamp(SMALLEST_PROBABILITY, 1.0 - SMALLEST_PROBABILITY).logit().abs()
+            p = 0.5 + 0.5 * (p - 0.5).sign()
+        p = p + self._smoothing * (1.0 - 2.0 * p)
+        won = binary_cross_entropy_with_logits(s - lead, torch.ones_like(s), reduction="none")
+        lost = binary_cross_entropy_with_logits(-s - lead, torch.ones_like(s), reduction="none")
+        return p * won + (1.0 - p) * lost
+
+    def _length(self, pair: TokenPair) -> int:
+        return max(map(len, self._form.sequences(pair.prompt, pair.chosen, pair.rejected)))
+
+
+def make_stage(config: PreferenceConfig, model_dir: str | Path, data_dir: str | Path) -> Stage:
+    """The body of the model in `model_dir` with a new head, and the pairs of `data_dir`.
+
+    Held-out pairs are measured without smoothing and margin. Raises UsageError when the model cannot be loaded or is no
+    decoder.
+    """
+    settings, tokens = config.preference, config.learner.micro_batch_tokens
+    tokenizer = load_tokenizer(config.model.tokenizer or str(model_dir))
+    form = PreferenceForm(settings.kind, tokenizer.eos_token_id, settings.skew_blocks if settings.kind == "skew" else 0)
+    network = start_network(Path(model_dir), form, config.learner.dtype, config.learner.seed)
+    # Readers of sequence-classification models find the last token as the last one that is no padding, and a finished
+    # response ends with end-of-sequence: the two must differ.
+    pad = tokenizer.pad_token_id
+    network.model.config.get_text_config().pad_token_id = None if pad == tokenizer.eos_token_id else pad
+    train, validation = (read_pairs(Path(data_dir) / name) for name in (TRAIN, VALIDATION))
+    return Stage(
+        module=network,
+        model=network.model,
+        objective=PreferenceObjective(form, tokens, label_smoothing=settings.label_smoothing, margin=settings.margin),
+        train=train,
+        validation=validation,
+        held_out_objective=PreferenceObjective(form, tokens),
+        finish=partial(finish, config=config, form=form, train=train, validation=validation),
+    )
+
+
+def start_network(directory: Path, form: PreferenceForm, dtype: str, seed: int) -> PreferenceNetwork:
+    """The model of `directory` with as many outputs as `form` asks for.
+
+    A head that is missing, as in a language model, is drawn anew: normal with standard deviation 1 / (d + 1), d the
+    width of the model, for reward and pairwise outputs, and 1 / (2 sqrt(d)) for the entries of u, because a product of
+    two small numbers has no gradient to speak of. Raises UsageError when other weights are missing.
+    """
+    model, missing = load_classifier(directory, form.outputs, dtype)
+    network = PreferenceNetwork(model)
+    if [name for name in missing if name != "score.weight"]:
+        raise UsageError(f"'{directory}' lacks the weights {missing}; give the directory of a whole model")
+    if missing:
+        width = model.score.in_features
+        deviations = torch.full((form.outputs, 1), 0.5 * width**-0.5)
+        deviations[0] = 1.0 / (width + 1)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            model.score.weight.copy_(deviations * torch.randn(form.outputs, width, generator=generator))
+    return network
