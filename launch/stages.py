@@ -114,6 +114,7 @@ class StageRun:
         self._console = Console(stderr=True, highlight=False)
         self._started = time.monotonic()
         self._state = State()
+        self._figures: dict[str, Any] = {}
         self._stop = False
 
     def run(self) -> int:
@@ -208,6 +209,8 @@ class StageRun:
             self._save(ranks, run, fixed)
         if completed and (training.patience is None or state.best_update is None):
             ranks.call("save_pretrained", str(run.final))
+        if completed:
+            self._figures = ranks.call("finish", str(run.final))
         return completed
 
     def _evaluate(self, ranks: Ranks, metrics: MetricsWriter, total: int) -> dict[str, float]:
@@ -273,6 +276,7 @@ class StageRun:
             "held_out_examples": prepared.validation,
             "skipped_rows": len(prepared.skipped),
             **told,
+            **({"model_card": self._figures} if self._figures else {}),
             "wall_seconds": time.monotonic() - self._started,
             "versions": package_versions(),
         }
