@@ -220,6 +220,70 @@ def _games(rank: int, world: int, port: int, directory: Path) -> None:
         torch.save(results, directory / "games.pt")
 
 
+def random_sequences(seed: int, count: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Prompts and responses of uneven lengths, together up to 14 tokens."""
+    return [(pair.prompt_token_ids, pair.chosen.token_ids) for pair in random_pairs(seed, count)]
+
+
+def supervised_config(zero_stage: int, *, packing: bool = True) -> Any:
+    """Fine-tuning in float32 with everything in play that two ranks could differ in."""
+    from learner.stage_config import SftConfig
+
+    learner = {
+        "dtype": "float32", "zero_stage": zero_stage, "micro_batch_tokens": 30, "logprob_chunk": 5, "packing": packing,
+        "optimizer": OPTIMIZER.model_copy(update={"eps": 1e-4}),
+    }  # fmt: skip
+    return SftConfig.model_validate(
+        {
+            "model": {"path": "unused"},
+            "data": {"source": "unused"},
+            "training": {"batch_size": 5},
+            "learner": learner,
+        }
+    )
+
+
+def make_supervised(directory: Path, zero_stage: int, *, packing: bool = True) -> Any:
+    """A trainer of `directory`/model on twelve sequences, seven held out, on the ranks of the process group."""
+    from learner.examples import TRAIN, VALIDATION, write_sequences
+    from learner.sharded import ShardedModel, join_process_group
+    from learner.stage import StageTrainer
+    from learner.supervised import make_stage
+
+    config = supervised_config(zero_stage, packing=packing)
+    data = directory / f"sft-{os.getpid()}"
+    write_sequences(data / TRAIN, random_sequences(4, 12))
+    write_sequences(data / VALIDATION, random_sequences(5, 7))
+    device = join_process_group(config.learner)
+    stage = make_stage(config, directory / "model", data)
+    policy = ShardedModel(
+        stage.module, stage.model, config.learner, TOTAL_UPDATES, device, directory / "model", directory / "failed"
+    )
+    return StageTrainer(stage, policy, batch_size=5, seed=3)
+
+
+SUPERVISED = {1: True, 3: False}
+"""ZeRO stages, and whether sequences are packed."""
+
+
+def train_supervised(directory: Path, zero_stage: int, *, packing: bool) -> dict[str, Any]:
+    """Five updates, over the border between two epochs, and all that came of them."""
+    trainer = make_supervised(directory, zero_stage, packing=packing)
+    result = {"held out": [trainer.evaluate()], "stats": trainer.advance(5), "state": trainer.policy.gather_state()}
+    result["held out"].append(trainer.evaluate())
+    trainer.policy.destroy()
+    return result
+
+
+def _supervised(rank: int, world: int, port: int, directory: Path) -> None:
+    from learner.worker import set_environment
+
+    set_environment(CONFIG, rank, world, "127.0.0.1", port)
+    results = {stage: train_supervised(directory, stage, packing=packing) for stage, packing in SUPERVISED.items()}
+    if rank == 0:
+        torch.save(results, directory / "supervised.pt")
+
+
 def offline_pairs(seed: int, count: int) -> list[Any]:
     """Preferences of uneven lengths; probabilities 1, 0.5, 0.8, 0 and 0.3 in turn."""
     from learner.examples import TokenPair
@@ -338,5 +402,8 @@ def _recover(rank: int, world: int, port: int, directory: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    scenarios = {"train": _train, "games": _games, "offline": _offline, "crash": _crash, "recover": _recover}
+    scenarios = {
+        "train": _train, "games": _games, "offline": _offline, "supervised": _supervised, "crash": _crash,
+        "recover": _recover,
+    }  # fmt: skip
     scenarios[sys.argv[5]](*(int(argument) for argument in sys.argv[1:4]), Path(sys.argv[4]))
