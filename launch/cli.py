@@ -53,12 +53,13 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _print_train_help(ctx: typer.Context, wanted: bool) -> None:
+def _print_help(ctx: typer.Context, wanted: bool) -> None:
     if wanted:
         from launch.help import print_settings
+        from launch.verbs import verb_of
 
         print(ctx.get_help())
-        print_settings()
+        print_settings(verb_of(str(ctx.info_name)).model)
         raise typer.Exit
 
 
@@ -77,6 +78,9 @@ Overrides = Annotated[
 ]
 Output = Annotated[Path | None, typer.Option(metavar="DIR", help="directory of the run; by default runs/NAME")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on from the run's last checkpoint")]
+Help = Annotated[
+    bool, typer.Option("--help", callback=_print_help, is_eager=True, help="show this and every setting, and stop")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be submitted, and stop")]
 
 
@@ -97,10 +101,7 @@ def train(
     overrides: Overrides = None,
     resume: Resume = False,
     output: Output = None,
-    help_: Annotated[
-        bool,
-        typer.Option("--help", callback=_print_train_help, is_eager=True, help="show this and every setting, and stop"),
-    ] = False,
+    help_: Help = False,
 ) -> int:
     """Trains a policy with asynchronous RLHF."""
     run_config = _load(config, overrides, output)
@@ -113,8 +114,14 @@ def train(
     return _run(run_config, run)
 
 
-@app.command()
-def sft(config: StageConfig, overrides: Overrides = None, resume: Resume = False, output: Output = None) -> int:
+@app.command(add_help_option=False)
+def sft(
+    config: StageConfig,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    output: Output = None,
+    help_: Help = False,
+) -> int:
     """Fine-tunes a model on demonstrations: the stage before preferences."""
     from launch.stage_config import SFT
 
@@ -128,8 +135,14 @@ def sft(config: StageConfig, overrides: Overrides = None, resume: Resume = False
     return _run(run_config, run)
 
 
-@app.command()
-def dpo(config: StageConfig, overrides: Overrides = None, resume: Resume = False, output: Output = None) -> int:
+@app.command(add_help_option=False)
+def dpo(
+    config: StageConfig,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    output: Output = None,
+    help_: Help = False,
+) -> int:
     """Trains a model on given preferences, offline (DPO, IPO, SLiC)."""
     from launch.stage_config import DPO
 
@@ -143,8 +156,14 @@ def dpo(config: StageConfig, overrides: Overrides = None, resume: Resume = False
     return _run(run_config, run)
 
 
-@app.command()
-def preference(config: StageConfig, overrides: Overrides = None, resume: Resume = False, output: Output = None) -> int:
+@app.command(add_help_option=False)
+def preference(
+    config: StageConfig,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    output: Output = None,
+    help_: Help = False,
+) -> int:
     """Trains a preference model: Bradley-Terry, pairwise or skew-symmetric; a judge for `train`."""
     from launch.stage_config import PREFERENCE
 
@@ -158,7 +177,7 @@ def preference(config: StageConfig, overrides: Overrides = None, resume: Resume 
     return _run(run_config, run)
 
 
-@app.command()
+@app.command(add_help_option=False)
 def data(
     arguments: Annotated[
         list[str] | None,
@@ -168,6 +187,7 @@ def data(
         ),
     ] = None,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="directory to write")] = None,
+    help_: Help = False,
 ) -> int:
     """Prepares preference data: one form, filters, de-duplication, a split, and a report that balances."""
     from launch.data_config import DATA, file_and_overrides
@@ -186,7 +206,9 @@ def evaluate(
     best_of: Annotated[
         int | None, typer.Option(metavar="K", min=2, help="answers per prompt; unset: sampling.completions_per_prompt")
     ] = None,
-    verifier: Annotated[str | None, typer.Option(metavar="DIR", help="model of `offbeat dpo` that ranks them")] = None,
+    verifier: Annotated[
+        list[str] | None, typer.Option(metavar="DIR", help="model of `offbeat dpo` that ranks them; may be repeated")
+    ] = None,
     rank: Annotated[
         Literal["likelihood", "reward"],
         typer.Option(help="by the verifier's log-likelihood, or by its implicit reward against its reference"),
@@ -206,7 +228,7 @@ def evaluate(
     run_config = _load(config, [*(overrides or []), *given], None)
     from launch.evaluate import Request, run_evaluation
 
-    request = Request(verifier, rank, prompts, threshold, max_pairs, output, solutions, pairs)
+    request = Request(tuple(verifier or ()), rank, prompts, threshold, max_pairs, output, solutions, pairs)
     return run_evaluation(run_config, request)
 
 
@@ -224,11 +246,18 @@ def demo(overrides: Overrides = None, output: Output = None) -> int:
 
 
 @app.command(name="config")
-def show_config(config: Config, overrides: Overrides = None) -> int:
+def show_config(
+    config: StageConfig,
+    overrides: Overrides = None,
+    verb: Annotated[
+        Literal["train", "sft", "preference", "dpo", "data"], typer.Option(help="the command that it configures")
+    ] = "train",
+) -> int:
     """Checks a configuration and prints it with every default filled in, as YAML."""
     from launch.loading import dump_config
+    from launch.verbs import verb_of
 
-    print(dump_config(_load(config, overrides, None)), end="")
+    print(dump_config(_load(config, overrides, None, verb_of(verb))), end="")
     return 0
 
 

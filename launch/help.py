@@ -1,29 +1,29 @@
-"""Every setting of a run as readable tables, for `offbeat train --help`. Knows the settings' words, not their use."""
+"""Every setting of a verb as readable tables, for `offbeat VERB --help`. Knows the settings' words, not their use."""
 
 from __future__ import annotations
 
 import os
 
+from pydantic import BaseModel
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from launch.config import RunConfig
 from launch.fields import Setting, settings
 
 WIDTH_WITHOUT_TERMINAL = 120
 
 
-def print_settings(console: Console | None = None) -> None:
-    """Prints one table for each section: key, type or choices with bounds, default, meaning."""
+def print_settings(model: type[BaseModel], console: Console | None = None) -> None:
+    """Prints `model`, one table for each section: key, type or choices with bounds, default, meaning."""
     if console is None:
         console = Console(highlight=False)
         if not console.is_terminal and "COLUMNS" not in os.environ:
             console = Console(highlight=False, width=WIDTH_WITHOUT_TERMINAL)
     # A section's own leaves stand together even where a subsection was declared between them.
     sections: dict[str, list[Setting]] = {}
-    for setting in settings(RunConfig):
+    for setting in settings(model):
         sections.setdefault(setting.section, []).append(setting)
     console.print("\nSettings, in the YAML file as sections or on the command line as KEY=VALUE:")
     key_width = max(len(entry.key) for entries in sections.values() for entry in entries)
