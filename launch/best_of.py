@@ -21,8 +21,8 @@ class Candidates:
     correct: tuple[bool, ...]
     answers: tuple[Hashable | None, ...] | None = None
     """Final answers, equal where they mean the same; None for a candidate without one. Absent: the judge has none."""
-    scores: tuple[float, ...] | None = None
-    """The verifier's; higher is better."""
+    scores: tuple[tuple[float, ...], ...] = ()
+    """Each verifier's; higher is better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,8 @@ class Row:
     k: int
     oracle: Estimate
     """pass@k: any of them is correct."""
-    verifier: Estimate | None
-    """The one with the best score is correct; None without a verifier."""
+    verifiers: list[Estimate]
+    """The one with a verifier's best score is correct, for each verifier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +90,9 @@ def majority_is_correct(candidates: Candidates) -> bool:
 
 
 def report(sampled: Sequence[Candidates]) -> Report:
-    """All figures of prompts that have equally many candidates; at least one prompt."""
+    """All figures of prompts that have equally many candidates and verifiers; at least one prompt."""
     total = len(sampled[0].correct)
     ks = sorted({total, *(1 << power for power in range(total.bit_length()) if 1 << power <= total)})
-    verified = all(each.scores is not None for each in sampled)
     voted = all(each.answers is not None for each in sampled)
 
     def over(values: Sequence[float]) -> Estimate:
@@ -104,7 +103,10 @@ def report(sampled: Sequence[Candidates]) -> Report:
         Row(
             k,
             over([pass_at_k(each.correct, k) for each in sampled]),
-            over([best_of_k(each.correct, each.scores or (), k) for each in sampled]) if verified else None,
+            [
+                over([best_of_k(each.correct, each.scores[number], k) for each in sampled])
+                for number in range(len(sampled[0].scores))
+            ],
         )
         for k in ks
     ]
@@ -112,16 +114,21 @@ def report(sampled: Sequence[Candidates]) -> Report:
     return Report(len(sampled), total, rows[0].oracle, majority, rows)
 
 
-def render(figures: Report) -> str:
-    """The report as a table."""
+def render(figures: Report, verifiers: Sequence[str] = ()) -> str:
+    """The report as a table; `verifiers` are named as they are to be shown."""
 
-    def cell(estimate: Estimate | None) -> str:
-        return "" if estimate is None else f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    def line(first: str, *cells: str) -> str:
+        return f"{first:<15}{''.join(f'{cell:<23}' for cell in cells)}".rstrip()
+
+    def cell(estimate: Estimate) -> str:
+        return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
     lines = [f"{figures.prompts} prompts, {figures.candidates} candidates each, 95% intervals"]
-    lines.append(f"{'k':>5}  {'best of k by verifier':<24}{'any of k (oracle)':<24}".rstrip())
-    lines += [f"{row.k:>5}  {cell(row.verifier):<24}{cell(row.oracle):<24}".rstrip() for row in figures.rows]
-    lines.append(f"pass@1         {cell(figures.pass_at_1)}")
+    lines += [f"verifier {number}: {name}" for number, name in enumerate(verifiers, start=1)]
+    numbered = [f"by verifier {number}" for number in range(1, len(figures.rows[0].verifiers) + 1)]
+    lines.append(line("choice", "any (oracle)", *numbered))
+    lines += [line(f"best of {row.k}", cell(row.oracle), *map(cell, row.verifiers)) for row in figures.rows]
     if figures.majority is not None:
-        lines.append(f"majority of {figures.candidates:<3}{cell(figures.majority)}")
+        lines.append(line(f"majority of {figures.candidates}", cell(figures.majority)))
+    lines.append(line("pass@1", cell(figures.pass_at_1)))
     return "\n".join(lines)

@@ -10,7 +10,7 @@ import asyncio
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,8 +40,8 @@ Rank = Literal["likelihood", "reward"]
 class Request:
     """What the command line asks for beside the configuration."""
 
-    verifier: str | None = None
-    """Model directory or hub name that ranks the answers."""
+    verifiers: tuple[str, ...] = ()
+    """Model directories or hub names, each of which ranks the answers."""
     rank: Rank = "likelihood"
     prompts: int | None = None
     """How many; None: `evaluation.prompts`, at most as many as there are."""
@@ -62,7 +62,7 @@ def run_evaluation(config: RunConfig, request: Request) -> int:
     """
     console = Console(stderr=True, highlight=False)
     config = _for_sampling(config)
-    verifier = None if request.verifier is None else find_verifier(request.verifier, request.rank)
+    verifiers = [find_verifier(path, request.rank) for path in request.verifiers]
     check_model(config)
     prompts = _prompts(config, request.prompts)
     count = config.sampling.completions_per_prompt
@@ -71,10 +71,10 @@ def run_evaluation(config: RunConfig, request: Request) -> int:
         wiring.check_sampling_resources(config)
         generators = wiring.start_generators(config, config.model.path, config.model.path)
         groups = asyncio.run(_sample_and_judge(generators, wiring.start_judge(config), prompts))
-    scores = None if verifier is None else verifier.scores(groups, config)
+    scores = [verifier.scores(groups, config) for verifier in verifiers]
     solutions, candidates = judged(groups, scores, config, request.threshold)
     figures = report(candidates)
-    print(render(figures))
+    print(render(figures, [f"{path}, {request.rank}" for path in request.verifiers]))
     _write(figures, solutions, config, request)
     return 0
 
@@ -209,9 +209,9 @@ def _sequence_logprobs(directory: Path, groups: Sequence[Group], config: RunConf
 
 
 def judged(
-    groups: Sequence[Group], scores: Sequence[tuple[float, ...]] | None, config: RunConfig, threshold: float
+    groups: Sequence[Group], scores: Sequence[Sequence[tuple[float, ...]]], config: RunConfig, threshold: float
 ) -> tuple[list[Solution], list[Candidates]]:
-    """Judged groups as solutions for files and as candidates for the figures; `scores` are the verifier's."""
+    """Judged groups as solutions for files and as candidates for the figures; `scores` are each verifier's."""
     answer_of = _final_answers(config)
     solutions: list[Solution] = []
     candidates: list[Candidates] = []
@@ -219,14 +219,14 @@ def judged(
         values = effective_scores(group, config.judging.missing_eos_score)
         correct = tuple(value >= threshold for value in values)
         texts = [completion.text for completion in group.completions]
-        own = None if scores is None else scores[number]
+        own = tuple(each[number] for each in scores)
         answers = None if answer_of is None else tuple(map(answer_of, texts))
         candidates.append(Candidates(correct, answers, own))
         prompt = group.lease.prompt
         given = prompt.metadata.get("messages", prompt.text)
         for index, completion in enumerate(group.completions):
-            solution = Solution(prompt.id, given, texts[index], correct[index], values[index], completion.finished)
-            solutions.append(solution if own is None else replace(solution, verifier_score=own[index]))
+            told = (texts[index], correct[index], values[index], completion.finished)
+            solutions.append(Solution(prompt.id, given, *told, tuple(each[index] for each in own)))
     return solutions, candidates
 
 
@@ -256,5 +256,5 @@ def _write(figures: Report, solutions: Sequence[Solution], config: RunConfig, re
         write_jsonl(request.pairs, rows)
         print(f"{len(rows)} pairs in {request.pairs}")
     if request.output is not None:
-        asked = {"model": config.model.path, "verifier": request.verifier, "rank": request.rank}
+        asked = {"model": config.model.path, "verifiers": request.verifiers, "rank": request.rank}
         write_jsonl(request.output, [asked | {"threshold": request.threshold} | asdict(figures)])

@@ -33,7 +33,8 @@ class Solution:
     """The judge's."""
     finished: bool
     """Ended by itself, not at the length limit."""
-    verifier_score: float | None = None
+    verifier_scores: tuple[float, ...] = ()
+    """Each verifier's."""
 
 
 def pairs_of(solutions: Iterable[Solution], max_pairs: int, seed: int) -> list[dict[str, Any]]:

@@ -39,24 +39,27 @@ def test_the_majority_decides_without_those_that_give_no_answer():
 
 def test_the_report_averages_prompts_for_powers_of_two_and_for_all():
     sampled = [
-        Candidates((True, False, False), ("a", "b", "b"), (1.0, 0.0, -1.0)),
-        Candidates((False, False, False), ("c", "d", None), (1.0, 0.0, -1.0)),
+        Candidates((True, False, False), ("a", "b", "b"), ((1.0, 0.0, -1.0), (-1.0, 0.0, 1.0))),
+        Candidates((False, False, False), ("c", "d", None), ((1.0, 0.0, -1.0), (1.0, 0.0, -1.0))),
     ]
     figures = report(sampled)
     assert [row.k for row in figures.rows] == [1, 2, 3]
     assert figures.pass_at_1.value == pytest.approx(1 / 6)
     assert (figures.pass_at_1.low, figures.pass_at_1.high) == pytest.approx(wilson_interval(1 / 3, 2))
     assert [row.oracle.value for row in figures.rows] == pytest.approx([1 / 6, 1 / 3, 1 / 2])
-    assert [row.verifier.value for row in figures.rows] == pytest.approx([1 / 6, 1 / 3, 1 / 2])
+    assert [row.verifiers[0].value for row in figures.rows] == pytest.approx([1 / 6, 1 / 3, 1 / 2])
+    assert [row.verifiers[1].value for row in figures.rows] == pytest.approx([1 / 6, 0.0, 0.0])
     assert figures.majority.value == 0.0
-    table = render(figures)
+    table = render(figures, ["knows", "errs"])
     assert "2 prompts, 3 candidates each" in table
-    assert "    2  0.333 [" in table
+    assert "verifier 2: errs" in table
+    (row,) = [line for line in table.splitlines() if line.startswith("best of 2")]
+    assert [cell for cell in row.split() if "." in cell][::3] == ["0.333", "0.333", "0.000"]
 
 
 def test_what_nobody_said_is_left_out():
     figures = report([Candidates((True, True))])
     assert figures.majority is None
-    assert [row.verifier for row in figures.rows] == [None, None]
+    assert [row.verifiers for row in figures.rows] == [[], []]
     assert [row.oracle.value for row in figures.rows] == [1.0, 1.0]
     assert "majority" not in render(figures)

@@ -52,10 +52,10 @@ def test_pairs_are_read_by_the_reader_of_preferences(tmp_path):
 
 
 def test_solutions_are_written_one_a_line_and_a_refusal_names_the_file(tmp_path):
-    write_solutions(tmp_path / "solutions.jsonl", [solution("2", True, verifier_score=-1.5), solution("é", False)])
+    write_solutions(tmp_path / "solutions.jsonl", [solution("2", True, verifier_scores=(-1.5,)), solution("é", False)])
     rows = [json.loads(line) for line in (tmp_path / "solutions.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [(row["response"], row["correct"], row["verifier_score"]) for row in rows] == [
-        ("2", True, -1.5), ("é", False, None),
+    assert [(row["response"], row["correct"], row["verifier_scores"]) for row in rows] == [
+        ("2", True, [-1.5]), ("é", False, []),
     ]  # fmt: skip
     with pytest.raises(RunError, match=r"solutions\.jsonl/x"):
         write_solutions(tmp_path / "solutions.jsonl" / "x", [])
