@@ -262,6 +262,10 @@ def _lookup(tree: Any, key: str) -> Any:
 # ---------------------------------------------------------------- wording
 
 
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])
+
+
 def _given(setting: Setting, value: Any) -> str:
     free_text = str in setting.types and "|" not in setting.allowed
     hint = ""
@@ -284,7 +288,7 @@ def _unknown(key: str, variant: str, known: Sequence[Setting]) -> str:
     if owners:
         section = key.rpartition(".")[0]
         return (
-            f"{key}: not a setting of {section} of kind {variant} (it belongs to {' and '.join(owners)}); remove it, "
+            f"{key}: not a setting of {section} of kind {variant} (it belongs to {_listed(owners)}); remove it, "
             f"or replace the whole section with '{section}={{kind: {variant}}}'"
         )
     near = _nearest(key, known)

@@ -9,7 +9,17 @@ from launch.fields import settings
 from launch.loading import load_config
 
 ALL = list(settings(RunConfig))
-JUDGES = ("gold", "bradley_terry", "reward_model", "verifier", "function", "endpoint", "served", "ensemble")
+JUDGES = (
+    "gold",
+    "bradley_terry",
+    "reward_model",
+    "preference_model",
+    "verifier",
+    "function",
+    "endpoint",
+    "served",
+    "ensemble",
+)
 
 
 @pytest.mark.parametrize("setting", ALL, ids=lambda setting: f"{setting.key}-{setting.only_for}")
@@ -39,7 +49,8 @@ def test_a_setting_is_described_with_type_bounds_and_default():
 
 
 def test_settings_of_one_kind_of_judge_name_it():
-    assert [setting.only_for for setting in ALL if setting.key == "judging.judge.path"] == ["reward_model", "function"]
+    owners = [setting.only_for for setting in ALL if setting.key == "judging.judge.path"]
+    assert owners == ["reward_model", "preference_model", "function"]
 
 
 def test_a_configuration_cannot_be_changed_behind_the_run_s_back():

@@ -7,7 +7,7 @@ from actors.config import Settings
 from actors.errors import UsageError
 from launch.loading import Verb, config_file, dump_config, load_config, preset_names
 
-PRESETS = "cluster-2node, embedded, embedded-bradley-terry, embedded-nash-md, node-8gpu"
+PRESETS = "cluster-2node, embedded, embedded-bradley-terry, embedded-nash-md, gsm8k, node-8gpu"
 WORLD = "model.path=world"
 
 
@@ -92,7 +92,8 @@ def test_all_mistakes_of_file_and_overrides_are_reported_at_once(write):
             "learner.dtype: given 'float16'; allowed: float32 | bfloat16; nearest: bfloat16",
             "learner.optimizer.betas: given [0.9, x]; allowed: list of 2 numbers",
             "learner.optimizer.lr: given inf; allowed: number > 0, finite",
-            "judging.judge.kind: given 'godl'; allowed: gold | bradley_terry | reward_model | verifier | function; "
+            "judging.judge.kind: given 'godl'; allowed: gold | bradley_terry | reward_model | preference_model | "
+            "verifier | function | endpoint | served | ensemble; "
             "nearest: gold",
             f"model.path: missing; pass model.path=VALUE ({path_help})",
         ]
@@ -136,8 +137,8 @@ def test_a_judge_without_its_kind_or_what_its_kind_needs_says_what_to_pass():
 def test_a_setting_of_another_judge_says_whose_it_is():
     (line,) = mistakes(None, WORLD, "judging.judge.kind=verifier", "judging.judge.path=/rm")
     assert line == (
-        "judging.judge.path: not a setting of judging.judge of kind verifier (it belongs to reward_model and "
-        "function); remove it, or replace the whole section with 'judging.judge={kind: verifier}'"
+        "judging.judge.path: not a setting of judging.judge of kind verifier (it belongs to reward_model, "
+        "preference_model and function); remove it, or replace the whole section with 'judging.judge={kind: verifier}'"
     )
 
 
