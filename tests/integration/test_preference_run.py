@@ -15,8 +15,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
 def test_a_run_leaves_a_calibrated_judge_with_a_card(tmp_path, model_dir):
-    arguments = [f"model.path={model_dir}", "data.world.pairs=600", "training.epochs=1", "training.batch_size=64"]
-    arguments += ["training.evaluate_every=4", "cluster.address=local", "cluster.num_cpus=1"]
+    arguments = [f"model.path={model_dir}", "data.world.pairs=1500", "data.validation_fraction=0.2"]
+    arguments += ["training.epochs=3", "training.batch_size=64", "training.evaluate_every=10"]
+    arguments += ["cluster.address=local", "cluster.num_cpus=1"]
     assert main(["preference", "embedded", *arguments, "--output", str(tmp_path / "run")]) == 0
 
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
