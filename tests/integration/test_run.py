@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
 
-from launch import rundir
-from tests.processes import MARK, Marked
+from tests.integration.runs import finish, start, summary_of, wait_for_updates
+from tests.processes import Marked
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(400)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.ray,
+    pytest.mark.vllm,
+    pytest.mark.timeout(400),
+    pytest.mark.usefixtures("own"),
+]
 
-ROOT = Path(__file__).parents[2]
 ENGINE_GAP = 5e-5
 """Largest log-prob difference, in nats, between the engine and the learner on one token in float32."""
 
@@ -51,62 +50,17 @@ def config(tmp_path: Path, model_dir: Path) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def own(marked: Marked, monkeypatch: pytest.MonkeyPatch) -> Iterator[Marked]:
-    """The processes of the test's runs. None of them, and no shared memory of theirs, may outlive the runs."""
-    monkeypatch.setenv(MARK, marked.environ[MARK])
-    before = _abandoned()
-    yield marked
-    deadline = time.monotonic() + 20
-    while (left := [*marked.running(), *(_abandoned() - before)]) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert not left
-
-
-def _abandoned() -> set[Path]:
-    """Folders of publications in shared memory that no live run holds locked."""
-    folders = set()
-    for folder in rundir.SHARED_MEMORY.glob(f"*{rundir.SHM_PREFIX}*"):
-        with suppress(FileNotFoundError), (folder / rundir.LOCK).open() as lock, suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            folders.add(folder)
-    return folders
+def _run(config: Path | None, *arguments: str, code: int = 0) -> tuple[str, str]:
+    return finish(_start(config, *arguments), code)
 
 
 def _start(config: Path | None, *arguments: str) -> subprocess.Popen[str]:
     """`offbeat train CONFIG`, or `offbeat demo` for None."""
-    verb = ["demo"] if config is None else ["train", str(config)]
-    return subprocess.Popen(
-        [sys.executable, "-m", "launch", *verb, *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
-    )
-
-
-def _run(config: Path | None, *arguments: str, code: int = 0) -> tuple[str, str]:
-    process = _start(config, *arguments)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
-    return out, err
-
-
-def _wait_for_updates(process: subprocess.Popen[str], config: Path, updates: int) -> Path:
-    """Returns the run's metrics file once it tells of `updates` updates."""
-    metrics = config.parent / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and process.poll() is None:
-        if metrics.is_file() and len(metrics.read_text().splitlines()) >= updates:
-            return metrics
-        time.sleep(0.05)
-    process.kill()
-    raise AssertionError(f"no {updates} updates: {process.communicate()}")
+    return start(*(["demo"] if config is None else ["train", str(config)]), *arguments)
 
 
 def _summary(config: Path) -> dict:
-    return json.loads((config.parent / "run" / "summary.json").read_text())
+    return summary_of(config.parent / "run")
 
 
 def test_an_asynchronous_run_trains_publishes_and_leaves_a_model_that_loads(config: Path) -> None:
@@ -187,7 +141,7 @@ def test_at_bound_zero_an_interrupted_and_resumed_run_is_on_policy_to_the_engine
     """At staleness 0 every token's behaviour log-prob must be the learner's own, before and after a resume."""
     arguments = ("replay.max_staleness=0", "updates=40", "checkpoints.every_updates=0")
     process = _start(config, *arguments)
-    metrics = _wait_for_updates(process, config, 3)
+    metrics = wait_for_updates(process, config.parent / "run", 3)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, f"{out}\n{err}"
@@ -230,7 +184,7 @@ def test_a_generator_killed_at_work_costs_the_run_nothing(config: Path, own: Mar
         "evaluation.prompts=0",
         "checkpoints.every_updates=0",
     )
-    _wait_for_updates(process, config, 5)
+    wait_for_updates(process, config.parent / "run", 5)
     next(p for p in own.running() if "ray::RemoteGenerator" in " ".join(p.cmdline())).kill()
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, f"{out}\n{err}"

@@ -1,0 +1,61 @@
+"""Whole runs as a user starts them: `python -m launch`, in a process of their own."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from launch import rundir
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """`offbeat ARGUMENTS`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
+    )
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
+    """Standard output and error of a run that must end with `code`."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
+    return out, err
+
+
+def wait_for_updates(process: subprocess.Popen[str], run: Path, updates: int) -> Path:
+    """Returns the metrics file of the run's directory once it tells of `updates` updates."""
+    metrics = run / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.is_file() and len(metrics.read_text().splitlines()) >= updates:
+            return metrics
+        time.sleep(0.05)
+    process.kill()
+    raise AssertionError(f"no {updates} updates: {process.communicate()}")
+
+
+def summary_of(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+def abandoned() -> set[Path]:
+    """Folders of publications in shared memory that no live run holds locked."""
+    folders = set()
+    for folder in rundir.SHARED_MEMORY.glob(f"*{rundir.SHM_PREFIX}*"):
+        with suppress(FileNotFoundError), (folder / rundir.LOCK).open() as lock, suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            folders.add(folder)
+    return folders
