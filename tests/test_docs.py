@@ -50,7 +50,11 @@ def named_settings(text: str) -> Iterator[str]:
     names = {match[1] for code in CODE.findall(text) if (match := DOTTED.fullmatch(code))} | set(ASSIGNED.findall(text))
     for name in sorted(names):
         first, second, *_ = name.split(".")
-        if first in SECTIONS and not (ROOT / first / f"{second}.py").exists() and second not in ("py", "md", "yaml"):
+        if (
+            first in SECTIONS
+            and not (ROOT / first / f"{second}.py").exists()
+            and second not in ("py", "md", "yaml", "json")
+        ):
             yield name
 
 
