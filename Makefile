@@ -23,7 +23,8 @@ install: $(STAMP)  ## create .venv with the locked packages
 # Redone only when the lock or the project file changed; the stamp is written last, so a broken-off install is redone.
 # - An environment of another Python version is replaced: its packages would not be found.
 # - setuptools comes first: deepspeed is published as source and packed with it, compiling nothing, in a second or two.
-# - Bytecode is left to the first import, which saves half a minute.
+# - Bytecode is compiled on all cores at the end, where pip takes one: environments that write none of it on import
+#   (PYTHONDONTWRITEBYTECODE) would compile torch and transformers at every start of every process, for eight seconds.
 $(STAMP): requirements-cpu.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "Offbeat needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1 || true)." >&2; \
@@ -41,6 +42,7 @@ $(STAMP): requirements-cpu.lock pyproject.toml
 	    echo "    rm -rf $(VENV) && make $(MAKECMDGOALS) PIP_ARGS='--extra-index-url URL'" >&2; exit 1; }
 	@$(BIN)/python -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || { \
 	    echo "vLLM's CPU kernels need libnuma: install it (libnuma1 on Debian and Ubuntu), then run make again." >&2; exit 1; }
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true  # packages carry templates that are no Python
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## the whole system on the embedded world: train, evaluate, report
