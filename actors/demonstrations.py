@@ -10,14 +10,16 @@ from typing import Any
 
 from actors.config import DemonstrationConfig
 from actors.errors import UsageError
-from actors.prompt_files import Row, RowSource, columns_named, rows_from, suggestion
+from actors.prompt_files import Row, RowSource, columns_named, rows_from
 from actors.prompts import (
     REPORTED_PROBLEMS,
     MalformedRowError,
+    answered_chat,
     checked_messages,
     checked_text,
+    column_of,
     prompt_token_ids,
-    render,
+    response_token_ids,
 )
 
 TokenIds = tuple[int, ...]
@@ -95,7 +97,7 @@ def _of_row(row: Row, config: DemonstrationConfig, tokenizer: Any) -> list[tuple
     if row.problem is not None:
         raise MalformedRowError(row.problem)
     if config.messages_field is not None:
-        pairs = _of_messages(_value(row, config.messages_field), config.messages_field, config, tokenizer)
+        pairs = _of_messages(column_of(row, config.messages_field), config.messages_field, config, tokenizer)
     else:
         pairs = [_of_texts(row, config, tokenizer)]
     for prompt, response in pairs:
@@ -110,7 +112,7 @@ def _of_row(row: Row, config: DemonstrationConfig, tokenizer: Any) -> list[tuple
 
 
 def _of_texts(row: Row, config: DemonstrationConfig, tokenizer: Any) -> tuple[TokenIds, TokenIds]:
-    prompt, response = _value(row, config.prompt_field), _value(row, config.response_field)
+    prompt, response = column_of(row, config.prompt_field), column_of(row, config.response_field)
     if not isinstance(response, str):
         raise MalformedRowError(f"field '{config.response_field}' is of type {type(response).__name__}, not a string")
     checked_text(response, config.response_field)
@@ -128,8 +130,7 @@ def _of_texts(row: Row, config: DemonstrationConfig, tokenizer: Any) -> tuple[To
             "messages"
         )
     text = _in_template(checked_text(prompt, config.prompt_field), config)
-    answer = tokenizer(response, add_special_tokens=False, verbose=False)["input_ids"]
-    return tuple(prompt_token_ids([text], [False], tokenizer)[0]), _ended(answer, tokenizer)
+    return _token_ids(text, response, tokenizer, chat=False)
 
 
 def _of_messages(value: Any, name: str, config: DemonstrationConfig, tokenizer: Any) -> list[tuple[TokenIds, TokenIds]]:
@@ -146,31 +147,16 @@ def _of_turn(
     messages: Sequence[Mapping[str, Any]], name: str, config: DemonstrationConfig, tokenizer: Any
 ) -> tuple[TokenIds, TokenIds]:
     what = f"field '{name}' of data.source '{config.source}'"
-    before = render(messages[:-1], tokenizer, what)
-    whole = render(messages, tokenizer, what, answered=True)
-    if not whole.startswith(before):
-        raise MalformedRowError("the tokenizer's chat template writes a prompt otherwise once it is answered")
-    # Apart, as the policy will sample it: what is written after the prompt never changes the prompt's own tokens.
-    prompt = prompt_token_ids([before], [True], tokenizer)[0]
-    answer = tokenizer(whole[len(before) :], add_special_tokens=False, verbose=False)["input_ids"]
-    return tuple(prompt), _ended(answer, tokenizer)
+    before, answer = answered_chat(messages, tokenizer, what)
+    return _token_ids(before, answer, tokenizer, chat=True)
 
 
-def _ended(answer: Sequence[int], tokenizer: Any) -> TokenIds:
-    """`answer` with exactly one end-of-sequence, at its end: templates write it themselves, and a line break after."""
-    eos = tokenizer.eos_token_id
-    cut = list(answer)
-    if eos in cut:
-        cut = cut[: cut.index(eos)]
-    return (*cut, eos)
-
-
-def _value(row: Row, name: str) -> Any:
-    if name not in row.columns:
-        raise MalformedRowError(f"no field '{name}'; {suggestion(name, list(row.columns))}")
-    if row.columns[name] is None:
-        raise MalformedRowError(f"field '{name}' is null")
-    return row.columns[name]
+def _token_ids(prompt: str, response: str, tokenizer: Any, *, chat: bool) -> tuple[TokenIds, TokenIds]:
+    ((prompt_ids,), (response_ids,)) = (
+        prompt_token_ids([prompt], [chat], tokenizer),
+        response_token_ids([response], tokenizer),
+    )
+    return tuple(prompt_ids), tuple(response_ids)
 
 
 def _held_out(prompt: TokenIds, fraction: float) -> bool:

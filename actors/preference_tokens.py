@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.preference_rows import MalformedPreferenceError, PreferenceRow
-from actors.prompts import ROWS_PER_TOKENIZER_CALL, MalformedRowError, prompt_token_ids, render
+from actors.prompts import (
+    ROWS_PER_TOKENIZER_CALL,
+    MalformedRowError,
+    answered_chat,
+    prompt_token_ids,
+    response_token_ids,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,7 @@ def _of_chunk(
     prompts = prompt_token_ids(
         [text[0] for text in texts], [not isinstance(row.prompt, str) for row in rows], tokenizer
     )
-    chosen, rejected = (_response_ids([text[part] for text in texts], tokenizer) for part in (1, 2))
+    chosen, rejected = (response_token_ids([text[part] for text in texts], tokenizer) for part in (1, 2))
     parts = zip(prompts, chosen, rejected, strict=True)
     return [refused.get(number) or _within(PreferenceTokens(*part), limits) for number, part in enumerate(parts)]
 
@@ -69,22 +75,9 @@ def _of_chunk(
 def _texts(row: PreferenceRow, tokenizer: Any, template: str) -> tuple[str, str, str]:
     if isinstance(row.prompt, str):
         return template.replace("{prompt}", row.prompt), row.chosen, row.rejected
-    what = "a preference"
-    before = render(row.prompt, tokenizer, what)
-    answers = []
-    for response in (row.chosen, row.rejected):
-        whole = render([*row.prompt, {"role": "assistant", "content": response}], tokenizer, what, answered=True)
-        if not whole.startswith(before):
-            raise MalformedRowError("the tokenizer's chat template writes a prompt otherwise once it is answered")
-        answers.append(whole[len(before) :])
-    return before, answers[0], answers[1]
-
-
-def _response_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    """Up to the first end-of-sequence, which chat templates write themselves, and one at the end."""
-    eos = tokenizer.eos_token_id
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    return [[*(ids[: ids.index(eos)] if eos in ids else ids), eos] for ids in encoded]
+    chats = [[*row.prompt, {"role": "assistant", "content": response}] for response in (row.chosen, row.rejected)]
+    (before, chosen), (_, rejected) = (answered_chat(chat, tokenizer, "a preference") for chat in chats)
+    return before, chosen, rejected
 
 
 def _within(tokens: PreferenceTokens, limits: TokenLimits) -> PreferenceTokens | MalformedPreferenceError:

@@ -201,7 +201,7 @@ class PromptSource:
 def _parse(number: int, row: Row, config: PromptConfig, tokenizer: Any) -> _Parsed:
     if row.problem is not None:
         raise MalformedRowError(row.problem)
-    value = _field(row, config.prompt_field)
+    value = column_of(row, config.prompt_field)
     answer = None if config.answer_field is None else _answer(row, config.answer_field)
     if isinstance(value, str):
         text = config.template.replace("{prompt}", checked_text(value, config.prompt_field))
@@ -220,7 +220,8 @@ def _parse(number: int, row: Row, config: PromptConfig, tokenizer: Any) -> _Pars
     )
 
 
-def _field(row: Row, name: str) -> Any:
+def column_of(row: Row, name: str) -> Any:
+    """The value of a column that must be there. Raises MalformedRowError where it is absent or null."""
     if name not in row.columns:
         raise MalformedRowError(f"no field '{name}'; {suggestion(name, list(row.columns))}")
     if row.columns[name] is None:
@@ -229,7 +230,7 @@ def _field(row: Row, name: str) -> Any:
 
 
 def _answer(row: Row, name: str) -> str:
-    value = _field(row, name)
+    value = column_of(row, name)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise MalformedRowError(f"field '{name}' is of type {type(value).__name__}; allowed are a string or a number")
     return checked_text(str(value), name)
@@ -284,6 +285,18 @@ def render(messages: Sequence[Mapping[str, Any]], tokenizer: Any, what: str, *, 
         raise MalformedRowError(f"the tokenizer's chat template refuses the messages: {error}") from error
 
 
+def answered_chat(messages: Sequence[Mapping[str, Any]], tokenizer: Any, what: str) -> tuple[str, str]:
+    """A chat that ends in the answer, in the tokenizer's template: up to where the answer begins, and the rest.
+
+    Raises as `render`; MalformedRowError also where the template writes the prompt otherwise once it is answered.
+    """
+    before = render(messages[:-1], tokenizer, what)
+    whole = render(messages, tokenizer, what, answered=True)
+    if not whole.startswith(before):
+        raise MalformedRowError("the tokenizer's chat template writes a prompt otherwise once it is answered")
+    return before, whole[len(before) :]
+
+
 def prompt_token_ids(all_texts: Sequence[str], chats: Sequence[bool], tokenizer: Any) -> list[list[int]]:
     """Token ids of each text. A chat template writes its own special tokens; plain text gets the tokenizer's, but
     no end-of-sequence, after which a policy has nothing to say."""
@@ -297,6 +310,14 @@ def prompt_token_ids(all_texts: Sequence[str], chats: Sequence[bool], tokenizer:
         for index, sequence in zip(chosen, encoded, strict=True):
             ids[index] = list(sequence) if chat else without_trailing(sequence, tokenizer.eos_token_id)
     return ids
+
+
+def response_token_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """Token ids of each response, apart from its prompt as a policy samples it: up to the first end-of-sequence, which
+    chat templates write themselves, and one at the end."""
+    eos = tokenizer.eos_token_id
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    return [[*(ids[: ids.index(eos)] if eos in ids else ids), eos] for ids in encoded]
 
 
 def without_trailing(sequence: Sequence[int], eos: int | None) -> list[int]:

@@ -104,14 +104,7 @@ def train(
     help_: Help = False,
 ) -> int:
     """Trains a policy with asynchronous RLHF."""
-    run_config = _load(config, overrides, output)
-
-    def run() -> int:
-        from launch.train import run_training
-
-        return run_training(run_config, resume=resume)
-
-    return _run(run_config, run)
+    return _run_verb("train", config, overrides, resume, output)
 
 
 @app.command(add_help_option=False)
@@ -123,16 +116,7 @@ def sft(
     help_: Help = False,
 ) -> int:
     """Fine-tunes a model on demonstrations: the stage before preferences."""
-    from launch.stage_config import SFT
-
-    run_config = _load(config, overrides, output, SFT)
-
-    def run() -> int:
-        from launch.stages import run_sft
-
-        return run_sft(run_config, resume=resume)
-
-    return _run(run_config, run)
+    return _run_verb("sft", config, overrides, resume, output)
 
 
 @app.command(add_help_option=False)
@@ -144,16 +128,7 @@ def dpo(
     help_: Help = False,
 ) -> int:
     """Trains a model on given preferences, offline (DPO, IPO, SLiC)."""
-    from launch.stage_config import DPO
-
-    run_config = _load(config, overrides, output, DPO)
-
-    def run() -> int:
-        from launch.offline import run_dpo
-
-        return run_dpo(run_config, resume=resume)
-
-    return _run(run_config, run)
+    return _run_verb("dpo", config, overrides, resume, output)
 
 
 @app.command(add_help_option=False)
@@ -165,16 +140,7 @@ def preference(
     help_: Help = False,
 ) -> int:
     """Trains a preference model: Bradley-Terry, pairwise or skew-symmetric; a judge for `train`."""
-    from launch.stage_config import PREFERENCE
-
-    run_config = _load(config, overrides, output, PREFERENCE)
-
-    def run() -> int:
-        from launch.preference import run_preference
-
-        return run_preference(run_config, resume=resume)
-
-    return _run(run_config, run)
+    return _run_verb("preference", config, overrides, resume, output)
 
 
 @app.command(add_help_option=False)
@@ -384,6 +350,13 @@ def _name_and_value(entry: str) -> tuple[str, str]:
     if not equals or not name:
         raise UsageError(f"--env {entry}: given {entry!r}; allowed: NAME=VALUE, for example --env HF_HOME=/data/hf")
     return name, value
+
+
+def _run_verb(name: str, config: str, overrides: Sequence[str] | None, resume: bool, output: Path | None) -> int:
+    from launch.verbs import runner_of, verb_of
+
+    run_config = _load(config, overrides, output, verb_of(name))
+    return _run(run_config, lambda: runner_of(name)(run_config, resume=resume))
 
 
 def _run(config: NamedConfig, run: Callable[[], int]) -> int:

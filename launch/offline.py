@@ -18,7 +18,7 @@ from actors.preference_tokens import TokenLimits, preference_tokens
 from actors.prompts import load_tokenizer
 from launch.rundir import RunDirectory
 from launch.stage_config import DpoRunConfig
-from launch.stages import Prepared, StageRun
+from launch.stages import Prepared, StageRun, writing_to
 from learner.examples import TRAIN, VALIDATION, TokenPair, write_pairs
 from learner.models import DPO_FILE
 from learner.stage_config import SCRATCH, PreferenceDataConfig
@@ -64,11 +64,9 @@ def prepare_dpo(config: DpoRunConfig, directory: Path) -> Prepared:
     pairs, skipped = load_pairs(
         config.data, load_tokenizer(config.model.tokenizer or str(model_dir)), context_of(model_dir)
     )
-    try:
+    with writing_to(directory):
         for name, part in ((TRAIN, pairs[0]), (VALIDATION, pairs[1])):
             write_pairs(directory / "data" / name, part)
-    except OSError as error:
-        raise RunError(f"cannot write to {directory}: {error}; choose another directory with --output DIR") from error
     return Prepared(model_dir, len(pairs[0]), len(pairs[1]), skipped)
 
 

@@ -9,12 +9,12 @@ import os
 from pathlib import Path
 
 from actors.config import WORLD
-from actors.errors import RunError, UsageError
+from actors.errors import UsageError
 from actors.model_files import resolve
 from actors.prompts import load_tokenizer
 from launch.offline import context_of, load_pairs
 from launch.stage_config import PreferenceRunConfig
-from launch.stages import Prepared, StageRun
+from launch.stages import Prepared, StageRun, writing_to
 from learner.examples import TRAIN, VALIDATION, TokenPair, write_pairs
 from learner.stage_config import SCRATCH
 
@@ -40,7 +40,7 @@ def prepare_preference(config: PreferenceRunConfig, directory: Path) -> Prepared
         UsageError: the model, the tokenizer or the data cannot be used.
         RunError: the directory cannot be written.
     """
-    try:
+    with writing_to(directory):
         skipped: list[str] = []
         model_dir = _starting_model(config, directory / "start")
         context = context_of(model_dir)
@@ -53,8 +53,6 @@ def prepare_preference(config: PreferenceRunConfig, directory: Path) -> Prepared
             sides, skipped = _within(config, sides, skipped, context)
         for name, part in zip((TRAIN, VALIDATION), sides, strict=True):
             write_pairs(directory / "data" / name, part)
-    except OSError as error:
-        raise RunError(f"cannot write to {directory}: {error}; choose another directory with --output DIR") from error
     return Prepared(model_dir, len(sides[0]), len(sides[1]), skipped)
 
 

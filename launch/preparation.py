@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from actors.demonstrations import Demonstrations, load_demonstrations, texts_of
-from actors.errors import RunError, UsageError
+from actors.errors import UsageError
 from actors.model_files import resolve
 from actors.prompts import load_tokenizer
 from launch.stage_config import SftRunConfig
-from launch.stages import Prepared
+from launch.stages import Prepared, writing_to
 from learner.examples import TRAIN, VALIDATION, write_sequences
 from learner.stage_config import SCRATCH
 
@@ -24,14 +24,12 @@ def prepare_sft(config: SftRunConfig, directory: Path) -> Prepared:
         UsageError: model, tokenizer or data cannot be used.
         RunError: the directory cannot be written.
     """
-    try:
+    with writing_to(directory):
         model_dir = starting_model(config, directory / "start")
         demonstrations = load_demonstrations(config.data, load_tokenizer(config.model.tokenizer or str(model_dir)))
         check_fit(config, model_dir, demonstrations)
         write_sequences(directory / "data" / TRAIN, demonstrations.train)
         write_sequences(directory / "data" / VALIDATION, demonstrations.validation)
-    except OSError as error:
-        raise RunError(f"cannot write to {directory}: {error}; choose another directory with --output DIR") from error
     return Prepared(model_dir, len(demonstrations.train), len(demonstrations.validation), demonstrations.skipped)
 
 

@@ -81,6 +81,15 @@ def run_sft(config: SftRunConfig, *, resume: bool = False) -> int:
     return StageRun(config, prepare_sft, resume=resume).run()
 
 
+@contextlib.contextmanager
+def writing_to(directory: Path) -> Iterator[None]:
+    """While a stage is prepared: a disk that refuses is a RunError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write to {directory}: {error}; choose another directory with --output DIR") from error
+
+
 @dataclass(slots=True)
 class State:
     """How far a stage is; what a checkpoint keeps of the driver."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -16,7 +17,27 @@ VERBS = {
 }
 
 
+RUNNERS = {
+    "train": "launch.train:run_training",
+    "sft": "launch.stages:run_sft",
+    "preference": "launch.preference:run_preference",
+    "dpo": "launch.offline:run_dpo",
+}
+
+
 def verb_of(name: str) -> Verb[Any]:
     """The verb called `name`, a key of `VERBS`."""
-    module, _, constant = VERBS[name].partition(":")
-    return getattr(import_module(module), constant)
+    return _found(VERBS[name])
+
+
+def runner_of(name: str) -> Callable[..., int]:
+    """What runs the configuration of the verb called `name`, a key of `RUNNERS`; takes `resume`, returns the exit code.
+
+    Imports what does the work.
+    """
+    return _found(RUNNERS[name])
+
+
+def _found(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
