@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-KINDS = {"pairwise": 2, "skew": 4, "bradley_terry": 4}
-"""Kinds and the epochs that each is trained for: a pairwise model reads twice as many tokens a pair."""
+KINDS = {"pairwise": 4, "skew": 8, "bradley_terry": 4}
+"""Kinds and the epochs that each is trained for. A pairwise model reads twice as many tokens a pair as a skew one."""
 PAIRS_OF_FAMILIES = 128
 """Pairs of responses that stand for a pair of families at a prompt."""
 

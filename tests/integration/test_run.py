@@ -9,11 +9,13 @@ import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import yaml
 
+from tests.fakes import FakeServer
 from tests.integration.runs import finish, start, summary_of, wait_for_updates
 from tests.processes import Marked
 
@@ -118,6 +120,38 @@ def test_a_run_against_the_mixture_keeps_both_bounds_and_drops_nothing(config: P
     assert max(value["opponent_staleness_max"] for value in metrics) <= 1
     assert summary["staleness_law"]["bound"] == 1
     assert "staleness law: opponents are stable up to" in out + err
+
+
+def test_a_run_judged_over_http_counts_every_request_and_tells_its_key_to_the_server_alone(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key reaches the judge actor by the environment; two answers of 429 and one of garbage are asked for again."""
+    key = "sk-of-nobody-1742"
+    monkeypatch.setenv("JUDGE_KEY", key)
+
+    def script(n: int, body: Any) -> Any:
+        if n in (3, 5):
+            return 429, {"Retry-After": "0"}, {"error": "slower"}
+        letter = "A" if n % 2 else "B"
+        choice = {"index": 0, "message": {"role": "assistant", "content": letter}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 50, "completion_tokens": 1}
+        return 200, {}, b"<html>" if n == 7 else {"choices": [choice], "usage": usage}
+
+    with FakeServer(script) as server:
+        judge = f"{{kind: endpoint, url: {server.url}/v1, model: judge-1, api_key_env: JUDGE_KEY, input_price: 2.0}}"
+        out, err = _run(config, f"judging.judge={judge}", "evaluation.prompts=0")
+    figures = _summary(config)["judging"]
+    assert (figures["rate_limited"], figures["garbage"], figures["retries"], figures["given_up"]) == (2, 1, 3, 0)
+    assert figures["requests"] <= len(server.bodies)
+    assert figures["answered"] == figures["comparisons"] - figures["remembered"] > 100
+    assert figures["tokens_in"] == 50 * figures["answered"]
+    assert figures["cost"] == pytest.approx(2e-6 * figures["tokens_in"])
+    assert _summary(config)["ledger"]["trained"] == 64
+    assert {headers["Authorization"] for headers in server.headers} == {f"Bearer {key}"}
+    written = [path for path in (config.parent / "run").rglob("*") if path.is_file()]
+    assert len(written) > 10
+    assert not [path for path in written if key.encode() in path.read_bytes()]
+    assert key not in out + err
 
 
 def test_the_demo_ends_with_two_models_a_comparison_and_a_figure(tmp_path: Path) -> None:
