@@ -21,6 +21,8 @@ COLLECT_SECONDS = 2.0
 """Longest wait of one collect call, and of one status call."""
 READY_SECONDS = 120.0
 """Between two messages about a generator that has not answered since its start."""
+END_SECONDS = 30.0
+"""Longest wait for a call to a process that was killed."""
 ASIDE_ATTEMPTS = 3
 """Grants of one prompt outside the buffer before its silence is its answer."""
 
@@ -92,7 +94,8 @@ class _Member:
 
 
 class GeneratorPool:
-    """Feeds leases, collects groups, hands out weights; a generator that dies loses its leases, never the run."""
+    """Feeds leases, collects groups, hands out weights; a generator that dies, or does not take weights in time, loses
+    its leases, never the run."""
 
     def __init__(
         self,
@@ -351,17 +354,38 @@ class GeneratorPool:
     async def _take(self, member: _Member, publication: Publication) -> None:
         version = publication.version
         self._taking[version] = self._taking.get(version, 0) + 1
+        taking = asyncio.ensure_future(member.port.take_weights(publication.manifest, publication.chunks))
         try:
-            async with asyncio.timeout(self._take_seconds):
-                member.version = await member.port.take_weights(publication.manifest, publication.chunks)
-        except TimeoutError:
-            raise RunError(
-                f"{member.port.name} did not take policy version {version} within {self._take_seconds:g} s; raise "
-                "publication.timeout_seconds if the model is large, or look at that generator's log"
-            ) from None
+            await asyncio.wait({taking}, timeout=self._take_seconds)
+            if not taking.done():
+                await self._end(member, taking, version)
+            taken = taking.result()
+            if taken != version:
+                raise RunError(
+                    f"{member.port.name} was given policy version {version} and says that it works with {taken}; its "
+                    "tokens would be labelled wrongly. This is a defect of that generator: go on with --resume"
+                )
+            member.version = taken
         finally:
+            taking.cancel()
             self._taking[version] -= 1
             self._retire_superseded()
+
+    async def _end(self, member: _Member, taking: asyncio.Future[int], version: int) -> None:
+        """Ends a generator that does not take `version`. Raises `GeneratorUnavailableError`.
+
+        Returns only once its call has ended: until then the old process might pass for the new one.
+        """
+        name = member.port.name
+        self._on_message(
+            f"{name} did not take policy version {version} within {self._take_seconds:g} s and is killed; raise "
+            "publication.timeout_seconds if the model is large, or look at that generator's log"
+        )
+        member.port.kill()
+        await asyncio.wait({taking}, timeout=END_SECONDS)
+        if taking.done() and not taking.cancelled():
+            taking.exception()  # it was answered too late, whatever it says
+        raise GeneratorUnavailableError(name)
 
     def _retire_superseded(self) -> None:
         for version in sorted(self._publications)[:-1]:

@@ -39,6 +39,9 @@ class GeneratorPort(Protocol):
 
     async def status(self) -> GeneratorStatus: ...
 
+    def kill(self) -> None:
+        """Ends its process at once; it is started again while restarts are left. Calls in progress raise."""
+
 
 class JudgePort(Protocol):
     """The judge."""

@@ -100,6 +100,12 @@ class RayGenerator:
     async def status(self) -> GeneratorStatus:
         return await self._call("status")
 
+    def kill(self) -> None:
+        # Once: every call in progress asks for it, and a second kill would meet the new process.
+        if not self._killed:
+            self._killed = True
+            ray.kill(self._actor, no_restart=False)
+
     async def _call(self, method: str, *arguments: Any) -> Any:
         try:
             return await getattr(self._actor, method).remote(*arguments)
@@ -116,11 +122,8 @@ class RayGenerator:
 
     def _translated(self, error: Exception) -> Exception:
         if isinstance(error, RunError) and not isinstance(error, WeightMismatchError):
-            # The process lives and its engine does not: Ray starts a new one, while restarts are left. Once: every call
-            # in progress ends with this error, and a second kill would meet the new process.
-            if not self._killed:
-                self._killed = True
-                ray.kill(self._actor, no_restart=False)
+            # The process lives and its engine does not: Ray starts a new one, while restarts are left.
+            self.kill()
             return GeneratorUnavailableError(f"{self.name}: {error}")
         if isinstance(error, ActorDiedError):
             return GeneratorDeadError(f"{self.name}: {reason(error)}")

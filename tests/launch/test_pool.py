@@ -401,18 +401,131 @@ def test_a_publication_is_retired_once_superseded_and_no_sooner_than_its_last_ta
     _run(test)
 
 
-def test_a_generator_that_does_not_take_weights_in_time_is_named_with_the_setting_to_raise() -> None:
+class Hanging(Manual):
+    """A generator that does not return from taking `hangs_at` until it is killed, `hangs` times in all. Its process is
+    started again `restarts` times."""
+
+    def __init__(self, name: str, *, hangs_at: int, hangs: int = 1, restarts: int = 1) -> None:
+        super().__init__(name)
+        self.kills = 0
+        self._hangs_at, self._hangs, self._restarts = hangs_at, hangs, restarts
+        self._killed = asyncio.Event()
+
+    async def ready(self) -> None:
+        if self.kills > self._restarts:
+            raise GeneratorDeadError("no restart is left")
+        self._killed.clear()
+
+    async def take_weights(self, manifest: Manifest, chunks: Any) -> int:
+        if manifest.version != self._hangs_at or self.kills == self._hangs:
+            return await super().take_weights(manifest, chunks)
+        self.taking.append(manifest.version)
+        await self._killed.wait()
+        raise GeneratorUnavailableError(self.name)
+
+    def kill(self) -> None:
+        self.kills += 1
+        self._killed.set()
+
+
+def test_a_generator_that_does_not_take_weights_in_time_is_killed_alone_and_comes_back_with_the_newest() -> None:
+    """It used to end the whole run."""
+
     async def test() -> None:
-        a = Manual("slow-one")
-        a.may_take.clear()
-        pool = Pool(a, take_seconds=0.01)
+        well, hung = Manual("well"), Hanging("hung", hangs_at=1)
+        pool = Pool(well, hung, take_seconds=0.02, max_running=4)
+        async with pool.running() as running:
+            await _until(lambda: len(well.leases) == len(hung.leases) == 4)
+            held = hung.indices()
+            pool.buffer.published = lambda version: None  # type: ignore[method-assign]  # no update made version 1
+            pool.offer(1)
+            await _until(lambda: hung.loads == [0, 1])
+            assert well.loads == [0, 1]
+            assert (hung.kills, hung.taking) == (1, [0, 1, 1])
+            assert [message.partition(";")[0] for message in pool.messages] == [
+                "hung did not take policy version 1 within 0.02 s and is killed",
+                "hung died and is being restarted",
+            ]
+            assert "raise publication.timeout_seconds if the model is large" in pool.messages[0]
+            await _until(lambda: len(well.leases) + len(hung.leases) == 12)
+            again = [*well.leases[4:], *hung.leases[4:]]
+            assert sorted((lease.index, lease.attempt) for lease in again) == [(index, 1) for index in sorted(held)]
+            assert not running.done()
+
+    _run(test)
+
+
+def test_a_hanging_generator_without_restarts_is_dropped_and_the_others_go_on() -> None:
+    async def test() -> None:
+        well, hung = Manual("well"), Hanging("hung", hangs_at=1, restarts=0)
+        pool = Pool(well, hung, take_seconds=0.02, max_running=4)
+        async with pool.running() as running:
+            await _until(lambda: len(well.leases) == len(hung.leases) == 4)
+            pool.buffer.published = lambda version: None  # type: ignore[method-assign]  # no update made version 1
+            pool.offer(1)
+            for lease in well.leases[:4]:
+                well.answers.put_nowait(_answer(lease))
+            await _until(lambda: len(well.leases) == 8)
+            assert "hung died for good: no restart is left" in pool.messages
+            assert sorted(well.indices()) == list(range(8))
+            pool.offer(2)
+            await pool.pool.acknowledged(2)
+            assert not running.done()
+
+    _run(test)
+
+
+def test_a_run_whose_only_generator_hangs_at_every_start_ends_when_its_restarts_are_used_up() -> None:
+    async def test() -> None:
+        hung = Hanging("hung", hangs_at=0, hangs=9, restarts=2)
+        pool = Pool(hung, take_seconds=0.01)
         pool.offer(0)
-        await pool.pool.run()
+        try:
+            await pool.pool.run()
+        finally:
+            assert hung.kills == 3
 
     with pytest.raises(BaseExceptionGroup) as caught:
         _run(test)
     (message,) = [str(error) for error in _leaves(caught.value)]
-    assert message.startswith("slow-one did not take policy version 0 within 0.01 s; raise publication.timeout_seconds")
+    assert message.startswith("no generator is left: no restart is left; see its log")
+
+
+def test_a_killed_generator_whose_call_does_not_end_holds_up_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Deaf(Hanging):
+        def kill(self) -> None:
+            self.kills += 1
+
+    monkeypatch.setattr(pool_module, "END_SECONDS", 0.02)
+
+    async def test() -> None:
+        well, deaf = Manual("well"), Deaf("deaf", hangs_at=0)
+        pool = Pool(well, deaf, take_seconds=0.02)
+        async with pool.running():
+            assert (deaf.kills, deaf.taking) == (1, [0, 0])
+
+    _run(test)
+
+
+def test_a_generator_that_says_it_works_with_another_version_than_it_was_given_ends_the_run() -> None:
+    """A version was skipped: the acknowledgement must name the one that was offered, none between."""
+
+    class Muddled(Manual):
+        async def take_weights(self, manifest: Manifest, chunks: Any) -> int:
+            return await super().take_weights(manifest, chunks) - (manifest.version == 2)
+
+    async def test() -> None:
+        pool = Pool(Muddled("muddled"))
+        async with pool.running() as running:
+            pool.offer(2)
+            await asyncio.wait({running})
+            assert pool.buffer.version == 0, "nothing was acknowledged"
+            running.result()
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        _run(test)
+    (message,) = [str(error) for error in _leaves(caught.value)]
+    assert message.startswith("muddled was given policy version 2 and says that it works with 1")
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

@@ -91,6 +91,24 @@ def test_a_broken_engine_s_process_is_killed_once_however_many_calls_say_so(kill
     asyncio.run(test())
 
 
+def test_a_generator_that_is_killed_while_its_calls_say_it_is_broken_is_killed_once_until_it_is_back(
+    killed: list[Any],
+) -> None:
+    actor = FakeActor(collect=_wrapped(RunError("the engine failed")), status=[_unavailable(), "ready"])
+
+    async def test() -> None:
+        generator = RayGenerator("g", actor)
+        generator.kill()
+        with pytest.raises(GeneratorUnavailableError):
+            await generator.collect(1.0)
+        assert killed == [(actor, False)]
+        await generator.ready()
+        generator.kill()
+        assert killed == [(actor, False)] * 2
+
+    asyncio.run(test())
+
+
 def test_a_generator_that_was_out_of_reach_gets_work_when_its_last_collect_call_has_run_out() -> None:
     """The abandoned call took finished groups with it, which were waited for until their leases ended."""
 
