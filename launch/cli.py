@@ -199,6 +199,31 @@ def evaluate(
 
 
 @app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="directory of a training run")],
+    loss: Annotated[str | None, typer.Option(metavar="KIND", help="another learner.loss.kind")] = None,
+    max_staleness: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="leave out groups that were older when they were consumed")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="another learner.* setting; may be repeated")
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="NAME", help="checkpoint of the run, as update-0000100; unset: its start"),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="unset: RUN/replay, RUN/replay-2, ...")] = None,
+) -> int:
+    """Trains the learner of a run again, on the batches of its journal: to the same weights, or to see what if."""
+    from launch.replay import Request, recorded_config, replay_config, run_replay
+
+    request = Request(run, loss, max_staleness, tuple(settings or ()), start, output)
+    recorded = recorded_config(run)
+    config = replay_config(recorded, request)
+    return _run(config, lambda: run_replay(recorded, config, request))
+
+
+@app.command()
 def demo(overrides: Overrides = None, output: Output = None) -> int:
     """Two routes through a small world: a Bradley-Terry reward's, which can be exploited, and Nash-MD's. On CPU."""
     from launch.demo import run_demo

@@ -63,6 +63,18 @@ class EvaluationConfig(Settings):
     )
 
 
+class JournalConfig(Settings):
+    """The record of every group that was trained on, from which `offbeat replay` trains again."""
+
+    enabled: bool = Field(default=True, description="write it; without it there is nothing to replay")
+    updates_per_file: int = Field(
+        default=50, ge=1, description="optimizer steps per file; a checkpoint closes the file before"
+    )
+    max_mib: int = Field(
+        default=2048, ge=1, description="MiB of all its files; the oldest are removed once they exceed it"
+    )
+
+
 class ClusterConfig(Settings):
     """Which Ray to use."""
 
@@ -106,6 +118,7 @@ class RunConfig(NamedConfig):
     publication: PublicationConfig = Field(default_factory=PublicationConfig)
     checkpoints: CheckpointConfig = Field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    journal: JournalConfig = Field(default_factory=JournalConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
 
     @model_validator(mode="after")

@@ -5,11 +5,15 @@ Fed with the learner's table of next-token log-probs; knows neither the loop nor
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actors.world import Task, World
+from actors.config import WORLD
+from actors.world import MAX_NEW_TOKENS, VOCABULARY, Task, World
+from launch.config import RunConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,3 +93,19 @@ class ExactEvaluation:
         """Mean exploitability over the last tenth of `updates`; None when nothing was measured there."""
         last = [figures.exploitability for figures in self.history if figures.update > 0.9 * updates]
         return sum(last) / len(last) if last else None
+
+
+def exact_evaluation(config: RunConfig, reference_dir: Path, say: Callable[[str], None]) -> ExactEvaluation | None:
+    """Where prompts and vocabulary are the embedded world's, the game is known; elsewhere None."""
+    model = reference_dir / "config.json"
+    if config.prompts.source != WORLD or not config.evaluation.exact_every_updates or not model.is_file():
+        return None
+    if json.loads(model.read_text(encoding="utf-8")).get("vocab_size") != len(VOCABULARY):
+        return None
+    if config.sampling.max_new_tokens != MAX_NEW_TOKENS:
+        say(
+            f"no evaluation by enumeration: it is of completions of up to {MAX_NEW_TOKENS} tokens, and "
+            f"sampling.max_new_tokens is {config.sampling.max_new_tokens}"
+        )
+        return None
+    return ExactEvaluation(config.world.task, config.world.seed, reference_dir, config.sampling.temperature)

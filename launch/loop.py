@@ -126,6 +126,7 @@ class TrainingLoop:
         on_watch: Callable[[TrainingLoop], None],
         on_checkpoint: Callable[[TrainingLoop], Awaitable[None]],
         on_message: Callable[[str], None],
+        on_batch: Callable[[Batch], None] = lambda batch: None,
         exact: ExactEvaluation | None = None,
     ) -> None:
         self.exact = exact
@@ -141,6 +142,7 @@ class TrainingLoop:
         self.stopped = False
         self.learning = False
         """Set for good when the first update is waited for."""
+        self._on_batch = on_batch
         self._on_update = on_update
         self._on_watch = on_watch
         self._on_checkpoint = on_checkpoint
@@ -253,6 +255,8 @@ class TrainingLoop:
         return groups
 
     async def _update(self, batch: Batch) -> None:
+        # Before the update: a batch that the learner fails on is one to look at.
+        self._on_batch(batch)
         progress, consumed = self.progress, Consumed.of(batch, self.config)
         progress.consume(batch, consumed)
         if not consumed.items:

@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ from actors.errors import RunError
 
 FLUSH_SECONDS = 10
 """Seconds until TensorBoard sees an event; the JSON lines are flushed one by one."""
+
+
+def numbers(record: Any) -> dict[str, float]:
+    """The numbers of a dataclass by name, flags as 0 or 1; what it does not have (None) is left out."""
+    return {key: float(value) for key, value in asdict(record).items() if isinstance(value, int | float)}
 
 
 class MetricsWriter:

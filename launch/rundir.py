@@ -32,6 +32,7 @@ class RunDirectory:
         self.start = path / "start"
         """The embedded world's supervised policy."""
         self.baseline = path / "evaluation" / "baseline.json"
+        self.journal = path / "journal"
         self.summary = path / "summary.json"
         self.failed_batches = path / "failed_batches"
         self._lock: int | None = None

@@ -13,7 +13,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,11 @@ from actors.records import Group
 from launch import wiring
 from launch.board import Board
 from launch.config import RunConfig
-from launch.exactness import ExactEvaluation
+from launch.exactness import exact_evaluation
+from launch.journal import Journal
 from launch.law import announce
 from launch.loop import EvaluationSet, Progress, TrainingLoop, stage_name
-from launch.metrics import MetricsWriter
+from launch.metrics import MetricsWriter, numbers
 from launch.report import Reporter, Status
 from launch.rundir import RunDirectory, SharedMemory
 from learner import checkpoints
@@ -78,7 +78,7 @@ def run_training(config: RunConfig, *, resume: bool = False) -> int:
         board.message("starting Ray" if address is None else f"joining Ray at {address}")
         stack.enter_context(wiring.ray_session(config.cluster))
         # After Ray, which sets a handler of its own.
-        stack.enter_context(_ending_on_sigterm())
+        stack.enter_context(ending_on_sigterm())
         wiring.check_resources(config)
         session = _Session(config, run, prompts, buffer, board, checkpoint)
         return session.run(shared_memory.path)
@@ -103,6 +103,7 @@ class _Session:
         self.checkpoint = checkpoint
         self.buffer = buffer
         self.metrics = MetricsWriter(run.path, resume_from=self.buffer.updates)
+        self.journal = Journal(run.journal, config, board.message, resume_from=self.buffer.updates)
         self.reporter = Reporter(config, run)
         self.judging_seconds = 0.0
         self.judging_figures: dict[str, float] = {}
@@ -128,7 +129,8 @@ class _Session:
             on_watch=lambda loop: self.board.update(self.reporter.snapshot(loop)),
             on_checkpoint=self._save,
             on_message=self.board.message,
-            exact=self._exact_evaluation(Path(reference_dir)),
+            on_batch=self.journal.add,
+            exact=exact_evaluation(self.config, Path(reference_dir), self.board.message),
         )
         if self.config.learner.loss.has_opponent:
             self.board.message(announce(self.config))
@@ -144,6 +146,8 @@ class _Session:
             raise
         finally:
             self.metrics.close()
+            with contextlib.suppress(RunError):
+                self.journal.flush()
 
     async def _drive(self, loop: TrainingLoop) -> int:
         try:
@@ -210,6 +214,8 @@ class _Session:
         try:
             await self.learner.save(stage)
             checkpoints.write_state(stage, state)
+            # Before the checkpoint counts: a run that goes on from it writes no update before it again.
+            self.journal.flush()
         except BaseException:
             checkpoints.discard(stage)
             raise
@@ -229,24 +235,8 @@ class _Session:
         self.reporter.sft_seconds = time.monotonic() - started
         return str(self.run_dir.start)
 
-    def _exact_evaluation(self, start: Path) -> ExactEvaluation | None:
-        """Where prompts and vocabulary are the embedded world's, the game is known."""
-        config, model = self.config, start / "config.json"
-        if config.prompts.source != WORLD or not config.evaluation.exact_every_updates or not model.is_file():
-            return None
-        if json.loads(model.read_text(encoding="utf-8")).get("vocab_size") != len(world.VOCABULARY):
-            return None
-        if config.sampling.max_new_tokens != world.MAX_NEW_TOKENS:
-            self.board.message(
-                f"no evaluation by enumeration: it is of completions of up to {world.MAX_NEW_TOKENS} tokens, and "
-                f"sampling.max_new_tokens is {config.sampling.max_new_tokens}"
-            )
-            return None
-        return ExactEvaluation(config.world.task, config.world.seed, start, config.sampling.temperature)
-
     def _on_update(self, progress: Progress, values: Mapping[str, float]) -> None:
-        numbers = {key: float(value) for key, value in asdict(progress.stats).items() if isinstance(value, int | float)}
-        self.metrics.write(self.buffer.updates, {**numbers, **values})
+        self.metrics.write(self.buffer.updates, {**numbers(progress.stats), **values})
 
     def _write_summary(self, loop: TrainingLoop, *, status: Status, error: str | None = None) -> None:
         summary = self.reporter.summary(
@@ -353,7 +343,7 @@ def _tokenizer_path(config: RunConfig) -> str:
 
 
 @contextlib.contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
+def ending_on_sigterm() -> Iterator[None]:
     """SIGTERM ends what is going on as Ctrl-C does, so that everything that was started is ended too."""
 
     def end(number: int, frame: Any) -> None:

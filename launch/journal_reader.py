@@ -1,0 +1,145 @@
+"""Reads a run's journal back: batches in their order, made of the very values that were written.
+
+Knows the files of `journal.py`; must not know the learner.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from actors.buffer import Batch
+from actors.errors import UsageError
+from actors.records import Completion, Group, Judgement, Lease, Prompt
+from launch.journal import SETTINGS, Segment, segments
+
+_ROWS = 64
+"""Groups that are decoded at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRow:
+    """One update of the journal."""
+
+    update: int
+    version: int
+    lease_indices: tuple[int, ...]
+    staleness: tuple[int, ...]
+
+
+class JournalReader:
+    """The journal below `directory`, as far as its files are closed.
+
+    Raises:
+        UsageError: there is none, or it cannot be read; so do all methods.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._segments = segments(directory)
+        if not self._segments:
+            raise UsageError(
+                f"{directory} holds no journal; give the directory of a training run that has made a checkpoint or "
+                "ended, with journal.enabled true"
+            )
+        self._rows: dict[Segment, list[UpdateRow]] = {}
+        self._settings: dict[Segment, dict[str, Any]] = {}
+        self._leases: dict[Segment, list[int]] = {}
+        for segment in self._segments:
+            table = _read(segment.updates)
+            self._rows[segment] = [UpdateRow(**_tuples(row)) for row in table.to_pylist()]
+            self._settings[segment] = json.loads(table.schema.metadata[SETTINGS])
+            self._leases[segment] = _read(segment.groups, ["lease_index"]).column("lease_index").to_pylist()
+        self.first = covered_from(self.rows, {index for leases in self._leases.values() for index in leases})
+        """The update from which on every batch is there."""
+        self.end = self.rows[-1].update + 1
+        """Updates of the run that the journal knows."""
+
+    @property
+    def rows(self) -> list[UpdateRow]:
+        """All updates, in order."""
+        return [row for segment in self._segments for row in self._rows[segment]]
+
+    def settings(self, start: int) -> list[tuple[int, dict[str, Any]]]:
+        """The `learning_settings` that updates from `start` on were made with, each with the first update in a file
+        that has them."""
+        found: list[tuple[int, dict[str, Any]]] = []
+        for segment in self._segments:
+            settings = self._settings[segment]
+            if segment.last >= start and (not found or found[-1][1] != settings):
+                found.append((max(start, segment.first), settings))
+        return found
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """The batches of updates from `start` on; `start` is at least `first`."""
+        last_use = {index: row.update for row in self.rows if row.update >= start for index in row.lease_indices}
+        held: dict[int, Group] = {}
+        for segment in self._segments:
+            if last_use.keys().isdisjoint(self._leases[segment]):
+                groups: Iterator[Group] = iter(())
+            else:
+                groups = (group for group in _groups(segment) if group.lease.index in last_use)
+            for row in self._rows[segment]:
+                if row.update < start:
+                    continue
+                # Groups stand in the order of their first consumption.
+                while any(index not in held for index in row.lease_indices):
+                    group = next(groups)
+                    held[group.lease.index] = group
+                yield Batch(row.update, row.version, tuple(held[each] for each in row.lease_indices), row.staleness)
+                held = {index: group for index, group in held.items() if last_use[index] > row.update}
+            # First consumed before `start`, and again after it.
+            held |= {group.lease.index: group for group in groups}
+
+
+def covered_from(rows: Sequence[UpdateRow], present: set[int]) -> int:
+    """The least update from which on no update of `rows` (in order, at least one) and no group is missing.
+
+    `present`: lease indices of the groups that are there. One more than the last update where even its own groups are
+    not all there.
+    """
+    first = rows[-1].update + 1
+    for row in reversed(rows):
+        if row.update != first - 1 or not present.issuperset(row.lease_indices):
+            break
+        first = row.update
+    return first
+
+
+def _groups(segment: Segment) -> Iterator[Group]:
+    try:
+        file = pyarrow.parquet.ParquetFile(segment.groups)
+        for rows in file.iter_batches(_ROWS):
+            yield from map(_group, rows.to_pylist())
+    except (OSError, pyarrow.ArrowException) as error:
+        raise _unreadable(segment.groups, error) from error
+
+
+def _group(row: Mapping[str, Any]) -> Group:
+    prompt = Prompt(row["prompt_id"], tuple(row["prompt_token_ids"]), row["prompt"])
+    preferences = row["preferences"]
+    return Group(
+        Lease(row["lease_index"], row["attempt"], prompt, row["min_version"], deadline=0.0),
+        tuple(Completion(**_tuples(completion)) for completion in row["completions"]),
+        Judgement(tuple(row["scores"]), preferences and tuple(tuple(each) for each in preferences)),
+    )
+
+
+def _tuples(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+
+
+def _read(path: Path, columns: list[str] | None = None) -> pyarrow.Table:
+    try:
+        return pyarrow.parquet.read_table(path, columns=columns)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UsageError:
+    return UsageError(f"{path} cannot be read: {error}; restore it from a copy")

@@ -1,0 +1,64 @@
+"""Two models on disk compared bit for bit. Knows files and tensors, not where they come from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class WeightComparison:
+    """How the weights of two models differ."""
+
+    tensors: int
+    """Names in either."""
+    different: int
+    """Tensors whose bits, dtype or shape differ, or that one model alone has."""
+    largest_difference: float
+    """Of two elements; infinite where a tensor has no counterpart of its shape."""
+    tensor: str | None
+    """Where that is; None when nothing differs."""
+
+    @property
+    def identical(self) -> bool:
+        """Whether all bits are the same."""
+        return self.different == 0
+
+
+def compare_models(first: Path, second: Path) -> WeightComparison:
+    """Compares the safetensors files of two model directories. Raises OSError or safetensors' error."""
+    return compare_weights(_load(first), _load(second))
+
+
+def compare_weights(first: dict[str, Tensor], second: dict[str, Tensor]) -> WeightComparison:
+    """Compares tensors by name."""
+    names = sorted(first.keys() | second.keys())
+    gaps = {name: _gap(first.get(name), second.get(name)) for name in names}
+    different = {name: gap for name, gap in gaps.items() if gap is not None}
+    worst = max(different, key=lambda name: different[name], default=None)
+    return WeightComparison(len(names), len(different), 0.0 if worst is None else different[worst], worst)
+
+
+def _gap(a: Tensor | None, b: Tensor | None) -> float | None:
+    """Largest difference of two elements; None for the same bits."""
+    if a is None or b is None or a.shape != b.shape:
+        return math.inf
+    if a.dtype == b.dtype and torch.equal(_bits(a), _bits(b)):
+        return None
+    largest = float((a.double() - b.double()).abs().max())
+    return math.inf if math.isnan(largest) else largest
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().flatten().view(torch.uint8)
+
+
+def _load(directory: Path) -> dict[str, Tensor]:
+    return {
+        name: tensor for path in sorted(directory.glob("*.safetensors")) for name, tensor in load_file(path).items()
+    }
