@@ -16,6 +16,7 @@ import numpy as np
 
 from actors.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.errors import RunError, UsageError, WeightMismatchError
+from actors.model_files import require_safetensors
 from actors.records import SENT_BY_LEARNER, Completion, Manifest
 
 Chunks = Iterable[Mapping[str, np.ndarray]]
@@ -98,6 +99,7 @@ class Engine:
         for directory in (model_dir, reference_dir):
             if not (Path(directory) / "config.json").is_file():
                 raise UsageError(f"{directory} is not a Hugging Face model directory: it has no config.json")
+            require_safetensors(directory)
         self._generators = generators
         self._sampling = sampling
         self._opponent = opponent
@@ -189,7 +191,10 @@ class Engine:
             WeightMismatchError: refused. When `failure` is None the old weights are untouched and at work; otherwise
                 the model was already changed and every later call raises.
         """
+        from actors.weights import check_not_older  # needs torch
+
         self._check_sound()
+        check_not_older(manifest, self._version)
         self._check_canary(manifest)
         try:
             refusal = self._receive(manifest, payload)
@@ -220,9 +225,13 @@ class Engine:
 
         The canary's steps advance the other requests too; what they finish is handed out by the next `step`.
         """
-        # Cached keys and values belong to the old weights. Preempting everything makes the reset certain, and lets the
-        # canary, which has the better priority, run in the very next step.
-        self._llm.reset_prefix_cache(reset_running_requests=True)
+        # Cached keys and values belong to the old weights. Preempting everything frees their blocks, without which
+        # nothing is dropped, and lets the canary, which has the better priority, run in the very next step.
+        if not self._llm.reset_prefix_cache(reset_running_requests=True):
+            raise RunError(
+                f"version {manifest.version}: the engine did not drop what it cached under the weights before; restart "
+                "this generator"
+            )
         self._llm.set_weight_version(str(manifest.version))
         tolerance = self._generators.canary_tolerance or DEFAULT_CANARY_TOLERANCE[self._generators.dtype]
         scored, finished = self._score(manifest.canary.token_ids)
@@ -340,6 +349,8 @@ class Engine:
             arguments = EngineArgs(
                 model=model_dir,
                 tokenizer=tokenizer,
+                trust_remote_code=False,
+                load_format="safetensors",
                 dtype=config.dtype,
                 max_model_len=config.max_model_len,
                 max_num_seqs=requests,

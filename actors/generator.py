@@ -13,14 +13,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from actors.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.engine import POLICY_ALONE, Engine
 from actors.errors import OffbeatError, RunError, UsageError
 from actors.records import Completion, Draw, Failure, GeneratorStatus, Group, Lease, Manifest
-from actors.weights import check_expected, expected_tensors
+from actors.weights import check_expected, check_not_older, expected_tensors
 
+T = TypeVar("T")
 Activity = str
 GENERATING, UPDATING, IDLE = "generating", "updating", "idle"
 
@@ -102,7 +103,7 @@ class Generator:
         self._waiting: deque[Lease] = deque()
         self._running: dict[tuple[int, int], _Running] = {}
         self._results: list[Group | Failure] = []
-        self._orders: deque[tuple[Callable[[EngineLike], None], Future[None]]] = deque()
+        self._orders: deque[tuple[Callable[[EngineLike], Any], Future[Any]]] = deque()
         self._failure: OffbeatError | None = None
         self._closed = False
         self._version = 0
@@ -133,7 +134,7 @@ class Generator:
             return results
 
     def take_weights(self, manifest: Manifest, chunks: Any = None) -> int:
-        """Loads a publication between two engine steps; returns its version when it is at work.
+        """Loads a publication between two engine steps; returns the version that is then at work.
 
         Args:
             manifest: what is published.
@@ -142,12 +143,17 @@ class Generator:
         Raises:
             WeightMismatchError: refused; unless the model was already changed, generation goes on with the old weights.
         """
-        self._order(lambda engine: engine.load(manifest, chunks))
-        return manifest.version
+
+        def load(engine: EngineLike) -> int:
+            engine.load(manifest, chunks)
+            return engine.version
+
+        return self._order(load)
 
     def check_weights(self, manifest: Manifest) -> None:
-        """Raises `WeightMismatchError` when the publication's names or shapes do not fit the model. For transports that
-        cannot be refused once the transfer has begun."""
+        """Raises `WeightMismatchError` when the publication's version is older than the one at work, or its names or
+        shapes do not fit the model. For transports that cannot be refused once the transfer has begun."""
+        check_not_older(manifest, self._version)
         check_expected(manifest, expected_tensors(self._model_dir, with_reference=self._with_average))
 
     def connect_weights(self, init_info: dict[str, Any]) -> None:
@@ -183,14 +189,14 @@ class Generator:
         if self._closed:
             raise RunError(f"{self._name} is closed; start a new generator")
 
-    def _order(self, work: Callable[[EngineLike], None]) -> None:
-        """Runs `work` in the engine's thread between two steps and waits for it."""
-        done: Future[None] = Future()
+    def _order(self, work: Callable[[EngineLike], T]) -> T:
+        """Runs `work` in the engine's thread between two steps and waits for its result."""
+        done: Future[T] = Future()
         with self._changed:
             self._check()
             self._orders.append((work, done))
             self._changed.notify_all()
-        done.result()
+        return done.result()
 
     # Everything below runs in the engine's thread.
 
@@ -231,7 +237,7 @@ class Generator:
                 work, done = self._orders[0]
                 self._switch(UPDATING)
             try:
-                work(engine)
+                result = work(engine)
             except Exception as error:
                 self._orders.popleft()
                 done.set_exception(error)
@@ -241,7 +247,7 @@ class Generator:
                 with self._changed:
                     self._version = engine.version
                     self._orders.popleft()
-                done.set_result(None)
+                done.set_result(result)
 
     def _startable(self) -> Lease | None:
         """The first lease in line that the current weights may serve, if there is room for one."""

@@ -22,7 +22,6 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
 from vllm import ModelRegistry, SamplingParams
 from vllm.compilation.backends import set_model_tag
 from vllm.config import VllmConfig
@@ -33,7 +32,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from actors.errors import UsageError
-from actors.model_files import check_same_architecture
+from actors.model_files import check_same_architecture, read_config
 from actors.weights import REFERENCE_PREFIX
 
 ARCHITECTURE = "GeometricMixtureForCausalLM"
@@ -74,7 +73,7 @@ def engine_arguments(
     Raises:
         UsageError: the two models differ in more than their weights.
     """
-    policy = AutoConfig.from_pretrained(policy_dir).to_dict()
+    policy = read_config(policy_dir).to_dict()
     check_same_architecture(policy_dir, reference_dir)
     settings = {
         "architectures": policy["architectures"],

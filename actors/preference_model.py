@@ -28,7 +28,7 @@ from transformers import AutoModelForSequenceClassification
 
 from actors.errors import RunError, UsageError
 from actors.judges.reward_model import batches_by_length
-from actors.model_files import resolve
+from actors.model_files import require_safetensors, resolve
 
 Kind = Literal["bradley_terry", "pairwise", "skew"]
 Tokens = tuple[int, ...]
@@ -211,11 +211,13 @@ def load_classifier(directory: Path, outputs: int, dtype: str) -> tuple[Any, lis
 
     Raises UsageError when it cannot be loaded.
     """
+    require_safetensors(directory)
     try:
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             str(directory),
             num_labels=outputs,
             dtype=getattr(torch, dtype),
+            use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )

@@ -142,10 +142,19 @@ def expected_tensors(model_dir: str | Path, *, with_reference: bool = False) -> 
 
 
 def read_header(path: Path) -> dict[str, dict]:
-    """The header of one safetensors file: `{name: {"dtype", "shape", "data_offsets"}}`."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
+    """The header of one safetensors file: `{name: {"dtype", "shape", "data_offsets"}}`.
+
+    Raises:
+        UsageError: there is none, or it was cut off.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, path.stat().st_size)))
+    except (OSError, ValueError, struct.error) as error:
+        raise UsageError(
+            f"{path} is not readable as safetensors ({error}); restore it from where it came from"
+        ) from error
     header.pop("__metadata__", None)
     return header
 
@@ -166,6 +175,21 @@ def check_expected(manifest: Manifest, expected: Mapping[str, tuple[Shape, str]]
                 f"version {manifest.version}: tensor {name!r} is published with shape {shape}, the model that this "
                 f"engine loaded has {expected[name][0]}; start the generators from the learner's own model"
             )
+
+
+def check_not_older(manifest: Manifest, version: int) -> None:
+    """Checks that the manifest does not take a receiver back from `version`, the one at work.
+
+    Versions may be skipped; the same one again is for a receiver that lives and whose acknowledgement was lost.
+
+    Raises:
+        WeightMismatchError: naming both versions.
+    """
+    if manifest.version < version:
+        raise WeightMismatchError(
+            f"version {manifest.version} is older than version {version}, which is at work; publish the newest weights "
+            "under a version of their own, or restart this generator to go back"
+        )
 
 
 def check_against(manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
@@ -226,7 +250,7 @@ def read_shm(manifest: Manifest) -> dict[str, Tensor]:
         )
     try:
         return load_file(manifest.location)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise WeightMismatchError(
             f"version {manifest.version}: {manifest.location} is not readable as safetensors ({error}); publish again"
         ) from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.errors import RunError, UsageError
-from actors.model_files import resolve
+from actors.model_files import read_config, resolve
 from actors.preference_files import Collected, Problem, check_problems, collect_preferences
 from actors.preference_filters import split_of
 from actors.preference_rows import MalformedPreferenceError
@@ -112,10 +112,8 @@ def context_of(model_dir: Path) -> int | None:
 
 
 def _text_config(directory: Path) -> Any:
-    from transformers import AutoConfig
-
     try:
-        return AutoConfig.from_pretrained(directory).get_text_config()
+        return read_config(directory).get_text_config()
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{directory} cannot be read as a model: {error}; give a Hugging Face model directory"

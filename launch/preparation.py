@@ -9,7 +9,7 @@ from pathlib import Path
 
 from actors.demonstrations import Demonstrations, load_demonstrations, texts_of
 from actors.errors import UsageError
-from actors.model_files import resolve
+from actors.model_files import read_config, resolve
 from actors.prompts import load_tokenizer
 from launch.stage_config import SftRunConfig
 from launch.stages import Prepared, writing_to
@@ -56,10 +56,8 @@ def starting_model(config: SftRunConfig, directory: Path) -> Path:
 
 def check_fit(config: SftRunConfig, model_dir: Path, demonstrations: Demonstrations) -> None:
     """Raises UsageError when the model cannot be read, or has too few positions or tokens for the demonstrations."""
-    from transformers import AutoConfig
-
     try:
-        model = AutoConfig.from_pretrained(model_dir).get_text_config()
+        model = read_config(model_dir).get_text_config()
     except (OSError, ValueError) as error:
         raise UsageError(
             f"model.path {config.model.path!r} holds no model: {error}; give a Hugging Face directory or hub name"

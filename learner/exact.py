@@ -18,6 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from actors import world as world_module
 from actors.errors import UsageError
+from actors.model_files import require_safetensors
 from actors.world import EOS, FIRST_COLOUR, FIRST_SYMBOL, INVALID, MAX_SYMBOLS, NOEOS, PROMPTS, SYMBOLS, World
 from learner import tabular
 
@@ -130,8 +131,11 @@ def load_policy(directory: str | Path, temperature: float = 1.0) -> ExactPolicy:
             f"no model in {str(directory)!r}: it has no config.json; give a Hugging Face model directory, such as a "
             "run's final/"
         )
+    require_safetensors(directory)
     disable_progress_bar()  # it would run through what a run shows
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
     return exact_policy(model.eval(), temperature)
 
 

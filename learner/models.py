@@ -12,6 +12,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from actors.errors import UsageError
+from actors.model_files import require_safetensors
 
 _WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5")
 
@@ -24,8 +25,11 @@ def load_model(directory: Path, dtype: str) -> PreTrainedModel:
 
     `dtype` is `float32` or `bfloat16`. Raises UsageError when it cannot be loaded.
     """
+    require_safetensors(directory)
     try:
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"model {directory} cannot be loaded: {error}; give a causal language model's directory"

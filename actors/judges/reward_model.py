@@ -19,6 +19,7 @@ from actors.errors import RunError, UsageError
 from actors.judge_config import RewardModelJudgeConfig
 from actors.judges.reward_inputs import RewardModelInputs
 from actors.judges.threads import in_daemon_thread
+from actors.model_files import require_safetensors
 from actors.records import Group, Judgement
 
 logger = logging.getLogger(__name__)
@@ -121,10 +122,12 @@ class RewardModelJudge:
 
 def _load_model(config: RewardModelJudgeConfig) -> Any:
     local = Path(config.path).expanduser()
+    require_safetensors(local)
     try:
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             str(local) if local.is_dir() else config.path,
             dtype=getattr(torch, config.dtype),
+            use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )

@@ -9,7 +9,7 @@ import torch
 from actors import weights
 from actors.config import GeneratorConfig, SamplingConfig
 from actors.engine import Engine, engine_environment, eos_token_ids
-from actors.errors import UsageError, WeightMismatchError
+from actors.errors import RunError, UsageError, WeightMismatchError
 from actors.records import Canary, Completion, Manifest
 from learner.config import PublicationConfig
 from learner.publisher import Publisher
@@ -205,6 +205,47 @@ def test_weights_from_object_store_chunks_are_the_weights_in_use(world, engine, 
 
 
 @pytest.mark.vllm
+def test_the_prefix_cache_serves_no_other_version_and_would_if_it_were_not_reset(world, engine, monkeypatch):
+    """The second half is there to show that the first can fail."""
+    (prompt,) = prompts(1, LONG, seed=6).values()
+
+    def sampled(name: str) -> Completion:
+        engine.add(name, prompt)
+        return run(engine)[name]
+
+    engine.load(world.publish(world.a, 50))
+    assert_sampled_by({50: world.a}, prompt, sampled("first"), 0.7)
+    engine.load(world.publish(world.b, 51))
+    assert_sampled_by({51: world.b}, prompt, sampled("second"), 0.7)
+
+    monkeypatch.setattr(engine._llm, "reset_prefix_cache", lambda **_: True)
+    engine.load(world.publish(world.a, 52))
+    mixed = sampled("third")
+    monkeypatch.undo()
+    expected = log_probs(world.a, prompt + list(mixed.token_ids), 0.7)[len(prompt) - 1 :]
+    assert max(abs(x - y) for x, y in zip(mixed.logprobs, expected, strict=True)) > 0.1
+    engine.load(world.publish(world.a, 53))
+    assert_sampled_by({53: world.a}, prompt, sampled("fourth"), 0.7)
+
+
+@pytest.mark.vllm
+def test_a_skipped_version_is_claimed_by_no_token_and_an_older_one_is_refused(world, engine):
+    (name, prompt), *_ = prompts(1, 9, seed=7).items()
+    engine.load(world.publish(world.a, 54))
+    engine.add(name, prompt)
+    for _ in range(4):
+        engine.step()
+    skipped = world.publish(world.a, 55)
+    engine.load(world.publish(world.b, 56))
+    with pytest.raises(WeightMismatchError, match="version 55 is older than version 56, which is at work"):
+        engine.load(skipped)
+    completion = run(engine)[name]
+    assert (engine.version, engine.failure) == (56, None)
+    assert set(completion.versions) == {54, 56}
+    assert_sampled_by({54: world.a, 56: world.b}, prompt, completion, 0.7)
+
+
+@pytest.mark.vllm
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
@@ -291,6 +332,40 @@ def test_settings_that_make_no_engine_are_refused_with_their_names(world):
     settings = GeneratorConfig(dtype="float32", max_model_len=4096)
     with pytest.raises(UsageError, match=r"generators.max_model_len 4096"):
         Engine(world.directory / "a", settings, SamplingConfig())
+
+
+class BrokenLLM:
+    """vLLM as far as a load goes: takes any publication, until its reload or the reset of its cache fails."""
+
+    def __init__(self, broken: str) -> None:
+        self._broken = broken
+
+    def collective_rpc(self, method: str, args=()) -> list[None]:
+        if method == self._broken:
+            raise RuntimeError("half of the tensors were loaded")
+        return [None]
+
+    def reset_prefix_cache(self, *, reset_running_requests: bool) -> bool:
+        return self._broken != "reset_prefix_cache"
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("load_publication", "loading version 1 failed halfway: half of the tensors were loaded"),
+        ("reset_prefix_cache", "version 1: the engine did not drop what it cached"),
+    ],
+)
+def test_a_load_that_fails_after_the_model_was_touched_ends_the_engine(broken, message):
+    engine = Engine.__new__(Engine)  # no model is loaded
+    engine._generators, engine._llm = GeneratorConfig(), BrokenLLM(broken)
+    engine._version, engine._failure, engine._running, engine._finished = 0, None, {"running": False}, []
+    with pytest.raises(RunError, match=message):
+        engine.load(Manifest(1, (), Canary((1, 2), (-0.5,)), "shm"))
+    assert engine.version == 0
+    for call in (engine.step, lambda: engine.add("new", [2])):
+        with pytest.raises(RunError, match=message):
+            call()
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path):

@@ -187,6 +187,22 @@ def test_refused_weights_are_raised_and_generation_goes_on_with_the_old_ones(gen
     assert generator.status().version == 0
 
 
+def test_a_skipped_version_is_acknowledged_as_itself_and_an_older_one_is_refused_before_a_transfer(generator):
+    assert generator.take_weights(manifest(3)) == 3
+    assert generator.status().version == 3
+    generator.submit([lease(0)])
+    (group,) = collect(generator, 1)
+    assert {version for completion in group.completions for version in completion.versions} == {3}
+    with pytest.raises(WeightMismatchError, match="version 2 is older than version 3, which is at work"):
+        generator.check_weights(manifest(2))
+
+
+def test_the_version_that_is_acknowledged_is_the_engine_s_own_word(generator, engine):
+    """It used to be the manifest's, whatever the engine had loaded."""
+    engine.load = lambda manifest, payload: setattr(engine, "version", 4)
+    assert generator.take_weights(manifest(5)) == 4
+
+
 def test_weights_that_break_the_engine_stop_every_method(generator):
     with pytest.raises(WeightMismatchError, match="canary differs"):
         generator.take_weights(manifest(13))

@@ -176,9 +176,29 @@ def test_a_file_that_is_gone_says_what_to_do(tmp_path):
         weights.read_shm(manifest_of(TENSORS, location=str(tmp_path / "gone")))
 
 
-def test_a_truncated_file_is_refused(tmp_path):
+@pytest.mark.parametrize("left", [0, 4, 8, 60, -4], ids=["nothing", "half a length", "length", "half a header", "data"])
+def test_a_file_that_was_cut_off_is_refused_by_its_name(tmp_path, left):
     path = tmp_path / "w.safetensors"
     save_file(TENSORS, path)
-    path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(WeightMismatchError, match="not readable"):
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(WeightMismatchError, match=r"version 3: .*w\.safetensors is not readable"):
         weights.read_shm(manifest_of(TENSORS, location=str(path)))
+    if left != -4:  # what data there is, the header does not tell
+        with pytest.raises(UsageError, match=r"w\.safetensors is not readable"):
+            weights.read_header(path)
+
+
+def test_the_file_of_another_version_is_refused_though_every_name_and_shape_fits(tmp_path):
+    """Version 3 follows version 1: a receiver that finds version 2's file must not call it version 3."""
+    path = tmp_path / "weights-2.safetensors"
+    save_file({name: tensor + 1 for name, tensor in TENSORS.items()}, path)
+    manifest = manifest_of(TENSORS, location=str(path))
+    with pytest.raises(WeightMismatchError, match="version 3: tensor 'a' arrived with other bits"):
+        weights.check_against(manifest, weights.read_shm(manifest))
+
+
+def test_versions_may_be_skipped_or_repeated_but_never_taken_back():
+    for version in (0, 1, 3):
+        weights.check_not_older(manifest_of(TENSORS), version)
+    with pytest.raises(WeightMismatchError, match="version 3 is older than version 4, which is at work"):
+        weights.check_not_older(manifest_of(TENSORS), 4)

@@ -1,5 +1,8 @@
 import io
+import multiprocessing
 import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from actors import weights
-from actors.errors import RunError
+from actors.errors import RunError, WeightMismatchError
 from actors.records import Canary
+from learner import publisher as publisher_module
 from learner.config import PublicationConfig
 from learner.publisher import MIB, Publisher, write_safetensors
 
@@ -128,6 +132,39 @@ def test_a_write_that_fails_leaves_no_file(tmp_path, monkeypatch):
     with pytest.raises(RunError, match="No space left"):
         made.publish(1, some_tensors(), CANARY)
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_publisher_killed_while_it_writes_leaves_nothing_that_a_receiver_takes(tmp_path, monkeypatch):
+    tensors, calls = some_tensors(), []
+
+    def bytes_until_killed(tensor):
+        calls.append(tensor)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(tensor)
+
+    whole = publisher_module._bytes
+    made = publisher(tmp_path)
+    monkeypatch.setattr(publisher_module, "_bytes", bytes_until_killed)
+    killed = multiprocessing.get_context("fork").Process(target=made.publish, args=(7, tensors, CANARY))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    monkeypatch.undo()
+
+    (left,) = (tmp_path / "run").iterdir()
+    assert left.name == "weights-7.partial"
+    manifest = made.publish(8, tensors, CANARY)
+    named = replace(manifest, version=7, location=manifest.location.replace("8", "7"))
+    with pytest.raises(RunError, match=r"version 7 are no longer at .*weights-7\.safetensors"):
+        weights.read_shm(named)
+    with pytest.raises(WeightMismatchError, match=r"version 7: .*weights-7\.partial is not readable"):
+        weights.read_shm(replace(named, location=str(left)))
+
+    again = made.publish(7, tensors, CANARY)
+    weights.check_against(again, weights.read_shm(again))
+    made.close()
+    assert not (tmp_path / "run").exists()
 
 
 def test_gpu_transports_make_a_manifest_and_no_copies(tmp_path):
