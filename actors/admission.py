@@ -274,10 +274,19 @@ class Admission:
             "buffered": len(self._buffered),
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything, as JSON-able values. Save it when no taken batch is waiting to be trained: it would be lost."""
-        places = {"waiting": self._waiting, "in_flight": self._in_flight}
-        places |= {"buffered": self._buffered, "reusable": self._reusable}
+    def settled(self, below: int) -> bool:
+        """Whether every lease before `below` has been granted and nothing of it is waiting or in flight."""
+        return self._next_index >= below and not any(index < below for index in chain(self._waiting, self._in_flight))
+
+    def state_dict(self, *, below: int | None = None) -> dict[str, Any]:
+        """Everything, as JSON-able values. Save it when no taken batch is waiting to be trained: it would be lost.
+
+        `below`: leases from this one on are saved as if they were in flight still; None: as they are.
+        """
+        later = {i: entry for i, entry in self._buffered.items() if below is not None and i >= below}
+        places = {"waiting": self._waiting, "in_flight": self._in_flight | later}
+        places |= {"buffered": {i: entry for i, entry in self._buffered.items() if i not in later}}
+        places |= {"reusable": self._reusable}
         return {
             **{name: getattr(self.config, name) for name in _FIXED_BY_STATE},
             "version": self.version,

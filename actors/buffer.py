@@ -137,11 +137,20 @@ class ReplayBuffer:
         """
         self._admission.published(version)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything, as JSON-able values; prompts by position. Save it when no taken batch waits to be trained."""
+    def settled(self, below: int) -> bool:
+        """Whether every lease before `below` has been granted and nothing of it is waiting or in flight."""
+        return self._admission.settled(below)
+
+    def state_dict(self, *, below: int | None = None) -> dict[str, Any]:
+        """Everything, as JSON-able values; prompts by position. Save it when no taken batch waits to be trained.
+
+        `below`: leases from this one on are saved as if they were in flight still, without their groups.
+        """
+        admission = self._admission.state_dict(below=below)
+        held = {row[0] for name in ("buffered", "reusable") for row in admission["entries"][name]}
         return {
-            "admission": self._admission.state_dict(),
-            "groups": [group_to_dict(group) for group in self._groups.values()],
+            "admission": admission,
+            "groups": [group_to_dict(group) for index, group in self._groups.items() if index in held],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

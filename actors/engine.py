@@ -78,6 +78,7 @@ class Engine:
         opponent: who samples opponents; where that takes a second model, the engine holds it beside the policy.
         reference_dir: Hugging Face directory of the second model; unset: `model_dir`. With opponents of kind ema it is
             the average's start, and every publication brings the average too.
+        deterministic: samples of equal requests with equal seeds are equal whatever ran before: no prefix is cached.
 
     Raises:
         UsageError: the directories or the settings do not make an engine.
@@ -94,6 +95,7 @@ class Engine:
         *,
         opponent: OpponentConfig = POLICY_ALONE,
         reference_dir: str | Path | None = None,
+        deterministic: bool = False,
     ) -> None:
         reference_dir = reference_dir or model_dir
         for directory in (model_dir, reference_dir):
@@ -104,6 +106,7 @@ class Engine:
         self._sampling = sampling
         self._opponent = opponent
         self._transport = transport
+        self._deterministic = deterministic
         self._eos = eos_token_ids(model_dir)
         self._version = 0
         self._failure: RunError | None = None
@@ -131,7 +134,9 @@ class Engine:
         """Whether `step` has something to do."""
         return bool(self._running or self._finished)
 
-    def add(self, request_id: str, prompt_token_ids: Sequence[int], opponent: bool = False) -> None:
+    def add(
+        self, request_id: str, prompt_token_ids: Sequence[int], opponent: bool = False, seed: int | None = None
+    ) -> None:
         """Queues one request.
 
         Args:
@@ -139,6 +144,7 @@ class Engine:
             prompt_token_ids: of the model's vocabulary.
             opponent: sample an opponent: from the second model or the mixture with it, where there is one, else from
                 the policy.
+            seed: of random numbers of its own; unset: those of the engine, which all requests share.
 
         Raises:
             UsageError: the prompt is empty, too long, outside the vocabulary, or the id is taken; the engine goes on.
@@ -149,6 +155,9 @@ class Engine:
         if opponent and self._opponent.needs_second_model:
             prompt["cache_salt"] = _MIXED
         params = self._opponent_params if opponent else self._params
+        if seed is not None:
+            params = params.clone()
+            params.seed = seed
         self._llm.add_request(request_id, prompt, params, priority=_SAMPLE_PRIORITY)
         self._running[request_id] = opponent
 
@@ -362,6 +371,8 @@ class Engine:
                 async_scheduling=False,  # a step in flight would carry the label of the next weights
                 worker_extension_cls="actors.weight_receiver.WeightReceiver",
                 disable_log_stats=True,
+                # What a prompt finds cached changes the shapes that are computed, and with them the rounding.
+                enable_prefix_caching=not self._deterministic,
                 **options,
             )
             return LLMEngine.from_engine_args(arguments)

@@ -6,6 +6,7 @@ One thread owns the engine; the methods, which may be called from any thread, on
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections import deque
@@ -35,7 +36,9 @@ class EngineLike(Protocol):
     def failure(self) -> RunError | None: ...
     @property
     def busy(self) -> bool: ...
-    def add(self, request_id: str, prompt_token_ids: Sequence[int], opponent: bool = False) -> None: ...
+    def add(
+        self, request_id: str, prompt_token_ids: Sequence[int], opponent: bool = False, seed: int | None = None
+    ) -> None: ...
     def step(self) -> list[tuple[str, Completion]]: ...
     def abort(self, request_ids: Sequence[str]) -> None: ...
     def connect(self, init_info: dict[str, Any]) -> None: ...
@@ -58,12 +61,20 @@ def requested_roles(sampling: SamplingConfig, opponent: OpponentConfig) -> dict[
     return {"all": players + opponents * opponent.sampled, "policy": players, "opponents": opponents}
 
 
+def request_seed(seed: int, lease_index: int, position: int) -> int:
+    """Seed of one completion of a lease, in [0, 2^63): the same at every attempt, independent of all others."""
+    digest = hashlib.sha256(f"{seed}:{lease_index}:{position}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
 class Generator:
     """Serves leases until closed.
 
     Args:
         name: for messages and metrics.
         model_dir, generators, sampling, seed, transport, tokenizer, opponent, reference_dir: see `engine.Engine`.
+        deterministic: what is sampled for a lease depends on the seed, the weights and the leases submitted with it
+            alone, not on what was sampled before.
         make_engine: builds the engine from these, in the thread that will own it.
 
     The constructor returns when the engine is ready, and raises what building it raised.
@@ -81,6 +92,7 @@ class Generator:
         tokenizer: str | None = None,
         opponent: OpponentConfig = POLICY_ALONE,
         reference_dir: str | Path | None = None,
+        deterministic: bool = False,
         make_engine: Callable[..., EngineLike] = Engine,
     ) -> None:
         self._name = name
@@ -88,6 +100,7 @@ class Generator:
         self._max_running = generators.max_running_prompts
         self._with_average = opponent.kind == "ema"
         self._roles = requested_roles(sampling, opponent)
+        self._seed = seed if deterministic else None
         self._build = lambda: make_engine(
             model_dir,
             generators,
@@ -97,6 +110,7 @@ class Generator:
             tokenizer,
             opponent=opponent,
             reference_dir=reference_dir,
+            deterministic=deterministic,
         )
         # Guards everything below; notified whenever any of it changes.
         self._changed = threading.Condition()
@@ -268,7 +282,8 @@ class Generator:
             request_ids = [f"{lease.index}.{lease.attempt}.{k}" for k in range(len(roles))]
             try:
                 for k, (request_id, opponent) in enumerate(zip(request_ids, roles, strict=True)):
-                    engine.add(request_id, lease.prompt.token_ids, opponent)
+                    seed = None if self._seed is None else request_seed(self._seed, lease.index, k)
+                    engine.add(request_id, lease.prompt.token_ids, opponent, seed)
                     self._requests[request_id] = (key, k)
             except UsageError as error:
                 engine.abort(request_ids)

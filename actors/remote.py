@@ -56,6 +56,7 @@ def start_generator(
     sampling: SamplingConfig,
     opponent: OpponentConfig,
     seed: int,
+    deterministic: bool,
     transport: str,
     gpus: float,
     environment: dict[str, str],
@@ -80,6 +81,7 @@ def start_generator(
         sampling=sampling,
         opponent=opponent,
         seed=seed,
+        deterministic=deterministic,
         transport=transport,
     )
 

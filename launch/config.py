@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -106,6 +106,11 @@ class RunConfig(NamedConfig):
 
     updates: int = Field(default=1000, ge=1, description="optimizer steps in all")
     seed: int = Field(default=0, ge=0, description="seed of engines and sampling")
+    deterministic: bool = Field(
+        default=False,
+        description="a fixed schedule: each version samples its own batch of leases whole, so that on CPU a run, "
+        "interrupted and resumed or not, ends with the same weights, bit for bit. One generator, lease order",
+    )
     model: ModelConfig
     world: WorldConfig = Field(default_factory=WorldConfig)
     prompts: PromptConfig = Field(default_factory=PromptConfig)
@@ -202,6 +207,21 @@ class RunConfig(NamedConfig):
                 f"opponent.max_staleness {bound} needs to know when a prompt is consumed, and replay.order ready does "
                 "not tell; set order to lease, or leave opponent.max_staleness unset"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_fixed_schedule_is_possible(self) -> RunConfig:
+        if not self.deterministic:
+            return self
+        wanted: dict[str, tuple[Any, Any]] = {
+            "generators.count": (self.generators.count, 1),
+            "replay.order": (self.replay.order, "lease"),
+            "replay.updates_per_publish": (self.replay.updates_per_publish, 1),
+            "opponent.max_staleness": (self.opponent_drawn.max_staleness, None),
+        }
+        wrong = [f"{name} is {given!r} and must be {only!r}" for name, (given, only) in wanted.items() if given != only]
+        if wrong:
+            raise ValueError(f"deterministic needs a fixed schedule: {'; '.join(wrong)}; or leave deterministic out")
         return self
 
     @model_validator(mode="after")

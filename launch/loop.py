@@ -23,6 +23,7 @@ from launch.config import RunConfig
 from launch.consumption import Consumed, batch_metrics
 from launch.exactness import ExactEvaluation
 from launch.law import LawProbe, applies
+from launch.lockstep import LockstepPool
 from launch.pool import GeneratorPool
 from launch.ports import GeneratorPort, JudgePort, LearnerPort
 
@@ -153,7 +154,8 @@ class TrainingLoop:
         self._evaluation: asyncio.Task[None] | None = None
         fresh = config.opponent_drawn.max_staleness
         self._desk = None if fresh is None else OpponentDesk(config.replay, fresh)
-        self.pool = GeneratorPool(
+        pool = LockstepPool if config.deterministic else GeneratorPool
+        self.pool = pool(
             generators,
             buffer,
             max_running=config.generators.max_running_prompts,
@@ -221,6 +223,17 @@ class TrainingLoop:
             # What comes next either ends the generators that it waits for or evaluates a later policy.
             self._evaluation.cancel()
             await asyncio.wait({self._evaluation})
+
+    async def settled(self) -> int | None:
+        """Where the buffer can be cut without a trace in what is sampled: the first lease of the learner's own version
+        and later, once all before are judged. None without a fixed schedule."""
+        if not self.config.deterministic:
+            return None
+        replay = self.config.replay
+        cut = min(self.buffer.updates + replay.max_staleness, self.config.updates) * replay.prompts_per_update
+        while not self.buffer.settled(cut):
+            await self.pool.changed.wait()
+        return cut
 
     async def evaluate(self) -> None:
         """Sets fresh completions against the starting policy's, and measures KL to the reference on them."""

@@ -78,7 +78,7 @@ class Signal:
 
 
 @dataclass
-class _Member:
+class Member:
     """One generator and what the pool knows of it."""
 
     port: GeneratorPort
@@ -112,7 +112,7 @@ class GeneratorPool:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.changed = Signal()
-        self._members = [_Member(port) for port in ports]
+        self._members = [Member(port) for port in ports]
         self._buffer = buffer
         self._max_running = max_running
         self._take_seconds = take_seconds
@@ -210,7 +210,7 @@ class GeneratorPool:
         """Asks every generator for its status; one that does not answer keeps its last."""
         await asyncio.gather(*[self._ask(member) for member in self._members])
 
-    async def _ask(self, member: _Member) -> None:
+    async def _ask(self, member: Member) -> None:
         try:
             async with asyncio.timeout(COLLECT_SECONDS):
                 status = await member.port.status()
@@ -220,7 +220,7 @@ class GeneratorPool:
             self._ended.append(member.status)
         member.status = status
 
-    async def _serve(self, member: _Member) -> None:
+    async def _serve(self, member: Member) -> None:
         while True:
             died: GeneratorDeadError | None = None
             try:
@@ -241,16 +241,19 @@ class GeneratorPool:
                 "transient, then go on with --resume"
             )
 
-    async def _serve_until_death(self, member: _Member) -> None:
+    async def _serve_until_death(self, member: Member) -> None:
         async with asyncio.TaskGroup() as tasks:
             waiting = tasks.create_task(self._report_waiting(member))
             await member.port.ready()
             waiting.cancel()
-            tasks.create_task(self._sync(member))
-            tasks.create_task(self._feed(member))
-            tasks.create_task(self._collect(member))
+            for duty in (*self._supplies(member), self._collect(member)):
+                tasks.create_task(duty)
 
-    async def _report_waiting(self, member: _Member) -> None:
+    def _supplies(self, member: Member) -> Sequence[Coroutine[Any, Any, None]]:
+        """What brings weights and leases to a generator that answers."""
+        return self._sync(member), self._feed(member)
+
+    async def _report_waiting(self, member: Member) -> None:
         started = time.monotonic()
         while True:
             await asyncio.sleep(READY_SECONDS)
@@ -259,7 +262,7 @@ class GeneratorPool:
                 "loading, or Ray has no room for it (`ray status` tells)"
             )
 
-    def _forget(self, member: _Member, reason: str) -> None:
+    def _forget(self, member: Member, reason: str) -> None:
         indices = [index for index, _ in member.outstanding if index >= 0]
         self._asides.extend(lease for lease in member.outstanding.values() if lease.index < 0)
         member.outstanding.clear()
@@ -269,7 +272,7 @@ class GeneratorPool:
         self._buffer.lost(indices, reason)
         self.changed.notify()
 
-    async def _feed(self, member: _Member) -> None:
+    async def _feed(self, member: Member) -> None:
         # Nothing is sampled with weights that were not verified, those it was started with included.
         while member.version < 0:
             await self._offered.wait()
@@ -296,11 +299,15 @@ class GeneratorPool:
         if leases:
             self.changed.notify()
 
-    def _take_asides(self, limit: int) -> list[Lease]:
-        """Opponents first, the rest in order: a training group waits for its opponents, nothing for an evaluation."""
+    def _take_asides(self, limit: int, version: float = math.inf) -> list[Lease]:
+        """Opponents first, the rest in order: a training group waits for its opponents, nothing for an evaluation.
+
+        `version`: what needs later weights stays."""
         wanted = [lease for lease in self._asides if lease.index in self._aside_results]
         wanted.sort(key=lambda lease: lease.draw != "opponents")
-        taken, self._asides = wanted[:limit], wanted[limit:]
+        taken = [lease for lease in wanted if lease.min_version <= version][:limit]
+        indices = {lease.index for lease in taken}
+        self._asides = [lease for lease in wanted if lease.index not in indices]
         deadline = self._clock() + self._lease_seconds
         return [replace(lease, deadline=deadline) for lease in taken]
 
@@ -319,13 +326,13 @@ class GeneratorPool:
         if result is not None and not result.done():
             result.set_result(item)
 
-    async def _collect(self, member: _Member) -> None:
+    async def _collect(self, member: Member) -> None:
         while True:
             for item in await member.port.collect(COLLECT_SECONDS):
                 self._settle(member, item)
             self.changed.notify()
 
-    def _settle(self, member: _Member, item: Group | Failure) -> None:
+    def _settle(self, member: Member, item: Group | Failure) -> None:
         if isinstance(item, Failure):
             lease = member.outstanding.pop((item.lease_index, item.attempt), None)
             if item.lease_index >= 0:
@@ -339,19 +346,23 @@ class GeneratorPool:
         elif self._buffer.generated(item):
             self._on_group(item)
 
-    async def _sync(self, member: _Member) -> None:
+    async def _sync(self, member: Member) -> None:
         while True:
             publication = self.newest
             if publication is None or publication.version <= member.version:
                 await self._offered.wait()
                 continue
-            await self._take(member, publication)
-            if member.version > self._buffer.version:
-                self._buffer.published(member.version)
-            self._offered.notify()
-            self.changed.notify()
+            await self._bring(member, publication)
 
-    async def _take(self, member: _Member, publication: Publication) -> None:
+    async def _bring(self, member: Member, publication: Publication) -> None:
+        """Has `member` take `publication`, and tells whoever waits for its version."""
+        await self._take(member, publication)
+        if member.version > self._buffer.version:
+            self._buffer.published(member.version)
+        self._offered.notify()
+        self.changed.notify()
+
+    async def _take(self, member: Member, publication: Publication) -> None:
         version = publication.version
         self._taking[version] = self._taking.get(version, 0) + 1
         taking = asyncio.ensure_future(member.port.take_weights(publication.manifest, publication.chunks))
@@ -371,7 +382,7 @@ class GeneratorPool:
             self._taking[version] -= 1
             self._retire_superseded()
 
-    async def _end(self, member: _Member, taking: asyncio.Future[int], version: int) -> None:
+    async def _end(self, member: Member, taking: asyncio.Future[int], version: int) -> None:
         """Ends a generator that does not take `version`. Raises `GeneratorUnavailableError`.
 
         Returns only once its call has ended: until then the old process might pass for the new one.
@@ -388,8 +399,12 @@ class GeneratorPool:
         raise GeneratorUnavailableError(name)
 
     def _retire_superseded(self) -> None:
-        for version in sorted(self._publications)[:-1]:
+        for version in self._superseded():
             if self._taking.get(version, 0) == 0:
                 del self._publications[version]
                 self._taking.pop(version, None)
                 self._on_retire(version)
+
+    def _superseded(self) -> list[int]:
+        """Versions that no generator will take any more."""
+        return sorted(self._publications)[:-1]

@@ -203,11 +203,12 @@ class _Session:
         return EvaluationSet(prompts, baseline)
 
     async def _save(self, loop: TrainingLoop) -> None:
+        below = await loop.settled()
         state = {
             "updates": self.buffer.updates,
             "version": self.buffer.version,
             "fixed": fixed_settings(self.config, self.prompts),
-            "buffer": self.buffer.state_dict(),
+            "buffer": self.buffer.state_dict(below=below),
         }
         tag = stage_name(self.buffer.updates)
         stage = checkpoints.begin(self.run_dir.checkpoints, tag)
@@ -257,6 +258,7 @@ def fixed_settings(config: RunConfig, prompts: PromptSource) -> dict[str, Any]:
     fixed: dict[str, Any] = {
         "the prompts": prompts.fingerprint(),
         "prompts.seed": config.prompts.seed,
+        "deterministic": config.deterministic,
         "prompts.shuffle": config.prompts.shuffle,
         "model.path": config.model.path,
         "model.reference": config.model.reference,

@@ -161,6 +161,7 @@ def start_generators(config: RunConfig, model_dir: str, reference_dir: str) -> l
                 sampling=config.sampling,
                 opponent=config.opponent_drawn,
                 seed=config.seed + index,
+                deterministic=config.deterministic,
                 transport=config.publication.transport,
                 gpus=generator_gpus(config),
                 environment=environment,

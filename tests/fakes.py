@@ -192,6 +192,7 @@ class FakeEngine:
         self.break_next_step: Exception | None = None
         self.refuse_next_load: Exception | None = None
         self.aborted: list[str] = []
+        self.seeds: dict[str, int | None] = {}
         self._steps = steps
         self._versions: dict[str, list[int]] = {}
         self._opponents: set[str] = set()
@@ -200,7 +201,10 @@ class FakeEngine:
     def busy(self) -> bool:
         return bool(self._versions)
 
-    def add(self, request_id: str, prompt_token_ids: Sequence[int], opponent: bool = False) -> None:
+    def add(
+        self, request_id: str, prompt_token_ids: Sequence[int], opponent: bool = False, seed: int | None = None
+    ) -> None:
+        self.seeds[request_id] = seed
         if not prompt_token_ids:
             raise UsageError("empty prompt")
         self._versions[request_id] = []

@@ -20,6 +20,9 @@ from actors.records import Failure, Group
 from tests.fakes import FakePrompts, judged_group
 
 LEASE_SECONDS = 10.0
+UNSETTLED = ("waiting", "in_flight")
+RUNS, STEPS = 2500, 40
+"""Of the state machine, together 100,000 steps."""
 
 
 @st.composite
@@ -194,12 +197,19 @@ class Model:
                 del self.ready[index]
         self.updates += 1
 
-    def restart(self) -> None:
-        state = json.loads(json.dumps(self.buffer.state_dict()))
+    def restart(self, below: int | None = None) -> None:
+        """From a state that was cut before lease `below`: what was buffered of later ones is to be granted again."""
+        state = json.loads(json.dumps(self.buffer.state_dict(below=below)))
+        settled = below is not None and all(self.where.get(i, "waiting") not in UNSETTLED for i in range(below))
+        assert below is None or self.buffer.settled(below) == settled
         self.buffer = ReplayBuffer(self.config, FakePrompts(), self.total_updates)
         self.buffer.load_state_dict(state)
         for index in list(self.flying):
             self._left_flight(index, "restart")
+        if below is not None:
+            for index in [i for i in self.ready if i >= below and self.where[i] == "buffered"]:
+                self.old_answers.append(self.ready.pop(index))
+                self._failed(index, "restart")
 
     def check_ledger(self) -> None:
         """Every prompt is in one place, and the ledger says the same of how many are where."""
@@ -298,9 +308,9 @@ class AnySchedule(RuleBasedStateMachine):
     def publish(self, data):
         self.model.publish(data.draw(st.integers(self.model.buffer.version, self.model.made)))
 
-    @rule()
-    def restart(self):
-        self.model.restart()
+    @rule(below=st.none() | st.integers(0, 40))
+    def restart(self, below):
+        self.model.restart(below)
 
     @invariant()
     def every_prompt_is_accounted_for_once(self):
@@ -313,7 +323,10 @@ class AnySchedule(RuleBasedStateMachine):
 
 
 AnySchedule.TestCase.settings = settings(
-    max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=RUNS,
+    stateful_step_count=STEPS,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
 )
 TestAnySchedule = AnySchedule.TestCase
 

@@ -1,5 +1,6 @@
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from safetensors.torch import save_file
 
 from actors.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.errors import RunError, UsageError, WeightMismatchError
-from actors.generator import Generator, requested_roles
+from actors.generator import Generator, request_seed, requested_roles
 from actors.records import Canary, Draw, Failure, Group, Lease, Manifest, Prompt, TensorRecord
 from actors.weights import canary_tokens
 from learner.config import PublicationConfig
@@ -101,7 +102,32 @@ def test_the_engine_is_built_with_the_opponent_and_the_reference():
         reference_dir="start",
         make_engine=build,
     ).close()
-    assert given == {"opponent": opponent, "reference_dir": "start"}
+    assert given == {"opponent": opponent, "reference_dir": "start", "deterministic": False}
+
+
+def test_a_deterministic_generator_seeds_each_completion_by_run_lease_and_place_whatever_the_attempt():
+    engine = FakeEngine()
+    generator = Generator(
+        "g",
+        model_dir="unused",
+        generators=GeneratorConfig(),
+        sampling=SamplingConfig(completions_per_prompt=2),
+        seed=5,
+        deterministic=True,
+        make_engine=lambda *_, **__: engine,
+    )
+    try:
+        generator.submit([lease(3), lease(4)])
+        collect(generator, 2)
+        generator.submit([replace(lease(3), attempt=1)])
+        collect(generator, 1)
+    finally:
+        generator.close()
+    seeds = engine.seeds
+    assert [seeds["3.1.0"], seeds["3.1.1"]] == [seeds["3.0.0"], seeds["3.0.1"]]
+    assert len(set(seeds.values())) == 4
+    assert seeds["4.0.1"] == request_seed(5, 4, 1) != request_seed(6, 4, 1)
+    assert all(0 <= seed < 2**63 for seed in seeds.values())
 
 
 @pytest.mark.parametrize(

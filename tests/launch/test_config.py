@@ -225,3 +225,22 @@ def test_a_batch_behind_http_must_have_time_for_one_request_and_its_lease_for_th
 def test_a_mapping_is_described_and_shown_as_one_writes_it():
     (setting,) = [setting for setting in ALL if setting.key == "judging.judge.extra_body"]
     assert (setting.allowed, setting.default) == ("mapping", "{}")
+
+
+def test_a_fixed_schedule_names_everything_that_it_cannot_be_had_with():
+    with pytest.raises(ValidationError) as mistake:
+        _game(
+            deterministic=True,
+            generators={"count": 2},
+            replay={"updates_per_publish": 2},
+            opponent={"max_staleness": 1},
+        )
+    for text in (
+        "generators.count is 2 and must be 1",
+        "updates_per_publish is 2 and must be 1",
+        "is 1 and must be None",
+    ):
+        assert text in str(mistake.value)
+    with pytest.raises(ValidationError, match=r"replay\.order is 'ready' and must be 'lease'"):
+        _game(deterministic=True, replay={"order": "ready"})
+    assert _game(deterministic=True).deterministic

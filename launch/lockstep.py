@@ -1,0 +1,79 @@
+"""A pool with a fixed schedule: its generator samples all that a version may sample, together, then takes the next.
+
+With it the tokens of a lease depend on the seed and the configuration of the run alone, not on how fast anything was.
+Leases of version v are those that the staleness bound admits at v and not before. The learner goes on meanwhile: its
+publications wait here, at most `max_staleness` + 1 of them, and are taken in turn. It must not know how a generator
+makes its samples repeatable: see `actors/generator.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from actors.records import Group
+from launch.pool import GeneratorPool, Member
+from launch.ports import Publication
+
+
+class LockstepPool(GeneratorPool):
+    """Serves one generator in rounds: what is wanted outside the buffer, or every lease that may be granted, or the
+    next version.
+
+    A round begins when all of the one before is judged, and its groups go to the judge by lease index. What is lost
+    with a generator is granted again at the same version, in a round of its own: the bound holds, and rounding may
+    make its tokens others than they would have been.
+    """
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._to_judge, self._on_group = self._on_group, self._keep
+        self._sampled: list[Group] = []
+
+    def offer(self, publication: Publication) -> None:
+        """Makes `publication` the last of those that wait."""
+        super().offer(publication)
+        self.changed.notify()
+
+    def _keep(self, group: Group) -> None:
+        self._sampled.append(group)
+
+    def _supplies(self, member: Member) -> Sequence[Coroutine[Any, Any, None]]:
+        return (self._rounds(member),)
+
+    async def _rounds(self, member: Member) -> None:
+        while True:
+            if member.outstanding or not await self._begin_round(member):
+                await self.changed.wait()
+
+    async def _begin_round(self, member: Member) -> bool:
+        """Whether there was something to do."""
+        sampled, self._sampled = self._sampled, []
+        for group in sorted(sampled, key=lambda group: group.lease.index):
+            self._to_judge(group)
+        publication = self._next(member)
+        if member.version >= 0:
+            member.working = True
+            if self._buffer.in_flight:
+                return False
+            leases = self._take_asides(sys.maxsize, member.version)
+            leases = leases or self._buffer.grant(sys.maxsize, self._clock(), self._draw)
+            if leases:
+                member.outstanding.update({(lease.index, lease.attempt): lease for lease in leases})
+                await member.port.submit(leases)
+                return True
+        if publication is not None:
+            await self._bring(member, publication)
+        return publication is not None
+
+    def _next(self, member: Member) -> Publication | None:
+        """The version after the generator's; for one that has just started, the one that is at work."""
+        if member.version >= 0:
+            return self._publications.get(member.version + 1)
+        waiting = [version for version in self._publications if version >= self._buffer.version]
+        return self._publications[min(waiting)] if waiting else None
+
+    def _superseded(self) -> list[int]:
+        at_work = max([self._buffer.version, *(member.version for member in self._members)])
+        return [version for version in sorted(self._publications)[:-1] if version < at_work]

@@ -1,0 +1,92 @@
+"""A fixed schedule on the real engines: what kill -9 and a resume leave of the weights, bit by bit."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.integration.runs import finish, start, summary_of
+from tests.processes import Marked
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.ray,
+    pytest.mark.vllm,
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("own"),
+]
+
+UPDATES = 16
+LOSSES = {"dpo": {}, "nash_pg": {"opponent": {"kind": "mixture", "beta": 0.25, "completions_per_prompt": 2}}}
+
+
+def _config(directory: Path, model_dir: Path, loss: str, seed: int) -> Path:
+    directory.mkdir()
+    path = directory / "config.yaml"
+    document = {
+        "model": {"path": str(model_dir)},
+        "updates": UPDATES,
+        "seed": seed,
+        "deterministic": True,
+        "output": str(directory / "run"),
+        "prompts": {"source": "world", "max_prompt_tokens": 4, "seed": seed},
+        "sampling": {"completions_per_prompt": 4, "max_new_tokens": 4},
+        "generators": {"dtype": "float32", "max_model_len": 32, "kv_cache_mib": 64},
+        "replay": {"prompts_per_update": 8, "max_staleness": 2},
+        "learner": {"dtype": "float32", "zero_stage": 1, "loss": {"kind": loss}, "optimizer": {"lr": 1e-3}},
+        "publication": {"canary_tokens": 16},
+        "checkpoints": {"every_updates": 3},
+        "evaluation": {"prompts": 8, "every_updates": 5},
+        "cluster": {"address": "local", "num_cpus": 2, "object_store_mib": 128},
+    }
+    path.write_text(yaml.safe_dump(document | LOSSES[loss]))
+    return path
+
+
+@pytest.mark.parametrize(("loss", "seed"), [("dpo", 0), ("nash_pg", 1)])
+def test_a_run_killed_at_random_moments_and_resumed_ends_with_the_weights_of_one_that_was_not(
+    tmp_path: Path, model_dir: Path, own: Marked, loss: str, seed: int
+) -> None:
+    whole = _config(tmp_path / "whole", model_dir, loss, seed)
+    finish(start("train", str(whole)))
+    killed = _config(tmp_path / "killed", model_dir, loss, seed)
+    run, rng = killed.parent / "run", random.Random(seed)
+    deaths = 0
+    while deaths < 2:
+        process = start("train", str(killed), *(["--resume"] if deaths else []))
+        _kill_within(process, run, rng)
+        deaths += 1
+        for orphan in own.running():
+            orphan.kill()
+    finish(start("train", str(killed), "--resume"))
+    summary = summary_of(run)
+    assert (summary["status"], summary["updates"]) == ("completed", UPDATES)
+    assert summary["ledger"]["trained"] == UPDATES * 8
+    expected = load_file(whole.parent / "run" / "final" / "model.safetensors")
+    found = load_file(run / "final" / "model.safetensors")
+    first = load_file(model_dir / "model.safetensors")
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert [name for name in expected if torch.equal(expected[name], first[name])] == []
+
+
+def _kill_within(process: subprocess.Popen[str], run: Path, rng: random.Random) -> None:
+    """Kills the driver with -9 at a random moment after its next checkpoint."""
+    before = (run / "checkpoints" / "latest").read_text() if (run / "checkpoints" / "latest").is_file() else ""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        pointer = run / "checkpoints" / "latest"
+        if pointer.is_file() and pointer.read_text() != before:
+            time.sleep(rng.uniform(0.0, 0.6))
+            break
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()
+    process.kill()
+    process.communicate()
