@@ -1,0 +1,28 @@
+"""Which Ray a run uses and what it reserves there. Imports nothing heavy, and not Ray."""
+
+from __future__ import annotations
+
+import os
+
+from launch.config import ClusterConfig, RunConfig
+
+
+def address_to_join(cluster: ClusterConfig) -> str | None:
+    """The running Ray to join; None to start one."""
+    if cluster.address == "auto":
+        return os.environ.get("RAY_ADDRESS")
+    return None if cluster.address == "local" else cluster.address
+
+
+def resources_needed(config: RunConfig) -> dict[str, float]:
+    """Cores and GPUs that the run's actors reserve, as `CPU` and `GPU`."""
+    generators, learner = config.generators, config.learner
+    return {
+        "CPU": generators.count * generators.cpus + learner.ranks * learner.cpus_per_rank,
+        "GPU": generators.count * generator_gpus(config) + learner.ranks * learner.gpus_per_rank + config.judging.gpus,
+    }
+
+
+def generator_gpus(config: RunConfig) -> float:
+    """GPUs that each generator reserves: its tensor parallel size where the run uses GPUs at all."""
+    return float(config.generators.tensor_parallel_size) if config.learner.gpus_per_rank > 0 else 0.0
