@@ -252,6 +252,21 @@ def show_config(
     return 0
 
 
+@app.command()
+def doctor(
+    config: Annotated[
+        str | None, typer.Argument(metavar="CONFIG", help="a run's YAML file or preset; none: the machine alone")
+    ] = None,
+    overrides: Overrides = None,
+    json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of lines")] = False,
+) -> int:
+    """Says whether this machine can hold a run: packages, GPUs, memory, disk, ports, judge, model and prompts."""
+    run_config = None if config is None else _load(config, overrides, None)
+    from launch.doctor import run_doctor
+
+    return run_doctor(run_config, json=json)
+
+
 @submit_app.command(name="ray")
 def submit_to_ray(
     config: Config,
