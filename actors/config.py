@@ -175,6 +175,8 @@ class JudgingConfig(Settings):
         default=-1.0,
         description="score that replaces the judge's for a completion without end-of-sequence; null keeps it",
     )
+    count: int = Field(default=1, ge=1, description="judge actors, each with models or connections of its own")
+    max_restarts: int = Field(default=3, ge=0, description="times Ray restarts a judge that died")
     max_batch_groups: int = Field(default=64, ge=1, description="groups judged together")
     timeout_seconds: float = Field(default=60.0, gt=0.0, description="seconds for one batch")
     retries: int = Field(default=2, ge=0, description="further attempts before the group is returned with the reason")
@@ -203,7 +205,7 @@ class JudgingConfig(Settings):
 
     @property
     def gpus(self) -> float:
-        """GPUs that the judge actor reserves."""
+        """GPUs that one judge actor reserves."""
         return sum(getattr(judge, "gpus", 0.0) for judge in self.judges)
 
     @property

@@ -93,6 +93,6 @@ def start_judge(
 
     Scalar and closed-form judges take no core of their own; a model may reserve GPUs."""
     actor = ray.remote(JudgeWorker).options(
-        num_cpus=0, num_gpus=config.gpus, max_restarts=3, runtime_env={"env_vars": environment}
+        num_cpus=0, num_gpus=config.gpus, max_restarts=config.max_restarts, runtime_env={"env_vars": environment}
     )
     return actor.remote(config, task=task, seed=seed, tokenizer=tokenizer)

@@ -70,7 +70,7 @@ def run_evaluation(config: RunConfig, request: Request) -> int:
     with wiring.ray_session(config.cluster):
         wiring.check_sampling_resources(config)
         generators = wiring.start_generators(config, config.model.path, config.model.path)
-        groups = asyncio.run(_sample_and_judge(generators, wiring.start_judge(config), prompts))
+        groups = asyncio.run(_sample_and_judge(generators, wiring.start_judges(config)[0], prompts))
     scores = [verifier.scores(groups, config) for verifier in verifiers]
     solutions, candidates = judged(groups, scores, config, request.threshold)
     figures = report(candidates)
@@ -80,12 +80,13 @@ def run_evaluation(config: RunConfig, request: Request) -> int:
 
 
 def _for_sampling(config: RunConfig) -> RunConfig:
-    """`config` with the policy alone in the engine: evaluation has no opponents."""
+    """`config` with the policy alone in the engine, as evaluation has no opponents, and one judge."""
     if config.model.path == WORLD:
         raise UsageError("model.path is world, which a run trains first; name a model with --model DIR")
     learner = config.learner.model_copy(update={"loss": LossConfig()})
     model = config.model.model_copy(update={"reference": None})
-    return with_world_defaults(config.model_copy(update={"learner": learner, "model": model}))
+    judging = config.judging.model_copy(update={"count": 1})
+    return with_world_defaults(config.model_copy(update={"learner": learner, "model": model, "judging": judging}))
 
 
 def _prompts(config: RunConfig, wanted: int | None) -> list[Prompt]:

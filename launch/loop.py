@@ -22,13 +22,12 @@ from launch import evaluation
 from launch.config import RunConfig
 from launch.consumption import Consumed, batch_metrics
 from launch.exactness import ExactEvaluation
+from launch.judge_pool import BATCHES_EACH
 from launch.law import LawProbe, applies
 from launch.lockstep import LockstepPool
 from launch.pool import GeneratorPool
 from launch.ports import GeneratorPort, JudgePort, LearnerPort
 
-JUDGING_TASKS = 2
-"""Batches at the judge at a time: one is judged while the next is on its way."""
 WATCH_SECONDS = 1.0
 MAX_EMPTY_UPDATES = 3
 """Updates in a row without a single group before the run fails: failures must not look like the end of the data."""
@@ -181,8 +180,9 @@ class TrainingLoop:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
+                judging = BATCHES_EACH * self.config.judging.count
                 background = [tasks.create_task(each) for each in (self.pool.run(), self._watch(), self._retire())]
-                background += [tasks.create_task(self._judge()) for _ in range(JUDGING_TASKS)]
+                background += [tasks.create_task(self._judge()) for _ in range(judging)]
                 background += [tasks.create_task(self._draw_opponents(self._desk))] if self._desk is not None else []
                 await main(self)
                 for task in background:

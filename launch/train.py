@@ -28,6 +28,7 @@ from launch.board import Board
 from launch.config import RunConfig
 from launch.exactness import exact_evaluation
 from launch.journal import Journal
+from launch.judge_pool import JudgePool
 from launch.law import announce
 from launch.loop import EvaluationSet, Progress, TrainingLoop, stage_name
 from launch.metrics import MetricsWriter, numbers
@@ -108,13 +109,13 @@ class _Session:
         self.judging_seconds = 0.0
         self.judging_figures: dict[str, float] = {}
         self.learner: wiring.RayLearner
-        self.judge: wiring.RayJudge
+        self.judge: JudgePool
 
     def run(self, shared_memory: Path) -> int:
         model_dir = self._starting_policy()
         reference_dir = self.config.model.reference or model_dir
         generators = wiring.start_generators(self.config, model_dir, reference_dir)
-        self.judge = wiring.start_judge(self.config)
+        self.judge = JudgePool(wiring.start_judges(self.config), self.board.message)
         self.learner = wiring.start_learner(
             self.config, model_dir, reference_dir, shared_memory, self.run_dir.failed_batches
         )

@@ -95,12 +95,12 @@ def check_resources(config: RunConfig) -> None:
         "CPU": config.generators.count * config.generators.cpus + config.learner.ranks * config.learner.cpus_per_rank,
         "GPU": config.generators.count * generator_gpus(config)
         + config.learner.ranks * config.learner.gpus_per_rank
-        + config.judging.gpus,
+        + config.judging.count * config.judging.gpus,
     }
     _check_amounts(
         needed,
         have,
-        f"{config.generators.count} generators, {config.learner.ranks} learner ranks, the judge",
+        f"{config.generators.count} generators, {config.learner.ranks} learner ranks, {config.judging.count} judges",
         "generators.count, learner.ranks or their shares",
     )
     if (
@@ -117,9 +117,9 @@ def check_sampling_resources(config: RunConfig) -> None:
     """Raises `UsageError` when Ray cannot place generators and judge, which would otherwise wait for ever."""
     needed = {
         "CPU": config.generators.count * config.generators.cpus,
-        "GPU": config.generators.count * generator_gpus(config) + config.judging.gpus,
+        "GPU": config.generators.count * generator_gpus(config) + config.judging.count * config.judging.gpus,
     }
-    by = f"{config.generators.count} generators, the judge"
+    by = f"{config.generators.count} generators, {config.judging.count} judges"
     _check_amounts(needed, ray.cluster_resources(), by, "generators.count or their shares")
 
 
@@ -171,20 +171,23 @@ def start_generators(config: RunConfig, model_dir: str, reference_dir: str) -> l
     ]
 
 
-def start_judge(config: RunConfig) -> RayJudge:
-    """Starts the judge actor."""
+def start_judges(config: RunConfig) -> list[RayJudge]:
+    """Starts all judge actors; models load in the background."""
     from actors import remote
 
     tokenizer = config.model.tokenizer or (None if config.model.path == WORLD else config.model.path)
-    return RayJudge(
-        remote.start_judge(
-            config.judging,
-            task=config.world.task,
-            seed=config.world.seed,
-            tokenizer=tokenizer,
-            environment=_import_path(),
+    return [
+        RayJudge(
+            remote.start_judge(
+                config.judging,
+                task=config.world.task,
+                seed=config.world.seed,
+                tokenizer=tokenizer,
+                environment=_import_path(),
+            )
         )
-    )
+        for _ in range(config.judging.count)
+    ]
 
 
 def start_learner(

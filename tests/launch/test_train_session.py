@@ -18,6 +18,8 @@ from actors.errors import RunError, UsageError
 from actors.world import tokenizer
 from launch import train, wiring
 from launch.config import RunConfig
+from launch.journal import Journal
+from launch.journal_reader import JournalReader
 from learner import checkpoints
 from learner.sft import TINY, build_policy
 from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakeStats, tiny_llama
@@ -85,7 +87,7 @@ def actors(monkeypatch: pytest.MonkeyPatch) -> Actors:
     monkeypatch.setattr(wiring, "check_resources", lambda config: None)
     monkeypatch.setattr(wiring, "run_on_all_cores", lambda *arguments, **keywords: None)
     monkeypatch.setattr(wiring, "start_generators", lambda config, model_dir, reference_dir: made.generators)
-    monkeypatch.setattr(wiring, "start_judge", lambda config: made.judge)
+    monkeypatch.setattr(wiring, "start_judges", lambda config: [made.judge])
     monkeypatch.setattr(wiring, "start_learner", lambda *arguments: made.learner)
     return made
 
@@ -140,6 +142,42 @@ def test_an_interrupted_run_is_saved_and_goes_on_where_it_was(tmp_path: Path, ac
     assert first + second == list(range(24)), "every lease is trained exactly once over both parts"
     assert actors.learner.loaded == [tmp_path / "run" / "checkpoints" / "update-0000003"]
     assert _summary(tmp_path)["ledger"]["trained"] == 24
+    assert _journaled(tmp_path) == [(update, list(range(4 * update, 4 * update + 4))) for update in range(6)]
+
+
+def _journaled(tmp_path: Path) -> list[tuple[int, list[int]]]:
+    """Updates of the run's journal, and the leases that each consumed."""
+    rows = JournalReader(tmp_path / "run" / "journal").rows
+    return [(row.update, list(row.lease_indices)) for row in rows]
+
+
+def test_what_a_failed_run_did_after_its_checkpoint_is_in_the_journal_until_it_is_done_again(
+    tmp_path: Path, actors: Actors
+) -> None:
+    settings = {"checkpoints": {"every_updates": 2}}
+    actors.learner.break_at = 4
+    with pytest.raises(RunError, match="ran out of memory"):
+        train.run_training(_config(tmp_path, **settings))
+    assert [update for update, _ in _journaled(tmp_path)] == [0, 1, 2, 3], "the batch that it failed on included"
+    first = [pair.lease_index for batch in actors.learner.batches[:2] for pair in batch]
+
+    actors.learner, actors.generators = Learner(), [FakeGenerator("a")]
+    assert train.run_training(_config(tmp_path, **settings), resume=True) == 0
+    second = [pair.lease_index for batch in actors.learner.batches for pair in batch]
+    assert [update for update, _ in _journaled(tmp_path)] == list(range(6))
+    assert [index for _, leases in _journaled(tmp_path) for index in leases] == first + second
+
+
+def test_a_checkpoint_whose_journal_cannot_be_written_does_not_count(
+    tmp_path: Path, actors: Actors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(journal: Journal) -> None:
+        raise RunError("cannot write the journal")
+
+    monkeypatch.setattr(Journal, "flush", full)
+    with pytest.raises(RunError, match="cannot write the journal"):
+        train.run_training(_config(tmp_path, checkpoints={"every_updates": 2}))
+    assert checkpoints.latest(tmp_path / "run" / "checkpoints") is None
 
 
 def test_groups_that_waited_for_opponents_at_an_interrupt_are_granted_again(tmp_path: Path, actors: Actors) -> None:
@@ -186,7 +224,7 @@ def test_an_interrupt_while_actors_start_ends_the_run_at_once(tmp_path: Path, ac
 def test_sigterm_before_the_loop_ends_the_run_as_ctrl_c_does(
     tmp_path: Path, actors: Actors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wiring, "start_judge", lambda config: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(wiring, "start_judges", lambda config: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
         train.run_training(_config(tmp_path))
 

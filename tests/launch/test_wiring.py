@@ -24,7 +24,7 @@ def test_the_judge_s_gpus_count_when_resources_are_checked(monkeypatch: pytest.M
     learner = {"gpus_per_rank": 1}
     wiring.check_resources(_config(learner=learner))
     judge = {"judge": {"kind": "reward_model", "path": "rm", "gpus": 1}}
-    with pytest.raises(UsageError, match=r"needs 3 GPUs.*the judge.*Ray has 2"):
+    with pytest.raises(UsageError, match=r"needs 3 GPUs.*1 judges.*Ray has 2"):
         wiring.check_resources(_config(learner=learner, judging=judge))
 
 
