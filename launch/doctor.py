@@ -70,7 +70,7 @@ def _all(config: RunConfig | None) -> Iterator[Finding]:
     yield from _packages(config)
     yield machine_checks.check_lock(_lock(), machine.installed_version)
     yield machine_checks.check_machine_memory(machine.cpus(), machine.memory())
-    yield from machine_checks.check_gpus(gpus, _torch_cuda(), machine.driver_cuda())
+    yield from machine_checks.check_gpus(gpus, _torch_cuda() if gpus else None, machine.driver_cuda())
     yield _pair(len(gpus))
     yield from machine_checks.check_left_behind(list(machine.left_behind(rundir.SHARED_MEMORY)))
     if config is None:

@@ -43,7 +43,7 @@ def learner_memory(policy: ModelFacts, reference: ModelFacts | None, config: Tra
 
     Beside them a frozen reference, e Psi, whole on every rank up to stage 2, and with opponents of kind ema the
     average, kept in float32 and in the model's dtype. An offloaded optimizer (Ren et al. 2021, "ZeRO-Offload",
-    section 4) keeps its states and the gradients that they take in host memory.
+    section 3) keeps its states and the gradients that they take in host memory.
     """
     stage, ranks, element = config.zero_stage, config.ranks, ELEMENT_BYTES[config.dtype]
     psi = policy.parameters

@@ -46,7 +46,7 @@ def check_placement(config: RunConfig, cpus: int, gpus: int) -> Finding:
     short = [what for what in needed if needed[what] > have[what]]
     if short:
         remedy = "lower generators.count, learner.ranks or their shares, or join a cluster that has more"
-        return error("placement", f"{actors} need {amounts}", remedy + (_CPU_REMEDY if "CPU" in short else ""))
+        return error("placement", f"{actors}: {amounts}", remedy + (_CPU_REMEDY if "CPU" in short else ""))
     return ok("placement", f"{actors}: {amounts}")
 
 

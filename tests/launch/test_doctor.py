@@ -1,0 +1,237 @@
+"""`offbeat doctor` on real files and on this machine; what a check decides is tested with the checks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from launch import doctor, machine, rundir
+from launch.cli import main
+from launch.config import RunConfig
+from launch.findings import Finding
+from launch.loading import load_config
+from tests.fakes import tiny_llama
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model")
+    tiny_llama(directory, seed=0)
+    return directory
+
+
+@pytest.fixture
+def file(tmp_path: Path, model_dir: Path) -> Path:
+    """A configuration with nothing wrong in it."""
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "w5 w6", "answer": "7"}) + "\n")
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "model": {"path": str(model_dir)},
+                "output": str(tmp_path / "run"),
+                "prompts": {
+                    "source": str(tmp_path / "prompts.jsonl"),
+                    "answer_field": "answer",
+                    "max_prompt_tokens": 8,
+                },
+                "sampling": {"max_new_tokens": 4},
+                "generators": {"max_model_len": 32, "dtype": "float32", "cpus": 0.5},
+                "learner": {"cpus_per_rank": 0.5},
+                "publication": {"canary_tokens": 8},
+                "judging": {"judge": {"kind": "verifier"}},
+                "cluster": {"address": "local", "object_store_mib": 80},
+            }
+        )
+    )
+    return path
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Shared memory of the test's own, so that other runs' folders do not count."""
+    path = tmp_path / "shm"
+    path.mkdir()
+    monkeypatch.setattr(rundir, "SHARED_MEMORY", path)
+    return path
+
+
+def config_of(file: Path, *overrides: str) -> RunConfig:
+    return load_config(file, list(overrides))
+
+
+def examined(config: RunConfig | None, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
+    """Exit code, and the JSON that was printed."""
+    code = doctor.run_doctor(config, json=True)
+    return code, json.loads(capsys.readouterr().out)
+
+
+def named(found: dict[str, Any], name: str) -> list[tuple[str, str]]:
+    return [(finding["level"], finding["text"]) for finding in found["findings"] if finding["name"] == name]
+
+
+def errors(found: dict[str, Any]) -> list[str]:
+    return [f"{finding['name']}: {finding['text']}" for finding in found["findings"] if finding["level"] == "error"]
+
+
+def test_a_sound_run_on_this_machine_has_no_errors(file: Path, small: Path, capsys) -> None:
+    code, found = examined(config_of(file), capsys)
+    assert (errors(found), code, found["ok"]) == ([], 0, True)
+    assert named(found, "prompts") == [("ok", f"1 in {file.parent / 'prompts.jsonl'}")]
+    assert named(found, "tokenizer")[0][1].startswith("96 tokens, end of sequence '</s>', no chat template")
+    assert "policy" in {finding["name"] for finding in found["findings"]}
+    assert not (file.parent / "run").exists(), "nothing was written"
+    assert not list(small.iterdir())
+
+
+def test_the_embedded_world_needs_no_files(small: Path, tmp_path: Path, capsys) -> None:
+    own = [f"output={tmp_path}/run", "cluster.num_cpus=8", "cluster.object_store_mib=80"]
+    code, found = examined(load_config("embedded", own), capsys)
+    assert (errors(found), code) == ([], 0)
+    assert named(found, "prompts") == [("ok", "16 in world")]
+
+
+def test_every_mistake_is_told_in_one_go(file: Path, small: Path, capsys) -> None:
+    (file.parent / "prompts.jsonl").write_text('{"prompt": [{"role": "user", "content": "w5"}], "answer": "1"}\n')
+    (file.parent / "run").write_text("a file")
+    config = config_of(
+        file,
+        "generators.max_model_len=600",
+        "generators.count=4000",
+        "judging.judge={kind: ensemble, members: [{judge: {kind: reward_model, path: /no/judge}}, "
+        "{judge: {kind: function, path: 'no_such_module:f'}}]}",
+    )
+    code, found = examined(config, capsys)
+    assert code == 1
+    expected = ["judge: judging.judge.path /no/judge does not exist", "placement: 4000 generators", "disk: "]
+    expected += ["judge: judge.path 'no_such_module:f'", "model: generators.max_model_len 600", "prompts: "]
+    told = errors(found)
+    for start in expected:
+        assert any(line.startswith(start) for line in told), start
+    (prompts,) = [line for line in told if line.startswith("prompts: ")]
+    assert "chat template" in prompts
+
+
+def test_malformed_rows_that_are_left_out_are_a_warning(file: Path, small: Path, capsys) -> None:
+    with (file.parent / "prompts.jsonl").open("a") as rows:
+        rows.write("not JSON\n")
+    code, found = examined(config_of(file, "prompts.on_malformed=skip"), capsys)
+    assert code == 0
+    ((level, text),) = named(found, "prompts")
+    assert (level, "1 malformed rows left out" in text) == ("warning", True)
+
+
+def test_a_tokenizer_larger_than_the_model_is_an_error(file: Path, small: Path, tmp_path: Path, capsys) -> None:
+    tiny_llama(tmp_path / "other", seed=0, vocab_size=128)
+    code, found = examined(config_of(file, f"model.tokenizer={tmp_path}/other"), capsys)
+    assert code == 1
+    assert named(found, "tokenizer") == [
+        ("error", "128 tokens, end of sequence '</s>', no chat template: more than the 96 of the model")
+    ]
+
+
+def test_hub_names_that_are_not_cached_are_warnings_and_nothing_is_asked_of_the_hub(
+    file: Path, small: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("no network")
+
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    config = config_of(file, "model.path=nobody/offbeat-policy", "prompts.source=nobody/offbeat-prompts")
+    code, found = examined(config, capsys)
+    assert code == 0
+    assert named(found, "model") == [
+        ("warning", "model.path nobody/offbeat-policy is not on this machine: it will be downloaded")
+    ]
+    assert named(found, "prompts")[0][0] == "warning"
+
+
+def test_without_a_model_the_prompts_are_still_looked_at(file: Path, small: Path, capsys) -> None:
+    gone = ["model.path=./gone", f"prompts.source={file.parent}/gone.jsonl"]
+    code, found = examined(config_of(file, *gone), capsys)
+    assert code == 1
+    assert {line.partition(":")[0] for line in errors(found)} == {"model", "prompts"}
+
+
+def test_a_cluster_that_does_not_answer_is_an_error_and_this_host_is_not_measured(
+    file: Path, small: Path, capsys
+) -> None:
+    code, found = examined(config_of(file, "cluster.address=127.0.0.1:1"), capsys)
+    assert code == 1
+    ((level, text),) = named(found, "cluster")
+    assert (level, "127.0.0.1:1" in text) == ("error", True)
+    assert not named(found, "placement")
+    assert not named(found, "memory")
+
+
+def test_what_killed_runs_left_is_told_and_stays(file: Path, small: Path, capsys) -> None:
+    (small / "offbeat-dead").mkdir()
+    _, found = examined(None, capsys)
+    assert named(found, "leftovers")[0][0] == "warning"
+    assert (small / "offbeat-dead").is_dir()
+
+
+def test_without_a_configuration_only_the_machine_is_looked_at(small: Path, capsys) -> None:
+    assert doctor.run_doctor(None) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["ok", "python", ".".join(map(str, sys.version_info[:3]))]
+    assert not any("placement" in line for line in lines)
+
+
+def test_two_gpus_are_tested_as_a_pair(small: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = machine.Gpu(0, "H100", 1 << 36, 0, "580", (9, 0))
+    monkeypatch.setattr(machine, "gpus", lambda: [gpu, gpu])
+    monkeypatch.setattr(machine, "driver_cuda", lambda: (13, 0))
+    monkeypatch.setattr(doctor, "_torch_cuda", lambda: "13.0")
+    monkeypatch.setattr("launch.allreduce.problem_between_two", lambda: ("ncclUnhandledCudaError", 1.0))
+    code, found = examined(None, capsys)
+    assert code == 1
+    assert named(found, "nccl") == [("error", "an all-reduce over two GPUs failed: ncclUnhandledCudaError")]
+
+
+# What train asks first
+
+
+def test_the_fatal_part_lists_errors_alone(file: Path, small: Path) -> None:
+    assert doctor.fatal_checks(config_of(file)) == []
+    wrong = ["model.path=owner/name", "generators.count=4000", f"output={file}/below-a-file"]
+    found = doctor.fatal_checks(config_of(file, *wrong))
+    assert [(finding.name, finding.level) for finding in found] == [("placement", "error"), ("disk", "error")]
+    assert all(isinstance(finding, Finding) and finding.remedy for finding in found)
+
+
+def test_the_fatal_part_reads_headers_only_and_imports_nothing_heavy(file: Path) -> None:
+    script = (
+        "import sys, time\nfrom launch.doctor import fatal_checks\nfrom launch.loading import load_config\n"
+        f"config = load_config({str(file)!r})\nfatal_checks(config)\n"
+        "print([name for name in ('torch', 'ray', 'vllm', 'transformers', 'deepspeed', 'datasets', 'numpy')"
+        " if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "[]\n"
+
+
+# The command
+
+
+def test_the_command_prints_one_json_object_and_exits_by_it(file: Path, small: Path, capsys) -> None:
+    answered = [str(file), "--json"]
+    assert main(["doctor", *answered]) == 0
+    assert errors(json.loads(capsys.readouterr().out)) == []
+    command = [sys.executable, "-m", "launch", "doctor", *answered, "model.path=/no/model"]
+    wrong = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert wrong.returncode == 1
+    assert any("/no/model does not exist" in line for line in errors(json.loads(wrong.stdout)))
+
+
+def test_a_wrong_setting_is_a_wrong_request(file: Path, capsys) -> None:
+    assert main(["doctor", str(file), "updates=0"]) == 2
+    assert "updates: given 0" in capsys.readouterr().err
