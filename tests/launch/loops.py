@@ -11,7 +11,7 @@ from launch.loop import EvaluationSet, TrainingLoop
 from tests.fakes import FakeJudge, FakePrompts, group_of
 
 
-def loop_of(generators, learner, messages=None, settings=None, **replay) -> TrainingLoop:
+def loop_of(generators, learner, messages=None, settings=None, on_batch=lambda batch: None, **replay) -> TrainingLoop:
     config = RunConfig.model_validate(
         {
             "model": {"path": "unused"},
@@ -35,6 +35,7 @@ def loop_of(generators, learner, messages=None, settings=None, **replay) -> Trai
         on_watch=lambda loop: None,
         on_checkpoint=no_checkpoint,
         on_message=(messages if messages is not None else []).append,
+        on_batch=on_batch,
     )
 
 
