@@ -31,7 +31,7 @@ after `max_attempts` failures it is dropped for good. Every prompt is accounted 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 from itertools import chain, count
 from typing import Any
@@ -397,10 +397,21 @@ class Admission:
         return entry
 
     def _check(self) -> None:
-        """The two sums of the module docstring: a prompt or a grant that went missing stops the run here."""
-        settled = len(self._in_flight) + len(self._buffered) + self._counts["trained"] + self._dropped.total()
-        assert self._next_index == settled + len(self._waiting), self.ledger()
-        assert self._counts["leased"] == settled + self._returned.total(), self.ledger()
+        """A prompt or a grant that went missing stops the run here."""
+        if text := imbalance(self.ledger()):
+            raise RunError(f"the ledger does not balance: {text}; this is a defect of Offbeat, please report it")
+
+
+def imbalance(ledger: Mapping[str, Any]) -> str:
+    """Which of the two sums of the module docstring a ledger breaks, with its numbers; empty when both hold."""
+    returned, dropped = sum(ledger["returned"].values()), sum(ledger["dropped"].values())
+    settled = ledger["in_flight"] + ledger["buffered"] + ledger["trained"] + dropped
+    broken = []
+    if ledger["offered"] != settled + ledger["waiting"]:
+        broken.append(f"{ledger['offered']} prompts offered, {settled + ledger['waiting']} accounted for")
+    if ledger["leased"] != settled + returned:
+        broken.append(f"{ledger['leased']} grants, {settled + returned} accounted for")
+    return ", ".join(broken)
 
 
 _FIXED_BY_STATE = ("order", "prompts_per_update", "updates_per_publish")

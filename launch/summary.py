@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from actors.admission import imbalance
 from actors.errors import RunError
 from launch.board import clock
 from launch.evaluation import Reward, WinRate
@@ -249,8 +250,9 @@ def _ledger(ledger: Mapping[str, Any]) -> str:
         named = [f"{number:,} {reason}" for reason, number in value.items()] if isinstance(value, Mapping) else []
         return f" ({', '.join(named)})" if named else ""
 
-    return ", ".join(
+    accounts = [
         f"{count(value):,} {name}{reasons(value)}"
         for name, value in ledger.items()
         if count(value) or name == "dropped"
-    )
+    ]
+    return f"{', '.join(accounts)}; {imbalance(ledger) or 'balanced'}"

@@ -9,6 +9,17 @@ from actors.errors import RunError
 from launch.evaluation import WinRate
 from launch.summary import Staleness, Summary, package_versions, verdict
 
+LEDGER = {
+    "offered": 9632,
+    "leased": 9636,
+    "trained": 9600,
+    "returned": {"generator_died": 4},
+    "dropped": {},
+    "waiting": 0,
+    "in_flight": 30,
+    "buffered": 2,
+}
+
 
 def summary(**changes):
     values = {
@@ -24,7 +35,7 @@ def summary(**changes):
             "learner": {"training": 30.0, "waiting": 10.0, "publishing": 0.0},
             "judge": {"judging": 4.2},
         },
-        "ledger": {"offered": 9632, "trained": 9600, "returned": {"generator_died": 4}, "dropped": {}},
+        "ledger": LEDGER,
         "judge": "gold",
         "opponent": "the SFT policy",
         "win_rate": WinRate(0.87, 0.85, 0.89, 256),
@@ -182,3 +193,10 @@ def test_the_counts_of_an_ensemble_s_members_are_added_up():
 def test_a_judge_with_nothing_to_tell_has_no_line():
     lines = rendered(summary(judging={"groups": 8.0, "failed_groups": 0.0})).splitlines()
     assert not [line for line in lines if line.startswith("judging")]
+
+
+def test_the_account_says_whether_every_prompt_and_grant_is_in_it():
+    line = next(line for line in rendered(summary(), width=200).splitlines() if line.startswith("ledger"))
+    assert line.rstrip().endswith("30 in_flight, 2 buffered; balanced")
+    text = rendered(summary(ledger=LEDGER | {"buffered": 1}), width=300)
+    assert "; 9632 prompts offered, 9631 accounted for, 9636 grants, 9635 accounted for" in text
