@@ -23,8 +23,7 @@ from typing import Any
 
 import numpy as np
 
-KINDS = {"pairwise": 4, "skew": 8, "bradley_terry": 4}
-"""Kinds and the epochs that each is trained for. A pairwise model reads twice as many tokens a pair as a skew one."""
+KINDS = ("pairwise", "skew", "bradley_terry")
 PAIRS_OF_FAMILIES = 128
 """Pairs of responses that stand for a pair of families at a prompt."""
 
@@ -64,7 +63,7 @@ def _start(directory: Path, seed: int) -> Path:
 def _run(kind: str, seed: int, start: Path, work: Path, extra: list[str]) -> dict[str, Any]:
     output = work / f"{kind}-{seed}"
     settings = [f"model.path={start}", f"preference.kind={kind}", f"data.world.seed={seed}"]
-    settings += [f"training.seed={seed}", f"learner.seed={seed}", f"training.epochs={KINDS[kind]}", *extra]
+    settings += [f"training.seed={seed}", f"learner.seed={seed}", *extra]
     command = [sys.executable, "-m", "launch", "preference", "embedded", *settings, "--output", str(output)]
     started = time.monotonic()
     subprocess.run(command, check=True)
@@ -146,7 +145,7 @@ def table(runs: list[dict[str, Any]]) -> str:
         "pairs, mean and largest | curl | cyclic triples | updates |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for run in sorted(runs, key=lambda run: (list(KINDS).index(run["kind"]), run["seed"])):
+    for run in sorted(runs, key=lambda run: (KINDS.index(run["kind"]), run["seed"])):
         card, cycle = run["card"], run["cycle"]
         worst = max(abs(a - b) for a, b in zip(cycle["model"], cycle["gold"], strict=True))
         errors_of = [f"{run[name]['mean']:.3f}, {run[name]['largest']:.3f}" for name in ("families", "outcomes")]
