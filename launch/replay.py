@@ -242,9 +242,13 @@ def run_replay(recorded: RunConfig, config: RunConfig, request: Request) -> int:
         RunError: the learner failed, or the disk refused.
     """
     check_model(config)
-    journal = JournalReader(RunDirectory(request.run).journal)
+    run, directory = RunDirectory(request.run), RunDirectory(config.directory)
+    if config.model.path == WORLD and not run.start.is_dir():
+        raise UsageError(f"{run.start} is missing: the policy that the run started from; restore it from a copy")
+    if directory.path.is_dir() and any(directory.path.iterdir()):
+        raise UsageError(f"output directory {directory.path} is not empty; choose another with --output DIR")
+    journal = JournalReader(run.journal)
     start = starting_point(request, journal.first, journal.end)
-    directory = RunDirectory.open(config, resume=False)
     with contextlib.ExitStack() as stack:
         directory.begin(config)
         stack.callback(directory.close)
