@@ -209,7 +209,8 @@ def _cluster(config: RunConfig) -> Iterator[Finding]:
         yield refusal("cluster", refused)
     else:
         amounts = f"{have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"
-        yield ok("cluster", f"{address}: {nodes} hosts, {amounts}; the run can be placed")
+        hosts = f"{nodes} host{'' if nodes == 1 else 's'}"
+        yield ok("cluster", f"{address}: {hosts}, {amounts}; the run can be placed")
 
 
 # ---------------------------------------------------------------- judge, model and prompts

@@ -39,7 +39,8 @@ def learner_memory(policy: ModelFacts, reference: ModelFacts | None, config: Tra
     Training Trillion Parameter Models", sections 3.1 and 5): 2 Psi for weights, 2 Psi for gradients and K Psi for the
     optimizer with K = 12 (float32 weights and two moments), of which stage 1 divides the optimizer, stage 2 gradients
     too and stage 3 weights too by N. Here gradients are summed in float32, so they take 4 Psi, and weights e Psi.
-    Stage 0 trains in float32 without a second copy: K = 8. Stage 3 keeps a bucket of gradients to reduce besides.
+    Stage 0 trains in float32 without a second copy: K = 8. DeepSpeed keeps besides, at stage 1 in bfloat16, the
+    gradients before they are summed, 2 Psi, and at stage 3 a bucket of gradients to reduce.
 
     Beside them a frozen reference, e Psi, whole on every rank up to stage 2, and with opponents of kind ema the
     average, kept in float32 and in the model's dtype. An offloaded optimizer (Ren et al. 2021, "ZeRO-Offload",
@@ -51,6 +52,8 @@ def learner_memory(policy: ModelFacts, reference: ModelFacts | None, config: Tra
     if stage == 3:
         weights += 4 * min(psi, BUCKET)
     gradients = 4 * psi / (ranks if stage >= 2 else 1)
+    if stage == 1 and config.dtype == "bfloat16":
+        gradients += 2 * psi
     states = 12 * psi / ranks if stage >= 1 else 8 * psi
     frozen = element * reference.parameters / (ranks if stage == 3 else 1) if reference is not None else 0.0
     average = (4 + element) * psi if ema else 0.0

@@ -16,10 +16,12 @@ def address_to_join(cluster: ClusterConfig) -> str | None:
 
 def resources_needed(config: RunConfig) -> dict[str, float]:
     """Cores and GPUs that the run's actors reserve, as `CPU` and `GPU`."""
-    generators, learner = config.generators, config.learner
+    generators, learner, judging = config.generators, config.learner, config.judging
     return {
         "CPU": generators.count * generators.cpus + learner.ranks * learner.cpus_per_rank,
-        "GPU": generators.count * generator_gpus(config) + learner.ranks * learner.gpus_per_rank + config.judging.gpus,
+        "GPU": generators.count * generator_gpus(config)
+        + learner.ranks * learner.gpus_per_rank
+        + judging.count * judging.gpus,
     }
 
 

@@ -32,20 +32,19 @@ class Models:
     reference: ModelFacts | None
     """The policy's own where the configuration gives none."""
     judges: tuple[tuple[ModelFacts, str], ...] = ()
-    """Models that the judge actor loads, with their dtype."""
+    """Models that each judge actor loads, with their dtype."""
 
 
 def check_placement(config: RunConfig, cpus: int, gpus: int) -> Finding:
     """The run's reservations against a Ray started on this machine."""
     needed = resources_needed(config)
     have = {"CPU": float(config.cluster.num_cpus or cpus), "GPU": float(gpus)}
-    actors = (
-        f"{_several(config.generators.count, 'generator')}, {_several(config.learner.ranks, 'learner rank')}, judge"
-    )
+    counts = {"generator": config.generators.count, "learner rank": config.learner.ranks, "judge": config.judging.count}
+    actors = ", ".join(f"{count} {actor}{'' if count == 1 else 's'}" for actor, count in counts.items())
     amounts = ", ".join(f"{needed[what]:g} of {have[what]:g} {what}s" for what in needed if needed[what] or have[what])
     short = [what for what in needed if needed[what] > have[what]]
     if short:
-        remedy = "lower generators.count, learner.ranks or their shares, or join a cluster that has more"
+        remedy = "lower generators.count, learner.ranks, judging.count or their shares, or join a cluster that has more"
         return error("placement", f"{actors}: {amounts}", remedy + (_CPU_REMEDY if "CPU" in short else ""))
     return ok("placement", f"{actors}: {amounts}")
 
@@ -130,7 +129,7 @@ def check_memory(config: RunConfig, models: Models, memory: Space) -> Iterator[F
         "object store": float(config.cluster.object_store_mib << 20),
         "publications": float(_published(config, models.policy)),
     }
-    actors = config.generators.count + config.learner.ranks + 2  # the judge and the driver
+    actors = config.generators.count + config.learner.ranks + config.judging.count + 1  # the driver
     total = sum(likely.values()) + actors * footprint.PROCESS_BYTES
     roles = ", ".join(f"{name} {size(need)}" for name, need in likely.items() if need)
     text = f"{roles}, {actors} processes besides: about {size(total)}"
@@ -153,7 +152,7 @@ def host_memory(config: RunConfig, models: Models) -> dict[str, float]:
     return {
         "learner": config.learner.ranks * (learner.host + (0.0 if on_gpu else learner.device)),
         "generators": config.generators.count * engine,
-        "judge": 0.0 if config.judging.gpus else judge_bytes(models),
+        "judges": 0.0 if config.judging.gpus else config.judging.count * judge_bytes(models),
     }
 
 
@@ -264,7 +263,7 @@ def learner_memory(config: RunConfig, models: Models) -> footprint.Memory:
 
 
 def judge_bytes(models: Models) -> float:
-    """Weights of the judge actor's models."""
+    """Weights of the models of one judge actor."""
     return float(sum(footprint.ELEMENT_BYTES[dtype] * facts.parameters for facts, dtype in models.judges))
 
 
@@ -292,7 +291,3 @@ def _fits(name: str, text: str, *, sure: float, likely: float, total: float | No
     if likely > NEARLY_ALL * total and likely > sure:
         return warning(name, text, remedy)
     return ok(name, text)
-
-
-def _several(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"

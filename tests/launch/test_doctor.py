@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -170,6 +171,23 @@ def test_a_cluster_that_does_not_answer_is_an_error_and_this_host_is_not_measure
     assert (level, "127.0.0.1:1" in text) == ("error", True)
     assert not named(found, "placement")
     assert not named(found, "memory")
+
+
+def test_a_cluster_is_asked_whether_it_can_place_the_run(
+    file: Path, small: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from launch import wiring
+
+    nodes = [{"Alive": True, "NodeManagerAddress": "10.0.0.1"}, {"Alive": False, "NodeManagerAddress": "10.0.0.2"}]
+    monkeypatch.setattr(wiring, "ray_session", lambda cluster: contextlib.nullcontext())
+    monkeypatch.setattr(wiring.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(wiring.ray, "cluster_resources", lambda: {"CPU": 1.0})
+    code, found = examined(config_of(file, "cluster.address=10.0.0.1:6379"), capsys)
+    assert (errors(found), code) == ([], 0)
+    assert named(found, "cluster") == [("ok", "10.0.0.1:6379: 1 host, 1 CPUs, 0 GPUs; the run can be placed")]
+    code, found = examined(config_of(file, "cluster.address=10.0.0.1:6379", "generators.count=2"), capsys)
+    assert code == 1
+    assert "needs 1.5 CPUs" in named(found, "cluster")[0][1]
 
 
 def test_what_killed_runs_left_is_told_and_stays(file: Path, small: Path, capsys) -> None:

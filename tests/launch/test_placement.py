@@ -12,8 +12,8 @@ PASSED = ["model.path=/m", "prompts.source=/p.jsonl", "judging.judge.path=/rm"]
 def test_a_gpu_run_reserves_for_generators_ranks_and_judge():
     # 3 generators and 4 ranks with 4 cores each; a GPU for each of them and one for the judge.
     assert resources_needed(load_config("node-8gpu", PASSED)) == {"CPU": 28.0, "GPU": 8.0}
-    split = [*PASSED, "generators.tensor_parallel_size=2", "judging.judge.gpus=0.5"]
-    assert resources_needed(load_config("node-8gpu", split)) == {"CPU": 28.0, "GPU": 3 * 2 + 4 + 0.5}
+    split = [*PASSED, "generators.tensor_parallel_size=2", "judging.judge.gpus=0.5", "judging.count=3"]
+    assert resources_needed(load_config("node-8gpu", split)) == {"CPU": 28.0, "GPU": 3 * 2 + 4 + 1.5}
 
 
 def test_a_cpu_run_reserves_no_gpus():

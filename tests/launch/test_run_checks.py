@@ -130,7 +130,7 @@ def test_host_memory_adds_up_the_roles_of_a_cpu_run():
     assert checks.host_memory(config, WORLD) == {
         "learner": 24 * psi,
         "generators": 2 * (4 * psi + (64 << 20)),
-        "judge": 0.0,
+        "judges": 0.0,
     }
 
 
@@ -139,8 +139,8 @@ def test_models_on_gpus_take_no_host_memory_but_an_offloaded_optimizer_does():
     assert sum(checks.host_memory(node(), judged).values()) == 0
     offloaded = checks.host_memory(node("learner.offload_optimizer=true"), judged)
     assert offloaded["learner"] == 16 * EIGHT.parameters
-    on_cpu = node("judging.judge.gpus=0")
-    assert checks.host_memory(on_cpu, judged)["judge"] == 2 * EIGHT.parameters
+    on_cpu = node("judging.judge.gpus=0", "judging.count=3")
+    assert checks.host_memory(on_cpu, judged)["judges"] == 3 * 2 * EIGHT.parameters
 
 
 def test_too_little_memory_is_an_error_and_too_little_free_a_warning():
