@@ -7,13 +7,14 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+AUDIT := build/audit
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 VERSION := 'import sys; print(*sys.version_info[:2])'
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 TEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test lint audit clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -55,6 +56,11 @@ lint: $(STAMP)  ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+# In an environment of its own: its packages are not the project's. --strict: a package nobody could tell about fails.
+audit:  ## known vulnerabilities of the locked packages; needs the internet, so CI does not run it
+	@[ -x $(AUDIT)/bin/pip-audit ] || { $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/python -m pip install --quiet pip-audit; }
+	@$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements-cpu.lock
 
 clean:  ## remove .venv and everything the tools left behind; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
+from actors.redaction import secret_names
 from actors.settings import Settings
 
 
@@ -148,6 +149,17 @@ class EndpointJudgeConfig(HttpJudgeConfig):
     )
     input_price: float = Field(default=0.0, ge=0.0, description="price of a million input tokens, any currency")
     output_price: float = Field(default=0.0, ge=0.0, description="price of a million output tokens, same currency")
+
+    @field_validator("extra_body")
+    @classmethod
+    def _holds_no_secret(cls, body: dict[str, Any]) -> dict[str, Any]:
+        # The value is not shown, and the configuration is saved with the run.
+        for name in secret_names(body):
+            raise ValueError(
+                f"must hold no secret, and {name} looks like one; put a key into an environment variable and name that "
+                "in api_key_env"
+            )
+        return body
 
 
 class ServedRewardModelJudgeConfig(HttpJudgeConfig):

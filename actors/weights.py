@@ -120,6 +120,9 @@ def expected_tensors(model_dir: str | Path, *, with_reference: bool = False) -> 
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name]
+        if outside:
+            raise UsageError(f"{index} names {outside[0]!r}, which is no file beside it; restore the model's directory")
         files = [directory / name for name in names]
     elif (directory / "model.safetensors").is_file():
         files = [directory / "model.safetensors"]

@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from actors.errors import UsageError
+from actors.redaction import redact
 from launch.config import RunConfig
 from launch.fields import Setting, format_value, section_models, settings
 
@@ -76,8 +77,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), verb: Ve
 
 
 def dump_config(config: BaseModel) -> str:
-    """YAML that `load_config` reads back to an equal configuration."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    """YAML that `load_config` reads back to an equal configuration. Should it hold a secret, that is masked."""
+    return yaml.safe_dump(redact(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True, width=120)
 
 
 def _report(path: str | Path | None, verb: Verb[Any], mistakes: Sequence[str]) -> str:
@@ -146,12 +147,13 @@ def _apply(override: str, tree: Tree, known: Sequence[Setting], example: str, mi
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        mistakes.append(f"{override}: not an override; write KEY=VALUE, for example {example}")
+        mistakes.append(f"{redact(override)}: not an override; write KEY=VALUE, for example {example}")
         return
     try:
         value = yaml.load(text, _UniqueKeyLoader)
     except yaml.YAMLError:
-        mistakes.append(f"{key}: given {text}, which is not valid YAML; quote it, as in {key}='\"text\"'")
+        shown = redact(text, key)
+        mistakes.append(f"{key}: given {shown}, which is not valid YAML; quote it, as in {key}='\"text\"'")
         return
     expected = {kind for setting in known if setting.key == ".".join(parts) for kind in setting.types}
     if str in expected and not isinstance(value, str) and not (value is None and type(None) in expected):
@@ -162,7 +164,9 @@ def _apply(override: str, tree: Tree, known: Sequence[Setting], example: str, mi
         if below is None:
             below = section[part] = {}
         if not isinstance(below, dict):
-            mistakes.append(f"{key}: `{'.'.join(parts[:depth])}` is {_show(below)} and has no settings below it")
+            mistakes.append(
+                f"{key}: `{'.'.join(parts[:depth])}` is {_show(redact(below))} and has no settings below it"
+            )
             return
         section = below
     section[parts[-1]] = copy.deepcopy(value)
@@ -223,7 +227,7 @@ def _explain(detail: Mapping[str, Any], tree: Tree, root: type[BaseModel], known
         # Presets leave what only the user can know empty; null where null is not allowed asks for it.
         yield _missing(setting) if given is None else _given(setting, given)
     else:
-        yield f"{key}: given {_show(_lookup(tree, key))}; allowed: a section of `key: value` lines"
+        yield f"{key}: given {_show(redact(_lookup(tree, key), key))}; allowed: a section of `key: value` lines"
 
 
 def _dotted(loc: Sequence[str | int], root: type[BaseModel]) -> tuple[str, str]:
@@ -274,9 +278,8 @@ def _given(setting: Setting, value: Any) -> str:
     elif isinstance(value, float) and not math.isfinite(value):
         hint = ", finite"
     near = difflib.get_close_matches(str(value), setting.allowed.split(" | "), n=1)
-    return f"{setting.key}: given {_show(value)}; allowed: {setting.allowed}{hint}" + (
-        f"; nearest: {near[0]}" if near else ""
-    )
+    shown = _show(redact(value, setting.key))
+    return f"{setting.key}: given {shown}; allowed: {setting.allowed}{hint}" + (f"; nearest: {near[0]}" if near else "")
 
 
 def _missing(setting: Setting) -> str:

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from actors.errors import RunError, UsageError
+from launch import exposure
 
 EXCLUDED_FOLDERS = (".venv", ".git", "runs", "models", "build", ".mypy_cache", ".pytest_cache", ".ruff_cache")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -194,6 +195,7 @@ def connect(address: str) -> JobClient:
 
 def run_ray_job(job: RayJob, address: str) -> int:
     """Submits a job and follows it to its end. Returns its exit code, 130 where Ctrl-C stopped it."""
+    exposure.warn(exposure.job_server(address, auth_token(os.environ, Path.home())))
     client = connect(address)
     try:
         job_id = client.submit_job(entrypoint=job.entrypoint, runtime_env=job.runtime_env())

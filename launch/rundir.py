@@ -45,6 +45,11 @@ class RunDirectory:
             UsageError: it holds another run and `resume` was not asked for, or there is nothing to resume.
         """
         path = config.directory
+        if config.output is None and config.name in (".", ".."):
+            raise UsageError(
+                f"name {config.name!r} is no name for a directory below runs/; choose another with name=NAME, or say "
+                "where to write with --output DIR"
+            )
         run = cls(path)
         if resume and not run.config.is_file():
             raise UsageError(

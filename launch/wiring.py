@@ -20,8 +20,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.config import WORLD
 from actors.errors import RunError, UsageError
 from actors.records import SENT_BY_LEARNER
+from launch import exposure
 from launch.config import ClusterConfig, RunConfig
 from launch.ray_ports import PUBLISHING, RayGenerator, RayJudge, RayLearner, RayRanks, origin, reason
+from launch.rayjob import auth_token
 from learner.config import TrainerConfig
 from learner.stage_config import StageConfig
 
@@ -37,6 +39,10 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
         RunError: the address does not answer.
     """
     address = address_to_join(cluster)
+    if address is None:
+        exposure.warn(exposure.started_ray(os.environ))
+    else:
+        exposure.warn(exposure.joined_ray(address, os.environ, auth_token(os.environ, Path.home())))
     # Ray watches memory by cgroup and kills workers near the limit; its own report on usage is not wanted.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -67,6 +73,7 @@ def _init(cluster: ClusterConfig, address: str | None) -> None:
             log_to_driver=False,
             logging_level="ERROR",
         )
+        exposure.keep_token_private(Path.home())
     except (ConnectionError, ValueError, RuntimeError) as error:
         done = "started" if address is None else f"joined at {address}"
         raise RunError(
@@ -175,6 +182,7 @@ def start_judges(config: RunConfig) -> list[RayJudge]:
     """Starts all judge actors; models load in the background."""
     from actors import remote
 
+    exposure.warn(*map(exposure.http_judge, config.judging.judges))
     tokenizer = config.model.tokenizer or (None if config.model.path == WORLD else config.model.path)
     return [
         RayJudge(

@@ -38,7 +38,7 @@ def begin(root: str | Path, tag: str) -> Path:
     `tag` must end in digits, the number of the update: they decide which checkpoint is newer.
     Raises RunError when `root` cannot be written.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_.-]*\d", tag) or tag.startswith("."):
+    if not _is_tag(tag):
         raise UsageError(
             f"checkpoint tag {tag!r} must be letters, digits, '_', '.' or '-' and end in the update number"
         )
@@ -130,7 +130,7 @@ def latest(root: str | Path) -> Path | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(pointer, str(error), root) from error
-    if not tag or Path(tag).name != tag:
+    if not _is_tag(tag):
         raise _unreadable(pointer, f"it holds {tag[:80]!r}, not the name of a checkpoint", root)
     validate(root / tag)
     return root / tag
@@ -156,6 +156,11 @@ def read_state(checkpoint: str | Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise _unreadable(path / STATE, f"it holds a {type(state).__name__}, not an object", path.parent)
     return state
+
+
+def _is_tag(tag: str) -> bool:
+    """Whether `tag` is a checkpoint's name, and no path that leads elsewhere."""
+    return re.fullmatch(r"[A-Za-z0-9_.-]*\d", tag) is not None and not tag.startswith(".")
 
 
 def _missing_parts(path: Path) -> list[str]:

@@ -22,6 +22,9 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -35,6 +38,8 @@ from learner.zero import deepspeed_config, reference_config
 
 ENGINE_TAG = "engine"
 LAYOUT = "layout.json"
+_SAVED_CLASSES: list[Any] = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+"""Classes of objects that DeepSpeed puts into an engine's state beside tensors and plain values."""
 Beside = Callable[[Path], None] | None
 _GATHER_NUMEL = 1 << 26
 """Elements of ZeRO-3 weights that are whole at a time while they are gathered for publication or saving."""
@@ -67,8 +72,9 @@ def join_process_group(config: TrainerConfig) -> torch.device:
     return device
 
 
-class _CheckpointWriter(TorchCheckpointEngine):
-    """Remembers a failed write instead of raising, so that this rank reaches the barriers the others wait at."""
+class _CheckpointFiles(TorchCheckpointEngine):
+    """Remembers a failed write instead of raising, so that this rank reaches the barriers the others wait at; and reads
+    tensors and plain values only, where DeepSpeed's own would run whatever code a file asks for."""
 
     def __init__(self, config_params: Any = None) -> None:
         super().__init__(config_params)
@@ -79,6 +85,10 @@ class _CheckpointWriter(TorchCheckpointEngine):
             super().save(state_dict, path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             self.error = error
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        with torch.serialization.safe_globals(_SAVED_CLASSES):
+            return torch.load(path, map_location=map_location, weights_only=True)
 
 
 class ShardedModel:
@@ -114,7 +124,7 @@ class ShardedModel:
             checkpoint_activations(model)
         ds_config = deepspeed_config(config, sum(parameter.numel() for parameter in module.parameters()))
         self._engine, *_ = deepspeed.initialize(model=module, model_parameters=module.parameters(), config=ds_config)
-        self._writer = self._engine.checkpoint_engine = _CheckpointWriter()
+        self._writer = self._engine.checkpoint_engine = _CheckpointFiles()
 
     @property
     def module(self) -> nn.Module:
@@ -262,8 +272,8 @@ class ShardedModel:
 
         `beside` reads what `save`'s wrote.
 
-        Only load checkpoints you trust: the engine state is a pickle. Raises UsageError when it was written by another
-        number of ranks, ZeRO stage or dtype, or cannot be read.
+        Files that hold anything but tensors, plain values and what DeepSpeed itself puts there are not read.
+        Raises UsageError when it was written by another number of ranks, ZeRO stage or dtype, or cannot be read.
         """
         directory = Path(checkpoint) / ENGINE
         try:

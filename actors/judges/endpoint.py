@@ -19,6 +19,7 @@ from typing import Any
 
 import jinja2
 import jinja2.meta
+import jinja2.sandbox
 
 from actors.errors import OffbeatError, RunError, UsageError
 from actors.judge_config import EndpointJudgeConfig
@@ -230,7 +231,7 @@ def compile_template(text: str) -> jinja2.Template:
 
     Raises UsageError for one that Jinja cannot read, that lacks an answer or that uses what there is not.
     """
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
     try:
         used = jinja2.meta.find_undeclared_variables(environment.parse(text))
         template = environment.from_string(text)
