@@ -175,8 +175,12 @@ def side_by_side(
 
 
 def first_difference(recorded: Lines, replay: Lines) -> int | None:
-    """The first step that either has and whose `SAME` metrics are not the same floats; None: there is none."""
-    for step in sorted(recorded.keys() | replay.keys()):
+    """The first step that either has, up to the last recorded one, and whose `SAME` metrics are not the same floats.
+
+    None: there is none. A run that died has batches in its journal beyond its last line of metrics.
+    """
+    last = max(recorded, default=0)
+    for step in sorted(step for step in recorded.keys() | replay.keys() if step <= last):
         a, b = recorded.get(step, {}), replay.get(step, {})
         if any(a.get(name) != b.get(name) for name in SAME) or not a or not b:
             return step

@@ -66,9 +66,10 @@ def test_metrics_are_averaged_over_what_there_is_of_them() -> None:
         ({1: {"loss": 1.0, "grad_norm": 2.0}, 2: {"loss": 0.5, "grad_norm": 1.0, "seconds": 9.0}}, None),
         ({1: {"loss": 1.0, "grad_norm": 2.0}, 2: {"loss": 0.5, "grad_norm": 1.0 + 2**-52}}, 2),
         ({2: {"loss": 0.5, "grad_norm": 1.0}}, 1),
-        ({1: {"loss": 1.0, "grad_norm": 2.0}, 2: {"loss": 0.5, "grad_norm": 1.0}, 3: {"loss": 0.1}}, 3),
+        ({1: {"loss": 1.0, "grad_norm": 2.0}, 2: {"loss": 0.5, "grad_norm": 1.0}, 3: {"loss": 0.1}}, None),
+        ({0: {"loss": 1.0}, 1: {"loss": 1.0, "grad_norm": 2.0}, 2: {"loss": 0.5, "grad_norm": 1.0}}, 0),
     ],
-    ids=["none but in its time", "one bit", "a step less", "a step more"],
+    ids=["none but in its time", "one bit", "a step less", "a step that was not recorded any more", "a step more"],
 )
 def test_the_first_difference_is_of_floats_to_the_bit(replay: dict, expected: int | None) -> None:
     recorded = {1: {"loss": 1.0, "grad_norm": 2.0}, 2: {"loss": 0.5, "grad_norm": 1.0, "seconds": 1.0}}
