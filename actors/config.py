@@ -145,6 +145,12 @@ class GeneratorConfig(Settings):
     """The generator actors and the vLLM engine inside each."""
 
     count: int = Field(default=1, ge=1, description="generator actors, each with an engine of its own")
+    min_count: int | None = Field(
+        default=None,
+        ge=1,
+        description="of them those that Ray must have room for at the start; the others join when there is room, on a "
+        "node that is added, say. Unset: all",
+    )
     tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs per engine")
     dtype: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="weights and activations of the engine"
@@ -165,6 +171,19 @@ class GeneratorConfig(Settings):
         gt=0.0,
         description="nats; largest difference to the learner's log-probs on the canary. Unset: 1e-3, bfloat16 1.0",
     )
+
+    @model_validator(mode="after")
+    def _some_of_all_are_required(self) -> GeneratorConfig:
+        if self.required > self.count:
+            raise ValueError(
+                f"min_count {self.min_count} exceeds count {self.count}; lower the first or raise the second"
+            )
+        return self
+
+    @property
+    def required(self) -> int:
+        """Generators that must have room at the start."""
+        return self.count if self.min_count is None else self.min_count
 
 
 class JudgingConfig(Settings):

@@ -262,7 +262,7 @@ def doctor(
 ) -> int:
     """Says whether this machine can hold a run: packages, GPUs, memory, disk, ports, judge, model and prompts."""
     run_config = None if config is None else _load(config, overrides, None)
-    from launch.doctor import run_doctor
+    from launch.doctor.checkup import run_doctor
 
     return run_doctor(run_config, json=json)
 

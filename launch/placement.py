@@ -15,11 +15,11 @@ def address_to_join(cluster: ClusterConfig) -> str | None:
 
 
 def resources_needed(config: RunConfig) -> dict[str, float]:
-    """Cores and GPUs that the run's actors reserve, as `CPU` and `GPU`."""
+    """Cores and GPUs that the run's actors reserve at its start, as `CPU` and `GPU`."""
     generators, learner, judging = config.generators, config.learner, config.judging
     return {
-        "CPU": generators.count * generators.cpus + learner.ranks * learner.cpus_per_rank,
-        "GPU": generators.count * generator_gpus(config)
+        "CPU": generators.required * generators.cpus + learner.ranks * learner.cpus_per_rank,
+        "GPU": generators.required * generator_gpus(config)
         + learner.ranks * learner.gpus_per_rank
         + judging.count * judging.gpus,
     }

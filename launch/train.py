@@ -20,7 +20,7 @@ from actors import world
 from actors.buffer import ReplayBuffer, group_from_dict, group_to_dict
 from actors.config import WORLD
 from actors.errors import RunError, UsageError
-from actors.model_files import check_same_architecture
+from actors.model_files import check_same_architecture, read_config, require_safetensors
 from actors.prompts import PromptSource, load_tokenizer
 from actors.records import Group
 from launch import wiring
@@ -32,6 +32,7 @@ from launch.judge_pool import JudgePool
 from launch.law import announce
 from launch.loop import EvaluationSet, Progress, TrainingLoop, stage_name
 from launch.metrics import MetricsWriter, numbers
+from launch.placement import address_to_join
 from launch.report import Reporter, Status
 from launch.rundir import RunDirectory, SharedMemory
 from learner import checkpoints
@@ -63,6 +64,7 @@ def run_training(config: RunConfig, *, resume: bool = False) -> int:
     buffer = ReplayBuffer(config.replay, prompts, config.updates)
     if state:
         buffer.load_state_dict(state["buffer"])
+    check_machine(config)
     with contextlib.ExitStack() as stack:
         run.begin(config)
         stack.callback(run.close)
@@ -73,7 +75,7 @@ def run_training(config: RunConfig, *, resume: bool = False) -> int:
             board.message(f"{len(prompts.skipped)} malformed rows skipped, {len(prompts)} prompts left")
         shared_memory = SharedMemory()
         stack.callback(shared_memory.close)
-        address = wiring.address_to_join(config.cluster)
+        address = address_to_join(config.cluster)
         if address is None:
             shared_memory.require(config.cluster.object_store_mib << 20, what="Ray's object store")
         board.message("starting Ray" if address is None else f"joining Ray at {address}")
@@ -114,11 +116,12 @@ class _Session:
     def run(self, shared_memory: Path) -> int:
         model_dir = self._starting_policy()
         reference_dir = self.config.model.reference or model_dir
-        generators = wiring.start_generators(self.config, model_dir, reference_dir)
         self.judge = JudgePool(wiring.start_judges(self.config), self.board.message)
         self.learner = wiring.start_learner(
             self.config, model_dir, reference_dir, shared_memory, self.run_dir.failed_batches
         )
+        # Last: of generators there may be more than there is room for.
+        generators = wiring.start_generators(self.config, model_dir, reference_dir)
         self.board.message(f"starting {len(generators)} generators and {self.config.learner.ranks} learner ranks")
         loop = TrainingLoop(
             self.config,
@@ -300,6 +303,15 @@ def with_world_defaults(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"sampling": sampling})
 
 
+def check_machine(config: RunConfig) -> None:
+    """Raises `UsageError` with everything that stands against the run on this machine, as `offbeat doctor` says it."""
+    from launch.doctor.checkup import fatal_checks
+
+    found = [f"{finding.text}; {finding.remedy}" for finding in fatal_checks(config)]
+    if found:
+        raise UsageError("\n".join(found) if len(found) > 1 else found[0])
+
+
 def check_model(config: RunConfig) -> None:
     """Raises `UsageError` when a model cannot be read, the policy is too short for the run's sequences, or the
     reference does not fit it."""
@@ -330,10 +342,9 @@ def check_model(config: RunConfig) -> None:
 
 
 def _read_config(setting: str, path: str) -> Any:
-    from transformers import AutoConfig
-
     try:
-        return AutoConfig.from_pretrained(path)
+        require_safetensors(path)
+        return read_config(path)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{setting} {path!r} holds no model that transformers can read: {str(error).splitlines()[0]}; give a "

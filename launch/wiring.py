@@ -22,6 +22,7 @@ from actors.errors import RunError, UsageError
 from actors.records import SENT_BY_LEARNER
 from launch import exposure
 from launch.config import ClusterConfig, RunConfig
+from launch.placement import address_to_join, generator_gpus, resources_needed
 from launch.ray_ports import PUBLISHING, RayGenerator, RayJudge, RayLearner, RayRanks, origin, reason
 from launch.rayjob import auth_token
 from learner.config import TrainerConfig
@@ -50,13 +51,6 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def address_to_join(cluster: ClusterConfig) -> str | None:
-    """The running Ray to join; None to start one."""
-    if cluster.address == "auto":
-        return os.environ.get("RAY_ADDRESS")
-    return None if cluster.address == "local" else cluster.address
 
 
 def _init(cluster: ClusterConfig, address: str | None) -> None:
@@ -98,16 +92,11 @@ def _check_answers(address: str) -> None:
 def check_resources(config: RunConfig) -> None:
     """Raises `UsageError` when Ray cannot place the run's actors, which would otherwise wait for ever."""
     have = ray.cluster_resources()
-    needed = {
-        "CPU": config.generators.count * config.generators.cpus + config.learner.ranks * config.learner.cpus_per_rank,
-        "GPU": config.generators.count * generator_gpus(config)
-        + config.learner.ranks * config.learner.gpus_per_rank
-        + config.judging.count * config.judging.gpus,
-    }
+    needed = resources_needed(config)
     _check_amounts(
         needed,
         have,
-        f"{config.generators.count} generators, {config.learner.ranks} learner ranks, {config.judging.count} judges",
+        f"{config.generators.required} generators, {config.learner.ranks} learner ranks, {config.judging.count} judges",
         "generators.count, learner.ranks or their shares",
     )
     if (
@@ -143,11 +132,6 @@ def _check_amounts(needed: Mapping[str, float], have: Mapping[str, float], by: s
                 f"the run needs {amount:g} {resource}s ({by}) and Ray has {have.get(resource, 0.0):g}; lower "
                 f"{lowered}, or give Ray more (cluster.num_cpus oversubscribes CPUs)"
             )
-
-
-def generator_gpus(config: RunConfig) -> float:
-    """GPUs that each generator reserves: its tensor parallel size where the run uses GPUs at all."""
-    return float(config.generators.tensor_parallel_size) if config.learner.gpus_per_rank > 0 else 0.0
 
 
 def start_generators(config: RunConfig, model_dir: str, reference_dir: str) -> list[RayGenerator]:

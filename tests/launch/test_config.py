@@ -244,3 +244,8 @@ def test_a_fixed_schedule_names_everything_that_it_cannot_be_had_with():
     with pytest.raises(ValidationError, match=r"replay\.order is 'ready' and must be 'lease'"):
         _game(deterministic=True, replay={"order": "ready"})
     assert _game(deterministic=True).deterministic
+
+
+def test_no_more_generators_are_required_than_there_are():
+    with pytest.raises(ValidationError, match="min_count 3 exceeds count 2"):
+        _game(generators={"count": 2, "min_count": 3})

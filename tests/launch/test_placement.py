@@ -21,6 +21,11 @@ def test_a_cpu_run_reserves_no_gpus():
     assert resources_needed(config) == {"CPU": 4.0, "GPU": 0.0}
 
 
+def test_generators_that_may_come_later_reserve_nothing_at_the_start():
+    config = load_config("embedded", ["generators.count=3", "generators.min_count=1", "learner.ranks=2"])
+    assert resources_needed(config) == {"CPU": 3.0, "GPU": 0.0}
+
+
 def test_what_is_reserved_is_what_ray_is_asked_for(monkeypatch: pytest.MonkeyPatch):
     """The check with Ray's own figures accepts exactly what is told here, and no less."""
     from actors.errors import UsageError

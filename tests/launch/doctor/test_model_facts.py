@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.model_facts import WORLD_POLICY, ModelFacts, count_parameters, facts_of, is_hub_name, read_model
+from launch.doctor.model_facts import WORLD_POLICY, ModelFacts, count_parameters, facts_of, is_hub_name, read_model
 from tests.fakes import tiny_llama
 
 

@@ -3,10 +3,10 @@
 import pytest
 
 from actors.config import OpponentConfig
-from launch import footprint
-from launch.footprint import BUCKET, activation_bytes, kv_bytes_per_token, learner_memory, size
+from launch.doctor import footprint
+from launch.doctor.footprint import BUCKET, activation_bytes, kv_bytes_per_token, learner_memory, size
+from launch.doctor.model_facts import WORLD_POLICY, ModelFacts
 from launch.loading import load_config
-from launch.model_facts import WORLD_POLICY, ModelFacts
 from learner.config import TrainerConfig
 
 GIB = 1 << 30

@@ -22,7 +22,7 @@ def problem_between_two(backend: str = "nccl", seconds: float = SECONDS) -> tupl
     started = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    command = [sys.executable, "-m", "launch.allreduce", backend, str(port)]
+    command = [sys.executable, "-m", "launch.doctor.allreduce", backend, str(port)]
     ranks = [
         subprocess.Popen([*command, str(rank)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         for rank in range(2)

@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 import yaml
 
-from launch import doctor, machine, rundir
+from launch import rundir
 from launch.cli import main
 from launch.config import RunConfig
-from launch.findings import Finding
+from launch.doctor import checkup as doctor
+from launch.doctor import machine
+from launch.doctor.findings import Finding
 from launch.loading import load_config
 from tests.fakes import tiny_llama
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="session")
@@ -209,7 +211,7 @@ def test_two_gpus_are_tested_as_a_pair(small: Path, capsys, monkeypatch: pytest.
     monkeypatch.setattr(machine, "gpus", lambda: [gpu, gpu])
     monkeypatch.setattr(machine, "driver_cuda", lambda: (13, 0))
     monkeypatch.setattr(doctor, "_torch_cuda", lambda: "13.0")
-    monkeypatch.setattr("launch.allreduce.problem_between_two", lambda: ("ncclUnhandledCudaError", 1.0))
+    monkeypatch.setattr("launch.doctor.allreduce.problem_between_two", lambda: ("ncclUnhandledCudaError", 1.0))
     code, found = examined(None, capsys)
     assert code == 1
     assert named(found, "nccl") == [("error", "an all-reduce over two GPUs failed: ncclUnhandledCudaError")]
@@ -228,7 +230,7 @@ def test_the_fatal_part_lists_errors_alone(file: Path, small: Path) -> None:
 
 def test_the_fatal_part_reads_headers_only_and_imports_nothing_heavy(file: Path) -> None:
     script = (
-        "import sys, time\nfrom launch.doctor import fatal_checks\nfrom launch.loading import load_config\n"
+        "import sys, time\nfrom launch.doctor.checkup import fatal_checks\nfrom launch.loading import load_config\n"
         f"config = load_config({str(file)!r})\nfatal_checks(config)\n"
         "print([name for name in ('torch', 'ray', 'vllm', 'transformers', 'deepspeed', 'datasets', 'numpy')"
         " if name in sys.modules])"

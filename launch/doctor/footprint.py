@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from actors.config import OpponentConfig
 from launch.config import RunConfig
-from launch.model_facts import ELEMENT_BYTES, ModelFacts
+from launch.doctor.model_facts import ELEMENT_BYTES, ModelFacts
 from learner.config import TrainerConfig
 
 PROCESS_BYTES = 1 << 30

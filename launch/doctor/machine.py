@@ -76,7 +76,7 @@ def installed_version(package: str) -> str | None:
 
 def source_tree() -> Path | None:
     """The checkout that this code runs from; None where it was installed without one."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     return root if (root / "pyproject.toml").is_file() else None
 
 

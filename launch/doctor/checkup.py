@@ -19,13 +19,14 @@ from rich.console import Console
 
 from actors.config import WORLD
 from actors.errors import OffbeatError
-from launch import machine, machine_checks, run_checks, rundir
+from launch import rundir
 from launch.config import ClusterConfig, RunConfig
-from launch.findings import Finding, as_json, error, exit_code, ok, refusal, show, verdict, warning
-from launch.machine import Gpu
-from launch.model_facts import ModelFacts, is_hub_name, local_directory, read_model
+from launch.doctor import machine, machine_checks, run_checks
+from launch.doctor.findings import Finding, as_json, error, exit_code, ok, refusal, show, verdict, warning
+from launch.doctor.machine import Gpu
+from launch.doctor.model_facts import ModelFacts, is_hub_name, local_directory, read_model
+from launch.doctor.run_checks import Models
 from launch.placement import address_to_join
-from launch.run_checks import Models
 
 ENDPOINT_SECONDS = 3.0
 _HUB_REMEDY = "see that the hub can be reached when the run starts, or give a path"
@@ -131,7 +132,7 @@ def _torch_cuda() -> str | None:
 def _pair(gpus: int) -> Finding:
     problem, seconds = None, None
     if gpus >= 2 and _torch_cuda() is not None:
-        from launch.allreduce import problem_between_two
+        from launch.doctor.allreduce import problem_between_two
 
         problem, seconds = problem_between_two()
     return machine_checks.check_pair(gpus, problem, seconds)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import machine_checks as checks
-from launch.machine import Gpu, Space
+from launch.doctor import machine_checks as checks
+from launch.doctor.machine import Gpu, Space
 
 GIB = 1 << 30
 

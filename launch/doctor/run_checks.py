@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from actors.judge_config import HttpJudgeConfig
-from launch import footprint
 from launch.config import RunConfig
-from launch.findings import Finding, error, ok, warning
-from launch.footprint import size
-from launch.machine import Folder, Gpu, Space
-from launch.model_facts import ModelFacts
+from launch.doctor import footprint
+from launch.doctor.findings import Finding, error, ok, warning
+from launch.doctor.footprint import size
+from launch.doctor.machine import Folder, Gpu, Space
+from launch.doctor.model_facts import ModelFacts
 from launch.placement import resources_needed
 
 NEARLY_ALL = 0.9

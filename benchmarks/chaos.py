@@ -1,0 +1,233 @@
+"""Chaos: kill -9 at random among all actors and the driver of one run, which must end as if nothing had happened.
+
+    python -m benchmarks.chaos [--kills 30] [--seed 0] [--updates 1500] [--output benchmarks/results/chaos.json]
+
+Two generators, two judges, one learner rank, a small model, on Ray, vLLM and DeepSpeed. Each kill waits a random time
+for a random one of the living processes; a driver that ended, killed or because the learner was, is started again with
+`--resume`. At the end the run must have made all its updates, every staleness within the bound, the ledger balanced,
+and by the journal every prompt trained exactly once and in its place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+MARK = "OFFBEAT_CHAOS"
+ROLES = {
+    "ray::RemoteGenerator": "generator",
+    "ray::JudgeWorker": "judge",
+    "ray::LearnerWorker": "learner",
+}
+PROMPTS_PER_UPDATE = 8
+STALENESS = 2
+START_SECONDS = 180.0
+"""Longest wait for a process to kill."""
+
+
+@dataclass
+class Account:
+    """What was done to the run."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    starts: int = 0
+    orphans: int = 0
+    """Processes that outlived a killed driver for `ORPHAN_SECONDS`."""
+
+
+ORPHAN_SECONDS = 20.0
+
+
+class Driver:
+    """`offbeat train`, started again and again; its processes are found by a mark in their environment."""
+
+    def __init__(self, config: Path, log: Path) -> None:
+        self._config = config
+        self._log = log
+        self._mark = secrets.token_hex(8)
+        self._process: subprocess.Popen[bytes]
+        self.starts = 0
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "launch", "train", str(self._config), *(["--resume"] if self.starts else [])]
+        environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {MARK: self._mark}
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        self.starts += 1
+
+    @property
+    def code(self) -> int | None:
+        """Exit code; None while it runs."""
+        return self._process.poll()
+
+    def running(self) -> Iterator[psutil.Process]:
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get(MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
+                    yield process
+
+    def victims(self) -> list[tuple[str, psutil.Process]]:
+        """Living actors and the driver, with their roles."""
+        found = [("driver", psutil.Process(self._process.pid))] if self.code is None else []
+        for process in self.running():
+            with suppress(psutil.Error):
+                title = " ".join(process.cmdline())
+                found += [(role, process) for name, role in ROLES.items() if title.startswith(name)]
+        return found
+
+    def await_end(self) -> int:
+        """Exit code, once all its processes are gone too; those that stay are counted and killed."""
+        self._process.wait()
+        deadline = time.monotonic() + ORPHAN_SECONDS
+        while (left := list(self.running())) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        for process in left:
+            with suppress(psutil.Error):
+                process.kill()
+        return len(left)
+
+
+def configuration(directory: Path, model: Path, updates: int) -> Path:
+    """A small run on CPU of two generators and two judges, written to `directory`."""
+    document = {
+        "model": {"path": str(model)},
+        "updates": updates,
+        "output": str(directory / "run"),
+        "prompts": {"source": "world", "max_prompt_tokens": 4},
+        "sampling": {"completions_per_prompt": 4, "max_new_tokens": 4},
+        "generators": {"count": 2, "dtype": "float32", "max_model_len": 32, "kv_cache_mib": 64, "max_restarts": 1000},
+        "judging": {"count": 2, "max_restarts": 1000},
+        "replay": {"prompts_per_update": PROMPTS_PER_UPDATE, "max_staleness": STALENESS, "max_attempts": 20},
+        "learner": {"dtype": "float32", "zero_stage": 1, "optimizer": {"lr": 1e-3}},
+        "publication": {"canary_tokens": 16},
+        "checkpoints": {"every_updates": 20},
+        "evaluation": {"prompts": 0},
+        "cluster": {"address": "local", "num_cpus": 4, "object_store_mib": 128},
+    }
+    path = directory / "chaos.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def torment(driver: Driver, kills: list[str | None], rng: random.Random, longest_wait: float) -> Account:
+    """Runs to the end, with a kill for each of `kills`: a role, or None for any living process."""
+    account = Account()
+    driver.start()
+    for role in kills:
+        victim = _await_victim(driver, role, rng, rng.uniform(0.0, longest_wait), account)
+        with suppress(psutil.Error):
+            victim[1].kill()
+        account.kills[victim[0]] += 1
+        print(f"kill {account.kills.total()} of {len(kills)}: {victim[0]}", flush=True)
+    while driver.await_end() or driver.code != 0:
+        _again(driver, account)
+    account.starts = driver.starts
+    return account
+
+
+def _await_victim(
+    driver: Driver, role: str | None, rng: random.Random, seconds: float, account: Account
+) -> tuple[str, psutil.Process]:
+    """One that lives `seconds` from now, or as soon as there is one after that."""
+    due, deadline = time.monotonic() + seconds, time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if driver.code is not None:
+            if driver.code == 0:
+                raise SystemExit(f"the run ended after {account.kills.total()} kills; raise --updates")
+            _again(driver, account)
+        if time.monotonic() >= due:
+            victims = [victim for victim in driver.victims() if role in (None, victim[0])]
+            if victims:
+                return rng.choice(victims)
+        time.sleep(0.05)
+    raise SystemExit(f"no {role or 'process'} to kill within {START_SECONDS:g} s")
+
+
+def _again(driver: Driver, account: Account) -> None:
+    account.orphans += driver.await_end()
+    driver.start()
+
+
+def findings(run: Path, updates: int) -> dict[str, Any]:
+    """What the run's own files say of it, and what is wrong, under `violations`."""
+    from launch.journal_reader import JournalReader
+
+    summary = json.loads((run / "summary.json").read_text())
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    batches = JournalReader(run / "journal").rows
+    trained = [index for row in batches for index in row.lease_indices]
+    staleness = Counter(age for row in batches for age in row.staleness)
+    wanted = list(range(updates * PROMPTS_PER_UPDATE))
+    ledger = summary["ledger"]
+    checks = {
+        "status is completed": summary["status"] == "completed",
+        "all updates are made": summary["updates"] == updates == len(batches),
+        "each update has one line of metrics": [row["step"] for row in rows] == list(range(1, updates + 1)),
+        "every staleness is within the bound": max(staleness) <= STALENESS,
+        "every lease is trained once, in its place": trained == wanted,
+        "the ledger has them all": ledger["trained"] == ledger["offered"] == len(wanted),
+        "nothing is dropped": not ledger["dropped"],
+        "nothing is left over": ledger["waiting"] == ledger["in_flight"] == ledger["buffered"] == 0,
+    }
+    return {
+        "updates": summary["updates"],
+        "staleness": {str(age): count for age, count in sorted(staleness.items())},
+        "ledger": ledger,
+        "violations": [name for name, holds in checks.items() if not holds],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--updates", type=int, default=1500)
+    parser.add_argument("--longest-wait", type=float, default=8.0, metavar="SECONDS", help="between two kills")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/chaos.json"))
+    arguments = parser.parse_args()
+    from learner.sft import train_sft
+
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        train_sft(directory / "start", updates=30, seed=arguments.seed)
+        config = configuration(directory, directory / "start", arguments.updates)
+        started = time.monotonic()
+        driver = Driver(config, arguments.output.with_suffix(".log"))
+        kills: list[str | None] = [None] * arguments.kills
+        account = torment(driver, kills, random.Random(arguments.seed), arguments.longest_wait)
+        result = {
+            "seed": arguments.seed,
+            "kills": dict(account.kills),
+            "driver_starts": account.starts,
+            "orphans": account.orphans,
+            "wall_seconds": time.monotonic() - started,
+            **findings(directory / "run", arguments.updates),
+            "machine": {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
+            "versions": {package: version(package) for package in ("torch", "ray", "vllm", "deepspeed")},
+        }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+    sys.exit(1 if result["violations"] or account.orphans else 0)
+
+
+if __name__ == "__main__":
+    main()
