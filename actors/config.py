@@ -181,6 +181,12 @@ class GeneratorConfig(Settings):
         return self
 
     @property
+    def log_prob_tolerance(self) -> float:
+        """Nats by which engine and learner may differ on one token. bfloat16 kernels of two libraries differ by tenths
+        of a nat on peaked models; wrong weights by several nats."""
+        return self.canary_tolerance or {"float32": 1e-3, "bfloat16": 1.0}[self.dtype]
+
+    @property
     def required(self) -> int:
         """Generators that must have room at the start."""
         return self.count if self.min_count is None else self.min_count

@@ -22,9 +22,6 @@ from actors.records import SENT_BY_LEARNER, Completion, Manifest
 Chunks = Iterable[Mapping[str, np.ndarray]]
 """Payload of the `object_store` transport."""
 
-DEFAULT_CANARY_TOLERANCE = {"float32": 1e-3, "bfloat16": 1.0}
-"""Nats. bfloat16 kernels of two libraries differ by tenths of a nat on peaked models; wrong weights by several nats."""
-
 MAX_REQUESTS = 1024
 """Requests that run together at most, whatever the number of leases; more wait inside the engine."""
 
@@ -242,7 +239,7 @@ class Engine:
                 "this generator"
             )
         self._llm.set_weight_version(str(manifest.version))
-        tolerance = self._generators.canary_tolerance or DEFAULT_CANARY_TOLERANCE[self._generators.dtype]
+        tolerance = self._generators.log_prob_tolerance
         scored, finished = self._score(manifest.canary.token_ids)
         difference = float(np.max(np.abs(np.subtract(scored, manifest.canary.logprobs))))
         if not difference <= tolerance:  # also true for NaN

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actors.pairing import effective_scores
-from actors.records import Group
+from actors.records import Completion, Group
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,22 @@ def wilson_interval(wins: float, n: int, z: float = 1.96) -> tuple[float, float]
     half_width = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
     return max(0.0, (centre - half_width) / scale), min(1.0, (centre + half_width) / scale)
+
+
+def largest_gap(
+    completions: Sequence[Completion], scored: Sequence[tuple[Sequence[float], Sequence[float]]], version: int
+) -> float:
+    """Largest |log policy - log behaviour|, nats, of a token that policy `version` sampled; 0 where there is none.
+
+    `scored` are the log-probs of each completion's tokens under `version` and under the reference.
+    """
+    gaps = (
+        abs(ours - theirs)
+        for completion, (policy, _) in zip(completions, scored, strict=True)
+        for ours, theirs, sampled_by in zip(policy, completion.logprobs, completion.versions, strict=True)
+        if sampled_by == version
+    )
+    return max(gaps, default=0.0)
 
 
 def sequence_kl(scored: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float:

@@ -8,11 +8,10 @@ apart, one more has them drawn when `actors/opponents.py` says so. Synchronous t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
 
 from actors.buffer import Batch, ReplayBuffer
 from actors.errors import RunError
@@ -27,80 +26,13 @@ from launch.law import LawProbe, applies
 from launch.lockstep import LockstepPool
 from launch.pool import GeneratorPool
 from launch.ports import GeneratorPort, JudgePort, LearnerPort
+from launch.progress import Progress
 
 WATCH_SECONDS = 1.0
 MAX_EMPTY_UPDATES = 3
 """Updates in a row without a single group before the run fails: failures must not look like the end of the data."""
 MEASURED_STEPS_EVERY = 50
 """Steps measured once the staleness law was told: of one update in so many, where the loss has an opponent."""
-
-
-@dataclass
-class LearnerClock:
-    """Where the learner's wall time went, in seconds; `state` is what it does now."""
-
-    seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("training", "waiting", "publishing", "checkpointing", "evaluating"), 0.0)
-    )
-    state: str = "waiting"
-
-    @contextlib.contextmanager
-    def spend(self, state: str) -> Iterator[None]:
-        previous, self.state = self.state, state
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[state] += time.monotonic() - started
-            self.state = previous
-
-
-@dataclass
-class Progress:
-    """What the run has done so far; the board, the metrics and the summary read it."""
-
-    clock: LearnerClock = field(default_factory=LearnerClock)
-    staleness: dict[int, int] = field(default_factory=dict)
-    """Groups consumed at each staleness of the policy's completions."""
-    opponent_staleness: dict[int, int] = field(default_factory=dict)
-    """Groups consumed at each staleness of their opponents; empty where the loss has none."""
-    groups: int = 0
-    tokens: int = 0
-    """Response tokens of the groups consumed, all completions."""
-    ties: int = 0
-    skipped: int = 0
-    stats: Any = None
-    """The last update's `learner.engine.UpdateStats`."""
-    log_ratio_max: float | None = None
-    """Largest |log policy - log behaviour| of a token that met the very weights it was sampled with: the engines' gap.
-    None while there was none."""
-    win_rate: evaluation.WinRate | None = None
-    reward: evaluation.Reward | None = None
-    kl: float | None = None
-    _reported: evaluation.WinRate | None = None
-    learning_seconds: float = 0.0
-    """Wall time between the start of the first update's wait and the end of the last update."""
-
-    def consume(self, batch: Batch, consumed: Consumed) -> None:
-        """Counts what one update consumes."""
-        for ages, histogram in (
-            (consumed.staleness, self.staleness),
-            (consumed.opponent_staleness, self.opponent_staleness),
-        ):
-            for age in ages:
-                histogram[age] = histogram.get(age, 0) + 1
-        self.groups += len(batch.groups)
-        self.tokens += sum(len(completion.token_ids) for completion in flatten(batch.groups))
-        self.ties += consumed.ties
-
-    def new_evaluation(self) -> dict[str, float]:
-        """Metrics of an evaluation that ended since the last call; empty when none did."""
-        rate, kl = self.win_rate, self.kl
-        if rate is None or kl is None or rate is self._reported:
-            return {}
-        self._reported = rate
-        values = {"win_rate": rate.value, "win_rate_low": rate.low, "win_rate_high": rate.high, "kl": kl}
-        return values | ({} if self.reward is None else {"reward": self.reward.value})
 
 
 @dataclass(frozen=True)
@@ -151,6 +83,7 @@ class TrainingLoop:
         self._retiring: asyncio.Queue[int] = asyncio.Queue()
         self._tasks: asyncio.TaskGroup | None = None
         self._evaluation: asyncio.Task[None] | None = None
+        self._alarm_above = config.generators.log_prob_tolerance
         fresh = config.opponent_drawn.max_staleness
         self._desk = None if fresh is None else OpponentDesk(config.replay, fresh)
         pool = LockstepPool if config.deterministic else GeneratorPool
@@ -240,13 +173,18 @@ class TrainingLoop:
         if self.evaluation_set is None:
             return
         prompts, baseline = self.evaluation_set.prompts, self.evaluation_set.baseline
+        replay = self.config.replay
         groups = await self.sample(prompts)
         judged = await self._judge_all([evaluation.against(a, b) for a, b in zip(groups, baseline, strict=True)])
         missing = self.config.judging.missing_eos_score
         self.progress.win_rate = evaluation.win_rate([evaluation.win_share(group, missing) for group in judged])
         self.progress.reward = evaluation.reward(judged, missing)
         sequences = [(g.lease.prompt.token_ids, c.token_ids) for g in groups for c in g.completions]
-        self.progress.kl = evaluation.sequence_kl(await self.learner.score(sequences))
+        scored = await self.learner.score(sequences)
+        self.progress.kl = evaluation.sequence_kl(scored)
+        if self.buffer.updates == self.config.updates:  # before that the learner may have gone on meanwhile
+            gap = evaluation.largest_gap(flatten(groups), scored, self.buffer.updates // replay.updates_per_publish)
+            self._note_gap(gap)
 
     async def sample(self, prompts: Sequence[Prompt]) -> list[Group]:
         """The policy's completions of `prompts`, by the newest published version.
@@ -287,12 +225,26 @@ class TrainingLoop:
                 self._on_message(law.describe())
         # Later updates of a version find the policy changed by the earlier ones.
         if max(batch.staleness) == 0 and batch.update % self.config.replay.updates_per_publish == 0:
-            progress.log_ratio_max = max(progress.log_ratio_max or 0.0, stats.log_ratio_max)
+            self._note_gap(stats.log_ratio_max)
         metrics = batch_metrics(batch, consumed) | progress.new_evaluation()
         every = self.config.evaluation.exact_every_updates
         if every and (self.buffer.updates % every == 0 or self.buffer.updates == self.config.updates):
             metrics |= await self._measure_exactly()
         self._on_update(progress, metrics)
+
+    def _note_gap(self, gap: float) -> None:
+        """Keeps the largest difference of engine and learner on a token; one that is too large raises an alarm, and
+        another when it has doubled."""
+        largest = self.progress.log_ratio_max = max(self.progress.log_ratio_max or 0.0, gap)
+        if largest > self._alarm_above:
+            self._alarm_above = 2.0 * largest
+            generators, learner = self.config.generators, self.config.learner
+            self._on_message(
+                f"alarm: engine and learner differ by {largest:.3g} nats on a token that the very weights sampled "
+                f"which score it, {generators.log_prob_tolerance:g} are expected; compare generators.dtype "
+                f"{generators.dtype} with learner.dtype {learner.dtype}, or raise generators.canary_tolerance if the "
+                "difference is rounding"
+            )
 
     @property
     def _law_is_due(self) -> bool:

@@ -30,9 +30,10 @@ from launch.exactness import exact_evaluation
 from launch.journal import Journal
 from launch.judge_pool import JudgePool
 from launch.law import announce
-from launch.loop import EvaluationSet, Progress, TrainingLoop, stage_name
+from launch.loop import EvaluationSet, TrainingLoop, stage_name
 from launch.metrics import MetricsWriter, numbers
 from launch.placement import address_to_join
+from launch.progress import Progress
 from launch.report import Reporter, Status
 from launch.rundir import RunDirectory, SharedMemory
 from learner import checkpoints

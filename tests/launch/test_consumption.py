@@ -11,7 +11,7 @@ from actors.errors import RunError
 from actors.records import Game, Group, Judgement, Lease, Pair
 from launch.config import RunConfig
 from launch.consumption import Consumed, batch_metrics
-from launch.loop import Progress
+from launch.progress import Progress
 from tests.fakes import FakePrompts, group_of
 
 

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from actors.records import Completion, Group, Judgement, Lease, Prompt
-from launch.evaluation import against, reward, sequence_kl, wilson_interval, win_rate, win_share
+from launch.evaluation import against, largest_gap, reward, sequence_kl, wilson_interval, win_rate, win_share
 
 LEASE = Lease(-1, 0, Prompt("p:0", (1,), "p"), 0, math.inf)
 
@@ -47,6 +47,15 @@ def test_the_win_rate_is_the_mean_over_prompts_with_wilson_s_interval() -> None:
 
 def test_sequence_kl_is_the_mean_log_ratio_of_whole_completions() -> None:
     assert sequence_kl([([-1.0, -1.0], [-2.0, -1.5]), ([-0.5], [-0.25])]) == pytest.approx((1.5 - 0.25) / 2)
+
+
+def test_the_gap_is_of_the_tokens_that_the_scored_version_sampled_alone() -> None:
+    one = Completion((5, 6, 7), (-1.0, -2.0, -0.5), (3, 4, 4), "", True)
+    other = Completion((5,), (-3.0,), (4,), "", True)
+    scored = [([-9.0, -2.25, -0.5], [0.0, 0.0, 0.0]), ([-3.125], [0.0])]
+    assert largest_gap([one, other], scored, version=4) == 0.25
+    assert largest_gap([one, other], scored, version=3) == 8.0
+    assert largest_gap([one, other], scored, version=5) == 0.0
 
 
 @pytest.mark.parametrize(

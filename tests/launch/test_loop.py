@@ -13,7 +13,8 @@ from actors.errors import RunError
 from actors.records import Failure, Lease
 from launch.evaluation import WinRate
 from launch.exactness import ExactFigures
-from launch.loop import Progress, TrainingLoop
+from launch.loop import TrainingLoop
+from launch.progress import Progress
 from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakePrompts, FakeStats, judged_group
 from tests.launch.loops import evaluate, loop_of, run, with_evaluation
 
@@ -159,6 +160,21 @@ def test_only_the_first_update_of_a_version_measures_the_gap_between_the_engines
     run(loop)
     assert loop.progress.staleness == {0: 48}
     assert loop.progress.log_ratio_max == 9.0, "update 9 is the first of the last version; 10 and 11 follow it"
+
+
+def test_the_alarm_is_raised_once_until_the_gap_has_doubled() -> None:
+    """At bound zero each batch is fresh; the gap grows by 0.4 nats an update, and float32 allows 0.001."""
+
+    class Drifting(FakeLearner):
+        async def update(self, items, measure_step=False):
+            await super().update(items)
+            return FakeStats(log_ratio_max=0.4 * (len(self.batches) - 1))
+
+    messages: list[str] = []
+    run(loop_of([FakeGenerator("a")], Drifting(), messages, {"generators": {"dtype": "float32"}}, max_staleness=0))
+    alarms = [text.split(" nats")[0] for text in messages if text.startswith("alarm")]
+    # Of 0.4, 0.8, ... 4.4: the first above 0.001, 0.8, 2.4 (twice 1.2).
+    assert [text.removeprefix("alarm: engine and learner differ by ") for text in alarms] == ["0.4", "1.2", "2.8"]
 
 
 def test_no_gap_between_the_engines_is_told_where_no_token_met_the_weights_that_sampled_it() -> None:
