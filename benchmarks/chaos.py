@@ -16,6 +16,7 @@ import os
 import platform
 import random
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class Driver:
 
     def __init__(self, config: Path, log: Path) -> None:
         self._config = config
+        self._metrics = config.parent / "run" / "metrics.jsonl"
         self._log = log
         self._mark = secrets.token_hex(8)
         self._process: subprocess.Popen[bytes]
@@ -78,6 +79,10 @@ class Driver:
         """Exit code; None while it runs."""
         return self._process.poll()
 
+    def updates(self) -> int:
+        """Made so far, by the metrics."""
+        return self._metrics.read_bytes().count(b"\n") if self._metrics.is_file() else 0
+
     def running(self) -> Iterator[psutil.Process]:
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -92,6 +97,15 @@ class Driver:
                 title = " ".join(process.cmdline())
                 found += [(role, process) for name, role in ROLES.items() if title.startswith(name)]
         return found
+
+    def end(self) -> None:
+        """Interrupts the run, and kills what is left of it after a while."""
+        if self.code is None:
+            self._process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=60.0)
+        self._process.kill()
+        self.await_end()
 
     def await_end(self) -> int:
         """Exit code, once all its processes are gone too; those that stay are counted and killed."""
@@ -119,7 +133,7 @@ def configuration(directory: Path, model: Path, updates: int) -> Path:
         "learner": {"dtype": "float32", "zero_stage": 1, "optimizer": {"lr": 1e-3}},
         "publication": {"canary_tokens": 16},
         "checkpoints": {"every_updates": 20},
-        "evaluation": {"prompts": 0},
+        "evaluation": {"prompts": 0, "exact_every_updates": 0},
         "cluster": {"address": "local", "num_cpus": 4, "object_store_mib": 128},
     }
     path = directory / "chaos.yaml"
@@ -127,12 +141,18 @@ def configuration(directory: Path, model: Path, updates: int) -> Path:
     return path
 
 
-def torment(driver: Driver, kills: list[str | None], rng: random.Random, longest_wait: float) -> Account:
-    """Runs to the end, with a kill for each of `kills`: a role, or None for any living process."""
+def torment(
+    driver: Driver, kills: list[str | None], rng: random.Random, longest_wait: float, updates_between: int = 0
+) -> Account:
+    """Runs to the end, with a kill for each of `kills`: a role, or None for any living process.
+
+    A kill waits a random part of `longest_wait` seconds, and for `updates_between` more updates than the one before.
+    """
     account = Account()
     driver.start()
-    for role in kills:
-        victim = _await_victim(driver, role, rng, rng.uniform(0.0, longest_wait), account)
+    for number, role in enumerate(kills, start=1):
+        due = time.monotonic() + rng.uniform(0.0, longest_wait)
+        victim = _await_victim(driver, role, rng, due, number * updates_between, account)
         with suppress(psutil.Error):
             victim[1].kill()
         account.kills[victim[0]] += 1
@@ -144,16 +164,16 @@ def torment(driver: Driver, kills: list[str | None], rng: random.Random, longest
 
 
 def _await_victim(
-    driver: Driver, role: str | None, rng: random.Random, seconds: float, account: Account
+    driver: Driver, role: str | None, rng: random.Random, due: float, updates: int, account: Account
 ) -> tuple[str, psutil.Process]:
-    """One that lives `seconds` from now, or as soon as there is one after that."""
-    due, deadline = time.monotonic() + seconds, time.monotonic() + START_SECONDS
+    """One that lives when it is due and so many updates are made, or as soon as there is one after that."""
+    deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if driver.code is not None:
             if driver.code == 0:
                 raise SystemExit(f"the run ended after {account.kills.total()} kills; raise --updates")
             _again(driver, account)
-        if time.monotonic() >= due:
+        if time.monotonic() >= due and driver.updates() >= updates:
             victims = [victim for victim in driver.victims() if role in (None, victim[0])]
             if victims:
                 return rng.choice(victims)
@@ -203,6 +223,7 @@ def main() -> None:
     parser.add_argument("--longest-wait", type=float, default=8.0, metavar="SECONDS", help="between two kills")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/chaos.json"))
     arguments = parser.parse_args()
+    from launch.summary import package_versions
     from learner.sft import train_sft
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -221,7 +242,7 @@ def main() -> None:
             "wall_seconds": time.monotonic() - started,
             **findings(directory / "run", arguments.updates),
             "machine": {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
-            "versions": {package: version(package) for package in ("torch", "ray", "vllm", "deepspeed")},
+            "versions": package_versions(),
         }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")

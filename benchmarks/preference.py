@@ -70,6 +70,7 @@ def _run(kind: str, seed: int, start: Path, work: Path, extra: list[str]) -> dic
     seconds = time.monotonic() - started
     summary = json.loads((output / "summary.json").read_text())
     card = summary["model_card"]
+    del card["base_model"]
     return {
         "kind": kind,
         "seed": seed,

@@ -1,0 +1,35 @@
+"""A short run whose every kind of process is killed once with -9, and which must end as if nothing had happened."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from benchmarks.chaos import Driver, configuration, findings, torment
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.ray,
+    pytest.mark.vllm,
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("own"),
+]
+
+UPDATES = 80
+
+
+def test_a_run_loses_nothing_when_each_kind_of_its_processes_is_killed(tmp_path: Path, model_dir: Path) -> None:
+    """Generator and judge come back by themselves; learner and driver cost a resume each."""
+    driver = Driver(configuration(tmp_path, model_dir, UPDATES), tmp_path / "log")
+    kills = ["generator", "judge", "learner", "driver"]
+    try:
+        account = torment(driver, kills, random.Random(0), longest_wait=1.0, updates_between=15)
+    finally:
+        driver.end()
+    assert account.kills == dict.fromkeys(kills, 1)
+    assert account.starts == 3
+    assert account.orphans == 0
+    found = findings(tmp_path / "run", UPDATES)
+    assert found["violations"] == [], found
