@@ -11,8 +11,10 @@ import logging
 import math
 import os
 import socket
+import tempfile
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.checkpoint import ds_to_universal
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -34,6 +37,7 @@ from learner.collective import agree, gather, make_directory
 from learner.config import TrainerConfig
 from learner.models import checkpoint_activations, in_parts, replace_directory, unique_tensors, write_model
 from learner.schedules import learning_rate
+from learner.universal import differs_in_ranks_alone, load_converted, seed_of_new_rank, tensors_alone
 from learner.zero import deepspeed_config, reference_config
 
 ENGINE_TAG = "engine"
@@ -87,7 +91,7 @@ class _CheckpointFiles(TorchCheckpointEngine):
             self.error = error
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        with torch.serialization.safe_globals(_SAVED_CLASSES):
+        with tensors_alone(_SAVED_CLASSES):
             return torch.load(path, map_location=map_location, weights_only=True)
 
 
@@ -272,13 +276,16 @@ class ShardedModel:
 
         `beside` reads what `save`'s wrote.
 
-        Files that hold anything but tensors, plain values and what DeepSpeed itself puts there are not read.
-        Raises UsageError when it was written by another number of ranks, ZeRO stage or dtype, or cannot be read.
+        Files that hold anything but tensors, plain values and what DeepSpeed itself puts there are not read. Another
+        number of ranks may have written it: rank 0 then converts it, one file at a time, into a temporary directory
+        beside it. Rank r goes on from the random state of rank r; where there was none, it is seeded by
+        `seed_of_new_rank`. Raises UsageError when it was written with another ZeRO stage or dtype, or cannot be read.
         """
         directory = Path(checkpoint) / ENGINE
         try:
             written = json.loads((directory / LAYOUT).read_text(encoding="utf-8"))
-            if written != self._layout():
+            other_ranks = differs_in_ranks_alone(written, self._layout())
+            if written != self._layout() and not other_ranks:
                 raise UsageError(
                     f"checkpoint {checkpoint} was written with {_describe(written)}, this run has "
                     f"{_describe(self._layout())}; resume with the settings it was written with, or start a new run "
@@ -286,7 +293,14 @@ class ShardedModel:
                 )
             if beside is not None:
                 beside(directory)
-            path, state = self._engine.load_checkpoint(str(directory), tag=ENGINE_TAG)
+            if other_ranks and self.config.zero_stage > 0:
+                path, state = load_converted(
+                    Path(checkpoint),
+                    convert=lambda stage: _convert(directory, stage),
+                    load=lambda stage: self._load_engine(stage, universal=True),
+                )
+            else:
+                path, state = self._load_engine(directory)
         except UsageError:
             raise
         except Exception as error:  # a torn file fails in as many ways as it can be torn
@@ -298,8 +312,23 @@ class ShardedModel:
             raise UsageError(f"checkpoint {checkpoint} holds no engine state; resume from an older one")
         own = state["learner"]
         self.updates, self.skipped_updates = own["updates"], own["skipped_updates"]
-        self._set_random_state(own["random_states"][self.rank])
+        if self.rank < len(own["random_states"]):
+            self._set_random_state(own["random_states"][self.rank])
+        else:
+            torch.manual_seed(seed_of_new_rank(own["random_states"][0]["cpu"], self.rank))
         return state["client"]
+
+    def _load_engine(self, directory: Path, *, universal: bool = False) -> tuple[str | None, dict[str, Any]]:
+        settings = self._engine._config  # read once, when the engine is made, from a setting of this name
+        settings.load_universal_checkpoint = universal
+        with _linked(directory) as (link,), tensors_alone(_SAVED_CLASSES):
+            loaded: tuple[str | None, dict[str, Any]] = self._engine.load_checkpoint(str(link), tag=ENGINE_TAG)
+        if universal:
+            # ZeRO-3 lets its groups of parameters share one count of steps, which each of them would advance, and a
+            # fused optimizer wants it where the parameters are.
+            for parameter, state in self._engine.optimizer.state.items():
+                state["step"] = state["step"].to(parameter.device, copy=True)
+        return loaded
 
     def destroy(self) -> None:
         """Frees the engine; the process group stays."""
@@ -338,6 +367,27 @@ def whole(parameters: Sequence[Tensor]) -> Iterator[None]:
     partitioned = [tensor for tensor in parameters if hasattr(tensor, "ds_id")]
     with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
         yield
+
+
+def _convert(directory: Path, stage: Path) -> None:
+    """Writes the engine state in `directory` to `stage` in DeepSpeed's universal form."""
+    with _linked(directory, stage) as (source, target), open(os.devnull, "w") as silence:
+        arguments = Namespace(
+            input_folder=str(source / ENGINE_TAG), output_folder=str(target / ENGINE_TAG), num_extract_workers=1,
+            num_merge_workers=1, keep_temp_folder=False, strict=True, inject_missing_state=True,
+        )  # fmt: skip
+        with redirect_stdout(silence), redirect_stderr(silence), tensors_alone(_SAVED_CLASSES):
+            ds_to_universal.main(arguments)
+
+
+@contextmanager
+def _linked(*directories: Path) -> Iterator[list[Path]]:
+    """Other names of `directories`: DeepSpeed takes paths for patterns, and no character of these means anything."""
+    with tempfile.TemporaryDirectory() as folder:
+        links = [Path(folder, str(number)) for number in range(len(directories))]
+        for link, directory in zip(links, directories, strict=True):
+            link.symlink_to(directory.resolve(), target_is_directory=True)
+        yield links
 
 
 def _free_address() -> str:

@@ -98,10 +98,10 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def run_ranks(directory: Path, scenario: str, world: int = 2) -> list[int]:
-    """Runs `scenario` on all ranks and returns their exit codes; what they print goes to `directory`."""
+def run_ranks(directory: Path, scenario: str, world: int = 2, program: str = "tests.learner.ranks") -> list[int]:
+    """Runs `scenario` of `program` on all ranks and returns their exit codes; what they print goes to `directory`."""
     port = free_port()
-    command = [sys.executable, "-W", "ignore", "-m", "tests.learner.ranks"]
+    command = [sys.executable, "-W", "ignore", "-m", program]
     # Nothing of a distributed launcher that this very process might run under.
     environment = {
         name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")

@@ -263,14 +263,24 @@ def test_a_checkpoint_of_other_settings_or_with_a_torn_file_is_refused(make_engi
     engine.save(tmp_path / "update-1")
     layout = tmp_path / "update-1" / "deepspeed" / "layout.json"
     written = layout.read_text()
-    layout.write_text(json.dumps(json.loads(written) | {"ranks": 4}))
-    with pytest.raises(UsageError, match=r"was written with learner\.ranks 4.*this run has learner\.ranks 1"):
-        engine.load(tmp_path / "update-1")
+    for name, other in (("zero_stage", 3), ("dtype", "bfloat16")):
+        layout.write_text(json.dumps(json.loads(written) | {"ranks": 4, name: other}))
+        with pytest.raises(
+            UsageError, match=rf"was written with .*learner\.{name} {other}.*this run has learner\.ranks 1"
+        ):
+            engine.load(tmp_path / "update-1")
     layout.write_text(written)
     shard = next((tmp_path / "update-1" / "deepspeed" / "engine").glob("*optim_states.pt"))
     shard.write_bytes(shard.read_bytes()[:1000])
     with pytest.raises(UsageError, match=r"update-1 cannot be read: .*resume from an older one"):
         engine.load(tmp_path / "update-1")
+
+
+def test_a_path_that_is_a_pattern_to_deepspeed_is_loaded_from(make_engine, tmp_path):
+    """DeepSpeed looks for its files with the whole path as a pattern, in which [b] is a b."""
+    engine = make_engine()
+    engine.save(tmp_path / "a[b]" / "update-0", {"note": 1})
+    assert engine.load(tmp_path / "a[b]" / "update-0") == {"note": 1}
 
 
 def test_a_full_disk_fails_the_save_with_a_clear_error_and_training_goes_on(make_engine, tmp_path, monkeypatch):
