@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from actors.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.engine import POLICY_ALONE, Engine
-from actors.errors import OffbeatError, RunError, UsageError
+from actors.errors import ENGINE_MEMORY, OffbeatError, RunError, UsageError, saying_what_to_lower
 from actors.records import Completion, Draw, Failure, GeneratorStatus, Group, Lease, Manifest
 from actors.weights import check_expected, check_not_older, expected_tensors
 
@@ -216,7 +216,8 @@ class Generator:
 
     def _serve(self, ready: Future[None]) -> None:
         try:
-            engine = self._build()
+            with saying_what_to_lower(f"the engine of {self._name}", ENGINE_MEMORY):
+                engine = self._build()
         except BaseException as error:
             ready.set_exception(error)
             return
@@ -229,7 +230,9 @@ class Generator:
                 self._start_leases(engine)
                 if engine.busy:
                     self._enter(GENERATING)
-                    self._deliver(engine.step())
+                    with saying_what_to_lower(f"the engine of {self._name}", ENGINE_MEMORY):
+                        finished = engine.step()
+                    self._deliver(finished)
         except Exception as error:
             self._fail(error)
         finally:

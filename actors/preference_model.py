@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from actors.errors import RunError, UsageError
+from actors.errors import JUDGE_MEMORY, RunError, UsageError, saying_what_to_lower
 from actors.judges.reward_model import batches_by_length
 from actors.model_files import require_safetensors, resolve
 
@@ -195,7 +195,8 @@ class PreferenceModel:
                     f"{len(part[0])} tokens, and the preference model has {self._longest} positions; shorten prompts "
                     "or responses"
                 )
-            values = self._network(*collate(part, self._device)).cpu().numpy().astype(np.float64)
+            with saying_what_to_lower("the preference model", JUDGE_MEMORY):
+                values = self._network(*collate(part, self._device)).cpu().numpy().astype(np.float64)
             found.update(zip(part, values, strict=True))
         return found
 

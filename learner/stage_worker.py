@@ -9,7 +9,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from actors.errors import RunError
+from actors.errors import LEARNER_MEMORY, RunError, saying_what_to_lower
 from actors.model_files import resolve
 from learner.records import StageStats
 from learner.stage_config import StageConfig
@@ -58,11 +58,13 @@ class StageWorker:
 
     def advance(self, updates: int) -> list[StageStats]:
         """The next `updates` optimizer steps."""
-        return self._trainer.advance(updates)
+        with saying_what_to_lower("the learner", LEARNER_MEMORY):
+            return self._trainer.advance(updates)
 
     def evaluate(self) -> dict[str, float]:
         """`loss` and metrics on the held-out examples; empty where there are none."""
-        return self._trainer.evaluate()
+        with saying_what_to_lower("the learner", LEARNER_MEMORY):
+            return self._trainer.evaluate()
 
     def save(self, stage: str, client_state: dict[str, Any] | None = None) -> None:
         """Writes this rank's part of a checkpoint into `stage`, a directory of `checkpoints.begin`."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from actors.config import OpponentConfig
-from actors.errors import RunError
+from actors.errors import LEARNER_MEMORY, RunError, saying_what_to_lower
 from actors.records import SENT_BY_LEARNER, Canary, Game, Manifest, Pair
 from learner.config import LearnerConfig, PublicationConfig, TrainerConfig
 from learner.records import UpdateStats
@@ -59,23 +59,25 @@ class LearnerWorker:
         self._senders: dict[str, tuple[int, Any]] = {}
         self._canary_length = publication.canary_tokens
         self._publisher = Publisher(publication, publish_dir) if rank == 0 else None
-        self._engine = TrainEngine(
-            model_dir,
-            learner,
-            total_updates,
-            temperature,
-            reference_dir,
-            failed_batches_dir=failed_batches_dir,
-            tokenizer_dir=tokenizer_dir,
-            opponent=opponent,
-        )
+        with saying_what_to_lower(f"learner rank {rank}", LEARNER_MEMORY):
+            self._engine = TrainEngine(
+                model_dir,
+                learner,
+                total_updates,
+                temperature,
+                reference_dir,
+                failed_batches_dir=failed_batches_dir,
+                tokenizer_dir=tokenizer_dir,
+                opponent=opponent,
+            )
 
     def ready(self) -> None:
         """Answers once the models are loaded and all ranks have met."""
 
     def update(self, items: Sequence[Pair] | Sequence[Game], measure_step: bool = False) -> UpdateStats:
         """One optimizer step on the whole batch `items`, of which this rank computes its share. Collective."""
-        return self._engine.update(items, measure_step)
+        with saying_what_to_lower(f"learner rank {self.rank}", LEARNER_MEMORY):
+            return self._engine.update(items, measure_step)
 
     def export(self, version: int) -> Manifest | None:
         """Publishes the current weights as `version`; the manifest on rank 0, None elsewhere. Collective.
@@ -127,7 +129,8 @@ class LearnerWorker:
 
     def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[list[float], list[float]]]:
         """Log-probs (nats) of each (prompt, response)'s response tokens under policy and reference. Collective."""
-        return self._engine.score(sequences)
+        with saying_what_to_lower(f"learner rank {self.rank}", LEARNER_MEMORY):
+            return self._engine.score(sequences)
 
     def exact_table(self) -> np.ndarray | None:
         """Next-token log-probs [16, 259, 18] (float32, nats) of the policy in the embedded world (`ExactPolicy`).

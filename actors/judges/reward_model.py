@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from actors.errors import RunError, UsageError
+from actors.errors import JUDGE_MEMORY, RunError, UsageError, saying_what_to_lower
 from actors.judge_config import RewardModelJudgeConfig
 from actors.judges.reward_inputs import RewardModelInputs
 from actors.judges.threads import in_daemon_thread
@@ -116,7 +116,8 @@ class RewardModelJudge:
         for row, sequence in enumerate(sequences):
             input_ids[row, : len(sequence)] = torch.tensor(sequence)
             attention_mask[row, : len(sequence)] = 1
-        output = self._model(input_ids.to(self._device), attention_mask=attention_mask.to(self._device))
+        with saying_what_to_lower("the reward model", JUDGE_MEMORY):
+            output = self._model(input_ids.to(self._device), attention_mask=attention_mask.to(self._device))
         return output.logits[:, 0].float().tolist()
 
 
