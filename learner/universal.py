@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,9 +20,9 @@ from torch import Tensor
 
 from actors.errors import UsageError
 from learner.checkpoints import discard
-from learner.collective import gather
 
 T = TypeVar("T")
+_PATIENCE = timedelta(days=1)
 _FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
@@ -67,13 +68,17 @@ def load_converted(checkpoint: Path, convert: Callable[[Path], None], load: Call
     """
     stage = checkpoint.with_name(f".tmp-universal-{checkpoint.name}")
     first = dist.get_rank() == 0
+    # Collectives of the default group give up after minutes, and rank 0 copies the whole state. A rank that dies ends
+    # the waiting of the others all the same, with its connections.
+    waiting = dist.new_group(backend="gloo", timeout=_PATIENCE)
     try:
-        _agree(_conversion_failure(stage, convert) if first else None, checkpoint)
+        _agree(_conversion_failure(stage, convert) if first else None, checkpoint, waiting)
         loaded = load(stage)
-        dist.barrier()  # the others may still be reading
+        dist.barrier(waiting)  # the others may still be reading
     finally:
         if first:
             discard(stage)
+        dist.destroy_process_group(waiting)
     return loaded
 
 
@@ -87,8 +92,9 @@ def _conversion_failure(stage: Path, convert: Callable[[Path], None]) -> Excepti
     return None
 
 
-def _agree(failure: Exception | None, checkpoint: Path) -> None:
-    told = gather(None if failure is None else f"{type(failure).__name__}: {failure}")
+def _agree(failure: Exception | None, checkpoint: Path, group: dist.ProcessGroup) -> None:
+    told: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, None if failure is None else f"{type(failure).__name__}: {failure}", group)
     if any(told):
         raise UsageError(
             f"checkpoint {checkpoint} could not be converted to learner.ranks {len(told)}: {told[0]}. The conversion "
