@@ -308,7 +308,7 @@ def check_machine(config: RunConfig) -> None:
     """Raises `UsageError` with everything that stands against the run on this machine, as `offbeat doctor` says it."""
     from launch.doctor.checkup import fatal_checks
 
-    found = [f"{finding.text}; {finding.remedy}" for finding in fatal_checks(config)]
+    found = [f"{finding.name}: {finding.text}; {finding.remedy}" for finding in fatal_checks(config)]
     if found:
         raise UsageError("\n".join(found) if len(found) > 1 else found[0])
 

@@ -129,8 +129,9 @@ def test_an_output_that_holds_another_run(config: Path, capsys) -> None:
 
 
 def test_shared_memory_too_small(config: Path, capsys) -> None:
-    error = _error(capsys, str(config), f"cluster.object_store_mib={1 << 40}", code=1)
-    assert "/dev/shm has" in error
+    error = _error(capsys, str(config), f"cluster.object_store_mib={1 << 40}", code=2)
+    assert "/dev/shm: " in error
+    assert "object store 1,073,741,824.0 GiB" in error
     assert "--shm-size" in error
 
 

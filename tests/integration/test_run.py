@@ -138,7 +138,8 @@ def test_a_run_judged_over_http_counts_every_request_and_tells_its_key_to_the_se
         return 200, {}, b"<html>" if n == 7 else {"choices": [choice], "usage": usage}
 
     with FakeServer(script) as server:
-        judge = f"{{kind: endpoint, url: {server.url}/v1, model: judge-1, api_key_env: JUDGE_KEY, input_price: 2.0}}"
+        judge = f"{{kind: endpoint, url: {server.url}/v1, model: judge-1, api_key_env: JUDGE_KEY, input_price: 2.0, "
+        judge += "request_timeout_seconds: 5, longest_pause_seconds: 5}"
         out, err = _run(config, f"judging.judge={judge}", "evaluation.prompts=0")
     figures = _summary(config)["judging"]
     assert (figures["rate_limited"], figures["garbage"], figures["retries"], figures["given_up"]) == (2, 1, 3, 0)
@@ -206,7 +207,7 @@ def test_a_port_in_use_is_one_sentence_and_leaves_nothing(config: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         _, err = _run(config, f"learner.port={port}", code=2)
-    assert f"learner.port {port} cannot be used" in err
+    assert f"learner.port {port} is in use here" in err
     assert "Traceback" not in err
 
 
