@@ -1,11 +1,11 @@
 """Chaos: kill -9 at random among all actors and the driver of one run, which must end as if nothing had happened.
 
-    python -m benchmarks.chaos [--kills 30] [--seed 0] [--updates 1500] [--output benchmarks/results/chaos.json]
+    python -m benchmarks.chaos [--kills 30] [--seed 0] [--updates 2500] [--output benchmarks/results/chaos.json]
 
-Two generators, two judges, one learner rank, a small model, on Ray, vLLM and DeepSpeed. Each kill waits a random time
-for a random one of the living processes; a driver that ended, killed or because the learner was, is started again with
-`--resume`. At the end the run must have made all its updates, every staleness within the bound, the ledger balanced,
-and by the journal every prompt trained exactly once and in its place.
+Two generators, two judges, one learner rank, a small model, on Ray, vLLM and DeepSpeed. Each kill is of one of the six
+processes, drawn at random, after a random time, or when it is there again; a driver that ended, killed or because the
+learner was, is started again with `--resume`. At the end the run must have made all its updates, every staleness within
+the bound, the ledger balanced, and by the journal every prompt trained exactly once and in its place.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,8 @@ ROLES = {
     "ray::JudgeWorker": "judge",
     "ray::LearnerWorker": "learner",
 }
+PROCESSES = {"generator": 2, "judge": 2, "learner": 1, "driver": 1}
+"""Of a run, by role; a kill takes any of them with the same probability."""
 PROMPTS_PER_UPDATE = 8
 STALENESS = 2
 START_SECONDS = 180.0
@@ -62,13 +64,15 @@ class Driver:
     def __init__(self, config: Path, log: Path) -> None:
         self._config = config
         self._metrics = config.parent / "run" / "metrics.jsonl"
+        self._begun = config.parent / "run" / "config.yaml"
         self._log = log
         self._mark = secrets.token_hex(8)
         self._process: subprocess.Popen[bytes]
         self.starts = 0
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "launch", "train", str(self._config), *(["--resume"] if self.starts else [])]
+        resume = ["--resume"] if self._begun.is_file() else []
+        command = [sys.executable, "-m", "launch", "train", str(self._config), *resume]
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {MARK: self._mark}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
@@ -142,9 +146,9 @@ def configuration(directory: Path, model: Path, updates: int) -> Path:
 
 
 def torment(
-    driver: Driver, kills: list[str | None], rng: random.Random, longest_wait: float, updates_between: int = 0
+    driver: Driver, kills: Sequence[str], rng: random.Random, longest_wait: float, updates_between: int = 0
 ) -> Account:
-    """Runs to the end, with a kill for each of `kills`: a role, or None for any living process.
+    """Runs to the end, with a kill for each role in `kills`.
 
     A kill waits a random part of `longest_wait` seconds, and for `updates_between` more updates than the one before.
     """
@@ -164,7 +168,7 @@ def torment(
 
 
 def _await_victim(
-    driver: Driver, role: str | None, rng: random.Random, due: float, updates: int, account: Account
+    driver: Driver, role: str, rng: random.Random, due: float, updates: int, account: Account
 ) -> tuple[str, psutil.Process]:
     """One that lives when it is due and so many updates are made, or as soon as there is one after that."""
     deadline = time.monotonic() + START_SECONDS
@@ -174,11 +178,11 @@ def _await_victim(
                 raise SystemExit(f"the run ended after {account.kills.total()} kills; raise --updates")
             _again(driver, account)
         if time.monotonic() >= due and driver.updates() >= updates:
-            victims = [victim for victim in driver.victims() if role in (None, victim[0])]
+            victims = [victim for victim in driver.victims() if role == victim[0]]
             if victims:
                 return rng.choice(victims)
         time.sleep(0.05)
-    raise SystemExit(f"no {role or 'process'} to kill within {START_SECONDS:g} s")
+    raise SystemExit(f"no {role} to kill within {START_SECONDS:g} s")
 
 
 def _again(driver: Driver, account: Account) -> None:
@@ -219,7 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--updates", type=int, default=1500)
+    parser.add_argument("--updates", type=int, default=2500)
     parser.add_argument("--longest-wait", type=float, default=8.0, metavar="SECONDS", help="between two kills")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/chaos.json"))
     arguments = parser.parse_args()
@@ -232,8 +236,9 @@ def main() -> None:
         config = configuration(directory, directory / "start", arguments.updates)
         started = time.monotonic()
         driver = Driver(config, arguments.output.with_suffix(".log"))
-        kills: list[str | None] = [None] * arguments.kills
-        account = torment(driver, kills, random.Random(arguments.seed), arguments.longest_wait)
+        rng = random.Random(arguments.seed)
+        kills = rng.choices(list(PROCESSES), weights=list(PROCESSES.values()), k=arguments.kills)
+        account = torment(driver, kills, rng, arguments.longest_wait)
         result = {
             "seed": arguments.seed,
             "kills": dict(account.kills),

@@ -19,6 +19,8 @@ SHARED_MEMORY = Path("/dev/shm")
 SHM_PREFIX = "offbeat-"
 LOCK = ".lock"
 """A file that a live process holds locked. Unlike a process id it means the same in every container."""
+_BEFORE_THE_CONFIG = (LOCK, "config.tmp")
+"""What a run that was killed while it began has left: nothing to go on with, and in nobody's way."""
 
 
 class RunDirectory:
@@ -56,7 +58,7 @@ class RunDirectory:
                 f"--resume found no run in {path}: it has no config.yaml; give the directory of an interrupted run "
                 "with --output DIR, or leave --resume out to start one"
             )
-        if not resume and path.is_dir() and any(path.iterdir()):
+        if not resume and path.is_dir() and any(each.name not in _BEFORE_THE_CONFIG for each in path.iterdir()):
             raise UsageError(
                 f"output directory {path} is not empty; go on with that run by --resume, or choose another with "
                 "--output DIR or name=NAME"

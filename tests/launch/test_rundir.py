@@ -30,6 +30,16 @@ def test_a_directory_that_holds_something_is_refused_without_resume(tmp_path: Pa
     assert RunDirectory.open(_config(tmp_path / "run"), resume=True).path == tmp_path / "run"
 
 
+def test_a_run_that_was_killed_while_it_began_is_in_nobody_s_way(tmp_path: Path) -> None:
+    """Between the directory and its config.yaml there is nothing to resume."""
+    begun = _begin(tmp_path / "run")
+    begun.close()
+    begun.config.rename(begun.config.with_suffix(".tmp"))
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "config.tmp"]
+    _begin(tmp_path / "run").close()
+    assert (tmp_path / "run" / "config.yaml").is_file()
+
+
 def test_resuming_where_no_run_was_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--resume found no run"):
         RunDirectory.open(_config(tmp_path / "absent"), resume=True)
