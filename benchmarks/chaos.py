@@ -1,9 +1,9 @@
 """Chaos: kill -9 at random among all actors and the driver of one run, which must end as if nothing had happened.
 
-    python -m benchmarks.chaos [--kills 30] [--seed 0] [--updates 2500] [--output benchmarks/results/chaos.json]
+    python -m benchmarks.chaos [--kills 30] [--seed 0] [--updates 1200] [--output benchmarks/results/chaos.json]
 
 Two generators, two judges, one learner rank, a small model, on Ray, vLLM and DeepSpeed. Each kill is of one of the six
-processes, drawn at random, after a random time, or when it is there again; a driver that ended, killed or because the
+processes, drawn at random, at a random update, or when it is there again; a driver that ended, killed or because the
 learner was, is started again with `--resume`. At the end the run must have made all its updates, every staleness within
 the bound, the ledger balanced, and by the journal every prompt trained exactly once and in its place.
 """
@@ -41,6 +41,8 @@ PROCESSES = {"generator": 2, "judge": 2, "learner": 1, "driver": 1}
 """Of a run, by role; a kill takes any of them with the same probability."""
 PROMPTS_PER_UPDATE = 8
 STALENESS = 2
+LAST_KILL = 0.9
+"""Share of the updates that are made before it."""
 START_SECONDS = 180.0
 """Longest wait for a process to kill."""
 
@@ -145,18 +147,14 @@ def configuration(directory: Path, model: Path, updates: int) -> Path:
     return path
 
 
-def torment(
-    driver: Driver, kills: Sequence[str], rng: random.Random, longest_wait: float, updates_between: int = 0
-) -> Account:
-    """Runs to the end, with a kill for each role in `kills`.
-
-    A kill waits a random part of `longest_wait` seconds, and for `updates_between` more updates than the one before.
-    """
+def torment(driver: Driver, kills: Sequence[tuple[str, int]], rng: random.Random, longest_wait: float) -> Account:
+    """Runs to the end, with a kill for each role in `kills`: once the run has made so many updates, and a random part of
+    `longest_wait` seconds after the kill before."""
     account = Account()
     driver.start()
-    for number, role in enumerate(kills, start=1):
+    for role, updates in kills:
         due = time.monotonic() + rng.uniform(0.0, longest_wait)
-        victim = _await_victim(driver, role, rng, due, number * updates_between, account)
+        victim = _await_victim(driver, role, rng, due, updates, account)
         with suppress(psutil.Error):
             victim[1].kill()
         account.kills[victim[0]] += 1
@@ -223,8 +221,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--updates", type=int, default=2500)
-    parser.add_argument("--longest-wait", type=float, default=8.0, metavar="SECONDS", help="between two kills")
+    parser.add_argument("--updates", type=int, default=1200)
+    parser.add_argument("--longest-wait", type=float, default=2.0, metavar="SECONDS", help="between two kills")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/chaos.json"))
     arguments = parser.parse_args()
     from launch.summary import package_versions
@@ -237,8 +235,9 @@ def main() -> None:
         started = time.monotonic()
         driver = Driver(config, arguments.output.with_suffix(".log"))
         rng = random.Random(arguments.seed)
-        kills = rng.choices(list(PROCESSES), weights=list(PROCESSES.values()), k=arguments.kills)
-        account = torment(driver, kills, rng, arguments.longest_wait)
+        roles = rng.choices(list(PROCESSES), weights=list(PROCESSES.values()), k=arguments.kills)
+        moments = sorted(rng.randrange(int(LAST_KILL * arguments.updates)) for _ in roles)
+        account = torment(driver, list(zip(roles, moments, strict=True)), rng, arguments.longest_wait)
         result = {
             "seed": arguments.seed,
             "kills": dict(account.kills),
