@@ -148,8 +148,8 @@ def configuration(directory: Path, model: Path, updates: int) -> Path:
 
 
 def torment(driver: Driver, kills: Sequence[tuple[str, int]], rng: random.Random, longest_wait: float) -> Account:
-    """Runs to the end, with a kill for each role in `kills`: once the run has made so many updates, and a random part of
-    `longest_wait` seconds after the kill before."""
+    """Runs to the end, with a kill for each role in `kills`: once the run has made so many updates, and a random part
+    of `longest_wait` seconds after the kill before."""
     account = Account()
     driver.start()
     for role, updates in kills:
