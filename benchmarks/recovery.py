@@ -25,6 +25,7 @@ from typing import Any
 import psutil
 import yaml
 
+from actors import world
 from benchmarks.chaos import Driver
 
 GENERATOR, AT_WORK = "ray::RemoteGenerator", "ray::RemoteGenerator.collect"
@@ -37,7 +38,8 @@ UPDATES = 100_000
 def configuration(directory: Path, model: Path) -> Path:
     """A run on CPU of two generators, in which sampling costs more than learning."""
     prompts = directory / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": f"p{n % 16}"}) + "\n" for n in range(256)))
+    words = [word for word in world.VOCABULARY if word.isalpha()]
+    prompts.write_text("".join(json.dumps({"prompt": words[n % len(words)]}) + "\n" for n in range(256)))
     document = {
         "model": {"path": str(model)},
         "updates": UPDATES,
