@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any
 
 from actors.buffer import ReplayBuffer
 from actors.config import ReplayConfig
-from actors.records import Canary, Group, Judgement, Lease, Manifest, Prompt
+from actors.records import Group, Judgement, Lease, Manifest, Prompt
 from launch.lockstep import LockstepPool
-from launch.ports import GeneratorUnavailableError, Publication
+from launch.ports import GeneratorUnavailableError
 from tests.fakes import FakeGenerator, FakePrompts, group_of
+from tests.launch.pools import offer, run, serving, until
 
 BATCH = 4
 
@@ -68,7 +68,7 @@ class Rig:
         )
 
     def offer(self, version: int) -> None:
-        self.pool.offer(Publication(Manifest(version, (), Canary((), ()), "shm")))
+        offer(self.pool, version)
 
     def judge(self) -> None:
         groups = self.unjudged[:]
@@ -79,7 +79,7 @@ class Rig:
         self.pool.changed.notify()
 
     async def told(self, count: int) -> list[Any]:
-        await _until(lambda: len(self.generator.told) >= count)
+        await until(lambda: len(self.generator.told) >= count)
         return self.generator.told
 
     async def nothing_more(self) -> None:
@@ -89,25 +89,8 @@ class Rig:
             await asyncio.sleep(0)
         assert self.generator.told == before
 
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self.pool.run())
-        self.offer(0)
-        try:
-            yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-
-
-async def _until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
-
-
-def _run(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), timeout=5))
+    def running(self) -> AbstractAsyncContextManager[asyncio.Task[None]]:
+        return serving(self.pool)
 
 
 def test_each_version_samples_the_leases_that_no_earlier_one_may_and_all_of_them_at_once() -> None:
@@ -119,18 +102,18 @@ def test_each_version_samples_the_leases_that_no_earlier_one_may_and_all_of_them
         async with rig.running():
             assert await rig.told(2) == ["v0", list(range(8))]
             rig.generator.answer(*range(8))
-            await _until(lambda: len(rig.unjudged) == 8)
+            await until(lambda: len(rig.unjudged) == 8)
             rig.judge()
             _learn(rig, 2)
             assert await rig.told(4) == ["v0", list(range(8)), "v1", [8, 9, 10, 11]]
             await rig.nothing_more()
             rig.generator.answer(0, 1, 2, 3)
-            await _until(lambda: len(rig.unjudged) == 4)
+            await until(lambda: len(rig.unjudged) == 4)
             rig.judge()
             assert (await rig.told(6))[4:] == ["v2", [12, 13, 14, 15]]
             assert rig.retired == [0, 1]
 
-    _run(test)
+    run(test)
 
 
 def _learn(rig: Rig, versions: int) -> None:
@@ -148,10 +131,10 @@ def test_groups_go_to_the_judge_together_by_index_whenever_they_were_finished() 
             await rig.nothing_more()
             assert rig.unjudged == []
             rig.generator.answer(1)
-            await _until(lambda: rig.unjudged)
+            await until(lambda: rig.unjudged)
             assert [group.lease.index for group in rig.unjudged] == [0, 1, 2, 3]
 
-    _run(test)
+    run(test)
 
 
 def test_a_round_waits_until_the_one_before_is_judged() -> None:
@@ -160,14 +143,14 @@ def test_a_round_waits_until_the_one_before_is_judged() -> None:
         async with rig.running():
             await rig.told(2)
             rig.generator.answer(*range(8))
-            await _until(lambda: len(rig.unjudged) == 8)
+            await until(lambda: len(rig.unjudged) == 8)
             rig.offer(1)
             await rig.nothing_more()
             rig.judge()
             assert rig.buffer.take() is not None
             assert await rig.told(3) == ["v0", list(range(8)), "v1"]
 
-    _run(test)
+    run(test)
 
 
 def test_what_an_evaluation_wants_is_a_round_of_its_own_at_the_version_that_it_asks_for() -> None:
@@ -178,7 +161,7 @@ def test_what_an_evaluation_wants_is_a_round_of_its_own_at_the_version_that_it_a
             sample = asyncio.create_task(rig.pool.sample([Prompt("e", (1,), "")] * 2, min_version=1))
             await rig.nothing_more()
             rig.generator.answer(0, 1, 2, 3)
-            await _until(lambda: rig.unjudged)
+            await until(lambda: rig.unjudged)
             rig.judge()
             await rig.nothing_more()
             _learn(rig, 1)
@@ -187,7 +170,7 @@ def test_what_an_evaluation_wants_is_a_round_of_its_own_at_the_version_that_it_a
             assert [group.lease.index for group in await sample if isinstance(group, Group)] == [-1, -2]
             assert (await rig.told(5))[4] == [4, 5, 6, 7]
 
-    _run(test)
+    run(test)
 
 
 def test_a_generator_that_comes_back_takes_the_version_at_work_and_what_was_lost() -> None:
@@ -201,9 +184,9 @@ def test_a_generator_that_comes_back_takes_the_version_at_work_and_what_was_lost
             await rig.nothing_more()
             rig.offer(1)
             rig.generator.answers.put_nowait(GeneratorUnavailableError("a"))
-            await _until(lambda: len(rig.unjudged) == 6)
+            await until(lambda: len(rig.unjudged) == 6)
             rig.judge()
             assert (await rig.told(4))[2:] == ["v0", [1, 3]]
             assert rig.retired == []
 
-    _run(test)
+    run(test)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,11 +12,12 @@ import pytest
 
 from actors.buffer import ReplayBuffer
 from actors.config import ReplayConfig
-from actors.records import Canary, Failure, GeneratorStatus, Group, Judgement, Lease, Manifest, Prompt
+from actors.records import Failure, GeneratorStatus, Group, Judgement, Lease, Manifest, Prompt
 from launch import pool as pool_module
 from launch.pool import GeneratorPool
-from launch.ports import GeneratorDeadError, GeneratorUnavailableError, Publication
+from launch.ports import GeneratorDeadError, GeneratorUnavailableError
 from tests.fakes import FakeGenerator, FakePrompts, group_of
+from tests.launch.pools import offer, run, serving, until
 
 
 class Manual(FakeGenerator):
@@ -71,29 +72,14 @@ class Pool:
         )
 
     def offer(self, version: int) -> None:
-        self.pool.offer(Publication(Manifest(version, (), Canary((), ()), "shm")))
+        offer(self.pool, version)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[asyncio.Task[None]]:
         """While it serves; all generators have version 0."""
-        task = asyncio.create_task(self.pool.run())
-        self.offer(0)
-        await _until(lambda: all(generator.loads for generator in self._generators))
-        try:
+        async with serving(self.pool) as task:
+            await until(lambda: all(generator.loads for generator in self._generators))
             yield task
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-
-
-async def _until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
-
-
-def _run(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), timeout=5))
 
 
 def _answer(lease: Lease, version: int = 0) -> Group:
@@ -110,18 +96,18 @@ def test_a_batch_smaller_than_one_generator_s_room_is_shared_evenly() -> None:
         a, b = Manual("a"), Manual("b")
         pool = Pool(a, b)
         async with pool.running():
-            await _until(lambda: len(a.leases) + len(b.leases) == 8)
+            await until(lambda: len(a.leases) + len(b.leases) == 8)
             for generator in (a, b):
                 for lease in generator.leases:
                     generator.answers.put_nowait(_answer(lease))
-            await _until(lambda: len(pool.groups) == 8)
+            await until(lambda: len(pool.groups) == 8)
             a.leases.clear()
             b.leases.clear()
             _train(pool, 1)
-            await _until(lambda: len(a.leases) + len(b.leases) == 8)
+            await until(lambda: len(a.leases) + len(b.leases) == 8)
             assert (len(a.leases), len(b.leases)) == (4, 4)
 
-    _run(test)
+    run(test)
 
 
 def _train(pool: Pool, version: int) -> None:
@@ -138,14 +124,14 @@ def test_a_faster_generator_gets_more() -> None:
         fast, slow = Manual("fast"), Manual("slow")
         pool = Pool(fast, slow, prompts_per_update=32, max_running=4)
         async with pool.running():
-            await _until(lambda: len(fast.leases) == 4 and len(slow.leases) == 4)
+            await until(lambda: len(fast.leases) == 4 and len(slow.leases) == 4)
             for _ in range(12):
                 served = len(fast.leases)
                 fast.answers.put_nowait(_answer(fast.leases[served - 4]))
-                await _until(lambda served=served: len(fast.leases) == served + 1)
+                await until(lambda served=served: len(fast.leases) == served + 1)
             assert (len(fast.leases), len(slow.leases)) == (16, 4)
 
-    _run(test)
+    run(test)
 
 
 def test_no_generator_holds_more_than_its_room() -> None:
@@ -153,14 +139,14 @@ def test_no_generator_holds_more_than_its_room() -> None:
         a = Manual("a")
         pool = Pool(a, prompts_per_update=8, max_running=3)
         async with pool.running():
-            await _until(lambda: len(a.leases) == 3)
+            await until(lambda: len(a.leases) == 3)
             await asyncio.sleep(0.01)
             assert a.indices() == [0, 1, 2]
             a.answers.put_nowait(_answer(a.leases[1]))
-            await _until(lambda: len(a.leases) == 4)
+            await until(lambda: len(a.leases) == 4)
             assert a.indices() == [0, 1, 2, 3]
 
-    _run(test)
+    run(test)
 
 
 def test_a_lease_past_its_deadline_goes_to_a_generator_again_and_the_late_answer_is_ignored() -> None:
@@ -168,7 +154,7 @@ def test_a_lease_past_its_deadline_goes_to_a_generator_again_and_the_late_answer
         a = Manual("a")
         pool = Pool(a, prompts_per_update=2)
         async with pool.running():
-            await _until(lambda: len(a.leases) == 2)
+            await until(lambda: len(a.leases) == 2)
             first = a.leases[0]
             pool.now = 59.0
             pool.pool.expire()
@@ -176,15 +162,15 @@ def test_a_lease_past_its_deadline_goes_to_a_generator_again_and_the_late_answer
             pool.now = 60.0
             pool.pool.expire()
             assert "2 leases passed their deadline" in pool.messages[0]
-            await _until(lambda: len(a.leases) == 4)
+            await until(lambda: len(a.leases) == 4)
             assert [(lease.index, lease.attempt) for lease in a.leases[2:]] == [(0, 1), (1, 1)]
             a.answers.put_nowait(_answer(first))
             a.answers.put_nowait(_answer(a.leases[2]))
-            await _until(lambda: pool.groups)
+            await until(lambda: pool.groups)
             assert [group.lease.attempt for group in pool.groups] == [1]
             assert pool.buffer.ledger()["late"] == 1
 
-    _run(test)
+    run(test)
 
 
 def test_evaluation_prompts_go_before_training_leases_and_come_back_in_order() -> None:
@@ -192,12 +178,12 @@ def test_evaluation_prompts_go_before_training_leases_and_come_back_in_order() -
         a = Manual("a")
         pool = Pool(a, max_running=4)
         async with pool.running():
-            await _until(lambda: len(a.leases) == 4)
+            await until(lambda: len(a.leases) == 4)
             sampling = asyncio.create_task(pool.pool.sample(PROMPTS[:2], min_version=0))
             await asyncio.sleep(0)
             for lease in a.leases[:2]:
                 a.answers.put_nowait(_answer(lease))
-            await _until(lambda: len(a.leases) == 6)
+            await until(lambda: len(a.leases) == 6)
             asides = a.leases[4:]
             assert [lease.prompt for lease in asides] == PROMPTS[:2]
             for lease in reversed(asides):
@@ -205,7 +191,7 @@ def test_evaluation_prompts_go_before_training_leases_and_come_back_in_order() -
             assert [group.lease.prompt for group in await sampling] == PROMPTS[:2]
             assert all(group.lease.index >= 0 for group in pool.groups)
 
-    _run(test)
+    run(test)
 
 
 def test_evaluation_prompts_of_a_dead_generator_are_answered_by_another_one() -> None:
@@ -213,17 +199,17 @@ def test_evaluation_prompts_of_a_dead_generator_are_answered_by_another_one() ->
         a, b = Manual("a"), Manual("b")
         pool = Pool(a, b, prompts_per_update=1)
         async with pool.running():
-            await _until(lambda: all(member.working for member in pool.pool._members))
+            await until(lambda: all(member.working for member in pool.pool._members))
             sampling = asyncio.create_task(pool.pool.sample(PROMPTS, min_version=0))
-            await _until(lambda: len(_asides(a)) + len(_asides(b)) == 4)
+            await until(lambda: len(_asides(a)) + len(_asides(b)) == 4)
             assert 1 <= len(_asides(a)) <= 2
             a.answers.put_nowait(GeneratorDeadError("a"))
-            await _until(lambda: len(_asides(b)) == 4)
+            await until(lambda: len(_asides(b)) == 4)
             for lease in _asides(b):
                 b.answers.put_nowait(_answer(lease))
             assert [group.lease.prompt for group in await sampling] == PROMPTS
 
-    _run(test)
+    run(test)
 
 
 def _asides(generator: Manual) -> list[Lease]:
@@ -238,17 +224,17 @@ def test_a_second_answer_to_an_evaluation_prompt_is_ignored() -> None:
         pool = Pool(a)
         async with pool.running() as running:
             sampling = asyncio.create_task(pool.pool.sample(PROMPTS[:1], min_version=0))
-            await _until(lambda: _asides(a))
+            await until(lambda: _asides(a))
             (lease,) = _asides(a)
             a.answers.put_nowait(_answer(lease))
             a.answers.put_nowait(_answer(lease))
             await sampling
             training = next(lease for lease in a.leases if lease.index >= 0)
             a.answers.put_nowait(_answer(training))
-            await _until(lambda: pool.groups)
+            await until(lambda: pool.groups)
             assert not running.done()
 
-    _run(test)
+    run(test)
 
 
 def test_answers_to_an_evaluation_that_was_given_up_are_ignored() -> None:
@@ -257,14 +243,14 @@ def test_answers_to_an_evaluation_that_was_given_up_are_ignored() -> None:
         pool = Pool(a)
         async with pool.running() as running:
             sampling = asyncio.create_task(pool.pool.sample(PROMPTS[:1], min_version=0))
-            await _until(lambda: _asides(a))
+            await until(lambda: _asides(a))
             sampling.cancel()
             a.answers.put_nowait(_answer(_asides(a)[0]))
             a.answers.put_nowait(_answer(next(lease for lease in a.leases if lease.index >= 0)))
-            await _until(lambda: pool.groups)
+            await until(lambda: pool.groups)
             assert not running.done()
 
-    _run(test)
+    run(test)
 
 
 def test_a_prompt_outside_the_buffer_without_an_answer_is_granted_again_and_at_last_given_up() -> None:
@@ -275,10 +261,10 @@ def test_a_prompt_outside_the_buffer_without_an_answer_is_granted_again_and_at_l
         pool = Pool(a, lease_seconds=10.0, prompts_per_update=1, max_attempts=9)
         async with pool.running() as running:
             sampling = asyncio.create_task(pool.pool.sample(PROMPTS[:2], min_version=0))
-            await _until(lambda: len(_asides(a)) == 2)
+            await until(lambda: len(_asides(a)) == 2)
             a.answers.put_nowait(_answer(_asides(a)[1]))
             for attempt in range(3):
-                await _until(lambda attempt=attempt: len(_asides(a)) == attempt + 2)
+                await until(lambda attempt=attempt: len(_asides(a)) == attempt + 2)
                 assert not sampling.done()
                 pool.now += 10.0
                 pool.pool.expire()
@@ -287,7 +273,7 @@ def test_a_prompt_outside_the_buffer_without_an_answer_is_granted_again_and_at_l
             assert group.lease.prompt == PROMPTS[1]
             assert not running.done()
 
-    _run(test)
+    run(test)
 
 
 def test_a_refused_prompt_outside_the_buffer_is_told_to_whoever_asked() -> None:
@@ -296,7 +282,7 @@ def test_a_refused_prompt_outside_the_buffer_is_told_to_whoever_asked() -> None:
         pool = Pool(a)
         async with pool.running() as running:
             sampling = asyncio.create_task(pool.pool.sample(PROMPTS[:2], min_version=0))
-            await _until(lambda: len(_asides(a)) == 2)
+            await until(lambda: len(_asides(a)) == 2)
             a.answers.put_nowait(Failure(-1, 0, "too long"))
             a.answers.put_nowait(_answer(_asides(a)[1]))
             failure, group = await sampling
@@ -306,7 +292,7 @@ def test_a_refused_prompt_outside_the_buffer_is_told_to_whoever_asked() -> None:
             await asyncio.sleep(0.005)
             assert not running.done()
 
-    _run(test)
+    run(test)
 
 
 def test_leases_ask_for_what_they_are_meant_to_draw() -> None:
@@ -316,17 +302,17 @@ def test_leases_ask_for_what_they_are_meant_to_draw() -> None:
         async with pool.running():
             for draw in ("policy", "opponents"):
                 sampling = asyncio.create_task(pool.pool.sample(PROMPTS[:1], min_version=0, draw=draw))
-                await _until(lambda draw=draw: _asides(a) and _asides(a)[-1].draw == draw)
+                await until(lambda draw=draw: _asides(a) and _asides(a)[-1].draw == draw)
                 a.answers.put_nowait(_answer(_asides(a)[-1]))
                 await sampling
-            await _until(lambda: len(a.leases) == 4)
+            await until(lambda: len(a.leases) == 4)
             assert [lease.draw for lease in a.leases if lease.index >= 0] == ["policy", "policy"]
         default = Manual("b")
         async with Pool(default, prompts_per_update=1).running():
-            await _until(lambda: default.leases)
+            await until(lambda: default.leases)
             assert default.leases[0].draw == "all"
 
-    _run(test)
+    run(test)
 
 
 def test_opponents_go_before_an_evaluation_that_was_asked_for_earlier() -> None:
@@ -336,7 +322,7 @@ def test_opponents_go_before_an_evaluation_that_was_asked_for_earlier() -> None:
         a = Manual("a")
         pool = Pool(a, max_running=1, draw="policy")
         async with pool.running():
-            await _until(lambda: len(a.leases) == 1)
+            await until(lambda: len(a.leases) == 1)
             evaluating = asyncio.create_task(pool.pool.sample(PROMPTS[:2], min_version=0))
             await asyncio.sleep(0)
             drawing = [
@@ -345,7 +331,7 @@ def test_opponents_go_before_an_evaluation_that_was_asked_for_earlier() -> None:
             ]
             await asyncio.sleep(0)
             for held in range(1, 6):
-                await _until(lambda held=held: len(a.leases) == held)
+                await until(lambda held=held: len(a.leases) == held)
                 a.answers.put_nowait(_answer(a.leases[-1]))
             await asyncio.gather(evaluating, *drawing)
             asked = [(lease.prompt.id, lease.draw) for lease in a.leases[1:5]]
@@ -356,7 +342,7 @@ def test_opponents_go_before_an_evaluation_that_was_asked_for_earlier() -> None:
                 ("evaluation:1", "policy"),
             ]
 
-    _run(test)
+    run(test)
 
 
 def test_a_slow_generator_skips_to_the_newest_version() -> None:
@@ -364,13 +350,13 @@ def test_a_slow_generator_skips_to_the_newest_version() -> None:
         a = Manual("a")
         pool = Pool(a, prompts_per_update=1, max_staleness=4)
         async with pool.running():
-            await _until(lambda: len(a.leases) == 5)
+            await until(lambda: len(a.leases) == 5)
             for lease in a.leases[:4]:
                 a.answers.put_nowait(_answer(lease))
-            await _until(lambda: len(pool.groups) == 4)
+            await until(lambda: len(pool.groups) == 4)
             a.may_take.clear()
             _train(pool, 1)
-            await _until(lambda: a.taking == [0, 1])
+            await until(lambda: a.taking == [0, 1])
             for version in (2, 3, 4):
                 _train(pool, version)
             a.may_take.set()
@@ -378,7 +364,7 @@ def test_a_slow_generator_skips_to_the_newest_version() -> None:
             assert a.taking == [0, 1, 4]
             assert sorted(pool.retired) == [0, 1, 2, 3]
 
-    _run(test)
+    run(test)
 
 
 def test_a_publication_is_retired_once_superseded_and_no_sooner_than_its_last_taker_is_done() -> None:
@@ -388,7 +374,7 @@ def test_a_publication_is_retired_once_superseded_and_no_sooner_than_its_last_ta
         a.may_take.clear()
         running = asyncio.create_task(pool.pool.run())
         pool.offer(0)
-        await _until(lambda: a.taking == [0])
+        await until(lambda: a.taking == [0])
         pool.offer(1)
         pool.offer(2)
         assert pool.retired == [1], "0 is being taken, 2 is the newest"
@@ -399,7 +385,7 @@ def test_a_publication_is_retired_once_superseded_and_no_sooner_than_its_last_ta
         assert pool.pool.newest is not None
         assert pool.pool.newest.version == 2
 
-    _run(test)
+    run(test)
 
 
 class Hanging(Manual):
@@ -436,11 +422,11 @@ def test_a_generator_that_does_not_take_weights_in_time_is_killed_alone_and_come
         well, hung = Manual("well"), Hanging("hung", hangs_at=1)
         pool = Pool(well, hung, take_seconds=0.02, max_running=4)
         async with pool.running() as running:
-            await _until(lambda: len(well.leases) == len(hung.leases) == 4)
+            await until(lambda: len(well.leases) == len(hung.leases) == 4)
             held = hung.indices()
             pool.buffer.published = lambda version: None  # type: ignore[method-assign]  # no update made version 1
             pool.offer(1)
-            await _until(lambda: hung.loads == [0, 1])
+            await until(lambda: hung.loads == [0, 1])
             assert well.loads == [0, 1]
             assert (hung.kills, hung.taking) == (1, [0, 1, 1])
             assert [message.partition(";")[0] for message in pool.messages] == [
@@ -448,12 +434,12 @@ def test_a_generator_that_does_not_take_weights_in_time_is_killed_alone_and_come
                 "hung died and is being restarted",
             ]
             assert "raise publication.timeout_seconds if the model is large" in pool.messages[0]
-            await _until(lambda: len(well.leases) + len(hung.leases) == 12)
+            await until(lambda: len(well.leases) + len(hung.leases) == 12)
             again = [*well.leases[4:], *hung.leases[4:]]
             assert sorted((lease.index, lease.attempt) for lease in again) == [(index, 1) for index in sorted(held)]
             assert not running.done()
 
-    _run(test)
+    run(test)
 
 
 def test_a_hanging_generator_without_restarts_is_dropped_and_the_others_go_on() -> None:
@@ -461,19 +447,19 @@ def test_a_hanging_generator_without_restarts_is_dropped_and_the_others_go_on() 
         well, hung = Manual("well"), Hanging("hung", hangs_at=1, restarts=0)
         pool = Pool(well, hung, take_seconds=0.02, max_running=4)
         async with pool.running() as running:
-            await _until(lambda: len(well.leases) == len(hung.leases) == 4)
+            await until(lambda: len(well.leases) == len(hung.leases) == 4)
             pool.buffer.published = lambda version: None  # type: ignore[method-assign]  # no update made version 1
             pool.offer(1)
             for lease in well.leases[:4]:
                 well.answers.put_nowait(_answer(lease))
-            await _until(lambda: len(well.leases) == 8)
+            await until(lambda: len(well.leases) == 8)
             assert "hung died for good: no restart is left" in pool.messages
             assert sorted(well.indices()) == list(range(8))
             pool.offer(2)
             await pool.pool.acknowledged(2)
             assert not running.done()
 
-    _run(test)
+    run(test)
 
 
 def test_a_run_whose_only_generator_hangs_at_every_start_ends_when_its_restarts_are_used_up() -> None:
@@ -487,7 +473,7 @@ def test_a_run_whose_only_generator_hangs_at_every_start_ends_when_its_restarts_
             assert hung.kills == 3
 
     with pytest.raises(BaseExceptionGroup) as caught:
-        _run(test)
+        run(test)
     (message,) = [str(error) for error in _leaves(caught.value)]
     assert message.startswith("no generator is left: no restart is left; see its log")
 
@@ -505,7 +491,7 @@ def test_a_killed_generator_whose_call_does_not_end_holds_up_only_itself(monkeyp
         async with pool.running():
             assert (deaf.kills, deaf.taking) == (1, [0, 0])
 
-    _run(test)
+    run(test)
 
 
 def test_a_generator_that_says_it_works_with_another_version_than_it_was_given_ends_the_run() -> None:
@@ -524,7 +510,7 @@ def test_a_generator_that_says_it_works_with_another_version_than_it_was_given_e
             running.result()
 
     with pytest.raises(BaseExceptionGroup) as caught:
-        _run(test)
+        run(test)
     (message,) = [str(error) for error in _leaves(caught.value)]
     assert message.startswith("muddled was given policy version 2 and says that it works with 1")
 
@@ -551,14 +537,14 @@ def test_a_pool_that_is_cancelled_while_a_generator_dies_ends() -> None:
         a = SlowToCancel("a")
         pool = Pool(a)
         async with pool.running() as running:
-            await _until(lambda: a.leases)
+            await until(lambda: a.leases)
             a.answers.put_nowait(GeneratorUnavailableError("a"))
             await asyncio.sleep(0.005)
             running.cancel()
             done, _ = await asyncio.wait({running}, timeout=1)
             assert done
 
-    _run(test)
+    run(test)
 
 
 def test_a_generator_that_does_not_start_is_named_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -571,11 +557,11 @@ def test_a_generator_that_does_not_start_is_named_again_and_again(monkeypatch: p
     async def test() -> None:
         pool = Pool(Pending("late-one"))
         running = asyncio.create_task(pool.pool.run())
-        await _until(lambda: len(pool.messages) >= 2)
+        await until(lambda: len(pool.messages) >= 2)
         assert all("late-one has not answered" in message for message in pool.messages)
         running.cancel()
 
-    _run(test)
+    run(test)
 
 
 def test_the_account_of_a_generator_outlives_its_deaths() -> None:
@@ -599,11 +585,11 @@ def test_the_account_of_a_generator_outlives_its_deaths() -> None:
             assert sum(each.generating_seconds for each in pool.pool.accounts) == 3.0 + 0.75
             assert sum(each.tokens for each in pool.pool.statuses) == 7, "the board shows what is alive"
             a.answers.put_nowait(GeneratorDeadError("a"))
-            await _until(lambda: any("died for good" in message for message in pool.messages))
+            await until(lambda: any("died for good" in message for message in pool.messages))
             assert sum(each.tokens for each in pool.pool.accounts) == 30 + 7
             assert [each.tokens for each in pool.pool.statuses] == [0]
 
-    _run(test)
+    run(test)
 
 
 @pytest.mark.parametrize("turns", range(6))
@@ -624,7 +610,7 @@ def test_a_pool_that_is_cancelled_just_as_weights_are_taken_ends(turns: int) -> 
             a.may_take.clear()
             pool.buffer.published = lambda version: None  # type: ignore[method-assign]  # no update made version 1
             pool.offer(1)
-            await _until(lambda: a.taking == [0, 1])
+            await until(lambda: a.taking == [0, 1])
             running.cancel()
             for _ in range(turns):
                 await asyncio.sleep(0)
@@ -632,4 +618,4 @@ def test_a_pool_that_is_cancelled_just_as_weights_are_taken_ends(turns: int) -> 
             done, _ = await asyncio.wait({running}, timeout=1)
             assert done
 
-    _run(test)
+    run(test)

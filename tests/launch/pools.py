@@ -1,0 +1,38 @@
+"""What tests of the generator pools share: a pool that serves, and waiting for what it does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from actors.records import Canary, Manifest
+from launch.pool import GeneratorPool
+from launch.ports import Publication
+
+
+def offer(pool: GeneratorPool, version: int) -> None:
+    """A publication without tensors."""
+    pool.offer(Publication(Manifest(version, (), Canary((), ()), "shm")))
+
+
+@contextlib.asynccontextmanager
+async def serving(pool: GeneratorPool) -> AsyncIterator[asyncio.Task[None]]:
+    """While it serves; version 0 is offered."""
+    task = asyncio.create_task(pool.run())
+    offer(pool, 0)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), timeout=5))
