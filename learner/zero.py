@@ -6,6 +6,9 @@ from typing import Any
 
 from learner.config import TrainerConfig
 
+BUCKET = 500_000_000
+"""Gradients or weights that are communicated together, at most."""
+
 
 def deepspeed_config(config: TrainerConfig, parameters: int) -> dict[str, Any]:
     """DeepSpeed's configuration for a policy of `parameters` elements.
@@ -16,8 +19,8 @@ def deepspeed_config(config: TrainerConfig, parameters: int) -> dict[str, Any]:
     optimizer = config.optimizer
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
-        "reduce_bucket_size": min(parameters, 500_000_000),
-        "allgather_bucket_size": min(parameters, 500_000_000),
+        "reduce_bucket_size": min(parameters, BUCKET),
+        "allgather_bucket_size": min(parameters, BUCKET),
         # Small tensors stay whole on every rank; small is relative to the model.
         "stage3_param_persistence_threshold": min(100_000, parameters // 100),
     }

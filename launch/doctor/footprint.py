@@ -12,14 +12,12 @@ from actors.config import OpponentConfig
 from launch.config import RunConfig
 from launch.doctor.model_facts import ELEMENT_BYTES, ModelFacts
 from learner.config import TrainerConfig
+from learner.zero import BUCKET
 
 PROCESS_BYTES = 1 << 30
 """Host memory of one actor before it holds a model: its libraries and their allocators. Rough."""
 PUBLISHED_VERSIONS = 2
 """Publications that exist at a time: one that generators still take, and the next."""
-
-BUCKET = 500_000_000
-"""Largest bucket of gradients, elements (learner/zero.py)."""
 
 
 @dataclass(frozen=True, slots=True)
