@@ -306,7 +306,7 @@ def prompt_token_ids(all_texts: Sequence[str], chats: Sequence[bool], tokenizer:
         if not chosen:
             continue
         texts = [all_texts[index] for index in chosen]
-        encoded = tokenizer(texts, add_special_tokens=not chat, return_attention_mask=False, verbose=False)["input_ids"]
+        encoded = _encoded(texts, tokenizer, add_special_tokens=not chat)
         for index, sequence in zip(chosen, encoded, strict=True):
             ids[index] = list(sequence) if chat else without_trailing(sequence, tokenizer.eos_token_id)
     return ids
@@ -316,8 +316,23 @@ def response_token_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     """Token ids of each response, apart from its prompt as a policy samples it: up to the first end-of-sequence, which
     chat templates write themselves, and one at the end."""
     eos = tokenizer.eos_token_id
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    encoded = _encoded(texts, tokenizer, add_special_tokens=False)
     return [[*(ids[: ids.index(eos)] if eos in ids else ids), eos] for ids in encoded]
+
+
+def _encoded(texts: Sequence[str], tokenizer: Any, *, add_special_tokens: bool) -> list[list[int]]:
+    """Token ids of each text. Raises UsageError when the tokenizer has none for a word."""
+    try:
+        return tokenizer(
+            list(texts), add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False
+        )["input_ids"]
+    except Exception as error:
+        if type(error) is not Exception:  # the tokenizers library raises the bare class
+            raise
+        raise UsageError(
+            f"the tokenizer cannot read the data: {error}; use a tokenizer that knows every word or has an unknown "
+            "token, such as the one the model was trained with"
+        ) from error
 
 
 def without_trailing(sequence: Sequence[int], eos: int | None) -> list[int]:

@@ -390,3 +390,13 @@ def test_a_tokenizer_without_end_of_sequence_is_refused_unless_it_only_reads(tmp
     with pytest.raises(UsageError, match="no end-of-sequence token"):
         load_tokenizer(str(tmp_path))
     assert load_tokenizer(str(tmp_path), needs_eos=False).eos_token_id is None
+
+
+def test_a_word_that_the_tokenizer_has_no_token_for_is_a_mistake_in_the_request(tmp_path: Path) -> None:
+    """A word-level vocabulary without an unknown token."""
+    from actors import world
+
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"prompt": "stone"}) + "\n" + json.dumps({"prompt": "marble"}) + "\n")
+    with pytest.raises(UsageError, match=r"the tokenizer cannot read the data: .*unknown token"):
+        PromptSource(PromptConfig(source=str(path)), world.tokenizer())
