@@ -7,6 +7,7 @@ One thread owns the engine; the methods, which may be called from any thread, on
 from __future__ import annotations
 
 import hashlib
+import secrets
 import threading
 import time
 from collections import deque
@@ -96,6 +97,7 @@ class Generator:
         make_engine: Callable[..., EngineLike] = Engine,
     ) -> None:
         self._name = name
+        self._process = secrets.token_hex(8)
         self._model_dir = model_dir
         self._max_running = generators.max_running_prompts
         self._with_average = opponent.kind == "ema"
@@ -188,6 +190,7 @@ class Generator:
                 generating_seconds=self._seconds[GENERATING],
                 updating_seconds=self._seconds[UPDATING],
                 idle_seconds=self._seconds[IDLE],
+                process=self._process,
             )
 
     def close(self) -> None:

@@ -203,6 +203,8 @@ class GeneratorStatus:
     generating_seconds: float
     updating_seconds: float
     idle_seconds: float
+    process: str
+    """Of whom this is the account: a generator that was started again has another."""
 
 
 def flatten(groups: Sequence[Group]) -> list[Completion]:

@@ -54,15 +54,6 @@ async def _apart(work: Coroutine[Any, Any, None]) -> None:
     task.result()
 
 
-def _restarted(before: GeneratorStatus, now: GeneratorStatus) -> bool:
-    """Whether `now` is another process's account: its own never runs backwards."""
-
-    def seconds(status: GeneratorStatus) -> float:
-        return status.generating_seconds + status.updating_seconds + status.idle_seconds
-
-    return now.tokens < before.tokens or seconds(now) < seconds(before)
-
-
 class Signal:
     """Wakes every waiter when something changed. Check the condition, then `wait` with no await in between."""
 
@@ -216,7 +207,7 @@ class GeneratorPool:
                 status = await member.port.status()
         except (GeneratorUnavailableError, GeneratorDeadError, TimeoutError):
             return
-        if member.status is not None and _restarted(member.status, status):
+        if member.status is not None and member.status.process != status.process:
             self._ended.append(member.status)
         member.status = status
 

@@ -60,7 +60,8 @@ class RayGenerator:
     def __init__(self, name: str, actor: Any) -> None:
         self.name = name
         self._actor = actor
-        self._incarnation = 0
+        self._process: str | None = None
+        """That answered last."""
         self._killed = False
         self._unreachable = False
         self._collect_seconds = 0.0
@@ -69,15 +70,15 @@ class RayGenerator:
         # A restarting actor answers "unavailable" until it is back: that is what is being waited for.
         while True:
             try:
-                await self._call("status")
+                process = (await self.status()).process
                 break
             except GeneratorUnavailableError:
-                self._incarnation += 1
                 await asyncio.sleep(0.5)
-        if self._unreachable:
-            # If only the connection broke, a collect call that nobody waits for may be there still, and would take
-            # what is finished next with it.
+        if self._unreachable and process == self._process:
+            # Only the connection broke: a collect call that nobody waits for may be there still, and would take what
+            # is finished next with it.
             await asyncio.sleep(self._collect_seconds)
+        self._process = process
         self._killed = self._unreachable = False
 
     async def submit(self, leases: Sequence[Lease]) -> None:
@@ -92,7 +93,7 @@ class RayGenerator:
             from actors.remote import GeneratorHandle
 
             deliver = chunks.sender.deliver.options(concurrency_group=PUBLISHING)
-            arguments = (self.name, self._incarnation, GeneratorHandle(self._actor), manifest.version, chunks.workers)
+            arguments = (self.name, self._process, GeneratorHandle(self._actor), manifest.version, chunks.workers)
             return await self._delivered(deliver.remote(*arguments))
         # Chunks are object references: passed as arguments of their own, Ray delivers what they hold.
         return await self._call("take_published", manifest, *(chunks or ()))

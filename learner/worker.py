@@ -96,21 +96,21 @@ class LearnerWorker:
             self._sendable[version] = (manifest, state)
         return manifest
 
-    def deliver(self, name: str, incarnation: int, generator: Any, version: int, workers: int) -> int:
+    def deliver(self, name: str, process: str, generator: Any, version: int, workers: int) -> int:
         """Sends the publication of `version` to one generator over `nccl` or `ipc`; returns when it works with it.
 
-        `incarnation` counts the generator's restarts: each has a transfer group of its own. `generator` and `workers`
-        are those of `WeightSender`. Rank 0 only. Not run on a GPU so far.
+        `process` is the generator's, of which each has a transfer group of its own. `generator` and `workers` are those
+        of `WeightSender`. Rank 0 only. Not run on a GPU so far.
         """
         from learner.weight_transfer import WeightSender
 
         manifest, state = self._sendable[version]
         known = self._senders.get(name)
-        if known is None or known[0] != incarnation:
+        if known is None or known[0] != process:
             if known is not None:
                 known[1].close()
             sender = WeightSender(self._transport, generator, workers=workers, address=os.environ["MASTER_ADDR"])
-            self._senders[name] = known = (incarnation, sender)
+            self._senders[name] = known = (process, sender)
         known[1].send(manifest, state)
         return version
 

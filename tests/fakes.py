@@ -92,7 +92,7 @@ class FakeGenerator:
         return manifest.version
 
     async def status(self) -> GeneratorStatus:
-        return GeneratorStatus(self.name, self.version, 0, len(self._held), 0, 0.0, 0.0, 0.0)
+        return GeneratorStatus(self.name, self.version, 0, len(self._held), 0, 0.0, 0.0, 0.0, process="0")
 
     def _completions(self, lease: Lease) -> tuple[Completion, ...]:
         players = 0 if lease.draw == "opponents" else 2

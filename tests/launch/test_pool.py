@@ -565,11 +565,11 @@ def test_a_generator_that_does_not_start_is_named_again_and_again(monkeypatch: p
 
 
 def test_the_account_of_a_generator_outlives_its_deaths() -> None:
-    def account_of(tokens: int, seconds: float) -> GeneratorStatus:
-        return GeneratorStatus("a", 0, 0, 0, tokens, seconds, 0.0, 0.0)
+    def account_of(process: str, tokens: int, seconds: float) -> GeneratorStatus:
+        return GeneratorStatus("a", 0, 0, 0, tokens, seconds, 0.0, 0.0, process)
 
     class Counting(Manual):
-        account = account_of(0, 0.0)
+        account = account_of("first", 0, 0.0)
 
         async def status(self) -> GeneratorStatus:
             return self.account
@@ -578,15 +578,16 @@ def test_the_account_of_a_generator_outlives_its_deaths() -> None:
         a, b = Counting("a"), Counting("b")
         pool = Pool(a, b)
         async with pool.running():
-            for account in (account_of(10, 1.0), account_of(30, 3.0), account_of(5, 0.5), account_of(7, 0.75)):
-                a.account = account
+            accounts = ("first", 10, 1.0), ("first", 30, 3.0), ("second", 5, 0.5), ("second", 40, 4.0)
+            for account in accounts:
+                a.account = account_of(*account)
                 await pool.pool.refresh()
-            assert sum(each.tokens for each in pool.pool.accounts) == 30 + 7
-            assert sum(each.generating_seconds for each in pool.pool.accounts) == 3.0 + 0.75
-            assert sum(each.tokens for each in pool.pool.statuses) == 7, "the board shows what is alive"
+            assert sum(each.tokens for each in pool.pool.accounts) == 30 + 40
+            assert sum(each.generating_seconds for each in pool.pool.accounts) == 3.0 + 4.0
+            assert sum(each.tokens for each in pool.pool.statuses) == 40, "the board shows what is alive"
             a.answers.put_nowait(GeneratorDeadError("a"))
             await until(lambda: any("died for good" in message for message in pool.messages))
-            assert sum(each.tokens for each in pool.pool.accounts) == 30 + 7
+            assert sum(each.tokens for each in pool.pool.accounts) == 30 + 40
             assert [each.tokens for each in pool.pool.statuses] == [0]
 
     run(test)

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from actors.errors import RunError, UsageError, WeightMismatchError
-from actors.records import Canary, Failure, Lease, Manifest
+from actors.records import Canary, Failure, GeneratorStatus, Lease, Manifest
 from launch import ray_ports
 from launch.ports import GeneratorDeadError, GeneratorUnavailableError
 from launch.ray_ports import Delivery, RayGenerator, RayJudge, RayLearner
@@ -61,6 +61,10 @@ def _wrapped(cause: Exception, times: int = 1) -> Exception:
     return cause
 
 
+def _status(process: str) -> GeneratorStatus:
+    return GeneratorStatus("g", 0, 0, 0, 0, 0.0, 0.0, 0.0, process)
+
+
 def _unavailable() -> ActorUnavailableError:
     return ActorUnavailableError("restarting", None)
 
@@ -75,7 +79,7 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_a_broken_engine_s_process_is_killed_once_however_many_calls_say_so(killed: list[Any]) -> None:
     """A second kill met the new process, and a few failures used up all restarts."""
     broken = _wrapped(RunError("the engine failed"))
-    actor = FakeActor(collect=broken, status=[broken, _unavailable(), "ready", "ready"], submit=broken)
+    actor = FakeActor(collect=broken, status=[broken, _unavailable(), _status("new")], submit=broken)
 
     async def test() -> None:
         generator = RayGenerator("g", actor)
@@ -94,7 +98,7 @@ def test_a_broken_engine_s_process_is_killed_once_however_many_calls_say_so(kill
 def test_a_generator_that_is_killed_while_its_calls_say_it_is_broken_is_killed_once_until_it_is_back(
     killed: list[Any],
 ) -> None:
-    actor = FakeActor(collect=_wrapped(RunError("the engine failed")), status=[_unavailable(), "ready"])
+    actor = FakeActor(collect=_wrapped(RunError("the engine failed")), status=[_unavailable(), _status("new")])
 
     async def test() -> None:
         generator = RayGenerator("g", actor)
@@ -110,12 +114,14 @@ def test_a_generator_that_is_killed_while_its_calls_say_it_is_broken_is_killed_o
 
 
 def test_a_generator_that_was_out_of_reach_gets_work_when_its_last_collect_call_has_run_out() -> None:
-    """The abandoned call took finished groups with it, which were waited for until their leases ended."""
+    """The abandoned call took finished groups with it, which were waited for until their leases ended. A process of its
+    own has no call of another's."""
+    processes = ["first", "first", "second"]
 
     async def test() -> list[float]:
-        generator = RayGenerator("g", FakeActor(collect=[_unavailable()], status="ready"))
+        generator = RayGenerator("g", FakeActor(collect=_unavailable(), status=[*map(_status, processes)]))
         waits = []
-        for _ in range(2):
+        for _ in processes:
             started = asyncio.get_running_loop().time()
             await generator.ready()
             waits.append(asyncio.get_running_loop().time() - started)
@@ -123,9 +129,10 @@ def test_a_generator_that_was_out_of_reach_gets_work_when_its_last_collect_call_
                 await generator.collect(0.2)
         return waits
 
-    before, after = asyncio.run(test())
-    assert before < 0.1
-    assert after >= 0.2
+    started, reached_again, restarted = asyncio.run(test())
+    assert started < 0.1
+    assert reached_again >= 0.2
+    assert restarted < 0.1
 
 
 def test_refused_weights_end_the_run_with_the_refusal(killed: list[Any]) -> None:

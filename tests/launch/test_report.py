@@ -31,7 +31,7 @@ class Account:
 
 
 def _status(name: str, tokens: int, generating: float = 0.0, updating: float = 0.0, idle: float = 0.0) -> Any:
-    return GeneratorStatus(name, 0, 0, 0, tokens, generating, updating, idle)
+    return GeneratorStatus(name, 0, 0, 0, tokens, generating, updating, idle, process=name)
 
 
 def _loop(**settings: Any) -> TrainingLoop:
