@@ -101,10 +101,14 @@ def train(
     overrides: Overrides = None,
     resume: Resume = False,
     output: Output = None,
+    generators: Annotated[
+        int | None, typer.Option(metavar="N", help="as generators.count=N; a resumed run may have more or fewer")
+    ] = None,
     help_: Help = False,
 ) -> int:
     """Trains a policy with asynchronous RLHF."""
-    return _run_verb("train", config, overrides, resume, output)
+    given = [] if generators is None else [f"generators.count={generators}"]
+    return _run_verb("train", config, [*(overrides or []), *given], resume, output)
 
 
 @app.command(add_help_option=False)

@@ -16,12 +16,20 @@ def address_to_join(cluster: ClusterConfig) -> str | None:
 
 def resources_needed(config: RunConfig) -> dict[str, float]:
     """Cores and GPUs that the run's actors reserve at its start, as `CPU` and `GPU`."""
-    generators, learner, judging = config.generators, config.learner, config.judging
+    learner = config.learner
+    sampling = resources_to_sample(config, config.generators.required)
     return {
-        "CPU": generators.required * generators.cpus + learner.ranks * learner.cpus_per_rank,
-        "GPU": generators.required * generator_gpus(config)
-        + learner.ranks * learner.gpus_per_rank
-        + judging.count * judging.gpus,
+        "CPU": sampling["CPU"] + learner.ranks * learner.cpus_per_rank,
+        "GPU": sampling["GPU"] + learner.ranks * learner.gpus_per_rank,
+    }
+
+
+def resources_to_sample(config: RunConfig, generators: int) -> dict[str, float]:
+    """Cores and GPUs that so many generators and all judges reserve, as `CPU` and `GPU`."""
+    judging = config.judging
+    return {
+        "CPU": generators * config.generators.cpus,
+        "GPU": generators * generator_gpus(config) + judging.count * judging.gpus,
     }
 
 

@@ -111,7 +111,8 @@ class SharedMemory:
 
     def __init__(self, root: Path | None = None) -> None:
         root = root or SHARED_MEMORY
-        remove_stale_folders(root)
+        for folder in left_behind(root):
+            shutil.rmtree(folder, ignore_errors=True)
         # Hidden until it is locked, so that nobody takes it for a dead process's.
         hidden = Path(tempfile.mkdtemp(prefix=f".{SHM_PREFIX}", dir=root))
         self._lock: int | None = os.open(hidden / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
@@ -134,16 +135,27 @@ class SharedMemory:
             self._lock = None
 
 
-def remove_stale_folders(root: Path) -> None:
-    """Removes folders of runs whose process is gone (killed before it could clean up)."""
-    for folder in root.glob(f"{SHM_PREFIX}*"):
-        try:
-            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError:
-            continue  # another user's, or removed meanwhile
-        if _try_lock(lock):
-            shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+def left_behind(root: Path) -> list[Path]:
+    """Folders in shared memory whose process is gone: it was killed before it could remove them. They stay as they
+    are, their locks too."""
+    return [path for path in sorted(root.glob(f"{SHM_PREFIX}*")) if path.is_dir() and not _locked(path / LOCK)]
+
+
+def _locked(lock: Path) -> bool:
+    """Whether a live process holds a lock file; also where that cannot be told: another user's, say."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _try_lock(descriptor: int) -> bool:

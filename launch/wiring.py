@@ -22,7 +22,7 @@ from actors.errors import RunError, UsageError
 from actors.records import SENT_BY_LEARNER
 from launch import exposure
 from launch.config import ClusterConfig, RunConfig
-from launch.placement import address_to_join, generator_gpus, resources_needed
+from launch.placement import address_to_join, generator_gpus, resources_needed, resources_to_sample
 from launch.ray_ports import PUBLISHING, RayGenerator, RayJudge, RayLearner, RayRanks, origin, reason
 from launch.rayjob import auth_token
 from learner.config import TrainerConfig
@@ -68,7 +68,7 @@ def _init(cluster: ClusterConfig, address: str | None) -> None:
             logging_level="ERROR",
         )
         exposure.keep_token_private(Path.home())
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # a start that takes too long is a bare one
         done = "started" if address is None else f"joined at {address}"
         raise RunError(
             f"Ray could not be {done}: {reason(error)}; check that the cluster runs and the address is right, or set "
@@ -111,10 +111,7 @@ def check_resources(config: RunConfig) -> None:
 
 def check_sampling_resources(config: RunConfig) -> None:
     """Raises `UsageError` when Ray cannot place generators and judge, which would otherwise wait for ever."""
-    needed = {
-        "CPU": config.generators.count * config.generators.cpus,
-        "GPU": config.generators.count * generator_gpus(config) + config.judging.count * config.judging.gpus,
-    }
+    needed = resources_to_sample(config, config.generators.count)
     by = f"{config.generators.count} generators, {config.judging.count} judges"
     _check_amounts(needed, ray.cluster_resources(), by, "generators.count or their shares")
 

@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-
-from launch.rundir import LOCK, SHM_PREFIX
 
 CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
@@ -191,28 +187,9 @@ def folder(path: Path) -> Folder:
     return Folder(existing, writable, space(existing))
 
 
-def left_behind(root: Path) -> Iterator[tuple[Path, int]]:
-    """Folders in shared memory whose process is gone, and their bytes; they stay as they are."""
-    for path in sorted(root.glob(f"{SHM_PREFIX}*")):
-        if path.is_dir() and not _locked(path / LOCK):
-            yield path, sum(file.lstat().st_blocks * 512 for file in path.rglob("*") if file.is_file())
-
-
-def _locked(lock: Path) -> bool:
-    """Whether a live process holds a lock file; also where that cannot be told."""
-    try:
-        descriptor = os.open(lock, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+def space_taken(folder: Path) -> int:
+    """Bytes of its files."""
+    return sum(file.lstat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())
 
 
 # ---------------------------------------------------------------- network

@@ -175,7 +175,9 @@ def test_the_demo_ends_with_two_models_a_comparison_and_a_figure(tmp_path: Path)
     assert (tmp_path / "demo" / "triangle.svg").read_text().startswith("<svg")
 
 
-def test_at_bound_zero_an_interrupted_and_resumed_run_is_on_policy_to_the_engines_gap(config: Path) -> None:
+def test_at_bound_zero_a_run_resumed_with_more_ranks_and_generators_is_on_policy_to_the_engines_gap(
+    config: Path,
+) -> None:
     """At staleness 0 every token's behaviour log-prob must be the learner's own, before and after a resume."""
     arguments = ("replay.max_staleness=0", "updates=40", "checkpoints.every_updates=0")
     process = _start(config, *arguments)
@@ -187,7 +189,9 @@ def test_at_bound_zero_an_interrupted_and_resumed_run_is_on_policy_to_the_engine
     assert interrupted["status"] == "interrupted"
     assert 3 <= interrupted["updates"] < 40
 
-    _run(config, *arguments, "--resume")
+    more = ("learner.ranks=2", "cluster.num_cpus=4")
+    _, err = _run(config, *arguments, *more, "--generators", "2", "--resume")
+    assert "starting 2 generators and 2 learner ranks" in err
     summary = _summary(config)
     assert summary["status"] == "completed"
     assert summary["updates"] == 40

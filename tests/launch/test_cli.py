@@ -47,9 +47,11 @@ def test_train_passes_the_configuration_and_resume_and_returns_the_run_s_code(ve
     calls = verb(lambda config: 0)
     assert main(["train", "embedded", "updates=3", "--resume", "--output", f"{tmp_path}/it's"]) == 0
     assert main(["train", "embedded", "updates=3"]) == 0
+    assert main(["train", "embedded", "generators.count=2", "--generators", "3"]) == 0
     assert calls == [
         (load_config("embedded", ["updates=3", f"output={tmp_path}/it's"]), True),
         (load_config("embedded", ["updates=3"]), False),
+        (load_config("embedded", ["generators.count=3"]), False),
     ]
 
 

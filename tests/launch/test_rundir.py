@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from actors.errors import RunError, UsageError
 from launch.config import RunConfig
-from launch.rundir import RunDirectory, SharedMemory, next_free, remove_stale_folders
+from launch.rundir import LOCK, RunDirectory, SharedMemory, left_behind, next_free
 
 
 def _config(output: Path) -> RunConfig:
@@ -80,12 +81,26 @@ def test_a_dead_process_s_shared_memory_is_removed_and_a_live_one_s_is_kept(tmp_
     other.mkdir()
     mine = SharedMemory(tmp_path)
     assert not gone.exists()
-    remove_stale_folders(tmp_path)
+    SharedMemory(tmp_path).close()
     assert mine.path.is_dir()
     assert other.exists()
     mine.close()
     mine.close()
     assert list(tmp_path.iterdir()) == [other]
+
+
+def test_looking_for_folders_of_dead_processes_leaves_them_and_their_locks(tmp_path: Path) -> None:
+    running = SharedMemory(tmp_path)
+    dead, unlocked = tmp_path / "offbeat-dead", tmp_path / "offbeat-early"
+    dead.mkdir()
+    (dead / LOCK).write_text("")
+    unlocked.mkdir()
+    (tmp_path / "other").mkdir()
+    assert left_behind(tmp_path) == [dead, unlocked]
+    with (dead / LOCK).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert left_behind(tmp_path) == [unlocked]
+    running.close()
 
 
 def test_too_little_shared_memory_is_refused_with_the_remedy(tmp_path: Path) -> None:

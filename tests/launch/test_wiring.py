@@ -8,9 +8,9 @@ import pytest
 import ray
 
 from actors import remote
-from actors.errors import UsageError
+from actors.errors import RunError, UsageError
 from launch import wiring
-from launch.config import RunConfig
+from launch.config import ClusterConfig, RunConfig
 
 
 def _config(**settings: Any) -> RunConfig:
@@ -63,3 +63,17 @@ def test_generators_are_given_the_reference_and_the_opponent_that_the_loss_has_u
     assert generator.name == "generator-0"
     assert (given["model_dir"], given["reference_dir"], given["opponent"].kind) == ("start", "reference", kind)
     assert given["opponent"].sampled == (loss == "nash_pg")
+
+
+def test_a_ray_that_does_not_start_in_time_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray raises a bare `Exception` then, which ended as an unexpected error."""
+
+    def init(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    with (
+        pytest.raises(RunError, match=r"Ray could not be started: The current node timed out.*; check"),
+        wiring.ray_session(ClusterConfig(address="local")),
+    ):
+        pass

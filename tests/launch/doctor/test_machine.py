@@ -1,6 +1,5 @@
 """What is measured, against files of known contents and against the machine itself."""
 
-import fcntl
 import os
 import socket
 from pathlib import Path
@@ -9,7 +8,6 @@ import pytest
 
 from launch.doctor import machine
 from launch.doctor.machine import Gpu, Space
-from launch.rundir import LOCK, SharedMemory
 
 GIB = 1 << 30
 MEMINFO = "MemTotal:       8388608 kB\nMemFree:         100 kB\nMemAvailable:   4194304 kB\n"  # 8 GiB, 4 GiB
@@ -112,27 +110,11 @@ def test_a_file_in_the_way_of_a_directory_is_not_writable(tmp_path: Path):
     assert not machine.folder(tmp_path / "runs" / "new").writable
 
 
-def test_only_folders_of_dead_processes_are_left_behind_and_they_stay(tmp_path: Path):
-    running = SharedMemory(tmp_path)
-    dead = tmp_path / "offbeat-dead"
-    dead.mkdir()
-    (dead / LOCK).write_text("")
-    (dead / "weights-1.safetensors").write_bytes(b"x" * 8192)
-    unlocked = tmp_path / "offbeat-early"
-    unlocked.mkdir()
-    (tmp_path / "other").mkdir()
-    assert dict(machine.left_behind(tmp_path)) == {dead: 8192, unlocked: 0}
-    assert dead.is_dir()
-    running.close()
-
-
-def test_looking_at_a_folder_does_not_take_its_lock(tmp_path: Path):
-    dead = tmp_path / "offbeat-dead"
-    dead.mkdir()
-    (dead / LOCK).write_text("")
-    assert list(machine.left_behind(tmp_path))
-    with (dead / LOCK).open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def test_a_folder_takes_the_space_of_its_files(tmp_path: Path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "weights-1.safetensors").write_bytes(b"x" * 8192)
+    (tmp_path / "lock").write_text("")
+    assert machine.space_taken(tmp_path) == 8192
 
 
 def test_a_port_is_free_until_somebody_listens():
