@@ -73,7 +73,9 @@ def _all(config: RunConfig | None) -> Iterator[Finding]:
     yield machine_checks.check_machine_memory(machine.cpus(), machine.memory())
     yield from machine_checks.check_gpus(gpus, _torch_cuda() if gpus else None, machine.driver_cuda())
     yield _pair(len(gpus))
-    yield from machine_checks.check_left_behind([(path, machine.space_taken(path)) for path in rundir.left_behind(rundir.SHARED_MEMORY)])
+    yield from machine_checks.check_left_behind(
+        [(path, machine.space_taken(path)) for path in rundir.left_behind(rundir.SHARED_MEMORY)]
+    )
     if config is None:
         # What `train` starts Ray with, where no configuration says otherwise.
         yield machine_checks.check_store(ClusterConfig().object_store_mib, machine.space(rundir.SHARED_MEMORY))

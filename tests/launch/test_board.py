@@ -11,8 +11,12 @@ from actors.records import GeneratorStatus
 from launch.board import Board, RunSnapshot, clock, line, line_due, render
 
 GENERATORS = (
-    GeneratorStatus("generator-0", 12, 32, 4, 120034, generating_seconds=83.0, updating_seconds=2.0, idle_seconds=15.0, process="a"),
-    GeneratorStatus("generator-1", 11, 30, 0, 98000, generating_seconds=50.0, updating_seconds=25.0, idle_seconds=25.0, process="b"),
+    GeneratorStatus(
+        "generator-0", 12, 32, 4, 120034, generating_seconds=83.0, updating_seconds=2.0, idle_seconds=15.0, process="a"
+    ),
+    GeneratorStatus(
+        "generator-1", 11, 30, 0, 98000, generating_seconds=50.0, updating_seconds=25.0, idle_seconds=25.0, process="b"
+    ),
 )
 SNAPSHOT = RunSnapshot(
     elapsed_seconds=3723.0,

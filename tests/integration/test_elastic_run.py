@@ -1,0 +1,96 @@
+"""A run on a Ray cluster that grows and shrinks while it goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks.cluster import Cluster
+from tests.integration.runs import finish, start, summary_of, wait_for_updates
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.ray,
+    pytest.mark.vllm,
+    pytest.mark.timeout(400),
+    pytest.mark.usefixtures("own"),
+]
+
+
+@pytest.fixture
+def cluster(own: Any, short_dir: Path) -> Iterator[Cluster]:
+    """Room for a learner and one generator, at first."""
+    with Cluster(short_dir, os.environ, cpus=2) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def config(tmp_path: Path, model_dir: Path, cluster: Cluster) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "model": {"path": str(model_dir)},
+                "updates": 100_000,
+                "output": str(tmp_path / "run"),
+                "prompts": {"source": "world", "max_prompt_tokens": 4},
+                "sampling": {"completions_per_prompt": 4, "max_new_tokens": 4},
+                "generators": {"count": 2, "min_count": 1, "dtype": "float32", "max_model_len": 32, "kv_cache_mib": 64},
+                "replay": {"prompts_per_update": 8, "max_staleness": 1},
+                "learner": {"dtype": "float32", "zero_stage": 1, "optimizer": {"lr": 1e-3}},
+                "publication": {"canary_tokens": 16},
+                "checkpoints": {"every_updates": 0},
+                "evaluation": {"prompts": 0, "exact_every_updates": 0},
+                "cluster": {"address": cluster.address},
+            }
+        )
+    )
+    return path
+
+
+def _until(condition: Callable[[], bool], process: Any) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(process.communicate())
+        time.sleep(0.1)
+
+
+def test_generators_join_and_leave_with_their_nodes_and_no_prompt_is_lost(
+    config: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One generator has room; a node brings the second, is lost with it, and another node brings it back."""
+    for name, value in cluster.environ.items():
+        monkeypatch.setenv(name, value)
+    process, run = start("train", str(config)), config.parent / "run"
+    metrics = wait_for_updates(process, run, 3)
+    assert len(cluster.at_work()) <= 1
+
+    def updates() -> int:
+        return metrics.read_bytes().count(b"\n")
+
+    node = cluster.add(cpus=1)
+    _until(lambda: bool(cluster.at_work(node)), process)
+    cluster.lose(node)
+    before = updates()
+    _until(lambda: updates() >= before + 20, process)
+    node = cluster.add(cpus=1)
+    _until(lambda: bool(cluster.at_work(node)), process)
+    process.send_signal(signal.SIGINT)
+    _, err = finish(process, 130)
+    assert "generator-1 died and is being restarted" in err
+    summary = summary_of(run)
+    assert summary["status"] == "interrupted"
+    assert summary["staleness"]["max"] <= 1
+    ledger = summary["ledger"]
+    assert ledger["trained"] == 8 * summary["updates"]
+    assert ledger["dropped"] == {}
+    assert set(ledger["returned"]) <= {"generator died"}
