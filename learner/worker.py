@@ -56,7 +56,7 @@ class LearnerWorker:
         self.rank = rank
         self._transport = publication.transport
         self._sendable: dict[int, tuple[Manifest, dict[str, Any]]] = {}
-        self._senders: dict[str, tuple[int, Any]] = {}
+        self._senders: dict[str, tuple[str, Any]] = {}
         self._canary_length = publication.canary_tokens
         self._publisher = Publisher(publication, publish_dir) if rank == 0 else None
         with saying_what_to_lower(f"learner rank {rank}", LEARNER_MEMORY):
