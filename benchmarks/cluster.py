@@ -76,13 +76,22 @@ class Cluster:
                     found.append(process)
         return found
 
-    def workers(self, name: str) -> list[psutil.Process]:
-        """Processes of a node that run, or may come to run, actors."""
-        return _titled(self.running(name), "ray::", "default_worker.py")
+    def workers(self) -> list[psutil.Process]:
+        """Processes that run actors, or may come to."""
+        return self.titled("ray::", "default_worker.py")
 
     def at_work(self, name: str | None = None) -> list[psutil.Process]:
         """Generators that hand out what they sample: Ray names a process after the method it is in."""
-        return _titled(self.running(name), "ray::RemoteGenerator.collect")
+        return self.titled("ray::RemoteGenerator.collect", name=name)
+
+    def titled(self, *titles: str, name: str | None = None) -> list[psutil.Process]:
+        """Processes of a node, of all unless named, in whose command line one of `titles` is."""
+        found = []
+        for process in self.running(name):
+            with suppress(psutil.Error):
+                line = " ".join(process.cmdline())
+                found += [process] if any(title in line for title in titles) else []
+        return found
 
     def _start(self, arguments: Sequence[str], cpus: int) -> str:
         name = secrets.token_hex(8)
@@ -109,13 +118,3 @@ def _free_port() -> int:
     with closing(socket.socket()) as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
-
-
-def _titled(processes: Sequence[psutil.Process], *titles: str) -> list[psutil.Process]:
-    """Those in whose command line one of `titles` is."""
-    found = []
-    for process in processes:
-        with suppress(psutil.Error):
-            line = " ".join(process.cmdline())
-            found += [process] if any(title in line for title in titles) else []
-    return found

@@ -1,12 +1,12 @@
 """Recovery: one of two generators is killed; how long until it samples again, and what the learner gets meanwhile.
 
-    python -m benchmarks.recovery [--rounds 5] [--output benchmarks/results/recovery.json]
+    python -m benchmarks.recovery [--runs 3] [--kills 2] [--output benchmarks/results/recovery.json]
 
-One run of `offbeat train` that generation limits, on a Ray cluster of two nodes on this host. In each round the second
-node is added and its generator joins the run: its start-up, from the first of its process to its first work. It is then
-killed at work with -9: its recovery, from the kill to its successor's first work. Learner and other generator go on
-meanwhile, so both are times of the same machine under the same load. `share` is the rate of updates during the outage
-over half the rate before it: what the one of two generators that is left is good for. The node is lost at the end.
+Runs of `offbeat train` that generation limits. The second generator has no room at first and joins while the run goes
+on: its start-up, from the first of its process to its first work. Then it is killed with -9 when it is at work, again
+and again: its recovery, from the kill to its successor's first work. The learner and the other generator go on
+meanwhile, so both are times of one machine under one load. `share` is the rate of updates during the outage over half
+the rate before it: what the one of two generators that is left is good for.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from actors import world
@@ -33,6 +36,17 @@ STEADY_SECONDS = 15.0
 UPDATES = 100_000
 """More than there is time for; the run is interrupted at the end."""
 LONGEST_WAIT = 180.0
+HOLD_A_CORE = """
+import sys, ray
+
+class Holder:
+    def held(self): return True
+
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+holder = ray.remote(Holder).options(num_cpus=1).remote()
+print(ray.get(holder.held.remote()), flush=True)
+sys.stdin.read()
+"""
 
 
 def configuration(directory: Path, model: Path, address: str) -> Path:
@@ -45,11 +59,12 @@ def configuration(directory: Path, model: Path, address: str) -> Path:
         "updates": UPDATES,
         "output": str(directory / "run"),
         "prompts": {"source": str(prompts), "max_prompt_tokens": 8},
-        "sampling": {"completions_per_prompt": 8, "max_new_tokens": 48},
+        "sampling": {"completions_per_prompt": 32, "max_new_tokens": 48},
         "generators": {"count": 2, "min_count": 1, "dtype": "float32", "max_model_len": 64, "max_restarts": 1000},
         "judging": {"judge": {"kind": "function", "path": "benchmarks.overlap:score"}, "missing_eos_score": None},
         "replay": {"prompts_per_update": 8, "max_staleness": 2, "max_attempts": 20},
-        "learner": {"dtype": "float32", "zero_stage": 1},
+        # So small a step that completions stay as long as they are: the load must not drift.
+        "learner": {"dtype": "float32", "zero_stage": 1, "optimizer": {"lr": 1e-12}},
         "checkpoints": {"every_updates": 0},
         "evaluation": {"prompts": 0},
         "journal": {"enabled": False},
@@ -60,43 +75,60 @@ def configuration(directory: Path, model: Path, address: str) -> Path:
     return path
 
 
-class Rounds:
+class Run:
+    """One run on a cluster of its own, with room for one generator until `join`."""
+
     def __init__(self, driver: Driver, cluster: Cluster) -> None:
         self._driver = driver
         self._cluster = cluster
+        self._holder = subprocess.Popen(
+            [sys.executable, "-c", HOLD_A_CORE, cluster.address], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self._holder.stdout is not None
+        if not self._holder.stdout.readline():
+            raise SystemExit("the core of the second generator could not be held")
+        driver.start()
+        self._until(lambda: driver.updates() >= 20, "the first updates")
 
-    def first(self) -> None:
-        """Returns once the generator on the head has fed a few updates."""
-        self._until(lambda: self._driver.updates() >= 20, "the first updates")
+    def join(self) -> float:
+        """Gives the second generator room; returns seconds from the first of its process to its first work."""
+        known = self._pids()
+        self._holder.kill()
+        self._holder.wait()
+        joined = self._until(lambda: self._at_work_but(known), "the generator that joins")[0]
+        return time.time() - float(joined.create_time())
 
-    def one(self) -> dict[str, float]:
-        node = self._cluster.add(cpus=1)
-        self._until(lambda: self._cluster.workers(node), "a process of the node")
-        started = time.monotonic()
-        self._until(lambda: self._cluster.at_work(node), "the generator that joins")
-        start_up = time.monotonic() - started
-
-        first, began = self._driver.updates(), time.monotonic()
-        time.sleep(STEADY_SECONDS)
-        before = (self._driver.updates() - first) / (time.monotonic() - began)
-
-        victim = self._until(lambda: self._cluster.at_work(node), "a generator at work")[0]
+    def kill(self) -> dict[str, float]:
+        """Kills the generator that started last."""
+        before = self._rate(STEADY_SECONDS)
+        victim = max(self._until(lambda: self._both(), "both generators"), key=lambda process: process.create_time())
+        known = self._pids()
         first, killed = self._driver.updates(), time.monotonic()
         victim.kill()
-        self._until(lambda: [p for p in self._cluster.at_work(node) if p.pid != victim.pid], "its successor")
-        recovery = time.monotonic() - killed
-        during = (self._driver.updates() - first) / recovery
-        self._cluster.lose(node)
-        result = {
-            "start_up_seconds": start_up,
-            "recovery_seconds": recovery,
-            "recovery": recovery / start_up,
+        self._until(lambda: self._at_work_but(known), "its successor")
+        seconds = time.monotonic() - killed
+        during = (self._driver.updates() - first) / seconds
+        return {
+            "recovery_seconds": seconds,
             "updates_per_second": before,
             "updates_per_second_during": during,
             "share": during / (before / 2.0),
         }
-        print(" ".join(f"{name} {value:.2f}" for name, value in result.items()), flush=True)
-        return result
+
+    def _rate(self, seconds: float) -> float:
+        first, began = self._driver.updates(), time.monotonic()
+        time.sleep(seconds)
+        return (self._driver.updates() - first) / (time.monotonic() - began)
+
+    def _pids(self) -> set[int]:
+        return {process.pid for process in self._cluster.workers()}
+
+    def _both(self) -> list[psutil.Process]:
+        found = self._cluster.titled("ray::RemoteGenerator")
+        return found if len(found) == 2 else []
+
+    def _at_work_but(self, known: set[int]) -> list[psutil.Process]:
+        return [process for process in self._cluster.at_work() if process.pid not in known]
 
     def _until(self, condition: Callable[[], Any], what: str) -> Any:
         deadline = time.monotonic() + LONGEST_WAIT
@@ -107,31 +139,45 @@ class Rounds:
         return result
 
 
+def measure(directory: Path, kills: int) -> dict[str, Any]:
+    """One run in `directory`, which holds the model."""
+    with Cluster(directory, os.environ, cpus=3) as cluster:
+        os.environ.update(cluster.environ)
+        driver = Driver(configuration(directory, directory / "start", cluster.address), directory / "run.log")
+        try:
+            run = Run(driver, cluster)
+            start_up = run.join()
+            rounds = [run.kill() for _ in range(kills)]
+        finally:
+            driver.end()
+    for each in rounds:
+        each["recovery"] = each["recovery_seconds"] / start_up
+    print(f"start-up {start_up:.1f} s,", *(f"recovery {each['recovery_seconds']:.1f} s" for each in rounds), flush=True)
+    return {"start_up_seconds": start_up, "rounds": rounds}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--kills", type=int, default=2, help="in each run")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/recovery.json"))
     arguments = parser.parse_args()
     from launch.summary import package_versions
     from learner.sft import PolicySize, train_sft
 
-    with tempfile.TemporaryDirectory(prefix="ob") as scratch:
-        directory = Path(scratch)
-        train_sft(directory / "start", updates=1, seed=0, size=PolicySize(hidden=256, layers=4, heads=8))
-        with Cluster(directory, os.environ, cpus=2) as cluster:
-            os.environ.update(cluster.environ)
-            driver = Driver(configuration(directory, directory / "start", cluster.address), directory / "run.log")
-            driver.start()
-            try:
-                rounds = Rounds(driver, cluster)
-                rounds.first()
-                result: dict[str, Any] = {"rounds": [rounds.one() for _ in range(arguments.rounds)]}
-            finally:
-                driver.end()
-    for name in ("recovery", "share"):
-        result[f"median_{name}"] = statistics.median(each[name] for each in result["rounds"])
-    result["machine"] = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-    result["versions"] = package_versions()
+    runs = []
+    for _ in range(arguments.runs):
+        with tempfile.TemporaryDirectory(prefix="ob") as scratch:
+            train_sft(Path(scratch) / "start", updates=1, seed=0, size=PolicySize(hidden=256, layers=4, heads=8))
+            runs.append(measure(Path(scratch), arguments.kills))
+    rounds = [each for run in runs for each in run["rounds"]]
+    result = {
+        "runs": runs,
+        "median_start_up_seconds": statistics.median(run["start_up_seconds"] for run in runs),
+        **{f"median_{name}": statistics.median(each[name] for each in rounds) for name in rounds[0]},
+        "machine": {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
+        "versions": package_versions(),
+    }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
     print(f"median recovery {result['median_recovery']:.2f} of a start-up, share {result['median_share']:.2f}")

@@ -25,6 +25,8 @@ JUDGE_ATTEMPTS = 3
 ANSWER_SECONDS = 2.0
 """Longest wait for a number that is only reported."""
 CLOSE_SECONDS = 10.0
+RESTART_POLL_SECONDS = 0.1
+"""Between two calls to an actor that is being restarted. Ray's own retries tell of its return later than these."""
 PUBLISHING = "publishing"
 """Concurrency group of the learner's actors."""
 
@@ -73,7 +75,7 @@ class RayGenerator:
                 process = (await self.status()).process
                 break
             except GeneratorUnavailableError:
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(RESTART_POLL_SECONDS)
         if self._unreachable and process == self._process:
             # Only the connection broke: a collect call that nobody waits for may be there still, and would take what
             # is finished next with it.
@@ -187,7 +189,7 @@ class RayJudge:
                 await _answer(self._actor.seconds.remote())
                 return
             except ActorUnavailableError:
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(RESTART_POLL_SECONDS)
 
 
 class RayLearner:
