@@ -149,7 +149,7 @@ class GeneratorConfig(Settings):
         default=None,
         ge=1,
         description="of them those that Ray must have room for at the start; the others join when there is room, on a "
-        "node that is added, say. Unset: all",
+        "node that is added, say (another host takes publication.transport object_store or nccl). Unset: all",
     )
     tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs per engine")
     dtype: Literal["float32", "bfloat16"] = Field(

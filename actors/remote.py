@@ -59,15 +59,19 @@ def start_generator(
     deterministic: bool,
     transport: str,
     gpus: float,
+    host: str | None,
     environment: dict[str, str],
 ) -> Any:
     """Starts one generator actor and returns its handle at once; the engine loads in the background.
 
     `environment` is the engine's process environment; `gpus` is per actor (the tensor parallel size, or 0 on CPU).
+    `host` is the address of the host that it must be on, at every start; None: any.
     """
     actor = ray.remote(RemoteGenerator).options(
         num_cpus=generators.cpus,
         num_gpus=gpus,
+        # Every node of a host has this resource, one of each; an affinity to a node would not outlive it.
+        resources={} if host is None else {f"node:{host}": 0.001},
         max_restarts=generators.max_restarts,
         max_concurrency=COLLECTING_CALLS,
         runtime_env={"env_vars": environment},

@@ -195,7 +195,9 @@ class RayJudge:
 class RayLearner:
     """All learner ranks as one: every call enters every rank, as collectives require; rank 0 answers."""
 
-    def __init__(self, ranks: Sequence[Any], transport: str, generator_workers: int = 1) -> None:
+    def __init__(self, ranks: Sequence[Any], transport: str, generator_workers: int = 1, host: str = "") -> None:
+        self.host = host
+        """Address of rank 0's host."""
         self._ranks = ranks
         self._transport = transport
         self._generator_workers = generator_workers

@@ -122,7 +122,8 @@ class _Session:
             self.config, model_dir, reference_dir, shared_memory, self.run_dir.failed_batches
         )
         # Last: of generators there may be more than there is room for.
-        generators = wiring.start_generators(self.config, model_dir, reference_dir)
+        host = self.learner.host if self.config.publication.transport == "shm" else None
+        generators = wiring.start_generators(self.config, model_dir, reference_dir, host)
         self.board.message(f"starting {len(generators)} generators and {self.config.learner.ranks} learner ranks")
         loop = TrainingLoop(
             self.config,

@@ -131,8 +131,13 @@ def _check_amounts(needed: Mapping[str, float], have: Mapping[str, float], by: s
             )
 
 
-def start_generators(config: RunConfig, model_dir: str, reference_dir: str) -> list[RayGenerator]:
-    """Starts all generator actors; their engines load in the background."""
+def start_generators(
+    config: RunConfig, model_dir: str, reference_dir: str, host: str | None = None
+) -> list[RayGenerator]:
+    """Starts all generator actors; their engines load in the background.
+
+    `host`: address of the host that they must be on, whatever joins the cluster later; None: any.
+    """
     from actors.engine import engine_environment
     from actors.remote import start_generator
 
@@ -152,6 +157,7 @@ def start_generators(config: RunConfig, model_dir: str, reference_dir: str) -> l
                 deterministic=config.deterministic,
                 transport=config.publication.transport,
                 gpus=generator_gpus(config),
+                host=host,
                 environment=environment,
             ),
         )
@@ -186,7 +192,7 @@ def start_learner(
     from learner.worker import LearnerWorker
 
     transport = config.publication.transport
-    ranks = _start_ranks(
+    ranks, host = _start_ranks(
         LearnerWorker,
         config.learner,
         # Weights are sent beside the next update, not after it.
@@ -202,29 +208,30 @@ def start_learner(
         tokenizer_dir=config.model.tokenizer,
         opponent=config.opponent_drawn,
     )
-    return RayLearner(ranks, transport, config.generators.tensor_parallel_size)
+    return RayLearner(ranks, transport, config.generators.tensor_parallel_size, host=host)
 
 
 def start_stage(config: StageConfig, model_dir: Path, directory: Path, total_updates: int) -> RayRanks:
     """Starts all ranks of a stage before the loop, which read `directory`/data."""
     from learner.stage_worker import StageWorker
 
-    return RayRanks(
-        _start_ranks(
-            StageWorker,
-            config.learner,
-            {},
-            config=config,
-            model_dir=str(model_dir),
-            data_dir=str(directory / "data"),
-            total_updates=total_updates,
-            failed_batches_dir=str(directory / "failed_batches"),
-        )
+    ranks, _ = _start_ranks(
+        StageWorker,
+        config.learner,
+        {},
+        config=config,
+        model_dir=str(model_dir),
+        data_dir=str(directory / "data"),
+        total_updates=total_updates,
+        failed_batches_dir=str(directory / "failed_batches"),
     )
+    return RayRanks(ranks)
 
 
-def _start_ranks(actor: type, trainer: TrainerConfig, options: dict[str, Any], **keywords: Any) -> list[Any]:
-    """Actors of all ranks, packed together, with rank 0's host as their meeting point."""
+def _start_ranks(
+    actor: type, trainer: TrainerConfig, options: dict[str, Any], **keywords: Any
+) -> tuple[list[Any], str]:
+    """Actors of all ranks, packed together, with rank 0's host as their meeting point, and that host's address."""
     bundle = {"CPU": trainer.cpus_per_rank, **({"GPU": trainer.gpus_per_rank} if trainer.gpus_per_rank else {})}
     group = placement_group([bundle] * trainer.ranks, strategy="PACK")
     if not group.wait(PLACEMENT_SECONDS):
@@ -236,7 +243,7 @@ def _start_ranks(actor: type, trainer: TrainerConfig, options: dict[str, Any], *
     master_addr, master_port = ray.get(
         ray.remote(_meeting_point).options(num_cpus=0, scheduling_strategy=first).remote(trainer.port)
     )
-    return [
+    ranks = [
         ray.remote(actor)
         .options(
             **options,
@@ -248,6 +255,7 @@ def _start_ranks(actor: type, trainer: TrainerConfig, options: dict[str, Any], *
         .remote(rank=rank, world_size=trainer.ranks, master_addr=master_addr, master_port=master_port, **keywords)
         for rank in range(trainer.ranks)
     ]
+    return ranks, master_addr
 
 
 def run_on_all_cores(function: Any, *arguments: Any, **keywords: Any) -> Any:

@@ -137,6 +137,8 @@ class FakeStats:
 class FakeLearner:
     """Counts what it is asked to do."""
 
+    host = "127.0.0.1"
+
     def __init__(self, update_seconds: float = 0.002) -> None:
         self.batches: list[list[Any]] = []
         """Pairs or games."""

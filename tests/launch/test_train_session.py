@@ -86,7 +86,7 @@ def actors(monkeypatch: pytest.MonkeyPatch) -> Actors:
     monkeypatch.setattr(wiring, "ray_session", lambda cluster: contextlib.nullcontext())
     monkeypatch.setattr(wiring, "check_resources", lambda config: None)
     monkeypatch.setattr(wiring, "run_on_all_cores", lambda *arguments, **keywords: None)
-    monkeypatch.setattr(wiring, "start_generators", lambda config, model_dir, reference_dir: made.generators)
+    monkeypatch.setattr(wiring, "start_generators", lambda config, model_dir, reference_dir, host: made.generators)
     monkeypatch.setattr(wiring, "start_judges", lambda config: [made.judge])
     monkeypatch.setattr(wiring, "start_learner", lambda *arguments: made.learner)
     return made

@@ -65,6 +65,26 @@ def test_generators_are_given_the_reference_and_the_opponent_that_the_loss_has_u
     assert given["opponent"].sampled == (loss == "nash_pg")
 
 
+@pytest.mark.parametrize(("host", "resources"), [(None, {}), ("10.0.0.1", {"node:10.0.0.1": 0.001})])
+def test_generators_that_read_shared_memory_are_never_started_on_another_host(
+    host: str | None, resources: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a host that joined the run later they found no publication, and refused it."""
+    options: list[dict[str, Any]] = []
+
+    class Actor:
+        def options(self, **given: Any) -> Actor:
+            options.append(given)
+            return self
+
+        def remote(self, *_: Any, **__: Any) -> None:
+            pass
+
+    monkeypatch.setattr(ray, "remote", lambda cls: Actor())
+    wiring.start_generators(_config(generators={"count": 2}), "start", "reference", host)
+    assert [each["resources"] for each in options] == [resources] * 2
+
+
 def test_a_ray_that_does_not_start_in_time_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray raises a bare `Exception` then, which ended as an unexpected error."""
 
