@@ -20,7 +20,7 @@ from launch.ports import GeneratorDeadError, GeneratorPort, GeneratorUnavailable
 COLLECT_SECONDS = 2.0
 """Longest wait of one collect call, and of one status call."""
 READY_SECONDS = 120.0
-"""Between two messages about a generator that has not answered since its start."""
+"""Until the first message about a generator that has not answered since its start; until the next, twice as long."""
 END_SECONDS = 30.0
 """Longest wait for a call to a process that was killed."""
 ASIDE_ATTEMPTS = 3
@@ -245,9 +245,10 @@ class GeneratorPool:
         return self._sync(member), self._feed(member)
 
     async def _report_waiting(self, member: Member) -> None:
-        started = time.monotonic()
+        started, pause = time.monotonic(), READY_SECONDS
         while True:
-            await asyncio.sleep(READY_SECONDS)
+            await asyncio.sleep(pause)
+            pause *= 2.0  # one that waits for a node may wait for days
             self._on_message(
                 f"{member.port.name} has not answered for {time.monotonic() - started:.0f} s: its engine is still "
                 "loading, or Ray has no room for it (`ray status` tells)"

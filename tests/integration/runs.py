@@ -10,10 +10,40 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from launch import rundir
 
 ROOT = Path(__file__).parents[2]
+
+
+def small_run(directory: Path, model_dir: Path, **settings: Any) -> Path:
+    """Writes a configuration of the embedded world on two cores, into `directory`/run, and returns its path.
+
+    `settings` go over it; those of a section over the section's own.
+    """
+    document: dict[str, Any] = {
+        "model": {"path": str(model_dir)},
+        "updates": 8,
+        "output": str(directory / "run"),
+        "prompts": {"source": "world", "max_prompt_tokens": 4},
+        "sampling": {"completions_per_prompt": 4, "max_new_tokens": 4},
+        "generators": {"dtype": "float32", "max_model_len": 32, "kv_cache_mib": 64},
+        "replay": {"prompts_per_update": 8, "max_staleness": 1},
+        "learner": {"dtype": "float32", "zero_stage": 1, "optimizer": {"lr": 1e-3}},
+        "publication": {"canary_tokens": 16},
+        "checkpoints": {"every_updates": 4},
+        "evaluation": {"prompts": 0},
+        "cluster": {"address": "local", "num_cpus": 2, "object_store_mib": 128},
+    }
+    for name, value in settings.items():
+        section = document.get(name)
+        document[name] = section | value if isinstance(section, dict) else value
+    path = directory / "config.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:

@@ -6,13 +6,13 @@ import random
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
-from tests.integration.runs import finish, start, summary_of
+from tests.integration.runs import finish, small_run, start, summary_of
 from tests.processes import Marked
 
 pytestmark = [
@@ -24,30 +24,25 @@ pytestmark = [
 ]
 
 UPDATES = 16
-LOSSES = {"dpo": {}, "nash_pg": {"opponent": {"kind": "mixture", "beta": 0.25, "completions_per_prompt": 2}}}
+LOSSES: dict[str, dict[str, Any]] = {
+    "dpo": {},
+    "nash_pg": {"opponent": {"kind": "mixture", "beta": 0.25, "completions_per_prompt": 2}},
+}
 
 
 def _config(directory: Path, model_dir: Path, loss: str, seed: int) -> Path:
     directory.mkdir()
-    path = directory / "config.yaml"
-    document = {
-        "model": {"path": str(model_dir)},
+    settings: dict[str, Any] = {
         "updates": UPDATES,
         "seed": seed,
         "deterministic": True,
-        "output": str(directory / "run"),
-        "prompts": {"source": "world", "max_prompt_tokens": 4, "seed": seed},
-        "sampling": {"completions_per_prompt": 4, "max_new_tokens": 4},
-        "generators": {"dtype": "float32", "max_model_len": 32, "kv_cache_mib": 64},
-        "replay": {"prompts_per_update": 8, "max_staleness": 2},
-        "learner": {"dtype": "float32", "zero_stage": 1, "loss": {"kind": loss}, "optimizer": {"lr": 1e-3}},
-        "publication": {"canary_tokens": 16},
+        "prompts": {"seed": seed},
+        "replay": {"max_staleness": 2},
+        "learner": {"loss": {"kind": loss}},
         "checkpoints": {"every_updates": 3},
         "evaluation": {"prompts": 8, "every_updates": 5},
-        "cluster": {"address": "local", "num_cpus": 2, "object_store_mib": 128},
     }
-    path.write_text(yaml.safe_dump(document | LOSSES[loss]))
-    return path
+    return small_run(directory, model_dir, **settings, **LOSSES[loss])
 
 
 @pytest.mark.parametrize(("loss", "seed"), [("dpo", 0), ("nash_pg", 1)])

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from benchmarks.cluster import Cluster
-from tests.integration.runs import finish, start, summary_of, wait_for_updates
+from tests.integration.runs import finish, small_run, start, summary_of, wait_for_updates
 
 pytestmark = [
     pytest.mark.slow,
@@ -33,26 +32,15 @@ def cluster(own: Any, short_dir: Path) -> Iterator[Cluster]:
 
 @pytest.fixture
 def config(tmp_path: Path, model_dir: Path, cluster: Cluster) -> Path:
-    path = tmp_path / "config.yaml"
-    path.write_text(
-        yaml.safe_dump(
-            {
-                "model": {"path": str(model_dir)},
-                "updates": 100_000,
-                "output": str(tmp_path / "run"),
-                "prompts": {"source": "world", "max_prompt_tokens": 4},
-                "sampling": {"completions_per_prompt": 4, "max_new_tokens": 4},
-                "generators": {"count": 2, "min_count": 1, "dtype": "float32", "max_model_len": 32, "kv_cache_mib": 64},
-                "replay": {"prompts_per_update": 8, "max_staleness": 1},
-                "learner": {"dtype": "float32", "zero_stage": 1, "optimizer": {"lr": 1e-3}},
-                "publication": {"canary_tokens": 16},
-                "checkpoints": {"every_updates": 0},
-                "evaluation": {"prompts": 0, "exact_every_updates": 0},
-                "cluster": {"address": cluster.address},
-            }
-        )
+    return small_run(
+        tmp_path,
+        model_dir,
+        updates=100_000,
+        generators={"count": 2, "min_count": 1},
+        checkpoints={"every_updates": 0},
+        evaluation={"exact_every_updates": 0},
+        cluster={"address": cluster.address},
     )
-    return path
 
 
 def _until(condition: Callable[[], bool], process: Any) -> None:

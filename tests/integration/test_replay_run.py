@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from launch.cli import main
 from launch.journal_reader import JournalReader
-from tests.integration.runs import finish, start, wait_for_updates
+from tests.integration.runs import finish, small_run, start, wait_for_updates
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(400)]
 
@@ -23,26 +22,7 @@ DRAWN = {"opponent.kind": "mixture", "opponent.beta": "0.25", "opponent.completi
 
 @pytest.fixture
 def config(tmp_path: Path, model_dir: Path) -> Path:
-    path = tmp_path / "config.yaml"
-    path.write_text(
-        yaml.safe_dump(
-            {
-                "model": {"path": str(model_dir)},
-                "updates": UPDATES,
-                "output": str(tmp_path / "run"),
-                "prompts": {"source": "world", "max_prompt_tokens": 4},
-                "sampling": {"completions_per_prompt": 4, "max_new_tokens": 4},
-                "generators": {"dtype": "float32", "max_model_len": 32, "kv_cache_mib": 64},
-                "replay": {"prompts_per_update": 8, "max_staleness": 1},
-                "learner": {"dtype": "float32", "zero_stage": 1, "optimizer": {"lr": 1e-3}},
-                "publication": {"canary_tokens": 16},
-                "checkpoints": {"every_updates": 4},
-                "evaluation": {"prompts": 0, "exact_every_updates": 5},
-                "cluster": {"address": "local", "num_cpus": 2, "object_store_mib": 128},
-            }
-        )
-    )
-    return path
+    return small_run(tmp_path, model_dir, updates=UPDATES, evaluation={"exact_every_updates": 5})
 
 
 def replayed(run: Path, *arguments: str, into: str = "replay") -> dict[str, Any]:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from tests.fakes import FakeServer
-from tests.integration.runs import finish, start, summary_of, wait_for_updates
+from tests.integration.runs import finish, small_run, start, summary_of, wait_for_updates
 from tests.processes import Marked
 
 pytestmark = [
@@ -33,26 +33,7 @@ ENGINE_GAP = 5e-5
 
 @pytest.fixture
 def config(tmp_path: Path, model_dir: Path) -> Path:
-    path = tmp_path / "config.yaml"
-    path.write_text(
-        yaml.safe_dump(
-            {
-                "model": {"path": str(model_dir)},
-                "updates": 8,
-                "output": str(tmp_path / "run"),
-                "prompts": {"source": "world", "max_prompt_tokens": 4},
-                "sampling": {"completions_per_prompt": 4, "max_new_tokens": 4},
-                "generators": {"dtype": "float32", "max_model_len": 32, "kv_cache_mib": 64},
-                "replay": {"prompts_per_update": 8, "max_staleness": 1},
-                "learner": {"dtype": "float32", "zero_stage": 1, "optimizer": {"lr": 1e-3}},
-                "publication": {"canary_tokens": 16},
-                "checkpoints": {"every_updates": 4},
-                "evaluation": {"prompts": 16},
-                "cluster": {"address": "local", "num_cpus": 2, "object_store_mib": 128},
-            }
-        )
-    )
-    return path
+    return small_run(tmp_path, model_dir, evaluation={"prompts": 16})
 
 
 def _run(config: Path | None, *arguments: str, code: int = 0) -> tuple[str, str]:
