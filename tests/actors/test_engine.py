@@ -1,5 +1,6 @@
 """Runs real engines on tiny random Llamas and compares every log-prob with transformers in float64."""
 
+import gc
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 
 from actors import weights
 from actors.config import GeneratorConfig, SamplingConfig
-from actors.engine import Engine, engine_environment, eos_token_ids
+from actors.engine import Engine, _collector_at_rest, engine_environment, eos_token_ids
 from actors.errors import RunError, UsageError, WeightMismatchError
 from actors.records import Canary, Completion, Manifest
 from learner.config import PublicationConfig
@@ -388,3 +389,20 @@ def test_the_environment_has_the_threads_of_the_actor_and_compiles_on_gpus_only(
     assert on_cpu["TORCHDYNAMO_DISABLE"] == "1"
     assert "TORCHDYNAMO_DISABLE" not in on_gpu
     assert on_cpu["VLLM_ENABLE_V1_MULTIPROCESSING"] == on_gpu["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+
+
+def test_what_an_import_defines_is_kept_from_the_collector_which_goes_on_as_before():
+    before = gc.get_freeze_count()
+    with _collector_at_rest():
+        assert not gc.isenabled()
+        kept = [[]]
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > before
+    assert not any(each is kept for each in gc.get_objects())
+    gc.disable()
+    try:
+        with _collector_at_rest():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
