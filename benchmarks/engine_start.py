@@ -1,0 +1,76 @@
+"""An engine's start, with Python's garbage collector at rest while vLLM is imported and without that.
+
+    python -m benchmarks.engine_start [--rounds 5] [--output benchmarks/results/engine_start.json]
+
+Each start is a process of its own, from `import` to an engine that could sample; the two ways alternate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+WAYS = ("at_rest", "collecting")
+
+
+def start(model: str, way: str) -> float:
+    """Seconds to import and build one engine in this process."""
+    began = time.monotonic()
+    from actors import engine
+    from actors.config import GeneratorConfig, SamplingConfig
+
+    if way == "collecting":
+        engine._collector_at_rest = contextlib.nullcontext
+    settings = GeneratorConfig(dtype="float32", max_model_len=64)
+    os.environ.update(engine.engine_environment(settings, cuda=False))
+    engine.Engine(model, settings, SamplingConfig(max_new_tokens=48))
+    return time.monotonic() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/engine_start.json"))
+    parser.add_argument("--one", nargs=2, metavar=("MODEL", "WAY"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(f"\nseconds {start(*arguments.one)}")
+        return
+    from launch.summary import package_versions
+    from learner.sft import PolicySize, train_sft
+
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    with tempfile.TemporaryDirectory() as scratch:
+        model = Path(scratch) / "start"
+        train_sft(model, updates=1, seed=0, size=PolicySize(hidden=256, layers=4, heads=8))
+        for _ in range(arguments.rounds):
+            for way in WAYS:
+                command = [sys.executable, "-m", "benchmarks.engine_start", "--one", str(model), way]
+                process = subprocess.run(
+                    command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
+                )
+                seconds[way].append(float(process.stdout.rpartition("seconds ")[2]))
+            print(" ".join(f"{way} {values[-1]:.1f} s" for way, values in seconds.items()), flush=True)
+    ratio = statistics.median(a / b for a, b in zip(seconds["at_rest"], seconds["collecting"], strict=True))
+    result = {
+        "seconds": seconds,
+        "median_ratio": ratio,
+        "machine": {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
+        "versions": package_versions(),
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"at rest {ratio:.2f} of collecting")
+
+
+if __name__ == "__main__":
+    main()
