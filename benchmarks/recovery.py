@@ -1,6 +1,6 @@
 """Recovery: one of two generators is killed; how long until it samples again, and what the learner gets meanwhile.
 
-    python -m benchmarks.recovery [--runs 3] [--kills 2] [--output benchmarks/results/recovery.json]
+    python -m benchmarks.recovery [--runs 6] [--kills 1] [--output benchmarks/results/recovery.json]
 
 Runs of `offbeat train` that generation limits. The second generator has no room at first and joins while the run goes
 on: its start-up, from the first of its process to its first work. Then it is killed with -9 when it is at work, again
@@ -158,8 +158,8 @@ def measure(directory: Path, kills: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--kills", type=int, default=2, help="in each run")
+    parser.add_argument("--runs", type=int, default=6)
+    parser.add_argument("--kills", type=int, default=1, help="in each run")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/recovery.json"))
     arguments = parser.parse_args()
     from launch.summary import package_versions
