@@ -58,7 +58,7 @@ lint: $(STAMP)  ## ruff and mypy
 	@$(BIN)/mypy
 
 # In an environment of its own: its packages are not the project's. --strict: a package nobody could tell about fails.
-audit:  ## known vulnerabilities of the locked packages; needs the internet, so CI does not run it
+audit:  ## known vulnerabilities of the locked packages; needs the internet
 	@[ -x $(AUDIT)/bin/pip-audit ] || { $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/python -m pip install --quiet pip-audit; }
 	@$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements-cpu.lock
 
