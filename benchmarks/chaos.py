@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import secrets
 import signal
@@ -30,6 +29,8 @@ from typing import Any
 
 import psutil
 import yaml
+
+from benchmarks import record
 
 MARK = "OFFBEAT_CHAOS"
 ROLES = {
@@ -245,11 +246,10 @@ def main() -> None:
             "orphans": account.orphans,
             "wall_seconds": time.monotonic() - started,
             **findings(directory / "run", arguments.updates),
-            "machine": {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
+            "machine": record.machine(),
             "versions": package_versions(),
         }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    record.write(arguments.output, result)
     print(json.dumps(result, indent=1))
     sys.exit(1 if result["violations"] or account.orphans else 0)
 

@@ -37,12 +37,12 @@ class Cluster:
         self.environ = outside | ray | {"PATH": f"{Path(sys.executable).parent}:{outside['PATH']}"}
         self._log = directory / "log"
         self._started: list[tuple[str, subprocess.Popen[bytes]]] = []
-        port = _free_port()
+        port = free_port()
         from ray.util import get_node_ip_address
 
         self.address = f"{get_node_ip_address()}:{port}"
         head = ["--head", "--port", str(port), "--include-dashboard", "false", "--temp-dir", str(directory / "ray")]
-        self._start([*head, "--ray-client-server-port", str(_free_port())], cpus)
+        self._start([*head, "--ray-client-server-port", str(free_port())], cpus)
         self._until_reached(port)
 
     def __enter__(self) -> Cluster:
@@ -114,7 +114,8 @@ class Cluster:
             time.sleep(0.2)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Of this host, on all its addresses."""
     with closing(socket.socket()) as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])

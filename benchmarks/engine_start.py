@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from benchmarks import record
 
 WAYS = ("at_rest", "collecting")
 
@@ -64,11 +64,10 @@ def main() -> None:
     result = {
         "seconds": seconds,
         "median_ratio": ratio,
-        "machine": {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
+        "machine": record.machine(),
         "versions": package_versions(),
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    record.write(arguments.output, result)
     print(f"at rest {ratio:.2f} of collecting")
 
 

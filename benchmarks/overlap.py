@@ -28,6 +28,7 @@ import numpy as np
 from actors.buffer import ReplayBuffer
 from actors.pairing import best_and_worst
 from actors.records import Completion, Prompt
+from benchmarks import record
 from launch import wiring
 from launch.config import RunConfig
 from launch.loop import TrainingLoop
@@ -238,8 +239,7 @@ def main() -> None:
     result["settings"] = {k: v for k, v in vars(arguments).items() if k != "output"}
     result["machine"] = {"cores": 2, "threads_per_actor": 1, "processor": platform.machine()}
     result["versions"] = {name: version(name) for name in ("torch", "ray", "deepspeed", "transformers")}
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    record.write(arguments.output, result)
     print(json.dumps(result["median"], indent=1))
 
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -22,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks import record
 
 KINDS = ("pairwise", "skew", "bradley_terry")
 PAIRS_OF_FAMILIES = 128
@@ -161,11 +161,10 @@ def _add(path: Path, entry: dict[str, Any]) -> None:
     """Puts `entry` in the place of an older one of the same kind, seed and settings."""
     data = json.loads(path.read_text()) if path.is_file() else {"runs": []}
     key = ("kind", "seed", "settings")
-    data["machine"] = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+    data["machine"] = record.machine()
     data["versions"] = {package: version(package) for package in ("torch", "ray", "deepspeed", "transformers")}
     data["runs"] = [run for run in data["runs"] if [run[k] for k in key] != [entry[k] for k in key]] + [entry]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=1) + "\n")
+    record.write(path, data)
 
 
 if __name__ == "__main__":

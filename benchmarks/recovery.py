@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ import psutil
 import yaml
 
 from actors import world
+from benchmarks import record
 from benchmarks.chaos import Driver
 from benchmarks.cluster import Cluster
 
@@ -175,11 +175,10 @@ def main() -> None:
         "runs": runs,
         "median_start_up_seconds": statistics.median(run["start_up_seconds"] for run in runs),
         **{f"median_{name}": statistics.median(each[name] for each in rounds) for name in rounds[0]},
-        "machine": {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
+        "machine": record.machine(),
         "versions": package_versions(),
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    record.write(arguments.output, result)
     print(f"median recovery {result['median_recovery']:.2f} of a start-up, share {result['median_share']:.2f}")
 
 

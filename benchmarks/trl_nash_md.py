@@ -42,6 +42,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import record
+
 TRL_VERSION, ACCELERATE_VERSION = "1.13.0", "1.15.0"
 VOCABULARY = 128
 POSITIONS = 1024
@@ -269,8 +271,7 @@ def main() -> None:
         | {"parameters": parameters, "dtype": "float32", "prompt_tokens": arguments.prompt_tokens},
         "machine": {"cores": arguments.cores, "processor": platform.machine()},
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    record.write(arguments.output, result)
     print(json.dumps({length: values["median"] for length, values in lengths.items()}, indent=1))
 
 

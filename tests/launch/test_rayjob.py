@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,16 +18,11 @@ from typing import Any
 import pytest
 
 from actors.errors import RunError, UsageError
+from benchmarks.cluster import free_port
 from launch import rayjob
 from launch.rayjob import RayJob
 
 ROOT = Path(rayjob.__file__).resolve().parent.parent
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.parametrize(
