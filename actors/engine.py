@@ -18,7 +18,7 @@ import numpy as np
 
 from actors.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.errors import RunError, UsageError, WeightMismatchError
-from actors.model_files import require_safetensors
+from actors.hub import require_safetensors
 from actors.records import SENT_BY_LEARNER, Completion, Manifest
 
 Chunks = Iterable[Mapping[str, np.ndarray]]

@@ -32,7 +32,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from actors.errors import UsageError
-from actors.model_files import check_same_architecture, read_config
+from actors.hub import check_same_architecture, read_config
 from actors.weights import REFERENCE_PREFIX
 
 ARCHITECTURE = "GeometricMixtureForCausalLM"

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from actors.errors import JUDGE_MEMORY, RunError, UsageError, saying_what_to_lower
+from actors.hub import require_safetensors, resolve
 from actors.judges.reward_model import batches_by_length
-from actors.model_files import require_safetensors, resolve
 
 Kind = Literal["bradley_terry", "pairwise", "skew"]
 Tokens = tuple[int, ...]

@@ -11,8 +11,8 @@ import ray
 
 from actors.config import GeneratorConfig, JudgingConfig, OpponentConfig, SamplingConfig
 from actors.generator import Generator
+from actors.hub import resolve
 from actors.judging import JudgeWorker
-from actors.model_files import resolve
 from actors.records import Manifest
 
 COLLECTING_CALLS = 8

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from actors.errors import RunError, UsageError
-from actors.model_files import resolve
+from actors.hub import resolve
 from actors.preference_files import (
     Problem,
     check_one_kind,

@@ -18,8 +18,8 @@ from rich.console import Console
 
 from actors.config import WORLD
 from actors.errors import RunError, UsageError
+from actors.hub import resolve
 from actors.judge_config import VerifierJudgeConfig
-from actors.model_files import resolve
 from actors.pairing import effective_scores
 from actors.prompts import PromptSource, load_tokenizer
 from actors.records import Failure, Group, Lease, Prompt

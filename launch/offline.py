@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.errors import RunError, UsageError
-from actors.model_files import read_config, resolve
+from actors.hub import read_config, resolve
 from actors.preference_files import Collected, Problem, check_problems, collect_preferences
 from actors.preference_filters import split_of
 from actors.preference_rows import MalformedPreferenceError

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from actors.config import WORLD
 from actors.errors import UsageError
-from actors.model_files import resolve
+from actors.hub import resolve
 from actors.prompts import load_tokenizer
 from launch.offline import context_of, load_pairs
 from launch.stage_config import PreferenceRunConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from actors.demonstrations import Demonstrations, load_demonstrations, texts_of
 from actors.errors import UsageError
-from actors.model_files import read_config, resolve
+from actors.hub import read_config, resolve
 from actors.prompts import load_tokenizer
 from launch.stage_config import SftRunConfig
 from launch.stages import Prepared, writing_to

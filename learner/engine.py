@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from actors.config import OpponentConfig
 from actors.errors import UsageError
-from actors.model_files import resolve
+from actors.hub import resolve
 from actors.records import Game, Pair
 from learner.average import AveragePolicy
 from learner.batching import TokenSequence, collate, schedule

@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from actors import world as world_module
 from actors.errors import UsageError
-from actors.model_files import require_safetensors
+from actors.hub import require_safetensors
 from actors.world import EOS, FIRST_COLOUR, FIRST_SYMBOL, INVALID, MAX_SYMBOLS, NOEOS, PROMPTS, SYMBOLS, World
 from learner import tabular
 

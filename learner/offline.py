@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actors.model_files import resolve
+from actors.hub import resolve
 from learner.batching import TokenSequence, collate, schedule, sum_by_sequence
 from learner.collective import gather
 from learner.config import PairLossConfig, TrainerConfig

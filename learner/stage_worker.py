@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.errors import LEARNER_MEMORY, RunError, saying_what_to_lower
-from actors.model_files import resolve
+from actors.hub import resolve
 from learner.records import StageStats
 from learner.stage_config import StageConfig
 from learner.worker import set_environment

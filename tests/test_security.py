@@ -16,8 +16,8 @@ import yaml
 from safetensors.torch import save_file
 
 from actors.errors import UsageError
+from actors.hub import read_config, require_safetensors
 from actors.judge_config import EndpointJudgeConfig, RewardModelJudgeConfig
-from actors.model_files import read_config, require_safetensors
 from actors.weights import expected_tensors
 from launch.config import RunConfig
 from launch.fields import settings

@@ -364,7 +364,7 @@ def test_a_reference_of_another_architecture_is_refused(world, tmp_path):
 
 
 def test_fields_that_change_no_computation_may_differ(world, tmp_path):
-    from actors.model_files import check_same_architecture
+    from actors.hub import check_same_architecture
 
     config = world.a.config.to_dict() | {"eos_token_id": 5, "use_cache": False, "attention_dropout": 0.1}
     type(world.a.config)(**config).save_pretrained(tmp_path)
