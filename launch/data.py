@@ -17,9 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from actors.errors import RunError, UsageError
-from actors.hub import resolve
-from actors.preference_files import (
+from actors.data.preference_files import (
     Problem,
     check_one_kind,
     check_problems,
@@ -27,7 +25,7 @@ from actors.preference_files import (
     read_samples,
     write_preferences,
 )
-from actors.preference_filters import (
+from actors.data.preference_filters import (
     PerplexityRules,
     RuleOutcome,
     apply_rules,
@@ -35,9 +33,11 @@ from actors.preference_filters import (
     find_duplicates,
     split_of,
 )
-from actors.preference_rows import MalformedPreferenceError, PreferenceRow, prompt_key
-from actors.preference_tokens import TokenLimits, preference_tokens
-from actors.prompts import load_tokenizer
+from actors.data.preference_layouts import MalformedPreferenceError, PreferenceRow, prompt_key
+from actors.data.preference_tokens import TokenLimits, preference_tokens
+from actors.data.prompts import load_tokenizer
+from actors.errors import RunError, UsageError
+from actors.hub import resolve
 from launch.data_config import DataConfig
 from launch.data_report import DataReport, OwnSamples, Pair, make_report
 from launch.histograms import histograms_svg

@@ -15,9 +15,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from actors.preference_filters import SELECTIONS, RuleOutcome, Selection, Split
-from actors.preference_rows import REASONS, PreferenceRow, Reason
-from actors.preference_tokens import PreferenceTokens
+from actors.data.preference_filters import SELECTIONS, RuleOutcome, Selection, Split
+from actors.data.preference_layouts import REASONS, PreferenceRow, Reason
+from actors.data.preference_tokens import PreferenceTokens
 from launch.histograms import Histogram, histogram
 
 LEFT_OUT: tuple[Reason | Selection, ...] = (*REASONS, *SELECTIONS)

@@ -17,11 +17,11 @@ from typing import Any, Literal
 from rich.console import Console
 
 from actors.config import WORLD
+from actors.data.prompts import PromptSource, load_tokenizer
 from actors.errors import RunError, UsageError
 from actors.hub import resolve
 from actors.judge_config import VerifierJudgeConfig
 from actors.pairing import effective_scores
-from actors.prompts import PromptSource, load_tokenizer
 from actors.records import Failure, Group, Lease, Prompt
 from launch import wiring
 from launch.best_of import Candidates, Report, render, report

@@ -9,13 +9,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from actors.data.preference_files import Collected, Problem, check_problems, collect_preferences
+from actors.data.preference_filters import split_of
+from actors.data.preference_layouts import MalformedPreferenceError
+from actors.data.preference_tokens import TokenLimits, preference_tokens
+from actors.data.prompts import load_tokenizer
 from actors.errors import RunError, UsageError
 from actors.hub import read_config, resolve
-from actors.preference_files import Collected, Problem, check_problems, collect_preferences
-from actors.preference_filters import split_of
-from actors.preference_rows import MalformedPreferenceError
-from actors.preference_tokens import TokenLimits, preference_tokens
-from actors.prompts import load_tokenizer
 from launch.rundir import RunDirectory
 from launch.stage_config import DpoRunConfig
 from launch.stages import Prepared, StageRun, writing_to

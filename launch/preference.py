@@ -9,9 +9,9 @@ import os
 from pathlib import Path
 
 from actors.config import WORLD
+from actors.data.prompts import load_tokenizer
 from actors.errors import UsageError
 from actors.hub import resolve
-from actors.prompts import load_tokenizer
 from launch.offline import context_of, load_pairs
 from launch.stage_config import PreferenceRunConfig
 from launch.stages import Prepared, StageRun, writing_to

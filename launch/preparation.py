@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from actors.demonstrations import Demonstrations, load_demonstrations, texts_of
+from actors.data.demonstrations import Demonstrations, load_demonstrations, texts_of
+from actors.data.prompts import load_tokenizer
 from actors.errors import UsageError
 from actors.hub import read_config, resolve
-from actors.prompts import load_tokenizer
 from launch.stage_config import SftRunConfig
 from launch.stages import Prepared, writing_to
 from learner.examples import TRAIN, VALIDATION, write_sequences

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from actors.data.prompts import load_tokenizer
 from actors.errors import UsageError
 from actors.preference_model import PreferenceForm, PreferenceNetwork, collate, load_classifier
-from actors.prompts import load_tokenizer
 from learner.batching import schedule
 from learner.examples import TRAIN, VALIDATION, TokenPair, read_pairs
 from learner.preference_card import finish

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 import torch
 
+from actors.data.preference_layouts import MalformedPreferenceError, PreferenceRow
+from actors.data.preference_tokens import preference_tokens
+from actors.data.prompts import load_tokenizer
 from actors.errors import UsageError
 from actors.judge_config import PreferenceModelJudgeConfig
 from actors.judges.threads import in_daemon_thread
 from actors.pairing import mean_win_probabilities
 from actors.preference_model import PreferenceModel, Tokens, probabilities
-from actors.preference_rows import MalformedPreferenceError, PreferenceRow
-from actors.preference_tokens import preference_tokens
-from actors.prompts import load_tokenizer
 from actors.records import Completion, Group, Judgement, Prompt
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actors.prompts import load_tokenizer, without_trailing
+from actors.data.prompts import load_tokenizer, without_trailing
 from actors.records import Completion, Prompt
 
 

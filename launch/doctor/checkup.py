@@ -261,7 +261,7 @@ def _model_and_prompts(config: RunConfig) -> Iterator[Finding]:
 
 
 def _tokenizer_and_prompts(config: RunConfig) -> Iterator[Finding]:
-    from actors.prompts import load_tokenizer
+    from actors.data.prompts import load_tokenizer
 
     path = config.model.tokenizer or config.model.path
     try:
@@ -285,8 +285,8 @@ def _tokenizer_and_prompts(config: RunConfig) -> Iterator[Finding]:
 
 def _prompts(config: RunConfig, tokenizer: Any) -> Iterator[Finding]:
     """Every prompt as `train` reads it; without a tokenizer the first row only."""
-    from actors.prompt_files import SUFFIXES, read_rows
-    from actors.prompts import PromptSource
+    from actors.data.prompts import PromptSource
+    from actors.data.rows import SUFFIXES, read_rows
 
     source = config.prompts.source
     if source != WORLD and is_hub_name(source) and not source.endswith(SUFFIXES):

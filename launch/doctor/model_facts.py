@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.config import WORLD
-from actors.prompt_files import HUB_NAME
+from actors.data.rows import HUB_NAME
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
 _LARGEST_HEADER = 100 << 20

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from actors.prompts import load_tokenizer
+from actors.data.prompts import load_tokenizer
 from launch.cli import main
 from launch.loading import load_config
 from launch.train import check_model

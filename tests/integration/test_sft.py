@@ -11,7 +11,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from actors.prompts import load_tokenizer
+from actors.data.prompts import load_tokenizer
 from launch.loading import load_config
 from launch.train import check_model
 from tests.integration.runs import finish, start, summary_of, wait_for_updates

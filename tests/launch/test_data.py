@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from actors import world
+from actors.data.preference_files import read_preferences
+from actors.data.preference_layouts import PreferenceRow, prompt_key
 from actors.errors import RunError, UsageError
-from actors.preference_files import read_preferences
-from actors.preference_rows import PreferenceRow, prompt_key
 from launch import data as module
 from launch.cli import main
 from launch.data import Preparation, prepare, run_data

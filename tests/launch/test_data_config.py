@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from actors.data.preference_filters import RuleOutcome
 from actors.errors import UsageError
-from actors.preference_filters import RuleOutcome
 from launch.data_config import DATA, DataConfig, file_and_overrides
 from launch.data_report import LEFT_OUT, DataReport, OwnSamples
 from launch.fields import settings

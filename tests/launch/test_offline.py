@@ -39,7 +39,7 @@ def config(models, tmp_path):
 
 
 def test_pairs_are_written_as_the_policy_would_have_sampled_them(config, models, tmp_path):
-    from actors.prompts import load_tokenizer
+    from actors.data.prompts import load_tokenizer
 
     template = 'data.template="Question: {prompt}\\nAnswer: "'
     prepared = prepare_dpo(config(template, "data.validation_fraction=0.5"), tmp_path / "run")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from actors.data.prompts import load_tokenizer
 from actors.errors import RunError, UsageError
-from actors.prompts import load_tokenizer
 from launch import preparation
 from launch.preparation import prepare_sft
 from launch.stage_config import SftRunConfig

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from actors.data.preference_files import read_preferences
 from actors.errors import RunError
-from actors.preference_files import read_preferences
 from launch.solutions import Solution, pairs_of, write_jsonl, write_solutions
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from actors import world
+from actors.data.prompts import PromptSource
 from actors.errors import UsageError
-from actors.prompts import PromptSource
 from launch.config import RunConfig
 from launch.train import check_model, check_same_run, fixed_settings, with_world_defaults
 from learner.sft import TINY, build_policy

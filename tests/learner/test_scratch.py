@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from actors.prompts import load_tokenizer
+from actors.data.prompts import load_tokenizer
 from learner.scratch import make_model, train_tokenizer
 from learner.stage_config import ScratchConfig
 

@@ -8,9 +8,9 @@ from itertools import permutations
 import pytest
 
 from actors.config import GoldJudgeConfig, PromptConfig
+from actors.data.prompts import PromptSource
 from actors.errors import UsageError
 from actors.judges import make_judge
-from actors.prompts import PromptSource
 from actors.records import Completion, Group, Judgement, Lease
 from actors.world import World, response_tokens, tokenizer
 

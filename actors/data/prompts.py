@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from actors.config import PromptConfig
+from actors.data.rows import Row, read_rows, suggestion
 from actors.errors import UsageError
-from actors.prompt_files import Row, read_rows, suggestion
 from actors.records import Prompt
 
 ROWS_PER_TOKENIZER_CALL = 1024

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actors.preference_rows import MalformedPreferenceError, PreferenceRow
-from actors.prompts import (
+from actors.data.preference_layouts import MalformedPreferenceError, PreferenceRow
+from actors.data.prompts import (
     ROWS_PER_TOKENIZER_CALL,
     MalformedRowError,
     answered_chat,

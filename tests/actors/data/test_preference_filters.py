@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.preference_filters import PerplexityRules, apply_rules, ceiling_of, find_duplicates, split_of
-from actors.preference_rows import PreferenceRow, prompt_key
+from actors.data.preference_filters import PerplexityRules, apply_rules, ceiling_of, find_duplicates, split_of
+from actors.data.preference_layouts import PreferenceRow, prompt_key
 
 AB, BA, AC = PreferenceRow("q", "a", "b"), PreferenceRow("q", "b", "a"), PreferenceRow("q", "a", "c")
 SPACED, OTHER = PreferenceRow("q ", " a", "b\n", 0.5), PreferenceRow("r", "b", "a")

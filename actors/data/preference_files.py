@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from actors.errors import UsageError
-from actors.preference_rows import (
+from actors.data.preference_layouts import (
     COLUMNS,
     LAYOUTS,
     MalformedPreferenceError,
@@ -23,8 +22,9 @@ from actors.preference_rows import (
     Reason,
     parse_preference,
 )
-from actors.prompt_files import Row, RowSource, columns_named, rows_from
-from actors.prompts import MalformedRowError, checked_messages, checked_text
+from actors.data.prompts import MalformedRowError, checked_messages, checked_text
+from actors.data.rows import Row, RowSource, columns_named, rows_from
+from actors.errors import UsageError
 
 __all__ = [
     "Message",

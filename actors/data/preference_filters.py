@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.preference_rows import PreferenceRow, normalised, prompt_key
+from actors.data.preference_layouts import PreferenceRow, normalised, prompt_key
 
 Selection = Literal["duplicate", "contradictory", "unlike_own_samples", "fluency_gap", "no_mistake"]
 """Why a well-formed row is left out."""

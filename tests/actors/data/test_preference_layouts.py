@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.preference_rows import MalformedPreferenceError, PreferenceRow, normalised, parse_preference, prompt_key
+from actors.data.preference_layouts import (
+    MalformedPreferenceError,
+    PreferenceRow,
+    normalised,
+    parse_preference,
+    prompt_key,
+)
 
 USER = {"role": "user", "content": "q"}
 SYSTEM = {"role": "system", "content": "s"}

@@ -12,8 +12,8 @@ import pyarrow.parquet
 import pytest
 
 from actors.config import PromptConfig
+from actors.data.rows import Row, read_rows
 from actors.errors import UsageError
-from actors.prompt_files import Row, read_rows
 
 
 def rows_of(path: Path | str, **settings: Any) -> list[Row]:

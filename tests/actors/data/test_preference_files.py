@@ -11,8 +11,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from actors.data.preference_files import PreferenceRow, collect_preferences, read_preferences, write_preferences
 from actors.errors import UsageError
-from actors.preference_files import PreferenceRow, collect_preferences, read_preferences, write_preferences
 
 CHAT = [{"role": "user", "content": "q"}]
 

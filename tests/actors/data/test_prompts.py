@@ -18,8 +18,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from actors.config import PromptConfig
+from actors.data.prompts import PromptSource, load_tokenizer
 from actors.errors import UsageError
-from actors.prompts import PromptSource, load_tokenizer
 
 WORDS = ["<unk>", "<bos>", "<eos>", "<user>", "<assistant>", *(f"w{i}" for i in range(200))]
 UNK, BOS, EOS, USER, ASSISTANT, W0 = range(6)

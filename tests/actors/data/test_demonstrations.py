@@ -11,10 +11,10 @@ import pyarrow.parquet
 import pytest
 
 from actors.config import DemonstrationConfig
-from actors.demonstrations import Demonstrations, demonstration_rows, load_demonstrations, texts_of
+from actors.data.demonstrations import Demonstrations, demonstration_rows, load_demonstrations, texts_of
 from actors.errors import UsageError
 from learner.scratch import train_tokenizer
-from tests.actors.test_prompts import ASSISTANT, BOS, EOS, TEMPLATE, USER, W0, make_tokenizer, source, write
+from tests.actors.data.test_prompts import ASSISTANT, BOS, EOS, TEMPLATE, USER, W0, make_tokenizer, source, write
 
 ALL = {"validation_fraction": 0.0}
 

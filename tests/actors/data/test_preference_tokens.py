@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from actors import preference_tokens as module
 from actors import world
+from actors.data import preference_tokens as module
+from actors.data.preference_layouts import MalformedPreferenceError, PreferenceRow
+from actors.data.preference_tokens import PreferenceTokens, TokenLimits, preference_tokens
 from actors.errors import UsageError
-from actors.preference_rows import MalformedPreferenceError, PreferenceRow
-from actors.preference_tokens import PreferenceTokens, TokenLimits, preference_tokens
 from actors.world import BOS, EOS, SEP
 
 ROW = PreferenceRow("red north", "stone", "paper page")

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.config import DemonstrationConfig
-from actors.errors import UsageError
-from actors.prompt_files import Row, RowSource, columns_named, rows_from
-from actors.prompts import (
+from actors.data.prompts import (
     REPORTED_PROBLEMS,
     MalformedRowError,
     answered_chat,
@@ -21,6 +19,8 @@ from actors.prompts import (
     prompt_token_ids,
     response_token_ids,
 )
+from actors.data.rows import Row, RowSource, columns_named, rows_from
+from actors.errors import UsageError
 
 TokenIds = tuple[int, ...]
 
