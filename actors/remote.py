@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from actors.config import GeneratorConfig, JudgingConfig, OpponentConfig, SamplingConfig
-from actors.generator import Generator
+from actors.generation.generator import Generator
 from actors.hub import resolve
 from actors.judging import JudgeWorker
 from actors.records import Manifest

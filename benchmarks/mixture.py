@@ -26,7 +26,7 @@ from actors.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from benchmarks import record
 
 if TYPE_CHECKING:
-    from actors.engine import Engine
+    from actors.generation.engine import Engine
 
 CASES = {
     "plain engine": (False, 0.0),
@@ -40,7 +40,7 @@ COMPLETIONS = 8
 
 
 def build(model_dir: Path, arguments: argparse.Namespace, opponent: OpponentConfig) -> Engine:
-    from actors.engine import Engine
+    from actors.generation.engine import Engine
 
     generators = GeneratorConfig(
         dtype="float32",

@@ -41,7 +41,7 @@ def opponent_config(setting: Setting) -> OpponentConfig:
 
 def serve_engine(pipe: Connection, setting: Setting) -> None:
     """An engine's process: each order is a publication and leases; the answer is their groups and the seconds taken."""
-    from actors.engine import Engine, engine_environment
+    from actors.generation.engine import Engine, engine_environment
 
     generators = GeneratorConfig(
         dtype="float32",

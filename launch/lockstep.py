@@ -3,7 +3,7 @@
 With it the tokens of a lease depend on the seed and the configuration of the run alone, not on how fast anything was.
 Leases of version v are those that the staleness bound admits at v and not before. The learner goes on meanwhile: its
 publications wait here, at most `max_staleness` + 1 of them, and are taken in turn. It must not know how a generator
-makes its samples repeatable: see `actors/generator.py`.
+makes its samples repeatable: see `actors/generation/generator.py`.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def start_generators(
 
     `host`: address of the host that they must be on, whatever joins the cluster later; None: any.
     """
-    from actors.engine import engine_environment
+    from actors.generation.engine import engine_environment
     from actors.remote import start_generator
 
     environment = {**engine_environment(config.generators, cuda=generator_gpus(config) > 0), **_import_path()}

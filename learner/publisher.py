@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from actors.errors import RunError
+from actors.generation.weights import DTYPE_NAMES, dtype_name, fingerprint
 from actors.records import Canary, Manifest, TensorRecord
-from actors.weights import DTYPE_NAMES, dtype_name, fingerprint
 from learner.config import PublicationConfig
 
 MIB = 1 << 20

@@ -84,7 +84,7 @@ class LearnerWorker:
 
         With opponent kind `ema` the averaged weights go along, under names that begin with `weights.REFERENCE_PREFIX`.
         """
-        from actors.weights import REFERENCE_PREFIX
+        from actors.generation.weights import REFERENCE_PREFIX
 
         canary = self._canary()
         average = {f"{REFERENCE_PREFIX}{name}": tensor for name, tensor in self._engine.average_state().items()}
@@ -161,7 +161,7 @@ class LearnerWorker:
         self._engine.close()
 
     def _canary(self) -> Canary:
-        from actors.weights import canary_tokens
+        from actors.generation.weights import canary_tokens
 
         tokens = canary_tokens(self._engine.vocab_size, self._canary_length)
         # Engines report log-probs of given tokens without their sampling temperature.

@@ -70,7 +70,7 @@ def test_only_remote_and_launch_know_ray():
 
 
 def test_only_the_engine_s_own_modules_and_the_transfer_know_vllm():
-    engine = {"actors/engine.py", "actors/mixture.py", "actors/weight_receiver.py"}
+    engine = {"actors/generation/engine.py", "actors/generation/mixture.py", "actors/generation/weight_receiver.py"}
     assert users_of("vllm") <= engine | {"learner/weight_transfer.py"}
 
 

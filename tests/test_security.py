@@ -16,9 +16,9 @@ import yaml
 from safetensors.torch import save_file
 
 from actors.errors import UsageError
+from actors.generation.weights import expected_tensors
 from actors.hub import read_config, require_safetensors
 from actors.judge_config import EndpointJudgeConfig, RewardModelJudgeConfig
-from actors.weights import expected_tensors
 from launch.config import RunConfig
 from launch.fields import settings
 from launch.loading import _UniqueKeyLoader, dump_config, load_config
@@ -171,7 +171,7 @@ def _preference(directory: Path) -> Any:
 
 def _engine(directory: Path) -> Any:
     from actors.config import GeneratorConfig, SamplingConfig
-    from actors.engine import Engine
+    from actors.generation.engine import Engine
 
     return Engine(directory, GeneratorConfig(), SamplingConfig())
 

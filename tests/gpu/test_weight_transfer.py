@@ -9,9 +9,9 @@ from multiprocessing.connection import Connection
 import pytest
 import torch
 
-from actors import weights
 from actors.config import GeneratorConfig, SamplingConfig
 from actors.errors import WeightMismatchError
+from actors.generation import weights
 from actors.records import Canary
 from learner.config import PublicationConfig
 from learner.publisher import Publisher
@@ -35,7 +35,7 @@ def serve_engine(pipe: Connection, model_dir: str, transport: str, device: str) 
     import os
 
     os.environ["CUDA_VISIBLE_DEVICES"] = device
-    from actors.generator import Generator
+    from actors.generation.generator import Generator
 
     generator = Generator(
         "g0",

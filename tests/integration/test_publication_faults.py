@@ -19,10 +19,10 @@ import torch
 
 from actors.buffer import ReplayBuffer
 from actors.config import GeneratorConfig, ReplayConfig, SamplingConfig
-from actors.engine import engine_environment
+from actors.generation.engine import engine_environment
+from actors.generation.weights import canary_tokens
 from actors.records import Canary, Group, Manifest, Prompt
 from actors.remote import RemoteGenerator
-from actors.weights import canary_tokens
 from launch.config import ClusterConfig
 from launch.pool import GeneratorPool
 from launch.ports import Publication
@@ -45,7 +45,7 @@ class DyingHalfway(RemoteGenerator):
     """Its first process is killed when it has loaded half of the tensors of its second publication."""
 
     def __init__(self, name: str, *, marker: str, **settings: Any) -> None:
-        from actors.weight_receiver import WeightReceiver
+        from actors.generation.weight_receiver import WeightReceiver
 
         super().__init__(name, **settings)
         load, self._loads = WeightReceiver.load_publication, 0

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from actors import weights
 from actors.errors import RunError, WeightMismatchError
+from actors.generation import weights
 from actors.records import Canary
 from learner import publisher as publisher_module
 from learner.config import PublicationConfig

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from actors.config import OpponentConfig
+from actors.generation.weights import canary_tokens, fingerprint
 from actors.records import TensorRecord
-from actors.weights import canary_tokens, fingerprint
 from learner import checkpoints
 from learner.config import LossConfig, PublicationConfig
 from learner.exact import load_policy

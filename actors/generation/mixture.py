@@ -32,8 +32,8 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from actors.errors import UsageError
+from actors.generation.weights import REFERENCE_PREFIX
 from actors.hub import check_same_architecture, read_config
-from actors.weights import REFERENCE_PREFIX
 
 ARCHITECTURE = "GeometricMixtureForCausalLM"
 
@@ -105,7 +105,7 @@ def check_engine(vllm_config: VllmConfig) -> None:
     if MixtureLogitsProcessor not in (model_config.logits_processors or []):
         raise UsageError(
             "a mixture needs its logits processor, without which every request would sample the policy; build the "
-            "engine with actors.mixture.engine_arguments"
+            "engine with actors.generation.mixture.engine_arguments"
         )
     if model_config.enable_prompt_embeds:
         raise UsageError(

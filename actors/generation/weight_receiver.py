@@ -17,9 +17,8 @@ from torch import Tensor
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
 from actors.errors import RunError, WeightMismatchError
-from actors.mixture import settings_of
-from actors.records import Manifest
-from actors.weights import (
+from actors.generation.mixture import settings_of
+from actors.generation.weights import (
     Shape,
     check_against,
     check_bits,
@@ -29,6 +28,7 @@ from actors.weights import (
     read_chunks,
     read_shm,
 )
+from actors.records import Manifest
 
 
 class WeightReceiver:

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from actors.errors import WeightMismatchError
+from actors.generation.weights import fingerprint
 from actors.records import Canary, Manifest, TensorRecord
-from actors.weights import fingerprint
 
 pytestmark = pytest.mark.vllm
 
@@ -73,7 +73,7 @@ class RecordingWorker:
 
 @pytest.fixture
 def worker(tmp_path):
-    from actors.weight_receiver import WeightReceiver
+    from actors.generation.weight_receiver import WeightReceiver
 
     class Worker(RecordingWorker, WeightReceiver):
         pass

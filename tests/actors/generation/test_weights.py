@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from actors import weights
 from actors.errors import RunError, UsageError, WeightMismatchError
+from actors.generation import weights
 from actors.records import Canary, Manifest, TensorRecord
 
 MASK = (1 << 64) - 1

@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 
 from actors.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.errors import RunError, UsageError, WeightMismatchError
-from actors.generator import Generator, request_seed, requested_roles
+from actors.generation.generator import Generator, request_seed, requested_roles
+from actors.generation.weights import canary_tokens
 from actors.records import Canary, Draw, Failure, Group, Lease, Manifest, Prompt, TensorRecord
-from actors.weights import canary_tokens
 from learner.config import PublicationConfig
 from learner.publisher import Publisher
 from tests.fakes import FakeEngine, tiny_llama

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
-from actors import weights
 from actors.config import GeneratorConfig, OpponentConfig, SamplingConfig
-from actors.engine import Engine, engine_environment
 from actors.errors import UsageError, WeightMismatchError
+from actors.generation import weights
+from actors.generation.engine import Engine, engine_environment
 from actors.records import Canary
 from learner.config import PublicationConfig
 from learner.publisher import Publisher
@@ -88,7 +88,7 @@ def pair(request, tmp_path_factory):
     os.environ.update(engine_environment(GeneratorConfig()))
     from vllm import LLM
 
-    from actors import mixture as plugin
+    from actors.generation import mixture as plugin
 
     directory = tmp_path_factory.mktemp(request.param)
     make = ARCHITECTURES[request.param]
@@ -113,7 +113,7 @@ def sample(llm, prompts, betas, *, tokens, **settings):
     """One list of outputs for each prompt; `tokens` is how many each of them gets."""
     from vllm import SamplingParams
 
-    from actors.mixture import BETA
+    from actors.generation.mixture import BETA
 
     params = [
         SamplingParams(
@@ -387,7 +387,7 @@ def test_a_second_model_that_is_not_there_is_refused(world):
     ],
 )
 def test_an_engine_that_would_not_sample_the_mixture_is_refused(settings, message):
-    from actors.mixture import MixtureLogitsProcessor, check_engine
+    from actors.generation.mixture import MixtureLogitsProcessor, check_engine
 
     values = {
         "speculative_config": None,
@@ -412,7 +412,7 @@ def test_an_engine_that_would_not_sample_the_mixture_is_refused(settings, messag
 def test_registering_again_changes_nothing():
     from vllm import ModelRegistry
 
-    from actors import mixture as plugin
+    from actors.generation import mixture as plugin
 
     plugin.register()
     registered = ModelRegistry.models[plugin.ARCHITECTURE]

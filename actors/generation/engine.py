@@ -199,7 +199,7 @@ class Engine:
             WeightMismatchError: refused. When `failure` is None the old weights are untouched and at work; otherwise
                 the model was already changed and every later call raises.
         """
-        from actors.weights import check_not_older  # needs torch
+        from actors.generation.weights import check_not_older  # needs torch
 
         self._check_sound()
         check_not_older(manifest, self._version)
@@ -323,7 +323,7 @@ class Engine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        from actors.mixture import BETA
+        from actors.generation.mixture import BETA
 
         return SamplingParams(
             temperature=self._sampling.temperature,
@@ -369,7 +369,7 @@ class Engine:
                 logprobs_mode="processed_logprobs",  # of the distribution that is sampled from, temperature included
                 scheduling_policy="priority",
                 async_scheduling=False,  # a step in flight would carry the label of the next weights
-                worker_extension_cls="actors.weight_receiver.WeightReceiver",
+                worker_extension_cls="actors.generation.weight_receiver.WeightReceiver",
                 disable_log_stats=True,
                 # What a prompt finds cached changes the shapes that are computed, and with them the rounding.
                 enable_prefix_caching=not self._deterministic,
@@ -383,7 +383,7 @@ class Engine:
             ) from error
 
     def _mixture_options(self, model_dir: str, reference_dir: str) -> dict[str, Any]:
-        from actors import mixture
+        from actors.generation import mixture
 
         # The mixture's logits processor is written for vLLM's first model runner, the only one on CPU.
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
