@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from actors.buffer import ReplayBuffer
-from actors.pairing import best_and_worst
 from actors.records import Completion, Prompt
+from actors.replay_buffer.buffer import ReplayBuffer
+from actors.replay_buffer.pairing import best_and_worst
 from benchmarks import record
 from launch import wiring
 from launch.config import RunConfig

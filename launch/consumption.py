@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actors.buffer import Batch
 from actors.errors import RunError
-from actors.pairing import best_and_worst, game_of
 from actors.records import Game, Pair, flatten
+from actors.replay_buffer.buffer import Batch
+from actors.replay_buffer.pairing import best_and_worst, game_of
 from launch.config import RunConfig
 
 

@@ -21,8 +21,8 @@ from actors.data.prompts import PromptSource, load_tokenizer
 from actors.errors import RunError, UsageError
 from actors.hub import resolve
 from actors.judge_config import VerifierJudgeConfig
-from actors.pairing import effective_scores
 from actors.records import Failure, Group, Lease, Prompt
+from actors.replay_buffer.pairing import effective_scores
 from launch import wiring
 from launch.best_of import Candidates, Report, render, report
 from launch.config import RunConfig

@@ -11,8 +11,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actors.pairing import effective_scores
 from actors.records import Completion, Group
+from actors.replay_buffer.pairing import effective_scores
 
 
 @dataclass(frozen=True)

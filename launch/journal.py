@@ -24,9 +24,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from actors.buffer import Batch
 from actors.errors import RunError
 from actors.records import Group
+from actors.replay_buffer.buffer import Batch
 from launch.config import RunConfig
 
 SETTINGS = b"offbeat.settings"
@@ -68,7 +68,7 @@ UPDATES = pyarrow.schema(
         ("staleness", _INTS),
     ]
 )
-"""A row is an `actors.buffer.Batch`, its groups by lease."""
+"""A row is an `actors.replay_buffer.buffer.Batch`, its groups by lease."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from actors.buffer import Batch
 from actors.errors import UsageError
 from actors.records import Completion, Group, Judgement, Lease, Prompt
+from actors.replay_buffer.buffer import Batch
 from launch.journal import SETTINGS, Segment, segments
 
 _ROWS = 64

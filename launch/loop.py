@@ -1,7 +1,7 @@
 """The training loop: batches in, updates out, weights published while generation goes on.
 
 One asyncio task learns, one keeps the generators busy (`pool.py`), two judge, one watches; where opponents are drawn
-apart, one more has them drawn when `actors/opponents.py` says so. Synchronous training is this same loop with
+apart, one more has them drawn when `actors/replay_buffer/opponents.py` says so. Synchronous training is this same loop with
 `max_staleness: 0`, which leaves the tasks nothing to overlap. It must not know Ray: see `ports.py`.
 """
 
@@ -13,10 +13,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
-from actors.buffer import Batch, ReplayBuffer
 from actors.errors import RunError
-from actors.opponents import OpponentDesk
 from actors.records import Failure, Game, Group, Prompt, flatten
+from actors.replay_buffer.buffer import Batch, ReplayBuffer
+from actors.replay_buffer.opponents import OpponentDesk
 from launch import evaluation
 from launch.config import RunConfig
 from launch.consumption import Consumed, batch_metrics

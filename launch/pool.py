@@ -12,9 +12,9 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from actors.buffer import ReplayBuffer
 from actors.errors import RunError
 from actors.records import Draw, Failure, GeneratorStatus, Group, Lease, Prompt
+from actors.replay_buffer.buffer import ReplayBuffer
 from launch.ports import GeneratorDeadError, GeneratorPort, GeneratorUnavailableError, Publication
 
 COLLECT_SECONDS = 2.0

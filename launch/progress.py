@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from actors.buffer import Batch
 from actors.records import flatten
+from actors.replay_buffer.buffer import Batch
 from launch import evaluation
 from launch.consumption import Consumed
 

@@ -17,10 +17,10 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
-from actors.buffer import Batch
 from actors.config import WORLD
 from actors.errors import UsageError
 from actors.records import Game, Group, Judgement, Pair
+from actors.replay_buffer.buffer import Batch
 from launch import wiring
 from launch.config import RunConfig
 from launch.consumption import Consumed, batch_metrics

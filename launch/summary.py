@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from actors.admission import imbalance
 from actors.errors import RunError
+from actors.replay_buffer.admission import imbalance
 from launch.board import clock
 from launch.evaluation import Reward, WinRate
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from actors.admission import Admission
 from actors.config import ReplayConfig
+from actors.replay_buffer.admission import Admission
 from launch import stage_config
 from launch.cli import app
 from launch.fields import settings

@@ -24,8 +24,8 @@ import jinja2.sandbox
 from actors.errors import OffbeatError, RunError, UsageError
 from actors.judge_config import EndpointJudgeConfig
 from actors.judges.http_client import HttpClient
-from actors.pairing import mean_win_probabilities
 from actors.records import Group, Judgement, Prompt
+from actors.replay_buffer.pairing import mean_win_probabilities
 
 DEFAULT_TEMPLATE = """\
 Compare two answers to the same request. Judge only how well each serves the person who asked: is it right, does it \

@@ -9,8 +9,8 @@ from actors.errors import OffbeatError, RunError, UsageError
 from actors.judge_config import EnsembleJudgeConfig
 from actors.judges import Judge, MeasuredJudge
 from actors.judges.retrying import check_answers
-from actors.pairing import bradley_terry, checked_preferences
 from actors.records import Group, Judgement
+from actors.replay_buffer.pairing import bradley_terry, checked_preferences
 
 
 class EnsembleJudge:

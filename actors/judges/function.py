@@ -12,8 +12,8 @@ from typing import Any
 from actors.errors import RunError, UsageError
 from actors.judge_config import FunctionJudgeConfig
 from actors.judges.threads import in_daemon_thread
-from actors.pairing import checked_preferences, mean_win_probabilities
 from actors.records import Group, Judgement
+from actors.replay_buffer.pairing import checked_preferences, mean_win_probabilities
 
 
 def load_function(path: str) -> Callable[..., Any]:

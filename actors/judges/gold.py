@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from actors.pairing import mean_win_probabilities
 from actors.records import Group, Judgement
+from actors.replay_buffer.pairing import mean_win_probabilities
 
 
 class GoldJudge:

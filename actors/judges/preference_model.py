@@ -17,9 +17,9 @@ from actors.data.prompts import load_tokenizer
 from actors.errors import UsageError
 from actors.judge_config import PreferenceModelJudgeConfig
 from actors.judges.threads import in_daemon_thread
-from actors.pairing import mean_win_probabilities
 from actors.preference_model import PreferenceModel, Tokens, probabilities
 from actors.records import Completion, Group, Judgement, Prompt
+from actors.replay_buffer.pairing import mean_win_probabilities
 
 
 class PreferenceModelJudge:

@@ -17,12 +17,12 @@ import pytest
 import ray
 import torch
 
-from actors.buffer import ReplayBuffer
 from actors.config import GeneratorConfig, ReplayConfig, SamplingConfig
 from actors.generation.engine import engine_environment
 from actors.generation.weights import canary_tokens
 from actors.records import Canary, Group, Manifest, Prompt
 from actors.remote import RemoteGenerator
+from actors.replay_buffer.buffer import ReplayBuffer
 from launch.config import ClusterConfig
 from launch.pool import GeneratorPool
 from launch.ports import Publication

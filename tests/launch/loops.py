@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from actors.buffer import ReplayBuffer
 from actors.records import Lease
+from actors.replay_buffer.buffer import ReplayBuffer
 from launch.config import EvaluationConfig, RunConfig
 from launch.loop import EvaluationSet, TrainingLoop
 from tests.fakes import FakeJudge, FakePrompts, group_of

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from actors.buffer import Batch
 from actors.errors import RunError
 from actors.records import Game, Group, Judgement, Lease, Pair
+from actors.replay_buffer.buffer import Batch
 from launch.config import RunConfig
 from launch.consumption import Consumed, batch_metrics
 from launch.progress import Progress

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.buffer import Batch
 from actors.errors import RunError, UsageError
 from actors.records import Completion, Group, Judgement, Lease, Prompt
+from actors.replay_buffer.buffer import Batch
 from launch.config import RunConfig
 from launch.journal import Journal, learning_settings, segments
 from launch.journal_reader import JournalReader, UpdateRow, covered_from

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.pairing import game_of
 from actors.records import Completion, Game, Judgement
+from actors.replay_buffer.pairing import game_of
 from launch.config import RunConfig
 from launch.law import PROBES, LawProbe, announce, bound_of
 from tests.fakes import make_group

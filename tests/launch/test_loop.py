@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from actors.buffer import Batch
 from actors.errors import RunError
 from actors.records import Failure, Lease
+from actors.replay_buffer.buffer import Batch
 from launch.evaluation import WinRate
 from launch.exactness import ExactFigures
 from launch.loop import TrainingLoop

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from actors.buffer import ReplayBuffer
 from actors.config import ReplayConfig
 from actors.records import Failure, GeneratorStatus, Group, Judgement, Lease, Manifest, Prompt
+from actors.replay_buffer.buffer import ReplayBuffer
 from launch import pool as pool_module
 from launch.pool import GeneratorPool
 from launch.ports import GeneratorDeadError, GeneratorUnavailableError

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from actors.buffer import Batch
 from actors.errors import RunError, UsageError
 from actors.records import Completion, Group, Judgement, Lease, Prompt
+from actors.replay_buffer.buffer import Batch
 from launch.config import RunConfig
 from launch.journal import Journal
 from launch.journal_reader import JournalReader

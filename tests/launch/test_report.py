@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from actors.buffer import ReplayBuffer
 from actors.records import GeneratorStatus, Lease
+from actors.replay_buffer.buffer import ReplayBuffer
 from launch import report as report_module
 from launch.config import RunConfig
 from launch.evaluation import WinRate

@@ -17,8 +17,8 @@ from actors.judges import make_judge
 from actors.judges.ensemble import EnsembleJudge
 from actors.judges.retrying import judge_with_retries
 from actors.judging import JudgeWorker
-from actors.pairing import game_of
 from actors.records import Failure, Group, Judgement
+from actors.replay_buffer.pairing import game_of
 from launch.config import RunConfig
 from launch.loading import load_config
 from tests.fakes import FakeServer, ScriptedJudge, make_group

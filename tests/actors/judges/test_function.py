@@ -17,8 +17,8 @@ from actors.errors import RunError, UsageError
 from actors.judge_config import FunctionJudgeConfig
 from actors.judges import make_judge
 from actors.judges.function import FunctionJudge
-from actors.pairing import game_of
 from actors.records import Judgement
+from actors.replay_buffer.pairing import game_of
 from tests.fakes import make_group
 
 MODULE = """

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from actors.config import ReplayConfig
 from actors.errors import UsageError
-from actors.opponents import OpponentDesk
 from actors.records import Group, Lease
+from actors.replay_buffer.opponents import OpponentDesk
 from tests.fakes import FakePrompts, group_of
 
 

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from actors.admission import Admission, Grant, imbalance
 from actors.config import ReplayConfig
 from actors.errors import RunError, UsageError
+from actors.replay_buffer.admission import Admission, Grant, imbalance
 
 
 def admission(total_updates: int | None = None, **settings: object) -> Admission:

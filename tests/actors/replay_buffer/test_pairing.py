@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 
 from actors.errors import RunError
-from actors.pairing import best_and_worst, bradley_terry, effective_scores, game_of, mean_win_probabilities
 from actors.records import Group, Judgement
+from actors.replay_buffer.pairing import (
+    best_and_worst,
+    bradley_terry,
+    effective_scores,
+    game_of,
+    mean_win_probabilities,
+)
 from tests.fakes import make_group
 
 
