@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from actors.judge_config import EnsembleJudgeConfig, GoldJudgeConfig, HttpJudgeConfig, JudgeKind
+from actors.judges.config import EnsembleJudgeConfig, GoldJudgeConfig, HttpJudgeConfig, JudgeKind
 from actors.settings import Settings
 
 WORLD = "world"

@@ -12,7 +12,7 @@ import ray
 from actors.config import GeneratorConfig, JudgingConfig, OpponentConfig, SamplingConfig
 from actors.generation.generator import Generator
 from actors.hub import resolve
-from actors.judging import JudgeWorker
+from actors.judges.worker import JudgeWorker
 from actors.records import Manifest
 
 COLLECTING_CALLS = 8

@@ -25,7 +25,7 @@ from typing import Any
 
 from actors.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.errors import RunError
-from actors.judge_config import RewardModelJudgeConfig
+from actors.judges.config import RewardModelJudgeConfig
 from actors.records import Completion, Group, Lease, Manifest, Prompt
 from actors.replay_buffer.pairing import game_of
 from benchmarks.trl_nash_md import DRAWS, OVERLAPPED, POSITIONS, Setting

@@ -20,7 +20,7 @@ from actors.config import WORLD
 from actors.data.prompts import PromptSource, load_tokenizer
 from actors.errors import RunError, UsageError
 from actors.hub import resolve
-from actors.judge_config import VerifierJudgeConfig
+from actors.judges.config import VerifierJudgeConfig
 from actors.records import Failure, Group, Lease, Prompt
 from actors.replay_buffer.pairing import effective_scores
 from launch import wiring

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from actors.judge_config import HttpJudgeConfig, JudgeKind
+from actors.judges.config import HttpJudgeConfig, JudgeKind
 from actors.redaction import redact
 
 AUTH_MODE = "RAY_AUTH_MODE"

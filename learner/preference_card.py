@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.preference_model import PreferenceForm, PreferenceModel, Tokens, write_form
+from actors.judges.preference_network import PreferenceForm, PreferenceModel, Tokens, write_form
 from learner import calibration
 from learner.calibration import Array
 from learner.examples import TokenPair

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from actors.errors import UsageError
 from actors.generation.weights import expected_tensors
 from actors.hub import read_config, require_safetensors
-from actors.judge_config import EndpointJudgeConfig, RewardModelJudgeConfig
+from actors.judges.config import EndpointJudgeConfig, RewardModelJudgeConfig
 from launch.config import RunConfig
 from launch.fields import settings
 from launch.loading import _UniqueKeyLoader, dump_config, load_config
@@ -164,7 +164,7 @@ def _reward(directory: Path) -> Any:
 
 
 def _preference(directory: Path) -> Any:
-    from actors.preference_model import load_classifier
+    from actors.judges.preference_network import load_classifier
 
     return load_classifier(directory, 1, "float32")
 

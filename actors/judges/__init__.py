@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from actors.errors import OffbeatError
-from actors.judge_config import (
+from actors.judges.config import (
     BradleyTerryJudgeConfig,
     EndpointJudgeConfig,
     EnsembleJudgeConfig,

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Sequence
 
 from actors.errors import OffbeatError, RunError, UsageError
-from actors.judge_config import EnsembleJudgeConfig
 from actors.judges import Judge, MeasuredJudge
+from actors.judges.config import EnsembleJudgeConfig
 from actors.judges.retrying import check_answers
 from actors.records import Group, Judgement
 from actors.replay_buffer.pairing import bradley_terry, checked_preferences

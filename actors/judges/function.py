@@ -10,7 +10,7 @@ from numbers import Real
 from typing import Any
 
 from actors.errors import RunError, UsageError
-from actors.judge_config import FunctionJudgeConfig
+from actors.judges.config import FunctionJudgeConfig
 from actors.judges.threads import in_daemon_thread
 from actors.records import Group, Judgement
 from actors.replay_buffer.pairing import checked_preferences, mean_win_probabilities

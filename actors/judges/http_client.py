@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import aiohttp
 
 from actors.errors import RunError, UsageError
-from actors.judge_config import HttpJudgeConfig
+from actors.judges.config import HttpJudgeConfig
 
 T = TypeVar("T")
 

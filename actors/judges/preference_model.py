@@ -15,9 +15,9 @@ from actors.data.preference_layouts import MalformedPreferenceError, PreferenceR
 from actors.data.preference_tokens import preference_tokens
 from actors.data.prompts import load_tokenizer
 from actors.errors import UsageError
-from actors.judge_config import PreferenceModelJudgeConfig
+from actors.judges.config import PreferenceModelJudgeConfig
+from actors.judges.preference_network import PreferenceModel, Tokens, probabilities
 from actors.judges.threads import in_daemon_thread
-from actors.preference_model import PreferenceModel, Tokens, probabilities
 from actors.records import Completion, Group, Judgement, Prompt
 from actors.replay_buffer.pairing import mean_win_probabilities
 

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 
 from actors.errors import OffbeatError
-from actors.judge_config import ServedRewardModelJudgeConfig
+from actors.judges.config import ServedRewardModelJudgeConfig
 from actors.judges.http_client import HttpClient
 from actors.judges.reward_inputs import RewardModelInputs
 from actors.records import Group, Judgement

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from actors.errors import UsageError
-from actors.judge_config import VerifierJudgeConfig
+from actors.judges.config import VerifierJudgeConfig
 from actors.judges.mathematics import last_boxed, normalise, same_answer
 from actors.records import Group, Judgement, Prompt
 

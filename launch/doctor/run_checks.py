@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from actors.judge_config import HttpJudgeConfig
+from actors.judges.config import HttpJudgeConfig
 from launch.config import RunConfig
 from launch.doctor import footprint
 from launch.doctor.findings import Finding, error, ok, warning

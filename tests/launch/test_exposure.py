@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.judge_config import EndpointJudgeConfig, GoldJudgeConfig
+from actors.judges.config import EndpointJudgeConfig, GoldJudgeConfig
 from launch import exposure, wiring
 from launch.config import ClusterConfig
 

@@ -9,7 +9,7 @@ from torch.nn.functional import logsigmoid
 
 from actors import world
 from actors.errors import UsageError
-from actors.preference_model import PreferenceForm, PreferenceModel, PreferenceNetwork
+from actors.judges.preference_network import PreferenceForm, PreferenceModel, PreferenceNetwork
 from learner.examples import TRAIN, VALIDATION, TokenPair, write_pairs
 from learner.preference import PreferenceObjective, make_stage, start_network
 from learner.preference_config import PreferenceConfig

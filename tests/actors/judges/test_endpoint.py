@@ -15,8 +15,8 @@ import pytest
 
 from actors.config import JudgingConfig
 from actors.errors import OffbeatError, RunError, UsageError
-from actors.judge_config import EndpointJudgeConfig
 from actors.judges import make_judge
+from actors.judges.config import EndpointJudgeConfig
 from actors.judges.endpoint import (
     DEFAULT_TEMPLATE,
     EndpointJudge,
@@ -26,7 +26,7 @@ from actors.judges.endpoint import (
     read_verdict,
 )
 from actors.judges.retrying import judge_with_retries
-from actors.judging import JudgeWorker
+from actors.judges.worker import JudgeWorker
 from actors.records import Failure, Group, Judgement, Prompt
 from tests.fakes import FakeServer, make_group
 

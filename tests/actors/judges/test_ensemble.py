@@ -12,11 +12,11 @@ from pydantic import ValidationError
 
 from actors.config import JudgingConfig
 from actors.errors import OffbeatError, RunError, UsageError
-from actors.judge_config import EnsembleJudgeConfig
 from actors.judges import make_judge
+from actors.judges.config import EnsembleJudgeConfig
 from actors.judges.ensemble import EnsembleJudge
 from actors.judges.retrying import judge_with_retries
-from actors.judging import JudgeWorker
+from actors.judges.worker import JudgeWorker
 from actors.records import Failure, Group, Judgement
 from actors.replay_buffer.pairing import game_of
 from launch.config import RunConfig

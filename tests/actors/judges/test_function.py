@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from actors.errors import RunError, UsageError
-from actors.judge_config import FunctionJudgeConfig
 from actors.judges import make_judge
+from actors.judges.config import FunctionJudgeConfig
 from actors.judges.function import FunctionJudge
 from actors.records import Judgement
 from actors.replay_buffer.pairing import game_of
@@ -169,7 +169,7 @@ def test_a_function_that_never_returns_does_not_keep_the_process_alive(tmp_path:
     script = textwrap.dedent("""
         import asyncio
         from actors.config import JudgingConfig
-        from actors.judge_config import FunctionJudgeConfig
+        from actors.judges.config import FunctionJudgeConfig
         from actors.judges import make_judge
         from actors.judges.retrying import judge_with_retries
         from actors.records import Completion, Group, Lease, Prompt

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from actors.errors import RunError, UsageError
-from actors.judge_config import EndpointJudgeConfig, HttpJudgeConfig
+from actors.judges.config import EndpointJudgeConfig, HttpJudgeConfig
 from actors.judges.http_client import HttpClient, retry_after_seconds
 from tests.fakes import FakeServer
 

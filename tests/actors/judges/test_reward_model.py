@@ -19,8 +19,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from actors.errors import RunError, UsageError
-from actors.judge_config import RewardModelJudgeConfig
 from actors.judges import make_judge
+from actors.judges.config import RewardModelJudgeConfig
 from actors.judges.reward_model import RewardModelJudge, batches_by_length
 from actors.records import Completion, Group, Lease, Prompt
 

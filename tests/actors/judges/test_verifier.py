@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from actors.errors import UsageError
-from actors.judge_config import VerifierJudgeConfig
+from actors.judges.config import VerifierJudgeConfig
 from actors.judges.verifier import VerifierJudge
 from tests.fakes import make_group
 
