@@ -19,8 +19,8 @@ from actors.records import Game, Pair
 from learner import batching
 from learner.batching import TokenSequence, pad_by_sequence, sum_by_sequence, token_rows
 from learner.config import LearnerConfig, LossConfig
-from learner.losses import preference_loss, tie_loss
-from learner.nash import GameBatch, game_loss
+from learner.losses.games import GameBatch, game_loss
+from learner.losses.pairs import preference_loss, tie_loss
 from learner.stability import step_size_estimate
 
 

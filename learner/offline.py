@@ -20,7 +20,7 @@ from learner.collective import gather
 from learner.config import PairLossConfig, TrainerConfig
 from learner.examples import TRAIN, VALIDATION, TokenPair, read_pairs
 from learner.logprobs import PolicyWithLogProbs
-from learner.losses import preference_loss
+from learner.losses.pairs import preference_loss
 from learner.models import load_model
 from learner.sharded import frozen
 from learner.stage import Measured, Stage

@@ -187,7 +187,7 @@ def train_on_games(directory: Path, kind: str) -> dict[str, Any]:
     from actors.config import OpponentConfig
     from learner.config import CorrectionConfig
     from learner.engine import TrainEngine
-    from tests.learner.games import random_games
+    from tests.learner.losses.games import random_games
 
     config = CONFIG.model_copy(
         update={

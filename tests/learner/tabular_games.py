@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from learner.config import CorrectionConfig, LossConfig
-from learner.nash import GameBatch, game_loss
+from learner.losses.games import GameBatch, game_loss
 
 TAU = 0.1
 HUGE = 1e6

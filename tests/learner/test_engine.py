@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 from actors.config import OpponentConfig
 from actors.errors import RunError, UsageError
 from learner.config import CorrectionConfig, LossConfig, OptimizerConfig
-from learner.losses import tie_loss
+from learner.losses.pairs import tie_loss
 from learner.schedules import learning_rate
-from tests.learner.games import random_games
+from tests.learner.losses.games import random_games
 from tests.learner.ranks import (
     CONFIG,
     TEMPERATURE,

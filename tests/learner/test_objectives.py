@@ -14,7 +14,7 @@ from learner.batching import collate
 from learner.config import CorrectionConfig, LossConfig
 from learner.exact import exact_policy
 from learner.objectives import GameObjective, PairObjective, TokenLogProbs, game_batch, objective_of
-from tests.learner.games import mixed, of_model, random_games, sampled_near, slow_game
+from tests.learner.losses.games import mixed, of_model, random_games, sampled_near, slow_game
 from tests.learner.ranks import (
     CONFIG,
     GAME_SHAPES,

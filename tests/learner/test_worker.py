@@ -14,7 +14,7 @@ from actors.records import TensorRecord
 from learner import checkpoints
 from learner.config import LossConfig, PublicationConfig
 from learner.exact import load_policy
-from tests.learner.games import random_games
+from tests.learner.losses.games import random_games
 from tests.learner.ranks import CONFIG, TEMPERATURE, VOCABULARY, free_port, make_model, run_ranks
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from learner.config import LossConfig, PairLossConfig
-from learner.losses import preference_loss, tie_loss
+from learner.losses.pairs import preference_loss, tie_loss
 
 BETA = 0.5
 

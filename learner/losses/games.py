@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from learner.config import CorrectionConfig, LossConfig
-from learner.losses import LossOutput
+from learner.losses.pairs import LossOutput
 
 LARGEST = 20.0
 """Nats. Beyond e^20 a ratio is over any sensible cap, and a product of ratios might overflow."""

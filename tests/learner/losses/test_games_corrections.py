@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from learner.config import CorrectionConfig, LossConfig
-from learner.nash import GameBatch, game_loss, importance_weights, roles, sequence_weights
+from learner.losses.games import GameBatch, game_loss, importance_weights, roles, sequence_weights
 from tests.learner.tabular_games import (
     COMB,
     COMB_MU,
