@@ -90,7 +90,7 @@ def errors(directory: Path, held_out: Path) -> dict[str, Any]:
     it, the favourite over that), mean over prompts, of model and gold; `families` the errors at each single prompt.
     """
     from actors.judges.preference_network import PreferenceModel, probabilities
-    from learner.examples import read_pairs
+    from learner.tensors.examples import read_pairs
 
     model = PreferenceModel.load(directory)
     pairs = read_pairs(held_out)

@@ -19,9 +19,9 @@ from actors.hub import read_config, resolve
 from launch.rundir import RunDirectory
 from launch.stage_config import DpoRunConfig
 from launch.stages import Prepared, StageRun, writing_to
-from learner.examples import TRAIN, VALIDATION, TokenPair, write_pairs
 from learner.models import DPO_FILE
 from learner.stage_config import SCRATCH, PreferenceDataConfig
+from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, write_pairs
 
 
 def run_dpo(config: DpoRunConfig, *, resume: bool = False) -> int:

@@ -15,8 +15,8 @@ from actors.hub import resolve
 from launch.offline import context_of, load_pairs
 from launch.stage_config import PreferenceRunConfig
 from launch.stages import Prepared, StageRun, writing_to
-from learner.examples import TRAIN, VALIDATION, TokenPair, write_pairs
 from learner.stage_config import SCRATCH
+from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, write_pairs
 
 Sides = tuple[list[TokenPair], list[TokenPair]]
 

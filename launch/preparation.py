@@ -13,8 +13,8 @@ from actors.errors import UsageError
 from actors.hub import read_config, resolve
 from launch.stage_config import SftRunConfig
 from launch.stages import Prepared, writing_to
-from learner.examples import TRAIN, VALIDATION, write_sequences
 from learner.stage_config import SCRATCH
+from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
 
 
 def prepare_sft(config: SftRunConfig, directory: Path) -> Prepared:

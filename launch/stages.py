@@ -31,7 +31,7 @@ from launch.stage_config import SftRunConfig, StageRunConfig
 from launch.summary import package_versions
 from launch.train import INTERRUPTED, check_same_run
 from learner import checkpoints
-from learner.examples import TRAIN, VALIDATION
+from learner.tensors.examples import TRAIN, VALIDATION
 
 REPORT_UPDATES = 10
 """Optimizer steps that the ranks take at a time; between them the driver listens."""

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from actors.errors import UsageError
 from actors.records import Game, Pair
-from learner import batching
-from learner.batching import TokenSequence, pad_by_sequence, sum_by_sequence, token_rows
 from learner.config import LearnerConfig, LossConfig
 from learner.losses.games import GameBatch, game_loss
 from learner.losses.pairs import preference_loss, tie_loss
 from learner.stability import step_size_estimate
+from learner.tensors import batching
+from learner.tensors.batching import TokenSequence, pad_by_sequence, sum_by_sequence, token_rows
 
 
 @dataclass(frozen=True, slots=True)

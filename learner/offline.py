@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from actors.hub import resolve
-from learner.batching import TokenSequence, collate, schedule, sum_by_sequence
 from learner.collective import gather
 from learner.config import PairLossConfig, TrainerConfig
-from learner.examples import TRAIN, VALIDATION, TokenPair, read_pairs
-from learner.logprobs import PolicyWithLogProbs
 from learner.losses.pairs import preference_loss
 from learner.models import load_model
 from learner.sharded import frozen
 from learner.stage import Measured, Stage
 from learner.stage_config import DpoConfig
+from learner.tensors.batching import TokenSequence, collate, schedule, sum_by_sequence
+from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, read_pairs
+from learner.tensors.logprobs import PolicyWithLogProbs
 
 Scores = tuple[float, float]
 """Log-probs (nats) of a pair's chosen and rejected response, each summed over its tokens."""

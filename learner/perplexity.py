@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from transformers import GenerationConfig
 
 from actors.errors import UsageError
-from learner.batching import TokenSequence, collate, schedule, sum_by_sequence
-from learner.logprobs import PolicyWithLogProbs
 from learner.models import load_model
+from learner.tensors.batching import TokenSequence, collate, schedule, sum_by_sequence
+from learner.tensors.logprobs import PolicyWithLogProbs
 
 
 class PerplexityModel:

@@ -22,8 +22,8 @@ import torch
 from actors.judges.preference_network import PreferenceForm, PreferenceModel, Tokens, write_form
 from learner import calibration
 from learner.calibration import Array
-from learner.examples import TokenPair
 from learner.preference_config import PreferenceConfig
+from learner.tensors.examples import TokenPair
 
 CARD_FILE, README_FILE = "model_card.json", "README.md"
 TRIPLES = 512

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from actors.errors import UsageError
-from learner.batching import TokenBatch, TokenSequence, collate, schedule
-from learner.examples import TRAIN, VALIDATION, read_sequences
-from learner.logprobs import PolicyWithLogProbs
 from learner.models import load_model
-from learner.packing import collate_packed, pack
 from learner.stage import Measured, Stage
 from learner.stage_config import SftConfig
+from learner.tensors.batching import TokenBatch, TokenSequence, collate, schedule
+from learner.tensors.examples import TRAIN, VALIDATION, read_sequences
+from learner.tensors.logprobs import PolicyWithLogProbs
+from learner.tensors.packing import collate_packed, pack
 
 Rows = list[list[TokenSequence]]
 """A micro-batch: rows of sequences."""

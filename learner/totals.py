@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from learner.batching import TokenBatch
+from learner.tensors.batching import TokenBatch
 
 
 class Totals:

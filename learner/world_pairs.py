@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors import world
-from learner.examples import TokenPair
+from learner.tensors.examples import TokenPair
 
 
 def world_pairs(

@@ -8,9 +8,9 @@ from actors.errors import UsageError
 from launch.loading import load_config, preset_names
 from launch.preference import prepare_preference
 from launch.stage_config import PREFERENCE
-from learner.examples import TRAIN, VALIDATION, read_pairs
 from learner.scratch import make_model
 from learner.stage_config import ScratchConfig
+from learner.tensors.examples import TRAIN, VALIDATION, read_pairs
 from tests.fakes import tiny_preference_model
 
 

@@ -13,9 +13,9 @@ from actors.errors import RunError, UsageError
 from launch import preparation
 from launch.preparation import prepare_sft
 from launch.stage_config import SftRunConfig
-from learner.examples import TRAIN, VALIDATION, read_sequences
 from learner.scratch import make_model, train_tokenizer
 from learner.stage_config import ScratchConfig
+from learner.tensors.examples import TRAIN, VALIDATION, read_sequences
 
 SCRATCH = {"vocabulary": 300, "layers": 1, "heads": 1, "max_tokens": 64}
 ROWS = [{"prompt": f"{a}+{b}", "response": str(a + b)} for a in range(8) for b in range(8)]

@@ -15,7 +15,7 @@ import pytest
 from actors.errors import RunError, UsageError
 from launch.stage_config import SftRunConfig
 from launch.stages import Prepared, StageRun
-from learner.examples import TRAIN, VALIDATION, write_sequences
+from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
 from tests.fakes import FakeRanks
 
 EXAMPLES = [((1, 2), (3,))] * 20

@@ -245,10 +245,10 @@ def supervised_config(zero_stage: int, *, packing: bool = True) -> Any:
 
 def make_supervised(directory: Path, zero_stage: int, *, packing: bool = True) -> Any:
     """A trainer of `directory`/model on twelve sequences, seven held out, on the ranks of the process group."""
-    from learner.examples import TRAIN, VALIDATION, write_sequences
     from learner.sharded import ShardedModel, join_process_group
     from learner.stage import StageTrainer
     from learner.supervised import make_stage
+    from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
 
     config = supervised_config(zero_stage, packing=packing)
     data = directory / f"sft-{os.getpid()}"
@@ -286,7 +286,7 @@ def _supervised(rank: int, world: int, port: int, directory: Path) -> None:
 
 def offline_pairs(seed: int, count: int) -> list[Any]:
     """Preferences of uneven lengths; probabilities 1, 0.5, 0.8, 0 and 0.3 in turn."""
-    from learner.examples import TokenPair
+    from learner.tensors.examples import TokenPair
 
     probabilities = (1.0, 0.5, 0.8, 0.0, 0.3)
     return [
@@ -297,11 +297,11 @@ def offline_pairs(seed: int, count: int) -> list[Any]:
 
 def train_offline(directory: Path, zero_stage: int) -> dict[str, Any]:
     """Three updates of offline DPO on soft labels against another reference, and all that came of them."""
-    from learner.examples import TRAIN, VALIDATION, write_pairs
     from learner.offline import make_stage
     from learner.sharded import ShardedModel, join_process_group
     from learner.stage import StageTrainer
     from learner.stage_config import DpoConfig
+    from learner.tensors.examples import TRAIN, VALIDATION, write_pairs
 
     learner = {
         "dtype": "float32", "zero_stage": zero_stage, "micro_batch_tokens": 40, "loss": {"beta": 0.3},

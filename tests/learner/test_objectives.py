@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM
 
 from actors.config import OpponentConfig
 from actors.errors import UsageError
-from learner.batching import collate
 from learner.config import CorrectionConfig, LossConfig
 from learner.exact import exact_policy
 from learner.objectives import GameObjective, PairObjective, TokenLogProbs, game_batch, objective_of
+from learner.tensors.batching import collate
 from tests.learner.losses.games import mixed, of_model, random_games, sampled_near, slow_game
 from tests.learner.ranks import (
     CONFIG,

@@ -11,9 +11,9 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM
 
 from learner.config import PairLossConfig
-from learner.examples import TokenPair, read_pairs, write_pairs
-from learner.logprobs import PolicyWithLogProbs
 from learner.offline import OfflineObjective, ScoredPair
+from learner.tensors.examples import TokenPair, read_pairs, write_pairs
+from learner.tensors.logprobs import PolicyWithLogProbs
 from tests.learner.ranks import make_model, offline_pairs, run_ranks, train_offline
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from learner.batching import TokenSequence
+from learner.tensors.batching import TokenSequence
 
 TRAIN, VALIDATION = "train.parquet", "validation.parquet"
 _SCHEMA = pyarrow.schema(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.examples import read_sequences, write_sequences, write_table
+from learner.tensors.examples import read_sequences, write_sequences, write_table
 
 TOKENS = st.lists(st.integers(0, 2**31 - 1), max_size=5).map(tuple)
 

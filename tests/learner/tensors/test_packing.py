@@ -11,9 +11,9 @@ from transformers import Gemma2Config, GPT2Config, LlamaConfig, Qwen2Config
 from transformers.models.auto import AutoModelForCausalLM
 
 from actors.errors import UsageError
-from learner.batching import collate
-from learner.logprobs import PolicyWithLogProbs
-from learner.packing import collate_packed, pack
+from learner.tensors.batching import collate
+from learner.tensors.logprobs import PolicyWithLogProbs
+from learner.tensors.packing import collate_packed, pack
 
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}
 # Weights so large that a token's neighbours matter by nats.

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from actors.errors import UsageError
-from learner.batching import TokenBatch, TokenSequence
+from learner.tensors.batching import TokenBatch, TokenSequence
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:

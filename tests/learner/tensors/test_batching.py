@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from actors.errors import UsageError
 from actors.records import Completion, Game, Pair
-from learner.batching import (
+from learner.tensors.batching import (
     behaviour_logprobs,
     collate,
     filler,

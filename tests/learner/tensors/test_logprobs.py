@@ -8,7 +8,7 @@ from transformers import Gemma2Config, GPT2Config, GraniteConfig, LlamaConfig
 from transformers.models.auto import AutoModelForCausalLM
 
 from actors.errors import UsageError
-from learner.logprobs import LogProbHead, Mixture, PolicyWithLogProbs, linear_logprobs, mixture_logprobs
+from learner.tensors.logprobs import LogProbHead, Mixture, PolicyWithLogProbs, linear_logprobs, mixture_logprobs
 
 N, D, V = 37, 8, 23
 
