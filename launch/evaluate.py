@@ -29,8 +29,8 @@ from launch.config import RunConfig
 from launch.ports import GeneratorDeadError, GeneratorPort, GeneratorUnavailableError, JudgePort
 from launch.solutions import Solution, pairs_of, write_jsonl, write_solutions
 from launch.train import check_model, with_world_defaults
+from learner.backend.models import DPO_FILE
 from learner.config import LossConfig
-from learner.models import DPO_FILE
 
 COLLECT_SECONDS = 2.0
 Rank = Literal["likelihood", "reward"]

@@ -19,7 +19,7 @@ from actors.hub import read_config, resolve
 from launch.rundir import RunDirectory
 from launch.stage_config import DpoRunConfig
 from launch.stages import Prepared, StageRun, writing_to
-from learner.models import DPO_FILE
+from learner.backend.models import DPO_FILE
 from learner.stage_config import SCRATCH, PreferenceDataConfig
 from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, write_pairs
 

@@ -41,7 +41,7 @@ from launch.replay_report import (
 )
 from launch.rundir import RunDirectory, next_free
 from launch.train import check_model, ending_on_sigterm
-from learner import checkpoints
+from learner.backend import checkpoints
 from learner.config import CorrectionConfig, LossConfig
 
 CHANGEABLE = ("learner", "cluster")
@@ -370,7 +370,7 @@ class _Replay:
 
     def _weights(self) -> Weights | None:
         """The replay's weights beside those that the run had after the same update."""
-        from learner.comparison import compare_models
+        from learner.backend.compare import compare_models
 
         end = self._journal.end
         saved = self._run.checkpoints / stage_name(end) / checkpoints.MODEL

@@ -30,7 +30,7 @@ from launch.rundir import RunDirectory
 from launch.stage_config import SftRunConfig, StageRunConfig
 from launch.summary import package_versions
 from launch.train import INTERRUPTED, check_same_run
-from learner import checkpoints
+from learner.backend import checkpoints
 from learner.tensors.examples import TRAIN, VALIDATION
 
 REPORT_UPDATES = 10

@@ -36,7 +36,7 @@ from launch.placement import address_to_join
 from launch.progress import Progress
 from launch.report import Reporter, Status
 from launch.rundir import RunDirectory, SharedMemory
-from learner import checkpoints
+from learner.backend import checkpoints
 
 INTERRUPTED = 130
 SHOWN_SKIPS = 5

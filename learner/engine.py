@@ -19,14 +19,14 @@ from actors.config import OpponentConfig
 from actors.errors import UsageError
 from actors.hub import resolve
 from actors.records import Game, Pair
-from learner.average import AveragePolicy
-from learner.collective import gather
+from learner.backend.average import AveragePolicy
+from learner.backend.collective import gather
+from learner.backend.models import checkpoint_names, load_model
+from learner.backend.sharded import ShardedModel, frozen, join_process_group, whole
 from learner.config import LearnerConfig
 from learner.exact import ExactPolicy, exact_policy
-from learner.models import checkpoint_names, load_model
 from learner.objectives import Pass, Players, TokenLogProbs, objective_of, players_of, step_size
 from learner.records import UpdateStats
-from learner.sharded import ShardedModel, frozen, join_process_group, whole
 from learner.tensors.batching import TokenSequence, collate, schedule
 from learner.tensors.logprobs import Mixture, PolicyWithLogProbs
 from learner.totals import Totals

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from actors.hub import resolve
-from learner.collective import gather
+from learner.backend.collective import gather
+from learner.backend.models import load_model
+from learner.backend.sharded import frozen
 from learner.config import PairLossConfig, TrainerConfig
 from learner.losses.pairs import preference_loss
-from learner.models import load_model
-from learner.sharded import frozen
 from learner.stage import Measured, Stage
 from learner.stage_config import DpoConfig
 from learner.tensors.batching import TokenSequence, collate, schedule, sum_by_sequence

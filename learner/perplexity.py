@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from transformers import GenerationConfig
 
 from actors.errors import UsageError
-from learner.models import load_model
+from learner.backend.models import load_model
 from learner.tensors.batching import TokenSequence, collate, schedule, sum_by_sequence
 from learner.tensors.logprobs import PolicyWithLogProbs
 

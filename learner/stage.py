@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from actors.errors import UsageError
+from learner.backend.sharded import ShardedModel
 from learner.records import StageStats
-from learner.sharded import ShardedModel
 
 
 @dataclass(frozen=True, slots=True)

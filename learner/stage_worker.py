@@ -39,7 +39,7 @@ class StageWorker:
         set_environment(learner, rank, world_size, master_addr, master_port)
         import torch
 
-        from learner.sharded import ShardedModel, join_process_group
+        from learner.backend.sharded import ShardedModel, join_process_group
         from learner.stage import StageTrainer
 
         torch.set_num_threads(max(1, int(learner.cpus_per_rank)))

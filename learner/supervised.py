@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from actors.errors import UsageError
-from learner.models import load_model
+from learner.backend.models import load_model
 from learner.stage import Measured, Stage
 from learner.stage_config import SftConfig
 from learner.tensors.batching import TokenBatch, TokenSequence, collate, schedule

@@ -75,7 +75,7 @@ def test_only_the_engine_s_own_modules_and_the_transfer_know_vllm():
 
 
 def test_only_the_learner_s_engine_knows_deepspeed():
-    assert users_of("deepspeed") <= {"learner/sharded.py"}
+    assert users_of("deepspeed") <= {"learner/backend/sharded.py"}
 
 
 @pytest.mark.parametrize("module", [*CONFIGS, "actors.records", "actors.errors", "launch.loading", "launch.board"])

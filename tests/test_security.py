@@ -24,7 +24,7 @@ from launch.fields import settings
 from launch.loading import _UniqueKeyLoader, dump_config, load_config
 from launch.rundir import RunDirectory
 from launch.verbs import VERBS, verb_of
-from learner import checkpoints
+from learner.backend import checkpoints
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path for package in ("actors", "learner", "launch") for path in (ROOT / package).rglob("*.py"))
@@ -146,7 +146,7 @@ def test_the_payload_of_these_tests_does_run_where_it_is_trusted(tmp_path: Path)
 
 
 def _causal(directory: Path) -> Any:
-    from learner.models import load_model
+    from learner.backend.models import load_model
 
     return load_model(directory, "float32")
 
@@ -209,7 +209,7 @@ def test_code_that_comes_with_a_model_is_not_run_and_not_asked_about(tmp_path: P
 
 
 def test_a_checkpoint_that_holds_more_than_an_engine_s_state_is_not_read(tmp_path: Path) -> None:
-    from learner.sharded import _CheckpointFiles
+    from learner.backend.sharded import _CheckpointFiles
 
     torch.save({"module": Payload(tmp_path / "ran")}, tmp_path / "state.pt")
     with pytest.raises(pickle.UnpicklingError, match="Unsupported"):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from actors.config import OpponentConfig
 from launch.config import RunConfig
 from launch.doctor.model_facts import ELEMENT_BYTES, ModelFacts
+from learner.backend.zero import BUCKET
 from learner.config import TrainerConfig
-from learner.zero import BUCKET
 
 PROCESS_BYTES = 1 << 30
 """Host memory of one actor before it holds a model: its libraries and their allocators. Rough."""

@@ -26,7 +26,7 @@ from launch.replay import (
     within,
     without_opponents,
 )
-from learner import checkpoints
+from learner.backend import checkpoints
 from tests.fakes import FakeGenerator, FakeLearner, FakeStats, judged_group
 from tests.launch.loops import loop_of, run
 

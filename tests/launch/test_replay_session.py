@@ -19,7 +19,7 @@ from launch import train, wiring
 from launch.cli import main
 from launch.config import RunConfig
 from launch.journal import segments
-from learner import checkpoints
+from learner.backend import checkpoints
 from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakeStats
 
 FILE = "model.safetensors"

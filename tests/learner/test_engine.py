@@ -12,11 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from actors.config import OpponentConfig
 from actors.errors import RunError, UsageError
+from learner.backend.schedules import learning_rate
 from learner.config import CorrectionConfig, LossConfig, OptimizerConfig
 from learner.losses.pairs import tie_loss
-from learner.schedules import learning_rate
-from tests.learner.losses.games import random_games
-from tests.learner.ranks import (
+from tests.learner.backend.ranks import (
     CONFIG,
     TEMPERATURE,
     TOTAL_UPDATES,
@@ -26,6 +25,7 @@ from tests.learner.ranks import (
     random_pairs,
     run_ranks,
 )
+from tests.learner.losses.games import random_games
 
 STAGES = (0, 1, 2, 3)
 

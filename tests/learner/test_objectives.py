@@ -14,8 +14,7 @@ from learner.config import CorrectionConfig, LossConfig
 from learner.exact import exact_policy
 from learner.objectives import GameObjective, PairObjective, TokenLogProbs, game_batch, objective_of
 from learner.tensors.batching import collate
-from tests.learner.losses.games import mixed, of_model, random_games, sampled_near, slow_game
-from tests.learner.ranks import (
+from tests.learner.backend.ranks import (
     CONFIG,
     GAME_SHAPES,
     TEMPERATURE,
@@ -26,6 +25,7 @@ from tests.learner.ranks import (
     run_ranks,
     train_on_games,
 )
+from tests.learner.losses.games import mixed, of_model, random_games, sampled_near, slow_game
 
 
 def perturbed(directory, source, seed):
@@ -61,7 +61,7 @@ def environment():
 @pytest.fixture(scope="module")
 def engine(directory, environment):
     """A policy that has moved from its reference; its step is replaced, so that every test meets the same weights."""
-    from learner.average import AveragePolicy
+    from learner.backend.average import AveragePolicy
     from learner.engine import TrainEngine
 
     engine = TrainEngine(

@@ -14,7 +14,7 @@ from learner.config import PairLossConfig
 from learner.offline import OfflineObjective, ScoredPair
 from learner.tensors.examples import TokenPair, read_pairs, write_pairs
 from learner.tensors.logprobs import PolicyWithLogProbs
-from tests.learner.ranks import make_model, offline_pairs, run_ranks, train_offline
+from tests.learner.backend.ranks import make_model, offline_pairs, run_ranks, train_offline
 
 CPU = torch.device("cpu")
 BETA = 0.3

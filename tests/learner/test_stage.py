@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from actors.errors import RunError, UsageError
 from learner.stage import Stage, StageTrainer, example_order
 from learner.stage_config import PassesConfig
-from tests.learner.ranks import (
+from tests.learner.backend.ranks import (
     OPTIMIZER,
     SUPERVISED,
     TOTAL_UPDATES,

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from learner import checkpoints
+from learner.backend import checkpoints
 from learner.scratch import make_model
 from learner.stage_config import ScratchConfig
 from learner.stage_worker import StageWorker
 from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
-from tests.learner.ranks import free_port, random_sequences, supervised_config
+from tests.learner.backend.ranks import free_port, random_sequences, supervised_config
 
 
 @pytest.fixture

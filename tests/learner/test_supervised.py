@@ -10,7 +10,7 @@ from learner.stage_config import SftConfig
 from learner.supervised import SupervisedObjective, check_packing, make_stage
 from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
 from learner.tensors.logprobs import PolicyWithLogProbs
-from tests.learner.ranks import make_model, random_sequences
+from tests.learner.backend.ranks import make_model, random_sequences
 
 CPU = torch.device("cpu")
 

@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM
 from actors.config import OpponentConfig
 from actors.generation.weights import canary_tokens, fingerprint
 from actors.records import TensorRecord
-from learner import checkpoints
+from learner.backend import checkpoints
 from learner.config import LossConfig, PublicationConfig
 from learner.exact import load_policy
+from tests.learner.backend.ranks import CONFIG, TEMPERATURE, VOCABULARY, free_port, make_model, run_ranks
 from tests.learner.losses.games import random_games
-from tests.learner.ranks import CONFIG, TEMPERATURE, VOCABULARY, free_port, make_model, run_ranks
 
 
 @pytest.fixture(scope="module")

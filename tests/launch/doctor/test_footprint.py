@@ -7,8 +7,8 @@ from launch.doctor import footprint
 from launch.doctor.footprint import activation_bytes, kv_bytes_per_token, learner_memory, size
 from launch.doctor.model_facts import WORLD_POLICY, ModelFacts
 from launch.loading import load_config
+from learner.backend.zero import BUCKET
 from learner.config import TrainerConfig
-from learner.zero import BUCKET
 
 GIB = 1 << 30
 

@@ -1,6 +1,6 @@
 """Programs of ranks that write checkpoints, and of other numbers of ranks that resume from them.
 
-`python -m tests.learner.other_ranks RANK WORLD PORT DIRECTORY SCENARIO`, as `tests.learner.ranks`, whose `run_ranks`
+`python -m tests.learner.backend.other_ranks RANK WORLD PORT DIRECTORY SCENARIO`, as `tests.learner.backend.ranks`, whose `run_ranks`
 starts them.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tests.learner.ranks import CONFIG, OPTIMIZER, TEMPERATURE, random_pairs
+from tests.learner.backend.ranks import CONFIG, OPTIMIZER, TEMPERATURE, random_pairs
 
 CASES = (
     (0, "float32"),
@@ -80,7 +80,7 @@ def _resume(engine: Any, checkpoint: Path) -> dict[str, Any]:
 def _refusal(engine: Any, checkpoint: Path) -> str:
     """What this rank is told when rank 0 cannot convert, for a reason without words."""
     from actors.errors import UsageError
-    from learner import sharded
+    from learner.backend import sharded
 
     def fail(*_: Path) -> None:
         raise AssertionError

@@ -1,6 +1,6 @@
 """What the learner's tests share: random pairs, a plain-torch learner to compare with, and the program of each rank.
 
-`python -m tests.learner.ranks RANK WORLD PORT DIRECTORY SCENARIO` is one rank; `run_ranks` starts them all.
+`python -m tests.learner.backend.ranks RANK WORLD PORT DIRECTORY SCENARIO` is one rank; `run_ranks` starts them all.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def run_ranks(directory: Path, scenario: str, world: int = 2, program: str = "tests.learner.ranks") -> list[int]:
+def run_ranks(directory: Path, scenario: str, world: int = 2, program: str = __name__) -> list[int]:
     """Runs `scenario` of `program` on all ranks and returns their exit codes; what they print goes to `directory`."""
     port = free_port()
     command = [sys.executable, "-W", "ignore", "-m", program]
@@ -113,7 +113,7 @@ def run_ranks(directory: Path, scenario: str, world: int = 2, program: str = "te
             processes.append(
                 subprocess.Popen(
                     [*command, *arguments],
-                    cwd=Path(__file__).parents[2],
+                    cwd=Path(__file__).parents[3],
                     stdout=log,
                     stderr=log,
                     env=environment | {"OMP_NUM_THREADS": "1"},
@@ -245,7 +245,7 @@ def supervised_config(zero_stage: int, *, packing: bool = True) -> Any:
 
 def make_supervised(directory: Path, zero_stage: int, *, packing: bool = True) -> Any:
     """A trainer of `directory`/model on twelve sequences, seven held out, on the ranks of the process group."""
-    from learner.sharded import ShardedModel, join_process_group
+    from learner.backend.sharded import ShardedModel, join_process_group
     from learner.stage import StageTrainer
     from learner.supervised import make_stage
     from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
@@ -297,8 +297,8 @@ def offline_pairs(seed: int, count: int) -> list[Any]:
 
 def train_offline(directory: Path, zero_stage: int) -> dict[str, Any]:
     """Three updates of offline DPO on soft labels against another reference, and all that came of them."""
+    from learner.backend.sharded import ShardedModel, join_process_group
     from learner.offline import make_stage
-    from learner.sharded import ShardedModel, join_process_group
     from learner.stage import StageTrainer
     from learner.stage_config import DpoConfig
     from learner.tensors.examples import TRAIN, VALIDATION, write_pairs
@@ -340,7 +340,7 @@ def _offline(rank: int, world: int, port: int, directory: Path) -> None:
 def _crash(rank: int, world: int, port: int, directory: Path) -> None:
     """A refused write on rank 1, a good checkpoint, and a kill of rank 1 while it writes the next one."""
     from actors.errors import RunError
-    from learner import checkpoints
+    from learner.backend import checkpoints
 
     config = CONFIG.model_copy(update={"zero_stage": 2})
     worker = _worker(rank, world, port, directory, config)
@@ -388,7 +388,7 @@ def _crash(rank: int, world: int, port: int, directory: Path) -> None:
 
 def _recover(rank: int, world: int, port: int, directory: Path) -> None:
     """New ranks take over the last good checkpoint and publish it."""
-    from learner import checkpoints
+    from learner.backend import checkpoints
 
     worker = _worker(rank, world, port, directory, CONFIG.model_copy(update={"zero_stage": 2}))
     client_state = worker.load(str(checkpoints.latest(directory / "checkpoints")))

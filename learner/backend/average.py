@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from actors.errors import UsageError
-from learner.models import checkpoint_names, unique_tensors
+from learner.backend.models import checkpoint_names, unique_tensors
 from learner.tensors.logprobs import PolicyWithLogProbs
 
 

@@ -32,13 +32,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from actors.errors import RunError, UsageError
-from learner.checkpoints import ENGINE, MODEL
-from learner.collective import agree, gather, make_directory
+from learner.backend.checkpoints import ENGINE, MODEL
+from learner.backend.collective import agree, gather, make_directory
+from learner.backend.models import checkpoint_activations, in_parts, replace_directory, unique_tensors, write_model
+from learner.backend.schedules import learning_rate
+from learner.backend.universal import differs_in_ranks_alone, load_converted, seed_of_new_rank, tensors_alone
+from learner.backend.zero import deepspeed_config, reference_config
 from learner.config import TrainerConfig
-from learner.models import checkpoint_activations, in_parts, replace_directory, unique_tensors, write_model
-from learner.schedules import learning_rate
-from learner.universal import differs_in_ranks_alone, load_converted, seed_of_new_rank, tensors_alone
-from learner.zero import deepspeed_config, reference_config
 
 ENGINE_TAG = "engine"
 LAYOUT = "layout.json"

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from actors.errors import UsageError
-from learner.universal import differs_in_ranks_alone, seed_of_new_rank, tensors_alone
-from tests.learner.other_ranks import BATCHES, CASES, LEARNER, UPDATES, whole_state
-from tests.learner.ranks import TEMPERATURE, make_model, run_ranks
+from learner.backend.universal import differs_in_ranks_alone, seed_of_new_rank, tensors_alone
+from tests.learner.backend.other_ranks import BATCHES, CASES, LEARNER, UPDATES, whole_state
+from tests.learner.backend.ranks import TEMPERATURE, make_model, run_ranks
 
 LEGS = ("one to two", "two to one")
 
@@ -28,7 +28,7 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(models):
     for scenario, world in (("start", 1), ("pass-on", 2), ("end", 1)):
-        codes = run_ranks(models, scenario, world, "tests.learner.other_ranks")
+        codes = run_ranks(models, scenario, world, "tests.learner.backend.other_ranks")
         assert codes == [0] * world, (models / f"{scenario}-rank0.log").read_text()[-3000:]
     start, both, other, end = (
         torch.load(models / f"{name}.pt", weights_only=False)
@@ -161,7 +161,7 @@ def test_offloaded_optimizers_are_converted_whatever_the_path_is_called(make_eng
 
 def test_every_group_of_parameters_counts_its_own_steps(make_engine, tmp_path, monkeypatch):
     """DeepSpeed's loader gives all groups of ZeRO-3 one count, and four groups advanced it by four at every update."""
-    from learner import sharded
+    from learner.backend import sharded
 
     config = sharded.deepspeed_config
 
@@ -212,7 +212,7 @@ def test_a_conversion_runs_no_code_of_the_checkpoint(make_engine, tmp_path, stag
 
 
 def test_a_converted_checkpoint_is_read_as_restricted_as_any(make_engine, tmp_path, monkeypatch):
-    from learner import sharded
+    from learner.backend import sharded
 
     convert = sharded._convert
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from learner.comparison import WeightComparison, compare_models, compare_weights
+from learner.backend.compare import WeightComparison, compare_models, compare_weights
 
 
 def test_the_same_bits_are_identical_also_where_they_are_no_number() -> None:

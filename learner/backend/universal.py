@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from actors.errors import UsageError
-from learner.checkpoints import discard
+from learner.backend.checkpoints import discard
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=1)

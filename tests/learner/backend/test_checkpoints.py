@@ -6,7 +6,7 @@ import os
 import pytest
 
 from actors.errors import RunError, UsageError
-from learner import checkpoints
+from learner.backend import checkpoints
 
 
 def stage(root, tag, update=0, parts=("deepspeed", "hf")):
