@@ -107,7 +107,7 @@ class Trainer:
         self._manifest = self._publish()
 
     def _make_learner(self, publish_dir: str) -> Any:
-        from learner.worker import LearnerWorker
+        from learner.training.worker import LearnerWorker
 
         config = LearnerConfig(
             cpus_per_rank=self._setting.threads,

@@ -49,7 +49,7 @@ class Progress:
     ties: int = 0
     skipped: int = 0
     stats: Any = None
-    """The last update's `learner.engine.UpdateStats`."""
+    """The last update's `learner.training.engine.UpdateStats`."""
     log_ratio_max: float | None = None
     """Largest |log policy - log behaviour| of a token that met the very weights it was sampled with: the engines' gap.
     None while there was none."""

@@ -1,6 +1,6 @@
 """A stage before the loop, from its config to its summary: data and model are prepared, ranks train, the best is kept.
 
-One driver for all stages; what they learn is the ranks' business (`learner/stage_worker.py`). The order matters:
+One driver for all stages; what they learn is the ranks' business (`learner/training/stage_worker.py`). The order matters:
 everything that a user can get wrong is checked before an actor starts, and everything that was started is ended
 whatever happens.
 """
@@ -52,7 +52,7 @@ class Prepared:
 
 
 class Ranks(Protocol):
-    """All ranks of a stage as one: `learner.stage_worker.StageWorker` says what they can do."""
+    """All ranks of a stage as one: `learner.training.stage_worker.StageWorker` says what they can do."""
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Enters `method` on every rank; rank 0 answers."""

@@ -189,7 +189,7 @@ def start_learner(
     config: RunConfig, model_dir: str, reference_dir: str, shared_memory: Path, failed_batches: Path
 ) -> RayLearner:
     """Starts all learner ranks, packed together, with rank 0's host as their meeting point."""
-    from learner.worker import LearnerWorker
+    from learner.training.worker import LearnerWorker
 
     transport = config.publication.transport
     ranks, host = _start_ranks(
@@ -213,7 +213,7 @@ def start_learner(
 
 def start_stage(config: StageConfig, model_dir: Path, directory: Path, total_updates: int) -> RayRanks:
     """Starts all ranks of a stage before the loop, which read `directory`/data."""
-    from learner.stage_worker import StageWorker
+    from learner.training.stage_worker import StageWorker
 
     ranks, _ = _start_ranks(
         StageWorker,

@@ -20,11 +20,11 @@ from learner.backend.models import load_model
 from learner.backend.sharded import frozen
 from learner.config import PairLossConfig, TrainerConfig
 from learner.losses.pairs import preference_loss
-from learner.stage import Measured, Stage
 from learner.stage_config import DpoConfig
 from learner.tensors.batching import TokenSequence, collate, schedule, sum_by_sequence
 from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, read_pairs
 from learner.tensors.logprobs import PolicyWithLogProbs
+from learner.training.trainer import Measured, Stage
 
 Scores = tuple[float, float]
 """Log-probs (nats) of a pair's chosen and rejected response, each summed over its tokens."""

@@ -17,9 +17,9 @@ from actors.errors import UsageError
 from actors.judges.preference_network import PreferenceForm, PreferenceNetwork, collate, load_classifier
 from learner.preference_card import finish
 from learner.preference_config import PreferenceConfig
-from learner.stage import Measured, Stage
 from learner.tensors.batching import schedule
 from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, read_pairs
+from learner.training.trainer import Measured, Stage
 
 SMALLEST_PROBABILITY = 1e-6
 """Labels are kept this far from 0 and 1 where a score difference is read off them."""

@@ -10,12 +10,12 @@ import torch
 
 from actors.errors import UsageError
 from learner.backend.models import load_model
-from learner.stage import Measured, Stage
 from learner.stage_config import SftConfig
 from learner.tensors.batching import TokenBatch, TokenSequence, collate, schedule
 from learner.tensors.examples import TRAIN, VALIDATION, read_sequences
 from learner.tensors.logprobs import PolicyWithLogProbs
 from learner.tensors.packing import collate_packed, pack
+from learner.training.trainer import Measured, Stage
 
 Rows = list[list[TokenSequence]]
 """A micro-batch: rows of sequences."""

@@ -38,7 +38,7 @@ def checkpoint_of(directory: Path, world: int, case: tuple[int, str]) -> Path:
 
 def make_engine(directory: Path, case: tuple[int, str]) -> Any:
     """An engine whose embeddings are tied, but under ZeRO-2."""
-    from learner.engine import TrainEngine
+    from learner.training.engine import TrainEngine
 
     stage, dtype = case
     config = LEARNER.model_copy(update={"zero_stage": stage, "dtype": dtype})
@@ -120,7 +120,7 @@ def _run(rank: int, world: int, directory: Path, scenario: str) -> None:
 
 
 def _main(rank: int, world: int, port: int, directory: Path, scenario: str) -> None:
-    from learner.worker import set_environment
+    from learner.training.worker import set_environment
 
     set_environment(LEARNER, rank, world, "127.0.0.1", port)
     torch.set_num_threads(1)

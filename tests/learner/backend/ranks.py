@@ -128,7 +128,7 @@ def run_ranks(directory: Path, scenario: str, world: int = 2, program: str = __n
 
 def _worker(rank: int, world: int, port: int, directory: Path, config: LearnerConfig):
     from learner.config import PublicationConfig
-    from learner.worker import LearnerWorker
+    from learner.training.worker import LearnerWorker
 
     model_dir = str(directory / "model")
     return LearnerWorker(
@@ -141,10 +141,10 @@ def _worker(rank: int, world: int, port: int, directory: Path, config: LearnerCo
 
 def _train(rank: int, world: int, port: int, directory: Path) -> None:
     """Every ZeRO stage on the same batches; a loss that is no number on rank 1; a checkpoint and what follows it."""
-    from learner.worker import set_environment
+    from learner.training.worker import set_environment
 
     set_environment(CONFIG, rank, world, "127.0.0.1", port)
-    from learner.engine import TrainEngine
+    from learner.training.engine import TrainEngine
 
     batches = [random_pairs(seed) for seed in range(3)]
     sequences = [(pair.prompt_token_ids, pair.chosen.token_ids) for pair in batches[0][:3]]
@@ -186,7 +186,7 @@ def train_on_games(directory: Path, kind: str) -> dict[str, Any]:
     """Two updates on games with opponents of `kind`, on the embedded world's vocabulary, and all that came of them."""
     from actors.config import OpponentConfig
     from learner.config import CorrectionConfig
-    from learner.engine import TrainEngine
+    from learner.training.engine import TrainEngine
     from tests.learner.losses.games import random_games
 
     config = CONFIG.model_copy(
@@ -212,7 +212,7 @@ def train_on_games(directory: Path, kind: str) -> dict[str, Any]:
 
 
 def _games(rank: int, world: int, port: int, directory: Path) -> None:
-    from learner.worker import set_environment
+    from learner.training.worker import set_environment
 
     set_environment(CONFIG, rank, world, "127.0.0.1", port)
     results = {kind: train_on_games(directory, kind) for kind in GAME_SHAPES}
@@ -246,9 +246,9 @@ def supervised_config(zero_stage: int, *, packing: bool = True) -> Any:
 def make_supervised(directory: Path, zero_stage: int, *, packing: bool = True) -> Any:
     """A trainer of `directory`/model on twelve sequences, seven held out, on the ranks of the process group."""
     from learner.backend.sharded import ShardedModel, join_process_group
-    from learner.stage import StageTrainer
     from learner.supervised import make_stage
     from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
+    from learner.training.trainer import StageTrainer
 
     config = supervised_config(zero_stage, packing=packing)
     data = directory / f"sft-{os.getpid()}"
@@ -276,7 +276,7 @@ def train_supervised(directory: Path, zero_stage: int, *, packing: bool) -> dict
 
 
 def _supervised(rank: int, world: int, port: int, directory: Path) -> None:
-    from learner.worker import set_environment
+    from learner.training.worker import set_environment
 
     set_environment(CONFIG, rank, world, "127.0.0.1", port)
     results = {stage: train_supervised(directory, stage, packing=packing) for stage, packing in SUPERVISED.items()}
@@ -299,9 +299,9 @@ def train_offline(directory: Path, zero_stage: int) -> dict[str, Any]:
     """Three updates of offline DPO on soft labels against another reference, and all that came of them."""
     from learner.backend.sharded import ShardedModel, join_process_group
     from learner.offline import make_stage
-    from learner.stage import StageTrainer
     from learner.stage_config import DpoConfig
     from learner.tensors.examples import TRAIN, VALIDATION, write_pairs
+    from learner.training.trainer import StageTrainer
 
     learner = {
         "dtype": "float32", "zero_stage": zero_stage, "micro_batch_tokens": 40, "loss": {"beta": 0.3},
@@ -329,7 +329,7 @@ def train_offline(directory: Path, zero_stage: int) -> dict[str, Any]:
 
 
 def _offline(rank: int, world: int, port: int, directory: Path) -> None:
-    from learner.worker import set_environment
+    from learner.training.worker import set_environment
 
     set_environment(CONFIG, rank, world, "127.0.0.1", port)
     results = {stage: train_offline(directory, stage) for stage in (1, 3)}

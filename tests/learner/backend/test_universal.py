@@ -41,7 +41,7 @@ def runs(models):
 def make_engine(models):
     """Engines of one rank in this process; the process is left as it was."""
     os.environ["DS_ACCELERATOR"] = "cpu"
-    from learner.engine import TrainEngine
+    from learner.training.engine import TrainEngine
 
     environment = dict(os.environ)
     engines = []

@@ -25,11 +25,11 @@ from learner.backend.models import checkpoint_names, load_model
 from learner.backend.sharded import ShardedModel, frozen, join_process_group, whole
 from learner.config import LearnerConfig
 from learner.exact import ExactPolicy, exact_policy
-from learner.objectives import Pass, Players, TokenLogProbs, objective_of, players_of, step_size
 from learner.records import UpdateStats
 from learner.tensors.batching import TokenSequence, collate, schedule
 from learner.tensors.logprobs import Mixture, PolicyWithLogProbs
-from learner.totals import Totals
+from learner.training.objectives import Pass, Players, TokenLogProbs, objective_of, players_of, step_size
+from learner.training.totals import Totals
 
 AVERAGE = "average.safetensors"
 

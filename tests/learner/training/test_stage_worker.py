@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from learner.backend import checkpoints
 from learner.scratch import make_model
 from learner.stage_config import ScratchConfig
-from learner.stage_worker import StageWorker
 from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
+from learner.training.stage_worker import StageWorker
 from tests.learner.backend.ranks import free_port, random_sequences, supervised_config
 
 

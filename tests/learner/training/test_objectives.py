@@ -12,8 +12,8 @@ from actors.config import OpponentConfig
 from actors.errors import UsageError
 from learner.config import CorrectionConfig, LossConfig
 from learner.exact import exact_policy
-from learner.objectives import GameObjective, PairObjective, TokenLogProbs, game_batch, objective_of
 from learner.tensors.batching import collate
+from learner.training.objectives import GameObjective, PairObjective, TokenLogProbs, game_batch, objective_of
 from tests.learner.backend.ranks import (
     CONFIG,
     GAME_SHAPES,
@@ -62,7 +62,7 @@ def environment():
 def engine(directory, environment):
     """A policy that has moved from its reference; its step is replaced, so that every test meets the same weights."""
     from learner.backend.average import AveragePolicy
-    from learner.engine import TrainEngine
+    from learner.training.engine import TrainEngine
 
     engine = TrainEngine(
         directory / "policy",

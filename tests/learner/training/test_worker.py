@@ -91,7 +91,7 @@ def test_the_final_model_is_the_policy(directory, whole):
 def lone_worker(tmp_path):
     """The only rank, in this process, training on games against the average of past policies."""
     environment = dict(os.environ)
-    from learner.worker import LearnerWorker
+    from learner.training.worker import LearnerWorker
 
     model_dir = str(make_model(tmp_path / "world", vocab_size=18))
     worker = LearnerWorker(

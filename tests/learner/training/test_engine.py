@@ -56,7 +56,7 @@ def plain(directory):
 def make_engine(directory, tmp_path):
     """Engines of one rank in this process; the process is left as it was."""
     os.environ["DS_ACCELERATOR"] = "cpu"
-    from learner.engine import TrainEngine
+    from learner.training.engine import TrainEngine
 
     environment = dict(os.environ)
     engines = []
@@ -306,7 +306,7 @@ def test_wrong_requests_are_refused_before_anything_is_loaded(make_engine, tmp_p
     with pytest.raises(UsageError, match="needs at least one pair"):
         engine.update([])
     (tmp_path / "empty").mkdir()
-    from learner.engine import TrainEngine
+    from learner.training.engine import TrainEngine
 
     with pytest.raises(UsageError, match=r"empty cannot be loaded: .*give a causal language model's directory"):
         TrainEngine(tmp_path / "empty", CONFIG, 1)

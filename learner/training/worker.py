@@ -48,8 +48,8 @@ class LearnerWorker:
         set_environment(learner, rank, world_size, master_addr, master_port)
         import torch
 
-        from learner.engine import TrainEngine
         from learner.publisher import Publisher
+        from learner.training.engine import TrainEngine
 
         # More threads than cores spin against each other, and one number of threads keeps results reproducible.
         torch.set_num_threads(max(1, int(learner.cpus_per_rank)))

@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from actors.errors import RunError, UsageError
-from learner.stage import Stage, StageTrainer, example_order
 from learner.stage_config import PassesConfig
+from learner.training.trainer import Stage, StageTrainer, example_order
 from tests.learner.backend.ranks import (
     OPTIMIZER,
     SUPERVISED,

@@ -13,7 +13,7 @@ from actors.errors import LEARNER_MEMORY, RunError, saying_what_to_lower
 from actors.hub import resolve
 from learner.records import StageStats
 from learner.stage_config import StageConfig
-from learner.worker import set_environment
+from learner.training.worker import set_environment
 
 
 class StageWorker:
@@ -40,7 +40,7 @@ class StageWorker:
         import torch
 
         from learner.backend.sharded import ShardedModel, join_process_group
-        from learner.stage import StageTrainer
+        from learner.training.trainer import StageTrainer
 
         torch.set_num_threads(max(1, int(learner.cpus_per_rank)))
         torch.manual_seed(learner.seed)
