@@ -71,7 +71,7 @@ def test_only_remote_and_launch_know_ray():
 
 def test_only_the_engine_s_own_modules_and_the_transfer_know_vllm():
     engine = {"actors/generation/engine.py", "actors/generation/mixture.py", "actors/generation/weight_receiver.py"}
-    assert users_of("vllm") <= engine | {"learner/weight_transfer.py"}
+    assert users_of("vllm") <= engine | {"learner/publication/transfer.py"}
 
 
 def test_only_the_learner_s_engine_knows_deepspeed():

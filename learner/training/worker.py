@@ -48,7 +48,7 @@ class LearnerWorker:
         set_environment(learner, rank, world_size, master_addr, master_port)
         import torch
 
-        from learner.publisher import Publisher
+        from learner.publication.publisher import Publisher
         from learner.training.engine import TrainEngine
 
         # More threads than cores spin against each other, and one number of threads keeps results reproducible.
@@ -102,7 +102,7 @@ class LearnerWorker:
         `process` is the generator's, of which each has a transfer group of its own. `generator` and `workers` are those
         of `WeightSender`. Rank 0 only. Not run on a GPU so far.
         """
-        from learner.weight_transfer import WeightSender
+        from learner.publication.transfer import WeightSender
 
         manifest, state = self._sendable[version]
         known = self._senders.get(name)

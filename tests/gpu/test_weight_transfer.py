@@ -14,8 +14,8 @@ from actors.errors import WeightMismatchError
 from actors.generation import weights
 from actors.records import Canary
 from learner.config import PublicationConfig
-from learner.publisher import Publisher
-from learner.weight_transfer import WeightSender
+from learner.publication.publisher import Publisher
+from learner.publication.transfer import WeightSender
 from tests.fakes import tiny_llama
 
 pytestmark = [pytest.mark.gpu, pytest.mark.vllm, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]

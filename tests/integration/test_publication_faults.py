@@ -29,7 +29,7 @@ from launch.ports import Publication
 from launch.ray_ports import RayGenerator
 from launch.wiring import ray_session
 from learner.config import PublicationConfig
-from learner.publisher import Publisher
+from learner.publication.publisher import Publisher
 from tests.fakes import FakeEngine, FakePrompts, tiny_llama
 from tests.integration.runs import ROOT
 from tests.processes import Marked

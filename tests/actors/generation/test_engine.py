@@ -13,7 +13,7 @@ from actors.generation import weights
 from actors.generation.engine import Engine, _collector_at_rest, engine_environment, eos_token_ids
 from actors.records import Canary, Completion, Manifest
 from learner.config import PublicationConfig
-from learner.publisher import Publisher
+from learner.publication.publisher import Publisher
 from tests.fakes import tiny_llama
 
 CANARY = weights.canary_tokens(96, 32)

@@ -12,7 +12,7 @@ from actors.generation.generator import Generator, request_seed, requested_roles
 from actors.generation.weights import canary_tokens
 from actors.records import Canary, Draw, Failure, Group, Lease, Manifest, Prompt, TensorRecord
 from learner.config import PublicationConfig
-from learner.publisher import Publisher
+from learner.publication.publisher import Publisher
 from tests.fakes import FakeEngine, tiny_llama
 
 

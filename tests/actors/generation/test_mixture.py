@@ -16,7 +16,7 @@ from actors.generation import weights
 from actors.generation.engine import Engine, engine_environment
 from actors.records import Canary
 from learner.config import PublicationConfig
-from learner.publisher import Publisher
+from learner.publication.publisher import Publisher
 from tests.fakes import tiny_llama
 
 pytestmark = pytest.mark.vllm

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from actors.errors import RunError, WeightMismatchError
 from actors.generation import weights
 from actors.records import Canary
-from learner import publisher as publisher_module
 from learner.config import PublicationConfig
-from learner.publisher import MIB, Publisher, write_safetensors
+from learner.publication import publisher as publisher_module
+from learner.publication.publisher import MIB, Publisher, write_safetensors
 
 CANARY = Canary((1, 2), (-0.5,))
 

@@ -3,7 +3,7 @@ import torch
 
 from actors.errors import RunError, UsageError, WeightMismatchError
 from actors.records import Canary, Manifest
-from learner.weight_transfer import GeneratorClient, WeightSender
+from learner.publication.transfer import GeneratorClient, WeightSender
 
 MANIFEST = Manifest(2, (), Canary((), ()), "nccl")
 
