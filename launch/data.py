@@ -47,7 +47,7 @@ TokenSequence = tuple[Sequence[int], Sequence[int]]
 
 
 class Scorer(Protocol):
-    """The policy under which perplexities are taken; `learner.perplexity.PerplexityModel` is one."""
+    """The policy under which perplexities are taken; `learner.stages.perplexity.PerplexityModel` is one."""
 
     context: int | None
 
@@ -104,7 +104,7 @@ def run_data(config: DataConfig, console: Console | None = None) -> int:
 def _load_scorer(directory: Path, config: DataConfig) -> Scorer:
     import torch
 
-    from learner.perplexity import PerplexityModel
+    from learner.stages.perplexity import PerplexityModel
 
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     if device == "cuda" and not torch.cuda.is_available():

@@ -194,7 +194,7 @@ def _sequence_logprobs(directory: Path, groups: Sequence[Group], config: RunConf
     """Log-probs (nats) of all completions, each summed over its tokens, at temperature 1."""
     import torch
 
-    from learner.perplexity import PerplexityModel
+    from learner.stages.perplexity import PerplexityModel
 
     model = PerplexityModel(
         directory,

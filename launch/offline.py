@@ -1,6 +1,6 @@
 """`offbeat dpo`: preferences on disk become a trained model, and a note of what it was trained against.
 
-Runs in the driver; the training itself is `launch/stages.py`, what is learnt is `learner/offline.py`.
+Runs in the driver; the training itself is `launch/stages.py`, what is learnt is `learner/stages/dpo.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from launch.rundir import RunDirectory
 from launch.stage_config import DpoRunConfig
 from launch.stages import Prepared, StageRun, writing_to
 from learner.backend.models import DPO_FILE
-from learner.stage_config import SCRATCH, PreferenceDataConfig
+from learner.stages.config import SCRATCH, PreferenceDataConfig
 from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, write_pairs
 
 

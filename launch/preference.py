@@ -1,6 +1,6 @@
 """`offbeat preference`: preferences become a preference model, calibrated and with a card.
 
-Runs in the driver; the training itself is `launch/stages.py`, what is learnt is `learner/preference.py`.
+Runs in the driver; the training itself is `launch/stages.py`, what is learnt is `learner/stages/preference.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from actors.hub import resolve
 from launch.offline import context_of, load_pairs
 from launch.stage_config import PreferenceRunConfig
 from launch.stages import Prepared, StageRun, writing_to
-from learner.stage_config import SCRATCH
+from learner.stages.config import SCRATCH
 from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, write_pairs
 
 Sides = tuple[list[TokenPair], list[TokenPair]]

@@ -13,7 +13,7 @@ from actors.errors import UsageError
 from actors.hub import read_config, resolve
 from launch.stage_config import SftRunConfig
 from launch.stages import Prepared, writing_to
-from learner.stage_config import SCRATCH
+from learner.stages.config import SCRATCH
 from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
 
 
@@ -48,7 +48,7 @@ def starting_model(config: SftRunConfig, directory: Path) -> Path:
             f"{config.model.scratch.max_tokens}; lower the first or raise the second"
         )
     if not (directory / "config.json").is_file():
-        from learner.scratch import make_model
+        from learner.stages.scratch import make_model
 
         make_model(directory, texts_of(config.data), config.model.scratch)
     return directory

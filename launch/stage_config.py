@@ -7,8 +7,8 @@ from pydantic import Field
 from launch.config import NAME, ClusterConfig, NamedConfig
 from launch.loading import PRESETS, Verb
 from learner.config import CheckpointConfig
-from learner.preference_config import PreferenceConfig
-from learner.stage_config import DpoConfig, SftConfig, StageConfig
+from learner.stages.config import DpoConfig, SftConfig, StageConfig
+from learner.stages.preference_config import PreferenceConfig
 
 
 class StageRunConfig(StageConfig, NamedConfig):

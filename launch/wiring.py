@@ -26,7 +26,7 @@ from launch.placement import address_to_join, generator_gpus, resources_needed, 
 from launch.ray_ports import PUBLISHING, RayGenerator, RayJudge, RayLearner, RayRanks, origin, reason
 from launch.rayjob import auth_token
 from learner.config import TrainerConfig
-from learner.stage_config import StageConfig
+from learner.stages.config import StageConfig
 
 PLACEMENT_SECONDS = 120.0
 CONNECT_SECONDS = 10.0

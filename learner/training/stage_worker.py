@@ -12,7 +12,7 @@ from typing import Any
 from actors.errors import LEARNER_MEMORY, RunError, saying_what_to_lower
 from actors.hub import resolve
 from learner.records import StageStats
-from learner.stage_config import StageConfig
+from learner.stages.config import StageConfig
 from learner.training.worker import set_environment
 
 

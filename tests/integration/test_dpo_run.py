@@ -10,8 +10,8 @@ from actors.data.prompts import load_tokenizer
 from launch.cli import main
 from launch.loading import load_config
 from launch.train import check_model
-from learner.scratch import make_model
-from learner.stage_config import ScratchConfig
+from learner.stages.config import ScratchConfig
+from learner.stages.scratch import make_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from launch.cli import main
-from learner.scratch import make_model
-from learner.stage_config import ScratchConfig
+from learner.stages.config import ScratchConfig
+from learner.stages.scratch import make_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm]
 

@@ -13,8 +13,8 @@ from actors.records import Completion, Failure, Group, Judgement, Lease, Prompt
 from launch.cli import main
 from launch.evaluate import Request, find_verifier, judged, run_evaluation, sample
 from launch.loading import load_config
-from learner.scratch import make_model
-from learner.stage_config import ScratchConfig
+from learner.stages.config import ScratchConfig
+from learner.stages.scratch import make_model
 from tests.fakes import FakeGenerator, FakePrompts
 
 PROMPTS = [FakePrompts().prompt(number) for number in range(7)]

@@ -8,8 +8,8 @@ from actors.errors import UsageError
 from launch.loading import load_config
 from launch.offline import prepare_dpo, run_dpo
 from launch.stage_config import DPO
-from learner.scratch import make_model
-from learner.stage_config import ScratchConfig
+from learner.stages.config import ScratchConfig
+from learner.stages.scratch import make_model
 from learner.tensors.examples import TRAIN, VALIDATION, read_pairs
 
 TEXTS = ["Question: 1+1\nAnswer: 2 or so", "Question: 2+2\nAnswer: 4 or so"]

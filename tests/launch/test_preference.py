@@ -8,8 +8,8 @@ from actors.errors import UsageError
 from launch.loading import load_config, preset_names
 from launch.preference import prepare_preference
 from launch.stage_config import PREFERENCE
-from learner.scratch import make_model
-from learner.stage_config import ScratchConfig
+from learner.stages.config import ScratchConfig
+from learner.stages.scratch import make_model
 from learner.tensors.examples import TRAIN, VALIDATION, read_pairs
 from tests.fakes import tiny_preference_model
 

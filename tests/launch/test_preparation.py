@@ -13,8 +13,8 @@ from actors.errors import RunError, UsageError
 from launch import preparation
 from launch.preparation import prepare_sft
 from launch.stage_config import SftRunConfig
-from learner.scratch import make_model, train_tokenizer
-from learner.stage_config import ScratchConfig
+from learner.stages.config import ScratchConfig
+from learner.stages.scratch import make_model, train_tokenizer
 from learner.tensors.examples import TRAIN, VALIDATION, read_sequences
 
 SCRATCH = {"vocabulary": 300, "layers": 1, "heads": 1, "max_tokens": 64}
@@ -57,7 +57,7 @@ def test_a_model_and_its_tokenizer_are_made_of_the_data_and_examples_written(sou
 
 def test_a_model_is_made_once(source: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare_sft(config_of(source), run_dir)
-    monkeypatch.setattr("learner.scratch.make_model", None)
+    monkeypatch.setattr("learner.stages.scratch.make_model", None)
     assert prepare_sft(config_of(source), run_dir).model_dir == run_dir / "start"
 
 

@@ -13,7 +13,7 @@ import pytest
 from actors.config import DemonstrationConfig
 from actors.data.demonstrations import Demonstrations, demonstration_rows, load_demonstrations, texts_of
 from actors.errors import UsageError
-from learner.scratch import train_tokenizer
+from learner.stages.scratch import train_tokenizer
 from tests.actors.data.test_prompts import ASSISTANT, BOS, EOS, TEMPLATE, USER, W0, make_tokenizer, source, write
 
 ALL = {"validation_fraction": 0.0}

@@ -227,7 +227,7 @@ def random_sequences(seed: int, count: int) -> list[tuple[tuple[int, ...], tuple
 
 def supervised_config(zero_stage: int, *, packing: bool = True) -> Any:
     """Fine-tuning in float32 with everything in play that two ranks could differ in."""
-    from learner.stage_config import SftConfig
+    from learner.stages.config import SftConfig
 
     learner = {
         "dtype": "float32", "zero_stage": zero_stage, "micro_batch_tokens": 30, "logprob_chunk": 5, "packing": packing,
@@ -246,7 +246,7 @@ def supervised_config(zero_stage: int, *, packing: bool = True) -> Any:
 def make_supervised(directory: Path, zero_stage: int, *, packing: bool = True) -> Any:
     """A trainer of `directory`/model on twelve sequences, seven held out, on the ranks of the process group."""
     from learner.backend.sharded import ShardedModel, join_process_group
-    from learner.supervised import make_stage
+    from learner.stages.sft import make_stage
     from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
     from learner.training.trainer import StageTrainer
 
@@ -298,8 +298,8 @@ def offline_pairs(seed: int, count: int) -> list[Any]:
 def train_offline(directory: Path, zero_stage: int) -> dict[str, Any]:
     """Three updates of offline DPO on soft labels against another reference, and all that came of them."""
     from learner.backend.sharded import ShardedModel, join_process_group
-    from learner.offline import make_stage
-    from learner.stage_config import DpoConfig
+    from learner.stages.config import DpoConfig
+    from learner.stages.dpo import make_stage
     from learner.tensors.examples import TRAIN, VALIDATION, write_pairs
     from learner.training.trainer import StageTrainer
 

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from actors.errors import RunError, UsageError
-from learner.stage_config import PassesConfig
+from learner.stages.config import PassesConfig
 from learner.training.trainer import Stage, StageTrainer, example_order
 from tests.learner.backend.ranks import (
     OPTIMIZER,

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from actors.config import Settings
 from learner.config import OptimizerConfig, TrainerConfig
-from learner.stage_config import PassesConfig, PreferenceDataConfig, StageConfig
+from learner.stages.config import PassesConfig, PreferenceDataConfig, StageConfig
 
 
 class WorldPairsConfig(Settings):
@@ -82,7 +82,7 @@ class PreferenceTrainerConfig(TrainerConfig):
 class PreferenceConfig(StageConfig):
     """What a preference model learns, and how."""
 
-    stage: ClassVar[str] = "learner.preference"
+    stage: ClassVar[str] = "learner.stages.preference"
 
     data: PreferenceModelDataConfig
     preference: PreferenceModelConfig = Field(default_factory=PreferenceModelConfig)

@@ -1,5 +1,5 @@
 """Training preference models on pairs: Bradley-Terry, pairwise and skew-symmetric. What they compute is in
-`actors/judges/preference_network.py`, how good they are in `learner/preference_card.py`."""
+`actors/judges/preference_network.py`, how good they are in `learner/stages/preference_card.py`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from actors.data.prompts import load_tokenizer
 from actors.errors import UsageError
 from actors.judges.preference_network import PreferenceForm, PreferenceNetwork, collate, load_classifier
-from learner.preference_card import finish
-from learner.preference_config import PreferenceConfig
+from learner.stages.preference_card import finish
+from learner.stages.preference_config import PreferenceConfig
 from learner.tensors.batching import schedule
 from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, read_pairs
 from learner.training.trainer import Measured, Stage

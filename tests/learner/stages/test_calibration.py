@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from actors.world import sigmoid
-from learner import calibration
+from learner.stages import calibration
 
 
 def logit(p):

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from actors.judges.preference_network import PreferenceForm, PreferenceModel, Tokens, write_form
-from learner import calibration
-from learner.calibration import Array
-from learner.preference_config import PreferenceConfig
+from learner.stages import calibration
+from learner.stages.calibration import Array
+from learner.stages.preference_config import PreferenceConfig
 from learner.tensors.examples import TokenPair
 
 CARD_FILE, README_FILE = "model_card.json", "README.md"

@@ -12,8 +12,8 @@ import torch
 
 from actors import world
 from actors.errors import UsageError
-from learner.perplexity import PerplexityModel
 from learner.sft import TINY, build_policy
+from learner.stages.perplexity import PerplexityModel
 
 PROMPTS = [world.prompt_token_ids(index) for index in range(world.PROMPTS)]
 

@@ -96,7 +96,7 @@ class SftTrainerConfig(TrainerConfig):
 class SftConfig(StageConfig):
     """What supervised fine-tuning learns, and how."""
 
-    stage: ClassVar[str] = "learner.supervised"
+    stage: ClassVar[str] = "learner.stages.sft"
 
     data: DemonstrationConfig
     learner: SftTrainerConfig = Field(default_factory=SftTrainerConfig)
@@ -136,7 +136,7 @@ class DpoTrainerConfig(TrainerConfig):
 class DpoConfig(StageConfig):
     """What offline preference learning learns, and how."""
 
-    stage: ClassVar[str] = "learner.offline"
+    stage: ClassVar[str] = "learner.stages.dpo"
 
     data: PreferenceDataConfig
     reference: str | None = Field(

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from actors.data.prompts import load_tokenizer
-from learner.scratch import make_model, train_tokenizer
-from learner.stage_config import ScratchConfig
+from learner.stages.config import ScratchConfig
+from learner.stages.scratch import make_model, train_tokenizer
 
 TEXTS = [
     f"Natalia sold {i} clips, then {i * 7} more; how many? The quick brown fox jumps over lazy dogs #### {i * 8}"

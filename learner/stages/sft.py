@@ -10,7 +10,7 @@ import torch
 
 from actors.errors import UsageError
 from learner.backend.models import load_model
-from learner.stage_config import SftConfig
+from learner.stages.config import SftConfig
 from learner.tensors.batching import TokenBatch, TokenSequence, collate, schedule
 from learner.tensors.examples import TRAIN, VALIDATION, read_sequences
 from learner.tensors.logprobs import PolicyWithLogProbs

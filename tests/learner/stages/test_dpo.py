@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM
 
 from learner.config import PairLossConfig
-from learner.offline import OfflineObjective, ScoredPair
+from learner.stages.dpo import OfflineObjective, ScoredPair
 from learner.tensors.examples import TokenPair, read_pairs, write_pairs
 from learner.tensors.logprobs import PolicyWithLogProbs
 from tests.learner.backend.ranks import make_model, offline_pairs, run_ranks, train_offline

@@ -9,9 +9,9 @@ import torch
 
 from actors.judges.preference_network import PreferenceModel, read_form
 from actors.world import EOS, prompt_token_ids
-from learner import preference_card as card
-from learner.calibration import negative_log_likelihood
-from learner.preference_config import PreferenceConfig
+from learner.stages import preference_card as card
+from learner.stages.calibration import negative_log_likelihood
+from learner.stages.preference_config import PreferenceConfig
 from learner.tensors.examples import TokenPair
 from learner.world_pairs import world_pairs
 from tests.fakes import tiny_preference_model

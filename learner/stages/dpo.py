@@ -20,7 +20,7 @@ from learner.backend.models import load_model
 from learner.backend.sharded import frozen
 from learner.config import PairLossConfig, TrainerConfig
 from learner.losses.pairs import preference_loss
-from learner.stage_config import DpoConfig
+from learner.stages.config import DpoConfig
 from learner.tensors.batching import TokenSequence, collate, schedule, sum_by_sequence
 from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, read_pairs
 from learner.tensors.logprobs import PolicyWithLogProbs

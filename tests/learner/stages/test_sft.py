@@ -6,8 +6,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from actors.errors import UsageError
-from learner.stage_config import SftConfig
-from learner.supervised import SupervisedObjective, check_packing, make_stage
+from learner.stages.config import SftConfig
+from learner.stages.sft import SupervisedObjective, check_packing, make_stage
 from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
 from learner.tensors.logprobs import PolicyWithLogProbs
 from tests.learner.backend.ranks import make_model, random_sequences

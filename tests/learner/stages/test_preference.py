@@ -10,8 +10,8 @@ from torch.nn.functional import logsigmoid
 from actors import world
 from actors.errors import UsageError
 from actors.judges.preference_network import PreferenceForm, PreferenceModel, PreferenceNetwork
-from learner.preference import PreferenceObjective, make_stage, start_network
-from learner.preference_config import PreferenceConfig
+from learner.stages.preference import PreferenceObjective, make_stage, start_network
+from learner.stages.preference_config import PreferenceConfig
 from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, write_pairs
 from learner.world_pairs import world_pairs
 from tests.fakes import tiny_preference_model

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from learner.backend.models import replace_directory
-from learner.stage_config import ScratchConfig
+from learner.stages.config import ScratchConfig
 
 EOS, PAD = "<|end|>", "<|pad|>"
 
