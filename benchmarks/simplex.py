@@ -2,7 +2,7 @@
 
     python -m benchmarks.simplex [--game rps] [--mu .7 .2 .1] [--tau .05] [--steps 600] [--step-size .2] [--output FILE]
 
-Exact iterates of `learner.tabular`, without any randomness.
+Exact iterates of `learner.games.tabular`, without any randomness.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from actors.errors import UsageError
-from learner.tabular import (
+from learner.games.tabular import (
     GAMES,
     Array,
     exploitability,
@@ -87,7 +87,7 @@ def panel(title: str, curves: Sequence[Curve], start: Array, equilibrium: Array,
 
 
 def draw(name: str, mu: Sequence[float], tau: float, steps: int, step_size: float) -> str:
-    """The figure as SVG text. Raises UsageError for a game that has no three actions, and as `learner.tabular` does."""
+    """The figure as SVG text. Raises UsageError for a game that has no three actions, and as `learner.games.tabular` does."""
     if name not in DRAWN:
         raise UsageError(f"no game of three actions is called {name!r}; there are {', '.join(DRAWN)}")
     game, start = DRAWN[name], np.asarray(mu, dtype=np.float64)

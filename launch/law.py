@@ -1,6 +1,6 @@
 """How stale opponents may be before the game turns unstable, for the run at hand: the staleness law, reported.
 
-`learner/stability.py` has the law; this module feeds it with what the run measures and words the result. It must not
+`learner/games/stability.py` has the law; this module feeds it with what the run measures and words the result. It must not
 know the loop.
 """
 
@@ -103,7 +103,7 @@ def versions_of(steps: float, updates_per_publish: int) -> float:
 
 def announce(config: RunConfig) -> str:
     """The law before anything was measured: the step that the run's bound allows where preferences cycle fastest."""
-    from learner.stability import largest_stable_step
+    from learner.games.stability import largest_stable_step
 
     if not applies(config):
         return "staleness law: none is known for opponent.kind ema, an average of policies of many ages"
@@ -132,7 +132,7 @@ class LawProbe:
         """
         import numpy as np
 
-        from learner.stability import total_rotation
+        from learner.games.stability import total_rotation
 
         if self.law is not None or not applies(self.config):
             return None
@@ -150,7 +150,7 @@ class LawProbe:
 
 
 def _law(config: RunConfig, step_size: float, frequency: float) -> StalenessLaw:
-    from learner.stability import largest_stable_lag
+    from learner.games.stability import largest_stable_lag
 
     tau, beta = config.learner.loss.tau, beta_of(config)
     if step_size <= 0.0:

@@ -1,6 +1,6 @@
 """Exact targets in the embedded world: where Nash-MD, self-play and a Bradley-Terry reward end, given the reference.
 
-Solved per prompt by `learner.tabular`, on the game in which outcomes that fare alike against every outcome are one
+Solved per prompt by `learner.games.tabular`, on the game in which outcomes that fare alike against every outcome are one
 action: a solution is the reference times a factor, and the factor of two such outcomes is the same. The world's 261
 outcomes come down to about sixteen, and nothing is lost. This module must not know how a policy was trained.
 
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from actors.errors import UsageError
 from actors.world import PROMPTS, World
-from learner import exact, tabular
+from learner import exact
+from learner.games import tabular
 
 Array = NDArray[np.float64]
 

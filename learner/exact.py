@@ -20,7 +20,7 @@ from actors import world as world_module
 from actors.errors import UsageError
 from actors.hub import require_safetensors
 from actors.world import EOS, FIRST_COLOUR, FIRST_SYMBOL, INVALID, MAX_SYMBOLS, NOEOS, PROMPTS, SYMBOLS, World
-from learner import tabular
+from learner.games import tabular
 
 PREFIXES = NOEOS
 """A policy decides after each of the 259 nodes with fewer than four symbols."""

@@ -17,9 +17,9 @@ from torch import Tensor
 from actors.errors import UsageError
 from actors.records import Game, Pair
 from learner.config import LearnerConfig, LossConfig
+from learner.games.stability import step_size_estimate
 from learner.losses.games import GameBatch, game_loss
 from learner.losses.pairs import preference_loss, tie_loss
-from learner.stability import step_size_estimate
 from learner.tensors import batching
 from learner.tensors.batching import TokenSequence, pad_by_sequence, sum_by_sequence, token_rows
 

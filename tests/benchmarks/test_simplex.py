@@ -7,7 +7,7 @@ import pytest
 
 from actors.errors import UsageError
 from benchmarks.simplex import DRAWN, OUTPUT, draw, main
-from learner.tabular import GAMES, nash_md, regularised_nash, running_average
+from learner.games.tabular import GAMES, nash_md, regularised_nash, running_average
 
 SVG = "{http://www.w3.org/2000/svg}"
 MU = (0.7, 0.2, 0.1)

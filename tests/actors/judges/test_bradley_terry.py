@@ -15,7 +15,7 @@ from actors.judges.bradley_terry import BradleyTerryJudge, fit_bradley_terry
 from actors.judges.config import BradleyTerryJudgeConfig
 from actors.records import Completion, Group, Lease, Prompt
 from actors.world import EOS, FIRST_SYMBOL, INVALID, NOEOS, World
-from learner.tabular import bradley_terry
+from learner.games.tabular import bradley_terry
 
 CORPUS = world.corpus_outcome_probabilities()
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from learner.config import CorrectionConfig
-from tests.learner.tabular_games import (
+from tests.learner.games.tabular_games import (
     CENTRED,
     COMB,
     COMB_MU,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from learner.config import CorrectionConfig, LossConfig
 from learner.losses.games import GameBatch, game_loss, importance_weights, roles, sequence_weights
-from tests.learner.tabular_games import (
+from tests.learner.games.tabular_games import (
     COMB,
     COMB_MU,
     COMB_P,

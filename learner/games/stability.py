@@ -1,6 +1,6 @@
 """How stale an opponent may be: the lag up to which mirror descent on a preference game still converges.
 
-Near the equilibrium pi of the regularised game, the update of `learner.tabular.online_mirror_descent` against a mixture
+Near the equilibrium pi of the regularised game, the update of `learner.games.tabular.online_mirror_descent` against a mixture
 that is d learner steps old,
 
     z_{t+1} = (1 - eta tau) z_t + eta tau log mu + eta P mixture(z_{t-d}),
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from actors.errors import UsageError
-from learner.tabular import checked_game, checked_policy
+from learner.games.tabular import checked_game, checked_policy
 
 
 def _checked(tau: float, beta: float, omega: float) -> None:

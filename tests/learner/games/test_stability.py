@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from actors.errors import UsageError
-from learner.stability import (
+from learner.games.stability import (
     largest_stable_lag,
     largest_stable_lag_first_order,
     largest_stable_step,
@@ -15,7 +15,7 @@ from learner.stability import (
     step_size_estimate,
     total_rotation,
 )
-from learner.tabular import GAMES, nash_md_fixed_point, online_mirror_descent, regularised_nash
+from learner.games.tabular import GAMES, nash_md_fixed_point, online_mirror_descent, regularised_nash
 
 UNIFORM = np.full(3, 1 / 3)
 MU = np.array([0.7, 0.2, 0.1])

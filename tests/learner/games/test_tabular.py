@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from actors.errors import RunError, UsageError
-from learner import tabular
-from learner.tabular import (
+from learner.games import tabular
+from learner.games.tabular import (
     GAMES,
     bradley_terry,
     exploitability,
