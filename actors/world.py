@@ -2,7 +2,7 @@
 
 It is small enough that everything a run reports can be computed exactly, by enumeration, instead of estimated:
 win rates, divergences, exploitability. This module holds the language, the gold preferences and the corpus for
-supervised training. It must not know torch, policies or how anything is trained; `learner.exact` does.
+supervised training. It must not know torch, policies or how anything is trained; `learner.world.exact` does.
 
 A prompt is `<bos> P Q <sep>`, P a colour (p = 0..3) and Q a direction (q = 0..3). A response is up to three of six
 symbols and then `<eos>`. The symbols form a tree: node 0 is the empty response and node i has the children

@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/chaos.json"))
     arguments = parser.parse_args()
     from launch.summary import package_versions
-    from learner.sft import train_sft
+    from learner.world.policy import train_sft
 
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)

@@ -46,7 +46,7 @@ def main() -> None:
         print(f"\nseconds {start(*arguments.one)}")
         return
     from launch.summary import package_versions
-    from learner.sft import PolicySize, train_sft
+    from learner.world.policy import PolicySize, train_sft
 
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as scratch:

@@ -4,7 +4,7 @@
 
 The policy of update u is trained on completions that the policy of update u - LAG sampled (of update 0 before that).
 Losses are the product's (`learner.losses.games`), on a language model with AdamW; sampling is from the exact table of the
-policy (`learner.exact`), so the lag is exact and no time is spent on engines. What whole runs of the system do is
+policy (`learner.world.exact`), so the lag is exact and no time is spent on engines. What whole runs of the system do is
 measured by `benchmarks.nash`. One thread per row; `--list` prints the rows.
 """
 
@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from actors import world as world_module
 from actors.world import PROMPTS, SYMBOLS, World
-from learner import exact
 from learner.config import CorrectionConfig, LossConfig
 from learner.losses.games import GameBatch, game_loss
+from learner.world import exact
 
 TOKENS = world_module.MAX_NEW_TOKENS
 UNCORRECTED = {"baseline": "constant", "kl": "reward_to_go", "opponents": "none"}
@@ -218,7 +218,7 @@ def main() -> None:
 
 
 def _start(directory: Path, seed: int) -> Path:
-    from learner.sft import train_sft
+    from learner.world.policy import train_sft
 
     train_sft(directory, updates=300, seed=seed)
     return directory

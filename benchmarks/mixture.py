@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/mixture.json"))
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
-    from learner.sft import train_sft
+    from learner.world.policy import train_sft
 
     with tempfile.TemporaryDirectory() as directory:
         # Before the engines: vLLM's worker changes this process's torch.

@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def _start(directory: Path, seed: int) -> Path:
-    from learner.sft import train_sft
+    from learner.world.policy import train_sft
 
     train_sft(directory, updates=300, seed=seed, threads=os.cpu_count() or 1)
     return directory
@@ -89,7 +89,7 @@ def _targets(start: Path) -> dict[str, Any]:
     """Exact fixed points with this start as reference, at the presets' tau and beta."""
     from actors.world import World, corpus_outcome_probabilities
     from launch.loading import load_config
-    from learner import equilibria, exact
+    from learner.world import equilibria, exact
 
     config = load_config("embedded-nash-md")
     world, reference = World("intransitive", 0), exact.load_policy(start)

@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _start(directory: Path, seed: int) -> Path:
-    from learner.sft import train_sft
+    from learner.world.policy import train_sft
 
     train_sft(directory, updates=300, seed=seed)
     return directory

@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/recovery.json"))
     arguments = parser.parse_args()
     from launch.summary import package_versions
-    from learner.sft import PolicySize, train_sft
+    from learner.world.policy import PolicySize, train_sft
 
     runs = []
     for _ in range(arguments.runs):

@@ -29,8 +29,8 @@ from launch.summary import Summary
 from launch.triangle import Curve, triangle_svg, triangle_text
 
 if TYPE_CHECKING:
-    from learner.equilibria import Equilibrium
-    from learner.exact import ExactPolicy
+    from learner.world.equilibria import Equilibrium
+    from learner.world.exact import ExactPolicy
 
 BRADLEY_TERRY, NASH_MD = "bradley-terry", "nash-md"
 DIRECTORY = Path("runs/demo")
@@ -101,7 +101,7 @@ class Demo:
         """The supervised policy that both routes start from."""
         import os
 
-        from learner.sft import train_sft
+        from learner.world.policy import train_sft
 
         world = next(iter(self._routes.values())).world
         path = self._directory / "start"
@@ -113,7 +113,7 @@ class Demo:
 
     def _targets(self, start: Path) -> Targets:
         """Where both routes should end, by enumeration, with the trained start as reference."""
-        from learner import equilibria, exact
+        from learner.world import equilibria, exact
 
         route = self._routes[NASH_MD]
         world = World("intransitive", route.world.seed)
@@ -130,7 +130,7 @@ class Demo:
         return Targets(world, reference, rival_tau, {BRADLEY_TERRY: rival, NASH_MD: fixed_point})
 
     def _compare(self, targets: Targets) -> None:
-        from learner import exact
+        from learner.world import exact
 
         world, reference = targets.world, targets.reference
         summaries = {name: _summary(self._directory / name) for name in self._routes}

@@ -18,7 +18,7 @@ from launch.config import RunConfig
 if TYPE_CHECKING:
     import numpy as np
 
-    from learner import exact
+    from learner.world import exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,9 @@ class ExactFigures:
 
 
 def mean_shares(policy: exact.Policy) -> tuple[float, float, float]:
-    """`learner.exact.relative_family_shares`, mean over prompts: the share of the family that the reference likes best,
+    """`learner.world.exact.relative_family_shares`, mean over prompts: the share of the family that the reference likes best,
     of the one that beats it, of the one that beats that."""
-    from learner import exact
+    from learner.world import exact
 
     first, second, third, _ = exact.relative_family_shares(policy).mean(axis=0)
     return float(first), float(second), float(third)
@@ -73,7 +73,7 @@ class ExactEvaluation:
 
         Raises UsageError when the reference is no policy of the embedded world.
         """
-        from learner import exact
+        from learner.world import exact
 
         if self._parts is None:
             self._parts = World(self.task, self.seed), exact.load_policy(self.reference_dir, self.temperature)

@@ -76,7 +76,7 @@ class LearnerPort(Protocol):
         """Per-token log-probs (nats) of each (prompt, response) under policy and reference."""
 
     async def exact_table(self) -> Any:
-        """Next-token log-probs [16, 259, 18] of the embedded world's policy (`learner.exact.ExactPolicy`)."""
+        """Next-token log-probs [16, 259, 18] of the embedded world's policy (`learner.world.exact.ExactPolicy`)."""
 
     async def save(self, stage: Path) -> None: ...
 

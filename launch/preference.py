@@ -65,7 +65,7 @@ def _starting_model(config: PreferenceRunConfig, directory: Path) -> Path:
         )
     if config.model.path != WORLD:
         return resolve(config.model.path)
-    from learner.sft import train_sft
+    from learner.world.policy import train_sft
 
     world = config.data.world
     train_sft(directory, updates=world.sft_updates, seed=world.seed, threads=os.cpu_count() or 1)
@@ -75,7 +75,7 @@ def _starting_model(config: PreferenceRunConfig, directory: Path) -> Path:
 def _world_pairs(config: PreferenceRunConfig, model_dir: Path) -> Sides:
     """Pairs of the embedded world. Raises UsageError when the model does not speak its language."""
     from actors.world import tokenizer
-    from learner.world_pairs import world_pairs
+    from learner.world.pairs import world_pairs
 
     if load_tokenizer(config.model.tokenizer or str(model_dir)).get_vocab() != tokenizer().get_vocab():
         raise UsageError(

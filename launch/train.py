@@ -232,7 +232,7 @@ class _Session:
         """Directory of the policy to start from; the embedded world's is trained here first."""
         if self.config.model.path != WORLD:
             return self.config.model.path
-        from learner.sft import train_sft
+        from learner.world.policy import train_sft
 
         self.board.message(f"supervised training of the world's policy: {self.config.world.sft_updates} updates")
         started = time.monotonic()

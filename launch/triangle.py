@@ -1,7 +1,7 @@
 """The family triangle: where policies of a rock-paper-scissors task stand between three pure families, and their way.
 
 Data in, text out: an SVG that needs nothing else, and a plain-text drawing for terminals. Knows neither runs nor how
-shares are computed (`learner.exact.relative_family_shares`).
+shares are computed (`learner.world.exact.relative_family_shares`).
 
 A point is three shares, the probabilities of the reference's favourite family, of the family that beats it and of the
 one that beats that. It stands at the shares' weighted mean of the corners, so a pure policy is in a corner, and the

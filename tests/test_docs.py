@@ -132,8 +132,6 @@ def test_every_key_of_the_ledger_is_described() -> None:
 
 def test_names_that_do_not_exist_are_found() -> None:
     """The checks above see what they are meant to see."""
-    text = (
-        "`replay.max_stalenes`, `replay.order: ready`, `learner.exact`, `world.py`\n\n    offbeat demo learner.rank=2\n"
-    )
+    text = "`replay.max_stalenes`, `replay.order: ready`, `learner.world.exact`, `world.py`\n\n    offbeat demo learner.rank=2\n"
     assert list(named_settings(text)) == ["learner.rank", "replay.max_stalenes", "replay.order"]
     assert COMMAND.findall("    offbeat replay RUN\n`offbeat submit ray`") == ["replay", "submit ray"]

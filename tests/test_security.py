@@ -152,7 +152,7 @@ def _causal(directory: Path) -> Any:
 
 
 def _exact(directory: Path) -> Any:
-    from learner.exact import load_policy
+    from learner.world.exact import load_policy
 
     return load_policy(directory)
 

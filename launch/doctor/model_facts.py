@@ -39,7 +39,7 @@ class ModelFacts:
 WORLD_POLICY = ModelFacts(
     parameters=1_331_904, layers=3, hidden=192, kv_heads=6, head_size=32, vocabulary=18, positions=64
 )
-"""The embedded world's policy (learner/sft.py), which does not exist before the run has trained it."""
+"""The embedded world's policy (learner/world/policy.py), which does not exist before the run has trained it."""
 
 
 def is_hub_name(path: str) -> bool:

@@ -24,12 +24,12 @@ from learner.backend.collective import gather
 from learner.backend.models import checkpoint_names, load_model
 from learner.backend.sharded import ShardedModel, frozen, join_process_group, whole
 from learner.config import LearnerConfig
-from learner.exact import ExactPolicy, exact_policy
 from learner.records import UpdateStats
 from learner.tensors.batching import TokenSequence, collate, schedule
 from learner.tensors.logprobs import Mixture, PolicyWithLogProbs
 from learner.training.objectives import Pass, Players, TokenLogProbs, objective_of, players_of, step_size
 from learner.training.totals import Totals
+from learner.world.exact import ExactPolicy, exact_policy
 
 AVERAGE = "average.safetensors"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from actors.world import tokenizer
-from learner.sft import TINY, build_policy
+from learner.world.policy import TINY, build_policy
 from tests.integration.runs import abandoned
 from tests.processes import MARK, Marked
 

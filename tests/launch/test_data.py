@@ -25,8 +25,8 @@ from launch.data import Preparation, prepare, run_data
 from launch.data_config import DATA, DataConfig
 from launch.data_report import LEFT_OUT, MEANINGS
 from launch.loading import load_config
-from learner.sft import TINY, build_policy
 from learner.stages.perplexity import PerplexityModel
+from learner.world.policy import TINY, build_policy
 
 PROMPTS = [row["prompt"] for row in world.prompt_rows()]
 WORDS = world.RESPONSE_WORDS

@@ -19,8 +19,8 @@ from launch import demo
 from launch.config import RunConfig
 from launch.loading import load_config
 from launch.summary import Staleness, Summary
-from learner import equilibria, exact
-from learner.sft import TINY, train_sft
+from learner.world import equilibria, exact
+from learner.world.policy import TINY, train_sft
 
 FIGURES = {
     "bradley-terry": {"exploitability": 0.3, "exploitability_tail": 0.25, "exact_kl": 1.5, "preference": 0.75},

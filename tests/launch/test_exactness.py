@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 from actors import world
 from actors.world import EOS, FIRST_SYMBOL, INVALID, NOEOS, PROMPTS, SYMBOLS, World
 from launch.exactness import ExactEvaluation, ExactFigures
-from learner.exact import exact_policy
-from learner.sft import TINY, build_policy
+from learner.world.exact import exact_policy
+from learner.world.policy import TINY, build_policy
 
 TOKENS = len(world.VOCABULARY)
 

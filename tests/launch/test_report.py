@@ -18,7 +18,7 @@ from launch.loop import TrainingLoop
 from launch.report import Reporter
 from launch.rundir import RunDirectory
 from launch.summary import Staleness
-from learner.sft import TINY, build_policy, train_sft
+from learner.world.policy import TINY, build_policy, train_sft
 from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakePrompts, judged_group
 
 

@@ -12,7 +12,7 @@ from actors.data.prompts import PromptSource
 from actors.errors import UsageError
 from launch.config import RunConfig
 from launch.train import check_model, check_same_run, fixed_settings, with_world_defaults
-from learner.sft import TINY, build_policy
+from learner.world.policy import TINY, build_policy
 from tests.fakes import tiny_llama
 
 

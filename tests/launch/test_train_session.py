@@ -21,7 +21,7 @@ from launch.config import RunConfig
 from launch.journal import Journal
 from launch.journal_reader import JournalReader
 from learner.backend import checkpoints
-from learner.sft import TINY, build_policy
+from learner.world.policy import TINY, build_policy
 from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakeStats, tiny_llama
 
 

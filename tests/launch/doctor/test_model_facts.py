@@ -34,7 +34,7 @@ def test_tied_weights_count_once_and_shards_add_up(tmp_path: Path):
 
 
 def test_the_world_s_policy_is_as_it_is_built(tmp_path: Path):
-    from learner.sft import build_policy
+    from learner.world.policy import build_policy
 
     build_policy().save_pretrained(tmp_path)
     assert read_model(str(tmp_path)) == WORLD_POLICY == read_model("world")

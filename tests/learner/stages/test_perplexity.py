@@ -12,8 +12,8 @@ import torch
 
 from actors import world
 from actors.errors import UsageError
-from learner.sft import TINY, build_policy
 from learner.stages.perplexity import PerplexityModel
+from learner.world.policy import TINY, build_policy
 
 PROMPTS = [world.prompt_token_ids(index) for index in range(world.PROMPTS)]
 

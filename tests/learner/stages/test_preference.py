@@ -13,7 +13,7 @@ from actors.judges.preference_network import PreferenceForm, PreferenceModel, Pr
 from learner.stages.preference import PreferenceObjective, make_stage, start_network
 from learner.stages.preference_config import PreferenceConfig
 from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, write_pairs
-from learner.world_pairs import world_pairs
+from learner.world.pairs import world_pairs
 from tests.fakes import tiny_preference_model
 
 CPU = torch.device("cpu")
@@ -100,7 +100,7 @@ def test_micro_batches_hold_every_pair_once_within_the_budget():
 
 
 def policy(directory):
-    from learner.sft import TINY, build_policy
+    from learner.world.policy import TINY, build_policy
 
     torch.manual_seed(0)
     model = build_policy(TINY)

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 from actors.config import OpponentConfig
 from actors.errors import UsageError
 from learner.config import CorrectionConfig, LossConfig
-from learner.exact import exact_policy
 from learner.tensors.batching import collate
 from learner.training.objectives import GameObjective, PairObjective, TokenLogProbs, game_batch, objective_of
+from learner.world.exact import exact_policy
 from tests.learner.backend.ranks import (
     CONFIG,
     GAME_SHAPES,

@@ -13,7 +13,7 @@ from actors.generation.weights import canary_tokens, fingerprint
 from actors.records import TensorRecord
 from learner.backend import checkpoints
 from learner.config import LossConfig, PublicationConfig
-from learner.exact import load_policy
+from learner.world.exact import load_policy
 from tests.learner.backend.ranks import CONFIG, TEMPERATURE, VOCABULARY, free_port, make_model, run_ranks
 from tests.learner.losses.games import random_games
 

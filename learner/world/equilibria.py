@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from actors.errors import UsageError
 from actors.world import PROMPTS, World
-from learner import exact
 from learner.games import tabular
+from learner.world import exact
 
 Array = NDArray[np.float64]
 

@@ -12,8 +12,8 @@ from actors import world as world_module
 from actors.errors import UsageError
 from actors.judges.bradley_terry import BradleyTerryJudge, fit_bradley_terry
 from actors.world import INVALID, PROMPTS, World
-from learner import exact
-from learner.equilibria import (
+from learner.world import exact
+from learner.world.equilibria import (
     Equilibrium,
     bradley_terry_optimum,
     bradley_terry_tau_at_kl,

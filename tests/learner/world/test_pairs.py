@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from actors import world
-from learner.world_pairs import world_pairs
+from learner.world.pairs import world_pairs
 
 PROMPTS = {world.prompt_token_ids(index): index for index in range(world.PROMPTS)}
 

@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from actors import world
 from actors.errors import UsageError
-from learner.exact import corpus_cross_entropy, exact_policy
+from learner.world.exact import corpus_cross_entropy, exact_policy
 
 SETTINGS_FILE = world.POLICY_SETTINGS_FILE
 RECIPE = 1

@@ -9,7 +9,7 @@ import torch
 from actors import world
 from actors.errors import UsageError
 from actors.world import EOS, FIRST_SYMBOL, INVALID, NOEOS, World
-from learner.exact import (
+from learner.world.exact import (
     ExactPolicy,
     OutcomeTable,
     corpus_cross_entropy,
@@ -24,7 +24,7 @@ from learner.exact import (
     regularised_gap,
     relative_family_shares,
 )
-from learner.sft import TINY, _train, build_policy
+from learner.world.policy import TINY, _train, build_policy
 
 INTRANSITIVE, TRANSITIVE = World("intransitive"), World("transitive")
 

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from actors import world
 from actors.errors import UsageError
-from learner import sft
-from learner.exact import corpus_cross_entropy, load_policy
+from learner.world import policy as sft
+from learner.world.exact import corpus_cross_entropy, load_policy
 
 
 def train(directory, **changes):
