@@ -88,7 +88,7 @@ def _start(directory: Path, seed: int) -> Path:
 def _targets(start: Path) -> dict[str, Any]:
     """Exact fixed points with this start as reference, at the presets' tau and beta."""
     from actors.world import World, corpus_outcome_probabilities
-    from launch.loading import load_config
+    from launch.settings.loading import load_config
     from learner.world import equilibria, exact
 
     config = load_config("embedded-nash-md")

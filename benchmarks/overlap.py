@@ -30,10 +30,10 @@ from actors.replay_buffer.buffer import ReplayBuffer
 from actors.replay_buffer.pairing import best_and_worst
 from benchmarks import record
 from launch import wiring
-from launch.config import RunConfig
 from launch.loop import TrainingLoop
 from launch.pool import COLLECT_SECONDS
 from launch.rundir import SharedMemory
+from launch.settings.run import RunConfig
 
 VOCABULARY = 1024
 WARM_UPDATES = 4

@@ -19,8 +19,8 @@ import typer
 from actors.errors import OffbeatError, UsageError
 
 if TYPE_CHECKING:
-    from launch.config import NamedConfig, RunConfig
-    from launch.loading import Verb
+    from launch.settings.loading import Verb
+    from launch.settings.run import NamedConfig, RunConfig
 
 INTERRUPTED = 130
 
@@ -55,8 +55,8 @@ def _print_version(wanted: bool) -> None:
 
 def _print_help(ctx: typer.Context, wanted: bool) -> None:
     if wanted:
-        from launch.help import print_settings
-        from launch.verbs import verb_of
+        from launch.settings.help import print_settings
+        from launch.settings.verbs import verb_of
 
         print(ctx.get_help())
         print_settings(verb_of(str(ctx.info_name)).model)
@@ -249,8 +249,8 @@ def show_config(
     ] = "train",
 ) -> int:
     """Checks a configuration and prints it with every default filled in, as YAML."""
-    from launch.loading import dump_config
-    from launch.verbs import verb_of
+    from launch.settings.loading import dump_config
+    from launch.settings.verbs import verb_of
 
     print(dump_config(_load(config, overrides, None, verb_of(verb))), end="")
     return 0
@@ -370,7 +370,7 @@ def _load(
     config: str | None, overrides: Sequence[str] | None, output: Path | None, verb: Verb[Any] | None = None
 ) -> Any:
     """The configuration of `verb`, of `train` unless given."""
-    from launch.loading import TRAIN, load_config
+    from launch.settings.loading import TRAIN, load_config
 
     extra = [] if output is None else [f"output={_quoted(str(output))}"]
     return load_config(config, [*(overrides or []), *extra], verb or TRAIN)
@@ -383,7 +383,7 @@ def _quoted(text: str) -> str:
 
 def _checked_file(config: str, overrides: Sequence[str] | None) -> Path:
     """The file to submit; a wrong setting is told here and not by a job that waited hours for its turn."""
-    from launch.loading import config_file
+    from launch.settings.loading import config_file
 
     _load(config, overrides, None)
     return config_file(config)
@@ -397,7 +397,7 @@ def _name_and_value(entry: str) -> tuple[str, str]:
 
 
 def _run_verb(name: str, config: str, overrides: Sequence[str] | None, resume: bool, output: Path | None) -> int:
-    from launch.verbs import runner_of, verb_of
+    from launch.settings.verbs import runner_of, verb_of
 
     run_config = _load(config, overrides, output, verb_of(name))
     return _run(run_config, lambda: runner_of(name)(run_config, resume=resume))

@@ -12,7 +12,7 @@ from actors.errors import RunError
 from actors.records import Game, Pair, flatten
 from actors.replay_buffer.buffer import Batch
 from actors.replay_buffer.pairing import best_and_worst, game_of
-from launch.config import RunConfig
+from launch.settings.run import RunConfig
 
 
 @dataclass(frozen=True)

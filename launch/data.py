@@ -41,7 +41,7 @@ from actors.hub import resolve
 from launch.data_config import DataConfig
 from launch.data_report import DataReport, OwnSamples, Pair, make_report
 from launch.histograms import histograms_svg
-from launch.loading import dump_config
+from launch.settings.loading import dump_config
 
 TokenSequence = tuple[Sequence[int], Sequence[int]]
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from actors.config import Settings, Template
-from launch.loading import PRESETS, Verb
+from launch.settings.loading import PRESETS, Verb
 
 
 class CeilingConfig(Settings):

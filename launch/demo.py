@@ -21,10 +21,10 @@ from actors.config import WORLD
 from actors.errors import UsageError
 from actors.world import MAX_NEW_TOKENS, World, corpus_outcome_probabilities
 from launch.board import clock
-from launch.config import RunConfig
 from launch.exactness import mean_shares
 from launch.law import beta_of
 from launch.rundir import next_free
+from launch.settings.run import RunConfig
 from launch.summary import Summary
 from launch.triangle import Curve, triangle_svg, triangle_text
 
@@ -203,7 +203,7 @@ def run_demo(overrides: Sequence[str], output: Path | None, train: Callable[[Run
 
     `output`, or the setting of that name, must be free; without either it is the next free one of `DIRECTORY`.
     """
-    from launch.loading import load_config
+    from launch.settings.loading import load_config
 
     common = [override for override in overrides if not override.startswith(OF_OPPONENTS)]
     routes = {

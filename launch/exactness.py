@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.config import WORLD
 from actors.world import MAX_NEW_TOKENS, VOCABULARY, Task, World
-from launch.config import RunConfig
+from launch.settings.run import RunConfig
 
 if TYPE_CHECKING:
     import numpy as np

@@ -27,7 +27,7 @@ import pyarrow.parquet
 from actors.errors import RunError
 from actors.records import Group
 from actors.replay_buffer.buffer import Batch
-from launch.config import RunConfig
+from launch.settings.run import RunConfig
 
 SETTINGS = b"offbeat.settings"
 """Key of the schema's metadata under which a file of updates has `learning_settings` as JSON."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from actors.records import Game
-from launch.config import RunConfig
+from launch.settings.run import RunConfig
 
 PROBES = 8
 """Updates whose step size is measured before the law is told; a single one is noisy."""

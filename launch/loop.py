@@ -18,7 +18,6 @@ from actors.records import Failure, Game, Group, Prompt, flatten
 from actors.replay_buffer.buffer import Batch, ReplayBuffer
 from actors.replay_buffer.opponents import OpponentDesk
 from launch import evaluation
-from launch.config import RunConfig
 from launch.consumption import Consumed, batch_metrics
 from launch.exactness import ExactEvaluation
 from launch.judge_pool import BATCHES_EACH
@@ -27,6 +26,7 @@ from launch.lockstep import LockstepPool
 from launch.pool import GeneratorPool
 from launch.ports import GeneratorPort, JudgePort, LearnerPort
 from launch.progress import Progress
+from launch.settings.run import RunConfig
 
 WATCH_SECONDS = 1.0
 MAX_EMPTY_UPDATES = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from launch.config import ClusterConfig, RunConfig
+from launch.settings.run import ClusterConfig, RunConfig
 
 
 def address_to_join(cluster: ClusterConfig) -> str | None:

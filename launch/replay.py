@@ -22,12 +22,10 @@ from actors.errors import UsageError
 from actors.records import Game, Group, Judgement, Pair
 from actors.replay_buffer.buffer import Batch
 from launch import wiring
-from launch.config import RunConfig
 from launch.consumption import Consumed, batch_metrics
 from launch.exactness import ExactEvaluation, exact_evaluation
 from launch.journal import learning_settings
 from launch.journal_reader import JournalReader
-from launch.loading import load_config
 from launch.loop import stage_name
 from launch.metrics import MetricsWriter, numbers
 from launch.replay_report import (
@@ -40,6 +38,8 @@ from launch.replay_report import (
     windows,
 )
 from launch.rundir import RunDirectory, next_free
+from launch.settings.loading import load_config
+from launch.settings.run import RunConfig
 from launch.train import check_model, ending_on_sigterm
 from learner.backend import checkpoints
 from learner.config import CorrectionConfig, LossConfig

@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 
 from actors.errors import RunError, UsageError
-from launch.config import NamedConfig
-from launch.loading import dump_config
+from launch.settings.loading import dump_config
+from launch.settings.run import NamedConfig
 
 SHARED_MEMORY = Path("/dev/shm")
 SHM_PREFIX = "offbeat-"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from launch.config import NAME, ClusterConfig, NamedConfig
-from launch.loading import PRESETS, Verb
+from launch.settings.loading import PRESETS, Verb
+from launch.settings.run import NAME, ClusterConfig, NamedConfig
 from learner.config import CheckpointConfig
 from learner.stages.config import DpoConfig, SftConfig, StageConfig
 from learner.stages.preference_config import PreferenceConfig

@@ -25,7 +25,6 @@ from actors.records import Group
 from actors.replay_buffer.buffer import ReplayBuffer, group_from_dict, group_to_dict
 from launch import wiring
 from launch.board import Board
-from launch.config import RunConfig
 from launch.exactness import exact_evaluation
 from launch.journal import Journal
 from launch.judge_pool import JudgePool
@@ -36,6 +35,7 @@ from launch.placement import address_to_join
 from launch.progress import Progress
 from launch.report import Reporter, Status
 from launch.rundir import RunDirectory, SharedMemory
+from launch.settings.run import RunConfig
 from learner.backend import checkpoints
 
 INTERRUPTED = 130

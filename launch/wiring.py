@@ -21,10 +21,10 @@ from actors.config import WORLD
 from actors.errors import RunError, UsageError
 from actors.records import SENT_BY_LEARNER
 from launch import exposure
-from launch.config import ClusterConfig, RunConfig
 from launch.placement import address_to_join, generator_gpus, resources_needed, resources_to_sample
 from launch.ray_ports import PUBLISHING, RayGenerator, RayJudge, RayLearner, RayRanks, origin, reason
 from launch.rayjob import auth_token
+from launch.settings.run import ClusterConfig, RunConfig
 from learner.config import TrainerConfig
 from learner.stages.config import StageConfig
 

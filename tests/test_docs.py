@@ -13,8 +13,8 @@ from actors.config import ReplayConfig
 from actors.replay_buffer.admission import Admission
 from launch import stage_config
 from launch.cli import app
-from launch.fields import settings
-from launch.loading import TRAIN, Verb, load_config
+from launch.settings.fields import settings
+from launch.settings.loading import TRAIN, Verb, load_config
 from launch.summary import Summary
 from learner.records import UpdateStats
 

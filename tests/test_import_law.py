@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("actors", "learner", "launch")
 MODULES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-CONFIGS = ("actors.config", "learner.config", "launch.config", "launch.data_config")
+CONFIGS = ("actors.config", "learner.config", "launch.settings.run", "launch.data_config")
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "datasets", "pyarrow", "numpy", "tensorboard")
 
 
@@ -78,7 +78,9 @@ def test_only_the_learner_s_engine_knows_deepspeed():
     assert users_of("deepspeed") <= {"learner/backend/sharded.py"}
 
 
-@pytest.mark.parametrize("module", [*CONFIGS, "actors.records", "actors.errors", "launch.loading", "launch.board"])
+@pytest.mark.parametrize(
+    "module", [*CONFIGS, "actors.records", "actors.errors", "launch.settings.loading", "launch.board"]
+)
 def test_configuration_and_records_import_nothing_heavy(module):
     script = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)

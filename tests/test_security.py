@@ -19,11 +19,11 @@ from actors.errors import UsageError
 from actors.generation.weights import expected_tensors
 from actors.hub import read_config, require_safetensors
 from actors.judges.config import EndpointJudgeConfig, RewardModelJudgeConfig
-from launch.config import RunConfig
-from launch.fields import settings
-from launch.loading import _UniqueKeyLoader, dump_config, load_config
 from launch.rundir import RunDirectory
-from launch.verbs import VERBS, verb_of
+from launch.settings.fields import settings
+from launch.settings.loading import _UniqueKeyLoader, dump_config, load_config
+from launch.settings.run import RunConfig
+from launch.settings.verbs import VERBS, verb_of
 from learner.backend import checkpoints
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +36,7 @@ ARCHIVES = {"tarfile", "zipfile"}
 EVALUATORS = {"eval", "exec", "compile", "__import__"}
 SHELLS = {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"}
 YAML_LOADERS = {"yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "yaml.full_load_all", "yaml.unsafe_load_all"}
-IMPORTERS = {"actors/judges/function.py", "learner/training/stage_worker.py", "launch/verbs.py"}
+IMPORTERS = {"actors/judges/function.py", "learner/training/stage_worker.py", "launch/settings/verbs.py"}
 """Import a module by a name that is computed: the user's judge function, and two tables of our own modules."""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from launch import board
-from launch.loading import load_config
+from launch.settings.loading import load_config
 from launch.train import run_training
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from actors.config import OpponentConfig
-from launch.config import RunConfig
 from launch.doctor.model_facts import ELEMENT_BYTES, ModelFacts
+from launch.settings.run import RunConfig
 from learner.backend.zero import BUCKET
 from learner.config import TrainerConfig
 

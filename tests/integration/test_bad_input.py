@@ -10,7 +10,7 @@ import yaml
 
 from launch import rundir
 from launch.cli import main
-from launch.loading import load_config
+from launch.settings.loading import load_config
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from actors.data.prompts import load_tokenizer
 from launch.cli import main
-from launch.loading import load_config
+from launch.settings.loading import load_config
 from launch.train import check_model
 from learner.stages.config import ScratchConfig
 from learner.stages.scratch import make_model

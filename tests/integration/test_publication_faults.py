@@ -23,10 +23,10 @@ from actors.generation.weights import canary_tokens
 from actors.records import Canary, Group, Manifest, Prompt
 from actors.remote import RemoteGenerator
 from actors.replay_buffer.buffer import ReplayBuffer
-from launch.config import ClusterConfig
 from launch.pool import GeneratorPool
 from launch.ports import Publication
 from launch.ray_ports import RayGenerator
+from launch.settings.run import ClusterConfig
 from launch.wiring import ray_session
 from learner.config import PublicationConfig
 from learner.publication.publisher import Publisher

@@ -12,7 +12,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from actors.data.prompts import load_tokenizer
-from launch.loading import load_config
+from launch.settings.loading import load_config
 from launch.train import check_model
 from tests.integration.runs import finish, start, summary_of, wait_for_updates
 

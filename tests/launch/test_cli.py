@@ -10,9 +10,9 @@ import pytest
 
 from actors.errors import RunError, UsageError
 from launch.cli import main
-from launch.config import RunConfig
-from launch.fields import settings
-from launch.loading import load_config
+from launch.settings.fields import settings
+from launch.settings.loading import load_config
+from launch.settings.run import RunConfig
 
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "datasets", "pyarrow", "numpy", "tensorboard")
 

@@ -24,7 +24,7 @@ from launch.cli import main
 from launch.data import Preparation, prepare, run_data
 from launch.data_config import DATA, DataConfig
 from launch.data_report import LEFT_OUT, MEANINGS
-from launch.loading import load_config
+from launch.settings.loading import load_config
 from learner.stages.perplexity import PerplexityModel
 from learner.world.policy import TINY, build_policy
 

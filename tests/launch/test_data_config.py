@@ -12,9 +12,9 @@ from actors.data.preference_filters import RuleOutcome
 from actors.errors import UsageError
 from launch.data_config import DATA, DataConfig, file_and_overrides
 from launch.data_report import LEFT_OUT, DataReport, OwnSamples
-from launch.fields import settings
 from launch.histograms import Histogram
-from launch.loading import load_config
+from launch.settings.fields import settings
+from launch.settings.loading import load_config
 
 HERE = ["source=/p.jsonl", "output=/o"]
 

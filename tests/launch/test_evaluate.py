@@ -12,7 +12,7 @@ from actors.errors import RunError, UsageError
 from actors.records import Completion, Failure, Group, Judgement, Lease, Prompt
 from launch.cli import main
 from launch.evaluate import Request, find_verifier, judged, run_evaluation, sample
-from launch.loading import load_config
+from launch.settings.loading import load_config
 from learner.stages.config import ScratchConfig
 from learner.stages.scratch import make_model
 from tests.fakes import FakeGenerator, FakePrompts

@@ -9,7 +9,7 @@ import pytest
 
 from actors.judges.config import EndpointJudgeConfig, GoldJudgeConfig
 from launch import exposure, wiring
-from launch.config import ClusterConfig
+from launch.settings.run import ClusterConfig
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "localhost", "::1", "[::1]"])

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from actors.errors import RunError, UsageError
 from actors.records import Completion, Group, Judgement, Lease, Prompt
 from actors.replay_buffer.buffer import Batch
-from launch.config import RunConfig
 from launch.journal import Journal, learning_settings, segments
 from launch.journal_reader import JournalReader, UpdateRow, covered_from
+from launch.settings.run import RunConfig
 
 INT32 = st.integers(0, 2**31 - 1)
 FLOATS = st.floats(allow_nan=False)

@@ -11,8 +11,8 @@ import pytest
 
 from actors.records import Completion, Game, Judgement
 from actors.replay_buffer.pairing import game_of
-from launch.config import RunConfig
 from launch.law import PROBES, LawProbe, announce, bound_of
+from launch.settings.run import RunConfig
 from tests.fakes import make_group
 
 STRENGTH = math.sqrt(2.0) / 6.0

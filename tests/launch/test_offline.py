@@ -5,8 +5,8 @@ import json
 import pytest
 
 from actors.errors import UsageError
-from launch.loading import load_config
 from launch.offline import prepare_dpo, run_dpo
+from launch.settings.loading import load_config
 from launch.stage_config import DPO
 from learner.stages.config import ScratchConfig
 from learner.stages.scratch import make_model

@@ -2,9 +2,9 @@
 
 import pytest
 
-from launch.config import ClusterConfig
-from launch.loading import load_config
 from launch.placement import address_to_join, resources_needed
+from launch.settings.loading import load_config
+from launch.settings.run import ClusterConfig
 
 PASSED = ["model.path=/m", "prompts.source=/p.jsonl", "judging.judge.path=/rm"]
 

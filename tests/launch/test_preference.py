@@ -5,8 +5,8 @@ import json
 import pytest
 
 from actors.errors import UsageError
-from launch.loading import load_config, preset_names
 from launch.preference import prepare_preference
+from launch.settings.loading import load_config, preset_names
 from launch.stage_config import PREFERENCE
 from learner.stages.config import ScratchConfig
 from learner.stages.scratch import make_model

@@ -12,10 +12,8 @@ import pytest
 from actors.errors import RunError, UsageError
 from actors.records import Completion, Group, Judgement, Lease, Prompt
 from actors.replay_buffer.buffer import Batch
-from launch.config import RunConfig
 from launch.journal import Journal
 from launch.journal_reader import JournalReader
-from launch.loading import dump_config
 from launch.replay import (
     Request,
     Start,
@@ -26,6 +24,8 @@ from launch.replay import (
     within,
     without_opponents,
 )
+from launch.settings.loading import dump_config
+from launch.settings.run import RunConfig
 from learner.backend import checkpoints
 from tests.fakes import FakeGenerator, FakeLearner, FakeStats, judged_group
 from tests.launch.loops import loop_of, run

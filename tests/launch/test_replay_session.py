@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from actors.errors import RunError
 from launch import train, wiring
 from launch.cli import main
-from launch.config import RunConfig
 from launch.journal import segments
+from launch.settings.run import RunConfig
 from learner.backend import checkpoints
 from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakeStats
 

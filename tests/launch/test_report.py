@@ -10,13 +10,13 @@ import pytest
 from actors.records import GeneratorStatus, Lease
 from actors.replay_buffer.buffer import ReplayBuffer
 from launch import report as report_module
-from launch.config import RunConfig
 from launch.evaluation import WinRate
 from launch.exactness import ExactEvaluation, ExactFigures
 from launch.law import StalenessLaw
 from launch.loop import TrainingLoop
 from launch.report import Reporter
 from launch.rundir import RunDirectory
+from launch.settings.run import RunConfig
 from launch.summary import Staleness
 from learner.world.policy import TINY, build_policy, train_sft
 from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakePrompts, judged_group

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from actors.errors import RunError, UsageError
-from launch.config import RunConfig
 from launch.rundir import LOCK, RunDirectory, SharedMemory, left_behind, next_free
+from launch.settings.run import RunConfig
 
 
 def _config(output: Path) -> RunConfig:

@@ -10,7 +10,7 @@ import pytest
 from actors import world
 from actors.data.prompts import PromptSource
 from actors.errors import UsageError
-from launch.config import RunConfig
+from launch.settings.run import RunConfig
 from launch.train import check_model, check_same_run, fixed_settings, with_world_defaults
 from learner.world.policy import TINY, build_policy
 from tests.fakes import tiny_llama

@@ -17,9 +17,9 @@ import pytest
 from actors.errors import RunError, UsageError
 from actors.world import tokenizer
 from launch import train, wiring
-from launch.config import RunConfig
 from launch.journal import Journal
 from launch.journal_reader import JournalReader
+from launch.settings.run import RunConfig
 from learner.backend import checkpoints
 from learner.world.policy import TINY, build_policy
 from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakeStats, tiny_llama

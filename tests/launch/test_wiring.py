@@ -10,7 +10,7 @@ import ray
 from actors import remote
 from actors.errors import RunError, UsageError
 from launch import wiring
-from launch.config import ClusterConfig, RunConfig
+from launch.settings.run import ClusterConfig, RunConfig
 
 
 def _config(**settings: Any) -> RunConfig:

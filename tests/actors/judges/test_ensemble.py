@@ -19,8 +19,8 @@ from actors.judges.retrying import judge_with_retries
 from actors.judges.worker import JudgeWorker
 from actors.records import Failure, Group, Judgement
 from actors.replay_buffer.pairing import game_of
-from launch.config import RunConfig
-from launch.loading import load_config
+from launch.settings.loading import load_config
+from launch.settings.run import RunConfig
 from tests.fakes import FakeServer, ScriptedJudge, make_group
 
 VERIFIER = {"judge": {"kind": "verifier"}}
@@ -188,7 +188,7 @@ def test_a_verifier_among_the_members_needs_gold_answers() -> None:
 
 
 def test_its_configuration_is_written_out_and_read_back(tmp_path: Path) -> None:
-    from launch.loading import dump_config
+    from launch.settings.loading import dump_config
 
     judging = {"judge": {"kind": "ensemble", "members": [VERIFIER, FUNCTION | {"weight": 2.0}]}}
     config = RunConfig.model_validate(

@@ -14,11 +14,11 @@ import yaml
 
 from launch import rundir
 from launch.cli import main
-from launch.config import RunConfig
 from launch.doctor import checkup as doctor
 from launch.doctor import machine
 from launch.doctor.findings import Finding
-from launch.loading import load_config
+from launch.settings.loading import load_config
+from launch.settings.run import RunConfig
 from tests.fakes import tiny_llama
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -230,7 +230,7 @@ def test_the_fatal_part_lists_errors_alone(file: Path, small: Path) -> None:
 
 def test_the_fatal_part_reads_headers_only_and_imports_nothing_heavy(file: Path) -> None:
     script = (
-        "import sys, time\nfrom launch.doctor.checkup import fatal_checks\nfrom launch.loading import load_config\n"
+        "import sys, time\nfrom launch.doctor.checkup import fatal_checks\nfrom launch.settings.loading import load_config\n"
         f"config = load_config({str(file)!r})\nfatal_checks(config)\n"
         "print([name for name in ('torch', 'ray', 'vllm', 'transformers', 'deepspeed', 'datasets', 'numpy')"
         " if name in sys.modules])"

@@ -6,7 +6,7 @@ from actors.config import OpponentConfig
 from launch.doctor import footprint
 from launch.doctor.footprint import activation_bytes, kv_bytes_per_token, learner_memory, size
 from launch.doctor.model_facts import WORLD_POLICY, ModelFacts
-from launch.loading import load_config
+from launch.settings.loading import load_config
 from learner.backend.zero import BUCKET
 from learner.config import TrainerConfig
 

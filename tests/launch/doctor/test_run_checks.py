@@ -9,7 +9,7 @@ from launch.doctor import run_checks as checks
 from launch.doctor.machine import Folder, Gpu, Space
 from launch.doctor.model_facts import WORLD_POLICY, ModelFacts
 from launch.doctor.run_checks import Models
-from launch.loading import load_config
+from launch.settings.loading import load_config
 
 GIB = 1 << 30
 PASSED = ["model.path=/m", "prompts.source=/p.jsonl", "judging.judge.path=/rm"]

@@ -5,7 +5,7 @@ from pydantic import Field
 
 from actors.config import Settings
 from actors.errors import UsageError
-from launch.loading import Verb, config_file, dump_config, load_config, preset_names
+from launch.settings.loading import Verb, config_file, dump_config, load_config, preset_names
 
 PRESETS = "cluster-2node, embedded, embedded-bradley-terry, embedded-nash-md, gsm8k, node-8gpu"
 WORLD = "model.path=world"

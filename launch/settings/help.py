@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from launch.fields import Setting, settings
+from launch.settings.fields import Setting, settings
 
 WIDTH_WITHOUT_TERMINAL = 120
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from launch.loading import Verb
+from launch.settings.loading import Verb
 
 VERBS = {
-    "train": "launch.loading:TRAIN",
+    "train": "launch.settings.loading:TRAIN",
     "sft": "launch.stage_config:SFT",
     "preference": "launch.stage_config:PREFERENCE",
     "dpo": "launch.stage_config:DPO",

@@ -4,9 +4,9 @@ import pytest
 from pydantic import ValidationError
 
 from actors.errors import UsageError
-from launch.config import RunConfig
-from launch.fields import settings
-from launch.loading import load_config
+from launch.settings.fields import settings
+from launch.settings.loading import load_config
+from launch.settings.run import RunConfig
 
 ALL = list(settings(RunConfig))
 JUDGES = (

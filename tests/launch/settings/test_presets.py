@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from actors.errors import UsageError
-from launch.loading import TRAIN, load_config, preset_names
+from launch.settings.loading import TRAIN, load_config, preset_names
 from launch.stage_config import SFT
 
 USER_KNOWS = ["model.path=/m", "prompts.source=/p.jsonl", "judging.judge.path=/rm"]

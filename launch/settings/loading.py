@@ -19,8 +19,8 @@ from pydantic import BaseModel, ValidationError
 
 from actors.errors import UsageError
 from actors.redaction import redact
-from launch.config import RunConfig
-from launch.fields import Setting, format_value, section_models, settings
+from launch.settings.fields import Setting, format_value, section_models, settings
+from launch.settings.run import RunConfig
 
 PRESETS = Path(__file__).parent / "presets"
 
