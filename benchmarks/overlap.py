@@ -30,8 +30,8 @@ from actors.replay_buffer.buffer import ReplayBuffer
 from actors.replay_buffer.pairing import best_and_worst
 from benchmarks import record
 from launch import wiring
-from launch.loop import TrainingLoop
-from launch.pool import COLLECT_SECONDS
+from launch.run.generator_pool import COLLECT_SECONDS
+from launch.run.loop import TrainingLoop
 from launch.rundir import SharedMemory
 from launch.settings.run import RunConfig
 

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from math import comb
 
-from launch.evaluation import wilson_interval
+from launch.run.win_rate import wilson_interval
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ from actors.config import WORLD
 from actors.errors import UsageError
 from actors.world import MAX_NEW_TOKENS, World, corpus_outcome_probabilities
 from launch.board import clock
-from launch.exactness import mean_shares
-from launch.law import beta_of
+from launch.run.exact_evaluation import mean_shares
+from launch.run.staleness_limit import beta_of
 from launch.rundir import next_free
 from launch.settings.run import RunConfig
 from launch.summary import Summary

@@ -25,7 +25,7 @@ from actors.records import Failure, Group, Lease, Prompt
 from actors.replay_buffer.pairing import effective_scores
 from launch import wiring
 from launch.best_of import Candidates, Report, render, report
-from launch.ports import GeneratorDeadError, GeneratorPort, GeneratorUnavailableError, JudgePort
+from launch.run.protocols import GeneratorDeadError, GeneratorPort, GeneratorUnavailableError, JudgePort
 from launch.settings.run import RunConfig
 from launch.solutions import Solution, pairs_of, write_jsonl, write_solutions
 from launch.train import check_model, with_world_defaults

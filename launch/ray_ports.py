@@ -18,7 +18,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError,
 
 from actors.errors import RunError, UsageError, WeightMismatchError
 from actors.records import SENT_BY_LEARNER, Failure, Game, GeneratorStatus, Group, Lease, Manifest, Pair
-from launch.ports import GeneratorDeadError, GeneratorUnavailableError, Publication
+from launch.run.protocols import GeneratorDeadError, GeneratorUnavailableError, Publication
 
 JUDGE_ATTEMPTS = 3
 """Deaths of the judge over one batch before its groups are returned."""

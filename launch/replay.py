@@ -22,11 +22,8 @@ from actors.errors import UsageError
 from actors.records import Game, Group, Judgement, Pair
 from actors.replay_buffer.buffer import Batch
 from launch import wiring
-from launch.consumption import Consumed, batch_metrics
-from launch.exactness import ExactEvaluation, exact_evaluation
 from launch.journal import learning_settings
 from launch.journal_reader import JournalReader
-from launch.loop import stage_name
 from launch.metrics import MetricsWriter, numbers
 from launch.replay_report import (
     ReplayReport,
@@ -37,6 +34,9 @@ from launch.replay_report import (
     side_by_side,
     windows,
 )
+from launch.run.consumption import Consumed, batch_metrics
+from launch.run.exact_evaluation import ExactEvaluation, exact_evaluation
+from launch.run.loop import stage_name
 from launch.rundir import RunDirectory, next_free
 from launch.settings.loading import load_config
 from launch.settings.run import RunConfig

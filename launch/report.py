@@ -14,7 +14,7 @@ from typing import Any, Literal
 from actors.config import WORLD
 from actors.world import POLICY_SETTINGS_FILE
 from launch.board import RunSnapshot
-from launch.loop import TrainingLoop
+from launch.run.loop import TrainingLoop
 from launch.rundir import RunDirectory
 from launch.settings.run import RunConfig
 from launch.summary import Staleness, Summary

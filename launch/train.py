@@ -25,15 +25,15 @@ from actors.records import Group
 from actors.replay_buffer.buffer import ReplayBuffer, group_from_dict, group_to_dict
 from launch import wiring
 from launch.board import Board
-from launch.exactness import exact_evaluation
 from launch.journal import Journal
-from launch.judge_pool import JudgePool
-from launch.law import announce
-from launch.loop import EvaluationSet, TrainingLoop, stage_name
 from launch.metrics import MetricsWriter, numbers
 from launch.placement import address_to_join
-from launch.progress import Progress
 from launch.report import Reporter, Status
+from launch.run.exact_evaluation import exact_evaluation
+from launch.run.judge_pool import JudgePool
+from launch.run.loop import EvaluationSet, TrainingLoop, stage_name
+from launch.run.progress import Progress
+from launch.run.staleness_limit import announce
 from launch.rundir import RunDirectory, SharedMemory
 from launch.settings.run import RunConfig
 from learner.backend import checkpoints

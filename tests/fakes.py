@@ -30,7 +30,7 @@ from actors.records import (
     Pair,
     Prompt,
 )
-from launch.ports import GeneratorDeadError, GeneratorUnavailableError, Publication
+from launch.run.protocols import GeneratorDeadError, GeneratorUnavailableError, Publication
 from learner.records import StageStats
 
 

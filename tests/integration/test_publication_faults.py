@@ -23,9 +23,9 @@ from actors.generation.weights import canary_tokens
 from actors.records import Canary, Group, Manifest, Prompt
 from actors.remote import RemoteGenerator
 from actors.replay_buffer.buffer import ReplayBuffer
-from launch.pool import GeneratorPool
-from launch.ports import Publication
 from launch.ray_ports import RayGenerator
+from launch.run.generator_pool import GeneratorPool
+from launch.run.protocols import Publication
 from launch.settings.run import ClusterConfig
 from launch.wiring import ray_session
 from learner.config import PublicationConfig

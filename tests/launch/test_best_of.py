@@ -6,7 +6,7 @@ from itertools import combinations
 import pytest
 
 from launch.best_of import Candidates, best_of_k, majority_is_correct, pass_at_k, render, report
-from launch.evaluation import wilson_interval
+from launch.run.win_rate import wilson_interval
 
 CORRECT = (True, False, False, True, False, True)
 SCORES = (-3.0, -1.0, -7.0, -2.0, -5.0, -4.0)

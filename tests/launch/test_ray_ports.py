@@ -12,8 +12,8 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from actors.errors import RunError, UsageError, WeightMismatchError
 from actors.records import Canary, Failure, GeneratorStatus, Lease, Manifest
 from launch import ray_ports
-from launch.ports import GeneratorDeadError, GeneratorUnavailableError
 from launch.ray_ports import Delivery, RayGenerator, RayJudge, RayLearner
+from launch.run.protocols import GeneratorDeadError, GeneratorUnavailableError
 from tests.fakes import FakePrompts, group_of
 
 MANIFEST = Manifest(1, (), Canary((), ()), "nccl")

@@ -28,7 +28,7 @@ from launch.settings.loading import dump_config
 from launch.settings.run import RunConfig
 from learner.backend import checkpoints
 from tests.fakes import FakeGenerator, FakeLearner, FakeStats, judged_group
-from tests.launch.loops import loop_of, run
+from tests.launch.run.loops import loop_of, run
 
 GAMES: dict[str, Any] = {
     "learner": {"loss": {"kind": "nash_pg", "tau": 0.2}, "correction": {"opponents": "token", "player_cap": 3.0}},

@@ -10,11 +10,11 @@ import pytest
 from actors.records import GeneratorStatus, Lease
 from actors.replay_buffer.buffer import ReplayBuffer
 from launch import report as report_module
-from launch.evaluation import WinRate
-from launch.exactness import ExactEvaluation, ExactFigures
-from launch.law import StalenessLaw
-from launch.loop import TrainingLoop
 from launch.report import Reporter
+from launch.run.exact_evaluation import ExactEvaluation, ExactFigures
+from launch.run.loop import TrainingLoop
+from launch.run.staleness_limit import StalenessLaw
+from launch.run.win_rate import WinRate
 from launch.rundir import RunDirectory
 from launch.settings.run import RunConfig
 from launch.summary import Staleness

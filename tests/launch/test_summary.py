@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from actors.errors import RunError
-from launch.evaluation import WinRate
+from launch.run.win_rate import WinRate
 from launch.summary import Staleness, Summary, package_versions, verdict
 
 LEDGER = {

@@ -6,7 +6,7 @@ import asyncio
 
 from actors.records import Lease
 from actors.replay_buffer.buffer import ReplayBuffer
-from launch.loop import EvaluationSet, TrainingLoop
+from launch.run.loop import EvaluationSet, TrainingLoop
 from launch.settings.run import EvaluationConfig, RunConfig
 from tests.fakes import FakeJudge, FakePrompts, group_of
 

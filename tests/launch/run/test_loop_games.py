@@ -11,9 +11,9 @@ from dataclasses import replace
 import pytest
 
 from actors.records import Failure
-from launch.loop import TrainingLoop
+from launch.run.loop import TrainingLoop
 from tests.fakes import FakeGenerator, FakeJudge, FakeLearner
-from tests.launch.loops import evaluate, loop_of, run, with_evaluation
+from tests.launch.run.loops import evaluate, loop_of, run, with_evaluation
 
 
 def _game_loop(generators, learner, opponent=None, settings=None, **replay) -> TrainingLoop:

@@ -11,12 +11,12 @@ import pytest
 from actors.errors import RunError
 from actors.records import Failure, Lease
 from actors.replay_buffer.buffer import Batch
-from launch.evaluation import WinRate
-from launch.exactness import ExactFigures
-from launch.loop import TrainingLoop
-from launch.progress import Progress
+from launch.run.exact_evaluation import ExactFigures
+from launch.run.loop import TrainingLoop
+from launch.run.progress import Progress
+from launch.run.win_rate import WinRate
 from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakePrompts, FakeStats, judged_group
-from tests.launch.loops import evaluate, loop_of, run, with_evaluation
+from tests.launch.run.loops import evaluate, loop_of, run, with_evaluation
 
 
 @pytest.mark.parametrize("order", ["lease", "ready"])

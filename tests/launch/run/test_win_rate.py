@@ -8,7 +8,7 @@ import random
 import pytest
 
 from actors.records import Completion, Group, Judgement, Lease, Prompt
-from launch.evaluation import against, largest_gap, reward, sequence_kl, wilson_interval, win_rate, win_share
+from launch.run.win_rate import against, largest_gap, reward, sequence_kl, wilson_interval, win_rate, win_share
 
 LEASE = Lease(-1, 0, Prompt("p:0", (1,), "p"), 0, math.inf)
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from actors import world
 from actors.world import EOS, FIRST_SYMBOL, INVALID, NOEOS, PROMPTS, SYMBOLS, World
-from launch.exactness import ExactEvaluation, ExactFigures
+from launch.run.exact_evaluation import ExactEvaluation, ExactFigures
 from learner.world.exact import exact_policy
 from learner.world.policy import TINY, build_policy
 

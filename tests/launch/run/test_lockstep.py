@@ -10,10 +10,10 @@ from typing import Any
 from actors.config import ReplayConfig
 from actors.records import Group, Judgement, Lease, Manifest, Prompt
 from actors.replay_buffer.buffer import ReplayBuffer
-from launch.lockstep import LockstepPool
-from launch.ports import GeneratorUnavailableError
+from launch.run.lockstep import LockstepPool
+from launch.run.protocols import GeneratorUnavailableError
 from tests.fakes import FakeGenerator, FakePrompts, group_of
-from tests.launch.pools import offer, run, serving, until
+from tests.launch.run.pools import offer, run, serving, until
 
 BATCH = 4
 

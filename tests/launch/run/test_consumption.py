@@ -9,8 +9,8 @@ import pytest
 from actors.errors import RunError
 from actors.records import Game, Group, Judgement, Lease, Pair
 from actors.replay_buffer.buffer import Batch
-from launch.consumption import Consumed, batch_metrics
-from launch.progress import Progress
+from launch.run.consumption import Consumed, batch_metrics
+from launch.run.progress import Progress
 from launch.settings.run import RunConfig
 from tests.fakes import FakePrompts, group_of
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from actors.records import flatten
 from actors.replay_buffer.buffer import Batch
-from launch import evaluation
-from launch.consumption import Consumed
+from launch.run import win_rate as evaluation
+from launch.run.consumption import Consumed
 
 
 @dataclass

@@ -7,8 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from actors.records import Canary, Manifest
-from launch.pool import GeneratorPool
-from launch.ports import Publication
+from launch.run.generator_pool import GeneratorPool
+from launch.run.protocols import Publication
 
 
 def offer(pool: GeneratorPool, version: int) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from actors.records import Completion, Game, Judgement
 from actors.replay_buffer.pairing import game_of
-from launch.law import PROBES, LawProbe, announce, bound_of
+from launch.run.staleness_limit import PROBES, LawProbe, announce, bound_of
 from launch.settings.run import RunConfig
 from tests.fakes import make_group
 

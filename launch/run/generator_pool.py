@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from actors.errors import RunError
 from actors.records import Draw, Failure, GeneratorStatus, Group, Lease, Prompt
 from actors.replay_buffer.buffer import ReplayBuffer
-from launch.ports import GeneratorDeadError, GeneratorPort, GeneratorUnavailableError, Publication
+from launch.run.protocols import GeneratorDeadError, GeneratorPort, GeneratorUnavailableError, Publication
 
 COLLECT_SECONDS = 2.0
 """Longest wait of one collect call, and of one status call."""

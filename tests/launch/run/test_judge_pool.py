@@ -10,7 +10,7 @@ import pytest
 
 from actors.errors import RunError
 from actors.records import Group
-from launch.judge_pool import JudgePool, merged
+from launch.run.judge_pool import JudgePool, merged
 from tests.fakes import FakeJudge, make_group
 
 

@@ -17,15 +17,15 @@ from actors.errors import RunError
 from actors.records import Failure, Game, Group, Prompt, flatten
 from actors.replay_buffer.buffer import Batch, ReplayBuffer
 from actors.replay_buffer.opponents import OpponentDesk
-from launch import evaluation
-from launch.consumption import Consumed, batch_metrics
-from launch.exactness import ExactEvaluation
-from launch.judge_pool import BATCHES_EACH
-from launch.law import LawProbe, applies
-from launch.lockstep import LockstepPool
-from launch.pool import GeneratorPool
-from launch.ports import GeneratorPort, JudgePort, LearnerPort
-from launch.progress import Progress
+from launch.run import win_rate as evaluation
+from launch.run.consumption import Consumed, batch_metrics
+from launch.run.exact_evaluation import ExactEvaluation
+from launch.run.generator_pool import GeneratorPool
+from launch.run.judge_pool import BATCHES_EACH
+from launch.run.lockstep import LockstepPool
+from launch.run.progress import Progress
+from launch.run.protocols import GeneratorPort, JudgePort, LearnerPort
+from launch.run.staleness_limit import LawProbe, applies
 from launch.settings.run import RunConfig
 
 WATCH_SECONDS = 1.0

@@ -13,8 +13,8 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from actors.records import Group
-from launch.pool import GeneratorPool, Member
-from launch.ports import Publication
+from launch.run.generator_pool import GeneratorPool, Member
+from launch.run.protocols import Publication
 
 
 class LockstepPool(GeneratorPool):

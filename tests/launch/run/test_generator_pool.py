@@ -13,11 +13,11 @@ import pytest
 from actors.config import ReplayConfig
 from actors.records import Failure, GeneratorStatus, Group, Judgement, Lease, Manifest, Prompt
 from actors.replay_buffer.buffer import ReplayBuffer
-from launch import pool as pool_module
-from launch.pool import GeneratorPool
-from launch.ports import GeneratorDeadError, GeneratorUnavailableError
+from launch.run import generator_pool as pool_module
+from launch.run.generator_pool import GeneratorPool
+from launch.run.protocols import GeneratorDeadError, GeneratorUnavailableError
 from tests.fakes import FakeGenerator, FakePrompts, group_of
-from tests.launch.pools import offer, run, serving, until
+from tests.launch.run.pools import offer, run, serving, until
 
 
 class Manual(FakeGenerator):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from actors.errors import RunError
 from actors.records import Failure, Group
-from launch.ports import JudgePort
+from launch.run.protocols import JudgePort
 
 BATCHES_EACH = 2
 """Batches at one judge at a time: one is judged while the next is on its way."""
