@@ -29,7 +29,7 @@ from actors.records import Completion, Prompt
 from actors.replay_buffer.buffer import ReplayBuffer
 from actors.replay_buffer.pairing import best_and_worst
 from benchmarks import record
-from launch import wiring
+from launch.cluster import wiring
 from launch.run.generator_pool import COLLECT_SECONDS
 from launch.run.loop import TrainingLoop
 from launch.rundir import SharedMemory

@@ -288,7 +288,7 @@ def submit_to_ray(
 ) -> int:
     """Runs training as a Ray job and follows its log."""
     file = _checked_file(config, overrides)
-    from launch.submit import submit_ray
+    from launch.cluster.submit import submit_ray
 
     return submit_ray(
         file,
@@ -315,7 +315,7 @@ def submit_to_slurm(
 ) -> int:
     """Runs training as a Slurm batch job on a Ray cluster of its own."""
     file = _checked_file(config, overrides)
-    from launch.submit import submit_slurm
+    from launch.cluster.submit import submit_slurm
 
     return submit_slurm(
         file,
@@ -336,7 +336,7 @@ def submit_to_compose(
 ) -> int:
     """Runs training with docker compose on this host."""
     file = _checked_file(config, overrides)
-    from launch.submit import submit_compose
+    from launch.cluster.submit import submit_compose
 
     return submit_compose(file, overrides or [], dry_run=dry_run, resume=resume)
 

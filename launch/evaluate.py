@@ -23,8 +23,8 @@ from actors.hub import resolve
 from actors.judges.config import VerifierJudgeConfig
 from actors.records import Failure, Group, Lease, Prompt
 from actors.replay_buffer.pairing import effective_scores
-from launch import wiring
 from launch.best_of import Candidates, Report, render, report
+from launch.cluster import wiring
 from launch.run.protocols import GeneratorDeadError, GeneratorPort, GeneratorUnavailableError, JudgePort
 from launch.settings.run import RunConfig
 from launch.solutions import Solution, pairs_of, write_jsonl, write_solutions

@@ -21,7 +21,7 @@ from actors.config import WORLD
 from actors.errors import UsageError
 from actors.records import Game, Group, Judgement, Pair
 from actors.replay_buffer.buffer import Batch
-from launch import wiring
+from launch.cluster import wiring
 from launch.journal import learning_settings
 from launch.journal_reader import JournalReader
 from launch.metrics import MetricsWriter, numbers

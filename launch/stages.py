@@ -23,8 +23,8 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from actors.errors import RunError, UsageError
-from launch import wiring
 from launch.board import clock
+from launch.cluster import wiring
 from launch.metrics import MetricsWriter
 from launch.rundir import RunDirectory
 from launch.stage_config import SftRunConfig, StageRunConfig

@@ -23,11 +23,11 @@ from actors.errors import RunError, UsageError
 from actors.hub import check_same_architecture, read_config, require_safetensors
 from actors.records import Group
 from actors.replay_buffer.buffer import ReplayBuffer, group_from_dict, group_to_dict
-from launch import wiring
 from launch.board import Board
+from launch.cluster import wiring
+from launch.cluster.placement import address_to_join
 from launch.journal import Journal
 from launch.metrics import MetricsWriter, numbers
-from launch.placement import address_to_join
 from launch.report import Reporter, Status
 from launch.run.exact_evaluation import exact_evaluation
 from launch.run.judge_pool import JudgePool

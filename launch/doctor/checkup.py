@@ -20,12 +20,12 @@ from rich.console import Console
 from actors.config import WORLD
 from actors.errors import OffbeatError
 from launch import rundir
+from launch.cluster.placement import address_to_join
 from launch.doctor import machine, machine_checks, run_checks
 from launch.doctor.findings import Finding, as_json, error, exit_code, ok, refusal, show, verdict, warning
 from launch.doctor.machine import Gpu
 from launch.doctor.model_facts import ModelFacts, is_hub_name, local_directory, read_model
 from launch.doctor.run_checks import Models
-from launch.placement import address_to_join
 from launch.settings.run import ClusterConfig, RunConfig
 
 ENDPOINT_SECONDS = 3.0
@@ -201,7 +201,7 @@ def _cluster(config: RunConfig) -> Iterator[Finding]:
         return
     import ray
 
-    from launch import wiring
+    from launch.cluster import wiring
 
     try:
         with wiring.ray_session(config.cluster):

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from actors.judges.config import HttpJudgeConfig
+from launch.cluster.placement import resources_needed
 from launch.doctor import footprint
 from launch.doctor.findings import Finding, error, ok, warning
 from launch.doctor.footprint import size
 from launch.doctor.machine import Folder, Gpu, Space
 from launch.doctor.model_facts import ModelFacts
-from launch.placement import resources_needed
 from launch.settings.run import RunConfig
 
 NEARLY_ALL = 0.9

@@ -1,6 +1,6 @@
 """One learner rank as an actor sees it: its environment, its engine, and on rank 0 the publisher.
 
-A plain class; `launch/wiring.py` makes a Ray actor of it for each rank and calls the methods of all ranks together.
+A plain class; `launch/cluster/wiring.py` makes a Ray actor of it for each rank and calls the methods of all ranks together.
 Torch and deepspeed are imported only when an instance is made, after its environment is set.
 """
 

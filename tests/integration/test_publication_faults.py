@@ -23,11 +23,11 @@ from actors.generation.weights import canary_tokens
 from actors.records import Canary, Group, Manifest, Prompt
 from actors.remote import RemoteGenerator
 from actors.replay_buffer.buffer import ReplayBuffer
-from launch.ray_ports import RayGenerator
+from launch.cluster.ray_actors import RayGenerator
+from launch.cluster.wiring import ray_session
 from launch.run.generator_pool import GeneratorPool
 from launch.run.protocols import Publication
 from launch.settings.run import ClusterConfig
-from launch.wiring import ray_session
 from learner.config import PublicationConfig
 from learner.publication.publisher import Publisher
 from tests.fakes import FakeEngine, FakePrompts, tiny_llama

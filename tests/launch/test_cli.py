@@ -183,10 +183,10 @@ def test_config_prints_yaml_that_loads_to_the_same_configuration(tmp_path, capsy
 
 def test_submit_hands_over_the_preset_s_file_and_every_option(monkeypatch):
     calls = []
-    submit = types.ModuleType("launch.submit")
+    submit = types.ModuleType("launch.cluster.submit")
     submit.submit_ray = lambda *args, **kwargs: calls.append((*args, kwargs)) or 0
     submit.submit_slurm = lambda *args, **kwargs: calls.append((*args, kwargs)) or 3
-    monkeypatch.setitem(sys.modules, "launch.submit", submit)
+    monkeypatch.setitem(sys.modules, "launch.cluster.submit", submit)
     assert (
         main(["submit", "ray", "embedded", "updates=3", "--address", "http://h:1", "--env", "A=b=c", "--dry-run"]) == 0
     )

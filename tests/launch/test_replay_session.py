@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from actors.errors import RunError
-from launch import train, wiring
+from launch import train
 from launch.cli import main
+from launch.cluster import wiring
 from launch.journal import segments
 from launch.settings.run import RunConfig
 from learner.backend import checkpoints

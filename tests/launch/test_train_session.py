@@ -16,7 +16,8 @@ import pytest
 
 from actors.errors import RunError, UsageError
 from actors.world import tokenizer
-from launch import train, wiring
+from launch import train
+from launch.cluster import wiring
 from launch.journal import Journal
 from launch.journal_reader import JournalReader
 from launch.settings.run import RunConfig

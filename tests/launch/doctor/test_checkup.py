@@ -178,7 +178,7 @@ def test_a_cluster_that_does_not_answer_is_an_error_and_this_host_is_not_measure
 def test_a_cluster_is_asked_whether_it_can_place_the_run(
     file: Path, small: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from launch import wiring
+    from launch.cluster import wiring
 
     nodes = [{"Alive": True, "NodeManagerAddress": "10.0.0.1"}, {"Alive": False, "NodeManagerAddress": "10.0.0.2"}]
     monkeypatch.setattr(wiring, "ray_session", lambda cluster: contextlib.nullcontext())

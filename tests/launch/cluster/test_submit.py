@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from actors.errors import RunError, UsageError
-from launch import submit
-from launch.submit import RayJob, SlurmJob, submit_compose, submit_ray, submit_slurm
+from launch.cluster import submit
+from launch.cluster.submit import RayJob, SlurmJob, submit_compose, submit_ray, submit_slurm
 
-ROOT = Path(submit.__file__).resolve().parent.parent
+ROOT = Path(submit.__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -242,9 +242,7 @@ def test_a_path_that_docker_would_split_is_refused(tmp_path):
 
 
 def test_importing_the_module_imports_nothing_heavy():
-    program = (
-        "import sys, launch.submit; sys.exit(any(m in sys.modules for m in ('ray', 'torch', 'vllm', 'deepspeed')))"
-    )
+    program = "import sys, launch.cluster.submit; sys.exit(any(m in sys.modules for m in ('ray', 'torch', 'vllm', 'deepspeed')))"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 

@@ -19,10 +19,10 @@ import pytest
 
 from actors.errors import RunError, UsageError
 from benchmarks.cluster import free_port
-from launch import rayjob
-from launch.rayjob import RayJob
+from launch.cluster import ray_job as rayjob
+from launch.cluster.ray_job import RayJob
 
-ROOT = Path(rayjob.__file__).resolve().parent.parent
+ROOT = Path(rayjob.__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ class Head:
     def submit(self, tree: Path, words: list[str], **environ: str) -> subprocess.Popen[str]:
         """A process of its own, as on a command line."""
         program = (
-            "import sys; from pathlib import Path; from launch.rayjob import RayJob, run_ray_job\n"
+            "import sys; from pathlib import Path; from launch.cluster.ray_job import RayJob, run_ray_job\n"
             "from actors.errors import OffbeatError\n"
             "job = RayJob(sys.argv[3], Path(sys.argv[2]), {'GREETING': 'hello there'})\n"
             "try: sys.exit(run_ray_job(job, sys.argv[1]))\n"

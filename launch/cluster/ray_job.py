@@ -1,6 +1,6 @@
 """A Ray job: what is uploaded and started, how its log is followed to its end, and the exit code that comes back.
 
-`launch.submit` plans the job and calls `run_ray_job`. This module must not know what the job does; Ray's own client is
+`launch.cluster.submit` plans the job and calls `run_ray_job`. This module must not know what the job does; Ray's own client is
 imported when a job is really submitted, so that a dry run needs no Ray.
 """
 
@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from actors.errors import RunError, UsageError
-from launch import exposure
+from launch.cluster import exposure
 
 EXCLUDED_FOLDERS = (".venv", ".git", "runs", "models", "build", ".mypy_cache", ".pytest_cache", ".ruff_cache")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -31,7 +31,7 @@ SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class RayJob:
-    """What is handed to the cluster. Made by `launch.submit.plan_ray_job`, submitted by `run_ray_job`."""
+    """What is handed to the cluster. Made by `launch.cluster.submit.plan_ray_job`, submitted by `run_ray_job`."""
 
     entrypoint: str
     working_dir: Path

@@ -11,8 +11,8 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from actors.errors import RunError, UsageError, WeightMismatchError
 from actors.records import Canary, Failure, GeneratorStatus, Lease, Manifest
-from launch import ray_ports
-from launch.ray_ports import Delivery, RayGenerator, RayJudge, RayLearner
+from launch.cluster import ray_actors as ray_ports
+from launch.cluster.ray_actors import Delivery, RayGenerator, RayJudge, RayLearner
 from launch.run.protocols import GeneratorDeadError, GeneratorUnavailableError
 from tests.fakes import FakePrompts, group_of
 

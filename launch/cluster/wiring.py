@@ -20,10 +20,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.config import WORLD
 from actors.errors import RunError, UsageError
 from actors.records import SENT_BY_LEARNER
-from launch import exposure
-from launch.placement import address_to_join, generator_gpus, resources_needed, resources_to_sample
-from launch.ray_ports import PUBLISHING, RayGenerator, RayJudge, RayLearner, RayRanks, origin, reason
-from launch.rayjob import auth_token
+from launch.cluster import exposure
+from launch.cluster.placement import address_to_join, generator_gpus, resources_needed, resources_to_sample
+from launch.cluster.ray_actors import PUBLISHING, RayGenerator, RayJudge, RayLearner, RayRanks, origin, reason
+from launch.cluster.ray_job import auth_token
 from launch.settings.run import ClusterConfig, RunConfig
 from learner.config import TrainerConfig
 from learner.stages.config import StageConfig

@@ -19,9 +19,9 @@ from pathlib import Path
 from time import monotonic, sleep
 
 from actors.errors import RunError, UsageError
-from launch.rayjob import EXCLUDED_FOLDERS, INTERRUPTED, RayJob, job_server, ray_command_line, run_ray_job
+from launch.cluster.ray_job import EXCLUDED_FOLDERS, INTERRUPTED, RayJob, job_server, ray_command_line, run_ray_job
 
-COMPOSE_FILE = Path(__file__).resolve().parent.parent / "docker" / "compose.yaml"
+COMPOSE_FILE = Path(__file__).resolve().parents[2] / "docker" / "compose.yaml"
 SLURM_TEMPLATE = Path(__file__).with_name("slurm.sbatch")
 SLURM_TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}")
 SLURM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,-]*")
@@ -132,7 +132,7 @@ class SlurmJob:
 
 
 def render_sbatch(job: SlurmJob) -> str:
-    """The batch script of a job: launch/slurm.sbatch with its placeholders filled in, every word quoted for bash."""
+    """The batch script of a job: launch/cluster/slurm.sbatch with its placeholders filled in, every word quoted for bash."""
     values = {
         "DIRECTIVES": "\n".join(f"#SBATCH {option}" for option in job.directives()),
         "NODES": str(job.nodes),

@@ -9,7 +9,7 @@ import ray
 
 from actors import remote
 from actors.errors import RunError, UsageError
-from launch import wiring
+from launch.cluster import wiring
 from launch.settings.run import ClusterConfig, RunConfig
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch.placement import address_to_join, resources_needed
+from launch.cluster.placement import address_to_join, resources_needed
 from launch.settings.loading import load_config
 from launch.settings.run import ClusterConfig
 
@@ -29,7 +29,7 @@ def test_generators_that_may_come_later_reserve_nothing_at_the_start():
 def test_what_is_reserved_is_what_ray_is_asked_for(monkeypatch: pytest.MonkeyPatch):
     """The check with Ray's own figures accepts exactly what is told here, and no less."""
     from actors.errors import UsageError
-    from launch import wiring
+    from launch.cluster import wiring
 
     config = load_config("node-8gpu", PASSED)
     needed = resources_needed(config)

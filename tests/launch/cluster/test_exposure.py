@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from actors.judges.config import EndpointJudgeConfig, GoldJudgeConfig
-from launch import exposure, wiring
+from launch.cluster import exposure, wiring
 from launch.settings.run import ClusterConfig
 
 
