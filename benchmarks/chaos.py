@@ -191,7 +191,7 @@ def _again(driver: Driver, account: Account) -> None:
 
 def findings(run: Path, updates: int) -> dict[str, Any]:
     """What the run's own files say of it, and what is wrong, under `violations`."""
-    from launch.journal_reader import JournalReader
+    from launch.output.journal_reader import JournalReader
 
     summary = json.loads((run / "summary.json").read_text())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument("--longest-wait", type=float, default=2.0, metavar="SECONDS", help="between two kills")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/chaos.json"))
     arguments = parser.parse_args()
-    from launch.summary import package_versions
+    from launch.output.summary import package_versions
     from learner.world.policy import train_sft
 
     with tempfile.TemporaryDirectory() as scratch:

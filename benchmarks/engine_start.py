@@ -45,7 +45,7 @@ def main() -> None:
     if arguments.one:
         print(f"\nseconds {start(*arguments.one)}")
         return
-    from launch.summary import package_versions
+    from launch.output.summary import package_versions
     from learner.world.policy import PolicySize, train_sft
 
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}

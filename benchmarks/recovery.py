@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=1, help="in each run")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/recovery.json"))
     arguments = parser.parse_args()
-    from launch.summary import package_versions
+    from launch.output.summary import package_versions
     from learner.world.policy import PolicySize, train_sft
 
     runs = []

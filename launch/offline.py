@@ -16,7 +16,7 @@ from actors.data.preference_tokens import TokenLimits, preference_tokens
 from actors.data.prompts import load_tokenizer
 from actors.errors import RunError, UsageError
 from actors.hub import read_config, resolve
-from launch.rundir import RunDirectory
+from launch.output.run_directory import RunDirectory
 from launch.stage_config import DpoRunConfig
 from launch.stages import Prepared, StageRun, writing_to
 from learner.backend.models import DPO_FILE

@@ -22,9 +22,10 @@ from actors.errors import UsageError
 from actors.records import Game, Group, Judgement, Pair
 from actors.replay_buffer.buffer import Batch
 from launch.cluster import wiring
-from launch.journal import learning_settings
-from launch.journal_reader import JournalReader
-from launch.metrics import MetricsWriter, numbers
+from launch.output.journal import learning_settings
+from launch.output.journal_reader import JournalReader
+from launch.output.metrics import MetricsWriter, numbers
+from launch.output.run_directory import RunDirectory, next_free
 from launch.replay_report import (
     ReplayReport,
     Weights,
@@ -37,7 +38,6 @@ from launch.replay_report import (
 from launch.run.consumption import Consumed, batch_metrics
 from launch.run.exact_evaluation import ExactEvaluation, exact_evaluation
 from launch.run.loop import stage_name
-from launch.rundir import RunDirectory, next_free
 from launch.settings.loading import load_config
 from launch.settings.run import RunConfig
 from launch.train import check_model, ending_on_sigterm

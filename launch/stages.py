@@ -23,12 +23,12 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from actors.errors import RunError, UsageError
-from launch.board import clock
 from launch.cluster import wiring
-from launch.metrics import MetricsWriter
-from launch.rundir import RunDirectory
+from launch.output.board import clock
+from launch.output.metrics import MetricsWriter
+from launch.output.run_directory import RunDirectory
+from launch.output.summary import package_versions
 from launch.stage_config import SftRunConfig, StageRunConfig
-from launch.summary import package_versions
 from launch.train import INTERRUPTED, check_same_run
 from learner.backend import checkpoints
 from learner.tensors.examples import TRAIN, VALIDATION

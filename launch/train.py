@@ -23,18 +23,18 @@ from actors.errors import RunError, UsageError
 from actors.hub import check_same_architecture, read_config, require_safetensors
 from actors.records import Group
 from actors.replay_buffer.buffer import ReplayBuffer, group_from_dict, group_to_dict
-from launch.board import Board
 from launch.cluster import wiring
 from launch.cluster.placement import address_to_join
-from launch.journal import Journal
-from launch.metrics import MetricsWriter, numbers
-from launch.report import Reporter, Status
+from launch.output.board import Board
+from launch.output.journal import Journal
+from launch.output.metrics import MetricsWriter, numbers
+from launch.output.reporter import Reporter, Status
+from launch.output.run_directory import RunDirectory, SharedMemory
 from launch.run.exact_evaluation import exact_evaluation
 from launch.run.judge_pool import JudgePool
 from launch.run.loop import EvaluationSet, TrainingLoop, stage_name
 from launch.run.progress import Progress
 from launch.run.staleness_limit import announce
-from launch.rundir import RunDirectory, SharedMemory
 from launch.settings.run import RunConfig
 from learner.backend import checkpoints
 

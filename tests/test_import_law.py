@@ -79,7 +79,7 @@ def test_only_the_learner_s_engine_knows_deepspeed():
 
 
 @pytest.mark.parametrize(
-    "module", [*CONFIGS, "actors.records", "actors.errors", "launch.settings.loading", "launch.board"]
+    "module", [*CONFIGS, "actors.records", "actors.errors", "launch.settings.loading", "launch.output.board"]
 )
 def test_configuration_and_records_import_nothing_heavy(module):
     script = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"

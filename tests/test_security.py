@@ -19,7 +19,7 @@ from actors.errors import UsageError
 from actors.generation.weights import expected_tensors
 from actors.hub import read_config, require_safetensors
 from actors.judges.config import EndpointJudgeConfig, RewardModelJudgeConfig
-from launch.rundir import RunDirectory
+from launch.output.run_directory import RunDirectory
 from launch.settings.fields import settings
 from launch.settings.loading import _UniqueKeyLoader, dump_config, load_config
 from launch.settings.run import RunConfig

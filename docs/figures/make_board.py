@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch import board
+from launch.output import board
 from launch.settings.loading import load_config
 from launch.train import run_training
 

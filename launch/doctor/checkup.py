@@ -19,13 +19,13 @@ from rich.console import Console
 
 from actors.config import WORLD
 from actors.errors import OffbeatError
-from launch import rundir
 from launch.cluster.placement import address_to_join
 from launch.doctor import machine, machine_checks, run_checks
 from launch.doctor.findings import Finding, as_json, error, exit_code, ok, refusal, show, verdict, warning
 from launch.doctor.machine import Gpu
 from launch.doctor.model_facts import ModelFacts, is_hub_name, local_directory, read_model
 from launch.doctor.run_checks import Models
+from launch.output import run_directory as rundir
 from launch.settings.run import ClusterConfig, RunConfig
 
 ENDPOINT_SECONDS = 3.0

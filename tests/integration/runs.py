@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from launch import rundir
+from launch.output import run_directory as rundir
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch import rundir
 from launch.cli import main
+from launch.output import run_directory as rundir
 from launch.settings.loading import load_config
 
 
@@ -18,7 +18,7 @@ def shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Apart from that of other runs on the machine."""
     path = tmp_path / "shm"
     path.mkdir()
-    monkeypatch.setattr("launch.rundir.SHARED_MEMORY", path)
+    monkeypatch.setattr("launch.output.run_directory.SHARED_MEMORY", path)
     return path
 
 

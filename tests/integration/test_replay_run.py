@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from launch.cli import main
-from launch.journal_reader import JournalReader
+from launch.output.journal_reader import JournalReader
 from tests.integration.runs import finish, small_run, start, wait_for_updates
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(400)]

@@ -12,8 +12,8 @@ import pytest
 from actors.errors import RunError, UsageError
 from actors.records import Completion, Group, Judgement, Lease, Prompt
 from actors.replay_buffer.buffer import Batch
-from launch.journal import Journal
-from launch.journal_reader import JournalReader
+from launch.output.journal import Journal
+from launch.output.journal_reader import JournalReader
 from launch.replay import (
     Request,
     Start,

@@ -18,7 +18,7 @@ from actors.errors import RunError
 from launch import train
 from launch.cli import main
 from launch.cluster import wiring
-from launch.journal import segments
+from launch.output.journal import segments
 from launch.settings.run import RunConfig
 from learner.backend import checkpoints
 from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakeStats

@@ -18,8 +18,8 @@ from actors.errors import RunError, UsageError
 from actors.world import tokenizer
 from launch import train
 from launch.cluster import wiring
-from launch.journal import Journal
-from launch.journal_reader import JournalReader
+from launch.output.journal import Journal
+from launch.output.journal_reader import JournalReader
 from launch.settings.run import RunConfig
 from learner.backend import checkpoints
 from learner.world.policy import TINY, build_policy

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
-from launch import rundir
 from launch.cli import main
 from launch.doctor import checkup as doctor
 from launch.doctor import machine
 from launch.doctor.findings import Finding
+from launch.output import run_directory as rundir
 from launch.settings.loading import load_config
 from launch.settings.run import RunConfig
 from tests.fakes import tiny_llama

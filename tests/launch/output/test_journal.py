@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from actors.errors import RunError, UsageError
 from actors.records import Completion, Group, Judgement, Lease, Prompt
 from actors.replay_buffer.buffer import Batch
-from launch.journal import Journal, learning_settings, segments
-from launch.journal_reader import JournalReader, UpdateRow, covered_from
+from launch.output.journal import Journal, learning_settings, segments
+from launch.output.journal_reader import JournalReader, UpdateRow, covered_from
 from launch.settings.run import RunConfig
 
 INT32 = st.integers(0, 2**31 - 1)
@@ -237,7 +237,7 @@ def test_a_full_disk_at_a_checkpoint_ends_the_run_and_leaves_what_was_closed(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("launch.journal.os.replace", full)
+    monkeypatch.setattr("launch.output.journal.os.replace", full)
     with pytest.raises(RunError, match="No space left on device"):
         write(journal, [1])
     assert read(tmp_path) == batches

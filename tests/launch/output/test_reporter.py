@@ -9,15 +9,15 @@ import pytest
 
 from actors.records import GeneratorStatus, Lease
 from actors.replay_buffer.buffer import ReplayBuffer
-from launch import report as report_module
-from launch.report import Reporter
+from launch.output import reporter as report_module
+from launch.output.reporter import Reporter
+from launch.output.run_directory import RunDirectory
+from launch.output.summary import Staleness
 from launch.run.exact_evaluation import ExactEvaluation, ExactFigures
 from launch.run.loop import TrainingLoop
 from launch.run.staleness_limit import StalenessLaw
 from launch.run.win_rate import WinRate
-from launch.rundir import RunDirectory
 from launch.settings.run import RunConfig
-from launch.summary import Staleness
 from learner.world.policy import TINY, build_policy, train_sft
 from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakePrompts, judged_group
 

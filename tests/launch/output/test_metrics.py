@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from actors.errors import RunError
-from launch.metrics import MetricsWriter
+from launch.output.metrics import MetricsWriter
 
 
 def lines(directory):

@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from actors.errors import RunError
+from launch.output.summary import Staleness, Summary, package_versions, verdict
 from launch.run.win_rate import WinRate
-from launch.summary import Staleness, Summary, package_versions, verdict
 
 LEDGER = {
     "offered": 9632,

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from actors.config import WORLD
 from actors.world import POLICY_SETTINGS_FILE
-from launch.board import RunSnapshot
+from launch.output.board import RunSnapshot
+from launch.output.run_directory import RunDirectory
+from launch.output.summary import Staleness, Summary
 from launch.run.loop import TrainingLoop
-from launch.rundir import RunDirectory
 from launch.settings.run import RunConfig
-from launch.summary import Staleness, Summary
 
 Status = Literal["completed", "interrupted", "failed"]
 

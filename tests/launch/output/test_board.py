@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from actors.records import GeneratorStatus
-from launch.board import Board, RunSnapshot, clock, line, line_due, render
+from launch.output.board import Board, RunSnapshot, clock, line, line_due, render
 
 GENERATORS = (
     GeneratorStatus(
