@@ -11,11 +11,11 @@ import pytest
 
 from actors.config import ReplayConfig
 from actors.replay_buffer.admission import Admission
-from launch import stage_config
 from launch.cli import app
 from launch.output.summary import Summary
 from launch.settings.fields import settings
 from launch.settings.loading import TRAIN, Verb, load_config
+from launch.stages import config as stage_config
 from learner.records import UpdateStats
 
 ROOT = Path(__file__).resolve().parent.parent

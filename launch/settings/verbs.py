@@ -10,18 +10,18 @@ from launch.settings.loading import Verb
 
 VERBS = {
     "train": "launch.settings.loading:TRAIN",
-    "sft": "launch.stage_config:SFT",
-    "preference": "launch.stage_config:PREFERENCE",
-    "dpo": "launch.stage_config:DPO",
+    "sft": "launch.stages.config:SFT",
+    "preference": "launch.stages.config:PREFERENCE",
+    "dpo": "launch.stages.config:DPO",
     "data": "launch.data_config:DATA",
 }
 
 
 RUNNERS = {
     "train": "launch.train:run_training",
-    "sft": "launch.stages:run_sft",
-    "preference": "launch.preference:run_preference",
-    "dpo": "launch.offline:run_dpo",
+    "sft": "launch.stages.driver:run_sft",
+    "preference": "launch.stages.preference:run_preference",
+    "dpo": "launch.stages.dpo:run_dpo",
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from actors.errors import UsageError
 from launch.settings.loading import TRAIN, load_config, preset_names
-from launch.stage_config import SFT
+from launch.stages.config import SFT
 
 USER_KNOWS = ["model.path=/m", "prompts.source=/p.jsonl", "judging.judge.path=/rm"]
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from actors.errors import UsageError
-from launch.offline import prepare_dpo, run_dpo
 from launch.settings.loading import load_config
-from launch.stage_config import DPO
+from launch.stages.config import DPO
+from launch.stages.dpo import prepare_dpo, run_dpo
 from learner.stages.config import ScratchConfig
 from learner.stages.scratch import make_model
 from learner.tensors.examples import TRAIN, VALIDATION, read_pairs

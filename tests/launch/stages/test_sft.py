@@ -10,9 +10,9 @@ import pytest
 
 from actors.data.prompts import load_tokenizer
 from actors.errors import RunError, UsageError
-from launch import preparation
-from launch.preparation import prepare_sft
-from launch.stage_config import SftRunConfig
+from launch.stages import sft as preparation
+from launch.stages.config import SftRunConfig
+from launch.stages.sft import prepare_sft
 from learner.stages.config import ScratchConfig
 from learner.stages.scratch import make_model, train_tokenizer
 from learner.tensors.examples import TRAIN, VALIDATION, read_sequences

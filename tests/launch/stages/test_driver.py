@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from actors.errors import RunError, UsageError
-from launch.stage_config import SftRunConfig
-from launch.stages import Prepared, StageRun
+from launch.stages.config import SftRunConfig
+from launch.stages.driver import Prepared, StageRun
 from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
 from tests.fakes import FakeRanks
 

@@ -1,6 +1,6 @@
 """`offbeat dpo`: preferences on disk become a trained model, and a note of what it was trained against.
 
-Runs in the driver; the training itself is `launch/stages.py`, what is learnt is `learner/stages/dpo.py`.
+Runs in the driver; the training itself is `launch/stages/driver.py`, what is learnt is `learner/stages/dpo.py`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from actors.data.prompts import load_tokenizer
 from actors.errors import RunError, UsageError
 from actors.hub import read_config, resolve
 from launch.output.run_directory import RunDirectory
-from launch.stage_config import DpoRunConfig
-from launch.stages import Prepared, StageRun, writing_to
+from launch.stages.config import DpoRunConfig
+from launch.stages.driver import Prepared, StageRun, writing_to
 from learner.backend.models import DPO_FILE
 from learner.stages.config import SCRATCH, PreferenceDataConfig
 from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, write_pairs

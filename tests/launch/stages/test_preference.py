@@ -5,9 +5,9 @@ import json
 import pytest
 
 from actors.errors import UsageError
-from launch.preference import prepare_preference
 from launch.settings.loading import load_config, preset_names
-from launch.stage_config import PREFERENCE
+from launch.stages.config import PREFERENCE
+from launch.stages.preference import prepare_preference
 from learner.stages.config import ScratchConfig
 from learner.stages.scratch import make_model
 from learner.tensors.examples import TRAIN, VALIDATION, read_pairs

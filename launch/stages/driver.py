@@ -28,7 +28,7 @@ from launch.output.board import clock
 from launch.output.metrics import MetricsWriter
 from launch.output.run_directory import RunDirectory
 from launch.output.summary import package_versions
-from launch.stage_config import SftRunConfig, StageRunConfig
+from launch.stages.config import SftRunConfig, StageRunConfig
 from launch.train import INTERRUPTED, check_same_run
 from learner.backend import checkpoints
 from learner.tensors.examples import TRAIN, VALIDATION
@@ -76,7 +76,7 @@ def run_sft(config: SftRunConfig, *, resume: bool = False) -> int:
         UsageError: wrong paths, data or settings; nothing was trained.
         RunError: the run failed; the last checkpoint stands.
     """
-    from launch.preparation import prepare_sft
+    from launch.stages.sft import prepare_sft
 
     return StageRun(config, prepare_sft, resume=resume).run()
 

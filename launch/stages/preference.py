@@ -1,6 +1,6 @@
 """`offbeat preference`: preferences become a preference model, calibrated and with a card.
 
-Runs in the driver; the training itself is `launch/stages.py`, what is learnt is `learner/stages/preference.py`.
+Runs in the driver; the training itself is `launch/stages/driver.py`, what is learnt is `learner/stages/preference.py`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from actors.config import WORLD
 from actors.data.prompts import load_tokenizer
 from actors.errors import UsageError
 from actors.hub import resolve
-from launch.offline import context_of, load_pairs
-from launch.stage_config import PreferenceRunConfig
-from launch.stages import Prepared, StageRun, writing_to
+from launch.stages.config import PreferenceRunConfig
+from launch.stages.dpo import context_of, load_pairs
+from launch.stages.driver import Prepared, StageRun, writing_to
 from learner.stages.config import SCRATCH
 from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, write_pairs
 

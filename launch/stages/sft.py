@@ -11,8 +11,8 @@ from actors.data.demonstrations import Demonstrations, load_demonstrations, text
 from actors.data.prompts import load_tokenizer
 from actors.errors import UsageError
 from actors.hub import read_config, resolve
-from launch.stage_config import SftRunConfig
-from launch.stages import Prepared, writing_to
+from launch.stages.config import SftRunConfig
+from launch.stages.driver import Prepared, writing_to
 from learner.stages.config import SCRATCH
 from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
 
