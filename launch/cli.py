@@ -219,7 +219,7 @@ def replay(
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="unset: RUN/replay, RUN/replay-2, ...")] = None,
 ) -> int:
     """Trains the learner of a run again, on the batches of its journal: to the same weights, or to see what if."""
-    from launch.replay import Request, recorded_config, replay_config, run_replay
+    from launch.replay.replay import Request, recorded_config, replay_config, run_replay
 
     request = Request(run, loss, max_staleness, tuple(settings or ()), start, output)
     recorded = recorded_config(run)

@@ -14,7 +14,7 @@ from actors.records import Completion, Group, Judgement, Lease, Prompt
 from actors.replay_buffer.buffer import Batch
 from launch.output.journal import Journal
 from launch.output.journal_reader import JournalReader
-from launch.replay import (
+from launch.replay.replay import (
     Request,
     Start,
     recorded_config,

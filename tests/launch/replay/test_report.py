@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from actors.errors import RunError
-from launch.replay_report import (
+from launch.replay.report import (
     ReplayReport,
     Weights,
     changed_settings,

@@ -26,7 +26,7 @@ from launch.output.journal import learning_settings
 from launch.output.journal_reader import JournalReader
 from launch.output.metrics import MetricsWriter, numbers
 from launch.output.run_directory import RunDirectory, next_free
-from launch.replay_report import (
+from launch.replay.report import (
     ReplayReport,
     Weights,
     changed_settings,
