@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 
 from benchmarks import record
-from launch.best_of import Candidates, report
+from launch.evaluate.best_of import Candidates, report
 
 DIGITS = 4
 TRAIN, TEST = 3000, 150

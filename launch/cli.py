@@ -196,7 +196,7 @@ def evaluate(
     given = [] if model is None else [f"model.path={_quoted(model)}"]
     given += [] if best_of is None else [f"sampling.completions_per_prompt={best_of}"]
     run_config = _load(config, [*(overrides or []), *given], None)
-    from launch.evaluate import Request, run_evaluation
+    from launch.evaluate.evaluate import Request, run_evaluation
 
     request = Request(tuple(verifier or ()), rank, prompts, threshold, max_pairs, output, solutions, pairs)
     return run_evaluation(run_config, request)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from actors.errors import RunError, UsageError
 from actors.records import Completion, Failure, Group, Judgement, Lease, Prompt
 from launch.cli import main
-from launch.evaluate import Request, find_verifier, judged, run_evaluation, sample
+from launch.evaluate.evaluate import Request, find_verifier, judged, run_evaluation, sample
 from launch.settings.loading import load_config
 from learner.stages.config import ScratchConfig
 from learner.stages.scratch import make_model
@@ -146,7 +146,9 @@ def test_wrong_requests_are_refused_before_anything_starts(models, tmp_path):
 
 def test_the_command_passes_model_and_number_of_answers_as_settings_and_the_rest_as_asked(monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setattr("launch.evaluate.run_evaluation", lambda config, request: calls.append((config, request)) or 0)
+    monkeypatch.setattr(
+        "launch.evaluate.evaluate.run_evaluation", lambda config, request: calls.append((config, request)) or 0
+    )
     options = [
         "--model",
         "it's",

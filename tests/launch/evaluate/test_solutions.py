@@ -7,7 +7,7 @@ import pytest
 
 from actors.data.preference_files import read_preferences
 from actors.errors import RunError
-from launch.solutions import Solution, pairs_of, write_jsonl, write_solutions
+from launch.evaluate.solutions import Solution, pairs_of, write_jsonl, write_solutions
 
 
 def solution(response, correct, prompt="1+1=", **changes):

@@ -23,11 +23,11 @@ from actors.hub import resolve
 from actors.judges.config import VerifierJudgeConfig
 from actors.records import Failure, Group, Lease, Prompt
 from actors.replay_buffer.pairing import effective_scores
-from launch.best_of import Candidates, Report, render, report
 from launch.cluster import wiring
+from launch.evaluate.best_of import Candidates, Report, render, report
+from launch.evaluate.solutions import Solution, pairs_of, write_jsonl, write_solutions
 from launch.run.protocols import GeneratorDeadError, GeneratorPort, GeneratorUnavailableError, JudgePort
 from launch.settings.run import RunConfig
-from launch.solutions import Solution, pairs_of, write_jsonl, write_solutions
 from launch.train import check_model, with_world_defaults
 from learner.backend.models import DPO_FILE
 from learner.config import LossConfig

@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 
-from launch.best_of import Candidates, best_of_k, majority_is_correct, pass_at_k, render, report
+from launch.evaluate.best_of import Candidates, best_of_k, majority_is_correct, pass_at_k, render, report
 from launch.run.win_rate import wilson_interval
 
 CORRECT = (True, False, False, True, False, True)
