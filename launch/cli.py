@@ -160,10 +160,10 @@ def data(
     help_: Help = False,
 ) -> int:
     """Prepares preference data: one form, filters, de-duplication, a split, and a report that balances."""
-    from launch.data_config import DATA, file_and_overrides
+    from launch.data.config import DATA, file_and_overrides
 
     config = _load(*file_and_overrides(arguments or []), output, DATA)
-    from launch.data import run_data
+    from launch.data.prepare import run_data
 
     return run_data(config)
 

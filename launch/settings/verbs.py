@@ -13,7 +13,7 @@ VERBS = {
     "sft": "launch.stages.config:SFT",
     "preference": "launch.stages.config:PREFERENCE",
     "dpo": "launch.stages.config:DPO",
-    "data": "launch.data_config:DATA",
+    "data": "launch.data.config:DATA",
 }
 
 

@@ -19,11 +19,11 @@ from actors import world
 from actors.data.preference_files import read_preferences
 from actors.data.preference_layouts import PreferenceRow, prompt_key
 from actors.errors import RunError, UsageError
-from launch import data as module
 from launch.cli import main
-from launch.data import Preparation, prepare, run_data
-from launch.data_config import DATA, DataConfig
-from launch.data_report import LEFT_OUT, MEANINGS
+from launch.data import prepare as module
+from launch.data.config import DATA, DataConfig
+from launch.data.prepare import Preparation, prepare, run_data
+from launch.data.report import LEFT_OUT, MEANINGS
 from launch.settings.loading import load_config
 from learner.stages.perplexity import PerplexityModel
 from learner.world.policy import TINY, build_policy

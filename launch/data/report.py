@@ -18,7 +18,7 @@ from rich.text import Text
 from actors.data.preference_filters import SELECTIONS, RuleOutcome, Selection, Split
 from actors.data.preference_layouts import REASONS, PreferenceRow, Reason
 from actors.data.preference_tokens import PreferenceTokens
-from launch.histograms import Histogram, histogram
+from launch.data.histograms import Histogram, histogram
 
 LEFT_OUT: tuple[Reason | Selection, ...] = (*REASONS, *SELECTIONS)
 """Every reason, in the order in which rows are tried."""
@@ -43,7 +43,7 @@ MEANINGS: dict[Reason | Selection, str] = {
 
 @dataclass(slots=True)
 class Pair:
-    """A well-formed row on its way. Made and changed by `launch/data.py`."""
+    """A well-formed row on its way. Made and changed by `launch/data/prepare.py`."""
 
     row: PreferenceRow
     place: str

@@ -10,9 +10,9 @@ import pytest
 
 from actors.data.preference_filters import RuleOutcome
 from actors.errors import UsageError
-from launch.data_config import DATA, DataConfig, file_and_overrides
-from launch.data_report import LEFT_OUT, DataReport, OwnSamples
-from launch.histograms import Histogram
+from launch.data.config import DATA, DataConfig, file_and_overrides
+from launch.data.histograms import Histogram
+from launch.data.report import LEFT_OUT, DataReport, OwnSamples
 from launch.settings.fields import settings
 from launch.settings.loading import load_config
 
@@ -80,7 +80,7 @@ def test_the_first_argument_may_be_a_file_of_settings_or_the_source(
 
 
 def test_the_page_on_data_names_every_setting_reason_and_key_of_the_report_and_no_other_setting() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
     code = set(re.findall(r"`([^`\n]+)`", page))
     known = {setting.key for setting in settings(DataConfig)}
     assert known <= code

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.histograms import AFTER, BEFORE, BINS, HEIGHT, MARK, WIDTH, Histogram, histogram, histograms_svg, ticks
+from launch.data.histograms import AFTER, BEFORE, BINS, HEIGHT, MARK, WIDTH, Histogram, histogram, histograms_svg, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -38,9 +38,9 @@ from actors.data.preference_tokens import TokenLimits, preference_tokens
 from actors.data.prompts import load_tokenizer
 from actors.errors import RunError, UsageError
 from actors.hub import resolve
-from launch.data_config import DataConfig
-from launch.data_report import DataReport, OwnSamples, Pair, make_report
-from launch.histograms import histograms_svg
+from launch.data.config import DataConfig
+from launch.data.histograms import histograms_svg
+from launch.data.report import DataReport, OwnSamples, Pair, make_report
 from launch.settings.loading import dump_config
 
 TokenSequence = tuple[Sequence[int], Sequence[int]]
