@@ -230,7 +230,7 @@ def replay(
 @app.command()
 def demo(overrides: Overrides = None, output: Output = None) -> int:
     """Two routes through a small world: a Bradley-Terry reward's, which can be exploited, and Nash-MD's. On CPU."""
-    from launch.demo import run_demo
+    from launch.demo.demo import run_demo
 
     def train(config: RunConfig) -> int:
         from launch.train import run_training

@@ -69,9 +69,9 @@ def demo(monkeypatch):
         calls.append((overrides, output))
         return train(load_config("embedded-nash-md", [*overrides, f"output={output}"]))
 
-    module = types.ModuleType("launch.demo")
+    module = types.ModuleType("launch.demo.demo")
     module.run_demo = run_demo
-    monkeypatch.setitem(sys.modules, "launch.demo", module)
+    monkeypatch.setitem(sys.modules, "launch.demo.demo", module)
     return calls
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from actors.errors import UsageError
 from actors.world import World, corpus_outcome_probabilities
-from launch import demo
+from launch.demo import demo
 from launch.output.summary import Staleness, Summary
 from launch.settings.loading import load_config
 from launch.settings.run import RunConfig

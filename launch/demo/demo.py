@@ -20,13 +20,13 @@ from rich.text import Text
 from actors.config import WORLD
 from actors.errors import UsageError
 from actors.world import MAX_NEW_TOKENS, World, corpus_outcome_probabilities
+from launch.demo.triangle import Curve, triangle_svg, triangle_text
 from launch.output.board import clock
 from launch.output.run_directory import next_free
 from launch.output.summary import Summary
 from launch.run.exact_evaluation import mean_shares
 from launch.run.staleness_limit import beta_of
 from launch.settings.run import RunConfig
-from launch.triangle import Curve, triangle_svg, triangle_text
 
 if TYPE_CHECKING:
     from learner.world.equilibria import Equilibrium

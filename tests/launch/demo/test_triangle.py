@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from actors.errors import UsageError
-from launch.triangle import HEIGHT, LEFT, SIDE, TOP, Curve, triangle_svg, triangle_text
+from launch.demo.triangle import HEIGHT, LEFT, SIDE, TOP, Curve, triangle_svg, triangle_text
 
 SVG = "{http://www.w3.org/2000/svg}"
 WAY = Curve("Bradley-Terry", [(1.0, 0.0, 0.0), (0.5, 0.5, 0.0), (0.0, 1.0, 0.0)])
