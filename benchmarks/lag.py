@@ -3,7 +3,8 @@
     python -m benchmarks.lag [ROW ...] [--updates 400] [--output benchmarks/results/lag.json]
 
 The policy of update u is trained on completions that the policy of update u - LAG sampled (of update 0 before that).
-Losses are the product's (`learner.losses.games`), on a language model with AdamW; sampling is from the exact table of the
+Losses are the product's (`learner.losses.games`), on a language model with AdamW; sampling is from the exact table of
+the
 policy (`learner.world.exact`), so the lag is exact and no time is spent on engines. What whole runs of the system do is
 measured by `benchmarks.nash`. One thread per row; `--list` prints the rows.
 """

@@ -87,7 +87,7 @@ def panel(title: str, curves: Sequence[Curve], start: Array, equilibrium: Array,
 
 
 def draw(name: str, mu: Sequence[float], tau: float, steps: int, step_size: float) -> str:
-    """The figure as SVG text. Raises UsageError for a game that has no three actions, and as `learner.games.tabular` does."""
+    """The figure as SVG text. Raises UsageError unless the game has three actions, and as `tabular` does."""
     if name not in DRAWN:
         raise UsageError(f"no game of three actions is called {name!r}; there are {', '.join(DRAWN)}")
     game, start = DRAWN[name], np.asarray(mu, dtype=np.float64)

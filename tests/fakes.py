@@ -183,7 +183,7 @@ def judged_group(lease: Lease, *versions: tuple[int, ...]) -> Group:
 
 
 class FakeEngine:
-    """`actors.generation.engine.Engine` without a model: every request finishes after `steps` steps with that many tokens.
+    """`Engine` without a model: every request finishes after `steps` steps with that many tokens.
 
     Tests set `break_next_step` or `refuse_next_load` to an exception; `load` of version 13 breaks the engine for good.
     """

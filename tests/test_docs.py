@@ -50,11 +50,8 @@ def named_settings(text: str) -> Iterator[str]:
     names = {match[1] for code in CODE.findall(text) if (match := DOTTED.fullmatch(code))} | set(ASSIGNED.findall(text))
     for name in sorted(names):
         first, second, *_ = name.split(".")
-        if (
-            first in SECTIONS
-            and not (ROOT / first / f"{second}.py").exists()
-            and second not in ("py", "md", "yaml", "json")
-        ):
+        is_module = (ROOT / first / f"{second}.py").exists() or (ROOT / first / second / "__init__.py").exists()
+        if first in SECTIONS and not is_module and second not in ("py", "md", "yaml", "json"):
             yield name
 
 
@@ -132,6 +129,7 @@ def test_every_key_of_the_ledger_is_described() -> None:
 
 def test_names_that_do_not_exist_are_found() -> None:
     """The checks above see what they are meant to see."""
-    text = "`replay.max_stalenes`, `replay.order: ready`, `learner.world.exact`, `world.py`\n\n    offbeat demo learner.rank=2\n"
+    text = "`replay.max_stalenes`, `replay.order: ready`, `learner.world.exact`, `world.py`\n\n"
+    text += "    offbeat demo learner.rank=2\n"
     assert list(named_settings(text)) == ["learner.rank", "replay.max_stalenes", "replay.order"]
     assert COMMAND.findall("    offbeat replay RUN\n`offbeat submit ray`") == ["replay", "submit ray"]

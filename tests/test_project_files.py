@@ -109,8 +109,8 @@ def test_every_package_folder_is_installed_with_its_data():
         for init in (ROOT / top).rglob("__init__.py")
     }
     assert set(setuptools["packages"]) == folders
-    assert any((ROOT / "launch").glob("*.sbatch"))
-    assert setuptools["package-data"]["launch"] == ["*.sbatch"]
+    assert any((ROOT / "launch" / "cluster").glob("*.sbatch"))
+    assert setuptools["package-data"]["launch.cluster"] == ["*.sbatch"]
 
 
 # Set-up.

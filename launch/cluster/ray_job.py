@@ -1,7 +1,7 @@
 """A Ray job: what is uploaded and started, how its log is followed to its end, and the exit code that comes back.
 
-`launch.cluster.submit` plans the job and calls `run_ray_job`. This module must not know what the job does; Ray's own client is
-imported when a job is really submitted, so that a dry run needs no Ray.
+`launch.cluster.submit` plans the job and calls `run_ray_job`. This module must not know what the job does; Ray's own
+client is imported when a job is really submitted, so that a dry run needs no Ray.
 """
 
 from __future__ import annotations

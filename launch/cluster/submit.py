@@ -132,7 +132,7 @@ class SlurmJob:
 
 
 def render_sbatch(job: SlurmJob) -> str:
-    """The batch script of a job: launch/cluster/slurm.sbatch with its placeholders filled in, every word quoted for bash."""
+    """The batch script of a job: slurm.sbatch with its placeholders filled in, every word quoted for bash."""
     values = {
         "DIRECTIVES": "\n".join(f"#SBATCH {option}" for option in job.directives()),
         "NODES": str(job.nodes),

@@ -46,7 +46,7 @@ class ExactFigures:
 
 
 def mean_shares(policy: exact.Policy) -> tuple[float, float, float]:
-    """`learner.world.exact.relative_family_shares`, mean over prompts: the share of the family that the reference likes best,
+    """`exact.relative_family_shares`, mean over prompts: the share of the family that the reference likes best,
     of the one that beats it, of the one that beats that."""
     from learner.world import exact
 

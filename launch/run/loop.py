@@ -1,8 +1,8 @@
 """The training loop: batches in, updates out, weights published while generation goes on.
 
 One asyncio task learns, one keeps the generators busy (`pool.py`), two judge, one watches; where opponents are drawn
-apart, one more has them drawn when `actors/replay_buffer/opponents.py` says so. Synchronous training is this same loop with
-`max_staleness: 0`, which leaves the tasks nothing to overlap. It must not know Ray: see `ports.py`.
+apart, one more has them drawn when `actors/replay_buffer/opponents.py` says so. Synchronous training is this same loop
+with `max_staleness: 0`, which leaves the tasks nothing to overlap. It must not know Ray: see `ports.py`.
 """
 
 from __future__ import annotations

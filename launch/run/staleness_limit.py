@@ -1,7 +1,7 @@
 """How stale opponents may be before the game turns unstable, for the run at hand: the staleness law, reported.
 
-`learner/games/stability.py` has the law; this module feeds it with what the run measures and words the result. It must not
-know the loop.
+`learner/games/stability.py` has the law; this module feeds it with what the run measures and words the result. It must
+not know the loop.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """A stage before the loop, from its config to its summary: data and model are prepared, ranks train, the best is kept.
 
-One driver for all stages; what they learn is the ranks' business (`learner/training/stage_worker.py`). The order matters:
+One driver for all stages; what they learn is the ranks' business (`learner/training/stage_worker.py`). The order
+matters:
 everything that a user can get wrong is checked before an actor starts, and everything that was started is ended
 whatever happens.
 """

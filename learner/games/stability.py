@@ -1,7 +1,7 @@
 """How stale an opponent may be: the lag up to which mirror descent on a preference game still converges.
 
-Near the equilibrium pi of the regularised game, the update of `learner.games.tabular.online_mirror_descent` against a mixture
-that is d learner steps old,
+Near the equilibrium pi of the regularised game, the update of `learner.games.tabular.online_mirror_descent` against a
+mixture that is d learner steps old,
 
     z_{t+1} = (1 - eta tau) z_t + eta tau log mu + eta P mixture(z_{t-d}),
 

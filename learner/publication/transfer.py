@@ -22,7 +22,7 @@ ParamMetas = list[Any]
 
 
 class ReceivingGenerator(Protocol):
-    """What a sender calls on its generator; every call blocks. `actors.generation.generator.Generator` has these methods."""
+    """What a sender calls on its generator; every call blocks. `Generator` has these methods."""
 
     def check_weights(self, manifest: Manifest) -> None: ...
     def connect_weights(self, init_info: dict[str, Any]) -> None: ...

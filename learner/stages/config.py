@@ -70,7 +70,7 @@ class StageConfig(Settings):
     """What every stage has."""
 
     stage: ClassVar[str]
-    """Module whose `make_stage(config, model_dir, data_dir)` makes the `learner.training.trainer.Stage` on every rank."""
+    """Module whose `make_stage(config, model_dir, data_dir)` makes the `trainer.Stage` on every rank."""
 
     model: BaseModelConfig
     training: PassesConfig = Field(default_factory=PassesConfig)

@@ -1,4 +1,4 @@
-"""One rank of a stage before the loop, as an actor sees it. `launch/cluster/wiring.py` makes a Ray actor of it for each rank.
+"""One rank of a stage before the loop. `launch/cluster/wiring.py` makes a Ray actor of it for each rank.
 
 A plain class. Torch and deepspeed are imported only when an instance is made, after its environment is set.
 """

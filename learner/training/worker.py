@@ -1,7 +1,7 @@
 """One learner rank as an actor sees it: its environment, its engine, and on rank 0 the publisher.
 
-A plain class; `launch/cluster/wiring.py` makes a Ray actor of it for each rank and calls the methods of all ranks together.
-Torch and deepspeed are imported only when an instance is made, after its environment is set.
+A plain class; `launch/cluster/wiring.py` makes a Ray actor of it for each rank and calls the methods of all ranks
+together. Torch and deepspeed are imported only when an instance is made, after its environment is set.
 """
 
 from __future__ import annotations

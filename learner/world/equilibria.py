@@ -1,7 +1,7 @@
 """Exact targets in the embedded world: where Nash-MD, self-play and a Bradley-Terry reward end, given the reference.
 
-Solved per prompt by `learner.games.tabular`, on the game in which outcomes that fare alike against every outcome are one
-action: a solution is the reference times a factor, and the factor of two such outcomes is the same. The world's 261
+Solved per prompt by `learner.games.tabular`, on the game in which outcomes that fare alike against every outcome are
+one action: a solution is the reference times a factor, and the factor of two such outcomes is the same. The world's 261
 outcomes come down to about sixteen, and nothing is lost. This module must not know how a policy was trained.
 
 Throughout, mu [16, 261] holds the reference's outcome probabilities (`ExactPolicy.probabilities`), rows sum to 1, and

@@ -242,7 +242,7 @@ def test_a_path_that_docker_would_split_is_refused(tmp_path):
 
 
 def test_importing_the_module_imports_nothing_heavy():
-    program = "import sys, launch.cluster.submit; sys.exit(any(m in sys.modules for m in ('ray', 'torch', 'vllm', 'deepspeed')))"
+    program = "import sys, launch.cluster.submit; sys.exit(any(m in sys.modules for m in ('ray', 'torch', 'vllm')))"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 

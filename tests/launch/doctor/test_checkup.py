@@ -230,7 +230,8 @@ def test_the_fatal_part_lists_errors_alone(file: Path, small: Path) -> None:
 
 def test_the_fatal_part_reads_headers_only_and_imports_nothing_heavy(file: Path) -> None:
     script = (
-        "import sys, time\nfrom launch.doctor.checkup import fatal_checks\nfrom launch.settings.loading import load_config\n"
+        "import sys, time\nfrom launch.doctor.checkup import fatal_checks\n"
+        "from launch.settings.loading import load_config\n"
         f"config = load_config({str(file)!r})\nfatal_checks(config)\n"
         "print([name for name in ('torch', 'ray', 'vllm', 'transformers', 'deepspeed', 'datasets', 'numpy')"
         " if name in sys.modules])"

@@ -73,7 +73,10 @@ def test_two_processes_never_run_in_one_directory(tmp_path: Path) -> None:
 
 def test_a_dead_process_s_shared_memory_is_removed_and_a_live_one_s_is_kept(tmp_path: Path) -> None:
     """By its lock: process ids repeat between containers that share /dev/shm, whose runs then met in one folder."""
-    script = f"from launch.output.run_directory import *; print(SharedMemory(Path({str(tmp_path)!r})).path, flush=True); os._exit(1)"
+    script = (
+        "from launch.output.run_directory import *\n"
+        f"print(SharedMemory(Path({str(tmp_path)!r})).path, flush=True); os._exit(1)"
+    )
     dead = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     gone, other = Path(dead.stdout.strip()), tmp_path / "somebody-else"
     assert gone.parent == tmp_path

@@ -1,7 +1,7 @@
 """Programs of ranks that write checkpoints, and of other numbers of ranks that resume from them.
 
-`python -m tests.learner.backend.other_ranks RANK WORLD PORT DIRECTORY SCENARIO`, as `tests.learner.backend.ranks`, whose `run_ranks`
-starts them.
+`python -m tests.learner.backend.other_ranks RANK WORLD PORT DIRECTORY SCENARIO`, as `tests.learner.backend.ranks`,
+whose `run_ranks` starts them.
 """
 
 from __future__ import annotations
