@@ -9,9 +9,10 @@ from typing import Any
 
 import ray
 
-from actors.config import GeneratorConfig, JudgingConfig, OpponentConfig, SamplingConfig
+from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.generation.generator import Generator
 from actors.hub import resolve
+from actors.judges.config import JudgingConfig
 from actors.judges.worker import JudgeWorker
 from actors.records import Manifest
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+WORLD = "world"
+"""Names the embedded world where a path or a data set is asked for."""
+
 
 class Settings(BaseModel):
     """Base of every configuration model: frozen; unknown keys, infinities and NaN are errors."""

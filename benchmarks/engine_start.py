@@ -25,8 +25,8 @@ WAYS = ("at_rest", "collecting")
 def start(model: str, way: str) -> float:
     """Seconds to import and build one engine in this process."""
     began = time.monotonic()
-    from actors.config import GeneratorConfig, SamplingConfig
     from actors.generation import engine
+    from actors.generation.config import GeneratorConfig, SamplingConfig
 
     if way == "collecting":
         engine._collector_at_rest = contextlib.nullcontext

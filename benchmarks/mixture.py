@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actors.config import GeneratorConfig, OpponentConfig, SamplingConfig
+from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from benchmarks import record
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from importlib.metadata import version
 from multiprocessing.connection import Connection
 from typing import Any
 
-from actors.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.errors import RunError
+from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.judges.config import RewardModelJudgeConfig
 from actors.records import Completion, Group, Lease, Manifest, Prompt
 from actors.replay_buffer.pairing import game_of

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from actors import world
-from actors.config import WORLD
 from actors.data.prompts import PromptSource, load_tokenizer
 from actors.errors import RunError, UsageError
 from actors.hub import check_same_architecture, read_config, require_safetensors
 from actors.records import Group
 from actors.replay_buffer.buffer import ReplayBuffer, group_from_dict, group_to_dict
+from actors.settings import WORLD
 from launch.cluster import wiring
 from launch.cluster.placement import address_to_join
 from launch.output.board import Board

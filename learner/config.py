@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from actors.config import Settings
+from actors.settings import Settings
 
 
 class PairLossTerms(Settings):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from actors.config import ReplayConfig
+from actors.replay_buffer.config import ReplayConfig
 from actors.replay_buffer.admission import Admission
 from launch.cli import app
 from launch.output.summary import Summary

@@ -170,7 +170,7 @@ def _preference(directory: Path) -> Any:
 
 
 def _engine(directory: Path) -> Any:
-    from actors.config import GeneratorConfig, SamplingConfig
+    from actors.generation.config import GeneratorConfig, SamplingConfig
     from actors.generation.engine import Engine
 
     return Engine(directory, GeneratorConfig(), SamplingConfig())

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from actors.config import DemonstrationConfig
+from actors.data.config import DemonstrationConfig
 from actors.data.prompts import (
     REPORTED_PROBLEMS,
     MalformedRowError,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.config import PromptConfig
+from actors.data.config import PromptConfig
 from actors.data.rows import Row, read_rows, suggestion
 from actors.errors import UsageError
 from actors.records import Prompt

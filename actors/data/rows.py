@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from actors.config import WORLD, PromptConfig
+from actors.data.config import PromptConfig
 from actors.errors import UsageError
+from actors.settings import WORLD
 
 SUFFIXES = (".jsonl", ".parquet")
 KNOWN_SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from actors.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.errors import RunError, UsageError, WeightMismatchError
+from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.hub import require_safetensors
 from actors.records import SENT_BY_LEARNER, Completion, Manifest
 

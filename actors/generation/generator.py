@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from actors.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.errors import ENGINE_MEMORY, OffbeatError, RunError, UsageError, saying_what_to_lower
+from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.generation.engine import POLICY_ALONE, Engine
 from actors.generation.weights import check_expected, check_not_older, expected_tensors
 from actors.records import Completion, Draw, Failure, GeneratorStatus, Group, Lease, Manifest

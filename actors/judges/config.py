@@ -238,3 +238,51 @@ JudgeKind = Annotated[
     | EnsembleJudgeConfig,
     Field(discriminator="kind"),
 ]
+
+
+class JudgingConfig(Settings):
+    """How judges are run, whatever their kind."""
+
+    judge: JudgeKind = Field(default_factory=GoldJudgeConfig, description="which judge")
+    missing_eos_score: float | None = Field(
+        default=-1.0,
+        description="score that replaces the judge's for a completion without end-of-sequence; null keeps it",
+    )
+    count: int = Field(default=1, ge=1, description="judge actors, each with models or connections of its own")
+    max_restarts: int = Field(default=3, ge=0, description="times Ray restarts a judge that died")
+    max_batch_groups: int = Field(default=64, ge=1, description="groups judged together")
+    timeout_seconds: float = Field(default=60.0, gt=0.0, description="seconds for one batch")
+    retries: int = Field(default=2, ge=0, description="further attempts before the group is returned with the reason")
+    retry_backoff_seconds: float = Field(
+        default=0.5, ge=0.0, description="seconds before the first retry, doubled each time"
+    )
+
+    @model_validator(mode="after")
+    def _a_request_ends_before_its_batch(self) -> JudgingConfig:
+        for judge in self.judges:
+            if isinstance(judge, HttpJudgeConfig) and judge.longest_request_seconds > self.timeout_seconds:
+                raise ValueError(
+                    f"timeout_seconds {self.timeout_seconds:g} is below the {judge.longest_request_seconds:g} s that "
+                    f"one request of the judge {judge.kind} may take with its retries; raise the first (and "
+                    "replay.lease_seconds with it), or lower the judge's request_timeout_seconds, request_retries or "
+                    "longest_pause_seconds"
+                )
+        return self
+
+    @property
+    def judges(self) -> tuple[JudgeKind, ...]:
+        """The judge, or the members of an ensemble."""
+        if isinstance(self.judge, EnsembleJudgeConfig):
+            return tuple(member.judge for member in self.judge.members)
+        return (self.judge,)
+
+    @property
+    def gpus(self) -> float:
+        """GPUs that one judge actor reserves."""
+        return sum(getattr(judge, "gpus", 0.0) for judge in self.judges)
+
+    @property
+    def longest_seconds(self) -> float:
+        """Seconds that one batch may take with all its retries."""
+        backoff = self.retry_backoff_seconds * (2**self.retries - 1)
+        return self.timeout_seconds * (self.retries + 1) + backoff

@@ -10,9 +10,9 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
-from actors.config import JudgingConfig
 from actors.errors import OffbeatError, RunError, UsageError
 from actors.judges import Judge
+from actors.judges.config import JudgingConfig
 from actors.records import Failure, Group, Judgement
 
 Sleep = Callable[[float], Awaitable[object]]

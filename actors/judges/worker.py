@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from actors.config import JudgingConfig
 from actors.judges import MeasuredJudge, make_judge
+from actors.judges.config import JudgingConfig
 from actors.judges.retrying import judge_with_retries
 from actors.records import Failure, Group
 

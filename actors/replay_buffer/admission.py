@@ -36,8 +36,8 @@ from dataclasses import astuple, dataclass
 from itertools import chain, count
 from typing import Any
 
-from actors.config import ReplayConfig
 from actors.errors import RunError, UsageError
+from actors.replay_buffer.config import ReplayConfig
 
 STALE = "stale"
 EXPIRED = "expired"

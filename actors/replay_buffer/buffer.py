@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
-from actors.config import ReplayConfig
 from actors.errors import UsageError
 from actors.records import Completion, Draw, Failure, Group, Judgement, Lease, Prompt
 from actors.replay_buffer.admission import Admission
+from actors.replay_buffer.config import ReplayConfig
 
 
 class PromptOrder(Protocol):

@@ -16,9 +16,9 @@ S' >= 1 those of the next version's groups are drawn while this one is trained.
 
 from __future__ import annotations
 
-from actors.config import ReplayConfig
 from actors.errors import UsageError
 from actors.records import Group
+from actors.replay_buffer.config import ReplayConfig
 
 
 class OpponentDesk:

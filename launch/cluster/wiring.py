@@ -17,9 +17,9 @@ from ray.exceptions import RayTaskError
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.config import WORLD
 from actors.errors import RunError, UsageError
 from actors.records import SENT_BY_LEARNER
+from actors.settings import WORLD
 from launch.cluster import exposure
 from launch.cluster.placement import address_to_join, generator_gpus, resources_needed, resources_to_sample
 from launch.cluster.ray_actors import PUBLISHING, RayGenerator, RayJudge, RayLearner, RayRanks, origin, reason

@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from actors.config import Settings, Template
+from actors.data.config import Template
+from actors.settings import Settings
 from launch.settings.loading import PRESETS, Verb
 
 

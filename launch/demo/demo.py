@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from actors.config import WORLD
 from actors.errors import UsageError
+from actors.settings import WORLD
 from actors.world import MAX_NEW_TOKENS, World, corpus_outcome_probabilities
 from launch.demo.triangle import Curve, triangle_svg, triangle_text
 from launch.output.board import clock

@@ -17,8 +17,8 @@ from typing import Any
 
 from rich.console import Console
 
-from actors.config import WORLD
 from actors.errors import OffbeatError
+from actors.settings import WORLD
 from launch.cluster.placement import address_to_join
 from launch.doctor import machine, machine_checks, run_checks
 from launch.doctor.findings import Finding, as_json, error, exit_code, ok, refusal, show, verdict, warning

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from actors.config import OpponentConfig
+from actors.generation.config import OpponentConfig
 from launch.doctor.model_facts import ELEMENT_BYTES, ModelFacts
 from launch.settings.run import RunConfig
 from learner.backend.zero import BUCKET

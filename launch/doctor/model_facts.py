@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.config import WORLD
 from actors.data.rows import HUB_NAME
+from actors.settings import WORLD
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
 _LARGEST_HEADER = 100 << 20

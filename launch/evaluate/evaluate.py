@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from actors.config import WORLD
 from actors.data.prompts import PromptSource, load_tokenizer
 from actors.errors import RunError, UsageError
 from actors.hub import resolve
 from actors.judges.config import VerifierJudgeConfig
 from actors.records import Failure, Group, Lease, Prompt
 from actors.replay_buffer.pairing import effective_scores
+from actors.settings import WORLD
 from launch.cluster import wiring
 from launch.evaluate.best_of import Candidates, Report, render, report
 from launch.evaluate.solutions import Solution, pairs_of, write_jsonl, write_solutions

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from actors.config import WORLD
+from actors.settings import WORLD
 from actors.world import POLICY_SETTINGS_FILE
 from launch.output.board import RunSnapshot
 from launch.output.run_directory import RunDirectory

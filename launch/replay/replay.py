@@ -17,10 +17,10 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
-from actors.config import WORLD
 from actors.errors import UsageError
 from actors.records import Game, Group, Judgement, Pair
 from actors.replay_buffer.buffer import Batch
+from actors.settings import WORLD
 from launch.cluster import wiring
 from launch.output.journal import learning_settings
 from launch.output.journal_reader import JournalReader

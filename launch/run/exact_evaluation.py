@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actors.config import WORLD
+from actors.settings import WORLD
 from actors.world import MAX_NEW_TOKENS, VOCABULARY, Task, World
 from launch.settings.run import RunConfig
 

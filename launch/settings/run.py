@@ -7,15 +7,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from actors.config import (
-    GeneratorConfig,
-    JudgingConfig,
-    OpponentConfig,
-    PromptConfig,
-    ReplayConfig,
-    SamplingConfig,
-    Settings,
-)
+from actors.data.config import PromptConfig
+from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig
+from actors.judges.config import JudgingConfig
+from actors.replay_buffer.config import ReplayConfig
+from actors.settings import Settings
 from learner.config import CheckpointConfig, LearnerConfig, PublicationConfig
 
 NAME = r"^[A-Za-z0-9._-]+$"

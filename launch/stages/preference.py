@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from actors.config import WORLD
 from actors.data.prompts import load_tokenizer
 from actors.errors import UsageError
 from actors.hub import resolve
+from actors.settings import WORLD
 from launch.stages.config import PreferenceRunConfig
 from launch.stages.dpo import context_of, load_pairs
 from launch.stages.driver import Prepared, StageRun, writing_to

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from actors.config import DemonstrationConfig, Settings, Template
+from actors.data.config import DemonstrationConfig, Template
+from actors.settings import Settings
 from learner.config import OptimizerConfig, PairLossConfig, TrainerConfig
 
 SCRATCH = "scratch"

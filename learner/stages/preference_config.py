@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from actors.config import Settings
+from actors.settings import Settings
 from learner.config import OptimizerConfig, TrainerConfig
 from learner.stages.config import PassesConfig, PreferenceDataConfig, StageConfig
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from actors.config import OpponentConfig
 from actors.errors import UsageError
+from actors.generation.config import OpponentConfig
 from actors.hub import resolve
 from actors.records import Game, Pair
 from learner.backend.average import AveragePolicy

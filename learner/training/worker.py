@@ -10,8 +10,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from actors.config import OpponentConfig
 from actors.errors import LEARNER_MEMORY, RunError, saying_what_to_lower
+from actors.generation.config import OpponentConfig
 from actors.records import SENT_BY_LEARNER, Canary, Game, Manifest, Pair
 from learner.config import LearnerConfig, PublicationConfig, TrainerConfig
 from learner.records import UpdateStats

@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 import pytest
 import torch
 
-from actors.config import GeneratorConfig, SamplingConfig
+from actors.generation.config import GeneratorConfig, SamplingConfig
 from actors.errors import WeightMismatchError
 from actors.generation import weights
 from actors.records import Canary

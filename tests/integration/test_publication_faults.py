@@ -17,7 +17,8 @@ import pytest
 import ray
 import torch
 
-from actors.config import GeneratorConfig, ReplayConfig, SamplingConfig
+from actors.generation.config import GeneratorConfig, SamplingConfig
+from actors.replay_buffer.config import ReplayConfig
 from actors.generation.engine import engine_environment
 from actors.generation.weights import canary_tokens
 from actors.records import Canary, Group, Manifest, Prompt

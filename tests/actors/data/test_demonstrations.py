@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from actors.config import DemonstrationConfig
+from actors.data.config import DemonstrationConfig
 from actors.data.demonstrations import Demonstrations, demonstration_rows, load_demonstrations, texts_of
 from actors.errors import UsageError
 from learner.stages.scratch import train_tokenizer

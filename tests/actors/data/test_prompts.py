@@ -17,7 +17,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from actors.config import PromptConfig
+from actors.data.config import PromptConfig
 from actors.data.prompts import PromptSource, load_tokenizer
 from actors.errors import UsageError
 

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from actors.config import PromptConfig
+from actors.data.config import PromptConfig
 from actors.data.rows import Row, read_rows
 from actors.errors import UsageError
 

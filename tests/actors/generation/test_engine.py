@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from actors.config import GeneratorConfig, SamplingConfig
 from actors.errors import RunError, UsageError, WeightMismatchError
 from actors.generation import weights
+from actors.generation.config import GeneratorConfig, SamplingConfig
 from actors.generation.engine import Engine, _collector_at_rest, engine_environment, eos_token_ids
 from actors.records import Canary, Completion, Manifest
 from learner.config import PublicationConfig

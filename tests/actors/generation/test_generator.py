@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from actors.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.errors import RunError, UsageError, WeightMismatchError
+from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.generation.generator import Generator, request_seed, requested_roles
 from actors.generation.weights import canary_tokens
 from actors.records import Canary, Draw, Failure, Group, Lease, Manifest, Prompt, TensorRecord

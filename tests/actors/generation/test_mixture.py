@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
-from actors.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.errors import UsageError, WeightMismatchError
 from actors.generation import weights
+from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.generation.engine import Engine, engine_environment
 from actors.records import Canary
 from learner.config import PublicationConfig

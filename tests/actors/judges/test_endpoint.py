@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from actors.config import JudgingConfig
 from actors.errors import OffbeatError, RunError, UsageError
 from actors.judges import make_judge
-from actors.judges.config import EndpointJudgeConfig
+from actors.judges.config import EndpointJudgeConfig, JudgingConfig
 from actors.judges.endpoint import (
     DEFAULT_TEMPLATE,
     EndpointJudge,

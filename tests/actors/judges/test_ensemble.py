@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from actors.config import JudgingConfig
 from actors.errors import OffbeatError, RunError, UsageError
 from actors.judges import make_judge
-from actors.judges.config import EnsembleJudgeConfig
+from actors.judges.config import EnsembleJudgeConfig, JudgingConfig
 from actors.judges.ensemble import EnsembleJudge
 from actors.judges.retrying import judge_with_retries
 from actors.judges.worker import JudgeWorker

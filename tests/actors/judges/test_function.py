@@ -168,7 +168,7 @@ def test_a_function_that_never_returns_does_not_keep_the_process_alive(tmp_path:
     (tmp_path / "hanging.py").write_text("import threading\ndef f(prompt, completions): threading.Event().wait()\n")
     script = textwrap.dedent("""
         import asyncio
-        from actors.config import JudgingConfig
+        from actors.judges.config import JudgingConfig
         from actors.judges.config import FunctionJudgeConfig
         from actors.judges import make_judge
         from actors.judges.retrying import judge_with_retries

@@ -7,7 +7,8 @@ from itertools import permutations
 
 import pytest
 
-from actors.config import GoldJudgeConfig, PromptConfig
+from actors.data.config import PromptConfig
+from actors.judges.config import GoldJudgeConfig
 from actors.data.prompts import PromptSource
 from actors.errors import UsageError
 from actors.judges import make_judge

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from actors.config import JudgingConfig
+from actors.judges.config import JudgingConfig
 from actors.errors import UsageError
 from actors.judges.retrying import judge_with_retries
 from actors.records import Failure, Group, Judgement

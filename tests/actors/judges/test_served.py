@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from actors.config import JudgingConfig
+from actors.judges.config import JudgingConfig
 from actors.errors import RunError, UsageError
 from actors.judges import make_judge
 from actors.judges.config import RewardModelJudgeConfig, ServedRewardModelJudgeConfig

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from actors.config import ReplayConfig
+from actors.replay_buffer.config import ReplayConfig
 from actors.errors import RunError, UsageError
 from actors.replay_buffer.admission import Admission, Grant, imbalance
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from actors.config import ReplayConfig
+from actors.replay_buffer.config import ReplayConfig
 from actors.records import Failure, Group
 from actors.replay_buffer.buffer import Batch, ReplayBuffer
 from tests.fakes import FakePrompts, judged_group

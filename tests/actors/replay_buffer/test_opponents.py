@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.config import ReplayConfig
+from actors.replay_buffer.config import ReplayConfig
 from actors.errors import UsageError
 from actors.records import Group, Lease
 from actors.replay_buffer.opponents import OpponentDesk

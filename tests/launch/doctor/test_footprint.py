@@ -2,7 +2,7 @@
 
 import pytest
 
-from actors.config import OpponentConfig
+from actors.generation.config import OpponentConfig
 from launch.doctor import footprint
 from launch.doctor.footprint import activation_bytes, kv_bytes_per_token, learner_memory, size
 from launch.doctor.model_facts import WORLD_POLICY, ModelFacts

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from actors.config import ReplayConfig
+from actors.replay_buffer.config import ReplayConfig
 from actors.records import Failure, GeneratorStatus, Group, Judgement, Lease, Manifest, Prompt
 from actors.replay_buffer.buffer import ReplayBuffer
 from launch.run import generator_pool as pool_module

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any
 
-from actors.config import ReplayConfig
+from actors.replay_buffer.config import ReplayConfig
 from actors.records import Group, Judgement, Lease, Manifest, Prompt
 from actors.replay_buffer.buffer import ReplayBuffer
 from launch.run.lockstep import LockstepPool

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import Field
 
-from actors.config import Settings
+from actors.settings import Settings
 from actors.errors import UsageError
 from launch.settings.loading import Verb, config_file, dump_config, load_config, preset_names
 

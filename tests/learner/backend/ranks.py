@@ -184,7 +184,7 @@ GAME_STAGE = {"weighted": 1, "mixture": 3, "ema": 1}
 
 def train_on_games(directory: Path, kind: str) -> dict[str, Any]:
     """Two updates on games with opponents of `kind`, on the embedded world's vocabulary, and all that came of them."""
-    from actors.config import OpponentConfig
+    from actors.generation.config import OpponentConfig
     from learner.config import CorrectionConfig
     from learner.training.engine import TrainEngine
     from tests.learner.losses.games import random_games

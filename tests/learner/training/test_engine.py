@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from actors.config import OpponentConfig
+from actors.generation.config import OpponentConfig
 from actors.errors import RunError, UsageError
 from learner.backend.schedules import learning_rate
 from learner.config import CorrectionConfig, LossConfig, OptimizerConfig

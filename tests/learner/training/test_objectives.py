@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from actors.config import OpponentConfig
+from actors.generation.config import OpponentConfig
 from actors.errors import UsageError
 from learner.config import CorrectionConfig, LossConfig
 from learner.tensors.batching import collate

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from actors.config import OpponentConfig
+from actors.generation.config import OpponentConfig
 from actors.generation.weights import canary_tokens, fingerprint
 from actors.records import TensorRecord
 from learner.backend import checkpoints

@@ -1,0 +1,45 @@
+"""Settings of admission and the replay buffer. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from actors.settings import Settings
+
+
+class ReplayConfig(Settings):
+    """Admission and the replay buffer: how far generation may run ahead of learning."""
+
+    prompts_per_update: int = Field(default=32, ge=1, description="prompts (groups) consumed by one optimizer step")
+    updates_per_publish: int = Field(default=1, ge=1, description="optimizer steps per policy version")
+    max_staleness: int = Field(
+        default=1, ge=0, description="policy versions; S: no consumed token is older. 0 is synchronous and on-policy"
+    )
+    order: Literal["lease", "ready"] = Field(
+        default="lease",
+        description="`lease` consumes prompts in the order they were leased and drops nothing; "
+        "`ready` takes the first ready ones and drops what is over the bound",
+    )
+    max_reuse: int = Field(default=1, ge=1, description="times that a group may be consumed; more than 1 needs `ready`")
+    lease_seconds: float = Field(
+        default=600.0, gt=0.0, description="seconds until an unanswered lease is granted again"
+    )
+    max_attempts: int = Field(
+        default=3, ge=1, description="grants of one lease before its prompt is dropped with the reason"
+    )
+
+    @model_validator(mode="after")
+    def _reuse_needs_ready_order(self) -> ReplayConfig:
+        if self.max_reuse > 1 and self.order == "lease":
+            raise ValueError(
+                f"max_reuse {self.max_reuse} cannot be met with order 'lease', which consumes every lease once; "
+                "set order to 'ready' or max_reuse to 1"
+            )
+        return self
+
+    @property
+    def prompts_per_version(self) -> int:
+        """B: prompts consumed between two published versions."""
+        return self.prompts_per_update * self.updates_per_publish
