@@ -5,11 +5,12 @@ Placement, concurrency and restarts are decided here; what the actors do is in `
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 
-from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig
+from actors.generation.config import GeneratorSpec
 from actors.generation.generator import Generator
 from actors.hub import resolve
 from actors.judges.config import JudgingConfig
@@ -21,11 +22,11 @@ COLLECTING_CALLS = 8
 
 
 class RemoteGenerator(Generator):
-    """A generator whose models may be hub names, and whose chunks come as arguments of their own: for those, Ray
-    delivers what a reference holds."""
+    """A generator whose models may be hub names, and whose chunks arrive as separate arguments, which Ray resolves."""
 
-    def __init__(self, name: str, *, model_dir: str, reference_dir: str, **settings: Any) -> None:
-        super().__init__(name, model_dir=resolve(model_dir), reference_dir=resolve(reference_dir), **settings)
+    def __init__(self, spec: GeneratorSpec, **settings: Any) -> None:
+        reference_dir = None if spec.reference_dir is None else resolve(spec.reference_dir)
+        super().__init__(replace(spec, model_dir=resolve(spec.model_dir), reference_dir=reference_dir), **settings)
 
     def take_published(self, manifest: Manifest, *chunks: Any) -> int:
         return self.take_weights(manifest, list(chunks) or None)
@@ -47,48 +48,30 @@ class GeneratorHandle:
         return ray.get(self._actor.take_weights.remote(manifest, chunks))
 
 
-def start_generator(
-    name: str,
-    *,
-    model_dir: str,
-    reference_dir: str,
-    tokenizer: str | None,
-    generators: GeneratorConfig,
-    sampling: SamplingConfig,
-    opponent: OpponentConfig,
-    seed: int,
-    deterministic: bool,
-    transport: str,
-    gpus: float,
-    host: str | None,
-    environment: dict[str, str],
-) -> Any:
-    """Starts one generator actor and returns its handle at once; the engine loads in the background.
+@dataclass(frozen=True, slots=True)
+class GeneratorPlace:
+    """Where one generator runs."""
 
-    `environment` is the engine's process environment; `gpus` is per actor (the tensor parallel size, or 0 on CPU).
-    `host` is the address of the host that it must be on, at every start; None: any.
-    """
+    gpus: float
+    """Reserved by the actor: the tensor parallel size, or 0 on CPU."""
+    host: str | None
+    """Address of the host that it must be on, at every start; None: any."""
+    environment: dict[str, str]
+    """Of the engine's process."""
+
+
+def start_generator(spec: GeneratorSpec, place: GeneratorPlace) -> Any:
+    """Start one generator actor and return its handle at once; the engine loads in the background."""
     actor = ray.remote(RemoteGenerator).options(
-        num_cpus=generators.cpus,
-        num_gpus=gpus,
+        num_cpus=spec.generators.cpus,
+        num_gpus=place.gpus,
         # Every node of a host has this resource, one of each; an affinity to a node would not outlive it.
-        resources={} if host is None else {f"node:{host}": 0.001},
-        max_restarts=generators.max_restarts,
+        resources={} if place.host is None else {f"node:{place.host}": 0.001},
+        max_restarts=spec.generators.max_restarts,
         max_concurrency=COLLECTING_CALLS,
-        runtime_env={"env_vars": environment},
+        runtime_env={"env_vars": place.environment},
     )
-    return actor.remote(
-        name,
-        model_dir=model_dir,
-        reference_dir=reference_dir,
-        tokenizer=tokenizer,
-        generators=generators,
-        sampling=sampling,
-        opponent=opponent,
-        seed=seed,
-        deterministic=deterministic,
-        transport=transport,
-    )
+    return actor.remote(spec)
 
 
 def start_judge(

@@ -2,100 +2,111 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from actors.generation.config import OpponentConfig
 from actors.settings import Settings
 
-
-class PairLossTerms(Settings):
-    """What every loss on pairs reads."""
-
-    kind: str = Field(default="dpo", description="which loss")
-    beta: float = Field(
-        default=0.1,
-        gt=0.0,
-        description="pair losses: strength of the pull to the reference; IPO's tau and SLiC's 1/margin slope alike",
-    )
-    label_smoothing: float = Field(
-        default=0.0,
-        ge=0.0,
-        lt=0.5,
-        description="pair losses: probability that the preference is taken to be the other way round",
-    )
+Level = Literal["none", "token", "sequence"]
 
 
-class PairLossConfig(PairLossTerms):
-    """A loss on pairs that are given."""
+class PairLossConfig(Settings):
+    """A loss on pairs: the best and the worst completion of a prompt, or a given preference."""
 
     kind: Literal["dpo", "ipo", "slic"] = Field(
         default="dpo", description="dpo (logistic), ipo (squared) or slic (hinge)"
     )
-
-
-class LossConfig(PairLossTerms):
-    """The loss and its strength: on pairs (the best and worst completion of a prompt) or on games (all of them)."""
-
-    kind: Literal["dpo", "ipo", "slic", "nash_pg", "online_ipo", "ipo_md", "reward_pg"] = Field(
-        default="dpo",
-        description="on pairs: dpo (logistic), ipo (squared), slic (hinge); on games against `opponent`: nash_pg "
-        "(Nash-MD-PG, Nash-EMA-PG, self-play), online_ipo, ipo_md; on scores alone: reward_pg (policy gradient)",
+    beta: float = Field(
+        default=0.1, gt=0.0, description="strength of the pull to the reference; also IPO's tau and SLiC's 1/margin"
     )
-    tau: float = Field(
-        default=0.05, gt=0.0, description="other losses: weight of KL(policy || reference) against the preference"
+    label_smoothing: float = Field(
+        default=0.0, ge=0.0, lt=0.5, description="assumed probability that a preference label is flipped"
     )
-
-    @property
-    def on_pairs(self) -> bool:
-        """Whether the loss consumes pairs; the others consume games."""
-        return self.kind in ("dpo", "ipo", "slic")
-
-    @property
-    def has_opponent(self) -> bool:
-        """Whether the loss compares the policy with an opponent."""
-        return self.kind in ("nash_pg", "online_ipo", "ipo_md")
+    opponent: ClassVar[None] = None
+    on_pairs: ClassVar[bool] = True
 
 
-class CorrectionConfig(Settings):
-    """How losses on games correct for completions that older policies sampled."""
+class PlayerCorrectionConfig(Settings):
+    """Off-policy corrections for a prompt's own completions (the players)."""
 
     baseline: Literal["leave_one_out", "constant"] = Field(
         default="leave_one_out",
-        description="leave_one_out: the mean advantage of the prompt's other players; constant: 1/2 (0 for reward_pg), "
-        "as in the paper, biased once completions are stale unless players are weighted",
+        description="leave_one_out: mean advantage of the prompt's other players; constant: 1/2 (0 for reward_pg), as "
+        "in the paper, biased for off-policy completions without player weights",
     )
     kl: Literal["sequence", "reward_to_go"] = Field(
         default="sequence",
-        description="log-ratio that a token's gradient is charged with: of the whole completion, or of the token and "
-        "those after it, biased once completions are stale unless players are weighted",
+        description="KL penalty per token: of the whole completion, or of this token and later ones (reward-to-go), "
+        "biased for off-policy completions without player weights",
     )
-    players: Literal["none", "token", "sequence"] = Field(
-        default="none", description="importance weights policy / behaviour of the players"
-    )
-    player_cap: float = Field(default=2.0, ge=1.0, description="largest weight of a player (of a token, with `token`)")
-    opponents: Literal["none", "token", "sequence"] = Field(
-        default="sequence",
-        description="importance weights opponent / behaviour of the opponents: none, the product of capped token "
-        "weights, or the capped product",
-    )
-    opponent_cap: float = Field(
-        default=2.0, ge=1.0, description="largest weight of an opponent (of a token, with `token`)"
-    )
+    players: Level = Field(default="none", description="importance weights policy / behaviour of the players")
+    player_cap: float = Field(default=2.0, ge=1.0, description="largest weight of a player or its token")
     beyond_cap: Literal["truncate", "mask"] = Field(
         default="truncate", description="weights outside [1/cap, cap]: cut to cap from above, or set to 0 on both sides"
     )
 
     @model_validator(mode="after")
-    def _a_mask_leaves_something(self) -> CorrectionConfig:
-        caps = {"player_cap": (self.players, self.player_cap), "opponent_cap": (self.opponents, self.opponent_cap)}
-        emptied = [name for name, (level, cap) in caps.items() if level != "none" and cap <= 1.0]
+    def _a_mask_leaves_something(self) -> Self:
+        levels = {"player_cap": self.players, "opponent_cap": getattr(self, "opponents", "none")}
+        emptied = [name for name, level in levels.items() if level != "none" and getattr(self, name) <= 1.0]
         if self.beyond_cap == "mask" and emptied:
             raise ValueError(
-                f"{' and '.join(emptied)} 1 with beyond_cap mask sets every weight that is not exactly 1 to 0; raise "
-                "the cap above 1, or set beyond_cap to truncate"
+                f"{' and '.join(emptied)} 1 with beyond_cap mask sets every weight but 1 itself to 0; raise the cap "
+                "above 1, or set beyond_cap to truncate"
             )
         return self
+
+
+class CorrectionConfig(PlayerCorrectionConfig):
+    """Off-policy corrections for players and opponents."""
+
+    opponents: Level = Field(
+        default="sequence",
+        description="importance weights opponent / behaviour of the opponents: none, the product of capped token "
+        "weights, or the capped product",
+    )
+    opponent_cap: float = Field(default=2.0, ge=1.0, description="largest weight of an opponent or its token")
+
+
+class RewardLossConfig(Settings):
+    """Policy gradient on the judge's scores, regularised by KL to the reference."""
+
+    kind: Literal["reward_pg"] = Field(default="reward_pg", description="policy gradient on scores (RLOO)")
+    tau: float = Field(default=0.05, gt=0.0, description="weight of KL(policy || reference) against the score")
+    correction: PlayerCorrectionConfig = Field(default_factory=PlayerCorrectionConfig)
+    opponent: ClassVar[None] = None
+    on_pairs: ClassVar[bool] = False
+
+
+class GameLossConfig(Settings):
+    """A loss on games: a prompt's completions are compared with an opponent's."""
+
+    kind: Literal["nash_pg", "online_ipo", "ipo_md"] = Field(
+        default="nash_pg", description="nash_pg (Nash-MD-PG, Nash-EMA-PG, self-play), online_ipo or ipo_md"
+    )
+    tau: float = Field(default=0.05, gt=0.0, description="weight of KL(policy || reference) against the preference")
+    correction: CorrectionConfig = Field(default_factory=CorrectionConfig)
+    opponent: OpponentConfig = Field(default_factory=OpponentConfig)
+    on_pairs: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _opponents_make_pairs(self) -> Self:
+        if self.kind == "ipo_md" and self.opponent.sampled and self.opponent.completions_per_prompt < 2:
+            raise ValueError(
+                "opponent.completions_per_prompt 1 makes no pair, and kind ipo_md compares opponents with each other; "
+                "set it to 2 or more"
+            )
+        return self
+
+    @property
+    def weighs_opponents(self) -> bool:
+        """Whether the update needs the opponent's current log-probs."""
+        return self.correction.opponents != "none"
+
+
+LossConfig = PairLossConfig | RewardLossConfig | GameLossConfig
 
 
 class OptimizerConfig(Settings):
@@ -164,8 +175,25 @@ class TrainerConfig(Settings):
 class LearnerConfig(TrainerConfig):
     """The learner's ranks and how they train."""
 
-    loss: LossConfig = Field(default_factory=LossConfig)
-    correction: CorrectionConfig = Field(default_factory=CorrectionConfig)
+    loss: LossConfig = Field(
+        default_factory=PairLossConfig,
+        discriminator="kind",
+        description="the loss: on pairs, on scores or on games; unset: dpo",
+    )
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _dpo_by_default(cls, loss: Any) -> Any:
+        return {"kind": "dpo", **loss} if isinstance(loss, dict) else loss
+
+    @model_validator(mode="after")
+    def _an_average_needs_whole_weights(self) -> Self:
+        if self.loss.opponent is not None and self.loss.opponent.kind == "ema" and self.zero_stage == 3:
+            raise ValueError(
+                "loss.opponent.kind ema averages whole weights, and zero_stage 3 shards them; set zero_stage to 2 or "
+                "less, or choose another opponent"
+            )
+        return self
 
 
 class PublicationConfig(Settings):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -121,3 +123,28 @@ class GeneratorConfig(Settings):
     def required(self) -> int:
         """Generators that must have room at the start."""
         return self.count if self.min_count is None else self.min_count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorSpec:
+    """Everything that one generator and its engine are built from. Made by the wiring."""
+
+    name: str = "generator"
+    """For messages and metrics."""
+    model_dir: str | Path
+    """Hugging Face directory with safetensors weights and a tokenizer; its weights are version 0."""
+    reference_dir: str | Path | None = None
+    """Directory of the engine's second model, if the opponent needs one; None: `model_dir`. With opponent kind `ema` it
+    is the start of the average, and every publication brings the average too."""
+    tokenizer: str | None = None
+    """Directory or hub name; None: the model's own."""
+    generators: GeneratorConfig
+    sampling: SamplingConfig
+    opponent: OpponentConfig | None = None
+    """None if the loss has no opponent."""
+    seed: int = 0
+    """Of the sampler; two engines of one run need different seeds."""
+    deterministic: bool = False
+    """Rollouts of a lease depend on the seed, the weights and the leases submitted with it, not on earlier ones."""
+    transport: str = "shm"
+    """Of the publications that the engine will be given."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from actors.errors import RunError, UsageError, WeightMismatchError
-from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig
+from actors.generation.config import GeneratorConfig, GeneratorSpec
 from actors.hub import require_safetensors
 from actors.records import SENT_BY_LEARNER, Completion, Manifest
 
@@ -29,9 +29,6 @@ MAX_REQUESTS = 1024
 
 MAX_BATCHED_TOKENS = 8192
 """Tokens per engine step at least: a running batch is prefilled again after an update in few steps."""
-
-POLICY_ALONE = OpponentConfig()
-"""No second model."""
 
 _MIXED = "mixed"
 """Cache salt of opponents' prompts. The policy's cached blocks hold no keys and values of the second model."""
@@ -65,58 +62,31 @@ def engine_environment(generators: GeneratorConfig, *, cuda: bool | None = None)
 
 
 class Engine:
-    """A vLLM engine whose weights can be replaced between two steps, with its requests kept.
+    """A vLLM engine whose weights can be replaced between two steps while its requests are kept.
 
-    Args:
-        model_dir: Hugging Face directory with safetensors weights and a tokenizer; its weights are version 0.
-        generators: engine settings.
-        sampling: how every request is sampled.
-        seed: of the sampler; two engines of one run need different seeds.
-        transport: of the publications that `load` will be given.
-        tokenizer: directory or hub name; unset: the model's own.
-        opponent: who samples opponents; where that takes a second model, the engine holds it beside the policy.
-        reference_dir: Hugging Face directory of the second model; unset: `model_dir`. With opponents of kind ema it is
-            the average's start, and every publication brings the average too.
-        deterministic: samples of equal requests with equal seeds are equal whatever ran before: no prefix is cached.
-
-    Raises:
-        UsageError: the directories or the settings do not make an engine.
+    If the opponent needs a second model, the engine holds it beside the policy. Raises UsageError if directories or
+    settings of `spec` do not make an engine.
     """
 
-    def __init__(
-        self,
-        model_dir: str | Path,
-        generators: GeneratorConfig,
-        sampling: SamplingConfig,
-        seed: int = 0,
-        transport: str = "shm",
-        tokenizer: str | None = None,
-        *,
-        opponent: OpponentConfig = POLICY_ALONE,
-        reference_dir: str | Path | None = None,
-        deterministic: bool = False,
-    ) -> None:
-        reference_dir = reference_dir or model_dir
-        for directory in (model_dir, reference_dir):
+    def __init__(self, spec: GeneratorSpec) -> None:
+        reference_dir = spec.reference_dir or spec.model_dir
+        for directory in (spec.model_dir, reference_dir):
             if not (Path(directory) / "config.json").is_file():
                 raise UsageError(f"{directory} is not a Hugging Face model directory: it has no config.json")
             require_safetensors(directory)
-        self._generators = generators
-        self._sampling = sampling
-        self._opponent = opponent
-        self._transport = transport
-        self._deterministic = deterministic
-        self._eos = eos_token_ids(model_dir)
+        self._spec = spec
+        self._eos = eos_token_ids(spec.model_dir)
         self._version = 0
         self._failure: RunError | None = None
         self._running: dict[str, bool] = {}  # by request id: whether it samples an opponent
         self._finished: list[tuple[str, Completion]] = []
-        os.environ.update(engine_environment(generators))
-        self._llm = self._build(str(model_dir), str(reference_dir), tokenizer, seed)
+        os.environ.update(engine_environment(spec.generators))
+        self._engine_beta = None if spec.opponent is None else spec.opponent.engine_beta
+        self._llm = self._build(str(spec.model_dir), str(reference_dir))
         self._llm.set_weight_version("0")
         self._vocab_size = self._llm.model_config.get_vocab_size()
         self._params = self._sampling_params()
-        self._opponent_params = self._sampling_params(opponent.engine_beta)
+        self._opponent_params = self._sampling_params(self._engine_beta)
 
     @property
     def version(self) -> int:
@@ -151,7 +121,7 @@ class Engine:
         self._check_sound()
         self._check_prompt(request_id, prompt_token_ids)
         prompt: dict[str, Any] = {"prompt_token_ids": list(prompt_token_ids)}
-        if opponent and self._opponent.needs_second_model:
+        if opponent and self._engine_beta is not None:
             prompt["cache_salt"] = _MIXED
         params = self._opponent_params if opponent else self._params
         if seed is not None:
@@ -241,14 +211,14 @@ class Engine:
                 "this generator"
             )
         self._llm.set_weight_version(str(manifest.version))
-        tolerance = self._generators.log_prob_tolerance
+        tolerance = self._spec.generators.log_prob_tolerance
         scored, finished = self._score(manifest.canary.token_ids)
         difference = float(np.max(np.abs(np.subtract(scored, manifest.canary.logprobs))))
         if not difference <= tolerance:  # also true for NaN
             raise WeightMismatchError(
                 f"version {manifest.version}: engine and learner differ by {difference:.4g} nats on the canary, "
                 f"{tolerance:g} are allowed; what was sampled since is void. Restart this generator; if it recurs, "
-                f"compare generators.dtype {self._generators.dtype} with learner.dtype, or raise "
+                f"compare generators.dtype {self._spec.generators.dtype} with learner.dtype, or raise "
                 "generators.canary_tolerance if the difference is rounding"
             )
         self._finished += finished
@@ -257,7 +227,7 @@ class Engine:
     def _score(self, token_ids: Sequence[int]) -> tuple[list[float], list[tuple[str, Completion]]]:
         from vllm import SamplingParams
 
-        params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=self._sampling.temperature)
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=self._spec.sampling.temperature)
         self._llm.add_request(_CANARY, {"prompt_token_ids": list(token_ids)}, params, priority=_CANARY_PRIORITY)
         finished: list[tuple[str, Completion]] = []
         while True:
@@ -294,14 +264,14 @@ class Engine:
             raise self._failure
 
     def _check_prompt(self, request_id: str, prompt_token_ids: Sequence[int]) -> None:
-        needed = len(prompt_token_ids) + self._sampling.max_new_tokens
+        needed = len(prompt_token_ids) + self._spec.sampling.max_new_tokens
         if not prompt_token_ids:
             raise UsageError(f"request {request_id!r} has an empty prompt; every prompt needs at least one token")
-        if needed > self._generators.max_model_len:
+        if needed > self._spec.generators.max_model_len:
             raise UsageError(
                 f"request {request_id!r} has a prompt of {len(prompt_token_ids)} tokens, which with "
-                f"sampling.max_new_tokens {self._sampling.max_new_tokens} makes {needed}, more than "
-                f"generators.max_model_len {self._generators.max_model_len}; raise the last or shorten the prompt"
+                f"sampling.max_new_tokens {self._spec.sampling.max_new_tokens} makes {needed}, more than "
+                f"generators.max_model_len {self._spec.generators.max_model_len}; raise the last or shorten the prompt"
             )
         if not 0 <= min(prompt_token_ids) <= max(prompt_token_ids) < self._vocab_size:
             raise UsageError(
@@ -313,10 +283,10 @@ class Engine:
 
     def _check_canary(self, manifest: Manifest) -> None:
         length = len(manifest.canary.token_ids)
-        if not 2 <= length < self._generators.max_model_len:
+        if not 2 <= length < self._spec.generators.max_model_len:
             raise UsageError(
                 f"a canary of {length} tokens cannot be scored: it needs at least 2 and fewer than "
-                f"generators.max_model_len {self._generators.max_model_len}; change publication.canary_tokens"
+                f"generators.max_model_len {self._spec.generators.max_model_len}; change publication.canary_tokens"
             )
 
     def _sampling_params(self, beta: float | None = None) -> Any:
@@ -326,38 +296,38 @@ class Engine:
         from actors.generation.mixture import BETA
 
         return SamplingParams(
-            temperature=self._sampling.temperature,
-            max_tokens=self._sampling.max_new_tokens,
-            stop_token_ids=sorted(self._eos | set(self._sampling.stop_token_ids)),
+            temperature=self._spec.sampling.temperature,
+            max_tokens=self._spec.sampling.max_new_tokens,
+            stop_token_ids=sorted(self._eos | set(self._spec.sampling.stop_token_ids)),
             logprobs=0,  # of the sampled token alone
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args=None if beta is None else {BETA: beta},
         )
 
-    def _build(self, model_dir: str, reference_dir: str, tokenizer: str | None, seed: int) -> Any:
-        with _collector_at_rest():
+    def _build(self, model_dir: str, reference_dir: str) -> Any:
+        with _gc_paused():
             from vllm import EngineArgs, LLMEngine
             from vllm.config import WeightTransferConfig
             from vllm.platforms import current_platform
 
-        config = self._generators
-        drawn = self._sampling.completions_per_prompt
-        drawn += self._opponent.completions_per_prompt if self._opponent.sampled else 0
+        spec, config, opponent = self._spec, self._spec.generators, self._spec.opponent
+        drawn = spec.sampling.completions_per_prompt
+        drawn += opponent.completions_per_prompt if opponent is not None and opponent.sampled else 0
         requests = min(MAX_REQUESTS, config.max_running_prompts * drawn + 1)
-        options = self._mixture_options(model_dir, reference_dir) if self._opponent.needs_second_model else {}
+        options = {} if self._engine_beta is None else self._mixture_options(model_dir, reference_dir)
         if current_platform.is_cpu():
             options |= {"enforce_eager": True, "kv_cache_memory_bytes": config.kv_cache_mib << 20}
         else:
             options |= {"enforce_eager": config.enforce_eager, "gpu_memory_utilization": config.gpu_memory_utilization}
         if config.tensor_parallel_size > 1:
             options["distributed_executor_backend"] = "mp"
-        if self._transport in SENT_BY_LEARNER:
-            options["weight_transfer_config"] = WeightTransferConfig(backend=self._transport)
+        if spec.transport in SENT_BY_LEARNER:
+            options["weight_transfer_config"] = WeightTransferConfig(backend=spec.transport)
         try:
             arguments = EngineArgs(
                 model=model_dir,
-                tokenizer=tokenizer,
+                tokenizer=spec.tokenizer,
                 trust_remote_code=False,
                 load_format="safetensors",
                 dtype=config.dtype,
@@ -365,14 +335,14 @@ class Engine:
                 max_num_seqs=requests,
                 max_num_batched_tokens=max(MAX_BATCHED_TOKENS, config.max_model_len, requests),
                 tensor_parallel_size=config.tensor_parallel_size,
-                seed=seed,
+                seed=spec.seed,
                 logprobs_mode="processed_logprobs",  # of the distribution that is sampled from, temperature included
                 scheduling_policy="priority",
                 async_scheduling=False,  # a step in flight would carry the label of the next weights
                 worker_extension_cls="actors.generation.weight_receiver.WeightReceiver",
                 disable_log_stats=True,
                 # What a prompt finds cached changes the shapes that are computed, and with them the rounding.
-                enable_prefix_caching=not self._deterministic,
+                enable_prefix_caching=not spec.deterministic,
                 **options,
             )
             return LLMEngine.from_engine_args(arguments)
@@ -388,13 +358,12 @@ class Engine:
         # The mixture's logits processor is written for vLLM's first model runner, the only one on CPU.
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
         mixture.register()
-        return mixture.engine_arguments(
-            model_dir, reference_dir, skip_reference=True, published_reference=self._opponent.kind == "ema"
-        )
+        published = self._spec.opponent is not None and self._spec.opponent.kind == "ema"
+        return mixture.engine_arguments(model_dir, reference_dir, skip_reference=True, published_reference=published)
 
 
 @contextlib.contextmanager
-def _collector_at_rest() -> Iterator[None]:
+def _gc_paused() -> Iterator[None]:
     """For imports: what they define lives as long as the process, and Python's garbage collector would look through it
     again and again, meanwhile and later. With vLLM that is a third of an engine's start on CPU."""
     collecting = gc.isenabled()

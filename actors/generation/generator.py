@@ -14,12 +14,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from actors.errors import ENGINE_MEMORY, OffbeatError, RunError, UsageError, saying_what_to_lower
-from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig
-from actors.generation.engine import POLICY_ALONE, Engine
+from actors.generation.config import GeneratorSpec, OpponentConfig, SamplingConfig
+from actors.generation.engine import Engine
 from actors.generation.weights import check_expected, check_not_older, expected_tensors
 from actors.records import Completion, Draw, Failure, GeneratorStatus, Group, Lease, Manifest
 
@@ -55,11 +54,12 @@ class _Running:
     completions: dict[int, Completion] = field(default_factory=dict)
 
 
-def requested_roles(sampling: SamplingConfig, opponent: OpponentConfig) -> dict[Draw, tuple[bool, ...]]:
-    """For each kind of draw, in order, whether a completion is an opponent's: the policy's come first."""
+def requested_roles(sampling: SamplingConfig, opponent: OpponentConfig | None) -> dict[Draw, tuple[bool, ...]]:
+    """Say for each completion of each kind of draw whether an opponent samples it; the policy's come first."""
     players = (False,) * sampling.completions_per_prompt
-    opponents = (True,) * opponent.completions_per_prompt
-    return {"all": players + opponents * opponent.sampled, "policy": players, "opponents": opponents}
+    opponents = () if opponent is None else (True,) * opponent.completions_per_prompt
+    sampled = opponent is not None and opponent.sampled
+    return {"all": players + opponents * sampled, "policy": players, "opponents": opponents}
 
 
 def request_seed(seed: int, lease_index: int, position: int) -> int:
@@ -69,51 +69,17 @@ def request_seed(seed: int, lease_index: int, position: int) -> int:
 
 
 class Generator:
-    """Serves leases until closed.
-
-    Args:
-        name: for messages and metrics.
-        model_dir, generators, sampling, seed, transport, tokenizer, opponent, reference_dir: see `engine.Engine`.
-        deterministic: what is sampled for a lease depends on the seed, the weights and the leases submitted with it
-            alone, not on what was sampled before.
-        make_engine: builds the engine from these, in the thread that will own it.
+    """Serves leases until closed. `make_engine` builds the engine in the thread that will own it.
 
     The constructor returns when the engine is ready, and raises what building it raised.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        model_dir: str | Path,
-        generators: GeneratorConfig,
-        sampling: SamplingConfig,
-        seed: int = 0,
-        transport: str = "shm",
-        tokenizer: str | None = None,
-        opponent: OpponentConfig = POLICY_ALONE,
-        reference_dir: str | Path | None = None,
-        deterministic: bool = False,
-        make_engine: Callable[..., EngineLike] = Engine,
-    ) -> None:
-        self._name = name
+    def __init__(self, spec: GeneratorSpec, make_engine: Callable[[GeneratorSpec], EngineLike] = Engine) -> None:
+        self._name = name = spec.name
         self._process = secrets.token_hex(8)
-        self._model_dir = model_dir
-        self._max_running = generators.max_running_prompts
-        self._with_average = opponent.kind == "ema"
-        self._roles = requested_roles(sampling, opponent)
-        self._seed = seed if deterministic else None
-        self._build = lambda: make_engine(
-            model_dir,
-            generators,
-            sampling,
-            seed,
-            transport,
-            tokenizer,
-            opponent=opponent,
-            reference_dir=reference_dir,
-            deterministic=deterministic,
-        )
+        self._spec = spec
+        self._roles = requested_roles(spec.sampling, spec.opponent)
+        self._build = lambda: make_engine(spec)
         # Guards everything below; notified whenever any of it changes.
         self._changed = threading.Condition()
         self._waiting: deque[Lease] = deque()
@@ -170,7 +136,8 @@ class Generator:
         """Raises `WeightMismatchError` when the publication's version is older than the one at work, or its names or
         shapes do not fit the model. For transports that cannot be refused once the transfer has begun."""
         check_not_older(manifest, self._version)
-        check_expected(manifest, expected_tensors(self._model_dir, with_reference=self._with_average))
+        with_average = self._spec.opponent is not None and self._spec.opponent.kind == "ema"
+        check_expected(manifest, expected_tensors(self._spec.model_dir, with_reference=with_average))
 
     def connect_weights(self, init_info: dict[str, Any]) -> None:
         """Joins the learner's `nccl` or `ipc` transfer; returns when both have joined."""
@@ -271,7 +238,7 @@ class Generator:
 
     def _startable(self) -> Lease | None:
         """The first lease in line that the current weights may serve, if there is room for one."""
-        if len(self._running) >= self._max_running:
+        if len(self._running) >= self._spec.generators.max_running_prompts:
             return None
         return next((lease for lease in self._waiting if lease.min_version <= self._version), None)
 
@@ -288,7 +255,7 @@ class Generator:
             request_ids = [f"{lease.index}.{lease.attempt}.{k}" for k in range(len(roles))]
             try:
                 for k, (request_id, opponent) in enumerate(zip(request_ids, roles, strict=True)):
-                    seed = None if self._seed is None else request_seed(self._seed, lease.index, k)
+                    seed = request_seed(self._spec.seed, lease.index, k) if self._spec.deterministic else None
                     engine.add(request_id, lease.prompt.token_ids, opponent, seed)
                     self._requests[request_id] = (key, k)
             except UsageError as error:

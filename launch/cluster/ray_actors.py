@@ -19,6 +19,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError,
 from actors.errors import RunError, UsageError, WeightMismatchError
 from actors.records import SENT_BY_LEARNER, Failure, Game, GeneratorStatus, Group, Lease, Manifest, Pair
 from launch.run.protocols import GeneratorDeadError, GeneratorUnavailableError, Publication
+from learner.records import StageStats, UpdateStats
 
 JUDGE_ATTEMPTS = 3
 """Deaths of the judge over one batch before its groups are returned."""
@@ -192,17 +193,70 @@ class RayJudge:
                 await asyncio.sleep(RESTART_POLL_SECONDS)
 
 
-class RayLearner:
-    """All learner ranks as one: every call enters every rank, as collectives require; rank 0 answers."""
+class RayRanks:
+    """All ranks of a learner or a stage as one: a call enters every rank, as collectives require; rank 0 answers.
+
+    Calls raise what a rank raised, RunError if one died.
+    """
+
+    def __init__(self, ranks: Sequence[Any]) -> None:
+        self._ranks = ranks
+
+    async def ready(self) -> None:
+        await self._all("ready")
+
+    async def save(self, stage: Path) -> None:
+        await self._all("save", str(stage))
+
+    async def load(self, checkpoint: Path) -> Any:
+        return await self._all("load", str(checkpoint))
+
+    async def save_pretrained(self, directory: Path) -> None:
+        await self._all("save_pretrained", str(directory))
+
+    async def close(self) -> None:
+        """Ask for a tidy end; Ray ends whatever does not answer."""
+        with contextlib.suppress(RunError, TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._all("close")
+
+    async def _all(self, method: str, *arguments: Any) -> Any:
+        return (await self._gather([getattr(rank, method).remote(*arguments) for rank in self._ranks]))[0]
+
+    async def _first(self, method: str, *arguments: Any) -> Any:
+        return (await self._gather([getattr(self._ranks[0], method).remote(*arguments)]))[0]
+
+    async def _gather(self, references: Sequence[Awaitable[Any]]) -> list[Any]:
+        try:
+            return list(await asyncio.gather(*[_answer(reference) for reference in references]))
+        except RayActorError as error:
+            raise _learner_died(error) from None
+
+
+class RayStage(RayRanks):
+    """The ranks of a stage; see `learner.stages.worker.StageWorker`."""
+
+    async def advance(self, updates: int) -> list[StageStats]:
+        return await self._all("advance", updates)
+
+    async def evaluate(self) -> dict[str, float]:
+        return await self._all("evaluate")
+
+    async def finish(self, directory: Path) -> dict[str, Any]:
+        return await self._all("finish", str(directory))
+
+
+class RayLearner(RayRanks):
+    """The ranks that train on rollouts; see `learner.training.worker.LearnerWorker`."""
 
     def __init__(self, ranks: Sequence[Any], transport: str, generator_workers: int = 1, host: str = "") -> None:
+        super().__init__(ranks)
         self.host = host
         """Address of rank 0's host."""
-        self._ranks = ranks
         self._transport = transport
         self._generator_workers = generator_workers
 
-    async def update(self, items: Sequence[Pair] | Sequence[Game], measure_step: bool = False) -> Any:
+    async def update(self, items: Sequence[Pair] | Sequence[Game], measure_step: bool = False) -> UpdateStats:
         return await self._all("update", ray.put(list(items)), measure_step)
 
     async def export(self, version: int) -> Publication:
@@ -222,58 +276,6 @@ class RayLearner:
 
     async def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Any]:
         return await self._all("score", ray.put([(tuple(p), tuple(r)) for p, r in sequences]))
-
-    async def exact_table(self) -> Any:
-        return await self._all("exact_table")
-
-    async def save(self, stage: Path) -> None:
-        await self._all("save", str(stage))
-
-    async def load(self, checkpoint: Path) -> Any:
-        return await self._all("load", str(checkpoint))
-
-    async def save_pretrained(self, directory: Path) -> None:
-        await self._all("save_pretrained", str(directory))
-
-    async def ready(self) -> None:
-        await self._all("ready")
-
-    async def close(self) -> None:
-        """Asks for a tidy end; what does not answer is ended with Ray."""
-        with contextlib.suppress(RunError, TimeoutError):
-            async with asyncio.timeout(CLOSE_SECONDS):
-                await self._all("close")
-
-    async def _all(self, method: str, *arguments: Any) -> Any:
-        return (await self._gather([getattr(rank, method).remote(*arguments) for rank in self._ranks]))[0]
-
-    async def _first(self, method: str, *arguments: Any) -> Any:
-        return (await self._gather([getattr(self._ranks[0], method).remote(*arguments)]))[0]
-
-    async def _gather(self, references: Sequence[Awaitable[Any]]) -> list[Any]:
-        try:
-            return list(await asyncio.gather(*[_answer(reference) for reference in references]))
-        except RayActorError as error:
-            raise _learner_died(error) from None
-
-
-class RayRanks:
-    """All ranks of a stage before the loop as one. Calls block, and raise what a rank raised."""
-
-    def __init__(self, ranks: Sequence[Any]) -> None:
-        self._ranks = ranks
-
-    def call(self, method: str, *arguments: Any) -> Any:
-        """Enters `method` on every rank, as collectives require; rank 0 answers.
-
-        Raises what a rank raised, RunError where one died.
-        """
-        try:
-            return ray.get([getattr(rank, method).remote(*arguments) for rank in self._ranks])[0]
-        except RayTaskError as error:
-            raise origin(error) from None
-        except RayActorError as error:
-            raise _learner_died(error) from None
 
 
 def _learner_died(error: Exception) -> RunError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,16 @@ from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.errors import RunError, UsageError
+from actors.generation.config import GeneratorSpec
 from actors.records import SENT_BY_LEARNER
-from actors.settings import WORLD
 from launch.cluster import exposure
 from launch.cluster.placement import address_to_join, generator_gpus, resources_needed, resources_to_sample
-from launch.cluster.ray_actors import PUBLISHING, RayGenerator, RayJudge, RayLearner, RayRanks, origin, reason
+from launch.cluster.ray_actors import PUBLISHING, RayGenerator, RayJudge, RayLearner, RayStage, origin, reason
 from launch.cluster.ray_job import auth_token
 from launch.settings.run import ClusterConfig, RunConfig
 from learner.config import TrainerConfig
-from learner.stages.config import StageConfig
+from learner.records import LearnerSpec, RankPlace
+from learner.stages.config import StageConfig, StageSpec
 
 PLACEMENT_SECONDS = 120.0
 CONNECT_SECONDS = 10.0
@@ -134,43 +135,39 @@ def _check_amounts(needed: Mapping[str, float], have: Mapping[str, float], by: s
 def start_generators(
     config: RunConfig, model_dir: str, reference_dir: str, host: str | None = None
 ) -> list[RayGenerator]:
-    """Starts all generator actors; their engines load in the background.
+    """Start all generator actors; their engines load in the background.
 
-    `host`: address of the host that they must be on, whatever joins the cluster later; None: any.
+    `host`: address of the host that they must stay on, whatever joins the cluster later; None: any.
     """
     from actors.generation.engine import engine_environment
-    from actors.remote import start_generator
+    from actors.remote import GeneratorPlace, start_generator
 
-    environment = {**engine_environment(config.generators, cuda=generator_gpus(config) > 0), **_import_path()}
-    return [
-        RayGenerator(
-            name,
-            start_generator(
-                name,
-                model_dir=model_dir,
-                reference_dir=reference_dir,
-                tokenizer=config.model.tokenizer,
-                generators=config.generators,
-                sampling=config.sampling,
-                opponent=config.opponent_drawn,
-                seed=config.seed + index,
-                deterministic=config.deterministic,
-                transport=config.publication.transport,
-                gpus=generator_gpus(config),
-                host=host,
-                environment=environment,
-            ),
+    gpus = generator_gpus(config)
+    place = GeneratorPlace(gpus, host, {**engine_environment(config.generators, cuda=gpus > 0), **_import_path()})
+    specs = [
+        GeneratorSpec(
+            name=f"generator-{number}",
+            model_dir=model_dir,
+            reference_dir=reference_dir,
+            tokenizer=config.model.tokenizer,
+            generators=config.generators,
+            sampling=config.sampling,
+            opponent=config.opponent,
+            seed=config.seed + number,
+            deterministic=config.deterministic,
+            transport=config.publication.transport,
         )
-        for index, name in enumerate(f"generator-{number}" for number in range(config.generators.count))
+        for number in range(config.generators.count)
     ]
+    return [RayGenerator(spec.name, start_generator(spec, place)) for spec in specs]
 
 
-def start_judges(config: RunConfig) -> list[RayJudge]:
-    """Starts all judge actors; models load in the background."""
+def start_judges(config: RunConfig, model_dir: str) -> list[RayJudge]:
+    """Start all judge actors; models load in the background. `model_dir` holds the policy's tokenizer."""
     from actors import remote
 
     exposure.warn(*map(exposure.http_judge, config.judging.judges))
-    tokenizer = config.model.tokenizer or (None if config.model.path == WORLD else config.model.path)
+    tokenizer = config.model.tokenizer or model_dir
     return [
         RayJudge(
             remote.start_judge(
@@ -188,50 +185,46 @@ def start_judges(config: RunConfig) -> list[RayJudge]:
 def start_learner(
     config: RunConfig, model_dir: str, reference_dir: str, shared_memory: Path, failed_batches: Path
 ) -> RayLearner:
-    """Starts all learner ranks, packed together, with rank 0's host as their meeting point."""
+    """Start all learner ranks, packed together, with rank 0's host as their meeting point."""
     from learner.training.worker import LearnerWorker
 
     transport = config.publication.transport
-    ranks, host = _start_ranks(
-        LearnerWorker,
-        config.learner,
-        # Weights are sent beside the next update, not after it.
-        {"concurrency_groups": {PUBLISHING: 1}} if transport in SENT_BY_LEARNER else {},
-        learner=config.learner,
-        publication=config.publication,
+    spec = LearnerSpec(
+        config=config.learner,
         model_dir=model_dir,
         reference_dir=reference_dir,
+        tokenizer_dir=config.model.tokenizer,
         total_updates=config.updates,
         temperature=config.sampling.temperature,
-        publish_dir=str(shared_memory),
         failed_batches_dir=str(failed_batches),
-        tokenizer_dir=config.model.tokenizer,
-        opponent=config.opponent_drawn,
     )
+    # Weights are sent beside the next update, not after it.
+    options = {"concurrency_groups": {PUBLISHING: 1}} if transport in SENT_BY_LEARNER else {}
+
+    def start(options: dict[str, Any], place: RankPlace) -> Any:
+        actor = ray.remote(LearnerWorker).options(**options)
+        return actor.remote(spec, place, config.publication, str(shared_memory))
+
+    ranks, host = _start_ranks(start, config.learner, options)
     return RayLearner(ranks, transport, config.generators.tensor_parallel_size, host=host)
 
 
-def start_stage(config: StageConfig, model_dir: Path, directory: Path, total_updates: int) -> RayRanks:
-    """Starts all ranks of a stage before the loop, which read `directory`/data."""
-    from learner.training.stage_worker import StageWorker
+def start_stage(config: StageConfig, model_dir: Path, directory: Path, total_updates: int) -> RayStage:
+    """Start all ranks of a stage, which read `directory`/data."""
+    from learner.stages.worker import StageWorker
 
-    ranks, _ = _start_ranks(
-        StageWorker,
-        config.learner,
-        {},
-        config=config,
-        model_dir=str(model_dir),
-        data_dir=str(directory / "data"),
-        total_updates=total_updates,
-        failed_batches_dir=str(directory / "failed_batches"),
-    )
-    return RayRanks(ranks)
+    spec = StageSpec(config, str(model_dir), str(directory / "data"), total_updates, str(directory / "failed_batches"))
+
+    def start(options: dict[str, Any], place: RankPlace) -> Any:
+        return ray.remote(StageWorker).options(**options).remote(spec, place)
+
+    return RayStage(_start_ranks(start, config.learner, {})[0])
 
 
 def _start_ranks(
-    actor: type, trainer: TrainerConfig, options: dict[str, Any], **keywords: Any
+    start: Callable[[dict[str, Any], RankPlace], Any], trainer: TrainerConfig, options: dict[str, Any]
 ) -> tuple[list[Any], str]:
-    """Actors of all ranks, packed together, with rank 0's host as their meeting point, and that host's address."""
+    """Call `start` with the options and the place of each rank, packed together; return actors and rank 0's address."""
     bundle = {"CPU": trainer.cpus_per_rank, **({"GPU": trainer.gpus_per_rank} if trainer.gpus_per_rank else {})}
     group = placement_group([bundle] * trainer.ranks, strategy="PACK")
     if not group.wait(PLACEMENT_SECONDS):
@@ -239,23 +232,20 @@ def _start_ranks(
             f"Ray could not place {trainer.ranks} learner ranks of {bundle} within {PLACEMENT_SECONDS:g} s; free those "
             "resources or lower learner.ranks"
         )
-    first = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-    master_addr, master_port = ray.get(
-        ray.remote(_meeting_point).options(num_cpus=0, scheduling_strategy=first).remote(trainer.port)
-    )
+    strategies = [PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=n) for n in range(trainer.ranks)]
+    meeting_point = ray.remote(_meeting_point).options(num_cpus=0, scheduling_strategy=strategies[0])
+    address, port = ray.get(meeting_point.remote(trainer.port))
+    options = options | {
+        "num_cpus": trainer.cpus_per_rank,
+        "num_gpus": trainer.gpus_per_rank,
+        "runtime_env": {"env_vars": _import_path()},
+    }
+    places = [RankPlace(rank, trainer.ranks, address, port) for rank in range(trainer.ranks)]
     ranks = [
-        ray.remote(actor)
-        .options(
-            **options,
-            num_cpus=trainer.cpus_per_rank,
-            num_gpus=trainer.gpus_per_rank,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
-            runtime_env={"env_vars": _import_path()},
-        )
-        .remote(rank=rank, world_size=trainer.ranks, master_addr=master_addr, master_port=master_port, **keywords)
-        for rank in range(trainer.ranks)
+        start(options | {"scheduling_strategy": strategy}, place)
+        for strategy, place in zip(strategies, places, strict=True)
     ]
-    return ranks, master_addr
+    return ranks, address
 
 
 def run_on_all_cores(function: Any, *arguments: Any, **keywords: Any) -> Any:

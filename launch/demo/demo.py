@@ -27,6 +27,7 @@ from launch.output.summary import Summary
 from launch.run.exact_evaluation import mean_shares
 from launch.run.staleness_limit import beta_of
 from launch.settings.run import RunConfig
+from learner.config import GameLossConfig
 
 if TYPE_CHECKING:
     from learner.world.equilibria import Equilibrium
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 BRADLEY_TERRY, NASH_MD = "bradley-terry", "nash-md"
 DIRECTORY = Path("runs/demo")
-OF_OPPONENTS = ("opponent.", "opponent=", "learner.correction.opponent")
+OF_OPPONENTS = ("learner.loss.opponent", "learner.loss.correction.opponent")
 """How settings begin that only a loss with an opponent reads."""
 ROUTES = {BRADLEY_TERRY: ("reward_pg", "bradley_terry"), NASH_MD: ("nash_pg", "gold")}
 """Kinds of loss and judge that make each route what it is called."""
@@ -118,7 +119,9 @@ class Demo:
         route = self._routes[NASH_MD]
         world = World("intransitive", route.world.seed)
         reference = exact.load_policy(start, route.sampling.temperature)
-        mu, tau, beta = reference.probabilities, route.learner.loss.tau, _beta_at_the_end(route)
+        loss = route.learner.loss
+        assert isinstance(loss, GameLossConfig)
+        mu, tau, beta = reference.probabilities, loss.tau, _beta_at_the_end(loss)
         fixed_point = equilibria.nash_md_fixed_point(world, mu, tau, beta)
         pairs = corpus_outcome_probabilities()  # those that the judge's reward is fitted on
         rival_tau = equilibria.bradley_terry_tau_at_kl(world, mu, fixed_point.kl, pairs)
@@ -242,10 +245,9 @@ def _check(name: str, route: RunConfig) -> None:
         )
 
 
-def _beta_at_the_end(route: RunConfig) -> float:
-    """Weight of the start in the opponent that is played where training ends: an average of policies that do not
-    change is that policy."""
-    return 0.0 if route.opponent.kind == "ema" else beta_of(route)
+def _beta_at_the_end(loss: GameLossConfig) -> float:
+    """Return the start's weight in the opponent at the end of training: an average of constant policies is that policy."""
+    return 0.0 if loss.opponent.kind == "ema" else beta_of(loss)
 
 
 def _with_tau(route: RunConfig, tau: float) -> RunConfig:

@@ -251,10 +251,11 @@ def _model_and_prompts(config: RunConfig) -> Iterator[Finding]:
     if local is None:  # told with the model's size
         yield from _prompts(config, None)
         return
-    from launch import train
+    from launch.run.plugins import plugin_of
+    from launch.run.preflight import check_model
 
     try:
-        train.check_model(local)
+        check_model(local, plugin_of(local))
     except OffbeatError as refused:
         yield refusal("model", refused)
     yield from _tokenizer_and_prompts(local)

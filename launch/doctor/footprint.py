@@ -89,7 +89,7 @@ def generator_memory(policy: ModelFacts, config: RunConfig) -> float:
     """Bytes that one engine needs to serve one sequence of `generators.max_model_len`, on each of its GPUs; on CPU
     with the whole `generators.kv_cache_mib`."""
     generators = config.generators
-    models, shards = engine_models(config.opponent_drawn), generators.tensor_parallel_size
+    models, shards = engine_models(config.opponent), generators.tensor_parallel_size
     weights = models * ELEMENT_BYTES[generators.dtype] * policy.parameters / shards
     if config.learner.gpus_per_rank > 0:
         return weights + longest_sequence_bytes(policy, config) / shards
@@ -99,17 +99,22 @@ def generator_memory(policy: ModelFacts, config: RunConfig) -> float:
 def longest_sequence_bytes(policy: ModelFacts, config: RunConfig) -> int:
     """Bytes of the keys and values of one sequence of `generators.max_model_len`, in every model of the engine."""
     per_token = kv_bytes_per_token(policy, config.generators.dtype)
-    return engine_models(config.opponent_drawn) * per_token * config.generators.max_model_len
+    return engine_models(config.opponent) * per_token * config.generators.max_model_len
 
 
-def engine_models(opponent: OpponentConfig) -> int:
+def has_average(config: RunConfig) -> bool:
+    """Whether the learner keeps an average of the policy's weights."""
+    return config.opponent is not None and config.opponent.kind == "ema"
+
+
+def engine_models(opponent: OpponentConfig | None) -> int:
     """Models that one engine holds, each with keys and values of its own."""
-    return 2 if opponent.needs_second_model else 1
+    return 2 if opponent is not None and opponent.needs_second_model else 1
 
 
 def publication_bytes(policy: ModelFacts, config: RunConfig) -> int:
     """Bytes of one publication: the policy, and the average of opponents of kind ema."""
-    models = 2 if config.opponent_drawn.kind == "ema" else 1
+    models = 2 if has_average(config) else 1
     return models * ELEMENT_BYTES[config.learner.dtype] * policy.parameters
 
 
@@ -123,7 +128,7 @@ def checkpoint_bytes(policy: ModelFacts, config: TrainerConfig, *, ema: bool) ->
 
 def disk_bytes(policy: ModelFacts, config: RunConfig) -> int:
     """Bytes of a whole run: the checkpoints kept, the one being written, and `final/`."""
-    one = checkpoint_bytes(policy, config.learner, ema=config.opponent_drawn.kind == "ema")
+    one = checkpoint_bytes(policy, config.learner, ema=has_average(config))
     model = ELEMENT_BYTES[config.learner.dtype] * policy.parameters
     return (config.checkpoints.keep + 1) * one + model
 

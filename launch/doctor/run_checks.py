@@ -202,7 +202,7 @@ def check_disk(config: RunConfig, models: Models, where: Folder) -> Finding:
     text = f"{size(where.space.free)} free at {where.existing}"
     if models.policy is None:
         return ok("disk", text)
-    ema = config.opponent_drawn.kind == "ema"
+    ema = footprint.has_average(config)
     one = footprint.checkpoint_bytes(models.policy, config.learner, ema=ema)
     needed = footprint.disk_bytes(models.policy, config)
     text += f"; {config.checkpoints.keep + 1} checkpoints of {size(one)} and final/ take {size(needed)}"
@@ -258,7 +258,7 @@ def host_and_port(url: str) -> tuple[str, int]:
 def learner_memory(config: RunConfig, models: Models) -> footprint.Memory:
     """As `footprint.learner_memory`, of this run."""
     assert models.policy is not None
-    ema = config.opponent_drawn.kind == "ema"
+    ema = footprint.has_average(config)
     return footprint.learner_memory(models.policy, models.reference, config.learner, ema=ema)
 
 

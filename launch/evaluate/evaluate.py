@@ -22,15 +22,15 @@ from actors.hub import resolve
 from actors.judges.config import VerifierJudgeConfig
 from actors.records import Failure, Group, Lease, Prompt
 from actors.replay_buffer.pairing import effective_scores
-from actors.settings import WORLD
 from launch.cluster import wiring
 from launch.evaluate.best_of import Candidates, Report, render, report
 from launch.evaluate.solutions import Solution, pairs_of, write_jsonl, write_solutions
+from launch.run.plugins import plugin_of
+from launch.run.preflight import check_model
 from launch.run.protocols import GeneratorDeadError, GeneratorPort, GeneratorUnavailableError, JudgePort
 from launch.settings.run import RunConfig
-from launch.train import check_model, with_world_defaults
 from learner.backend.models import DPO_FILE
-from learner.config import LossConfig
+from learner.config import PairLossConfig
 
 COLLECT_SECONDS = 2.0
 Rank = Literal["likelihood", "reward"]
@@ -63,14 +63,14 @@ def run_evaluation(config: RunConfig, request: Request) -> int:
     console = Console(stderr=True, highlight=False)
     config = _for_sampling(config)
     verifiers = [find_verifier(path, request.rank) for path in request.verifiers]
-    check_model(config)
+    check_model(config, plugin_of(config))
     prompts = _prompts(config, request.prompts)
     count = config.sampling.completions_per_prompt
     console.print(f"offbeat: sampling {count} answers to each of {len(prompts)} prompts", soft_wrap=True)
     with wiring.ray_session(config.cluster):
         wiring.check_sampling_resources(config)
         generators = wiring.start_generators(config, config.model.path, config.model.path)
-        groups = asyncio.run(_sample_and_judge(generators, wiring.start_judges(config)[0], prompts))
+        groups = asyncio.run(_sample_and_judge(generators, wiring.start_judges(config, config.model.path)[0], prompts))
     scores = [verifier.scores(groups, config) for verifier in verifiers]
     solutions, candidates = judged(groups, scores, config, request.threshold)
     figures = report(candidates)
@@ -81,12 +81,15 @@ def run_evaluation(config: RunConfig, request: Request) -> int:
 
 def _for_sampling(config: RunConfig) -> RunConfig:
     """`config` with the policy alone in the engine, as evaluation has no opponents, and one judge."""
-    if config.model.path == WORLD:
-        raise UsageError("model.path is world, which a run trains first; name a model with --model DIR")
-    learner = config.learner.model_copy(update={"loss": LossConfig()})
+    plugin = plugin_of(config)
+    if not plugin.check_model(config):
+        raise UsageError(
+            f"model.path is {config.model.path}, a model that a run makes first; name one with --model DIR"
+        )
+    learner = config.learner.model_copy(update={"loss": PairLossConfig()})
     model = config.model.model_copy(update={"reference": None})
     judging = config.judging.model_copy(update={"count": 1})
-    return with_world_defaults(config.model_copy(update={"learner": learner, "model": model, "judging": judging}))
+    return plugin.resolve(config.model_copy(update={"learner": learner, "model": model, "judging": judging}))
 
 
 def _prompts(config: RunConfig, wanted: int | None) -> list[Prompt]:

@@ -113,7 +113,6 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
     return {
         "updates": config.updates,
         "learner": config.learner.model_dump(mode="json", exclude={"port", "max_skipped_updates"}),
-        "opponent": config.opponent_drawn.model_dump(mode="json"),
         "sampling.temperature": config.sampling.temperature,
         "judging.missing_eos_score": config.judging.missing_eos_score,
     }

@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
 
-from actors.settings import WORLD
-from actors.world import POLICY_SETTINGS_FILE
 from launch.output.board import RunSnapshot
 from launch.output.run_directory import RunDirectory
+from launch.output.session import Status
 from launch.output.summary import Staleness, Summary
+from launch.run.judge_pool import JudgePool
 from launch.run.loop import TrainingLoop
+from launch.run.protocols import RunPlugin
 from launch.settings.run import RunConfig
-
-Status = Literal["completed", "interrupted", "failed"]
 
 RATE_SECONDS = 20.0
 """The board's rates are over this much of the past."""
@@ -28,13 +24,12 @@ RATE_SECONDS = 20.0
 class Reporter:
     """Watches one run."""
 
-    def __init__(self, config: RunConfig, run: RunDirectory) -> None:
-        self._config = config
-        self._run = run
+    def __init__(self, config: RunConfig, run: RunDirectory, plugin: RunPlugin) -> None:
+        self._config, self._run, self._plugin = config, run, plugin
         self._started = time.monotonic()
         self._history: deque[tuple[float, int, int]] = deque()
-        self._opponent = "the SFT policy" if _starts_from_sft(config) else "the starting policy"
-        self.sft_seconds = 0.0
+        self._judging_seconds = 0.0
+        self._judging_figures: dict[str, float] = {}
 
     def snapshot(self, loop: TrainingLoop) -> RunSnapshot:
         """The run as it is now."""
@@ -60,38 +55,24 @@ class Reporter:
             in_flight=buffer.in_flight,
             learner_state=progress.clock.state,
             learner_seconds=dict(progress.clock.seconds),
-            loss=stats and stats.loss,
-            accuracy=stats and stats.accuracy,
+            loss=None if stats is None else stats.loss,
+            accuracy=None if stats is None else stats.accuracy,
             kl=progress.kl,
-            log_ratio_max=stats and stats.log_ratio_max,
+            log_ratio_max=None if stats is None else stats.log_ratio_max,
             win_rate=None if rate is None else rate.value,
             win_rate_interval=None if rate is None else (rate.low, rate.high),
             dropped=buffer.ledger()["dropped"],
         )
 
-    def _exact(self, loop: TrainingLoop) -> dict[str, Any]:
-        if loop.exact is None or not loop.exact.history:
-            return {}
-        last = loop.exact.history[-1]
-        return {
-            "exploitability": last.exploitability,
-            "exploitability_tail": loop.exact.tail(loop.buffer.updates),
-            "exact_kl": last.exact_kl,
-            "preference": last.preference,
-            "family_shares": last.family_shares,
-        }
+    async def ask(self, judge: JudgePool) -> None:
+        """Take down what the judges measured, while they are alive."""
+        self._judging_seconds = await judge.seconds()
+        self._judging_figures = await judge.figures()
 
-    def summary(
-        self,
-        loop: TrainingLoop,
-        *,
-        judging_seconds: float,
-        status: Status,
-        error: str | None,
-        judging_figures: Mapping[str, float] | None = None,
-    ) -> Summary:
-        """The run as it ended."""
+    def summary(self, loop: TrainingLoop, *, status: Status, error: str | None) -> Summary:
+        """Describe the run as it ended."""
         config, progress, buffer = self._config, loop.progress, loop.buffer
+        drawn = config.opponent if config.opponent is not None and config.opponent.sampled else None
         statuses = loop.pool.accounts
         sampled = sum(status.tokens for status in statuses)
         seconds = max(progress.learning_seconds, 1e-9)
@@ -103,7 +84,6 @@ class Reporter:
             updates=buffer.updates,
             version=buffer.version,
             wall_seconds=time.monotonic() - self._started,
-            sft_seconds=self.sft_seconds,
             max_staleness_bound=config.replay.max_staleness,
             staleness=Staleness.of(progress.staleness),
             groups_per_second=progress.groups / seconds,
@@ -115,27 +95,22 @@ class Reporter:
                     "idle": sum(status.idle_seconds for status in statuses),
                 },
                 "learner": dict(progress.clock.seconds),
-                "judge": {"judging": judging_seconds},
+                "judge": {"judging": self._judging_seconds},
             },
             dropped_tokens=max(0, sampled - progress.tokens - loop.evaluation_tokens),
             ties=progress.ties,
             skipped_updates=progress.skipped,
             ledger=buffer.ledger(),
             judge=config.judging.judge.kind,
-            judging=dict(judging_figures or {}),
-            opponent=self._opponent,
+            judging=self._judging_figures,
+            opponent=self._plugin.opponent_name,
             loss=config.learner.loss.kind,
-            opponent_bound=config.opponent.max_staleness if config.opponent_drawn.sampled else None,
-            opponent_staleness=Staleness.of(progress.opponent_staleness) if config.opponent_drawn.sampled else None,
+            opponent_bound=None if drawn is None else drawn.max_staleness,
+            opponent_staleness=None if drawn is None else Staleness.of(progress.opponent_staleness),
             staleness_law=None if loop.law.law is None else loop.law.law.figures(),
-            **self._exact(loop),
+            **self._plugin.summary(buffer.updates),
             win_rate=progress.win_rate,
             reward=progress.reward,
             kl=progress.kl,
             log_ratio_max=progress.log_ratio_max,
         )
-
-
-def _starts_from_sft(config: RunConfig) -> bool:
-    """Whether the run's start is the embedded world's own policy, trained by this run or by an earlier one."""
-    return config.model.path == WORLD or (Path(config.model.path) / POLICY_SETTINGS_FILE).is_file()

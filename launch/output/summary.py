@@ -48,8 +48,10 @@ class Staleness(_Record):
         return cls(max=max(counts, default=None), mean=mean, histogram=counts)
 
 
-class Summary(_Record):
-    """What a run did. Seconds of a role are summed over its actors."""
+class Summary(BaseModel):
+    """What a run did. Seconds of a role are summed over its actors. A plug-in of the run may add values."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     status: Literal["completed", "interrupted", "failed"]
     error: str | None = None
@@ -63,8 +65,6 @@ class Summary(_Record):
     """Last policy version that was published and acknowledged."""
     wall_seconds: float = 0.0
     """From the start of this process's part of the run to its end, evaluation included."""
-    sft_seconds: float = 0.0
-    """Supervised training of the embedded world's policy; 0 elsewhere."""
     max_staleness_bound: int
     """`replay.max_staleness`."""
     staleness: Staleness
@@ -103,21 +103,16 @@ class Summary(_Record):
     opponent_staleness: Staleness | None = None
     """The same of opponents, where they are completions of their own. None elsewhere."""
     exploitability: float | None = None
-    """max over answers y of P(y > policy) - 1/2, mean over prompts, by enumeration. None where the game is not known,
-    as are the next four."""
+    """max over answers y of P(y > policy) - 1/2, mean over prompts, by enumeration. None if the game is not known, as
+    are the next three."""
     exploitability_tail: float | None = None
     """Mean of the evaluations by enumeration over the last tenth of the updates."""
     exact_kl: float | None = None
     """KL(policy || reference) by enumeration, nats per completion."""
     preference: float | None = None
     """P(policy > reference) by enumeration, mean over prompts."""
-    family_shares: tuple[float, float, float] | None = None
-    """Intransitive task: probability of the family that the reference likes best, of the one that beats it, and of the
-    one that beats that, mean over prompts."""
     staleness_law: dict[str, float] | None = None
     """Largest stable staleness of opponents by this run's measured step size (docs/tabular.md). None elsewhere."""
-    routes: dict[str, dict[str, float | None]] | None = None
-    """The demo's routes side by side. None elsewhere."""
     versions: dict[str, str] = Field(default_factory=lambda: package_versions())
 
     def write(self, path: Path) -> None:

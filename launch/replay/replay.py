@@ -1,4 +1,4 @@
-"""`offbeat replay`: the learner of a run once more, on exactly the batches that the run's journal recorded.
+"""`offbeat replay`: train the learner of a run again, on exactly the batches that the run's journal recorded.
 
 Only the learner's ranks are started; batches go to them through the loop's own code (`consumption.py`). With nothing
 changed they reach the run's weights; what is changed answers what would have become of the policy on the same samples.
@@ -6,26 +6,27 @@ changed they reach the run's weights; what is changed answers what would have be
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from pydantic import BaseModel
 from rich.console import Console
 
 from actors.errors import UsageError
-from actors.records import Game, Group, Judgement, Pair
+from actors.records import Group, Judgement
 from actors.replay_buffer.buffer import Batch
-from actors.settings import WORLD
 from launch.cluster import wiring
 from launch.output.journal import learning_settings
 from launch.output.journal_reader import JournalReader
 from launch.output.metrics import MetricsWriter, numbers
 from launch.output.run_directory import RunDirectory, next_free
+from launch.output.session import Session, ending_on_sigterm, stage_name
 from launch.replay.report import (
     ReplayReport,
     Weights,
@@ -35,14 +36,15 @@ from launch.replay.report import (
     side_by_side,
     windows,
 )
-from launch.run.consumption import Consumed, batch_metrics
-from launch.run.exact_evaluation import ExactEvaluation, exact_evaluation
-from launch.run.loop import stage_name
+from launch.run.plugins import plugin_of
+from launch.run.preflight import check_model
+from launch.run.progress import Consumed, batch_metrics
+from launch.run.protocols import LearnerPort, PublicationObserver, RunPlugin
+from launch.settings.fields import section_models
 from launch.settings.loading import load_config
 from launch.settings.run import RunConfig
-from launch.train import check_model, ending_on_sigterm
 from learner.backend import checkpoints
-from learner.config import CorrectionConfig, LossConfig
+from learner.config import LearnerConfig
 
 CHANGEABLE = ("learner", "cluster")
 """Sections that may be set: how the learner trains, and where."""
@@ -62,15 +64,6 @@ class Request:
     start: str | None = None
     """Name of the checkpoint to start from; None: the run's start, or else the oldest that the journal covers."""
     output: Path | None = None
-
-
-class ReplayLearner(Protocol):
-    """What a replay needs of the learner's ranks."""
-
-    async def update(self, items: Sequence[Pair] | Sequence[Game]) -> Any:
-        """One optimizer step; returns `learner.records.UpdateStats`."""
-
-    async def exact_table(self) -> Any: ...
 
 
 # ---------------------------------------------------------------- configuration
@@ -101,23 +94,30 @@ def replay_config(recorded: RunConfig, request: Request) -> RunConfig:
         if key in ("learner", "learner.loss", "learner.loss.kind"):
             raise UsageError(f"--set {setting}: give the kind of loss by --loss KIND, and its settings one by one")
     overrides = list(request.settings)
-    if request.loss is not None:
-        overrides += [f"learner.loss.kind={request.loss}", *_resets(request.loss)]
+    if request.loss is not None and request.loss != recorded.learner.loss.kind:
+        loss = known_settings(recorded.learner.loss.model_dump(mode="json"), loss_model(request.loss))
+        overrides.insert(0, f"learner.loss={json.dumps(loss | {'kind': request.loss})}")
     config = load_config(RunDirectory(request.run).config, overrides)
     output = request.output or next_free(request.run / "replay")
     return config.model_copy(update={"output": str(output)})
 
 
-def _resets(kind: str) -> list[str]:
-    """Overrides that leave out what a loss of this kind does not read."""
-    loss = LossConfig.model_construct(kind=kind)
-    if loss.has_opponent:
-        return []
-    if loss.on_pairs:
-        return ["opponent={}", "learner.correction={}"]
-    default = CorrectionConfig()
-    names = ("opponents", "opponent_cap")
-    return ["opponent={}", *(f"learner.correction.{name}={getattr(default, name)}" for name in names)]
+def loss_model(kind: str) -> type[BaseModel]:
+    """Return the settings of losses of this kind. Raises UsageError for another word."""
+    models = section_models(LearnerConfig.model_fields["loss"])
+    if kind not in models:
+        raise UsageError(f"--loss {kind}: no such loss; allowed: {', '.join(models)}")
+    return models[kind]
+
+
+def known_settings(values: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """Return those of `values` that are settings of `model`, section by section."""
+    known: dict[str, Any] = {}
+    for name, info in model.model_fields.items():
+        if name in values:
+            below = list(section_models(info).values())
+            known[name] = known_settings(values[name], below[0]) if below else values[name]
+    return known
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,32 +190,35 @@ class Counts:
     trained: int = 0
     groups: int = 0
     left_out: int = 0
+    observed: dict[str, float] = field(default_factory=dict)
+    """What observers measured last."""
+    observed_update: int = -1
 
 
 async def train_again(
-    learner: ReplayLearner,
+    learner: LearnerPort,
     batches: Iterable[Batch],
     config: RunConfig,
     on_update: Callable[[int, dict[str, float]], None],
     *,
     max_staleness: int | None = None,
-    exact: ExactEvaluation | None = None,
+    observers: Sequence[PublicationObserver] = (),
 ) -> Counts:
-    """Feeds `batches` to the learner as the loop does, those without any group skipped.
+    """Feed `batches`, of one run and in order, to the learner as the loop does.
 
     Args:
         learner: the ranks.
-        batches: of one run, in order.
+        batches: those without any group are skipped.
         config: the replay's.
-        on_update: told the number of the update, from 1, and its metrics.
+        on_update: called with the number of the update, from 1, and its metrics.
         max_staleness: groups over it are left out.
-        exact: evaluates by enumeration when the run did.
+        observers: measure the policy when the run did.
     """
-    counts, every = Counts(), config.evaluation.exact_every_updates
+    counts = Counts()
     for batch in batches:
         kept = within(batch, max_staleness)
         counts.left_out += len(batch.groups) - len(kept.groups)
-        if not config.learner.loss.has_opponent:
+        if config.opponent is None:
             kept = replace(kept, groups=tuple(map(without_opponents, kept.groups)))
         consumed = Consumed.of(kept, config)
         if not consumed.items:
@@ -225,10 +228,28 @@ async def train_again(
         stats = await learner.update(consumed.items)
         metrics = numbers(stats) | batch_metrics(kept, consumed)
         step = batch.update + 1
-        if exact is not None and (step % every == 0 or step == config.updates):
-            metrics |= exact.measure(step, await learner.exact_table()).metrics()
+        if step % config.replay.updates_per_publish == 0:
+            due = [observer for observer in observers if observer.due(step)]
+            observed = await observe(learner, step, config, due)
+            if observed:
+                counts.observed, counts.observed_update = observed, step
+            metrics |= observed
         on_update(step, metrics)
     return counts
+
+
+async def observe(
+    learner: LearnerPort, step: int, config: RunConfig, observers: Sequence[PublicationObserver]
+) -> dict[str, float]:
+    """Publish the policy after update `step` to `observers` alone; return their metrics."""
+    if not observers:
+        return {}
+    publication = await learner.export(step // config.replay.updates_per_publish)
+    metrics: dict[str, float] = {}
+    for observer in observers:
+        metrics |= await observer.observe(step, publication)
+    await learner.retire(publication.version)
+    return metrics
 
 
 # ---------------------------------------------------------------- a replay
@@ -241,22 +262,26 @@ def run_replay(recorded: RunConfig, config: RunConfig, request: Request) -> int:
         UsageError: no journal, no such checkpoint, or settings that do not fit the run; nothing was trained.
         RunError: the learner failed, or the disk refused.
     """
-    check_model(config)
+    plugin = plugin_of(config)
+    config = plugin.resolve(config)
+    check_model(config, plugin)
     run, directory = RunDirectory(request.run), RunDirectory(config.directory)
-    if config.model.path == WORLD and not run.start.is_dir():
+    if not plugin.check_model(config) and not run.start.is_dir():
         raise UsageError(f"{run.start} is missing: the policy that the run started from; restore it from a copy")
     if directory.path.is_dir() and any(directory.path.iterdir()):
         raise UsageError(f"output directory {directory.path} is not empty; choose another with --output DIR")
     journal = JournalReader(run.journal)
     start = starting_point(request, journal.first, journal.end)
+    session = Session(config)
     with contextlib.ExitStack() as stack:
-        directory.begin(config)
-        stack.callback(directory.close)
+        stack.enter_context(session.running())
         stack.enter_context(wiring.ray_session(config.cluster))
         # After Ray, which sets a handler of its own.
         stack.enter_context(ending_on_sigterm())
         wiring.check_stage_resources(config.learner)
-        report = asyncio.run(_Replay(recorded, config, request, journal, start, directory).run())
+        replayed = _Replay(recorded, config, request, journal, start, plugin)
+        session.drive(replayed.run(), lambda status, error: None)
+    report = replayed.report(time.monotonic() - session.started)
     report.write(directory.path / "report.json")
     console = Console(highlight=False)
     report.render(console)
@@ -274,26 +299,25 @@ class _Replay:
         request: Request,
         journal: JournalReader,
         start: Start,
-        directory: RunDirectory,
+        plugin: RunPlugin,
     ) -> None:
-        self._recorded, self._config, self._request = recorded, config, request
-        self._journal, self._start, self._directory = journal, start, directory
-        self._run = RunDirectory(request.run)
+        self._recorded, self._config, self._request, self._plugin = recorded, config, request, plugin
+        self._journal, self._start = journal, start
+        self._run, self._directory = RunDirectory(request.run), RunDirectory(config.directory)
         self._console = Console(stderr=True, highlight=False)
         self._reported = start.update
+        self._counts = Counts()
 
-    async def run(self) -> ReplayReport:
-        config, started = self._config, time.monotonic()
-        model_dir = str(self._run.start) if config.model.path == WORLD else config.model.path
+    async def run(self) -> int:
+        """Train once more. Returns the exit code 0."""
+        config = self._config
+        model_dir = config.model.path if self._plugin.check_model(config) else str(self._run.start)
         reference_dir = config.model.reference or model_dir
-        # Nothing is published.
+        # Nothing is published but to observers here.
         publication = config.publication.model_copy(update={"transport": "object_store"})
+        config = config.model_copy(update={"publication": publication})
         learner = wiring.start_learner(
-            config.model_copy(update={"publication": publication}),
-            model_dir,
-            reference_dir,
-            self._directory.path,
-            self._directory.failed_batches,
+            config, model_dir, reference_dir, self._directory.path, self._directory.failed_batches
         )
         self._say(f"starting {config.learner.ranks} learner ranks")
         await learner.ready()
@@ -301,34 +325,28 @@ class _Replay:
             await learner.load(self._start.checkpoint)
             self._say(f"starting from {self._start.checkpoint}")
         metrics = MetricsWriter(self._directory.path)
-        exact = exact_evaluation(config, Path(reference_dir), self._say)
+        observers = self._plugin.observers(config, Path(reference_dir), self._say)
 
         def on_update(step: int, values: dict[str, float]) -> None:
             metrics.write(step, values)
             self._report_progress(step, values["loss"])
 
         try:
-            counts = await train_again(
+            self._counts = await train_again(
                 learner,
                 self._journal.batches(self._start.update),
                 self._bounds_kept(),
                 on_update,
                 max_staleness=self._request.max_staleness,
-                exact=exact,
+                observers=observers,
             )
-            at_the_end = {} if exact is None else await self._measured(learner, exact)
+            if self._counts.observed_update != self._journal.end:
+                self._counts.observed = await observe(learner, self._journal.end, config, observers)
         finally:
             metrics.close()
         await learner.save_pretrained(self._directory.final)
         await learner.close()
-        return self._report(counts, at_the_end, time.monotonic() - started)
-
-    async def _measured(self, learner: ReplayLearner, exact: ExactEvaluation) -> dict[str, float]:
-        """The policy as it ends, by enumeration."""
-        end = self._journal.end
-        if not exact.history or exact.history[-1].update != end:
-            exact.measure(end, await learner.exact_table())
-        return exact.history[-1].metrics()
+        return 0
 
     def _bounds_kept(self) -> RunConfig:
         """A run may have gone on under a lower bound than it began with; its early batches kept to theirs."""
@@ -337,7 +355,9 @@ class _Replay:
         replay = self._config.replay.model_copy(update={"max_staleness": bound})
         return self._config.model_copy(update={"replay": replay})
 
-    def _report(self, counts: Counts, exact: dict[str, float], seconds: float) -> ReplayReport:
+    def report(self, seconds: float) -> ReplayReport:
+        """Compare the replay with the run, after `seconds` of it."""
+        counts = self._counts
         first, end = self._start.update, self._journal.end
         recorded, replayed = (
             read_lines(path / "metrics.jsonl", first, end) for path in (self._run.path, self._directory.path)
@@ -363,7 +383,8 @@ class _Replay:
             windows=parts,
             metrics=side_by_side(recorded, replayed, parts),
             exact={
-                name: {"recorded": recorded.get(end, {}).get(name), "replay": value} for name, value in exact.items()
+                name: {"recorded": recorded.get(end, {}).get(name), "replay": value}
+                for name, value in counts.observed.items()
             },
             seconds=seconds,
         )

@@ -17,15 +17,13 @@ from actors.errors import RunError
 from actors.records import Failure, Game, Group, Prompt, flatten
 from actors.replay_buffer.buffer import Batch, ReplayBuffer
 from actors.replay_buffer.opponents import OpponentDesk
-from launch.run import win_rate as evaluation
-from launch.run.consumption import Consumed, batch_metrics
-from launch.run.exact_evaluation import ExactEvaluation
+from launch.run import win_rate
 from launch.run.generator_pool import GeneratorPool
 from launch.run.judge_pool import BATCHES_EACH
 from launch.run.lockstep import LockstepPool
-from launch.run.progress import Progress
-from launch.run.protocols import GeneratorPort, JudgePort, LearnerPort
-from launch.run.staleness_limit import LawProbe, applies
+from launch.run.progress import Consumed, Progress, batch_metrics
+from launch.run.protocols import GeneratorPort, JudgePort, LearnerPort, Publication, PublicationObserver
+from launch.run.staleness_limit import LawProbe, loss_with_limit
 from launch.settings.run import RunConfig
 
 WATCH_SECONDS = 1.0
@@ -59,10 +57,8 @@ class TrainingLoop:
         on_checkpoint: Callable[[TrainingLoop], Awaitable[None]],
         on_message: Callable[[str], None],
         on_batch: Callable[[Batch], None] = lambda batch: None,
-        exact: ExactEvaluation | None = None,
+        observers: Sequence[PublicationObserver] = (),
     ) -> None:
-        self.exact = exact
-        """Where the game is known."""
         self.law = LawProbe(config)
         self.evaluation_set: EvaluationSet | None = None
         self.evaluation_tokens = 0
@@ -74,6 +70,7 @@ class TrainingLoop:
         self.stopped = False
         self.learning = False
         """Set for good when the first update is waited for."""
+        self._observers = observers
         self._on_batch = on_batch
         self._on_update = on_update
         self._on_watch = on_watch
@@ -84,7 +81,7 @@ class TrainingLoop:
         self._tasks: asyncio.TaskGroup | None = None
         self._evaluation: asyncio.Task[None] | None = None
         self._alarm_above = config.generators.log_prob_tolerance
-        fresh = config.opponent_drawn.max_staleness
+        fresh = None if config.opponent is None else config.opponent.max_staleness
         self._desk = None if fresh is None else OpponentDesk(config.replay, fresh)
         pool = LockstepPool if config.deterministic else GeneratorPool
         self.pool = pool(
@@ -123,11 +120,13 @@ class TrainingLoop:
         except BaseExceptionGroup as group:
             raise _first_failure(group) from None
 
-    async def publish(self) -> None:
-        """Publishes the learner's weights as the version that its updates so far make. Does not wait for generators."""
+    async def publish(self) -> Publication:
+        """Publish the learner's weights as the version that its updates so far make. Does not wait for generators."""
         version = self.buffer.updates // self.config.replay.updates_per_publish
         with self.progress.clock.spend("publishing"):
-            self.pool.offer(await self.learner.export(version))
+            publication = await self.learner.export(version)
+            self.pool.offer(publication)
+            return publication
 
     async def learn(self) -> None:
         """Consumes batches until the last update or `stop`."""
@@ -147,9 +146,12 @@ class TrainingLoop:
                     f"{empty} updates in a row had nothing to train on: every prompt was dropped, by reason "
                     f"{self.buffer.ledger()['dropped']}; see the logs of judge and generators, then go on with --resume"
                 )
-            await self._update(batch)
+            metrics = await self._update(batch)
+            observed: dict[str, float] = {}
             if self.buffer.updates % self.config.replay.updates_per_publish == 0:
-                await self.publish()
+                observed = await self._observe(await self.publish())
+            if metrics:
+                self._on_update(self.progress, metrics | observed)
             self.progress.learning_seconds = time.monotonic() - started
             await self._after_update()
         if self._evaluation is not None:
@@ -175,15 +177,15 @@ class TrainingLoop:
         prompts, baseline = self.evaluation_set.prompts, self.evaluation_set.baseline
         replay = self.config.replay
         groups = await self.sample(prompts)
-        judged = await self._judge_all([evaluation.against(a, b) for a, b in zip(groups, baseline, strict=True)])
+        judged = await self._judge_all([win_rate.against(a, b) for a, b in zip(groups, baseline, strict=True)])
         missing = self.config.judging.missing_eos_score
-        self.progress.win_rate = evaluation.win_rate([evaluation.win_share(group, missing) for group in judged])
-        self.progress.reward = evaluation.reward(judged, missing)
+        self.progress.win_rate = win_rate.win_rate([win_rate.win_share(group, missing) for group in judged])
+        self.progress.reward = win_rate.reward(judged, missing)
         sequences = [(g.lease.prompt.token_ids, c.token_ids) for g in groups for c in g.completions]
         scored = await self.learner.score(sequences)
-        self.progress.kl = evaluation.sequence_kl(scored)
+        self.progress.kl = win_rate.sequence_kl(scored)
         if self.buffer.updates == self.config.updates:  # before that the learner may have gone on meanwhile
-            gap = evaluation.largest_gap(flatten(groups), scored, self.buffer.updates // replay.updates_per_publish)
+            gap = win_rate.largest_gap(flatten(groups), scored, self.buffer.updates // replay.updates_per_publish)
             self._note_gap(gap)
 
     async def sample(self, prompts: Sequence[Prompt]) -> list[Group]:
@@ -205,14 +207,15 @@ class TrainingLoop:
         self.evaluation_tokens += sum(len(completion.token_ids) for completion in flatten(groups))
         return groups
 
-    async def _update(self, batch: Batch) -> None:
+    async def _update(self, batch: Batch) -> dict[str, float]:
+        """Train on `batch`; return metrics, none if it is empty."""
         # Before the update: a batch that the learner fails on is one to look at.
         self._on_batch(batch)
         progress, consumed = self.progress, Consumed.of(batch, self.config)
         progress.consume(batch, consumed)
         if not consumed.items:
-            return
-        has_opponent = self.config.learner.loss.has_opponent
+            return {}
+        has_opponent = self.config.opponent is not None
         # Until the law is told: a resumed run begins to collect for it anew.
         measured = has_opponent and (self._law_is_due or batch.update % MEASURED_STEPS_EVERY == 0)
         with progress.clock.spend("training"):
@@ -226,11 +229,7 @@ class TrainingLoop:
         # Later updates of a version find the policy changed by the earlier ones.
         if max(batch.staleness) == 0 and batch.update % self.config.replay.updates_per_publish == 0:
             self._note_gap(stats.log_ratio_max)
-        metrics = batch_metrics(batch, consumed) | progress.new_evaluation()
-        every = self.config.evaluation.exact_every_updates
-        if every and (self.buffer.updates % every == 0 or self.buffer.updates == self.config.updates):
-            metrics |= await self._measure_exactly()
-        self._on_update(progress, metrics)
+        return batch_metrics(batch, consumed) | progress.new_evaluation()
 
     def _note_gap(self, gap: float) -> None:
         """Keeps the largest difference of engine and learner on a token; one that is too large raises an alarm, and
@@ -248,15 +247,16 @@ class TrainingLoop:
 
     @property
     def _law_is_due(self) -> bool:
-        return self.law.law is None and applies(self.config)
+        return self.law.law is None and loss_with_limit(self.config) is not None
 
-    async def _measure_exactly(self) -> dict[str, float]:
-        """Evaluates the policy by enumeration, where the game is known."""
-        if self.exact is None:
-            return {}
+    async def _observe(self, publication: Publication) -> dict[str, float]:
+        """Let observers measure the policy that was just published; return their metrics."""
+        metrics: dict[str, float] = {}
         with self.progress.clock.spend("evaluating"):
-            figures = self.exact.measure(self.buffer.updates, await self.learner.exact_table())
-        return figures.metrics()
+            for observer in self._observers:
+                if observer.due(self.buffer.updates):
+                    metrics |= await observer.observe(self.buffer.updates, publication)
+        return metrics
 
     async def _after_update(self) -> None:
         every = self.config.checkpoints.every_updates
@@ -277,10 +277,7 @@ class TrainingLoop:
 
     async def _judge_all(self, groups: Sequence[Group]) -> list[Group]:
         """The groups with their judgements; those that could not be judged are left out, with a message."""
-        size = self.config.judging.max_batch_groups
-        answers: list[Group | Failure] = []
-        for start in range(0, len(groups), size):
-            answers += await self.judge.judge(groups[start : start + size])
+        answers = await self.judge.judge(groups)
         judged = [item for item in answers if not isinstance(item, Failure)]
         failures = [item for item in answers if isinstance(item, Failure)]
         if failures:
@@ -346,8 +343,3 @@ def _first_failure(group: BaseExceptionGroup) -> BaseException:
         if not isinstance(leaf, asyncio.CancelledError):
             return leaf
     return group.exceptions[0]
-
-
-def stage_name(updates: int) -> str:
-    """Name of the checkpoint after `updates` updates; sorts in order of time."""
-    return f"update-{updates:07d}"

@@ -1,16 +1,18 @@
 """What the training loop needs of generators, judge and learner: the seams between a run and where its parts live.
 
-`ray_ports.py` implements them with Ray actors; tests implement them in one process. Nothing here knows Ray.
+`launch/cluster/ray_actors.py` implements them with Ray actors; tests implement them in one process. No Ray here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from actors.records import Failure, Game, GeneratorStatus, Group, Lease, Manifest, Pair
+from launch.settings.run import RunConfig
+from learner.records import StageStats, UpdateStats
 
 
 class GeneratorUnavailableError(Exception):
@@ -57,30 +59,48 @@ class JudgePort(Protocol):
         """What it counted, by name."""
 
 
-class LearnerPort(Protocol):
+class RanksPort(Protocol):
+    """All ranks that train one model, as one."""
+
+    async def ready(self) -> None:
+        """Return once models are loaded and all ranks have met."""
+
+    async def save(self, stage: Path) -> None: ...
+
+    async def load(self, checkpoint: Path) -> Any: ...
+
+    async def save_pretrained(self, directory: Path) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class LearnerPort(RanksPort, Protocol):
     """All ranks of the learner as one."""
 
-    async def update(self, items: Sequence[Pair] | Sequence[Game], measure_step: bool = False) -> Any:
-        """One optimizer step on the whole batch; returns `learner.records.UpdateStats`.
+    async def update(self, items: Sequence[Pair] | Sequence[Game], measure_step: bool = False) -> UpdateStats:
+        """Take one optimizer step on the whole batch.
 
         `measure_step`: also measure what the step did to the policy, which costs forward passes."""
 
     async def export(self, version: int) -> Publication: ...
 
     async def retire(self, version: int) -> None:
-        """The publication is no longer needed."""
+        """Free a publication that nobody will take any more."""
 
     async def score(
         self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]
     ) -> list[tuple[list[float], list[float]]]:
-        """Per-token log-probs (nats) of each (prompt, response) under policy and reference."""
+        """Compute per-token log-probs (nats) of each (prompt, response) under policy and reference."""
 
-    async def exact_table(self) -> Any:
-        """Next-token log-probs [16, 259, 18] of the embedded world's policy (`learner.world.exact.ExactPolicy`)."""
 
-    async def save(self, stage: Path) -> None: ...
+class StagePort(RanksPort, Protocol):
+    """All ranks of a stage as one."""
 
-    async def save_pretrained(self, directory: Path) -> None: ...
+    async def advance(self, updates: int) -> list[StageStats]: ...
+
+    async def evaluate(self) -> dict[str, float]: ...
+
+    async def finish(self, directory: Path) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -93,3 +113,65 @@ class Publication:
     @property
     def version(self) -> int:
         return self.manifest.version
+
+    async def tensors(self) -> dict[str, Any]:
+        """Read the weights by name, as a generator receives them. Transports `shm` and `object_store` only."""
+        from actors.generation.weights import check_against, read_chunks, read_shm
+
+        if self.manifest.transport == "shm":
+            found = read_shm(self.manifest)
+        else:
+            found = read_chunks(self.manifest, [await chunk for chunk in self.chunks])
+        check_against(self.manifest, found)
+        return found
+
+
+class PublicationObserver(Protocol):
+    """One more receiver of publications, which measures the policy that they hold."""
+
+    def due(self, update: int) -> bool:
+        """Whether to measure the policy published after `update` updates."""
+
+    async def observe(self, update: int, publication: Publication) -> dict[str, float]:
+        """Measure; return metrics of this update by name."""
+
+
+class RunPlugin:
+    """What a run's surroundings may change. The defaults suit models and prompts from outside."""
+
+    opponent_name = "the starting policy"
+    """What the policy is evaluated against."""
+
+    def resolve(self, config: RunConfig) -> RunConfig:
+        """Fill in settings that were left unset."""
+        return config
+
+    def check_model(self, config: RunConfig) -> bool:
+        """Raise UsageError for models that cannot be used. Return False if they do not exist yet."""
+        return True
+
+    def tokenizer(self, config: RunConfig) -> Any:
+        """Load the policy's tokenizer."""
+        from actors.data.prompts import load_tokenizer
+
+        return load_tokenizer(config.model.tokenizer or config.model.path)
+
+    def starting_policy(
+        self, config: RunConfig, directory: Path, say: Callable[[str], None], on_all_cores: Callable[..., Any]
+    ) -> str:
+        """Return the model to start from. If it must be made, `on_all_cores` runs the function that makes it."""
+        return config.model.path
+
+    def observers(
+        self, config: RunConfig, reference_dir: Path, say: Callable[[str], None]
+    ) -> Sequence[PublicationObserver]:
+        """Return the receivers that measure publications of this run."""
+        return ()
+
+    def fixed(self, config: RunConfig) -> dict[str, Any]:
+        """Return further settings, by name, that a resumed run must share with the saved one."""
+        return {}
+
+    def summary(self, updates: int) -> dict[str, Any]:
+        """Return further values for `summary.json` after `updates` updates."""
+        return {}

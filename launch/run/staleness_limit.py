@@ -10,8 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+from actors.generation.config import OpponentConfig
 from actors.records import Game
 from launch.settings.run import RunConfig
+from learner.config import GameLossConfig
 
 PROBES = 8
 """Updates whose step size is measured before the law is told; a single one is noisy."""
@@ -33,7 +35,7 @@ class StalenessLaw:
     """Policy versions; infinite where nothing rotates, -1 where not even opponents of the newest version are stable."""
     bound: int
     """The run's own bound of opponents' staleness, in versions."""
-    lowered_by: str = "opponent.max_staleness"
+    lowered_by: str = "learner.loss.opponent.max_staleness"
     """The setting that lowers it."""
 
     @property
@@ -53,7 +55,7 @@ class StalenessLaw:
             f"tau {self.tau:g}, beta {self.beta:g}, measured step size {self.step_size:.3g} and rotation "
             f"{self.frequency:.3g}"
         )
-        raised = "learner.loss.tau or opponent.beta" if self.beta else "learner.loss.tau"
+        raised = "learner.loss.tau or learner.loss.opponent.beta" if self.beta else "learner.loss.tau"
         remedy = f"lower learner.optimizer.lr or replay.updates_per_publish, or raise {raised}"
         if self.largest_lag < 0:
             return (
@@ -68,27 +70,26 @@ class StalenessLaw:
         )
 
 
-def bound_of(config: RunConfig) -> int:
-    """Policy versions that opponents may be old."""
-    own = config.opponent.max_staleness
-    return config.replay.max_staleness if own is None else own
+def bound_of(config: RunConfig, opponent: OpponentConfig) -> int:
+    """Return the policy versions that opponents may be old."""
+    return config.replay.max_staleness if opponent.max_staleness is None else opponent.max_staleness
 
 
 def lowered_by(config: RunConfig) -> str:
-    """The setting that lowers `bound_of`: in ready order opponents are drawn with the players, under their bound."""
-    return "replay.max_staleness" if config.replay.order == "ready" else "opponent.max_staleness"
+    """Name the setting that lowers `bound_of`: in ready order opponents are drawn with the players."""
+    return "replay.max_staleness" if config.replay.order == "ready" else "learner.loss.opponent.max_staleness"
 
 
-def beta_of(config: RunConfig) -> float:
-    """Weight of the reference in the opponent that is really played: none where only weights would put it there."""
-    opponent = config.opponent
-    mixed = opponent.needs_second_model or config.learner.correction.opponents != "none"
-    return opponent.target_beta if mixed else 0.0
+def beta_of(loss: GameLossConfig) -> float:
+    """Return the reference's weight in the opponent as played: 0 for a mixture by weights that are turned off."""
+    mixed = loss.opponent.needs_second_model or loss.weighs_opponents
+    return loss.opponent.target_beta if mixed else 0.0
 
 
-def applies(config: RunConfig) -> bool:
-    """Whether the opponent is a policy of one age; an average of past ones has many."""
-    return config.learner.loss.has_opponent and config.opponent.kind != "ema"
+def loss_with_limit(config: RunConfig) -> GameLossConfig | None:
+    """Return the run's loss if its opponent is a policy of one age; an average of past policies has many."""
+    loss = config.learner.loss
+    return loss if isinstance(loss, GameLossConfig) and loss.opponent.kind != "ema" else None
 
 
 def steps_of(versions: int, updates_per_publish: int) -> int:
@@ -102,17 +103,18 @@ def versions_of(steps: float, updates_per_publish: int) -> float:
 
 
 def announce(config: RunConfig) -> str:
-    """The law before anything was measured: the step that the run's bound allows where preferences cycle fastest."""
+    """Say before any measurement which step the run's bound allows if preferences cycle as fast as they can."""
     from learner.games.stability import largest_stable_step
 
-    if not applies(config):
-        return "staleness law: none is known for opponent.kind ema, an average of policies of many ages"
-    lag = steps_of(bound_of(config), config.replay.updates_per_publish)
-    step = largest_stable_step(config.learner.loss.tau, beta_of(config), lag, CYCLE_FREQUENCY)
+    loss = loss_with_limit(config)
+    if loss is None:
+        return "staleness law: none is known for learner.loss.opponent.kind ema, an average of policies of many ages"
+    bound, beta = bound_of(config, loss.opponent), beta_of(loss)
+    step = largest_stable_step(loss.tau, beta, steps_of(bound, config.replay.updates_per_publish), CYCLE_FREQUENCY)
     return (
-        f"staleness law: with tau {config.learner.loss.tau:g}, beta {beta_of(config):g} and opponents up "
-        f"to {bound_of(config)} versions old, steps up to {step:.3g} per update are stable on a cycle of three; the "
-        f"step that learning rate {config.learner.optimizer.lr:g} makes is measured over the first {PROBES} updates"
+        f"staleness law: with tau {loss.tau:g}, beta {beta:g} and opponents up to {bound} versions old, steps up to "
+        f"{step:.3g} per update are stable on a cycle of three; the step that learning rate "
+        f"{config.learner.optimizer.lr:g} makes is measured over the first {PROBES} updates"
     )
 
 
@@ -134,7 +136,8 @@ class LawProbe:
 
         from learner.games.stability import total_rotation
 
-        if self.law is not None or not applies(self.config):
+        loss = loss_with_limit(self.config)
+        if self.law is not None or loss is None:
             return None
         if step_size is None or not math.isfinite(step_size) or lr <= 0.0:
             return None
@@ -145,19 +148,20 @@ class LawProbe:
         self._frequencies.append(total_rotation(tables))
         if len(self._steps) < PROBES:
             return None
-        self.law = _law(self.config, float(np.median(self._steps)), float(np.median(self._frequencies)))
+        self.law = _law(self.config, loss, float(np.median(self._steps)), float(np.median(self._frequencies)))
         return self.law
 
 
-def _law(config: RunConfig, step_size: float, frequency: float) -> StalenessLaw:
+def _law(config: RunConfig, loss: GameLossConfig, step_size: float, frequency: float) -> StalenessLaw:
     from learner.games.stability import largest_stable_lag
 
-    tau, beta = config.learner.loss.tau, beta_of(config)
+    tau, beta = loss.tau, beta_of(loss)
     if step_size <= 0.0:
         lag = math.inf
-    elif step_size * tau > 1.0:  # such steps go past their target, whatever the opponent's age
+    elif step_size * tau > 1.0:  # such steps overshoot, whatever the opponent's age
         lag = -1.0
     else:
         lag = largest_stable_lag(tau, beta, step_size, frequency)
     versions = versions_of(lag, config.replay.updates_per_publish)
-    return StalenessLaw(tau, beta, step_size, frequency, versions, bound_of(config), lowered_by(config))
+    bound = bound_of(config, loss.opponent)
+    return StalenessLaw(tau, beta, step_size, frequency, versions, bound, lowered_by(config))

@@ -97,7 +97,14 @@ class NamedConfig(Settings):
         return Path(self.output) if self.output is not None else Path("runs") / self.name
 
 
-class RunConfig(NamedConfig):
+class TrainingConfig(NamedConfig):
+    """What runs of every verb that trains have."""
+
+    checkpoints: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+
+
+class RunConfig(TrainingConfig):
     """One asynchronous RLHF run."""
 
     updates: int = Field(default=1000, ge=1, description="optimizer steps in all")
@@ -115,12 +122,9 @@ class RunConfig(NamedConfig):
     judging: JudgingConfig = Field(default_factory=JudgingConfig)
     replay: ReplayConfig = Field(default_factory=ReplayConfig)
     learner: LearnerConfig = Field(default_factory=LearnerConfig)
-    opponent: OpponentConfig = Field(default_factory=OpponentConfig)
     publication: PublicationConfig = Field(default_factory=PublicationConfig)
-    checkpoints: CheckpointConfig = Field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     journal: JournalConfig = Field(default_factory=JournalConfig)
-    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
 
     @model_validator(mode="after")
     def _lengths_fit_the_engine(self) -> RunConfig:
@@ -174,34 +178,20 @@ class RunConfig(NamedConfig):
         return self
 
     @model_validator(mode="after")
-    def _the_loss_reads_what_is_set(self) -> RunConfig:
-        loss, correction = self.learner.loss, self.learner.correction
-        read = set() if loss.on_pairs else {"baseline", "kl", "players", "player_cap", "beyond_cap"}
-        unread = [] if loss.has_opponent else [f"opponent.{name}" for name in _changed(self.opponent)]
-        if not loss.has_opponent:
-            unread += [f"learner.correction.{name}" for name in _changed(correction) if name not in read]
-        if unread:
-            raise ValueError(
-                f"{', '.join(unread)} changed from the default, and learner.loss.kind {loss.kind} does not read "
-                f"{'it' if len(unread) == 1 else 'them'}; leave {'it' if len(unread) == 1 else 'them'} out, or set "
-                "learner.loss.kind to nash_pg, online_ipo or ipo_md"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _opponents_are_drawn_in_time(self) -> RunConfig:
-        bound = self.opponent_drawn.max_staleness
+        bound = None if self.opponent is None else self.opponent.max_staleness
         if bound is None:
             return self
         if bound > self.replay.max_staleness:
             raise ValueError(
-                f"opponent.max_staleness {bound} exceeds replay.max_staleness {self.replay.max_staleness}, the bound "
-                "of the completions that wait for them; lower the first, or leave it unset to draw both together"
+                f"learner.loss.opponent.max_staleness {bound} exceeds replay.max_staleness "
+                f"{self.replay.max_staleness}, the bound of the completions that wait for the opponents; lower the "
+                "first, or leave it unset to draw both together"
             )
         if self.replay.order == "ready":
             raise ValueError(
-                f"opponent.max_staleness {bound} needs to know when a prompt is consumed, and replay.order ready does "
-                "not tell; set order to lease, or leave opponent.max_staleness unset"
+                f"learner.loss.opponent.max_staleness {bound} needs to know which update consumes a prompt, and "
+                "replay.order ready decides that late; set order to lease, or leave opponent.max_staleness unset"
             )
         return self
 
@@ -213,7 +203,7 @@ class RunConfig(NamedConfig):
             "generators.count": (self.generators.count, 1),
             "replay.order": (self.replay.order, "lease"),
             "replay.updates_per_publish": (self.replay.updates_per_publish, 1),
-            "opponent.max_staleness": (self.opponent_drawn.max_staleness, None),
+            "learner.loss.opponent.max_staleness": (self.opponent and self.opponent.max_staleness, None),
         }
         wrong = [f"{name} is {given!r} and must be {only!r}" for name, (given, only) in wanted.items() if given != only]
         if wrong:
@@ -222,37 +212,16 @@ class RunConfig(NamedConfig):
 
     @model_validator(mode="after")
     def _every_player_has_opponents_and_peers(self) -> RunConfig:
-        loss, opponent, players = self.learner.loss, self.opponent, self.sampling.completions_per_prompt
-        if not loss.has_opponent:
-            return self
-        if not opponent.sampled and players < 4:
+        opponent, players = self.opponent, self.sampling.completions_per_prompt
+        if opponent is not None and not opponent.sampled and players < 4:
             raise ValueError(
-                f"sampling.completions_per_prompt {players} is too few to split: with opponent.kind {opponent.kind} "
-                "one half plays against the other, and each half needs two; set it to 4 or more, or "
-                "opponent.max_staleness to draw opponents of their own"
-            )
-        if loss.kind == "ipo_md" and opponent.sampled and opponent.completions_per_prompt < 2:
-            raise ValueError(
-                "opponent.completions_per_prompt 1 makes no pair, and learner.loss.kind ipo_md compares opponents with "
-                "each other; set it to 2 or more"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _an_average_needs_whole_weights(self) -> RunConfig:
-        if self.learner.loss.has_opponent and self.opponent.kind == "ema" and self.learner.zero_stage == 3:
-            raise ValueError(
-                "opponent.kind ema averages whole weights and learner.zero_stage 3 has them in parts only; set "
-                "zero_stage to 2 or less, or choose another opponent"
+                f"sampling.completions_per_prompt {players} is too few to split: with learner.loss.opponent.kind "
+                f"{opponent.kind} one half plays against the other, and each half needs two; set it to 4 or more, or "
+                "set learner.loss.opponent.max_staleness to draw separate opponents"
             )
         return self
 
     @property
-    def opponent_drawn(self) -> OpponentConfig:
-        """The opponent that generators draw: none apart where the loss has no use for it."""
-        return self.opponent if self.learner.loss.has_opponent else OpponentConfig(kind="self")
-
-
-def _changed(section: Settings) -> list[str]:
-    """Settings of `section` that are not at their defaults; a dumped configuration gives them all."""
-    return [name for name, value in type(section)() if getattr(section, name) != value]
+    def opponent(self) -> OpponentConfig | None:
+        """The loss's opponent; None with losses on pairs or scores."""
+        return self.learner.loss.opponent

@@ -19,7 +19,7 @@ VERBS = {
 
 RUNNERS = {
     "train": "launch.train:run_training",
-    "sft": "launch.stages.driver:run_sft",
+    "sft": "launch.stages.sft:run_sft",
     "preference": "launch.stages.preference:run_preference",
     "dpo": "launch.stages.dpo:run_dpo",
 }

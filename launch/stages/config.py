@@ -5,17 +5,13 @@ from __future__ import annotations
 from pydantic import Field
 
 from launch.settings.loading import PRESETS, Verb
-from launch.settings.run import NAME, ClusterConfig, NamedConfig
-from learner.config import CheckpointConfig
+from launch.settings.run import NAME, TrainingConfig
 from learner.stages.config import DpoConfig, SftConfig, StageConfig
 from learner.stages.preference_config import PreferenceConfig
 
 
-class StageRunConfig(StageConfig, NamedConfig):
+class StageRunConfig(StageConfig, TrainingConfig):
     """One run of a stage."""
-
-    checkpoints: CheckpointConfig = Field(default_factory=CheckpointConfig)
-    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
 
 
 class SftRunConfig(SftConfig, StageRunConfig):

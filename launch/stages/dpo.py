@@ -18,7 +18,8 @@ from actors.errors import RunError, UsageError
 from actors.hub import read_config, resolve
 from launch.output.run_directory import RunDirectory
 from launch.stages.config import DpoRunConfig
-from launch.stages.driver import Prepared, StageRun, writing_to
+from launch.stages.driver import StageRun
+from launch.stages.prepared import Prepared, writing_to
 from learner.backend.models import DPO_FILE
 from learner.stages.config import SCRATCH, PreferenceDataConfig
 from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, write_pairs

@@ -14,7 +14,8 @@ from actors.hub import resolve
 from actors.settings import WORLD
 from launch.stages.config import PreferenceRunConfig
 from launch.stages.dpo import context_of, load_pairs
-from launch.stages.driver import Prepared, StageRun, writing_to
+from launch.stages.driver import StageRun
+from launch.stages.prepared import Prepared, writing_to
 from learner.stages.config import SCRATCH
 from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, write_pairs
 

@@ -12,9 +12,20 @@ from actors.data.prompts import load_tokenizer
 from actors.errors import UsageError
 from actors.hub import read_config, resolve
 from launch.stages.config import SftRunConfig
-from launch.stages.driver import Prepared, writing_to
+from launch.stages.driver import StageRun
+from launch.stages.prepared import Prepared, writing_to
 from learner.stages.config import SCRATCH
 from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
+
+
+def run_sft(config: SftRunConfig, *, resume: bool = False) -> int:
+    """Fine-tune on demonstrations. Returns the exit code: 0 at the end, 130 after an interrupt that was checkpointed.
+
+    Raises:
+        UsageError: wrong paths, data or settings; nothing was trained.
+        RunError: the run failed; the last checkpoint stands.
+    """
+    return StageRun(config, prepare_sft, resume=resume).run()
 
 
 def prepare_sft(config: SftRunConfig, directory: Path) -> Prepared:

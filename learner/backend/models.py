@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from actors.errors import UsageError
 from actors.hub import require_safetensors
+from learner.tensors.logprobs import PolicyWithLogProbs
 
 _WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5")
 
@@ -35,6 +36,21 @@ def load_model(directory: Path, dtype: str) -> PreTrainedModel:
             f"model {directory} cannot be loaded: {error}; give a causal language model's directory"
         ) from error
     return model.eval()
+
+
+def log_prob_tolerance(dtype: str) -> float:
+    """Return the rounding (nats) to expect between two ways to compute one log-prob."""
+    return 1e-3 if dtype == "float32" else 0.25
+
+
+def load_policy(directory: Path, dtype: str, chunk: int = 512, temperature: float = 1.0) -> PolicyWithLogProbs:
+    """Load a model as a function from tokens to log-probs, and check it against the model's own logits.
+
+    Raises UsageError if it cannot be loaded or has no supported architecture.
+    """
+    policy = PolicyWithLogProbs(load_model(directory, dtype), chunk, temperature)
+    policy.check(log_prob_tolerance(dtype))
+    return policy
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:

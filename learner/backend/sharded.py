@@ -211,7 +211,7 @@ class ShardedModel:
         """
         state: dict[str, Tensor] = {}
         for part in in_parts(unique_tensors(self.model), _GATHER_NUMEL):
-            with whole(list(part.values())):
+            with gathered(list(part.values())):
                 if self.rank == 0:
                     state |= {name: tensor.detach().to("cpu", copy=True) for name, tensor in part.items()}
         return state
@@ -362,7 +362,7 @@ def frozen(module: nn.Module, config: TrainerConfig, device: torch.device) -> An
 
 
 @contextmanager
-def whole(parameters: Sequence[Tensor]) -> Iterator[None]:
+def gathered(parameters: Sequence[Tensor]) -> Iterator[None]:
     """Within it those of `parameters` that ZeRO-3 has partitioned are whole on every rank. Collective."""
     partitioned = [tensor for tensor in parameters if hasattr(tensor, "ds_id")]
     with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):

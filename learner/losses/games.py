@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learner.config import CorrectionConfig, LossConfig
+from learner.config import CorrectionConfig, GameLossConfig, Level, RewardLossConfig
 from learner.losses.pairs import LossOutput
 
 LARGEST = 20.0
@@ -116,7 +116,7 @@ def _mean(values: Tensor, table: Tensor) -> Tensor:
     return (rows * table).sum(-1) / table.sum(-1).clamp(min=1.0)
 
 
-def game_loss(batch: GameBatch, config: LossConfig, correction: CorrectionConfig) -> GameOutput:
+def game_loss(batch: GameBatch, config: RewardLossConfig | GameLossConfig) -> GameOutput:
     """Loss of each game, [g], and what is worth watching, [g] each.
 
     * nash_pg: sum over the players of -w_i (A_i - baseline) log pi(y_i), over K. With `reward_to_go` token m's gradient
@@ -135,11 +135,11 @@ def game_loss(batch: GameBatch, config: LossConfig, correction: CorrectionConfig
 
     Each completion needs its comparisons: K >= 2, without opponents of their own K >= 4, and M >= 2 for ipo_md.
     """
-    mask = batch.mask.to(batch.policy.dtype)
+    correction, mask = config.correction, batch.mask.to(batch.policy.dtype)
     n = mask.shape[1]
     peers = roles(batch.players, n - batch.players, mask.device)[1].to(mask)
     playing = (torch.arange(n, device=mask.device) < batch.players).to(mask)
-    if config.kind == "reward_pg":
+    if isinstance(config, RewardLossConfig):
         peers = 1.0 - torch.eye(n, device=mask.device, dtype=mask.dtype)
     peers = peers * playing * playing[:, None]
 
@@ -148,25 +148,25 @@ def game_loss(batch: GameBatch, config: LossConfig, correction: CorrectionConfig
     w = importance_weights(
         policy - batch.behaviour, mask, correction.players, correction.player_cap, correction.beyond_cap
     )
-    w_opponent = opponent_weights(batch, correction)
+    w_opponent = opponent_weights(batch, config.correction) if isinstance(config, GameLossConfig) else None
     value, advantage = advantages(batch, w_opponent, config)
 
-    if config.kind == "online_ipo":
-        loss = _online_ipo(batch, value, sequence_weights(w, mask, correction.players), peers, config.tau)
-    elif config.kind == "ipo_md":
-        loss = _ipo_md(batch, w_opponent, config.tau)
-    else:
+    if w_opponent is None or config.kind == "nash_pg":
         baseline = _mean(advantage, peers) if correction.baseline == "leave_one_out" else torch.zeros_like(advantage)
         to_go = log_ratio.flip(-1).cumsum(-1).flip(-1) if correction.kl == "reward_to_go" else log_ratio.sum(-1, True)
         terms = w * ((value - baseline)[:, :, None] - config.tau * to_go) * batch.policy * mask
         loss = -(terms.sum(-1) * playing).sum(-1) / batch.players
+    elif config.kind == "online_ipo":
+        loss = _online_ipo(batch, value, sequence_weights(w, mask, correction.players), peers, config.tau)
+    else:
+        loss = _ipo_md(batch, w_opponent, config.tau)
 
     metrics = {
         "kl_players": (log_ratio.sum(-1) * playing).sum(-1) / batch.players,
         "advantage_std": advantage[:, : batch.players].std(-1, correction=0),
-        **_weight_metrics(batch, mask, w, w_opponent, correction),
+        **_weight_metrics(batch, mask, w, w_opponent, config),
     }
-    if config.kind != "reward_pg":
+    if w_opponent is not None:
         metrics["player_preference"] = (value * playing).sum(-1) / batch.players + 0.5
     return GameOutput(loss=loss, metrics=metrics, advantages=advantage[:, : batch.players])
 
@@ -179,13 +179,15 @@ def opponent_weights(batch: GameBatch, correction: CorrectionConfig) -> Tensor:
     return sequence_weights(importance_weights(log_ratio, mask, level, cap, correction.beyond_cap), mask, level)
 
 
-def advantages(batch: GameBatch, w_opponent: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
-    """v and A [g, n] of every completion, detached, from w' [g, n]; v is the score with `reward_pg`.
+def advantages(
+    batch: GameBatch, w_opponent: Tensor | None, config: RewardLossConfig | GameLossConfig
+) -> tuple[Tensor, Tensor]:
+    """v and A [g, n] of every completion, detached, from w' [g, n]; without w' (reward_pg) v is the score.
 
     Only those of completions that play mean anything.
     """
     mask = batch.mask.to(batch.policy.dtype)
-    if config.kind == "reward_pg":
+    if w_opponent is None:
         value = batch.scores.to(mask)
     else:
         against = roles(batch.players, mask.shape[1] - batch.players, mask.device)[0].to(mask)
@@ -212,7 +214,7 @@ def _ipo_md(batch: GameBatch, w_opponent: Tensor, tau: float) -> Tensor:
 
 
 def _weight_metrics(
-    batch: GameBatch, mask: Tensor, w: Tensor, w_opponent: Tensor, correction: CorrectionConfig
+    batch: GameBatch, mask: Tensor, w: Tensor, w_opponent: Tensor | None, config: RewardLossConfig | GameLossConfig
 ) -> dict[str, Tensor]:
     """Effective sample size (Kish: (sum w)^2 / (n sum w^2), a share) and share beyond the cap, [g] each.
 
@@ -220,25 +222,22 @@ def _weight_metrics(
     otherwise; `opponent_ess` is of completions, whose weights it is about. Without opponents of their own every
     completion counts as one.
     """
-    n, players = mask.shape[1], batch.players
+    n, players, correction = mask.shape[1], batch.players, config.correction
+    sides: list[tuple[str, slice, Level, float, Tensor]] = [
+        ("player", slice(0, players), correction.players, correction.player_cap, batch.policy.detach())
+    ]
+    if isinstance(config, GameLossConfig):
+        level, cap = config.correction.opponents, config.correction.opponent_cap
+        sides.append(("opponent", slice(players if players < n else 0, n), level, cap, batch.opponent.detach()))
     metrics = {}
-    for role, chosen, level, cap, target in (
-        ("player", slice(0, players), correction.players, correction.player_cap, batch.policy.detach()),
-        (
-            "opponent",
-            slice(players if players < n else 0, n),
-            correction.opponents,
-            correction.opponent_cap,
-            batch.opponent.detach(),
-        ),
-    ):
+    for role, chosen, level, cap, target in sides:
         exponent = _exponent(target - batch.behaviour, mask, level)[:, chosen]
         # A completion counts as one, shared out among its tokens.
         share = 1.0 if level == "token" else mask[:, chosen].sum(-1, keepdim=True).clamp(min=1.0)
         counts = mask[:, chosen] / share
         beyond = _beyond(exponent, cap, correction.beyond_cap)
         metrics[f"{role}_truncated"] = (beyond * counts).sum((-1, -2)) / counts.sum((-1, -2))
-        if role == "player":
+        if role == "player" or w_opponent is None:
             metrics["player_ess"] = _ess(w[:, chosen].flatten(1), counts.flatten(1))
         else:
             metrics["opponent_ess"] = _ess(w_opponent[:, chosen], torch.ones_like(w_opponent[:, chosen]))

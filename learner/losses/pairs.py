@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from learner.config import PairLossTerms
+from learner.config import PairLossConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class LossOutput:
     """[b] each, detached: `margin` (implicit reward margin beta * h) and `accuracy` (1 where h > 0, else 0)."""
 
 
-def _loss_of_difference(h: Tensor, config: PairLossTerms) -> Tensor:
+def _loss_of_difference(h: Tensor, config: PairLossConfig) -> Tensor:
     """f(h) without label smoothing; h [b] nats -> [b]."""
     if config.kind == "dpo":
         return -logsigmoid(config.beta * h)
@@ -42,7 +42,7 @@ def preference_loss(
     policy_rejected: Tensor,
     reference_chosen: Tensor,
     reference_rejected: Tensor,
-    config: PairLossTerms,
+    config: PairLossConfig,
     probability: Tensor | None = None,
 ) -> LossOutput:
     """Loss of each pair from sequence log-probs (nats, summed over the completion's tokens); all inputs [b].
@@ -68,7 +68,7 @@ def preference_loss(
     return LossOutput(loss=loss, metrics={"margin": margin, "accuracy": (margin > 0.0).to(margin.dtype)})
 
 
-def tie_loss(config: PairLossTerms) -> float:
+def tie_loss(config: PairLossConfig) -> float:
     """The constant loss of a tie, f(0): both completions count as one, so h = 0 and there is no gradient."""
     zero = torch.zeros(1, dtype=torch.float64)
     return float(preference_loss(zero, zero, zero, zero, config).loss[0])

@@ -5,6 +5,7 @@ Light by law: importing this module must not import torch, transformers or pyarr
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -83,6 +84,21 @@ class StageConfig(Settings):
         training = {f"training.{name}": getattr(self.training, name) for name in ("epochs", "batch_size", "seed")}
         scratch = {"model.scratch": self.model.scratch.model_dump()} if self.model.path == SCRATCH else {}
         return {"model.path": self.model.path, **scratch, **training}
+
+
+@dataclass(frozen=True, slots=True)
+class StageSpec:
+    """Everything that one rank of a stage is built from. Made by the wiring; read by `StageWorker`."""
+
+    config: StageConfig
+    model_dir: str
+    """The model to start from, with its tokenizer."""
+    data_dir: str
+    """Tokenised examples."""
+    total_updates: int
+    """Length of the learning-rate schedule."""
+    failed_batches_dir: str | None = None
+    """Receives the batches of skipped updates."""
 
 
 class SftTrainerConfig(TrainerConfig):

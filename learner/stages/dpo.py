@@ -16,15 +16,15 @@ from torch import Tensor
 
 from actors.hub import resolve
 from learner.backend.collective import gather
-from learner.backend.models import load_model
+from learner.backend.models import load_policy
 from learner.backend.sharded import frozen
 from learner.config import PairLossConfig, TrainerConfig
 from learner.losses.pairs import preference_loss
 from learner.stages.config import DpoConfig
+from learner.stages.stage import Stage
 from learner.tensors.batching import TokenSequence, collate, schedule, sum_by_sequence
 from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, read_pairs
-from learner.tensors.logprobs import PolicyWithLogProbs
-from learner.training.trainer import Measured, Stage
+from learner.training.trainer import Measured, Objective
 
 Scores = tuple[float, float]
 """Log-probs (nats) of a pair's chosen and rejected response, each summed over its tokens."""
@@ -38,35 +38,26 @@ class ScoredPair:
     reference: Scores
 
 
-class OfflineObjective:
-    """The mean loss of a batch's pairs, with soft labels where preferences have a probability.
+class OfflineObjective(Objective):
+    """The mean loss of a batch's pairs, with soft labels if preferences have a probability.
 
     Reported beside it: `margin`, the implicit reward beta log(pi/mu) of the more probable response less that of the
     other; `accuracy`, how often it is positive, one half for a pair of probability 1/2; `chosen_log_ratio` and
     `rejected_log_ratio`, log(pi/mu) of either response as the data order them, in nats.
     """
 
-    metrics: tuple[str, ...] = ("margin", "accuracy", "chosen_log_ratio", "rejected_log_ratio")
+    sums = ("margin", "accuracy", "chosen_log_ratio", "rejected_log_ratio")
 
     def __init__(self, loss: PairLossConfig, micro_batch_tokens: int) -> None:
-        self._loss, self._tokens = loss, micro_batch_tokens
+        super().__init__(micro_batch_tokens)
+        self._loss = loss
 
-    def weight(self, examples: Sequence[ScoredPair]) -> float:
-        """Pairs."""
-        return float(len(examples))
+    def length(self, item: ScoredPair) -> int:
+        return _length(item.pair)
 
-    def micro_batches(self, examples: Sequence[ScoredPair], rank: int, ranks: int) -> list[list[ScoredPair]]:
-        """This rank's pairs; on every rank as many micro-batches, in the last round some may be empty."""
-        rounds = schedule([_length(example.pair) for example in examples], 2, ranks, self._tokens)
-        return [[examples[index] for index in shares[rank]] for shares in rounds]
-
-    def filler(self, examples: Sequence[ScoredPair]) -> list[ScoredPair]:
-        """The shortest pair."""
-        return [min(examples, key=lambda example: _length(example.pair))]
-
-    def measure(self, module: Any, micro_batch: Sequence[ScoredPair], device: torch.device) -> Measured:
-        pairs = [example.pair for example in micro_batch]
-        chosen, rejected, tokens, padded_tokens = _pair_logprobs(module, pairs, device)
+    def measure(self, forward: Any, micro_batch: Sequence[ScoredPair], prepared: Any = None) -> Measured:
+        pairs, device = [example.pair for example in micro_batch], forward.device
+        chosen, rejected, tokens, padded_tokens = _pair_logprobs(forward, pairs, device)
         mu_chosen, mu_rejected = torch.tensor([example.reference for example in micro_batch], device=device).unbind(1)
         p = torch.tensor([pair.probability for pair in pairs], device=device)
         output = preference_loss(chosen, rejected, mu_chosen, mu_rejected, self._loss, p)
@@ -90,7 +81,7 @@ def make_stage(config: DpoConfig, model_dir: str | Path, data_dir: str | Path) -
     reference_dir = Path(model_dir) if config.reference is None else resolve(config.reference)
     scores = reference_scores(reference_dir, [*train, *validation], learner)
     scored = [ScoredPair(pair, score) for pair, score in zip([*train, *validation], scores, strict=True)]
-    policy = load_policy(Path(model_dir), learner)
+    policy = load_policy(Path(model_dir), learner.dtype, learner.logprob_chunk)
     return Stage(
         module=policy,
         model=policy.model,
@@ -98,13 +89,6 @@ def make_stage(config: DpoConfig, model_dir: str | Path, data_dir: str | Path) -
         train=scored[: len(train)],
         validation=scored[len(train) :],
     )
-
-
-def load_policy(directory: Path, learner: TrainerConfig) -> PolicyWithLogProbs:
-    """A model as a function from tokens to log-probs, checked. Raises UsageError."""
-    policy = PolicyWithLogProbs(load_model(directory, learner.dtype), learner.logprob_chunk)
-    policy.check(1e-3 if learner.dtype == "float32" else 0.25)
-    return policy
 
 
 @torch.no_grad()
@@ -115,7 +99,7 @@ def reference_scores(directory: Path, pairs: Sequence[TokenPair], learner: Train
     """
     cuda = learner.gpus_per_rank > 0
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-    model = frozen(load_policy(directory, learner), learner, device)
+    model = frozen(load_policy(directory, learner.dtype, learner.logprob_chunk), learner, device)
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     own: dict[int, Scores] = {}
     for shares in schedule([_length(pair) for pair in pairs], 2, ranks, learner.micro_batch_tokens):

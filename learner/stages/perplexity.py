@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from transformers import GenerationConfig
 
 from actors.errors import UsageError
-from learner.backend.models import load_model
+from learner.backend.models import load_policy
 from learner.tensors.batching import TokenSequence, collate, schedule, sum_by_sequence
-from learner.tensors.logprobs import PolicyWithLogProbs
 
 
 class PerplexityModel:
@@ -33,8 +32,7 @@ class PerplexityModel:
         Raises:
             UsageError: the model cannot be loaded, or has no linear head over a decoder.
         """
-        self._policy = PolicyWithLogProbs(load_model(directory, dtype).to(device)).eval()
-        self._policy.check(1e-3 if dtype == "float32" else 0.25)
+        self._policy = load_policy(directory, dtype).to(device).eval()
         self._device = device
         self._micro_batch_tokens = micro_batch_tokens
         config = self._policy.model.config.get_text_config()

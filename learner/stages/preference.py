@@ -17,46 +17,38 @@ from actors.errors import UsageError
 from actors.judges.preference_network import PreferenceForm, PreferenceNetwork, collate, load_classifier
 from learner.stages.preference_card import finish
 from learner.stages.preference_config import PreferenceConfig
-from learner.tensors.batching import schedule
+from learner.stages.stage import Stage
 from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, read_pairs
-from learner.training.trainer import Measured, Stage
+from learner.training.trainer import Measured, Objective
 
 SMALLEST_PROBABILITY = 1e-6
 """Labels are kept this far from 0 and 1 where a score difference is read off them."""
 
 
-class PreferenceObjective:
+class PreferenceObjective(Objective):
     """Cross-entropy of soft labels, mean over a batch's pairs, nats; both sequences of a pair in one forward pass.
 
     L = -p log sigmoid(s - m) - (1 - p) log sigmoid(-s - m), with p smoothed. The margin m is 0, or a multiple of the
     source's score difference |logit p| with p made hard (Touvron et al. 2023, equation 2).
     """
 
-    metrics: tuple[str, ...] = ("accuracy",)
+    sums = ("accuracy",)
 
     def __init__(
         self, form: PreferenceForm, micro_batch_tokens: int, *, label_smoothing: float = 0.0, margin: float = 0.0
     ) -> None:
-        self._form, self._tokens, self._smoothing, self._margin = form, micro_batch_tokens, label_smoothing, margin
+        super().__init__(micro_batch_tokens)
+        self._form, self._smoothing, self._margin = form, label_smoothing, margin
 
-    def weight(self, examples: Sequence[TokenPair]) -> float:
-        """Pairs."""
-        return float(len(examples))
+    def length(self, item: TokenPair) -> int:
+        return max(map(len, self._form.sequences(item.prompt, item.chosen, item.rejected)))
 
-    def micro_batches(self, examples: Sequence[TokenPair], rank: int, ranks: int) -> list[list[TokenPair]]:
-        """This rank's pairs; on every rank as many micro-batches, in the last round some may be empty."""
-        rounds = schedule([self._length(pair) for pair in examples], 2, ranks, self._tokens)
-        return [[examples[index] for index in shares[rank]] for shares in rounds]
-
-    def filler(self, examples: Sequence[TokenPair]) -> list[TokenPair]:
-        """The shortest pair."""
-        return [min(examples, key=self._length)]
-
-    def measure(self, module: Any, micro_batch: Sequence[TokenPair], device: torch.device) -> Measured:
+    def measure(self, forward: Any, micro_batch: Sequence[TokenPair], prepared: Any = None) -> Measured:
+        device = forward.device
         both = [self._form.sequences(pair.prompt, pair.chosen, pair.rejected) for pair in micro_batch]
         sequences = [one for one, _ in both] + [other for _, other in both]
         input_ids, ends = collate(sequences, device)
-        s = self._form.logits(*module(input_ids, ends).chunk(2))
+        s = self._form.logits(*forward(input_ids, ends).chunk(2))
         p = torch.tensor([pair.probability for pair in micro_batch], device=device, dtype=s.dtype)
         right = 0.5 + 0.5 * s.detach().sign() * (p - 0.5).sign()
         return Measured(self.losses(s, p).sum(), {"accuracy": right.sum()}, sum(map(len, sequences)), input_ids.numel())
@@ -71,9 +63,6 @@ class PreferenceObjective:
         won = binary_cross_entropy_with_logits(s - lead, torch.ones_like(s), reduction="none")
         lost = binary_cross_entropy_with_logits(-s - lead, torch.ones_like(s), reduction="none")
         return p * won + (1.0 - p) * lost
-
-    def _length(self, pair: TokenPair) -> int:
-        return max(map(len, self._form.sequences(pair.prompt, pair.chosen, pair.rejected)))
 
 
 def make_stage(config: PreferenceConfig, model_dir: str | Path, data_dir: str | Path) -> Stage:

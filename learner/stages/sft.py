@@ -9,51 +9,53 @@ from typing import Any
 import torch
 
 from actors.errors import UsageError
-from learner.backend.models import load_model
+from learner.backend.models import load_policy, log_prob_tolerance
 from learner.stages.config import SftConfig
+from learner.stages.stage import Stage
 from learner.tensors.batching import TokenBatch, TokenSequence, collate, schedule
 from learner.tensors.examples import TRAIN, VALIDATION, read_sequences
 from learner.tensors.logprobs import PolicyWithLogProbs
 from learner.tensors.packing import collate_packed, pack
-from learner.training.trainer import Measured, Stage
+from learner.training.trainer import Measured, Objective
 
 Rows = list[list[TokenSequence]]
 """A micro-batch: rows of sequences."""
 
 
-class SupervisedObjective:
-    """Completion-only loss, the mean over the response tokens of a batch, in nats per token.
+class SupervisedObjective(Objective):
+    """Completion-only loss: the mean over the response tokens of a batch, in nats per token.
 
-    With `packing` several sequences share a row, as long as the batch's longest one; none sees another. A micro-batch
-    holds at most `micro_batch_tokens` padded tokens unless one row alone exceeds them.
+    With `packing` several sequences share a row, as long as the batch's longest one; none attends to another.
     """
 
-    metrics: tuple[str, ...] = ()
-
     def __init__(self, micro_batch_tokens: int, *, packing: bool = True) -> None:
-        self._tokens, self._packing = micro_batch_tokens, packing
+        super().__init__(micro_batch_tokens)
+        self._packing = packing
 
-    def weight(self, examples: Sequence[TokenSequence]) -> float:
-        """Response tokens."""
-        return float(sum(len(response) for _, response in examples))
+    def weight(self, items: Sequence[TokenSequence]) -> float:
+        """Count response tokens."""
+        return float(sum(len(response) for _, response in items))
 
-    def micro_batches(self, examples: Sequence[TokenSequence], rank: int, ranks: int) -> list[Rows]:
-        """This rank's rows; on every rank as many micro-batches, in the last round some may be empty."""
-        lengths = [len(prompt) + len(response) for prompt, response in examples]
+    def length(self, item: TokenSequence) -> int:
+        return len(item[0]) + len(item[1])
+
+    def micro_batches(self, items: Sequence[TokenSequence], rank: int, ranks: int) -> list[Rows]:
+        lengths = [self.length(item) for item in items]
         rows = pack(lengths, max(lengths)) if self._packing else [[index] for index in range(len(lengths))]
-        rounds = schedule([sum(lengths[index] for index in row) for row in rows], 1, ranks, self._tokens)
-        return [[[examples[index] for index in rows[row]] for row in shares[rank]] for shares in rounds]
+        row_lengths = [sum(lengths[index] for index in row) for row in rows]
+        rounds = schedule(row_lengths, 1, ranks, self._micro_batch_tokens)
+        return [[[items[index] for index in rows[row]] for row in shares[rank]] for shares in rounds]
 
-    def filler(self, examples: Sequence[TokenSequence]) -> Rows:
-        """The shortest example."""
-        return [[min(examples, key=lambda example: len(example[0]) + len(example[1]))]]
+    def filler(self, items: Sequence[TokenSequence]) -> Rows:
+        return [super().filler(items)]
 
     def collate(self, rows: Rows, device: torch.device | str = "cpu") -> TokenBatch:
+        """Turn rows of sequences into tensors."""
         return collate_packed(rows, device) if self._packing else collate([row[0] for row in rows], device)
 
-    def measure(self, module: Any, micro_batch: Rows, device: torch.device) -> Measured:
-        batch = self.collate(micro_batch, device)
-        logprobs = module(batch.input_ids, batch.rows, batch.columns, batch.targets, position_ids=batch.position_ids)
+    def measure(self, forward: Any, micro_batch: Rows, prepared: Any = None) -> Measured:
+        batch = self.collate(micro_batch, forward.device)
+        logprobs = forward(batch.input_ids, batch.rows, batch.columns, batch.targets, position_ids=batch.position_ids)
         return Measured(-logprobs.sum(), {}, batch.tokens, batch.input_ids.numel())
 
 
@@ -85,11 +87,9 @@ def make_stage(config: SftConfig, model_dir: str | Path, data_dir: str | Path) -
     Raises UsageError when the model cannot be loaded, is no supported architecture, or cannot be packed for.
     """
     learner = config.learner
-    policy = PolicyWithLogProbs(load_model(Path(model_dir), learner.dtype), learner.logprob_chunk)
-    tolerance = 1e-3 if learner.dtype == "float32" else 0.25
-    policy.check(tolerance)
+    policy = load_policy(Path(model_dir), learner.dtype, learner.logprob_chunk)
     if learner.packing:
-        check_packing(policy, tolerance)
+        check_packing(policy, log_prob_tolerance(learner.dtype))
     return Stage(
         module=policy,
         model=policy.model,

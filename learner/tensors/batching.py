@@ -54,27 +54,6 @@ def schedule(
     return rounds
 
 
-def pair_length(pair: Pair) -> int:
-    """Tokens of the longer of the two sequences."""
-    return len(pair.prompt_token_ids) + max(len(pair.chosen.token_ids), len(pair.rejected.token_ids))
-
-
-def micro_batches(pairs: Sequence[Pair], rank: int, ranks: int, micro_batch_tokens: int) -> list[list[Pair]]:
-    """This rank's micro-batches of the batch `pairs`: as many on every rank, at least one, some possibly empty.
-
-    Chosen and rejected of a pair stay together. Ties are left out: their gradient is zero, and the caller keeps them in
-    its denominator. An empty micro-batch asks for a forward and backward pass with weight zero (see `filler`).
-    """
-    active = [pair for pair in pairs if not pair.tie]
-    rounds = schedule([pair_length(pair) for pair in active], 2, ranks, micro_batch_tokens)
-    return [[active[index] for index in shares[rank]] for shares in rounds] or [[]]
-
-
-def filler(pairs: Sequence[Pair]) -> Pair:
-    """The shortest pair of the batch, the cheapest stand-in for a rank that has none."""
-    return min(pairs, key=pair_length)
-
-
 def sequences_of(pairs: Sequence[Pair]) -> Sequence[TokenSequence]:
     """All chosen sequences, then all rejected ones."""
     chosen = [(pair.prompt_token_ids, pair.chosen.token_ids) for pair in pairs]
@@ -85,23 +64,6 @@ def behaviour_logprobs(pairs: Sequence[Pair]) -> list[float]:
     """Recorded behaviour log-probs (nats) of all response tokens, in the order of `sequences_of`."""
     completions = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     return [logprob for completion in completions for logprob in completion.logprobs]
-
-
-def game_length(game: Game, parts: Sequence[slice]) -> int:
-    """Tokens of the longest of a game's sequences, among the completions in `parts`."""
-    return max(len(prompt) + len(response) for part in parts for prompt, response in game_sequences([game], part))
-
-
-def game_micro_batches(
-    games: Sequence[Game], parts: Sequence[slice], rank: int, ranks: int, micro_batch_tokens: int
-) -> list[list[Game]]:
-    """This rank's micro-batches of the batch `games`, as `micro_batches`: all completions of a game stay together.
-
-    `parts` are the completions of each game that go through a model together; the largest part is to fit the budget.
-    """
-    rows = max(len(games[0].completions[part]) for part in parts)
-    rounds = schedule([game_length(game, parts) for game in games], rows, ranks, micro_batch_tokens)
-    return [[games[index] for index in shares[rank]] for shares in rounds]
 
 
 def game_sequences(games: Sequence[Game], part: slice) -> list[TokenSequence]:

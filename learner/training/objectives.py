@@ -1,14 +1,14 @@
-"""What differs between losses on pairs and on games: micro-batches, passes, the loss and what is measured.
+"""Losses on rollouts as objectives of the trainer: pairs (best and worst of a prompt) and games (all completions).
 
-Pure functions of items and token log-probs; knows nothing of models, ranks' communication or optimizers.
+An objective says which completions go through which models and what the loss reads of them; the maths is in
+`learner/losses`. It must not depend on ranks' communication or optimizers.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,38 +16,19 @@ from torch import Tensor
 
 from actors.errors import UsageError
 from actors.records import Game, Pair
-from learner.config import LearnerConfig, LossConfig
+from learner.config import GameLossConfig, LearnerConfig, PairLossConfig, RewardLossConfig
 from learner.games.stability import step_size_estimate
 from learner.losses.games import GameBatch, game_loss
 from learner.losses.pairs import preference_loss, tie_loss
 from learner.tensors import batching
 from learner.tensors.batching import TokenSequence, pad_by_sequence, sum_by_sequence, token_rows
+from learner.training.policies import Pass, Policies, TokenLogProbs
+from learner.training.trainer import Measured, Objective
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
-    """Completions of each item that go through the models together, and what is read of their tokens."""
-
-    completions: slice
-    log_ratio: bool = True
-    """log pi and log mu."""
-    opponent: bool = False
-    """log pi', the opponent as it is at this update."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogProbs:
-    """Log-probs [n] (nats) of a pass's response tokens, in the order of its sequences; None where not computed."""
-
-    policy: Tensor | None
-    """Carries the gradient in the pass that has it."""
-    reference: Tensor | None
-    opponent: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """A micro-batch of b items, measured."""
+class Losses:
+    """A micro-batch of b items."""
 
     loss: Tensor
     """[b]; carries the gradient."""
@@ -56,84 +37,133 @@ class Measured:
     behaviour_log_ratio: Tensor
     """[tokens] log pi - log b."""
     opponent_log_ratio: Tensor | None = None
-    """[tokens] log pi' - log b of the opponents' tokens, where pi' was computed."""
+    """[tokens] log pi' - log b of the opponents' tokens, if pi' was computed."""
     player_logprobs: Tensor | None = None
     """Games: [b, K] log pi of each player, detached."""
     advantages: Tensor | None = None
     """Games: [b, K] A of each player, detached."""
 
-    def total(self) -> Tensor:
-        """Sum of the losses. One that is not finite makes every gradient so.
 
-        The check of the gradient norm, which all ranks share, is then the only one needed.
-        """
-        total = self.loss.sum()
-        return total * torch.where(total.detach().isfinite(), 1.0, math.nan)
-
-
-class Objective(Protocol):
-    """How a loss consumes the items of a batch."""
+class RolloutObjective(Objective):
+    """What losses on pairs and on games share. Items are of one kind; `UpdateStats` names the reported values."""
 
     metrics: tuple[str, ...]
     """Names of the values averaged over items."""
-    needs_opponent: bool
-    """Whether a pass reads the opponent's log-probs."""
+    kind: type
+    """Of the items."""
+    weighs_opponents: bool = False
+    """Whether a pass computes the opponent's log-probs."""
+
+    def __init__(self, config: LearnerConfig, metrics: tuple[str, ...]) -> None:
+        super().__init__(config.micro_batch_tokens)
+        self._config, self.metrics = config.loss, metrics
+        self.sums = (*metrics, "items", "log_ratio", "k3", "responses")
+        self.maxima = ("log_ratio_max", *(("opponent_log_ratio_max",) if self.weighs_opponents else ()))
 
     def check(self, items: Sequence[Any]) -> None:
-        """Raises UsageError unless `items` are at least one, all of the kind and shape that the loss consumes."""
-
-    def micro_batches(self, items: Sequence[Any], rank: int, ranks: int) -> list[list[Any]]:
-        """This rank's micro-batches: as many on every rank, at least one, some possibly empty."""
-
-    def filler(self, items: Sequence[Any]) -> Any:
-        """The cheapest item, for a rank that has none."""
+        """Raise UsageError unless `items` are at least one, all of the kind and shape that the loss consumes."""
+        name = self.kind.__name__.lower()
+        if not items:
+            raise UsageError(f"the batch is empty; an update needs at least one {name}")
+        for item in items:
+            if not isinstance(item, self.kind):
+                raise UsageError(
+                    f"learner.loss.kind {self._config.kind} consumes {name}s, and the batch holds a "
+                    f"{type(item).__name__}; give {name}s, or set learner.loss.kind to a loss on "
+                    f"{'games' if self.kind is Pair else 'pairs'}"
+                )
 
     def passes(self, items: Sequence[Any]) -> tuple[Pass, ...]:
-        """The passes of every micro-batch of `items`: the last has the gradient, those before it have none."""
+        """Return the forward passes of every micro-batch: the last has the gradient, those before it have none."""
+        return (Pass(slice(None)),)
 
     def sequences(self, members: Sequence[Any], part: Pass) -> Sequence[TokenSequence]:
-        """What goes through the models for `members` in one of the `passes`."""
+        """Return what goes through the models for `members` in one of the `passes`."""
+        raise NotImplementedError
 
-    def measure(self, members: Sequence[Any], logprobs: Sequence[TokenLogProbs]) -> Measured:
-        """Losses and metrics of `members`, from the log-probs of each of their `passes`."""
+    def losses(self, members: Sequence[Any], logprobs: Sequence[TokenLogProbs]) -> Losses:
+        """Compute losses and metrics of `members` from the log-probs of each of their `passes`."""
+        raise NotImplementedError
 
     def counts(self, items: Sequence[Any]) -> dict[str, int]:
-        """Numbers of items as `UpdateStats` names them."""
+        """Count items as `UpdateStats` names them."""
+        raise NotImplementedError
 
     def constant_loss(self, items: Sequence[Any]) -> float:
-        """Summed loss of the items that no micro-batch holds."""
+        """Sum the losses of the items that no micro-batch holds."""
+        return 0.0
+
+    def detail(self, members: Sequence[Any], losses: Losses) -> Any:
+        """Keep what a measured step size needs, on the device and detached."""
+        return None
+
+    def prepare(self, forward: Policies, micro_batch: Sequence[Any]) -> list[TokenLogProbs]:
+        *constant, _ = self.passes(micro_batch)
+        return [forward.logprobs(self.sequences(micro_batch, part), part) for part in constant]
+
+    def measure(self, forward: Policies, micro_batch: Sequence[Any], prepared: list[TokenLogProbs]) -> Measured:
+        last = self.passes(micro_batch)[-1]
+        logprobs = [*prepared, forward.logprobs(self.sequences(micro_batch, last), last)]
+        losses = self.losses(micro_batch, logprobs)
+        d = losses.behaviour_log_ratio.detach().double()
+        sums = {name: losses.metrics[name] for name in self.metrics} | {
+            "loss": losses.loss.detach(),
+            "items": torch.ones_like(losses.loss.detach()),
+            "log_ratio": d.abs(),
+            "k3": d.exp() - 1.0 - d,
+            "responses": torch.ones_like(d),
+        }
+        maxima = {"log_ratio_max": d.abs().max()}
+        if losses.opponent_log_ratio is not None:
+            maxima["opponent_log_ratio_max"] = losses.opponent_log_ratio.detach().double().abs().max()
+        return Measured(
+            losses.loss.sum(),
+            {name: values.double().sum() for name, values in sums.items()},
+            tokens=sum(each.tokens for each in logprobs),
+            padded_tokens=sum(each.padded_tokens for each in logprobs),
+            maxima=maxima,
+            detail=self.detail(micro_batch, losses),
+        )
+
+    def means(self, items: Sequence[Any], sums: Mapping[str, float], maxima: Mapping[str, float]) -> dict[str, Any]:
+        added, responses = max(1.0, sums["items"]), max(1.0, sums["responses"])
+        return {
+            "loss": (sums["loss"] + self.constant_loss(items)) / len(items),
+            **{name: sums[name] / added for name in self.metrics},
+            "log_ratio_max": maxima["log_ratio_max"],
+            "opponent_log_ratio_max": maxima.get("opponent_log_ratio_max"),
+            "log_ratio_mean": sums["log_ratio"] / responses,
+            "behaviour_kl": sums["k3"] / responses,
+            **self.counts(items),
+        }
 
 
-def objective_of(config: LearnerConfig) -> Objective:
-    """The objective that `config.loss` asks for."""
-    return PairObjective(config) if config.loss.on_pairs else GameObjective(config)
+def objective_of(config: LearnerConfig) -> RolloutObjective:
+    """Return the objective of `config.loss`."""
+    return PairObjective(config) if isinstance(config.loss, PairLossConfig) else GameObjective(config)
 
 
-class PairObjective:
+class PairObjective(RolloutObjective):
     """Losses on pairs. Ties are not computed: their loss is constant."""
 
-    metrics: tuple[str, ...] = ("margin", "accuracy", "kl_chosen", "kl_rejected")
-    needs_opponent: bool = False
+    kind = Pair
 
     def __init__(self, config: LearnerConfig) -> None:
-        self._loss, self._tokens = config.loss, config.micro_batch_tokens
+        super().__init__(config, ("margin", "accuracy", "kl_chosen", "kl_rejected"))
+        assert isinstance(config.loss, PairLossConfig)
+        self._loss: PairLossConfig = config.loss
 
-    def check(self, items: Sequence[Pair]) -> None:
-        _check_kind(items, Pair, self._loss)
+    def active(self, items: Sequence[Pair]) -> list[Pair]:
+        """Leave out ties: their gradient is zero. They count in the batch's mean."""
+        return [pair for pair in items if not pair.tie]
 
-    def micro_batches(self, items: Sequence[Pair], rank: int, ranks: int) -> list[list[Pair]]:
-        return batching.micro_batches(items, rank, ranks, self._tokens)
-
-    def filler(self, items: Sequence[Pair]) -> Pair:
-        return batching.filler(items)
-
-    def passes(self, items: Sequence[Pair]) -> tuple[Pass, ...]:
-        return (Pass(slice(None)),)
+    def length(self, item: Pair) -> int:
+        return len(item.prompt_token_ids) + max(len(item.chosen.token_ids), len(item.rejected.token_ids))
 
     def sequences(self, members: Sequence[Pair], part: Pass) -> Sequence[TokenSequence]:
         return batching.sequences_of(members)
 
-    def measure(self, members: Sequence[Pair], logprobs: Sequence[TokenLogProbs]) -> Measured:
+    def losses(self, members: Sequence[Pair], logprobs: Sequence[TokenLogProbs]) -> Losses:
         (own,) = logprobs
         assert own.policy is not None
         assert own.reference is not None
@@ -146,7 +176,7 @@ class PairObjective:
         kl_chosen, kl_rejected = (policy - reference).detach().chunk(2)
         behaviour = torch.tensor(batching.behaviour_logprobs(members), device=rows.device)
         metrics = {**output.metrics, "kl_chosen": kl_chosen, "kl_rejected": kl_rejected}
-        return Measured(output.loss, metrics, own.policy.detach() - behaviour)
+        return Losses(output.loss, metrics, own.policy.detach() - behaviour)
 
     def counts(self, items: Sequence[Pair]) -> dict[str, int]:
         return {"pairs": len(items), "ties": sum(pair.tie for pair in items)}
@@ -155,44 +185,50 @@ class PairObjective:
         return sum(pair.tie for pair in items) * tie_loss(self._loss)
 
 
-class GameObjective:
-    """Losses on games. Where opponents are drawn apart, players and opponents have passes of their own."""
+class GameObjective(RolloutObjective):
+    """Losses on games. If opponents are rollouts of their own, players and opponents have separate passes."""
+
+    kind = Game
 
     def __init__(self, config: LearnerConfig) -> None:
-        self._loss, self._correction, self._tokens = config.loss, config.correction, config.micro_batch_tokens
-        self.needs_opponent = self._loss.has_opponent and self._correction.opponents != "none"
-        self.metrics: tuple[str, ...] = ("kl_players", "advantage_std", "player_ess", "player_truncated")
-        if self._loss.has_opponent:
-            self.metrics += ("player_preference", "opponent_ess", "opponent_truncated")
+        assert not isinstance(config.loss, PairLossConfig)
+        self._loss: RewardLossConfig | GameLossConfig = config.loss
+        metrics: tuple[str, ...] = ("kl_players", "advantage_std", "player_ess", "player_truncated")
+        if isinstance(self._loss, GameLossConfig):
+            self.weighs_opponents = self._loss.weighs_opponents
+            metrics += ("player_preference", "opponent_ess", "opponent_truncated")
+        super().__init__(config, metrics)
 
     def check(self, items: Sequence[Game]) -> None:
-        _check_kind(items, Game, self._loss)
+        super().check(items)
         shapes = {(len(game.players), len(game.opponents)) for game in items}
         if len(shapes) > 1:
             raise UsageError(
-                f"a batch holds games of {len(shapes)} shapes (players, opponents): {sorted(shapes)}; all games of a "
-                "batch must have as many of both"
+                f"the batch holds games of {len(shapes)} shapes (players, opponents): {sorted(shapes)}; give games "
+                "with equally many players and equally many opponents"
             )
 
-    def micro_batches(self, items: Sequence[Game], rank: int, ranks: int) -> list[list[Game]]:
-        return batching.game_micro_batches(items, self._parts(items), rank, ranks, self._tokens)
+    def length(self, item: Game) -> int:
+        responses = (len(each.token_ids) for part in self._parts([item]) for each in item.completions[part])
+        return len(item.prompt_token_ids) + max(responses)
 
-    def filler(self, items: Sequence[Game]) -> Game:
-        parts = self._parts(items)
-        return min(items, key=lambda game: batching.game_length(game, parts))
+    def rows(self, items: Sequence[Game]) -> int:
+        """All completions of a game stay together, and the largest pass is to fit the budget."""
+        return max(len(items[0].completions[part]) for part in self._parts(items))
 
     def passes(self, items: Sequence[Game]) -> tuple[Pass, ...]:
-        """Opponents drawn apart have the gradient with `ipo_md`, whose players are only measured.
+        """Return the passes of players and opponents.
 
-        With other losses they have none: their log pi' is read where they are weighted, and nothing of them where not.
+        With `ipo_md` the opponents carry the gradient, and players are only measured. With other losses opponents have
+        no gradient: only their log pi' is needed, and only when importance weights are on.
         """
-        players, weighted = len(items[0].players), self.needs_opponent
+        players = len(items[0].players)
         if not items[0].opponents:
-            return (Pass(slice(None), opponent=weighted),)
+            return (Pass(slice(None), opponent=self.weighs_opponents),)
         own, drawn = slice(players), slice(players, None)
         if self._loss.kind == "ipo_md":
-            return (Pass(own), Pass(drawn, opponent=weighted))
-        return (Pass(drawn, log_ratio=False, opponent=True), Pass(own)) if weighted else (Pass(own),)
+            return (Pass(own), Pass(drawn, opponent=self.weighs_opponents))
+        return (Pass(drawn, log_ratio=False, opponent=True), Pass(own)) if self.weighs_opponents else (Pass(own),)
 
     def _parts(self, items: Sequence[Game]) -> list[slice]:
         return [part.completions for part in self.passes(items)]
@@ -200,16 +236,16 @@ class GameObjective:
     def sequences(self, members: Sequence[Game], part: Pass) -> Sequence[TokenSequence]:
         return batching.game_sequences(members, part.completions)
 
-    def measure(self, members: Sequence[Game], logprobs: Sequence[TokenLogProbs]) -> Measured:
+    def losses(self, members: Sequence[Game], logprobs: Sequence[TokenLogProbs]) -> Losses:
         games = game_batch(members, self._parts(members), logprobs)
-        output = game_loss(games, self._loss, self._correction)
+        output = game_loss(games, self._loss)
         players = games.players
         log_ratio = (games.policy.detach() - games.behaviour)[:, :players][games.mask[:, :players] > 0]
         opponent_log_ratio = None
-        if self.needs_opponent:
+        if self.weighs_opponents:
             first = players if members[0].opponents else 0
             opponent_log_ratio = (games.opponent - games.behaviour)[:, first:][games.mask[:, first:] > 0]
-        return Measured(
+        return Losses(
             output.loss,
             output.metrics,
             log_ratio,
@@ -218,17 +254,19 @@ class GameObjective:
             output.advantages,
         )
 
+    def detail(self, members: Sequence[Game], losses: Losses) -> tuple[Sequence[Game], Tensor, Tensor]:
+        assert losses.player_logprobs is not None
+        assert losses.advantages is not None
+        return members, losses.player_logprobs, losses.advantages
+
     def counts(self, items: Sequence[Game]) -> dict[str, int]:
         return {"games": len(items)}
 
-    def constant_loss(self, items: Sequence[Game]) -> float:
-        return 0.0
-
 
 def game_batch(members: Sequence[Game], parts: Sequence[slice], logprobs: Sequence[TokenLogProbs]) -> GameBatch:
-    """The padded tensors of `members`, games of one shape, from the log-probs of the completions in each of `parts`.
+    """Pad `members`, games of one shape, from the log-probs of the completions in each of `parts`.
 
-    Where a log-prob was not computed the recorded one stands in, so that its ratio is 1; the loss does not read it.
+    A log-prob that no pass computed is replaced by the recorded one, so that its ratio is 1; the loss ignores it.
     """
     completions = [completion for game in members for completion in game.completions]
     assert logprobs[-1].policy is not None
@@ -263,44 +301,31 @@ def game_batch(members: Sequence[Game], parts: Sequence[slice], logprobs: Sequen
 
 @dataclass(frozen=True, slots=True)
 class Players:
-    """One game's players as they were before a step."""
+    """Players of some games as they were before a step."""
 
     sequences: list[TokenSequence]
-    logprobs: list[float]
-    """[K] log pi(y|x), nats."""
-    advantages: list[float]
-    """[K]"""
+    """Game by game."""
+    logprobs: list[list[float]]
+    """[games][K] log pi(y|x), nats."""
+    advantages: list[list[float]]
+    """[games][K]"""
 
-
-def players_of(games: Sequence[Game], measured: Measured) -> list[Players]:
-    """The players of `games`, of which `measured` was made; none for no games."""
-    if not games:
-        return []
-    assert measured.player_logprobs is not None
-    assert measured.advantages is not None
-    rows = zip(games, measured.player_logprobs.tolist(), measured.advantages.tolist(), strict=True)
-    return [
-        Players([(game.prompt_token_ids, player.token_ids) for player in game.players], logprobs, advantages)
-        for game, logprobs, advantages in rows
-    ]
+    @classmethod
+    def of(cls, details: Sequence[tuple[Sequence[Game], Tensor, Tensor]]) -> Players:
+        """Collect the players of several micro-batches, from `GameObjective.detail`."""
+        games = [game for members, _, _ in details for game in members]
+        return cls(
+            [(game.prompt_token_ids, player.token_ids) for game in games for player in game.players],
+            [row for _, logprobs, _ in details for row in logprobs.tolist()],
+            [row for _, _, advantages in details for row in advantages.tolist()],
+        )
 
 
 def step_size(players: Sequence[Players], logprobs_after: Sequence[float]) -> float:
-    """eta of a step: slope of the players' change of log pi(y|x) on their advantages (`stability`).
+    """Estimate eta of a step: the slope of the players' change of log pi(y|x) on their advantages (`stability`).
 
     `logprobs_after` holds the log-probs (nats) of all sequences of `players`, in order, after the step.
     """
-    change = np.array(logprobs_after).reshape(len(players), -1) - np.array([game.logprobs for game in players])
-    return step_size_estimate(change, np.array([game.advantages for game in players]))
-
-
-def _check_kind(items: Sequence[Any], kind: type, loss: LossConfig) -> None:
-    name = kind.__name__.lower()
-    if not items:
-        raise UsageError(f"an update needs at least one {name}; it was given none")
-    for item in items:
-        if not isinstance(item, kind):
-            raise UsageError(
-                f"learner.loss.kind {loss.kind} consumes {name}s, and the batch holds a {type(item).__name__}; give "
-                f"{name}s, or set learner.loss.kind to a loss on {'games' if kind is Pair else 'pairs'}"
-            )
+    before = np.array([row for part in players for row in part.logprobs])
+    advantages = np.array([row for part in players for row in part.advantages])
+    return step_size_estimate(np.array(logprobs_after).reshape(before.shape) - before, advantages)

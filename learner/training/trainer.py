@@ -1,26 +1,24 @@
-"""Training on a fixed data set: steps, held-out evaluation and the order of examples, for any objective.
+"""The optimizer step and the evaluation pass, for every objective: the online losses and those of the stages.
 
-The stages before the loop (`supervised.py` and its neighbours) say what a loss is; this module must not know it, nor
-Ray. Methods that say so are collective: all ranks enter them, with the same arguments.
+An objective says what a loss consumes and computes. The trainer adds what all of them need: micro-batches, a filler for
+idle ranks, scaling over ranks, the guard against non-finite losses, sums over ranks, and the report of a skipped step.
+It must not depend on losses, data or Ray. Methods marked collective must be entered by all ranks with equal arguments.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from actors.errors import UsageError
 from learner.backend.sharded import ShardedModel
-from learner.records import StageStats
+from learner.tensors.batching import schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,137 +27,167 @@ class Measured:
 
     loss: Tensor
     """Scalar sum over the micro-batch; carries the gradient."""
-    sums: Mapping[str, Tensor | float]
-    """Scalar sums of the objective's `metrics`."""
+    sums: Mapping[str, Tensor]
+    """Scalar sums of the objective's `sums`, detached."""
     tokens: int
+    """Tokens in all its forward passes of the policy, without padding."""
     padded_tokens: int
+    """The same with padding."""
+    maxima: Mapping[str, Tensor] = field(default_factory=dict)
+    """Scalar maxima of the objective's `maxima`, detached."""
+    detail: Any = None
+    """Whatever the caller of `Trainer.update` wants back."""
 
 
-class StageObjective(Protocol):
-    """How a stage's loss consumes a batch of examples."""
+class Objective:
+    """How a loss consumes a batch of items. Subclasses define what raises NotImplementedError, and override the rest.
 
-    metrics: tuple[str, ...]
-    """Names of the values reported as means beside the loss."""
+    A micro-batch holds at most `micro_batch_tokens` padded tokens, unless one item alone exceeds them.
+    """
 
-    def weight(self, examples: Sequence[Any]) -> float:
-        """What the summed loss and metrics of `examples` are divided by: their tokens, or their number."""
+    sums: tuple[str, ...] = ()
+    """Names of the values summed beside the loss."""
+    maxima: tuple[str, ...] = ()
+    """Names of the values of which the largest is kept."""
 
-    def micro_batches(self, examples: Sequence[Any], rank: int, ranks: int) -> list[Any]:
-        """This rank's micro-batches, as many on every rank and at least one; empty ones where it has nothing."""
+    def __init__(self, micro_batch_tokens: int) -> None:
+        self._micro_batch_tokens = micro_batch_tokens
 
-    def filler(self, examples: Sequence[Any]) -> Any:
-        """The cheapest micro-batch, for a rank that has nothing."""
+    def weight(self, items: Sequence[Any]) -> float:
+        """Return the divisor of the summed loss of `items`: their number, unless overridden."""
+        return float(len(items))
 
-    def measure(self, module: Any, micro_batch: Any, device: torch.device) -> Measured:
-        """Loss and metrics of a micro-batch; `module` is the trained one's forward pass."""
+    def active(self, items: Sequence[Any]) -> Sequence[Any]:
+        """Return the items that are computed: all, unless overridden."""
+        return items
+
+    def length(self, item: Any) -> int:
+        """Return the tokens of the longest sequence of `item`."""
+        raise NotImplementedError
+
+    def rows(self, items: Sequence[Any]) -> int:
+        """Return the sequences per item that share a forward pass: two, unless overridden."""
+        return 2
+
+    def micro_batches(self, items: Sequence[Any], rank: int, ranks: int) -> list[Any]:
+        """Split `items` into this rank's micro-batches: equally many on every rank, at least one, some may be empty."""
+        active = self.active(items)
+        lengths = [self.length(item) for item in active]
+        rounds = schedule(lengths, self.rows(items), ranks, self._micro_batch_tokens)
+        return [[active[index] for index in shares[rank]] for shares in rounds] or [[]]
+
+    def filler(self, items: Sequence[Any]) -> Any:
+        """Return the cheapest micro-batch, for a rank that has none left."""
+        return [min(items, key=self.length)]
+
+    def prepare(self, forward: Any, micro_batch: Any) -> Any:
+        """Run the forward passes without gradient. All come before the first pass with gradient."""
+        return None
+
+    def measure(self, forward: Any, micro_batch: Any, prepared: Any) -> Measured:
+        """Compute loss and metrics of a micro-batch, from `prepare`'s result and the forward pass with gradient."""
+        raise NotImplementedError
+
+    def means(self, items: Sequence[Any], sums: Mapping[str, float], maxima: Mapping[str, float]) -> dict[str, Any]:
+        """Turn sums and maxima over all ranks into reported values: sums over `weight`, unless overridden."""
+        weight = self.weight(items)
+        return {name: sums[name] / weight for name in ("loss", *self.sums)}
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """What a stage trains, on what."""
+class Step:
+    """One optimizer step, alike on all ranks except `details`."""
 
-    module: nn.Module
-    model: Any
-    """The Hugging Face model inside `module`."""
-    objective: StageObjective
-    train: Sequence[Any]
-    validation: Sequence[Any]
-    held_out_objective: StageObjective | None = None
-    """How held-out examples are measured; None: as the others."""
-    finish: Callable[[Path, torch.device], dict[str, Any]] | None = None
-    """Called on rank 0 with the directory of the trained model, which it may add to; returns what the summary tells."""
+    update: int
+    """Number of this update, from 1; skipped ones count."""
+    applied: bool
+    """False if loss or gradients were not finite on any rank: then no rank took the step."""
+    grad_norm: float
+    lr: float
+    values: dict[str, Any]
+    """The objective's `means`, with `tokens`, `padded_tokens` and `seconds` (slowest rank)."""
+    details: list[Any]
+    """`Measured.detail` of this rank's micro-batches."""
 
 
-class StageTrainer:
-    """Steps over the training examples of a stage, in a seeded order that is a pure function of the update's number."""
+class Trainer:
+    """Takes optimizer steps on `policy`. Objectives call `forward`, the policy itself unless given."""
 
-    def __init__(self, stage: Stage, policy: ShardedModel, batch_size: int, seed: int) -> None:
-        if not stage.train:
-            raise UsageError("no training example is left; give more data, or hold out less of it")
-        self._stage, self.policy, self._batch_size, self._seed = stage, policy, batch_size, seed
-        self._held_out_objective = stage.held_out_objective or stage.objective
+    def __init__(self, policy: ShardedModel, forward: Any = None) -> None:
+        self.policy = policy
+        self._forward = policy if forward is None else forward
 
-    def advance(self, updates: int) -> list[StageStats]:
-        """Takes the next `updates` optimizer steps. Collective. Raises RunError once too many were skipped."""
-        return [self._update(self._batch(self.policy.updates)) for _ in range(updates)]
+    def update(self, items: Sequence[Any], objective: Objective) -> Step:
+        """Take one optimizer step on the mean loss over `items`, the whole batch on every rank. Collective.
 
-    def evaluate(self) -> dict[str, float]:
-        """`loss` and the objective's metrics over the held-out examples; empty where there are none. Collective."""
-        if not self._stage.validation:
-            return {}
-        with torch.no_grad():
-            objective = self._held_out_objective
-            return self._reduce(*self._pass(self._stage.validation, objective, train=False), objective)
-
-    def finish(self, directory: Path) -> dict[str, Any]:
-        """What the stage adds to its model, trained and written to `directory`. Ranks but the first do nothing."""
-        if self._stage.finish is None or self.policy.rank:
-            return {}
-        return self._stage.finish(directory, self.policy.device)
-
-    def _batch(self, update: int) -> list[Any]:
-        start = update * self._batch_size
-        positions = example_order(len(self._stage.train), range(start, start + self._batch_size), self._seed)
-        return [self._stage.train[index] for index in positions]
-
-    def _update(self, examples: Sequence[Any]) -> StageStats:
-        started = time.perf_counter()
-        lr = self.policy.begin_update()
-        objective = self._stage.objective
-        sums, weight = self._pass(examples, objective, train=True)
-        applied, norm = self.policy.step()
-        values = self._reduce(sums, weight, objective)
-        stats = StageStats(
-            update=self.policy.updates,
-            loss=values.pop("loss"),
-            metrics={name: values[name] for name in objective.metrics},
-            grad_norm=norm,
-            lr=lr,
-            tokens=int(values["tokens"]),
-            padded_tokens=int(values["padded_tokens"]),
-            seconds=time.perf_counter() - started,
-            skipped=not applied,
-            skipped_updates=self.policy.skipped_updates,
-        )
+        Raises RunError once more updates were skipped than `max_skipped_updates`.
+        """
+        started, policy = time.perf_counter(), self.policy
+        lr = policy.begin_update()
+        totals, details = self._run(items, objective, train=True)
+        applied, grad_norm = policy.step()
+        values = totals.reduce(items, objective, time.perf_counter() - started)
         if not applied:
-            self.policy.report_skipped(examples)
-        return stats
+            policy.report_skipped(items)
+        return Step(policy.updates, applied, grad_norm, lr, values, details)
 
-    def _pass(self, examples: Sequence[Any], objective: StageObjective, *, train: bool) -> tuple[Tensor, float]:
-        """This rank's sums over `examples` (loss, metrics, tokens, padded tokens), and the whole batch's weight."""
-        policy = self.policy
-        weight = objective.weight(examples)
-        batches = objective.micro_batches(examples, policy.rank, policy.ranks)
-        sums = torch.zeros(3 + len(objective.metrics), dtype=torch.float64, device=policy.device)
-        for number, batch in enumerate(batches, start=1):
-            measured = objective.measure(policy, batch or objective.filler(examples), policy.device)
+    @torch.no_grad()
+    def evaluate(self, items: Sequence[Any], objective: Objective) -> dict[str, Any]:
+        """Measure `items` without training: the objective's `means`, `tokens` and `padded_tokens`. Collective."""
+        started = time.perf_counter()
+        totals, _ = self._run(items, objective, train=False)
+        return totals.reduce(items, objective, time.perf_counter() - started)
+
+    def _run(self, items: Sequence[Any], objective: Objective, *, train: bool) -> tuple[_Totals, list[Any]]:
+        policy, weight = self.policy, objective.weight(items)
+        batches = objective.micro_batches(items, policy.rank, policy.ranks)
+        # Before any pass with gradient: ZeRO-3 prefetches weights along the order of modules that it recorded, and
+        # never records that of a backward pass if a pass without gradient comes in between.
+        with torch.no_grad():
+            prepared = [objective.prepare(self._forward, own or objective.filler(items)) for own in batches]
+        totals, details = _Totals(objective, policy.device), []
+        for number, (batch, known) in enumerate(zip(batches, prepared, strict=True), start=1):
+            measured = objective.measure(self._forward, batch or objective.filler(items), known)
+            totals.add(measured, counts=bool(batch))
+            if batch:
+                details.append(measured.detail)
             if train:
-                # DeepSpeed averages gradients over ranks; the mean wanted is over the examples of all ranks. A loss
-                # that is not finite makes every gradient so, and the step's own check is then the only one needed.
+                # DeepSpeed averages gradients over ranks; the mean wanted is over the items of all ranks. A non-finite
+                # loss makes every gradient non-finite, so the check of the gradient norm is the only one needed.
                 finite = torch.where(measured.loss.detach().isfinite(), 1.0, math.nan)
                 scale = policy.ranks / weight if batch else 0.0
                 policy.backward(measured.loss * finite * scale, last=number == len(batches))
-            if batch:
-                values = [measured.loss.detach(), *(measured.sums[name] for name in objective.metrics)]
-                values += [float(measured.tokens), float(measured.padded_tokens)]
-                sums += torch.stack([torch.as_tensor(value, device=policy.device).double() for value in values])
-        return sums, weight
+        return totals, details
 
-    def _reduce(self, sums: Tensor, weight: float, objective: StageObjective) -> dict[str, float]:
+
+class _Totals:
+    """Sums and maxima over the micro-batches of one rank, on its device until they are reduced."""
+
+    def __init__(self, objective: Objective, device: torch.device) -> None:
+        self._names = ("loss", *objective.sums)
+        self._sums = torch.zeros(len(self._names), dtype=torch.float64, device=device)
+        self._maxima = torch.zeros(len(objective.maxima), dtype=torch.float64, device=device)
+        self._tokens = [0, 0]
+
+    def add(self, measured: Measured, *, counts: bool) -> None:
+        """Add a micro-batch. A filler does not count, except for its tokens."""
+        self._tokens = [self._tokens[0] + measured.tokens, self._tokens[1] + measured.padded_tokens]
+        if not counts:
+            return
+        values = {"loss": measured.loss.detach(), **measured.sums}
+        self._sums += torch.stack([values[name].to(self._sums) for name in self._names])
+        if measured.maxima:
+            self._maxima = torch.maximum(self._maxima, torch.stack(list(measured.maxima.values())).to(self._maxima))
+
+    def reduce(self, items: Sequence[Any], objective: Objective, seconds: float) -> dict[str, Any]:
+        """Add up over all ranks. Collective."""
+        sums = torch.cat([self._sums, self._sums.new_tensor(self._tokens)])
+        maxima = torch.cat([self._maxima, self._maxima.new_tensor([seconds])])
         dist.all_reduce(sums)
-        *means, tokens, padded_tokens = sums.tolist()
-        names = ("loss", *objective.metrics)
-        values = {name: value / weight for name, value in zip(names, means, strict=True)}
-        return values | {"tokens": tokens, "padded_tokens": padded_tokens}
-
-
-def example_order(count: int, positions: range, seed: int) -> list[int]:
-    """Indices of the examples at `positions` of the endless order: epoch e is a permutation drawn from (seed, e)."""
-    wanted = []
-    epochs: dict[int, np.ndarray] = {}
-    for position in positions:
-        epoch, place = divmod(position, count)
-        if epoch not in epochs:
-            epochs[epoch] = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(epoch,))).permutation(count)
-        wanted.append(int(epochs[epoch][place]))
-    return wanted
+        dist.all_reduce(maxima, dist.ReduceOp.MAX)
+        *totals, tokens, padded_tokens = sums.tolist()
+        *largest, slowest = maxima.tolist()
+        means = objective.means(
+            items, dict(zip(self._names, totals, strict=True)), dict(zip(objective.maxima, largest, strict=True))
+        )
+        return means | {"tokens": int(tokens), "padded_tokens": int(padded_tokens), "seconds": slowest}

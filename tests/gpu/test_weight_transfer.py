@@ -9,9 +9,9 @@ from multiprocessing.connection import Connection
 import pytest
 import torch
 
-from actors.generation.config import GeneratorConfig, SamplingConfig
 from actors.errors import WeightMismatchError
 from actors.generation import weights
+from actors.generation.config import GeneratorConfig, SamplingConfig
 from actors.records import Canary
 from learner.config import PublicationConfig
 from learner.publication.publisher import Publisher

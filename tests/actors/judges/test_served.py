@@ -15,10 +15,9 @@ from typing import Any
 
 import pytest
 
-from actors.judges.config import JudgingConfig
 from actors.errors import RunError, UsageError
 from actors.judges import make_judge
-from actors.judges.config import RewardModelJudgeConfig, ServedRewardModelJudgeConfig
+from actors.judges.config import JudgingConfig, RewardModelJudgeConfig, ServedRewardModelJudgeConfig
 from actors.judges.retrying import judge_with_retries
 from actors.judges.reward_model import RewardModelJudge
 from actors.judges.served import ServedRewardModelJudge, read_logits

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.replay_buffer.config import ReplayConfig
 from actors.errors import UsageError
 from actors.records import Group, Lease
+from actors.replay_buffer.config import ReplayConfig
 from actors.replay_buffer.opponents import OpponentDesk
 from tests.fakes import FakePrompts, group_of
 

@@ -4,13 +4,13 @@ import os
 
 import pytest
 import torch
+from learner.training.stage_worker import StageWorker
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learner.backend import checkpoints
 from learner.stages.config import ScratchConfig
 from learner.stages.scratch import make_model
 from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
-from learner.training.stage_worker import StageWorker
 from tests.learner.backend.ranks import free_port, random_sequences, supervised_config
 
 

@@ -9,8 +9,7 @@ import pytest
 from actors.errors import RunError
 from actors.records import Game, Group, Judgement, Lease, Pair
 from actors.replay_buffer.buffer import Batch
-from launch.run.consumption import Consumed, batch_metrics
-from launch.run.progress import Progress
+from launch.run.progress import Consumed, Progress, batch_metrics
 from launch.settings.run import RunConfig
 from tests.fakes import FakePrompts, group_of
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from launch.run.exact_evaluation import ExactEvaluation, ExactFigures
 from transformers import AutoModelForCausalLM
 
 from actors import world
 from actors.world import EOS, FIRST_SYMBOL, INVALID, NOEOS, PROMPTS, SYMBOLS, World
-from launch.run.exact_evaluation import ExactEvaluation, ExactFigures
 from learner.world.exact import exact_policy
 from learner.world.policy import TINY, build_policy
 

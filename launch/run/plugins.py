@@ -1,0 +1,16 @@
+"""Which plug-in a run has: the only place on the production path that names one."""
+
+from __future__ import annotations
+
+from actors.settings import WORLD
+from launch.run.protocols import RunPlugin
+from launch.settings.run import RunConfig
+
+
+def plugin_of(config: RunConfig) -> RunPlugin:
+    """Return the embedded world's plug-in if the run uses its model or its prompts, else the default one."""
+    if WORLD not in (config.model.path, config.prompts.source):
+        return RunPlugin()
+    from launch.run.world import EmbeddedWorld
+
+    return EmbeddedWorld()

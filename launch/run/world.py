@@ -1,0 +1,227 @@
+"""The embedded world as a plug-in of a run: its defaults, its own starting policy, and evaluation by enumeration.
+
+Evaluation is one more receiver of publications: it enumerates the policy that they hold instead of sampling from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actors import world
+from actors.errors import UsageError
+from actors.records import SENT_BY_LEARNER
+from actors.settings import WORLD
+from actors.world import MAX_NEW_TOKENS, POLICY_SETTINGS_FILE, VOCABULARY, Task, World
+from launch.run.protocols import Publication, PublicationObserver, RunPlugin
+from launch.settings.run import RunConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from learner.world import exact
+
+
+class EmbeddedWorld(RunPlugin):
+    """A run on the world's prompts, or from the world's policy, or both."""
+
+    def __init__(self) -> None:
+        self._sft_seconds = 0.0
+        self._evaluation: ExactEvaluation | None = None
+
+    def resolve(self, config: RunConfig) -> RunConfig:
+        """Let completions end at any token that no response may hold, and give the world's judges its task and seed."""
+        if config.model.path == WORLD or (Path(config.model.path) / POLICY_SETTINGS_FILE).is_file():
+            self.opponent_name = "the SFT policy"
+        if config.prompts.source == WORLD and not config.sampling.stop_token_ids:
+            sampling = config.sampling.model_copy(update={"stop_token_ids": world.STOP_TOKEN_IDS})
+            config = config.model_copy(update={"sampling": sampling})
+        return config
+
+    def check_model(self, config: RunConfig) -> bool:
+        if config.model.path == WORLD and config.model.reference is not None:
+            raise UsageError(
+                f"model.reference is {config.model.reference!r} and model.path is world, whose policy is trained by "
+                "the run and is its own reference; leave model.reference out, or give both as directories"
+            )
+        return config.model.path != WORLD
+
+    def tokenizer(self, config: RunConfig) -> Any:
+        return world.tokenizer() if config.model.path == WORLD else super().tokenizer(config)
+
+    def starting_policy(
+        self, config: RunConfig, directory: Path, say: Callable[[str], None], on_all_cores: Callable[..., Any]
+    ) -> str:
+        if config.model.path != WORLD:
+            return config.model.path
+        from learner.world.policy import train_sft
+
+        say(f"supervised training of the world's policy: {config.world.sft_updates} updates")
+        started = time.monotonic()
+        on_all_cores(train_sft, directory, updates=config.world.sft_updates, seed=config.world.seed)
+        self._sft_seconds = time.monotonic() - started
+        return str(directory)
+
+    def observers(
+        self, config: RunConfig, reference_dir: Path, say: Callable[[str], None]
+    ) -> Sequence[PublicationObserver]:
+        self._evaluation = exact_evaluation(config, reference_dir, say)
+        return () if self._evaluation is None else (self._evaluation,)
+
+    def fixed(self, config: RunConfig) -> dict[str, Any]:
+        return {"world": config.world.model_dump(mode="json")} if config.model.path == WORLD else {}
+
+    def summary(self, updates: int) -> dict[str, Any]:
+        evaluation = self._evaluation
+        last = evaluation.history[-1] if evaluation is not None and evaluation.history else None
+        values: dict[str, Any] = {"sft_seconds": self._sft_seconds, "family_shares": last and last.family_shares}
+        if evaluation is not None and last is not None:
+            values |= {
+                "exploitability": last.exploitability,
+                "exploitability_tail": evaluation.tail(updates),
+                "exact_kl": last.exact_kl,
+                "preference": last.preference,
+            }
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class ExactFigures:
+    """One evaluation. Means over the 16 prompts."""
+
+    update: int
+    exploitability: float
+    exact_kl: float
+    """KL(policy || reference), nats per completion."""
+    preference: float
+    """P(policy > reference)."""
+    family_shares: tuple[float, float, float] | None
+    """Intransitive task: `mean_shares`."""
+
+    def metrics(self) -> dict[str, float]:
+        """As `metrics.jsonl` names them."""
+        shares = self.family_shares or ()
+        return {
+            "exploitability": self.exploitability,
+            "exact_kl": self.exact_kl,
+            "exact_preference": self.preference,
+            **{f"family_{number}": share for number, share in enumerate(shares)},
+        }
+
+
+def mean_shares(policy: exact.Policy) -> tuple[float, float, float]:
+    """`exact.relative_family_shares`, mean over prompts: the share of the family that the reference likes best,
+    of the one that beats it, of the one that beats that."""
+    from learner.world import exact
+
+    first, second, third, _ = exact.relative_family_shares(policy).mean(axis=0)
+    return float(first), float(second), float(third)
+
+
+@dataclass
+class ExactEvaluation:
+    """Measures policies against one reference, at the first publication after every `every` updates and at the end.
+
+    `reference_dir` holds the reference, a policy of the embedded world; `temperature` is the sampling temperature.
+    """
+
+    task: Task
+    seed: int
+    reference_dir: Path
+    temperature: float = 1.0
+    every: int = 1
+    updates: int = 0
+    """Of the whole run."""
+    updates_per_publish: int = 1
+    threads: int = 1
+    """As the learner's, so that equal weights give equal figures."""
+    history: list[ExactFigures] = field(default_factory=list)
+    _parts: Any = None
+    _model: Any = None
+
+    def due(self, update: int) -> bool:
+        return update % self.every < self.updates_per_publish or update == self.updates
+
+    async def observe(self, update: int, publication: Publication) -> dict[str, float]:
+        tensors = await publication.tensors()
+        return (await asyncio.to_thread(self._measure_weights, update, tensors)).metrics()
+
+    def _measure_weights(self, update: int, tensors: dict[str, Any]) -> ExactFigures:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from learner.world import exact
+
+        if self._model is None:
+            self._model = AutoModelForCausalLM.from_pretrained(self.reference_dir, dtype=torch.float32).eval()
+        self._model.load_state_dict(tensors, strict=False)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            table = exact.exact_policy(self._model, self.temperature).token_logprobs
+        finally:
+            torch.set_num_threads(threads)
+        return self.measure(update, table.astype("float32"))
+
+    def measure(self, update: int, token_logprobs: np.ndarray) -> ExactFigures:
+        """Figures of the policy with this table [16, 259, 18] after `update` updates.
+
+        Raises UsageError when the reference is no policy of the embedded world.
+        """
+        from learner.world import exact
+
+        if self._parts is None:
+            self._parts = World(self.task, self.seed), exact.load_policy(self.reference_dir, self.temperature)
+        world, reference = self._parts
+        policy = exact.ExactPolicy(token_logprobs)
+        figures = ExactFigures(
+            update=update,
+            exploitability=exact.exploitability(policy, world),
+            exact_kl=exact.exact_kl(policy, reference),
+            preference=exact.expected_preference(policy, reference, world),
+            family_shares=mean_shares(policy) if self.task == "intransitive" else None,
+        )
+        self.history.append(figures)
+        return figures
+
+    def tail(self, updates: int) -> float | None:
+        """Mean exploitability over the last tenth of `updates`; None when nothing was measured there."""
+        last = [figures.exploitability for figures in self.history if figures.update > 0.9 * updates]
+        return sum(last) / len(last) if last else None
+
+
+def exact_evaluation(config: RunConfig, reference_dir: Path, say: Callable[[str], None]) -> ExactEvaluation | None:
+    """Return the evaluation by enumeration if prompts and vocabulary are the embedded world's, else None."""
+    every, transport = config.evaluation.exact_every_updates, config.publication.transport
+    model = reference_dir / "config.json"
+    if config.prompts.source != WORLD or not every or not model.is_file():
+        return None
+    if json.loads(model.read_text(encoding="utf-8")).get("vocab_size") != len(VOCABULARY):
+        return None
+    if config.sampling.max_new_tokens != MAX_NEW_TOKENS:
+        say(
+            f"no evaluation by enumeration: it is of completions of up to {MAX_NEW_TOKENS} tokens, and "
+            f"sampling.max_new_tokens is {config.sampling.max_new_tokens}"
+        )
+        return None
+    if transport in SENT_BY_LEARNER:
+        say(
+            f"no evaluation by enumeration: publication.transport {transport} sends weights to generators alone; set "
+            "it to shm or object_store"
+        )
+        return None
+    return ExactEvaluation(
+        config.world.task,
+        config.world.seed,
+        reference_dir,
+        config.sampling.temperature,
+        every=every,
+        updates=config.updates,
+        updates_per_publish=config.replay.updates_per_publish,
+        threads=max(1, int(config.learner.cpus_per_rank)),
+    )

@@ -1,0 +1,32 @@
+"""What preparing a stage hands to its driver: a model and tokenised examples on disk."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from actors.errors import RunError
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A stage's model and data on disk."""
+
+    model_dir: Path
+    train: int
+    """Training examples."""
+    validation: int
+    """Held-out examples."""
+    skipped: list[str]
+    """Malformed rows that were left out."""
+
+
+@contextlib.contextmanager
+def writing_to(directory: Path) -> Iterator[None]:
+    """Within it an OSError becomes a RunError that names `directory`."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write to {directory}: {error}; choose another directory with --output DIR") from error

@@ -1,0 +1,31 @@
+"""The environment of a rank's process. Torch and deepspeed read it when they are imported, so it is set before."""
+
+from __future__ import annotations
+
+import os
+
+from learner.config import TrainerConfig
+from learner.records import RankPlace
+
+
+def set_environment(config: TrainerConfig, place: RankPlace) -> None:
+    """Set what torch.distributed and DeepSpeed read at import."""
+    os.environ |= {
+        "RANK": str(place.rank),
+        "WORLD_SIZE": str(place.world_size),
+        "MASTER_ADDR": place.master_addr,
+        "MASTER_PORT": str(place.master_port),
+        "LOCAL_RANK": "0",
+        "OMP_NUM_THREADS": str(threads(config)),
+        "DS_ACCELERATOR": "cuda" if config.gpus_per_rank > 0 else "cpu",
+    }
+    if config.gpus_per_rank > 0:
+        import torch
+
+        # A rank that Ray gave one GPU sees only that one; otherwise the ranks of a host take turns.
+        os.environ["LOCAL_RANK"] = str(place.rank % max(1, torch.cuda.device_count()))
+
+
+def threads(config: TrainerConfig) -> int:
+    """Return the rank's threads. More than its cores would contend, and a fixed number keeps results reproducible."""
+    return max(1, int(config.cpus_per_rank))

@@ -1,0 +1,60 @@
+"""One rank of a stage as an actor. `launch/cluster/wiring.py` makes a Ray actor of it for each rank."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from actors.errors import LEARNER_MEMORY, RunError, saying_what_to_lower
+from actors.hub import resolve
+from learner.records import RankPlace, StageStats
+from learner.stages.config import StageSpec
+from learner.training.worker import RankWorker
+
+
+class StageWorker(RankWorker):
+    """A rank that trains on a fixed data set. Raises UsageError or RunError as the stage does."""
+
+    def __init__(self, spec: StageSpec, place: RankPlace) -> None:
+        config, learner = spec.config, spec.config.learner
+        super().__init__(learner, place)
+        import torch
+
+        from learner.backend.sharded import ShardedModel, join_process_group
+        from learner.stages.stage import StageTrainer
+
+        torch.manual_seed(learner.seed)
+        device = join_process_group(learner)
+        stage = importlib.import_module(config.stage).make_stage(config, spec.model_dir, spec.data_dir)
+        tokenizer_source = resolve(config.model.tokenizer or spec.model_dir)
+        self._model = ShardedModel(
+            stage.module,
+            stage.model,
+            learner,
+            spec.total_updates,
+            device,
+            tokenizer_source,
+            spec.failed_batches_dir,
+        )
+        self._trainer = StageTrainer(stage, self._model, config.training.batch_size, config.training.seed)
+
+    def advance(self, updates: int) -> list[StageStats]:
+        """Take the next `updates` optimizer steps."""
+        with saying_what_to_lower("the learner", LEARNER_MEMORY):
+            return self._trainer.advance(updates)
+
+    def evaluate(self) -> dict[str, float]:
+        """Return `loss` and metrics on the held-out examples; empty if there are none."""
+        with saying_what_to_lower("the learner", LEARNER_MEMORY):
+            return self._trainer.evaluate()
+
+    def finish(self, directory: str) -> dict[str, Any]:
+        """Add to the model in `directory` what the stage adds; return rank 0's values for the summary.
+
+        Raises RunError if the directory cannot be written.
+        """
+        try:
+            return self._trainer.finish(Path(directory))
+        except OSError as error:
+            raise RunError(f"cannot write to {directory}: {error}; the weights in it are whole") from error
