@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from actors import world as world_module
 from actors.world import PROMPTS, SYMBOLS, World
-from learner.config import CorrectionConfig, LossConfig
+from learner.config import GameLossConfig
 from learner.losses.games import GameBatch, game_loss
 from learner.world import exact
 
@@ -77,8 +77,9 @@ class Experiment:
         self.tables = [self.reference.token_logprobs]
         self.rng = np.random.default_rng(arguments.seed)
         self.order = np.array([], dtype=int)
-        self.loss = LossConfig.model_validate({"kind": row.kind, "tau": arguments.tau})
-        self.correction = CorrectionConfig.model_validate(row.correction)
+        self.loss = GameLossConfig.model_validate(
+            {"kind": row.kind, "tau": arguments.tau, "correction": row.correction}
+        )
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=arguments.lr, betas=(0.9, 0.95), weight_decay=0.0, foreach=True
         )
@@ -122,7 +123,7 @@ class Experiment:
             scores=torch.zeros(outcomes.shape),
             players=players,
         )
-        output = game_loss(batch, self.loss, self.correction)
+        output = game_loss(batch, self.loss)
         output.loss.mean().backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for group in self.optimizer.param_groups:

@@ -246,7 +246,7 @@ def _check(name: str, route: RunConfig) -> None:
 
 
 def _beta_at_the_end(loss: GameLossConfig) -> float:
-    """Return the start's weight in the opponent at the end of training: an average of constant policies is that policy."""
+    """Return the start's weight in the final opponent: an average of constant policies is that policy."""
     return 0.0 if loss.opponent.kind == "ema" else beta_of(loss)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from tests.learner.backend.ranks import CONFIG, OPTIMIZER, TEMPERATURE, random_pairs
+from learner.backend.process import set_environment
+from tests.learner.backend.ranks import CONFIG, OPTIMIZER, place_of, random_pairs, spec_of
 
 CASES = (
     (0, "float32"),
@@ -42,7 +43,7 @@ def make_engine(directory: Path, case: tuple[int, str]) -> Any:
 
     stage, dtype = case
     config = LEARNER.model_copy(update={"zero_stage": stage, "dtype": dtype})
-    return TrainEngine(directory / ("model" if stage == 2 else "tied"), config, UPDATES, TEMPERATURE)
+    return TrainEngine(spec_of(directory / ("model" if stage == 2 else "tied"), config, total_updates=UPDATES))
 
 
 def whole_state(engine: Any) -> dict[str, dict[str, torch.Tensor]]:
@@ -120,9 +121,7 @@ def _run(rank: int, world: int, directory: Path, scenario: str) -> None:
 
 
 def _main(rank: int, world: int, port: int, directory: Path, scenario: str) -> None:
-    from learner.training.worker import set_environment
-
-    set_environment(LEARNER, rank, world, "127.0.0.1", port)
+    set_environment(LEARNER, place_of(rank, world, port))
     torch.set_num_threads(1)
     _run(rank, world, directory, scenario)
 

@@ -17,14 +17,22 @@ from typing import Any
 import torch
 
 from actors.records import Completion, Pair
-from learner.config import LearnerConfig, LossConfig, OptimizerConfig
+from learner.config import (
+    CorrectionConfig,
+    GameLossConfig,
+    LearnerConfig,
+    OptimizerConfig,
+    PairLossConfig,
+    PublicationConfig,
+)
+from learner.records import LearnerSpec, RankPlace
 
 VOCABULARY = 50
 TOTAL_UPDATES = 6
 TEMPERATURE = 0.7
 OPTIMIZER = OptimizerConfig(lr=5e-3, weight_decay=0.01, warmup_updates=1, max_grad_norm=0.5)
 CONFIG = LearnerConfig(
-    dtype="float32", micro_batch_tokens=40, logprob_chunk=5, loss=LossConfig(beta=0.5), optimizer=OPTIMIZER
+    dtype="float32", micro_batch_tokens=40, logprob_chunk=5, loss=PairLossConfig(beta=0.5), optimizer=OPTIMIZER
 )
 
 
@@ -126,24 +134,32 @@ def run_ranks(directory: Path, scenario: str, world: int = 2, program: str = __n
             process.kill()
 
 
+def place_of(rank: int = 0, world: int = 1, port: int | None = None) -> RankPlace:
+    return RankPlace(rank, world, "127.0.0.1", port or free_port())
+
+
+def spec_of(model: Path, config: LearnerConfig, **settings: Any) -> LearnerSpec:
+    common = {"total_updates": TOTAL_UPDATES, "temperature": TEMPERATURE}
+    return LearnerSpec(config=config, model_dir=str(model), **{**common, **settings})
+
+
+def _join(rank: int, world: int, port: int) -> None:
+    from learner.backend.process import set_environment
+
+    set_environment(CONFIG, place_of(rank, world, port))
+
+
 def _worker(rank: int, world: int, port: int, directory: Path, config: LearnerConfig):
-    from learner.config import PublicationConfig
     from learner.training.worker import LearnerWorker
 
-    model_dir = str(directory / "model")
-    return LearnerWorker(
-        learner=config, publication=PublicationConfig(transport="object_store"), rank=rank, world_size=world,
-        master_addr="127.0.0.1", master_port=port, model_dir=model_dir, reference_dir=model_dir,
-        total_updates=TOTAL_UPDATES, temperature=TEMPERATURE, publish_dir=str(directory / "publish"),
-        failed_batches_dir=str(directory / "failed"),
-    )  # fmt: skip
+    spec = spec_of(directory / "model", config, failed_batches_dir=str(directory / "failed"))
+    publication = PublicationConfig(transport="object_store")
+    return LearnerWorker(spec, place_of(rank, world, port), publication, str(directory / "publish"))
 
 
 def _train(rank: int, world: int, port: int, directory: Path) -> None:
     """Every ZeRO stage on the same batches; a loss that is no number on rank 1; a checkpoint and what follows it."""
-    from learner.training.worker import set_environment
-
-    set_environment(CONFIG, rank, world, "127.0.0.1", port)
+    _join(rank, world, port)
     from learner.training.engine import TrainEngine
 
     batches = [random_pairs(seed) for seed in range(3)]
@@ -151,22 +167,22 @@ def _train(rank: int, world: int, port: int, directory: Path) -> None:
     results = {}
     for stage in (0, 1, 2, 3):
         config = CONFIG.model_copy(update={"zero_stage": stage, "gradient_checkpointing": stage in (2, 3)})
-        arguments = (directory / ("tied" if stage == 3 else "model"), config, TOTAL_UPDATES, TEMPERATURE)
-        engine = TrainEngine(*arguments, failed_batches_dir=directory / "failed")
+        model = directory / ("tied" if stage == 3 else "model")
+        engine = TrainEngine(spec_of(model, config, failed_batches_dir=str(directory / "failed")))
         result = {"score": engine.score(sequences), "updates": [engine.update(batch) for batch in batches]}
         result["state"] = engine.full_state()
 
-        whole = engine._reference
-        engine._reference = lambda *inputs, whole=whole: whole(*inputs) * (float("nan") if rank == 1 else 1.0)
+        policies, whole = engine._policies, engine._policies.reference
+        policies.reference = lambda *inputs, whole=whole: whole(*inputs) * (float("nan") if rank == 1 else 1.0)
         result["skipped"] = engine.update(batches[0])
-        engine._reference = whole
+        policies.reference = whole
         result["state after skip"] = engine.full_state()
 
         engine.save(directory / f"stage{stage}", {"note": stage})
         result["went on"] = engine.update(batches[1])
         result["state that went on"] = engine.full_state()
         engine._policy.destroy()
-        resumed = TrainEngine(*arguments)
+        resumed = TrainEngine(spec_of(model, config))
         result["client state"] = resumed.load(directory / f"stage{stage}")
         result["resumed"] = resumed.update(batches[1])
         result["resumed state"] = resumed.full_state()
@@ -185,36 +201,32 @@ GAME_STAGE = {"weighted": 1, "mixture": 3, "ema": 1}
 def train_on_games(directory: Path, kind: str) -> dict[str, Any]:
     """Two updates on games with opponents of `kind`, on the embedded world's vocabulary, and all that came of them."""
     from actors.generation.config import OpponentConfig
-    from learner.config import CorrectionConfig
     from learner.training.engine import TrainEngine
     from tests.learner.losses.games import random_games
 
+    opponent = OpponentConfig(kind=kind, beta=0.3, ema_decay=0.75)
     config = CONFIG.model_copy(
         update={
             "zero_stage": GAME_STAGE[kind],
-            "loss": LossConfig(kind="nash_pg", tau=0.1),
+            "loss": GameLossConfig(tau=0.1, correction=CorrectionConfig(opponents="token"), opponent=opponent),
             # With Adam's usual epsilon rounding decides where a weight goes whose gradient is next to nothing.
             "optimizer": OPTIMIZER.model_copy(update={"eps": 1e-4}),
-            "correction": CorrectionConfig(opponents="token"),
         }
     )
-    opponent = OpponentConfig(kind=kind, beta=0.3, ema_decay=0.75)
-    engine = TrainEngine(directory / "world", config, TOTAL_UPDATES, TEMPERATURE, opponent=opponent)
+    engine = TrainEngine(spec_of(directory / "world", config))
     states, stats = [engine.full_state()], []
     for seed in range(2):
         # Three games: one of two ranks has nothing to do in the last round.
         games = random_games(seed, 3, *GAME_SHAPES[kind], vocabulary=18)
         stats.append(engine.update(games, measure_step=True))
         states.append(engine.full_state())
-    result = {"stats": stats, "states": states, "average": engine.average_state(), "exact": engine.exact_policy()}
+    result = {"stats": stats, "states": states, "average": engine.average_state()}
     engine._policy.destroy()
     return result
 
 
 def _games(rank: int, world: int, port: int, directory: Path) -> None:
-    from learner.training.worker import set_environment
-
-    set_environment(CONFIG, rank, world, "127.0.0.1", port)
+    _join(rank, world, port)
     results = {kind: train_on_games(directory, kind) for kind in GAME_SHAPES}
     if rank == 0:
         torch.save(results, directory / "games.pt")
@@ -247,8 +259,8 @@ def make_supervised(directory: Path, zero_stage: int, *, packing: bool = True) -
     """A trainer of `directory`/model on twelve sequences, seven held out, on the ranks of the process group."""
     from learner.backend.sharded import ShardedModel, join_process_group
     from learner.stages.sft import make_stage
+    from learner.stages.stage import StageTrainer
     from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
-    from learner.training.trainer import StageTrainer
 
     config = supervised_config(zero_stage, packing=packing)
     data = directory / f"sft-{os.getpid()}"
@@ -276,9 +288,7 @@ def train_supervised(directory: Path, zero_stage: int, *, packing: bool) -> dict
 
 
 def _supervised(rank: int, world: int, port: int, directory: Path) -> None:
-    from learner.training.worker import set_environment
-
-    set_environment(CONFIG, rank, world, "127.0.0.1", port)
+    _join(rank, world, port)
     results = {stage: train_supervised(directory, stage, packing=packing) for stage, packing in SUPERVISED.items()}
     if rank == 0:
         torch.save(results, directory / "supervised.pt")
@@ -300,8 +310,8 @@ def train_offline(directory: Path, zero_stage: int) -> dict[str, Any]:
     from learner.backend.sharded import ShardedModel, join_process_group
     from learner.stages.config import DpoConfig
     from learner.stages.dpo import make_stage
+    from learner.stages.stage import StageTrainer
     from learner.tensors.examples import TRAIN, VALIDATION, write_pairs
-    from learner.training.trainer import StageTrainer
 
     learner = {
         "dtype": "float32", "zero_stage": zero_stage, "micro_batch_tokens": 40, "loss": {"beta": 0.3},
@@ -329,9 +339,7 @@ def train_offline(directory: Path, zero_stage: int) -> dict[str, Any]:
 
 
 def _offline(rank: int, world: int, port: int, directory: Path) -> None:
-    from learner.training.worker import set_environment
-
-    set_environment(CONFIG, rank, world, "127.0.0.1", port)
+    _join(rank, world, port)
     results = {stage: train_offline(directory, stage) for stage in (1, 3)}
     if rank == 0:
         torch.save(results, directory / "offline.pt")

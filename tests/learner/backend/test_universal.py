@@ -12,7 +12,7 @@ import torch
 from actors.errors import UsageError
 from learner.backend.universal import differs_in_ranks_alone, seed_of_new_rank, tensors_alone
 from tests.learner.backend.other_ranks import BATCHES, CASES, LEARNER, UPDATES, whole_state
-from tests.learner.backend.ranks import TEMPERATURE, make_model, run_ranks
+from tests.learner.backend.ranks import make_model, run_ranks, spec_of
 
 LEGS = ("one to two", "two to one")
 
@@ -48,7 +48,7 @@ def make_engine(models):
 
     def make(**settings):
         config = LEARNER.model_copy(update=settings)
-        engines.append(TrainEngine(models / "model", config, UPDATES, TEMPERATURE))
+        engines.append(TrainEngine(spec_of(models / "model", config, total_updates=UPDATES)))
         return engines[-1]
 
     yield make

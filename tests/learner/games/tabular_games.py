@@ -8,8 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from learner.config import CorrectionConfig, LossConfig
+from learner.config import CorrectionConfig
 from learner.losses.games import GameBatch, game_loss
+from tests.learner.losses.games import loss_of
 
 TAU = 0.1
 HUGE = 1e6
@@ -86,7 +87,7 @@ def ascent(s: Setting, kind: str, correction: CorrectionConfig, players: int, dr
         scores=torch.zeros(tuples.shape) if s.scores is None else s.scores[tuples],
         players=players,
     )
-    losses = game_loss(batch, LossConfig(kind=kind, tau=tau), correction).loss
+    losses = game_loss(batch, loss_of(kind, correction, tau=tau)).loss
     expected = (losses * behaviour.sum((1, 2)).exp()).sum()
     return -torch.autograd.grad(expected, logits)[0]
 

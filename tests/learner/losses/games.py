@@ -10,11 +10,24 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from actors.generation.config import OpponentConfig
 from actors.records import Completion, Game
-from learner.config import CorrectionConfig, LossConfig
+from learner.config import CorrectionConfig, GameLossConfig, PlayerCorrectionConfig, RewardLossConfig
 
+Loss = RewardLossConfig | GameLossConfig
 LogProbs = Callable[[Game, Completion], Tensor]
 """[t, v] next-token log-probs (nats) at each token of a completion."""
+
+
+def loss_of(
+    kind: str, correction: CorrectionConfig | None = None, *, tau: float = 0.05, opponent: OpponentConfig | None = None
+) -> Loss:
+    """A loss on games; one on scores leaves out what concerns opponents."""
+    fix = correction or CorrectionConfig()
+    if kind == "reward_pg":
+        players = fix.model_dump(include=set(PlayerCorrectionConfig.model_fields))
+        return RewardLossConfig(tau=tau, correction=PlayerCorrectionConfig(**players))
+    return GameLossConfig(kind=kind, tau=tau, correction=fix, opponent=opponent or OpponentConfig())
 
 
 def random_games(seed: int, count: int, players: int, opponents: int, vocabulary: int) -> list[Game]:
@@ -104,11 +117,9 @@ class SlowGame:
     kl: float
 
 
-def slow_game(
-    game: Game, policy: LogProbs, reference: LogProbs, opponent: LogProbs, config: LossConfig, fix: CorrectionConfig
-) -> SlowGame:
+def slow_game(game: Game, policy: LogProbs, reference: LogProbs, opponent: LogProbs, config: Loss) -> SlowGame:
     """The game's loss by its definition (docs/losses.md), term by term."""
-    players, drawn = len(game.players), bool(game.opponents)
+    fix, players, drawn = config.correction, len(game.players), bool(game.opponents)
     half = players // 2
     everyone = range(len(game.completions))
     rivals = [
@@ -120,10 +131,8 @@ def slow_game(
         now = [chosen(opponent(game, c), c) for c in game.completions]
     b = [torch.tensor(c.logprobs, dtype=torch.float64) for c in game.completions]
     w = [_token_weights(pi[i].detach() - b[i], fix.players, fix.player_cap, fix.beyond_cap) for i in everyone]
-    w_rival = [
-        _whole(_token_weights(now[i] - b[i], fix.opponents, fix.opponent_cap, fix.beyond_cap), fix.opponents)
-        for i in everyone
-    ]
+    level, cap = (fix.opponents, fix.opponent_cap) if isinstance(fix, CorrectionConfig) else ("none", 1.0)
+    w_rival = [_whole(_token_weights(now[i] - b[i], level, cap, fix.beyond_cap), level) for i in everyone]
     w_player = [_whole(w[i], fix.players) for i in everyone]
     ratio = [(pi[i].detach() - mu[i]) for i in everyone]
     h = [(pi[i] - mu[i]).sum() for i in everyone]

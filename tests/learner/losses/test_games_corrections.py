@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.config import CorrectionConfig, LossConfig
+from learner.config import CorrectionConfig
 from learner.losses.games import GameBatch, game_loss, importance_weights, roles, sequence_weights
 from tests.learner.games.tabular_games import (
     COMB,
@@ -34,6 +34,7 @@ from tests.learner.games.tabular_games import (
     rps,
     tensor,
 )
+from tests.learner.losses.games import loss_of
 
 
 @pytest.mark.parametrize("baseline", ["leave_one_out", "constant"])
@@ -199,7 +200,7 @@ def random_games(players: int, drawn: int, seed: int = 0) -> GameBatch:
 
 def loss_and_gradient(batch: GameBatch, kind: str, correction: CorrectionConfig) -> tuple[Tensor, Tensor, dict]:
     policy = batch.policy.clone().requires_grad_()
-    output = game_loss(replace(batch, policy=policy), LossConfig(kind=kind, tau=TAU), correction)
+    output = game_loss(replace(batch, policy=policy), loss_of(kind, correction, tau=TAU))
     return output.loss.detach(), torch.autograd.grad(output.loss.sum(), policy)[0], output.metrics
 
 
@@ -253,7 +254,7 @@ def test_the_gradient_flows_through_the_policy_alone(kind):
     opponent = batch.opponent.clone().requires_grad_()
     policy = batch.policy.clone().requires_grad_()
     live = replace(batch, policy=policy, opponent=opponent)
-    output = game_loss(live, LossConfig(kind=kind), CorrectionConfig(players="sequence"))
+    output = game_loss(live, loss_of(kind, CorrectionConfig(players="sequence")))
     by_policy, by_opponent = torch.autograd.grad(output.loss.sum(), (policy, opponent), allow_unused=True)
     assert by_opponent is None
     trained = by_policy.abs().sum((0, 2)) > 0.0
@@ -315,4 +316,4 @@ def hand_game(correction: CorrectionConfig) -> dict[str, Tensor]:
     preferences = torch.full((1, 4, 4), 0.5, dtype=torch.float64)
     preferences[0, :2, 2:] = tensor([[0.8, 0.6], [0.3, 0.5]])
     batch = GameBatch(policy, reference, policy - ratios, policy, mask, preferences, torch.zeros(1, 4), 2)
-    return dict(game_loss(batch, LossConfig(kind="nash_pg", tau=TAU), correction).metrics)
+    return dict(game_loss(batch, loss_of("nash_pg", correction, tau=TAU)).metrics)

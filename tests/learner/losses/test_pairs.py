@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from learner.config import LossConfig, PairLossConfig
+from learner.config import PairLossConfig
 from learner.losses.pairs import preference_loss, tie_loss
 
 BETA = 0.5
@@ -20,7 +20,7 @@ def loss_and_gradient(kind: str, h: float, eps: float = 0.0, beta: float = BETA)
     reference = torch.tensor([-3.0, -5.0], dtype=torch.float64)
     chosen = torch.tensor([-4.0 + h], dtype=torch.float64, requires_grad=True)
     rejected = torch.tensor([-6.0], dtype=torch.float64, requires_grad=True)
-    config = LossConfig(kind=kind, beta=beta, label_smoothing=eps)
+    config = PairLossConfig(kind=kind, beta=beta, label_smoothing=eps)
     output = preference_loss(chosen, rejected, reference[:1], reference[1:], config)
     output.loss.sum().backward()
     return float(output.loss[0].detach()), float(chosen.grad[0]), float(rejected.grad[0])
@@ -79,8 +79,8 @@ def test_smoothed_dpo_is_least_where_the_policy_believes_the_smoothed_label():
 
 @pytest.mark.parametrize(("kind", "constant"), [("dpo", math.log(2.0)), ("ipo", 1.0), ("slic", 1.0)])
 def test_a_tie_costs_the_loss_at_zero_difference(kind, constant):
-    assert tie_loss(LossConfig(kind=kind, beta=BETA)) == pytest.approx(constant)
-    assert tie_loss(LossConfig(kind=kind, beta=BETA, label_smoothing=0.3)) == pytest.approx(constant)
+    assert tie_loss(PairLossConfig(kind=kind, beta=BETA)) == pytest.approx(constant)
+    assert tie_loss(PairLossConfig(kind=kind, beta=BETA, label_smoothing=0.3)) == pytest.approx(constant)
 
 
 def test_a_far_lost_pair_has_a_finite_loss_and_gradient():
@@ -91,7 +91,7 @@ def test_margin_is_beta_times_the_difference_and_accuracy_needs_it_positive():
     policy = torch.tensor([-1.0, -2.0, -2.0])
     zeros = torch.zeros(3)
     other = torch.tensor([-3.0, -1.0, -2.0])
-    metrics = preference_loss(policy, other, zeros, zeros, LossConfig(beta=BETA)).metrics
+    metrics = preference_loss(policy, other, zeros, zeros, PairLossConfig(beta=BETA)).metrics
     assert metrics["margin"].tolist() == [1.0, -0.5, 0.0]
     assert metrics["accuracy"].tolist() == [1.0, 0.0, 0.0]
 
@@ -110,7 +110,7 @@ def test_dpo_with_bradley_terry_labels_ends_at_the_same_policy_whatever_samples_
     def closure():
         optimizer.zero_grad()
         logp = logits.log_softmax(0)
-        pairs = preference_loss(logp[first], logp[second], mu.log()[first], mu.log()[second], LossConfig(beta=BETA))
+        pairs = preference_loss(logp[first], logp[second], mu.log()[first], mu.log()[second], PairLossConfig(beta=BETA))
         loss = (weight * pairs.loss).sum()
         loss.backward()
         return loss

@@ -56,7 +56,7 @@ def test_loss_gradient_and_metrics_are_those_of_two_models_with_soft_labels(dire
     policy, reference = (load(directory / name, torch.float64) for name in ("model", "reference"))
     pairs = offline_pairs(0, 5)
     assert {0.0, 0.5, 1.0} < {pair.probability for pair in pairs}
-    loss, expected = torch.zeros((), dtype=torch.float64), dict.fromkeys(OfflineObjective.metrics, 0.0)
+    loss, expected = torch.zeros((), dtype=torch.float64), dict.fromkeys(OfflineObjective.sums, 0.0)
     examples = []
     for pair in pairs:
         chosen, rejected, mu = log_ratios(policy, reference, pair)
@@ -71,12 +71,13 @@ def test_loss_gradient_and_metrics_are_those_of_two_models_with_soft_labels(dire
     loss.backward()
 
     module = PolicyWithLogProbs(load(directory / "model", torch.float32), chunk=7)
+    module.device = CPU
     objective = OfflineObjective(PairLossConfig(kind=kind, beta=BETA), micro_batch_tokens)
-    measured = [objective.measure(module, batch, CPU) for batch in objective.micro_batches(examples, 0, 1)]
+    measured = [objective.measure(module, batch) for batch in objective.micro_batches(examples, 0, 1)]
     assert (len(measured) == 1) == (micro_batch_tokens == 10_000)
     sum(each.loss for each in measured).backward()
     assert float(sum(each.loss.detach() for each in measured)) == pytest.approx(float(loss.detach()), rel=1e-4)
-    totals = {name: float(sum(each.sums[name] for each in measured)) for name in objective.metrics}
+    totals = {name: float(sum(each.sums[name] for each in measured)) for name in objective.sums}
     assert totals == pytest.approx(expected, rel=1e-4, abs=1e-4)
     slow = dict(policy.named_parameters())
     for name, parameter in module.model.named_parameters():

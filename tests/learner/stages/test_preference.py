@@ -81,7 +81,8 @@ def test_both_orders_in_one_pass_are_those_of_one_sequence_at_a_time(tmp_path, k
     expected.backward()
     slow = network.model.model.embed_tokens.weight.grad.clone()
     network.zero_grad()
-    measured = objective(kind, blocks).measure(network, pairs, CPU)
+    network.device = CPU
+    measured = objective(kind, blocks).measure(network, pairs)
     measured.loss.backward()
     torch.testing.assert_close(measured.loss, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(network.model.model.embed_tokens.weight.grad, slow, rtol=1e-3, atol=1e-4)
@@ -172,12 +173,13 @@ def test_three_answers_in_a_circle_are_learnt_by_all_but_a_reward(tmp_path, kind
     learnt = kind != "bradley_terry"
     form = PreferenceForm(kind, world.EOS, blocks)
     network = start_network(tmp_path, form, "float32", 0)
+    network.device = CPU
     answers = [(4, world.EOS), (6, world.EOS), (8, world.EOS)]
     prompt = world.prompt_token_ids(0)
     pairs = [TokenPair(prompt, answers[i], answers[(i + 1) % 3], 0.9) for i in range(3)]
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
     for _ in range(100):
-        loss = objective(kind, blocks).measure(network, pairs, CPU).loss / 3
+        loss = objective(kind, blocks).measure(network, pairs).loss / 3
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

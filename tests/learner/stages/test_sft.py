@@ -21,7 +21,9 @@ def model_dir(tmp_path_factory):
 
 
 def policy_of(model_dir):
-    return PolicyWithLogProbs(AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval(), chunk=5)
+    policy = PolicyWithLogProbs(AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval(), chunk=5)
+    policy.device = CPU
+    return policy
 
 
 def slow_loss_and_gradient(model_dir, examples):
@@ -46,7 +48,7 @@ def test_loss_and_gradient_are_those_of_cross_entropy_on_the_response(model_dir,
     policy, objective = policy_of(model_dir), SupervisedObjective(micro_batch_tokens, packing=packing)
     batches = objective.micro_batches(examples, 0, 1)
     assert (len(batches) == 1) == (micro_batch_tokens == 10_000)
-    measured = [objective.measure(policy, batch, CPU) for batch in batches]
+    measured = [objective.measure(policy, batch) for batch in batches]
     loss = sum(each.loss for each in measured) / objective.weight(examples)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)

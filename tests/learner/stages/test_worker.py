@@ -4,14 +4,14 @@ import os
 
 import pytest
 import torch
-from learner.training.stage_worker import StageWorker
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learner.backend import checkpoints
-from learner.stages.config import ScratchConfig
+from learner.stages.config import ScratchConfig, StageSpec
 from learner.stages.scratch import make_model
+from learner.stages.worker import StageWorker
 from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
-from tests.learner.backend.ranks import free_port, random_sequences, supervised_config
+from tests.learner.backend.ranks import place_of, random_sequences, supervised_config
 
 
 @pytest.fixture
@@ -26,14 +26,10 @@ def make_worker(tmp_path):
     def make():
         if workers:
             workers.pop().close()
-        config = supervised_config(1)
-        directories = {"model_dir": str(tmp_path / "model"), "data_dir": str(tmp_path / "data")}
-        workers.append(
-            StageWorker(
-                config, 0, 1, "127.0.0.1", free_port(), **directories, total_updates=6,
-                failed_batches_dir=str(tmp_path / "failed"),
-            )
-        )  # fmt: skip
+        spec = StageSpec(
+            supervised_config(1), str(tmp_path / "model"), str(tmp_path / "data"), 6, str(tmp_path / "failed")
+        )
+        workers.append(StageWorker(spec, place_of()))
         return workers[0]
 
     yield make

@@ -10,10 +10,7 @@ from actors.records import Completion, Game, Pair
 from learner.tensors.batching import (
     behaviour_logprobs,
     collate,
-    filler,
-    game_micro_batches,
     game_sequences,
-    micro_batches,
     pad_by_sequence,
     schedule,
     sequences_of,
@@ -37,9 +34,6 @@ def game(index, prompt, *responses):
     completions = tuple(completion([index] * length) for length in responses)
     n = len(completions)
     return Game(index, (index,) * prompt, completions[:2], completions[2:], ((0.5,) * n,) * n, (0.0,) * n)
-
-
-ALL = [slice(None)]
 
 
 def test_longest_come_first_and_each_micro_batch_pads_only_to_its_own_longest():
@@ -73,21 +67,6 @@ def test_every_item_is_dealt_once_within_the_budget_and_every_rank_has_every_rou
             assert padded <= budget or len(share) == 1
 
 
-def test_ties_are_not_computed():
-    pairs = [pair(1, 2, 3, 4), pair(2, 2, 3, 3, margin=0.0), pair(3, 2, 1, 1)]
-    assert micro_batches(pairs, 0, 1, 1000) == [[pairs[0], pairs[2]]]
-
-
-def test_a_batch_of_ties_alone_still_gives_every_rank_one_empty_micro_batch():
-    ties = [pair(1, 2, 3, 3, margin=0.0)]
-    assert [micro_batches(ties, rank, 2, 100) for rank in range(2)] == [[[]], [[]]]
-
-
-def test_the_filler_is_the_shortest_pair():
-    pairs = [pair(1, 5, 3, 4), pair(2, 2, 6, 1), pair(3, 1, 1, 5)]
-    assert filler(pairs) is pairs[2]
-
-
 def test_collation_marks_the_position_before_each_response_token():
     batch = collate([([5, 6], [7, 8]), ([9], [4])])
     assert batch.input_ids.tolist() == [[5, 6, 7, 8], [9, 4, 0, 0]]
@@ -114,25 +93,6 @@ def test_an_empty_prompt_or_response_is_refused():
         collate([([], [1, 2])])
     with pytest.raises(UsageError, match="1 prompt and 0 response tokens"):
         collate([([1], [])])
-
-
-def test_a_game_s_completions_stay_together_and_all_count_towards_the_budget():
-    """Three sequences each: of length 5 (15 padded tokens) one game fits into 29, of length 3 three."""
-    games = [game(1, 1, 2, 1, 2), game(2, 2, 3, 1, 1), game(3, 1, 1, 1, 2), game(4, 1, 1, 2, 1)]
-    assert game_micro_batches(games, ALL, 0, 1, 29) == [[games[1]], [games[0], games[2], games[3]]]
-    assert [game_micro_batches(games, ALL, rank, 2, 1) for rank in range(2)] == [
-        [[games[1]], [games[2]]], [[games[0]], [games[3]]],
-    ]  # fmt: skip
-    assert game_micro_batches(games[:1], ALL, 1, 2, 1) == [[]]
-
-
-def test_the_largest_of_a_game_s_parts_counts_towards_the_budget_and_what_is_in_none_does_not():
-    """Two rows of 5, 3, 3 and 2 tokens, or 3 where the third game's opponent goes through a model too."""
-    games = [game(1, 1, 2, 1, 2), game(2, 2, 3, 1, 1), game(3, 1, 1, 1, 2), game(4, 1, 1, 2, 1)]
-    first, second, third, fourth = games
-    players, opponents = slice(2), slice(2, None)
-    assert game_micro_batches(games, [players], 0, 1, 12) == [[second], [first, fourth], [third]]
-    assert game_micro_batches(games, [opponents, players], 0, 1, 12) == [[second], [first, third], [fourth]]
 
 
 def test_tokens_name_their_sequences_in_order():

@@ -13,17 +13,17 @@ from transformers import AutoModelForCausalLM
 from actors.errors import RunError, UsageError
 from actors.generation.config import OpponentConfig
 from learner.backend.schedules import learning_rate
-from learner.config import CorrectionConfig, LossConfig, OptimizerConfig
+from learner.config import CorrectionConfig, GameLossConfig, OptimizerConfig, PairLossConfig
 from learner.losses.pairs import tie_loss
 from tests.learner.backend.ranks import (
     CONFIG,
     TEMPERATURE,
-    TOTAL_UPDATES,
     VOCABULARY,
     make_model,
     plain_learner,
     random_pairs,
     run_ranks,
+    spec_of,
 )
 from tests.learner.losses.games import random_games
 
@@ -61,10 +61,9 @@ def make_engine(directory, tmp_path):
     environment = dict(os.environ)
     engines = []
 
-    def make(model="model", opponent=OpponentConfig(), **settings):  # noqa: B008 (frozen)
+    def make(model="model", **settings):
         config = CONFIG.model_copy(update={"zero_stage": 2} | settings)
-        arguments = (directory / model, config, TOTAL_UPDATES, TEMPERATURE)
-        engine = TrainEngine(*arguments, failed_batches_dir=tmp_path / "failed", opponent=opponent)
+        engine = TrainEngine(spec_of(directory / model, config, failed_batches_dir=str(tmp_path / "failed")))
         engines.append(engine)
         return engine
 
@@ -180,18 +179,18 @@ def test_statistics_follow_their_definitions(make_engine):
 
 def test_ties_alone_change_nothing_and_cost_the_tie_loss(make_engine):
     optimizer = CONFIG.optimizer.model_copy(update={"weight_decay": 0.0})
-    engine = make_engine(optimizer=optimizer, loss=LossConfig(kind="ipo", beta=0.5))
+    engine = make_engine(optimizer=optimizer, loss=PairLossConfig(kind="ipo", beta=0.5))
     before = engine.full_state()
     stats = engine.update([replace(pair, margin=0.0) for pair in random_pairs(6)])
-    assert stats.loss == pytest.approx(tie_loss(LossConfig(kind="ipo", beta=0.5)))
+    assert stats.loss == pytest.approx(tie_loss(PairLossConfig(kind="ipo", beta=0.5)))
     assert (stats.ties, stats.accuracy, stats.grad_norm) == (7, 0.0, 0.0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in engine.full_state().items())
 
 
 def test_too_many_skipped_updates_stop_the_run_naming_the_saved_batch(make_engine, tmp_path):
     engine = make_engine(max_skipped_updates=1)
-    whole = engine._reference
-    engine._reference = lambda *inputs: whole(*inputs) * math.nan
+    policies, whole = engine._policies, engine._policies.reference
+    policies.reference = lambda *inputs: whole(*inputs) * math.nan
     assert engine.update(random_pairs(0)).skipped
     path = tmp_path / "failed" / "skipped-update-000002.jsonl"
     with pytest.raises(RunError, match=rf"max_skipped_updates allows 1.*saved to {path}"):
@@ -221,10 +220,10 @@ def test_bfloat16_and_offloaded_runs_skip_and_resume_like_the_others(make_engine
     settings = {"dtype": "bfloat16", "zero_stage": stage, "offload_optimizer": offload}
     engine = make_engine(**settings)
     engine.update(random_pairs(0))
-    whole = engine._reference
-    engine._reference = lambda *inputs: whole(*inputs) * math.nan
+    policies, whole = engine._policies, engine._policies.reference
+    policies.reference = lambda *inputs: whole(*inputs) * math.nan
     assert engine.update(random_pairs(1)).skipped
-    engine._reference = whole
+    policies.reference = whole
     engine.save(tmp_path / "update-2")
     ahead = engine.update(random_pairs(2))
     assert not ahead.skipped
@@ -309,30 +308,31 @@ def test_wrong_requests_are_refused_before_anything_is_loaded(make_engine, tmp_p
     from learner.training.engine import TrainEngine
 
     with pytest.raises(UsageError, match=r"empty cannot be loaded: .*give a causal language model's directory"):
-        TrainEngine(tmp_path / "empty", CONFIG, 1)
+        TrainEngine(spec_of(tmp_path / "empty", CONFIG))
     with pytest.raises(RunError, match=r"gpus_per_rank is 1 but DeepSpeed chose the device 'cpu'"):
-        TrainEngine(tmp_path / "empty", CONFIG.model_copy(update={"gpus_per_rank": 1.0}), 1)
+        TrainEngine(spec_of(tmp_path / "empty", CONFIG.model_copy(update={"gpus_per_rank": 1.0})))
 
 
-EMA = OpponentConfig(kind="ema", ema_decay=0.75)
-ON_GAMES = {"loss": LossConfig(kind="nash_pg"), "correction": CorrectionConfig(opponents="none")}
+def against_average(decay):
+    opponent = OpponentConfig(kind="ema", ema_decay=decay)
+    return GameLossConfig(correction=CorrectionConfig(opponents="none"), opponent=opponent)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_average_is_checkpointed_and_stands_still_when_a_step_is_skipped(make_engine, tmp_path, dtype):
-    engine = make_engine(opponent=EMA, dtype=dtype, **ON_GAMES)
+    engine = make_engine(loss=against_average(0.75), dtype=dtype)
     games = random_games(0, 3, 4, 0, VOCABULARY)
     engine.update(games)
     average = engine.average_state()
     assert any(not torch.equal(average[name], tensor) for name, tensor in engine.full_state().items())
-    whole = engine._reference
-    engine._reference = lambda *inputs: whole(*inputs) * math.nan
+    policies, whole = engine._policies, engine._policies.reference
+    policies.reference = lambda *inputs: whole(*inputs) * math.nan
     assert engine.update(games, measure_step=True).step_size is None
-    engine._reference = whole
+    policies.reference = whole
     assert all(torch.equal(tensor, average[name]) for name, tensor in engine.average_state().items())
 
     engine.save(tmp_path / "update-2")
-    other = make_engine(opponent=EMA, dtype=dtype, **ON_GAMES)
+    other = make_engine(loss=against_average(0.75), dtype=dtype)
     other.load(tmp_path / "update-2")
     for each in (engine, other):
         each.update(games)
@@ -348,24 +348,14 @@ def test_the_average_is_checkpointed_and_stands_still_when_a_step_is_skipped(mak
 
 def test_small_changes_add_up_in_the_average_of_bfloat16_weights(make_engine):
     """At a decay of 0.99 an update moves the average by 1% of 2^-7, far below bfloat16's grid of 2^-7 at 1."""
-    engine = make_engine(dtype="bfloat16", opponent=OpponentConfig(kind="ema", ema_decay=0.99), **ON_GAMES)
+    engine = make_engine(dtype="bfloat16", loss=against_average(0.99))
     norm = engine.model.model.norm.weight
     with torch.no_grad():
         norm.add_(2.0**-7)
     for _ in range(80):
-        engine._average.update(engine.model)
+        engine._policies.average.update(engine.model)
     # 1 - 0.99^80 = 0.55 of the way is nearer to the next number of the grid than to 1.
     assert torch.equal(engine.average_state()["model.norm.weight"], norm.detach())
-
-
-def test_an_average_under_zero_3_is_refused_naming_both_settings(make_engine):
-    with pytest.raises(UsageError, match=r"opponent\.kind ema .*learner\.zero_stage 3 .*set learner\.zero_stage to 2"):
-        make_engine(opponent=EMA, zero_stage=3)
-
-
-def test_a_policy_of_another_vocabulary_than_the_world_s_has_no_table(make_engine):
-    with pytest.raises(UsageError, match="18 tokens, and this model has 50"):
-        make_engine().exact_policy()
 
 
 @pytest.mark.parametrize(

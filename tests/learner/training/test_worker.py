@@ -12,9 +12,8 @@ from actors.generation.config import OpponentConfig
 from actors.generation.weights import canary_tokens, fingerprint
 from actors.records import TensorRecord
 from learner.backend import checkpoints
-from learner.config import LossConfig, PublicationConfig
-from learner.world.exact import load_policy
-from tests.learner.backend.ranks import CONFIG, TEMPERATURE, VOCABULARY, free_port, make_model, run_ranks
+from learner.config import GameLossConfig, PublicationConfig
+from tests.learner.backend.ranks import CONFIG, VOCABULARY, make_model, place_of, run_ranks, spec_of
 from tests.learner.losses.games import random_games
 
 
@@ -93,13 +92,10 @@ def lone_worker(tmp_path):
     environment = dict(os.environ)
     from learner.training.worker import LearnerWorker
 
-    model_dir = str(make_model(tmp_path / "world", vocab_size=18))
-    worker = LearnerWorker(
-        CONFIG.model_copy(update={"loss": LossConfig(kind="nash_pg")}), PublicationConfig(transport="object_store"),
-        rank=0, world_size=1, master_addr="127.0.0.1", master_port=free_port(), model_dir=model_dir,
-        reference_dir=model_dir, total_updates=5, temperature=TEMPERATURE, publish_dir=str(tmp_path / "publish"),
-        opponent=OpponentConfig(kind="ema", ema_decay=0.5),
-    )  # fmt: skip
+    model_dir = make_model(tmp_path / "world", vocab_size=18)
+    loss = GameLossConfig(opponent=OpponentConfig(kind="ema", ema_decay=0.5))
+    spec = spec_of(model_dir, CONFIG.model_copy(update={"loss": loss}))
+    worker = LearnerWorker(spec, place_of(), PublicationConfig(transport="object_store"), str(tmp_path / "publish"))
     yield worker
     worker.close()
     os.environ.clear()
@@ -118,12 +114,3 @@ def test_a_publication_carries_the_average_beside_the_policy(lone_worker):
     for name, tensor in policy.items():
         assert torch.equal(published[name], tensor)
         assert torch.allclose(published[f"reference.{name}"], 0.5 * (start[name] + tensor), atol=1e-7)
-
-
-def test_the_exact_table_is_that_of_the_model_it_would_save(lone_worker, tmp_path):
-    lone_worker.update(random_games(1, 3, 3, 2, vocabulary=18))
-    table = lone_worker.exact_table()
-    lone_worker.save_pretrained(str(tmp_path / "saved"))
-    assert (table.shape, str(table.dtype)) == ((16, 259, 18), "float32")
-    expected = load_policy(tmp_path / "saved", TEMPERATURE).token_logprobs
-    assert table == pytest.approx(expected, abs=1e-5)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from actors.errors import RunError, UsageError
 from learner.stages.config import PassesConfig
-from learner.training.trainer import Stage, StageTrainer, example_order
+from learner.stages.stage import Stage, StageTrainer, example_order
 from tests.learner.backend.ranks import (
     OPTIMIZER,
     SUPERVISED,
