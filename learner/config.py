@@ -74,7 +74,9 @@ class RewardLossConfig(Settings):
     """Policy gradient on the judge's scores, regularised by KL to the reference."""
 
     kind: Literal["reward_pg"] = Field(default="reward_pg", description="policy gradient on scores (RLOO)")
-    tau: float = Field(default=0.05, gt=0.0, description="weight of KL(policy || reference) against the score")
+    tau: float = Field(
+        default=0.05, gt=0.0, description="weight of KL(policy || reference) against score or preference"
+    )
     correction: PlayerCorrectionConfig = Field(default_factory=PlayerCorrectionConfig)
     opponent: ClassVar[None] = None
     on_pairs: ClassVar[bool] = False
@@ -86,7 +88,9 @@ class GameLossConfig(Settings):
     kind: Literal["nash_pg", "online_ipo", "ipo_md"] = Field(
         default="nash_pg", description="nash_pg (Nash-MD-PG, Nash-EMA-PG, self-play), online_ipo or ipo_md"
     )
-    tau: float = Field(default=0.05, gt=0.0, description="weight of KL(policy || reference) against the preference")
+    tau: float = Field(
+        default=0.05, gt=0.0, description="weight of KL(policy || reference) against score or preference"
+    )
     correction: CorrectionConfig = Field(default_factory=CorrectionConfig)
     opponent: OpponentConfig = Field(default_factory=OpponentConfig)
     on_pairs: ClassVar[bool] = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,9 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from actors.errors import UsageError, WeightMismatchError
+from actors.generation.config import GeneratorConfig, GeneratorSpec, SamplingConfig
 from actors.records import (
     Canary,
     Completion,
@@ -163,10 +161,6 @@ class FakeLearner:
     async def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Any]:
         return [([-1.0] * len(response), [-1.5] * len(response)) for _, response in sequences]
 
-    async def exact_table(self) -> Any:
-        """The uniform policy's."""
-        return np.full((16, 259, 18), -math.log(18.0))
-
 
 def group_of(lease: Lease, *versions: tuple[int, ...]) -> Group:
     """An unjudged group with one completion for each tuple of token versions."""
@@ -180,6 +174,17 @@ def group_of(lease: Lease, *versions: tuple[int, ...]) -> Group:
 def judged_group(lease: Lease, *versions: tuple[int, ...]) -> Group:
     """`group_of`, with the scores 0, 1, 2, ..."""
     return replace(group_of(lease, *versions), judgement=Judgement(tuple(float(i) for i in range(len(versions)))))
+
+
+def spec_of(
+    model_dir: Any = "unused",
+    generators: GeneratorConfig | None = None,
+    sampling: SamplingConfig | None = None,
+    **settings: Any,
+) -> GeneratorSpec:
+    """A generator with default settings, but those given."""
+    generators, sampling = generators or GeneratorConfig(), sampling or SamplingConfig()
+    return GeneratorSpec(model_dir=model_dir, generators=generators, sampling=sampling, **settings)
 
 
 class FakeEngine:
@@ -254,45 +259,45 @@ class FakeRanks:
         self.updates = 0
         self._held_out, self._on_advance = list(held_out), on_advance
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        self.calls.append((method, *(value for value in arguments if not isinstance(value, str))))
-        return getattr(self, method)(*arguments)
+    async def ready(self) -> None: ...
 
-    def ready(self) -> None:
-        pass
+    async def close(self) -> None: ...
 
-    def close(self) -> None:
-        pass
-
-    def advance(self, updates: int) -> list[StageStats]:
+    async def advance(self, updates: int) -> list[StageStats]:
+        self.calls.append(("advance", updates))
         self.updates += updates
         done = range(self.updates - updates + 1, self.updates + 1)
         if self._on_advance is not None:
             self._on_advance(self.updates)
+        await asyncio.sleep(0.01)  # signals arrive
         common = {"metrics": {}, "grad_norm": 1.0, "lr": 0.1, "tokens": 10, "padded_tokens": 12, "seconds": 0.5}
         return [
             StageStats(update=update, loss=1 / update, **common, skipped=False, skipped_updates=0) for update in done
         ]
 
-    def evaluate(self) -> dict[str, float]:
+    async def evaluate(self) -> dict[str, float]:
+        self.calls.append(("evaluate",))
         if not self._held_out:
             return {}
         loss = self._held_out.pop(0) if len(self._held_out) > 1 else self._held_out[0]
         return {"loss": loss, "tokens": 5.0, "padded_tokens": 6.0}
 
-    def save(self, stage: str) -> None:
+    async def save(self, stage: Path) -> None:
+        self.calls.append(("save",))
         for part in ("deepspeed", "hf"):
-            (Path(stage) / part).mkdir()
-            (Path(stage) / part / "updates").write_text(str(self.updates))
+            (stage / part).mkdir()
+            (stage / part / "updates").write_text(str(self.updates))
 
-    def load(self, checkpoint: str) -> None:
-        self.updates = int((Path(checkpoint) / "deepspeed" / "updates").read_text())
+    async def load(self, checkpoint: Path) -> None:
+        self.calls.append(("load",))
+        self.updates = int((checkpoint / "deepspeed" / "updates").read_text())
 
-    def save_pretrained(self, directory: str) -> None:
-        Path(directory).mkdir(exist_ok=True)
-        (Path(directory) / "updates").write_text(str(self.updates))
+    async def save_pretrained(self, directory: Path) -> None:
+        self.calls.append(("save_pretrained",))
+        directory.mkdir(exist_ok=True)
+        (directory / "updates").write_text(str(self.updates))
 
-    def finish(self, directory: str) -> dict[str, Any]:
+    async def finish(self, directory: Path) -> dict[str, Any]:
         return {}
 
 

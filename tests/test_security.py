@@ -25,6 +25,7 @@ from launch.settings.loading import _UniqueKeyLoader, dump_config, load_config
 from launch.settings.run import RunConfig
 from launch.settings.verbs import VERBS, verb_of
 from learner.backend import checkpoints
+from tests.fakes import spec_of
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path for package in ("actors", "learner", "launch") for path in (ROOT / package).rglob("*.py"))
@@ -170,10 +171,9 @@ def _preference(directory: Path) -> Any:
 
 
 def _engine(directory: Path) -> Any:
-    from actors.generation.config import GeneratorConfig, SamplingConfig
     from actors.generation.engine import Engine
 
-    return Engine(directory, GeneratorConfig(), SamplingConfig())
+    return Engine(spec_of(directory))
 
 
 @pytest.mark.parametrize("load", [_causal, _exact, _reward, _preference, _engine])

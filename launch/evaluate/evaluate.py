@@ -83,9 +83,7 @@ def _for_sampling(config: RunConfig) -> RunConfig:
     """`config` with the policy alone in the engine, as evaluation has no opponents, and one judge."""
     plugin = plugin_of(config)
     if not plugin.check_model(config):
-        raise UsageError(
-            f"model.path is {config.model.path}, a model that a run makes first; name one with --model DIR"
-        )
+        raise UsageError(f"model.path is {config.model.path}, which a run makes first; name a model with --model DIR")
     learner = config.learner.model_copy(update={"loss": PairLossConfig()})
     model = config.model.model_copy(update={"reference": None})
     judging = config.judging.model_copy(update={"count": 1})

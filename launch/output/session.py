@@ -20,6 +20,9 @@ INTERRUPTED = 130
 SHOWN_SKIPS = 5
 """Malformed rows shown one by one."""
 
+RENAMED = {"opponent": "learner.loss.opponent"}
+"""Fixed settings of older checkpoints, by their names of today."""
+
 Status = Literal["completed", "interrupted", "failed"]
 
 
@@ -83,6 +86,7 @@ def check_same_run(saved: Mapping[str, Any], given: Mapping[str, Any], checkpoin
 
     Settings that the checkpoint does not name are not compared, and evaluation may be turned off.
     """
+    saved = {RENAMED.get(name, name): value for name, value in saved.items()}
     changed = [
         f"{name} (was {saved[name]}, is {value})"
         for name, value in given.items()

@@ -40,7 +40,7 @@ from launch.run.plugins import plugin_of
 from launch.run.preflight import check_model
 from launch.run.progress import Consumed, batch_metrics
 from launch.run.protocols import LearnerPort, PublicationObserver, RunPlugin
-from launch.settings.fields import section_models
+from launch.settings.fields import known_settings, section_models
 from launch.settings.loading import load_config
 from launch.settings.run import RunConfig
 from learner.backend import checkpoints
@@ -108,16 +108,6 @@ def loss_model(kind: str) -> type[BaseModel]:
     if kind not in models:
         raise UsageError(f"--loss {kind}: no such loss; allowed: {', '.join(models)}")
     return models[kind]
-
-
-def known_settings(values: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """Return those of `values` that are settings of `model`, section by section."""
-    known: dict[str, Any] = {}
-    for name, info in model.model_fields.items():
-        if name in values:
-            below = list(section_models(info).values())
-            known[name] = known_settings(values[name], below[0]) if below else values[name]
-    return known
 
 
 @dataclass(frozen=True, slots=True)

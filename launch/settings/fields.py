@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -36,8 +36,10 @@ class Setting:
     description: str
     types: frozenset[type]
     """Plain Python types that a value may have, `NoneType` included; element types for lists."""
-    only_for: str = ""
-    """The `kind` it belongs to, where a section comes in several kinds."""
+    only_for: tuple[str, ...] = ()
+    """The kinds it belongs to, if a section comes in several kinds."""
+    kinds_of: str = ""
+    """The section that comes in these kinds."""
 
 
 def settings(model: type[BaseModel], section: str = "", title: str = "") -> Iterator[Setting]:
@@ -55,12 +57,24 @@ def settings(model: type[BaseModel], section: str = "", title: str = "") -> Iter
 
 
 def section_models(info: FieldInfo) -> dict[str, type[BaseModel]]:
-    """The models a field may hold: none for a leaf, one for a plain section, else one for each discriminator value."""
+    """Return the models a field may hold: none for a leaf, one for a plain section, else one for each kind."""
     members = _members(info.annotation)
     models = [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]
-    if not isinstance(info.discriminator, str):
+    tag_field = info.discriminator
+    if not isinstance(tag_field, str):
         return {"": models[0]} if models else {}
-    return {_tag(model, info.discriminator): model for model in models}
+    return {tag: model for model in models for tag in _tags(model, tag_field)}
+
+
+def known_settings(values: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """Return those of `values` that are settings of `model`, section by section."""
+    known: dict[str, Any] = {}
+    for name, info in model.model_fields.items():
+        if name in values:
+            below = list(section_models(info).values())
+            section = len(below) == 1 and isinstance(values[name], dict)
+            known[name] = known_settings(values[name], below[0]) if section else values[name]
+    return known
 
 
 def first_line(text: str | None) -> str:
@@ -75,13 +89,18 @@ def _variants(key: str, info: FieldInfo, variants: dict[str, type[BaseModel]]) -
     default = info.get_default(call_default_factory=True)
     chosen = "required" if default in (None, PydanticUndefined) else str(getattr(default, tag_field))
     yield Setting(f"{key}.{tag_field}", key, title, " | ".join(variants), chosen, title, frozenset({str}))
-    for tag, model in variants.items():
-        for name, field in model.model_fields.items():
-            if name != tag_field:
-                yield _leaf(f"{key}.{name}", key, title, field, only_for=tag)
+    found: dict[Setting, tuple[str, ...]] = {}
+    for model in dict.fromkeys(variants.values()):
+        tags = tuple(tag for tag, each in variants.items() if each is model)
+        for setting in settings(model, key, title):
+            if setting.key != f"{key}.{tag_field}":
+                # What several models have alike is one setting.
+                alike = next((each for each in found if replace(each, title=setting.title) == setting), setting)
+                found[alike] = (*found.get(alike, ()), *tags)
+    yield from (replace(setting, only_for=tags, kinds_of=key) for setting, tags in found.items())
 
 
-def _leaf(key: str, section: str, title: str, info: FieldInfo, only_for: str = "") -> Setting:
+def _leaf(key: str, section: str, title: str, info: FieldInfo) -> Setting:
     members = _members(info.annotation)
     return Setting(
         key=key,
@@ -91,7 +110,6 @@ def _leaf(key: str, section: str, title: str, info: FieldInfo, only_for: str = "
         default="required" if info.is_required() else format_value(info.get_default(call_default_factory=True)),
         description=info.description or "",
         types=frozenset(plain for member in members for plain in _plain_types(member)),
-        only_for=only_for,
     )
 
 
@@ -135,8 +153,8 @@ def _members(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
-def _tag(model: type[BaseModel], field: str) -> str:
-    return str(get_args(model.model_fields[field].annotation)[0])
+def _tags(model: type[BaseModel], field: str) -> list[str]:
+    return [str(tag) for tag in get_args(model.model_fields[field].annotation)]
 
 
 def _describe(member: Any) -> str:

@@ -44,6 +44,6 @@ def _table(entries: list[Setting], key_width: int) -> Table:
             Text(entry.key, style="cyan"),
             Text(entry.allowed),
             Text(entry.default, style="bold red" if entry.default == "required" else "green"),
-            Text(f"kind {entry.only_for}: {entry.description}" if entry.only_for else entry.description),
+            Text(f"kind {', '.join(entry.only_for)}: {entry.description}" if entry.only_for else entry.description),
         )
     return table

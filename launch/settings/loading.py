@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from actors.errors import UsageError
 from actors.redaction import redact
-from launch.settings.fields import Setting, format_value, section_models, settings
+from launch.settings.fields import Setting, format_value, known_settings, section_models, settings
 from launch.settings.run import RunConfig
 
 PRESETS = Path(__file__).parent / "presets"
@@ -68,8 +68,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), verb: Ve
     read = _read(path, verb, mistakes)
     tree = read or {}
     known = list(settings(verb.model))
-    for override in overrides:
-        _apply(override, tree, known, verb.example, mistakes)
+    for override in sorted(overrides, key=lambda override: not override.partition("=")[0].strip().endswith(".kind")):
+        _apply(override, tree, known, verb, mistakes)
     config = None if read is None else _validate(tree, verb.model, known, mistakes)
     if config is None or mistakes:
         raise UsageError(_report(path, verb, mistakes))
@@ -142,12 +142,12 @@ def _missing_file(path: str, verb: Verb[Any]) -> str:
     return f"no such file, and no such preset (presets: {', '.join(presets)}){hint}"
 
 
-def _apply(override: str, tree: Tree, known: Sequence[Setting], example: str, mistakes: list[str]) -> None:
+def _apply(override: str, tree: Tree, known: Sequence[Setting], verb: Verb[Any], mistakes: list[str]) -> None:
     """Sets one `KEY=VALUE` in `tree`."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        mistakes.append(f"{redact(override)}: not an override; write KEY=VALUE, for example {example}")
+        mistakes.append(f"{redact(override)}: not an override; write KEY=VALUE, for example {verb.example}")
         return
     try:
         value = yaml.load(text, _UniqueKeyLoader)
@@ -169,7 +169,23 @@ def _apply(override: str, tree: Tree, known: Sequence[Setting], example: str, mi
             )
             return
         section = below
+    _change_kind(section, parts, value, verb.model)
     section[parts[-1]] = copy.deepcopy(value)
+
+
+def _change_kind(section: Tree, parts: Sequence[str], kind: Any, root: type[BaseModel]) -> None:
+    """If an override changes a section's kind, drop the file's settings that the new kind does not have."""
+    model, kinds = root, dict[str, type[BaseModel]]()
+    for part in parts[:-1]:
+        info = model.model_fields.get(part)
+        kinds = section_models(info) if info else {}
+        if len(kinds) != 1:
+            break
+        (model,) = kinds.values()
+    if parts[-1] == "kind" and kind in kinds and section.get("kind", kind) != kind:
+        kept = known_settings(section, kinds[kind])
+        section.clear()
+        section.update(kept)
 
 
 # ---------------------------------------------------------------- checking
@@ -249,12 +265,14 @@ def _dotted(loc: Sequence[str | int], root: type[BaseModel]) -> tuple[str, str]:
 
 
 def _find(known: Sequence[Setting], key: str, variant: str) -> Setting | None:
-    return next((entry for entry in known if entry.key == key and entry.only_for in ("", variant)), None)
+    return next(
+        (entry for entry in known if entry.key == key and (not entry.only_for or variant in entry.only_for)), None
+    )
 
 
 def _required_below(setting: Setting, key: str, variant: str) -> bool:
     inside = setting.key == key or setting.section == key or setting.section.startswith(f"{key}.")
-    return inside and setting.default == "required" and setting.only_for in ("", variant)
+    return inside and setting.default == "required" and (not setting.only_for or variant in setting.only_for)
 
 
 def _lookup(tree: Any, key: str) -> Any:
@@ -287,9 +305,9 @@ def _missing(setting: Setting) -> str:
 
 
 def _unknown(key: str, variant: str, known: Sequence[Setting]) -> str:
-    owners = [entry.only_for for entry in known if entry.key == key and entry.only_for]
-    if owners:
-        section = key.rpartition(".")[0]
+    owned = [entry for entry in known if entry.only_for and (entry.key == key or entry.key.startswith(f"{key}."))]
+    if owned:
+        section, owners = owned[0].kinds_of, list(dict.fromkeys(kind for entry in owned for kind in entry.only_for))
         return (
             f"{key}: not a setting of {section} of kind {variant} (it belongs to {_listed(owners)}); remove it, "
             f"or replace the whole section with '{section}={{kind: {variant}}}'"

@@ -16,7 +16,7 @@ from actors.records import Canary
 from learner.config import PublicationConfig
 from learner.publication.publisher import Publisher
 from learner.publication.transfer import WeightSender
-from tests.fakes import tiny_llama
+from tests.fakes import spec_of, tiny_llama
 
 pytestmark = [pytest.mark.gpu, pytest.mark.vllm, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
@@ -37,14 +37,11 @@ def serve_engine(pipe: Connection, model_dir: str, transport: str, device: str) 
     os.environ["CUDA_VISIBLE_DEVICES"] = device
     from actors.generation.generator import Generator
 
+    settings = GeneratorConfig(
+        dtype="float32", max_model_len=128, gpu_memory_utilization=0.3, enforce_eager=True, canary_tolerance=1e-2
+    )
     generator = Generator(
-        "g0",
-        model_dir=model_dir,
-        generators=GeneratorConfig(
-            dtype="float32", max_model_len=128, gpu_memory_utilization=0.3, enforce_eager=True, canary_tolerance=1e-2
-        ),
-        sampling=SamplingConfig(max_new_tokens=8),
-        transport=transport,
+        spec_of(model_dir, settings, SamplingConfig(max_new_tokens=8), name="g0", transport=transport)
     )
     pipe.send(None)
     while (request := pipe.recv()) is not None:

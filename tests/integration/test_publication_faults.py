@@ -17,7 +17,7 @@ import pytest
 import ray
 import torch
 
-from actors.generation.config import GeneratorConfig, SamplingConfig
+from actors.generation.config import GeneratorConfig, GeneratorSpec, SamplingConfig
 from actors.generation.engine import engine_environment
 from actors.generation.weights import canary_tokens
 from actors.records import Canary, Group, Manifest, Prompt
@@ -45,10 +45,10 @@ CANARY = canary_tokens(96, 16)
 class DyingHalfway(RemoteGenerator):
     """Its first process is killed when it has loaded half of the tensors of its second publication."""
 
-    def __init__(self, name: str, *, marker: str, **settings: Any) -> None:
+    def __init__(self, spec: GeneratorSpec, marker: str) -> None:
         from actors.generation.weight_receiver import WeightReceiver
 
-        super().__init__(name, **settings)
+        super().__init__(spec)
         load, self._loads = WeightReceiver.load_publication, 0
 
         def load_or_die(receiver: WeightReceiver) -> None:
@@ -78,8 +78,8 @@ class Half(dict[str, Any]):
 class HangingOnce(RemoteGenerator):
     """Without a model. With `marker`, its first process never returns from loading version 1."""
 
-    def __init__(self, name: str, *, marker: str | None, **settings: Any) -> None:
-        super().__init__(name, make_engine=lambda *_, **__: HangingEngine(marker), **settings)
+    def __init__(self, spec: GeneratorSpec, marker: str | None) -> None:
+        super().__init__(spec, make_engine=lambda spec: HangingEngine(marker))
 
 
 class HangingEngine(FakeEngine):
@@ -100,7 +100,7 @@ def cluster(own: Marked) -> Iterator[None]:
         yield
 
 
-def _start(kind: type, name: str, model_dir: Path, **settings: Any) -> RayGenerator:
+def _start(kind: type, name: str, model_dir: Path, *, marker: str | None) -> RayGenerator:
     actor = ray.remote(kind).options(
         num_cpus=1,
         max_restarts=1,
@@ -108,8 +108,10 @@ def _start(kind: type, name: str, model_dir: Path, **settings: Any) -> RayGenera
         runtime_env={"env_vars": {**engine_environment(SETTINGS, cuda=False), "PYTHONPATH": str(ROOT)}},
     )
     directory = str(model_dir)
-    common = {"model_dir": directory, "reference_dir": directory, "generators": SETTINGS, "sampling": SAMPLING}
-    return RayGenerator(name, actor.remote(name, **common, **settings))
+    spec = GeneratorSpec(
+        name=name, model_dir=directory, reference_dir=directory, generators=SETTINGS, sampling=SAMPLING
+    )
+    return RayGenerator(name, actor.remote(spec, marker))
 
 
 def _pool(messages: list[str], *generators: RayGenerator, take_seconds: float) -> tuple[GeneratorPool, ReplayBuffer]:

@@ -10,8 +10,11 @@ import pytest
 from actors import world
 from actors.data.prompts import PromptSource
 from actors.errors import UsageError
+from launch.output.session import check_same_run
+from launch.run import preflight
+from launch.run.plugins import plugin_of
+from launch.run.preflight import fixed_settings
 from launch.settings.run import RunConfig
-from launch.train import check_model, check_same_run, fixed_settings, with_world_defaults
 from learner.world.policy import TINY, build_policy
 from tests.fakes import tiny_llama
 
@@ -21,13 +24,21 @@ def _config(**settings) -> RunConfig:
     return RunConfig.model_validate({**base, **settings})
 
 
+def resolved(config: RunConfig) -> RunConfig:
+    return plugin_of(config).resolve(config)
+
+
+def check_model(config: RunConfig) -> None:
+    preflight.check_model(config, plugin_of(config))
+
+
 def test_in_the_world_a_completion_ends_at_any_token_no_response_may_hold() -> None:
-    assert with_world_defaults(_config()).sampling.stop_token_ids == world.STOP_TOKEN_IDS
+    assert resolved(_config()).sampling.stop_token_ids == world.STOP_TOKEN_IDS
 
 
 def test_stop_tokens_that_were_given_are_kept() -> None:
     config = _config(sampling={"stop_token_ids": [3]})
-    assert with_world_defaults(config).sampling.stop_token_ids == (3,)
+    assert resolved(config).sampling.stop_token_ids == (3,)
 
 
 def test_a_model_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
@@ -75,14 +86,13 @@ def test_a_reference_of_another_architecture_is_refused_only_where_it_is_mixed(t
             _with_reference(
                 tmp_path / "policy",
                 tmp_path / "reference",
-                learner={"loss": {"kind": "nash_pg"}},
-                opponent={"kind": "mixture"},
+                learner={"loss": {"kind": "nash_pg", "opponent": {"kind": "mixture"}}},
             )
         )
 
 
 def test_the_world_s_own_policy_takes_no_other_reference() -> None:
-    with pytest.raises(UsageError, match=r"model\.path is world, whose policy is trained by the run itself"):
+    with pytest.raises(UsageError, match=r"model\.path is world, whose policy is trained by the run and is its own"):
         check_model(_config(model={"path": "world", "reference": "elsewhere"}))
 
 
@@ -98,7 +108,7 @@ def test_the_world_s_own_policy_takes_no_other_reference() -> None:
 )
 def test_a_resume_names_what_was_changed_and_must_not_be(change: dict, named: str) -> None:
     def fixed(config: RunConfig) -> dict:
-        return fixed_settings(config, PromptSource(config.prompts, world.tokenizer()))
+        return fixed_settings(config, PromptSource(config.prompts, world.tokenizer()), plugin_of(config))
 
     saved = fixed(_config())
     check_same_run(saved, fixed(_config(updates=5, replay={"max_staleness": 3})), Path("update-1"))
@@ -120,15 +130,26 @@ def test_a_resume_keeps_its_opponent(opponent: dict) -> None:
     """Saved groups carry the saved opponent's completions: one batch held both, and every resume of it failed."""
 
     def fixed(**opponent) -> dict:
-        config = _config(learner={"loss": {"kind": "nash_pg"}}, opponent=opponent)
-        return fixed_settings(config, PromptSource(config.prompts, world.tokenizer()))
+        config = _config(learner={"loss": {"kind": "nash_pg", "opponent": opponent}})
+        return fixed_settings(config, PromptSource(config.prompts, world.tokenizer()), plugin_of(config))
 
     saved = fixed(kind="mixture", beta=0.25, max_staleness=1)
     check_same_run(saved, fixed(kind="mixture", beta=0.25, max_staleness=1, ema_decay=0.5), Path("update-1"))
     with pytest.raises(
-        UsageError, match=r"changed since it was saved: opponent \(was {'kind': 'mixture', 'beta': 0.25"
+        UsageError, match=r"changed since it was saved: learner.loss.opponent \(was {'kind': 'mixture', 'beta': 0.25"
     ):
         check_same_run(saved, fixed(**opponent), Path("update-1"))
+
+
+def test_a_checkpoint_from_before_losses_owned_their_opponent_is_held_to_it() -> None:
+    config = _config(learner={"loss": {"kind": "nash_pg", "opponent": {"kind": "mixture"}}})
+    given = fixed_settings(config, PromptSource(config.prompts, world.tokenizer()), plugin_of(config))
+    old = dict(given)
+    old["opponent"] = old.pop("learner.loss.opponent")
+    check_same_run(old, given, Path("update-1"))
+    old["opponent"] = old["opponent"] | {"beta": 0.75}
+    with pytest.raises(UsageError, match=r"learner\.loss\.opponent \(was .*0\.75"):
+        check_same_run(old, given, Path("update-1"))
 
 
 def test_a_resume_is_not_held_to_what_its_checkpoint_does_not_tell() -> None:

@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from actors.errors import RunError, UsageError
+from actors.generation.weights import fingerprint
+from actors.records import Canary, Manifest, TensorRecord
 from actors.world import tokenizer
 from launch import train
 from launch.cluster import wiring
 from launch.output.journal import Journal
 from launch.output.journal_reader import JournalReader
+from launch.run.protocols import Publication
 from launch.settings.run import RunConfig
 from learner.backend import checkpoints
 from learner.world.policy import TINY, build_policy
@@ -88,7 +93,7 @@ def actors(monkeypatch: pytest.MonkeyPatch) -> Actors:
     monkeypatch.setattr(wiring, "check_resources", lambda config: None)
     monkeypatch.setattr(wiring, "run_on_all_cores", lambda *arguments, **keywords: None)
     monkeypatch.setattr(wiring, "start_generators", lambda config, model_dir, reference_dir, host: made.generators)
-    monkeypatch.setattr(wiring, "start_judges", lambda config: [made.judge])
+    monkeypatch.setattr(wiring, "start_judges", lambda config, model_dir: [made.judge])
     monkeypatch.setattr(wiring, "start_learner", lambda *arguments: made.learner)
     return made
 
@@ -183,8 +188,7 @@ def test_a_checkpoint_whose_journal_cannot_be_written_does_not_count(
 
 def test_groups_that_waited_for_opponents_at_an_interrupt_are_granted_again(tmp_path: Path, actors: Actors) -> None:
     settings = {
-        "learner": {"loss": {"kind": "nash_pg"}},
-        "opponent": {"max_staleness": 0},
+        "learner": {"loss": {"kind": "nash_pg", "opponent": {"max_staleness": 0}}},
         "replay": {"prompts_per_update": 4, "max_staleness": 3},
     }
     actors.learner.interrupt_at, actors.generators = 2, [FakeGenerator("a", opponents=2)]
@@ -225,7 +229,7 @@ def test_an_interrupt_while_actors_start_ends_the_run_at_once(tmp_path: Path, ac
 def test_sigterm_before_the_loop_ends_the_run_as_ctrl_c_does(
     tmp_path: Path, actors: Actors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wiring, "start_judges", lambda config: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(wiring, "start_judges", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
         train.run_training(_config(tmp_path))
 
@@ -285,6 +289,22 @@ def world_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+class Publishing(Learner):
+    """Publishes the weights of a model, drawn a little apart for each version."""
+
+    def __init__(self, model: Path, location: Path) -> None:
+        super().__init__()
+        self._tensors, self._location = load_file(model / "model.safetensors"), location
+
+    async def export(self, version: int) -> Publication:
+        self.exported.append(version)
+        drawn = torch.Generator().manual_seed(version)
+        tensors = {name: each + 0.1 * torch.randn(each.shape, generator=drawn) for name, each in self._tensors.items()}
+        save_file(tensors, self._location)
+        records = tuple(TensorRecord(n, tuple(t.shape), "float32", fingerprint(t)) for n, t in tensors.items())
+        return Publication(Manifest(version, records, Canary((), ()), "shm", str(self._location)))
+
+
 def _exact_lines(tmp_path: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if "exploitability" in line]
@@ -299,6 +319,7 @@ def test_in_the_world_the_policy_is_evaluated_by_enumeration(tmp_path: Path, act
         "world": {"task": "intransitive"},
         "evaluation": {"prompts": 0, "exact_every_updates": 4},
     }
+    actors.learner = Publishing(world_model, tmp_path / "weights.safetensors")
     assert train.run_training(_config(tmp_path, **settings)) == 0
     lines, summary = _exact_lines(tmp_path), _summary(tmp_path)
     assert [line["step"] for line in lines] == [4, 6]

@@ -10,11 +10,11 @@ import torch
 from actors.errors import RunError, UsageError, WeightMismatchError
 from actors.generation import weights
 from actors.generation.config import GeneratorConfig, SamplingConfig
-from actors.generation.engine import Engine, _collector_at_rest, engine_environment, eos_token_ids
+from actors.generation.engine import Engine, _gc_paused, engine_environment, eos_token_ids
 from actors.records import Canary, Completion, Manifest
 from learner.config import PublicationConfig
 from learner.publication.publisher import Publisher
-from tests.fakes import tiny_llama
+from tests.fakes import spec_of, tiny_llama
 
 CANARY = weights.canary_tokens(96, 32)
 STOPS = tuple(range(2, 6))
@@ -65,7 +65,7 @@ def world(tmp_path_factory):
         def engine(self, name: str, temperature: float = 1.0, dtype: str = "float32") -> Engine:
             settings = GeneratorConfig(dtype=dtype, max_model_len=256, max_running_prompts=8, kv_cache_mib=32)
             sampling = SamplingConfig(max_new_tokens=NEW_TOKENS, temperature=temperature, stop_token_ids=STOPS)
-            return Engine(self.directory / name, settings, sampling, seed=3)
+            return Engine(spec_of(self.directory / name, settings, sampling, seed=3))
 
         def publish(self, model, version: int, *, change=None, canary=None, dtype=torch.float32) -> Manifest:
             tensors = {name: p.detach().to(dtype) for name, p in model.named_parameters()}
@@ -332,7 +332,7 @@ def test_a_bfloat16_engine_takes_rounded_weights_and_refuses_another_models(worl
 def test_settings_that_make_no_engine_are_refused_with_their_names(world):
     settings = GeneratorConfig(dtype="float32", max_model_len=4096)
     with pytest.raises(UsageError, match=r"generators.max_model_len 4096"):
-        Engine(world.directory / "a", settings, SamplingConfig())
+        Engine(spec_of(world.directory / "a", settings))
 
 
 class BrokenLLM:
@@ -359,7 +359,7 @@ class BrokenLLM:
 )
 def test_a_load_that_fails_after_the_model_was_touched_ends_the_engine(broken, message):
     engine = Engine.__new__(Engine)  # no model is loaded
-    engine._generators, engine._llm = GeneratorConfig(), BrokenLLM(broken)
+    engine._spec, engine._llm = spec_of("unused"), BrokenLLM(broken)
     engine._version, engine._failure, engine._running, engine._finished = 0, None, {"running": False}, []
     with pytest.raises(RunError, match=message):
         engine.load(Manifest(1, (), Canary((1, 2), (-0.5,)), "shm"))
@@ -371,7 +371,7 @@ def test_a_load_that_fails_after_the_model_was_touched_ends_the_engine(broken, m
 
 def test_a_directory_without_a_model_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"has no config\.json"):
-        Engine(tmp_path, GeneratorConfig(), SamplingConfig())
+        Engine(spec_of(tmp_path))
 
 
 def test_end_of_sequence_ids_come_from_the_generation_config_first(tmp_path):
@@ -393,7 +393,7 @@ def test_the_environment_has_the_threads_of_the_actor_and_compiles_on_gpus_only(
 
 def test_what_an_import_defines_is_kept_from_the_collector_which_goes_on_as_before():
     before = gc.get_freeze_count()
-    with _collector_at_rest():
+    with _gc_paused():
         assert not gc.isenabled()
         kept = [[]]
     assert gc.isenabled()
@@ -401,7 +401,7 @@ def test_what_an_import_defines_is_kept_from_the_collector_which_goes_on_as_befo
     assert not any(each is kept for each in gc.get_objects())
     gc.disable()
     try:
-        with _collector_at_rest():
+        with _gc_paused():
             pass
         assert not gc.isenabled()
     finally:

@@ -13,7 +13,7 @@ from actors.generation.weights import canary_tokens
 from actors.records import Canary, Draw, Failure, Group, Lease, Manifest, Prompt, TensorRecord
 from learner.config import PublicationConfig
 from learner.publication.publisher import Publisher
-from tests.fakes import FakeEngine, tiny_llama
+from tests.fakes import FakeEngine, spec_of, tiny_llama
 
 
 def lease(index: int, *, min_version: int = 0, prompt: tuple[int, ...] = (1, 2), draw: Draw = "policy") -> Lease:
@@ -31,14 +31,9 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 def generator(engine):
-    made = Generator(
-        "g0",
-        model_dir="unused",
-        generators=GeneratorConfig(max_running_prompts=2),
-        sampling=SamplingConfig(completions_per_prompt=2),
-        opponent=OpponentConfig(completions_per_prompt=3, max_staleness=0),
-        make_engine=lambda *_, **__: engine,
-    )
+    opponent = OpponentConfig(completions_per_prompt=3, max_staleness=0)
+    settings = GeneratorConfig(max_running_prompts=2), SamplingConfig(completions_per_prompt=2)
+    made = Generator(spec_of("unused", *settings, name="g0", opponent=opponent), lambda spec: engine)
     yield made
     made.close()
 
@@ -85,37 +80,17 @@ def test_only_opponents_that_are_completions_of_their_own_are_part_of_everything
     assert sum(roles["all"]) == count - 2
 
 
-def test_the_engine_is_built_with_the_opponent_and_the_reference():
-    given = {}
-
-    def build(*arguments, **keywords):
-        given.update(keywords)
-        return FakeEngine()
-
-    opponent = OpponentConfig(kind="mixture", beta=0.5)
-    Generator(
-        "g",
-        model_dir="policy",
-        generators=GeneratorConfig(),
-        sampling=SamplingConfig(),
-        opponent=opponent,
-        reference_dir="start",
-        make_engine=build,
-    ).close()
-    assert given == {"opponent": opponent, "reference_dir": "start", "deterministic": False}
+def test_the_engine_is_built_from_the_generator_s_own_spec():
+    given = []
+    spec = spec_of("policy", opponent=OpponentConfig(kind="mixture", beta=0.5), reference_dir="start")
+    Generator(spec, lambda spec: given.append(spec) or FakeEngine()).close()
+    assert given == [spec]
 
 
 def test_a_deterministic_generator_seeds_each_completion_by_run_lease_and_place_whatever_the_attempt():
     engine = FakeEngine()
-    generator = Generator(
-        "g",
-        model_dir="unused",
-        generators=GeneratorConfig(),
-        sampling=SamplingConfig(completions_per_prompt=2),
-        seed=5,
-        deterministic=True,
-        make_engine=lambda *_, **__: engine,
-    )
+    spec = spec_of(sampling=SamplingConfig(completions_per_prompt=2), seed=5, deterministic=True)
+    generator = Generator(spec, lambda spec: engine)
     try:
         generator.submit([lease(3), lease(4)])
         collect(generator, 2)
@@ -136,14 +111,7 @@ def test_a_deterministic_generator_seeds_each_completion_by_run_lease_and_place_
 )
 def test_a_publication_is_checked_for_the_average_where_opponents_are_of_it(tmp_path, kind, published, refused):
     save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
-    generator = Generator(
-        "g",
-        model_dir=tmp_path,
-        generators=GeneratorConfig(),
-        sampling=SamplingConfig(),
-        opponent=OpponentConfig(kind=kind),
-        make_engine=FakeEngine,
-    )
+    generator = Generator(spec_of(tmp_path, opponent=OpponentConfig(kind=kind)), FakeEngine)
 
     def publication(names):
         return Manifest(1, tuple(TensorRecord(name, (2,), "float32", "") for name in names), Canary((), ()), "nccl")
@@ -268,7 +236,7 @@ def test_an_engine_that_cannot_be_built_raises_from_the_constructor():
         raise UsageError("no such model")
 
     with pytest.raises(UsageError, match="no such model"):
-        Generator("g", model_dir="x", generators=GeneratorConfig(), sampling=SamplingConfig(), make_engine=refuse)
+        Generator(spec_of(), refuse)
 
 
 def test_the_three_durations_add_up_to_wall_time(generator):
@@ -301,12 +269,9 @@ def test_a_real_engine_takes_weights_while_it_generates(tmp_path):
     a, b = tiny_llama(tmp_path / "a", seed=1), tiny_llama(tmp_path / "b", seed=2)
     canary = canary_tokens(96, 16)
     publisher = Publisher(PublicationConfig(), tmp_path / "shm")
-    generator = Generator(
-        "g0",
-        model_dir=tmp_path / "a",
-        generators=GeneratorConfig(dtype="float32", max_model_len=512, max_running_prompts=4, kv_cache_mib=32),
-        sampling=SamplingConfig(completions_per_prompt=2, max_new_tokens=300),
-    )
+    settings = GeneratorConfig(dtype="float32", max_model_len=512, max_running_prompts=4, kv_cache_mib=32)
+    sampling = SamplingConfig(completions_per_prompt=2, max_new_tokens=300)
+    generator = Generator(spec_of(tmp_path / "a", settings, sampling, name="g0"))
     try:
         generator.submit([lease(i, prompt=(2, 3 + i)) for i in range(8)] + [lease(8, min_version=1, prompt=(4,))])
         while not generator.status().running:

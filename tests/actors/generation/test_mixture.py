@@ -17,7 +17,7 @@ from actors.generation.engine import Engine, engine_environment
 from actors.records import Canary
 from learner.config import PublicationConfig
 from learner.publication.publisher import Publisher
-from tests.fakes import tiny_llama
+from tests.fakes import spec_of, tiny_llama
 
 pytestmark = pytest.mark.vllm
 
@@ -209,8 +209,8 @@ def world(tmp_path_factory):
             settings = GeneratorConfig(dtype="float32", max_model_len=400, max_running_prompts=8, kv_cache_mib=32)
             sampling = SamplingConfig(max_new_tokens=NEW_TOKENS, temperature=TEMPERATURE)
             second = None if reference is None else self.directory / reference
-            opponent = OpponentConfig(**opponent)
-            return Engine(self.directory / policy, settings, sampling, seed=3, opponent=opponent, reference_dir=second)
+            others = {"seed": 3, "opponent": OpponentConfig(**opponent), "reference_dir": second}
+            return Engine(spec_of(self.directory / policy, settings, sampling, **others))
 
         def publish(self, version: int, policy, reference=None):
             tensors = dict(policy.named_parameters())

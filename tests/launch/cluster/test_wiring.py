@@ -9,8 +9,10 @@ import ray
 
 from actors import remote
 from actors.errors import RunError, UsageError
+from actors.generation.config import GeneratorSpec
 from launch.cluster import wiring
 from launch.settings.run import ClusterConfig, RunConfig
+from tests.settings import nested
 
 
 def _config(**settings: Any) -> RunConfig:
@@ -51,18 +53,20 @@ def test_a_task_on_all_cores_fits_one_node_of_a_cluster(monkeypatch: pytest.Monk
     assert asked == [8]
 
 
-@pytest.mark.parametrize(("loss", "kind"), [("nash_pg", "mixture"), ("dpo", "self")])
-def test_generators_are_given_the_reference_and_the_opponent_that_the_loss_has_use_for(
-    loss: str, kind: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("loss", "kind"), [("nash_pg", "mixture"), ("dpo", None)])
+def test_generators_are_given_the_reference_and_the_opponent_that_the_loss_has(
+    loss: str, kind: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: dict[str, Any] = {}
-    monkeypatch.setattr(remote, "start_generator", lambda name, **settings: given.update(settings))
+    given: list[GeneratorSpec] = []
+    monkeypatch.setattr(remote, "start_generator", lambda spec, place: given.append(spec))
     opponent = {"kind": "mixture", "beta": 0.5} if loss == "nash_pg" else {}
-    config = _config(learner={"loss": {"kind": loss}}, opponent=opponent)
+    config = _config(**nested({"learner": {"loss": {"kind": loss}}, "opponent": opponent}))
     (generator,) = wiring.start_generators(config, "start", "reference")
-    assert generator.name == "generator-0"
-    assert (given["model_dir"], given["reference_dir"], given["opponent"].kind) == ("start", "reference", kind)
-    assert given["opponent"].sampled == (loss == "nash_pg")
+    (spec,) = given
+    assert generator.name == spec.name == "generator-0"
+    assert (spec.model_dir, spec.reference_dir) == ("start", "reference")
+    assert (spec.opponent and spec.opponent.kind) == kind
+    assert bool(spec.opponent and spec.opponent.sampled) == (loss == "nash_pg")
 
 
 @pytest.mark.parametrize(("host", "resources"), [(None, {}), ("10.0.0.1", {"node:10.0.0.1": 0.001})])

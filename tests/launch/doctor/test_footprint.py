@@ -87,7 +87,7 @@ def test_keys_and_values_of_a_token_are_those_of_the_paged_attention_paper():
 def test_an_engine_on_cpu_takes_weights_and_its_cache_and_a_mixture_two_models():
     config = load_config("embedded", ["generators.kv_cache_mib=64"])
     assert footprint.generator_memory(WORLD_POLICY, config) == 4 * WORLD_POLICY.parameters + (64 << 20)
-    mixed = load_config("embedded-nash-md", ["opponent.kind=mixture", "generators.kv_cache_mib=64"])
+    mixed = load_config("embedded-nash-md", ["learner.loss.opponent.kind=mixture", "generators.kv_cache_mib=64"])
     assert footprint.generator_memory(WORLD_POLICY, mixed) == 2 * 4 * WORLD_POLICY.parameters + (64 << 20)
 
 
@@ -129,7 +129,7 @@ def test_a_run_s_disk_is_the_checkpoints_kept_one_more_and_the_final_model():
 
 
 def test_a_publication_is_in_the_learner_s_dtype_and_twice_with_an_average():
-    config = load_config("embedded-nash-md", ["opponent.kind=ema"])
+    config = load_config("embedded-nash-md", ["learner.loss.opponent.kind=ema"])
     assert footprint.publication_bytes(WORLD_POLICY, config) == 2 * 4 * WORLD_POLICY.parameters
     bfloat16 = load_config("embedded", ["learner.dtype=bfloat16", "learner.zero_stage=1"])
     assert footprint.publication_bytes(WORLD_POLICY, bfloat16) == 2 * WORLD_POLICY.parameters

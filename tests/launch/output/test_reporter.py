@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from launch.output import reporter as report_module
 from launch.output.reporter import Reporter
 from launch.output.run_directory import RunDirectory
 from launch.output.summary import Staleness
-from launch.run.exact_evaluation import ExactEvaluation, ExactFigures
+from launch.run.judge_pool import JudgePool
 from launch.run.loop import TrainingLoop
+from launch.run.plugins import plugin_of
 from launch.run.staleness_limit import StalenessLaw
 from launch.run.win_rate import WinRate
+from launch.run.world import ExactEvaluation, ExactFigures
 from launch.settings.run import RunConfig
 from learner.world.policy import TINY, build_policy, train_sft
 from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakePrompts, judged_group
@@ -28,6 +31,11 @@ class Account:
     def __init__(self, *alive: GeneratorStatus, ended: tuple[GeneratorStatus, ...] = ()) -> None:
         self.statuses = alive
         self.accounts = (*ended, *alive)
+
+
+class Judging(FakeJudge):
+    async def seconds(self) -> float:
+        return 3.0
 
 
 def _status(name: str, tokens: int, generating: float = 0.0, updating: float = 0.0, idle: float = 0.0) -> Any:
@@ -51,11 +59,12 @@ def _loop(**settings: Any) -> TrainingLoop:
 
 
 def _reporter(loop: TrainingLoop) -> Reporter:
-    return Reporter(loop.config, RunDirectory(Path("somewhere")))
+    plugin = plugin_of(loop.config)
+    return Reporter(plugin.resolve(loop.config), RunDirectory(Path("somewhere")), plugin)
 
 
 def _summary(loop: TrainingLoop, reporter: Reporter | None = None, **settings: Any) -> Any:
-    settings = {"judging_seconds": 0.0, "status": "completed", "error": None} | settings
+    settings = {"status": "completed", "error": None} | settings
     return (reporter or _reporter(loop)).summary(loop, **settings)
 
 
@@ -120,7 +129,9 @@ def test_the_summary_counts_the_dead_too() -> None:
     )
     loop.progress.tokens, loop.progress.groups, loop.progress.learning_seconds = 450, 90, 9.0
     loop.evaluation_tokens = 50
-    summary = _summary(loop, judging_seconds=3.0)
+    reporter = _reporter(loop)
+    asyncio.run(reporter.ask(JudgePool([Judging()], print)))
+    summary = _summary(loop, reporter)
     assert summary.time_budget["generator"] == {"generating": 18.0, "updating": 1.0, "idle": 2.5}
     assert summary.time_budget["judge"] == {"judging": 3.0}
     assert summary.dropped_tokens == 600 - 450 - 50
@@ -136,14 +147,16 @@ def test_the_summary_of_a_run_that_consumed_nothing_has_no_numbers_made_up() -> 
 
 def test_the_summary_has_the_last_evaluation_by_enumeration_and_the_mean_of_the_last_ones() -> None:
     """Ten updates: the last tenth is the tenth alone, of which there are two here."""
-    loop = _loop()
-    loop.exact = ExactEvaluation("intransitive", 0, Path("unused"))
-    assert _summary(loop).exploitability is None, "nothing was measured yet"
+    loop = _loop(prompts={"source": "world"})
+    reporter = _reporter(loop)
+    evaluation = ExactEvaluation("intransitive", 0, Path("unused"))
+    reporter._plugin._evaluation = evaluation  # type: ignore[attr-defined]
+    assert _summary(loop, reporter).exploitability is None, "nothing was measured yet"
     for update, exploitability in ((5, 0.4), (10, 0.3), (10, 0.2)):
-        loop.exact.history.append(ExactFigures(update, exploitability, 1.5, 0.75, (0.6, 0.3, 0.1)))
+        evaluation.history.append(ExactFigures(update, exploitability, 1.5, 0.75, (0.6, 0.3, 0.1)))
     while loop.buffer.updates < 10:
         _consume_one_update(loop)
-    summary = _summary(loop)
+    summary = _summary(loop, reporter)
     assert (summary.exploitability, summary.exploitability_tail) == (0.2, pytest.approx(0.25))
     assert (summary.exact_kl, summary.preference, summary.family_shares) == (1.5, 0.75, (0.6, 0.3, 0.1))
 
@@ -157,9 +170,10 @@ def _consume_one_update(loop: TrainingLoop) -> None:
 
 
 def test_where_the_game_is_not_known_the_summary_has_none_of_its_figures() -> None:
-    summary = _summary(_loop())
-    names = ("exploitability", "exploitability_tail", "exact_kl", "preference", "family_shares", "staleness_law")
-    assert [getattr(summary, name) for name in names] == [None] * 6
+    summary = _summary(_loop(prompts={"source": "prompts.jsonl"}))
+    names = ("exploitability", "exploitability_tail", "exact_kl", "preference", "staleness_law")
+    assert [getattr(summary, name) for name in names] == [None] * 5
+    assert "family_shares" not in summary.model_dump()
 
 
 @pytest.mark.parametrize(
@@ -175,7 +189,7 @@ def test_where_the_game_is_not_known_the_summary_has_none_of_its_figures() -> No
 def test_the_opponents_staleness_is_told_where_they_are_completions_of_their_own(
     loss: str, opponent: dict[str, Any], bound: int | None, told: bool
 ) -> None:
-    loop = _loop(learner={"loss": {"kind": loss}}, opponent=opponent)
+    loop = _loop(learner={"loss": {"kind": loss, **({"opponent": opponent} if opponent else {})}})
     loop.progress.staleness, loop.progress.opponent_staleness = {2: 4}, {0: 3, 1: 1}
     summary = _summary(loop)
     assert (summary.loss, summary.opponent_bound) == (loss, bound)
@@ -211,5 +225,11 @@ def test_the_opponent_is_named_for_what_it_is_also_after_a_resume(tmp_path: Path
 
 
 def test_what_the_judge_counted_reaches_the_summary() -> None:
-    assert _summary(_loop(), judging_figures={"groups": 7.0}).judging == {"groups": 7.0}
-    assert _summary(_loop()).judging == {}
+    class Counting(FakeJudge):
+        async def figures(self) -> dict[str, float]:
+            return {"groups": 7.0}
+
+    reporter = _reporter(_loop())
+    assert _summary(_loop(), reporter).judging == {}
+    asyncio.run(reporter.ask(JudgePool([Counting()], print)))
+    assert _summary(_loop(), reporter).judging == {"groups": 7.0}

@@ -151,7 +151,7 @@ def test_figures_of_games_and_routes_come_back_from_the_file(tmp_path):
         loss="nash_pg",
         opponent_bound=0,
         opponent_staleness=Staleness.of({0: 8}),
-        family_shares=(0.5, 0.3, 0.1),
+        family_shares=[0.5, 0.3, 0.1],
         staleness_law={"tau": 0.05, "bound": 0.0},
         routes={"nash-md": {"exploitability": 0.05, "exact_kl": None}},
     )

@@ -79,7 +79,7 @@ def offbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     monkeypatch.setattr(wiring, "check_stage_resources", lambda learner: None)
     monkeypatch.setattr(wiring, "run_on_all_cores", lambda function, directory, **_: directory.mkdir(exist_ok=True))
     monkeypatch.setattr(wiring, "start_generators", lambda *_: [FakeGenerator("a")])
-    monkeypatch.setattr(wiring, "start_judges", lambda config: [FakeJudge()])
+    monkeypatch.setattr(wiring, "start_judges", lambda *_: [FakeJudge()])
     breaks: list[int | None] = [None]
     monkeypatch.setattr(wiring, "start_learner", lambda config, *_: Learner(config, breaks[0]))
 

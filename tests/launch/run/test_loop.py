@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from typing import Any
 
 import pytest
 
 from actors.errors import RunError
 from actors.records import Failure, Lease
 from actors.replay_buffer.buffer import Batch
-from launch.run.exact_evaluation import ExactFigures
 from launch.run.loop import TrainingLoop
 from launch.run.progress import Progress
+from launch.run.protocols import Publication
 from launch.run.win_rate import WinRate
 from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakePrompts, FakeStats, judged_group
 from tests.launch.run.loops import evaluate, loop_of, run, with_evaluation
@@ -245,41 +244,32 @@ def test_an_evaluation_is_in_the_metrics_of_the_next_update_once() -> None:
     assert progress.new_evaluation() == {}
 
 
-class Exact:
-    """An evaluation by enumeration that knows when it was asked, and with which tables."""
+class Observer:
+    """Measures every `every` updates and after the last; remembers what it was given."""
 
-    def __init__(self) -> None:
-        self.asked: list[int] = []
-        self.tables: list[Any] = []
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.seen: list[tuple[int, int]] = []
 
-    def measure(self, update: int, table: Any) -> ExactFigures:
-        self.asked.append(update)
-        self.tables.append(table)
-        return ExactFigures(update, update / 100, 1.5, 0.75, None)
+    def due(self, update: int) -> bool:
+        return update % self.every == 0 or update == 12
+
+    async def observe(self, update: int, publication: Publication) -> dict[str, float]:
+        self.seen.append((update, publication.version))
+        return {"measured": update / 100}
 
 
-@pytest.mark.parametrize(("every", "asked"), [(5, [5, 10, 12]), (4, [4, 8, 12]), (100, [12]), (0, [])])
-def test_exact_figures_reach_the_metrics_now_and_then_and_after_the_last_update(every: int, asked: list[int]) -> None:
-    settings = {"evaluation": {"exact_every_updates": every}}
-    loop = loop_of([FakeGenerator("a")], FakeLearner(), settings=settings, max_staleness=1)
-    loop.exact, metrics = Exact(), {}
+@pytest.mark.parametrize(("every", "due"), [(5, [5, 10, 12]), (4, [4, 8, 12]), (100, [12])])
+def test_what_an_observer_measures_is_in_the_metrics_of_the_update_that_it_is_of(every: int, due: list[int]) -> None:
+    loop, metrics = loop_of([FakeGenerator("a")], FakeLearner(), max_staleness=1), {}
+    observer = Observer(every)
+    loop._observers = [observer]
     loop._on_update = lambda progress, values: metrics.update({loop.buffer.updates: values})
     run(loop)
     assert list(metrics) == list(range(1, 13))
-    told = {update: values["exploitability"] for update, values in metrics.items() if "exploitability" in values}
-    assert told == {update: update / 100 for update in asked}
-    assert all(metrics[update].items() >= {"exact_kl": 1.5, "exact_preference": 0.75}.items() for update in asked)
-    assert loop.exact.asked == asked
-    assert all(table.shape == (16, 259, 18) for table in loop.exact.tables), "the learner's table"
-
-
-def test_where_the_game_is_not_known_the_learner_is_asked_for_no_table() -> None:
-    class NoTable(FakeLearner):
-        async def exact_table(self):
-            raise AssertionError("nobody may ask")
-
-    settings = {"evaluation": {"exact_every_updates": 1}}
-    run(loop_of([FakeGenerator("a")], NoTable(), settings=settings))
+    measured = {update: values["measured"] for update, values in metrics.items() if "measured" in values}
+    assert measured == {update: update / 100 for update in due}
+    assert observer.seen == [(update, update) for update in due], "the publication of that very update"
 
 
 def test_an_evaluation_prompt_that_cannot_be_generated_fails_the_run() -> None:

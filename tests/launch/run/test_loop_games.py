@@ -14,11 +14,12 @@ from actors.records import Failure
 from launch.run.loop import TrainingLoop
 from tests.fakes import FakeGenerator, FakeJudge, FakeLearner
 from tests.launch.run.loops import evaluate, loop_of, run, with_evaluation
+from tests.settings import nested
 
 
 def _game_loop(generators, learner, opponent=None, settings=None, **replay) -> TrainingLoop:
     settings = {"learner": {"loss": {"kind": "nash_pg"}}, "opponent": opponent or {}} | (settings or {})
-    return loop_of(generators, learner, settings=settings, **replay)
+    return loop_of(generators, learner, settings=nested(settings), **replay)
 
 
 def _ages(learner: FakeLearner, per_publish: int = 1) -> tuple[Counter[int], Counter[int]]:

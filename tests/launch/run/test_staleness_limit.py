@@ -14,6 +14,7 @@ from actors.replay_buffer.pairing import game_of
 from launch.run.staleness_limit import PROBES, LawProbe, announce, bound_of
 from launch.settings.run import RunConfig
 from tests.fakes import make_group
+from tests.settings import nested
 
 STRENGTH = math.sqrt(2.0) / 6.0
 """Of a cycle of three judged once each: a rotation of sqrt(3/2) times this, 1 / sqrt(12), as fast as cycles get."""
@@ -28,7 +29,7 @@ def _config(**settings: Any) -> RunConfig:
         "learner": {"loss": {"kind": "nash_pg", "tau": 0.05}, "optimizer": {"lr": 1e-3}},
         "opponent": {"kind": "self"},
     }
-    return RunConfig.model_validate({**base, **settings})
+    return RunConfig.model_validate(nested({**base, **settings}))
 
 
 def _game(preferences: Any = CYCLE, players: int = 3) -> Game:
@@ -111,7 +112,7 @@ def test_versions_of_several_updates_count_whole_up_to_the_last_update_that_cons
 )
 def test_the_run_s_bound_is_the_opponents_own_where_there_is_one(own: int | None, replay: int, bound: int) -> None:
     config = _config(opponent={"kind": "self", "max_staleness": own}, replay={"max_staleness": replay})
-    assert bound_of(config) == bound
+    assert bound_of(config, config.opponent) == bound
     assert _law(config).bound == bound
 
 
@@ -124,10 +125,12 @@ def test_a_lag_within_the_law_is_told_without_a_warning() -> None:
     )
 
 
-@pytest.mark.parametrize(("order", "setting"), [("lease", "opponent.max_staleness"), ("ready", "replay.max_staleness")])
+@pytest.mark.parametrize(
+    ("order", "setting"), [("lease", "learner.loss.opponent.max_staleness"), ("ready", "replay.max_staleness")]
+)
 def test_a_bound_over_the_lag_is_a_warning_that_says_what_to_set(order: str, setting: str) -> None:
     law = _law(_config(replay={"max_staleness": 6, "order": order}))
-    section, _, name = setting.partition(".")
+    *_, section, name = setting.split(".")
     followed = {"replay": {"max_staleness": 6, "order": order}, "opponent": {"kind": "self"}}
     followed[section][name] = 5
     assert _law(_config(**followed)).kept
@@ -199,7 +202,7 @@ def test_no_law_is_told_of_an_average_which_has_no_one_age() -> None:
     config = _config(opponent={"kind": "ema"})
     probe = LawProbe(config)
     assert [probe.add([_game()], 0.1, 1e-3) for _ in range(PROBES)] == [None] * PROBES
-    assert "none is known for opponent.kind ema" in announce(config)
+    assert "none is known for learner.loss.opponent.kind ema" in announce(config)
 
 
 @pytest.mark.parametrize(("replay", "versions"), [({"max_staleness": 5}, 5), ({"updates_per_publish": 3}, 1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 from pathlib import Path
@@ -9,11 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from launch.run.exact_evaluation import ExactEvaluation, ExactFigures
 from transformers import AutoModelForCausalLM
 
 from actors import world
+from actors.records import Canary
 from actors.world import EOS, FIRST_SYMBOL, INVALID, NOEOS, PROMPTS, SYMBOLS, World
+from launch.run.protocols import Publication
+from launch.run.world import ExactEvaluation, ExactFigures
+from learner.config import PublicationConfig
+from learner.publication.publisher import Publisher
 from learner.world.exact import exact_policy
 from learner.world.policy import TINY, build_policy
 
@@ -141,3 +146,33 @@ def test_an_invalid_answer_is_one_of_the_outcomes(uniform_dir: Path) -> None:
     assert figures.exact_kl == pytest.approx(math.log(18), abs=1e-5)
     expected = np.mean([World("intransitive").preference_matrix(x)[INVALID] @ _uniform_outcomes() for x in range(16)])
     assert figures.preference == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_policy_of_a_publication_is_measured_at_the_sampling_temperature(tmp_path: Path) -> None:
+    """What is measured are the published weights, whatever the directory holds by then."""
+    torch.manual_seed(0)
+    reference, policy = build_policy(TINY), build_policy(TINY)
+    reference.save_pretrained(tmp_path)
+    publisher = Publisher(PublicationConfig(), tmp_path / "shm")
+    tensors = {name: each.detach() for name, each in policy.named_parameters()}
+    publication = Publication(publisher.publish(3, tensors, Canary((0, 1), (0.0,))))
+    observed = ExactEvaluation("intransitive", 0, tmp_path, temperature=0.7)
+    by_hand = ExactEvaluation("intransitive", 0, tmp_path, temperature=0.7)
+    figures = by_hand.measure(3, exact_policy(policy.eval(), 0.7).token_logprobs.astype("float32"))
+    assert asyncio.run(observed.observe(3, publication)) == figures.metrics()
+    assert observed.history[0].exact_kl > 0.01
+    publisher.close()
+
+
+@pytest.mark.parametrize(
+    ("every", "per_publish", "due"),
+    [(4, 1, [4, 8, 12]), (5, 1, [5, 10, 12]), (4, 3, [6, 9, 12]), (100, 1, [12])],
+)
+def test_it_is_due_at_the_first_publication_after_every_so_many_updates_and_at_the_end(
+    every: int, per_publish: int, due: list[int]
+) -> None:
+    evaluation = ExactEvaluation(
+        "intransitive", 0, Path("unused"), every=every, updates=12, updates_per_publish=per_publish
+    )
+    published = range(per_publish, 13, per_publish)
+    assert [update for update in published if evaluation.due(update)] == due

@@ -7,6 +7,8 @@ from actors.errors import UsageError
 from launch.settings.fields import settings
 from launch.settings.loading import load_config
 from launch.settings.run import RunConfig
+from learner.config import GameLossConfig, RewardLossConfig
+from tests.settings import nested
 
 ALL = list(settings(RunConfig))
 JUDGES = (
@@ -49,7 +51,7 @@ def test_a_setting_is_described_with_type_bounds_and_default():
 
 
 def test_settings_of_one_kind_of_judge_name_it():
-    owners = [setting.only_for for setting in ALL if setting.key == "judging.judge.path"]
+    owners = [kind for setting in ALL if setting.key == "judging.judge.path" for kind in setting.only_for]
     assert owners == ["reward_model", "preference_model", "function"]
 
 
@@ -93,7 +95,7 @@ def test_the_final_model_is_one_that_was_published():
 def _game(**sections):
     """A run with a game loss, and what the sections say."""
     learner = {"loss": {"kind": "nash_pg"}, **sections.pop("learner", {})}
-    return RunConfig.model_validate({"model": {"path": "m"}, "learner": learner, **sections})
+    return RunConfig.model_validate(nested({"model": {"path": "m"}, "learner": learner, **sections}))
 
 
 def test_opponents_cannot_be_staler_than_the_completions_that_wait_for_them():
@@ -102,7 +104,7 @@ def test_opponents_cannot_be_staler_than_the_completions_that_wait_for_them():
 
 
 def test_opponents_drawn_late_need_the_order_of_leases():
-    with pytest.raises(ValidationError, match=r"replay\.order ready does not tell; set order to lease"):
+    with pytest.raises(ValidationError, match=r"replay\.order ready decides that late; set order to lease"):
         _game(opponent={"max_staleness": 0}, replay={"order": "ready"})
 
 
@@ -123,7 +125,7 @@ def test_ipo_md_compares_two_opponents():
 
 
 def test_an_average_of_policies_is_refused_where_weights_are_in_parts():
-    with pytest.raises(ValidationError, match=r"opponent\.kind ema averages whole weights and learner\.zero_stage 3"):
+    with pytest.raises(ValidationError, match=r"opponent\.kind ema averages whole weights, and zero_stage 3 shards"):
         _game(learner={"zero_stage": 3}, opponent={"kind": "ema"})
 
 
@@ -134,27 +136,39 @@ def test_a_mixture_s_weight_is_a_share(beta):
 
 
 @pytest.mark.parametrize("kind", ["dpo", "ipo", "slic", "reward_pg"])
-def test_settings_that_the_loss_does_not_read_are_refused(kind):
+def test_settings_that_the_loss_does_not_have_are_refused(kind):
     """They were taken in silence, and a run was thought to play against what it never drew."""
-    with pytest.raises(ValidationError, match=rf"opponent\.kind, opponent\.max_staleness changed .*kind {kind} does"):
-        _game(learner={"loss": {"kind": kind}}, opponent={"kind": "mixture", "max_staleness": 0})
-    with pytest.raises(ValidationError, match=r"learner\.correction\.opponents changed .* does not read it; leave it"):
-        _game(learner={"loss": {"kind": kind}, "correction": {"opponents": "none"}})
+    given = [f"learner.loss.kind={kind}", "learner.loss.opponent.kind=mixture"]
+    owners = r"belongs to nash_pg, online_ipo and ipo_md"
+    with pytest.raises(UsageError, match=rf"opponent: not a setting of learner\.loss of kind {kind} \(it {owners}"):
+        load_config("embedded", given)
+    with pytest.raises(UsageError, match=rf"loss\.correction[.\w]*: not a setting of learner\.loss of kind {kind}"):
+        load_config("embedded", [f"learner.loss.kind={kind}", "learner.loss.correction.opponents=none"])
 
 
-def test_a_setting_that_the_loss_does_not_read_is_one_mistake():
-    """`replay.max_staleness` is 1: this bound would be refused for the losses that read it."""
-    with pytest.raises(UsageError, match=r": 1 mistake\n.*opponent\.max_staleness changed"):
-        load_config("embedded", ["opponent.max_staleness=7"])
+def test_a_setting_that_the_loss_does_not_have_is_one_mistake():
+    """`replay.max_staleness` is 2: this bound would be refused for the losses that have it."""
+    with pytest.raises(UsageError, match=r": 1 mistake\n.*loss\.opponent: not a setting of learner\.loss of kind dpo"):
+        load_config("embedded", ["learner.loss.opponent.max_staleness=7"])
 
 
-def test_the_correction_of_players_is_read_by_all_losses_on_games_and_by_none_on_pairs():
+def test_the_correction_of_players_belongs_to_all_losses_on_games_and_to_none_on_pairs():
     correction = {"baseline": "constant", "kl": "reward_to_go", "players": "token", "beyond_cap": "mask"}
     for kind in ("nash_pg", "reward_pg"):
-        assert _game(learner={"loss": {"kind": kind}, "correction": correction}).learner.correction.players == "token"
-    named = ", ".join(rf"learner\.correction\.{name}" for name in correction)
-    with pytest.raises(ValidationError, match=rf"{named} changed from the default, and .* dpo does not read them"):
-        _game(learner={"loss": {"kind": "dpo"}, "correction": correction})
+        config = _game(learner={"loss": {"kind": kind, "correction": correction}})
+        assert config.learner.loss.correction.players == "token"
+    with pytest.raises(ValidationError, match=r"loss\.dpo\.correction\s+Extra inputs are not permitted"):
+        _game(learner={"loss": {"kind": "dpo", "correction": correction}})
+
+
+def test_another_kind_on_the_command_line_leaves_out_what_the_file_says_of_the_kind_before():
+    """The preset sets beta, which losses on games do not have; tau stays where both have it."""
+    assert load_config("embedded", ["learner.loss.kind=nash_pg"]).learner.loss == GameLossConfig()
+    changed = load_config("embedded-nash-md", ["learner.loss.kind=reward_pg", "learner.loss.correction.players=token"])
+    assert changed.learner.loss == RewardLossConfig(tau=0.05, correction={"players": "token"})
+    mistakes = r"learner\.loss\.beta: not a setting of learner\.loss of kind nash_pg"
+    with pytest.raises(UsageError, match=mistakes):
+        load_config("embedded", ["learner.loss.beta=0.2", "learner.loss.kind=nash_pg"])
 
 
 @pytest.mark.parametrize(
@@ -192,9 +206,8 @@ def test_defaults_of_settings_that_the_loss_does_not_read_may_be_given(kind):
 
 @pytest.mark.parametrize("kind", ["dpo", "reward_pg"])
 def test_losses_without_an_opponent_draw_none(kind):
-    """The default kind, weighted, would have generators weigh completions against the reference."""
-    assert _game(learner={"loss": {"kind": kind}}).opponent_drawn.kind == "self"
-    assert _game(opponent={"kind": "mixture"}).opponent_drawn.engine_beta == 0.125
+    assert _game(learner={"loss": {"kind": kind}}).opponent is None
+    assert _game(opponent={"kind": "mixture"}).opponent.engine_beta == 0.125
 
 
 @pytest.mark.parametrize(
