@@ -26,13 +26,14 @@ def start(model: str, way: str) -> float:
     """Seconds to import and build one engine in this process."""
     began = time.monotonic()
     from actors.generation import engine
-    from actors.generation.config import GeneratorConfig, SamplingConfig
+    from actors.generation.config import GeneratorConfig, GeneratorSpec, SamplingConfig
 
     if way == "collecting":
         engine._collector_at_rest = contextlib.nullcontext
     settings = GeneratorConfig(dtype="float32", max_model_len=64)
     os.environ.update(engine.engine_environment(settings, cuda=False))
-    engine.Engine(model, settings, SamplingConfig(max_new_tokens=48))
+    spec = GeneratorSpec(model_dir=model, generators=settings, sampling=SamplingConfig(max_new_tokens=48))
+    engine.Engine(spec)
     return time.monotonic() - began
 
 

@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig
+from actors.generation.config import GeneratorConfig, GeneratorSpec, OpponentConfig, SamplingConfig
 from benchmarks import record
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ CASES = {
 COMPLETIONS = 8
 
 
-def build(model_dir: Path, arguments: argparse.Namespace, opponent: OpponentConfig) -> Engine:
+def build(model_dir: Path, arguments: argparse.Namespace, opponent: OpponentConfig | None) -> Engine:
     from actors.generation.engine import Engine
 
     generators = GeneratorConfig(
@@ -49,7 +49,7 @@ def build(model_dir: Path, arguments: argparse.Namespace, opponent: OpponentConf
         kv_cache_mib=arguments.kv_cache_mib,
     )
     sampling = SamplingConfig(completions_per_prompt=COMPLETIONS, max_new_tokens=arguments.new_tokens)
-    return Engine(model_dir, generators, sampling, opponent=opponent)
+    return Engine(GeneratorSpec(model_dir=model_dir, generators=generators, sampling=sampling, opponent=opponent))
 
 
 def tokens_per_second(engine: Engine, requests: int, share: float) -> float:
@@ -120,7 +120,7 @@ def main() -> None:
         model = Path(directory) / "policy"
         report = train_sft(model, updates=arguments.sft_updates, seed=0)
         opponent = OpponentConfig(kind="mixture", beta=arguments.beta)
-        engines = {two: build(model, arguments, opponent if two else OpponentConfig()) for two in (False, True)}
+        engines = {two: build(model, arguments, opponent if two else None) for two in (False, True)}
         rounds = measure(engines, arguments)
     result: dict[str, Any] = {"rounds": rounds, "median": medians(rounds)}
     result["settings"] = {k: v for k, v in vars(arguments).items() if k != "output"}

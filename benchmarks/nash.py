@@ -23,25 +23,25 @@ from typing import Any
 from benchmarks import record
 
 SELF_PLAY = (
-    "opponent.kind=self",
-    "learner.correction.baseline=constant",
-    "learner.correction.kl=reward_to_go",
-    "learner.correction.opponents=none",
+    "learner.loss.opponent.kind=self",
+    "learner.loss.correction.baseline=constant",
+    "learner.loss.correction.kl=reward_to_go",
+    "learner.loss.correction.opponents=none",
 )
 """Self-play on the policy's own samples as if they were fresh: constant baseline, reward-to-go, no weights."""
 
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "bradley-terry": ("embedded-bradley-terry", ()),
     "nash-md": ("embedded-nash-md", ()),
-    "opponent-self": ("embedded-nash-md", ("opponent.kind=self",)),
-    "opponent-mixture": ("embedded-nash-md", ("opponent.kind=mixture",)),
-    "opponent-reference": ("embedded-nash-md", ("opponent.kind=reference",)),
-    "opponent-ema": ("embedded-nash-md", ("opponent.kind=ema",)),
+    "opponent-self": ("embedded-nash-md", ("learner.loss.opponent.kind=self",)),
+    "opponent-mixture": ("embedded-nash-md", ("learner.loss.opponent.kind=mixture",)),
+    "opponent-reference": ("embedded-nash-md", ("learner.loss.opponent.kind=reference",)),
+    "opponent-ema": ("embedded-nash-md", ("learner.loss.opponent.kind=ema",)),
     "lag-0-uncorrected": ("embedded-nash-md", ("replay.max_staleness=0", *SELF_PLAY)),
     "lag-64-uncorrected": ("embedded-nash-md", ("replay.max_staleness=64", *SELF_PLAY)),
     "lag-0": ("embedded-nash-md", ("replay.max_staleness=0",)),
     "lag-64": ("embedded-nash-md", ("replay.max_staleness=64",)),
-    "lag-64-fresh": ("embedded-nash-md", ("replay.max_staleness=64", "opponent.max_staleness=1")),
+    "lag-64-fresh": ("embedded-nash-md", ("replay.max_staleness=64", "learner.loss.opponent.max_staleness=1")),
 }
 KEPT = ("exploitability", "exploitability_tail", "exact_kl", "preference", "family_shares", "groups_per_second")
 KEPT += ("wall_seconds", "staleness", "opponent_staleness", "staleness_law", "win_rate", "updates", "time_budget")
@@ -93,7 +93,7 @@ def _targets(start: Path) -> dict[str, Any]:
 
     config = load_config("embedded-nash-md")
     world, reference = World("intransitive", 0), exact.load_policy(start)
-    mu, tau, beta = reference.probabilities, config.learner.loss.tau, config.opponent.target_beta
+    mu, tau, beta = reference.probabilities, config.learner.loss.tau, config.learner.loss.opponent.target_beta
     nash_md = equilibria.nash_md_fixed_point(world, mu, tau, beta)
     pairs = corpus_outcome_probabilities()  # those that the judge's reward is fitted on
     rival_tau = equilibria.bradley_terry_tau_at_kl(world, mu, nash_md.kl, pairs)

@@ -24,12 +24,13 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from actors.errors import RunError
-from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig
+from actors.generation.config import GeneratorConfig, GeneratorSpec, OpponentConfig, SamplingConfig
 from actors.judges.config import RewardModelJudgeConfig
 from actors.records import Completion, Group, Lease, Manifest, Prompt
 from actors.replay_buffer.pairing import game_of
 from benchmarks.trl_nash_md import DRAWS, OVERLAPPED, POSITIONS, Setting
-from learner.config import CorrectionConfig, LearnerConfig, LossConfig, OptimizerConfig, PublicationConfig
+from learner.config import CorrectionConfig, GameLossConfig, LearnerConfig, OptimizerConfig, PublicationConfig
+from learner.records import LearnerSpec, RankPlace
 
 MANY = 1_000_000
 """More updates than are measured; the learning rate is constant."""
@@ -51,13 +52,14 @@ def serve_engine(pipe: Connection, setting: Setting) -> None:
         cpus=setting.engine_threads,
     )
     os.environ.update(engine_environment(generators, cuda=False))
-    engine = Engine(
-        setting.model,
-        generators,
-        SamplingConfig(completions_per_prompt=DRAWS, max_new_tokens=setting.new_tokens),
+    spec = GeneratorSpec(
+        model_dir=setting.model,
+        generators=generators,
+        sampling=SamplingConfig(completions_per_prompt=DRAWS, max_new_tokens=setting.new_tokens),
         opponent=opponent_config(setting),
         reference_dir=setting.model,
     )
+    engine = Engine(spec)
     pipe.send("ready")
     while (order := pipe.recv()) is not None:
         manifest, leases = order
@@ -113,27 +115,20 @@ class Trainer:
             cpus_per_rank=self._setting.threads,
             dtype="float32",
             zero_stage=1,
-            loss=LossConfig(kind="nash_pg", tau=self._setting.tau),
-            # Of fresh opponents all weights are 1.
-            correction=CorrectionConfig(opponents="sequence" if self._staleness else "none"),
+            loss=GameLossConfig(
+                tau=self._setting.tau,
+                # Of fresh opponents all weights are 1.
+                correction=CorrectionConfig(opponents="sequence" if self._staleness else "none"),
+                opponent=opponent_config(self._setting),
+            ),
             optimizer=OptimizerConfig(lr=self._setting.lr, schedule="constant"),
         )
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
-        return LearnerWorker(
-            config,
-            PublicationConfig(),
-            rank=0,
-            world_size=1,
-            master_addr="127.0.0.1",
-            master_port=port,
-            model_dir=self._setting.model,
-            reference_dir=self._setting.model,
-            total_updates=MANY,
-            temperature=1.0,
-            publish_dir=publish_dir,
-            opponent=opponent_config(self._setting),
+        spec = LearnerSpec(
+            config=config, model_dir=self._setting.model, reference_dir=self._setting.model, total_updates=MANY
         )
+        return LearnerWorker(spec, RankPlace(0, 1, "127.0.0.1", port), PublicationConfig(), publish_dir)
 
     def _make_leases(self) -> Iterator[Lease]:
         for index in range(MANY):

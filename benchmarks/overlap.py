@@ -120,7 +120,7 @@ class Bench:
         config = make_config(arguments, 1)
         self.prompts = RandomPrompts(arguments.prompt_tokens)
         self.generators = wiring.start_generators(config, model_dir, model_dir)
-        self.judge = wiring.start_judges(config)[0]
+        self.judge = wiring.start_judges(config, model_dir)[0]
         self.learner = wiring.start_learner(config, model_dir, model_dir, shared_memory, shared_memory)
 
     def loop(self, bound: int, stamps: list[float]) -> TrainingLoop:

@@ -37,7 +37,7 @@ ARCHIVES = {"tarfile", "zipfile"}
 EVALUATORS = {"eval", "exec", "compile", "__import__"}
 SHELLS = {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"}
 YAML_LOADERS = {"yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "yaml.full_load_all", "yaml.unsafe_load_all"}
-IMPORTERS = {"actors/judges/function.py", "learner/training/stage_worker.py", "launch/settings/verbs.py"}
+IMPORTERS = {"actors/judges/function.py", "learner/stages/worker.py", "launch/settings/verbs.py"}
 """Import a module by a name that is computed: the user's judge function, and two tables of our own modules."""
 
 

@@ -153,12 +153,12 @@ class ExactEvaluation:
 
     def _measure_weights(self, update: int, tensors: dict[str, Any]) -> ExactFigures:
         import torch
-        from transformers import AutoModelForCausalLM
 
+        from learner.backend.models import load_model
         from learner.world import exact
 
         if self._model is None:
-            self._model = AutoModelForCausalLM.from_pretrained(self.reference_dir, dtype=torch.float32).eval()
+            self._model = load_model(self.reference_dir, "float32")
         self._model.load_state_dict(tensors, strict=False)
         threads = torch.get_num_threads()
         torch.set_num_threads(self.threads)

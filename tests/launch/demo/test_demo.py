@@ -249,23 +249,34 @@ def test_a_demo_takes_the_next_free_directory_unless_it_is_given_one(
 def test_settings_of_opponents_are_given_to_the_route_that_has_them(
     tmp_path: Path, demos: list[dict[str, RunConfig]]
 ) -> None:
-    overrides = ["opponent.kind=mixture", "learner.correction.opponents=none", "learner.correction.players=token"]
+    overrides = [
+        "learner.loss.opponent.kind=mixture",
+        "learner.loss.correction.opponents=none",
+        "learner.loss.correction.players=token",
+    ]
     demo.run_demo([*overrides, "updates=20"], tmp_path / "demo", Train())
     rival, nash = demos[0]["bradley-terry"], demos[0]["nash-md"]
-    assert (rival.updates, rival.opponent.kind, rival.learner.correction.opponents) == (20, "weighted", "sequence")
-    assert (nash.updates, nash.opponent.kind, nash.learner.correction.opponents) == (20, "mixture", "none")
-    assert rival.learner.correction.players == nash.learner.correction.players == "token"
+    assert (rival.updates, rival.opponent) == (20, None)
+    assert (nash.updates, nash.opponent.kind, nash.learner.loss.correction.opponents) == (20, "mixture", "none")
+    assert rival.learner.loss.correction.players == nash.learner.loss.correction.players == "token"
 
 
 @pytest.mark.parametrize(
     ("overrides", "beta"),
     [
-        (["opponent.beta=0.5"], 0.5),
-        (["opponent.kind=mixture", "opponent.beta=0.5", "learner.correction.opponents=none"], 0.5),
-        (["opponent.beta=0.5", "learner.correction.opponents=none"], 0.0),
-        (["opponent.kind=self"], 0.0),
-        (["opponent.kind=ema"], 0.0),
-        (["opponent.kind=reference"], 1.0),
+        (["learner.loss.opponent.beta=0.5"], 0.5),
+        (
+            [
+                "learner.loss.opponent.kind=mixture",
+                "learner.loss.opponent.beta=0.5",
+                "learner.loss.correction.opponents=none",
+            ],
+            0.5,
+        ),
+        (["learner.loss.opponent.beta=0.5", "learner.loss.correction.opponents=none"], 0.0),
+        (["learner.loss.opponent.kind=self"], 0.0),
+        (["learner.loss.opponent.kind=ema"], 0.0),
+        (["learner.loss.opponent.kind=reference"], 1.0),
     ],
 )
 def test_nash_md_s_exact_target_is_that_of_the_opponent_really_played(
