@@ -38,11 +38,11 @@ def _config(directory: Path, model_dir: Path, loss: str, seed: int) -> Path:
         "deterministic": True,
         "prompts": {"seed": seed},
         "replay": {"max_staleness": 2},
-        "learner": {"loss": {"kind": loss}},
+        "learner": {"loss": {"kind": loss, **LOSSES[loss]}},
         "checkpoints": {"every_updates": 3},
         "evaluation": {"prompts": 8, "every_updates": 5},
     }
-    return small_run(directory, model_dir, **settings, **LOSSES[loss])
+    return small_run(directory, model_dir, **settings)
 
 
 @pytest.mark.parametrize(("loss", "seed"), [("dpo", 0), ("nash_pg", 1)])

@@ -8,8 +8,9 @@ from transformers import AutoModelForCausalLM
 
 from actors.data.prompts import load_tokenizer
 from launch.cli import main
+from launch.run.preflight import check_model
+from launch.run.protocols import RunPlugin
 from launch.settings.loading import load_config
-from launch.train import check_model
 from learner.stages.config import ScratchConfig
 from learner.stages.scratch import make_model
 
@@ -39,9 +40,8 @@ def test_a_run_learns_its_pairs_and_leaves_a_model_to_start_from(tmp_path):
     record = json.loads((final / "dpo.json").read_text())
     assert record == {"reference": str(tmp_path / "start"), "kind": "dpo", "beta": 0.5, "label_smoothing": 0.0}
     # What `offbeat train` asks of model.path before it starts.
-    check_model(
-        load_config("embedded", [f"model.path={final}", "prompts.source=x.jsonl", "generators.max_model_len=64"])
-    )
+    config = load_config("embedded", [f"model.path={final}", "prompts.source=x.jsonl", "generators.max_model_len=64"])
+    check_model(config, RunPlugin())
     model, start = (AutoModelForCausalLM.from_pretrained(path) for path in (final, tmp_path / "start"))
     tokenizer = load_tokenizer(str(final))
     ids = torch.tensor([[*tokenizer("3")["input_ids"], *tokenizer("yes")["input_ids"], tokenizer.eos_token_id]])

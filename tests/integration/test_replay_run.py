@@ -17,7 +17,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm, pytest.mark.t
 
 UPDATES = 10
 GAMES = {"learner.loss.kind": "nash_pg"}
-DRAWN = {"opponent.kind": "mixture", "opponent.beta": "0.25", "opponent.completions_per_prompt": "2"}
+DRAWN = {
+    "learner.loss.opponent.kind": "mixture",
+    "learner.loss.opponent.beta": "0.25",
+    "learner.loss.opponent.completions_per_prompt": "2",
+}
 
 
 @pytest.fixture

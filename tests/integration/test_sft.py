@@ -12,8 +12,9 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from actors.data.prompts import load_tokenizer
+from launch.run.preflight import check_model
+from launch.run.protocols import RunPlugin
 from launch.settings.loading import load_config
-from launch.train import check_model
 from tests.integration.runs import finish, start, summary_of, wait_for_updates
 
 pytestmark = [
@@ -90,7 +91,8 @@ def test_an_interrupted_and_resumed_run_ends_with_the_bits_of_one_that_was_not(c
     # What `offbeat train` asks of model.path before it starts.
     final = straight / "final"
     fitting = ["prompts.max_prompt_tokens=8", "sampling.max_new_tokens=8", "generators.max_model_len=64"]
-    check_model(load_config("embedded", [f"model.path={final}", "prompts.source=x.jsonl", *fitting]))
+    config = load_config("embedded", [f"model.path={final}", "prompts.source=x.jsonl", *fitting])
+    check_model(config, RunPlugin())
     tokenizer = load_tokenizer(str(final))
     prompt = torch.tensor([tokenizer("3+4=")["input_ids"]])
     answer = AutoModelForCausalLM.from_pretrained(final).generate(prompt, max_new_tokens=5, do_sample=False)
