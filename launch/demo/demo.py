@@ -24,8 +24,8 @@ from launch.demo.triangle import Curve, triangle_svg, triangle_text
 from launch.output.board import clock
 from launch.output.run_directory import next_free
 from launch.output.summary import Summary
-from launch.run.world import mean_shares
 from launch.run.staleness_limit import beta_of
+from launch.run.world import mean_shares
 from launch.settings.run import RunConfig
 from learner.config import GameLossConfig
 

@@ -283,7 +283,7 @@ class GeneratorPool:
         working = [member for member in self._members if member.working]
         room = sum(self._max_running - len(member.outstanding) for member in working)
         leases = self._take_asides(room)
-        leases += self._buffer.grant(room - len(leases), self._clock(), self._draw)
+        leases += self._buffer.lease(room - len(leases), self._clock(), self._draw)
         for lease in leases:
             member = min(working, key=lambda member: len(member.outstanding))
             member.outstanding[lease.index, lease.attempt] = lease
@@ -328,14 +328,14 @@ class GeneratorPool:
         if isinstance(item, Failure):
             lease = member.outstanding.pop((item.lease_index, item.attempt), None)
             if item.lease_index >= 0:
-                self._buffer.give_back(item)
+                self._buffer.returned(item.lease_index, item.attempt, item.reason)
             elif lease is not None:
                 self._answer(item.lease_index, item)
             return
         member.outstanding.pop((item.lease.index, item.lease.attempt), None)
         if item.lease.index < 0:
             self._answer(item.lease.index, item)
-        elif self._buffer.generated(item):
+        elif self._buffer.generated(item.lease.index, item.lease.attempt):
             self._on_group(item)
 
     async def _sync(self, member: Member) -> None:

@@ -58,7 +58,7 @@ class LockstepPool(GeneratorPool):
             if self._buffer.in_flight:
                 return False
             leases = self._take_asides(sys.maxsize, member.version)
-            leases = leases or self._buffer.grant(sys.maxsize, self._clock(), self._draw)
+            leases = leases or self._buffer.lease(sys.maxsize, self._clock(), self._draw)
             if leases:
                 member.outstanding.update({(lease.index, lease.attempt): lease for lease in leases})
                 await member.port.submit(leases)

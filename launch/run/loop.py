@@ -133,7 +133,7 @@ class TrainingLoop:
         self.learning = True
         started, empty = time.monotonic(), 0
         while self.buffer.updates < self.config.updates and not self.stopped:
-            batch = self.buffer.take()
+            batch = self.buffer.batch()
             # Taking frees places, also when it only swept out what was too old.
             self.pool.changed.notify()
             if batch is None:
@@ -292,7 +292,7 @@ class TrainingLoop:
         if self._desk is None:
             self._judging.put_nowait(group)
         else:
-            self.buffer.hold(group)
+            self.buffer.hold(group.lease.index, group.lease.attempt)
             self._desk.hold(group)
 
     async def _draw_opponents(self, desk: OpponentDesk) -> None:
@@ -307,9 +307,9 @@ class TrainingLoop:
         """Adds opponents to `group` and takes it to the judge; without them its lease goes back."""
         (drawn,) = await self.pool.sample([group.lease.prompt], min_version=min_version, draw="opponents")
         if isinstance(drawn, Failure):
-            self.buffer.give_back(Failure(group.lease.index, group.lease.attempt, f"opponents: {drawn.reason}"))
+            self.buffer.returned(group.lease.index, group.lease.attempt, f"opponents: {drawn.reason}")
             self.pool.changed.notify()
-        elif self.buffer.release(group, time.monotonic()):
+        elif self.buffer.release(group.lease.index, group.lease.attempt, time.monotonic()):
             self._judging.put_nowait(replace(group, completions=group.completions + drawn.completions))
 
     async def _judge(self) -> None:
@@ -319,7 +319,7 @@ class TrainingLoop:
                 groups.append(self._judging.get_nowait())
             for item in await self.judge.judge(groups):
                 if isinstance(item, Failure):
-                    self.buffer.give_back(item)
+                    self.buffer.returned(item.lease_index, item.attempt, item.reason)
                 else:
                     self.buffer.add(item)
             self.pool.changed.notify()

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from actors.records import Failure, Group
+from actors.records import Group
 from actors.replay_buffer.buffer import Batch, ReplayBuffer
 from actors.replay_buffer.config import ReplayConfig
 from tests.fakes import FakePrompts, judged_group
@@ -70,7 +70,7 @@ class Model:
 
     def grant(self, limit: int, start_version) -> None:
         """`start_version(low, high)` says how far behind the generator is that starts the lease."""
-        leases = self.buffer.grant(limit, self.now)
+        leases = self.buffer.lease(limit, self.now)
         assert len(leases) <= limit
         for lease in leases:
             assert self.where.get(lease.index) in (None, "waiting")
@@ -84,7 +84,7 @@ class Model:
         """The group comes back; its last token was sampled after an update in flight to `newest`."""
         oldest = self.flying[index].oldest_version
         group = judged_group(self.flying.pop(index).lease, (oldest, max(oldest, newest)), (max(oldest, newest),))
-        self.buffer.generated(group)
+        self.buffer.generated(group.lease.index, group.lease.attempt)
         assert self.buffer.add(group)
         self.generated.discard(index)
         self.held.discard(index)
@@ -95,19 +95,19 @@ class Model:
     def hold(self, index: int) -> None:
         """The completions exist and wait for others before they go to the judge."""
         group = self.flying[index]
-        assert self.buffer.generated(group) == (index not in self.generated)
-        assert self.buffer.hold(group)
+        assert self.buffer.generated(group.lease.index, group.lease.attempt) == (index not in self.generated)
+        assert self.buffer.hold(group.lease.index, group.lease.attempt)
         self.generated.add(index)
         self.held.add(index)
 
     def release(self, index: int) -> None:
         group = self.flying[index]
-        assert self.buffer.release(group, self.now)
+        assert self.buffer.release(group.lease.index, group.lease.attempt, self.now)
         self.held.discard(index)
         self.flying[index] = replace(group, lease=replace(group.lease, deadline=self.now + LEASE_SECONDS))
 
     def judge_fails(self, index: int) -> None:
-        self.buffer.give_back(Failure(index, self.flying[index].lease.attempt, "judge timeout"))
+        self.buffer.returned(index, self.flying[index].lease.attempt, "judge timeout")
         self._left_flight(index, "judge timeout")
 
     def generator_dies(self, granted: list[int]) -> None:
@@ -119,10 +119,10 @@ class Model:
     def old_answer(self, group: Group) -> None:
         late = self.buffer.ledger()["late"]
         assert not self.buffer.add(group)
-        assert not self.buffer.generated(group)
-        assert not self.buffer.hold(group)
-        assert not self.buffer.release(group, self.now)
-        self.buffer.give_back(Failure(group.lease.index, group.lease.attempt, "late"))
+        assert not self.buffer.generated(group.lease.index, group.lease.attempt)
+        assert not self.buffer.hold(group.lease.index, group.lease.attempt)
+        assert not self.buffer.release(group.lease.index, group.lease.attempt, self.now)
+        self.buffer.returned(group.lease.index, group.lease.attempt, "late")
         assert self.buffer.ledger()["late"] == late + 5
 
     def _left_flight(self, index: int, reason: str) -> None:
@@ -150,7 +150,7 @@ class Model:
 
     def take(self) -> bool:
         due = self.made
-        batch = self.buffer.take()
+        batch = self.buffer.batch()
         self._sweep(due)
         if batch is not None:
             self._check(batch, due)

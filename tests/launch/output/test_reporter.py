@@ -106,14 +106,14 @@ def test_a_restart_does_not_stop_the_board_s_token_rate(monkeypatch: pytest.Monk
 def test_the_board_shows_the_buffer_as_the_next_update_would_find_it() -> None:
     loop = _loop()
     loop.pool = Account()  # type: ignore[assignment]
-    for lease in loop.buffer.grant(3, 0.0)[:2]:
+    for lease in loop.buffer.lease(3, 0.0)[:2]:
         assert isinstance(lease, Lease)
         loop.buffer.add(judged_group(lease, (0, 0), (0,)))
     snapshot = _reporter(loop).snapshot(loop)
     assert (snapshot.buffered, snapshot.in_flight, snapshot.ages) == (2, 1, (0, 0))
     assert (snapshot.updates, snapshot.total_updates, snapshot.max_staleness) == (0, 10, 3)
     assert snapshot.loss is None
-    loop.buffer.take()
+    loop.buffer.batch()
     loop.progress.win_rate = WinRate(0.75, 0.5, 0.9, 8)
     snapshot = _reporter(loop).snapshot(loop)
     assert (snapshot.updates, snapshot.win_rate, snapshot.win_rate_interval) == (1, 0.75, (0.5, 0.9))
@@ -162,10 +162,10 @@ def test_the_summary_has_the_last_evaluation_by_enumeration_and_the_mean_of_the_
 
 
 def _consume_one_update(loop: TrainingLoop) -> None:
-    for lease in loop.buffer.grant(2, 0.0):
+    for lease in loop.buffer.lease(2, 0.0):
         version = loop.buffer.version
         loop.buffer.add(judged_group(lease, (version,), (version,)))
-    assert loop.buffer.take() is not None
+    assert loop.buffer.batch() is not None
     loop.buffer.published(loop.buffer.updates)
 
 

@@ -115,7 +115,7 @@ def _train(pool: Pool, version: int) -> None:
     for group in pool.groups:
         pool.buffer.add(replace(group, judgement=Judgement((0.0, 1.0))))
     pool.groups.clear()
-    assert pool.buffer.take() is not None
+    assert pool.buffer.batch() is not None
     pool.offer(version)
 
 

@@ -118,7 +118,7 @@ def test_each_version_samples_the_leases_that_no_earlier_one_may_and_all_of_them
 
 def _learn(rig: Rig, versions: int) -> None:
     for version in range(1, versions + 1):
-        assert rig.buffer.take() is not None
+        assert rig.buffer.batch() is not None
         rig.offer(version)
 
 
@@ -147,7 +147,7 @@ def test_a_round_waits_until_the_one_before_is_judged() -> None:
             rig.offer(1)
             await rig.nothing_more()
             rig.judge()
-            assert rig.buffer.take() is not None
+            assert rig.buffer.batch() is not None
             assert await rig.told(3) == ["v0", list(range(8)), "v1"]
 
     run(test)
