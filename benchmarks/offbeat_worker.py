@@ -29,8 +29,15 @@ from actors.judges.config import RewardModelJudgeConfig
 from actors.records import Completion, Group, Lease, Manifest, Prompt
 from actors.replay_buffer.pairing import game_of
 from benchmarks.trl_nash_md import DRAWS, OVERLAPPED, POSITIONS, Setting
-from learner.config import CorrectionConfig, GameLossConfig, LearnerConfig, OptimizerConfig, PublicationConfig
-from learner.records import LearnerSpec, RankPlace
+from learner.backend.process import RankPlace
+from learner.config import (
+    CorrectionConfig,
+    GameLossConfig,
+    LearnerConfig,
+    LearnerSpec,
+    OptimizerConfig,
+    PublicationConfig,
+)
 
 MANY = 1_000_000
 """More updates than are measured; the learning rate is constant."""

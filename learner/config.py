@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -221,3 +222,21 @@ class CheckpointConfig(Settings):
         default=100, ge=0, description="optimizer steps between checkpoints; 0 saves only at the end or on an interrupt"
     )
     keep: int = Field(default=2, ge=1, description="checkpoints kept, newest first")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerSpec:
+    """Everything that one learner rank is built from. Made by the wiring; read by worker and engine."""
+
+    config: LearnerConfig
+    model_dir: str
+    reference_dir: str | None = None
+    """None: `model_dir`."""
+    tokenizer_dir: str | None = None
+    """None: `model_dir`."""
+    total_updates: int
+    """Length of the learning-rate schedule."""
+    temperature: float = 1.0
+    """Divides the logits of policy and reference, as it does when sampling."""
+    failed_batches_dir: str | None = None
+    """Receives the batches of skipped updates; None keeps none."""

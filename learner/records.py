@@ -1,39 +1,8 @@
-"""What the learner is built from and what it reports: plain values, so that unpickling needs no torch."""
+"""What the learner reports to the driver: plain Python values, so that unpickling needs neither torch nor deepspeed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from learner.config import LearnerConfig
-
-
-@dataclass(frozen=True, slots=True)
-class RankPlace:
-    """One rank among the ranks of a learner. Made by the wiring; read by the rank's worker."""
-
-    rank: int
-    world_size: int
-    master_addr: str
-    """Rank 0's host, where the ranks meet."""
-    master_port: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearnerSpec:
-    """Everything that one learner rank is built from. Made by the wiring; read by worker and engine."""
-
-    config: LearnerConfig
-    model_dir: str
-    reference_dir: str | None = None
-    """None: `model_dir`."""
-    tokenizer_dir: str | None = None
-    """None: `model_dir`."""
-    total_updates: int
-    """Length of the learning-rate schedule."""
-    temperature: float = 1.0
-    """Divides the logits of policy and reference, as it does when sampling."""
-    failed_batches_dir: str | None = None
-    """Receives the batches of skipped updates; None keeps none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

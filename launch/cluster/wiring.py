@@ -25,8 +25,8 @@ from launch.cluster.placement import address_to_join, generator_gpus, resources_
 from launch.cluster.ray_actors import PUBLISHING, RayGenerator, RayJudge, RayLearner, RayStage, origin, reason
 from launch.cluster.ray_job import auth_token
 from launch.settings.run import ClusterConfig, RunConfig
-from learner.config import TrainerConfig
-from learner.records import LearnerSpec, RankPlace
+from learner.backend.process import RankPlace
+from learner.config import LearnerSpec, TrainerConfig
 from learner.stages.config import StageConfig, StageSpec
 
 PLACEMENT_SECONDS = 120.0

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 from learner.config import TrainerConfig
-from learner.records import RankPlace
+
+
+@dataclass(frozen=True, slots=True)
+class RankPlace:
+    """One rank among the ranks of a learner. Made by the wiring; read by the rank's worker."""
+
+    rank: int
+    world_size: int
+    master_addr: str
+    """Rank 0's host, where the ranks meet."""
+    master_port: int
 
 
 def set_environment(config: TrainerConfig, place: RankPlace) -> None:

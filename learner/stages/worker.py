@@ -8,7 +8,8 @@ from typing import Any
 
 from actors.errors import LEARNER_MEMORY, RunError, saying_what_to_lower
 from actors.hub import resolve
-from learner.records import RankPlace, StageStats
+from learner.backend.process import RankPlace
+from learner.records import StageStats
 from learner.stages.config import StageSpec
 from learner.training.worker import RankWorker
 

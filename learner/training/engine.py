@@ -20,7 +20,8 @@ from learner.backend.average import AveragePolicy
 from learner.backend.collective import gather
 from learner.backend.models import checkpoint_names, load_policy
 from learner.backend.sharded import ShardedModel, frozen, join_process_group
-from learner.records import LearnerSpec, UpdateStats
+from learner.config import LearnerSpec
+from learner.records import UpdateStats
 from learner.tensors.batching import TokenSequence
 from learner.tensors.logprobs import PolicyWithLogProbs
 from learner.training.objectives import Players, objective_of, step_size

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from actors.errors import LEARNER_MEMORY, RunError, saying_what_to_lower
 from actors.records import SENT_BY_LEARNER, Canary, Game, Manifest, Pair
-from learner.backend.process import set_environment, threads
-from learner.config import PublicationConfig, TrainerConfig
-from learner.records import LearnerSpec, RankPlace, UpdateStats
+from learner.backend.process import RankPlace, set_environment, threads
+from learner.config import LearnerSpec, PublicationConfig, TrainerConfig
+from learner.records import UpdateStats
 
 if TYPE_CHECKING:
     import numpy as np

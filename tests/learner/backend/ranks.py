@@ -17,15 +17,16 @@ from typing import Any
 import torch
 
 from actors.records import Completion, Pair
+from learner.backend.process import RankPlace
 from learner.config import (
     CorrectionConfig,
     GameLossConfig,
     LearnerConfig,
+    LearnerSpec,
     OptimizerConfig,
     PairLossConfig,
     PublicationConfig,
 )
-from learner.records import LearnerSpec, RankPlace
 
 VOCABULARY = 50
 TOTAL_UPDATES = 6
