@@ -64,15 +64,15 @@ def make_judge(config: JudgeKind, *, task: str = "transitive", seed: int = 0, to
 
             return GoldJudge(task, seed)
         case BradleyTerryJudgeConfig():
-            from actors.judges.bradley_terry import BradleyTerryJudge
+            from actors.judges.world import BradleyTerryJudge
 
             return BradleyTerryJudge(task, seed)
         case RewardModelJudgeConfig():
-            from actors.judges.reward_model import RewardModelJudge
+            from actors.judges.models.reward_model import RewardModelJudge
 
             return RewardModelJudge(config, policy_tokenizer=tokenizer)
         case PreferenceModelJudgeConfig():
-            from actors.judges.preference_model import PreferenceModelJudge
+            from actors.judges.models.preference_model import PreferenceModelJudge
 
             return PreferenceModelJudge(config, policy_tokenizer=tokenizer)
         case VerifierJudgeConfig():
@@ -84,11 +84,11 @@ def make_judge(config: JudgeKind, *, task: str = "transitive", seed: int = 0, to
 
             return FunctionJudge(config)
         case EndpointJudgeConfig():
-            from actors.judges.endpoint import EndpointJudge
+            from actors.judges.http.endpoint import EndpointJudge
 
             return EndpointJudge(config)
         case ServedRewardModelJudgeConfig():
-            from actors.judges.served import ServedRewardModelJudge
+            from actors.judges.http.served import ServedRewardModelJudge
 
             return ServedRewardModelJudge(config, policy_tokenizer=tokenizer)
         case EnsembleJudgeConfig():

@@ -10,7 +10,7 @@ import pytest
 
 from actors import world as world_module
 from actors.errors import UsageError
-from actors.judges.bradley_terry import BradleyTerryJudge, fit_bradley_terry
+from actors.judges.world import BradleyTerryJudge, fit_bradley_terry
 from actors.world import INVALID, PROMPTS, World
 from learner.world import exact
 from learner.world.equilibria import (

@@ -16,7 +16,7 @@ import pytest
 from actors.errors import OffbeatError, RunError, UsageError
 from actors.judges import make_judge
 from actors.judges.config import EndpointJudgeConfig, JudgingConfig
-from actors.judges.endpoint import (
+from actors.judges.http.endpoint import (
     DEFAULT_TEMPLATE,
     EndpointJudge,
     compile_pattern,
@@ -125,7 +125,7 @@ def test_chat_messages_are_shown_without_the_policys_template() -> None:
 
 
 def test_the_documented_question_is_the_one_that_is_asked() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "judges.md").read_text()
+    page = (Path(__file__).parents[4] / "docs" / "judges.md").read_text()
     assert " ".join(DEFAULT_TEMPLATE.split()) in " ".join(page.split())
 
 

@@ -16,7 +16,7 @@ from actors.data.preference_tokens import preference_tokens
 from actors.data.prompts import load_tokenizer
 from actors.errors import UsageError
 from actors.judges.config import PreferenceModelJudgeConfig
-from actors.judges.preference_network import PreferenceModel, Tokens, probabilities
+from actors.judges.models.preference_network import PreferenceModel, Tokens, probabilities
 from actors.judges.threads import in_daemon_thread
 from actors.records import Completion, Group, Judgement, Prompt
 from actors.replay_buffer.pairing import mean_win_probabilities

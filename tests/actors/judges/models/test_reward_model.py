@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 from actors.errors import RunError, UsageError
 from actors.judges import make_judge
 from actors.judges.config import RewardModelJudgeConfig
-from actors.judges.reward_model import RewardModelJudge, batches_by_length
+from actors.judges.models.reward_model import RewardModelJudge, batches_by_length
 from actors.records import Completion, Group, Lease, Prompt
 
 WORDS = ["<pad>", "<bos>", "<eos>", *(f"w{i}" for i in range(37))]

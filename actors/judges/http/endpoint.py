@@ -23,7 +23,7 @@ import jinja2.sandbox
 
 from actors.errors import OffbeatError, RunError, UsageError
 from actors.judges.config import EndpointJudgeConfig
-from actors.judges.http_client import HttpClient
+from actors.judges.http.client import HttpClient
 from actors.records import Group, Judgement, Prompt
 from actors.replay_buffer.pairing import mean_win_probabilities
 

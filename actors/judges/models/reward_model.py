@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification
 from actors.errors import JUDGE_MEMORY, RunError, UsageError, saying_what_to_lower
 from actors.hub import require_safetensors
 from actors.judges.config import RewardModelJudgeConfig
-from actors.judges.reward_inputs import RewardModelInputs
+from actors.judges.models.inputs import RewardModelInputs
 from actors.judges.threads import in_daemon_thread
 from actors.records import Group, Judgement
 

@@ -28,7 +28,7 @@ from transformers import AutoModelForSequenceClassification
 
 from actors.errors import JUDGE_MEMORY, RunError, UsageError, saying_what_to_lower
 from actors.hub import require_safetensors, resolve
-from actors.judges.reward_model import batches_by_length
+from actors.judges.models.reward_model import batches_by_length
 
 Kind = Literal["bradley_terry", "pairwise", "skew"]
 Tokens = tuple[int, ...]

@@ -11,8 +11,8 @@ import pytest
 from actors import world
 from actors.errors import RunError, UsageError
 from actors.judges import make_judge
-from actors.judges.bradley_terry import BradleyTerryJudge, fit_bradley_terry
 from actors.judges.config import BradleyTerryJudgeConfig
+from actors.judges.world import BradleyTerryJudge, fit_bradley_terry
 from actors.records import Completion, Group, Lease, Prompt
 from actors.world import EOS, FIRST_SYMBOL, INVALID, NOEOS, World
 from learner.games.tabular import bradley_terry

@@ -14,8 +14,8 @@ import aiohttp
 
 from actors.errors import OffbeatError
 from actors.judges.config import ServedRewardModelJudgeConfig
-from actors.judges.http_client import HttpClient
-from actors.judges.reward_inputs import RewardModelInputs
+from actors.judges.http.client import HttpClient
+from actors.judges.models.inputs import RewardModelInputs
 from actors.records import Group, Judgement
 
 
