@@ -158,13 +158,13 @@ def _exact(directory: Path) -> Any:
 
 
 def _reward(directory: Path) -> Any:
-    from actors.judges.models.reward_model import _load_model
+    from actors.judges.models.reward_model import load_reward_model
 
-    return _load_model(RewardModelJudgeConfig(path=str(directory)))
+    return load_reward_model(RewardModelJudgeConfig(path=str(directory)))
 
 
 def _preference(directory: Path) -> Any:
-    from actors.judges.models.preference_network import load_classifier
+    from actors.judges.models.classifier import load_classifier
 
     return load_classifier(directory, 1, "float32")
 

@@ -171,17 +171,10 @@ def start_judges(config: RunConfig) -> list[RayJudge]:
 
     exposure.warn(*map(exposure.http_judge, config.judging.judges))
     tokenizer = config.model.tokenizer or (None if config.model.path == WORLD else config.model.path)
+    judging = config.judging.with_world(config.world.task, config.world.seed)
     return [
-        RayJudge(
-            remote.start_judge(
-                config.judging,
-                task=config.world.task,
-                seed=config.world.seed,
-                tokenizer=tokenizer,
-                environment=_import_path(),
-            )
-        )
-        for _ in range(config.judging.count)
+        RayJudge(remote.start_judge(judging, tokenizer=tokenizer, environment=_import_path()))
+        for _ in range(judging.count)
     ]
 
 

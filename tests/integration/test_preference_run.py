@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from actors.judges import make_judge
+from actors.judges.factory import make_judge
 from actors.judges.config import PreferenceModelJudgeConfig
 from actors.records import Completion, Group, Lease, Prompt
 from actors.world import EOS, prompt_token_ids

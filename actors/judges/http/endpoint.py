@@ -1,7 +1,7 @@
-"""A language model as a judge, behind an OpenAI-compatible endpoint: every pair of completions is compared.
+"""A language model as a judge, behind an OpenAI-compatible endpoint: it compares every pair of completions.
 
-Each pair is shown in both orders and the two answers are averaged, so that a preference for a position cancels (Zheng
-et al. 2023, "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", section 3.4). It must not know HTTP.
+Each pair is shown in both orders and the answers are averaged, so that a position bias cancels (Zheng et al. 2023,
+"Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", section 3.4). HTTP itself is in `client.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations, permutations
+from itertools import permutations
 from typing import Any
 
 import jinja2
@@ -24,8 +24,9 @@ import jinja2.sandbox
 from actors.errors import OffbeatError, RunError, UsageError
 from actors.judges.config import EndpointJudgeConfig
 from actors.judges.http.client import HttpClient
+from actors.judges.patterns import compile_pattern, last_match
+from actors.preferences import Table, antisymmetric, mean_win_probabilities
 from actors.records import Group, Judgement, Prompt
-from actors.replay_buffer.pairing import mean_win_probabilities
 
 DEFAULT_TEMPLATE = """\
 Compare two answers to the same request. Judge only how well each serves the person who asked: is it right, does it \
@@ -48,9 +49,9 @@ VARIABLES = {"prompt", "messages", "answer", "first", "second"}
 VERDICTS = {"A": 1.0, "B": 0.0, "C": 0.5}
 """Preference for the answer shown first."""
 TOP_LOGPROBS = 20
-"""The most that the API gives."""
+"""The API's maximum."""
 REMEMBERED = 10_000
-"""Comparisons whose verdicts are kept, so that a batch that is judged again pays for none of them twice."""
+"""Comparisons whose verdicts are kept, so that a batch that is retried pays for none of them twice."""
 
 
 @dataclass(frozen=True)
@@ -62,52 +63,48 @@ class Reply:
     tokens_in: int = 0
     tokens_out: int = 0
     metered: bool = False
-    """Whether the endpoint counted the tokens."""
+    """Whether the endpoint reported its tokens."""
+
+
+Ask = Callable[[dict[str, Any]], Awaitable[Reply]]
+"""Sends the body of one comparison."""
 
 
 @dataclass
 class Counts:
-    """What the judge asked and was told. A pair is two comparisons."""
+    """Totals since the judge was made. A pair is two comparisons."""
 
     comparisons: int = 0
     remembered: int = 0
-    """Comparisons that were not asked again."""
+    """Comparisons answered from memory."""
     abstentions: int = 0
     """Answers without a verdict."""
     pairs: int = 0
     """Pairs with a verdict in both orders."""
     order_disagreements: int = 0
-    """Of these, pairs in which the two orders prefer different completions."""
+    """Such pairs in which the two orders prefer different completions."""
     tokens_in: int = 0
     tokens_out: int = 0
     unmetered: int = 0
-    """Answers whose tokens the endpoint did not count."""
+    """Answers whose tokens the endpoint did not report."""
 
 
 class EndpointJudge:
-    """P(i > j) of every pair of a group's completions; the mean of a completion's preferences is its score."""
+    """Asks for P(i > j) of every pair of a group's completions; a completion's mean preference is its score."""
 
-    def __init__(self, config: EndpointJudgeConfig, client: HttpClient | None = None) -> None:
-        """The endpoint is first asked when something is judged.
-
-        Args:
-            config: where, which model, what it is asked and how its answers are read.
-            client: in place of one made of `config`.
-
-        Raises:
-            UsageError: a template or pattern that is none, or a missing key.
-        """
+    def __init__(self, config: EndpointJudgeConfig) -> None:
+        """Raise UsageError if the template or pattern is invalid or the key is missing. Nothing is sent yet."""
         self._config = config
-        self._client = client or HttpClient(config)
+        self._client = HttpClient(config)
         self._template = compile_template(config.template or DEFAULT_TEMPLATE)
-        self._pattern = compile_pattern(config.verdict_pattern)
+        self._pattern = compile_pattern("judging.judge.verdict_pattern", config.verdict_pattern, "([ABC])")
         self._verdicts: OrderedDict[bytes, float | None] = OrderedDict()
         self._counts = Counts()
 
     async def judge(self, groups: Sequence[Group]) -> list[Judgement | OffbeatError]:
-        """Preferences of each group, or the error of the first of its comparisons that got no answer.
+        """Return each group's preferences, or the error of its first comparison that failed.
 
-        n completions cost n (n - 1) requests, n being those of different text; equal texts tie.
+        n completions of different text cost n (n - 1) requests; equal texts tie.
         """
         async with self._client.session() as session:
 
@@ -117,16 +114,14 @@ class EndpointJudge:
             return list(await asyncio.gather(*[self._judge_one(ask, group) for group in groups]))
 
     def metrics(self) -> dict[str, float]:
-        """What `Counts` and `RequestCounts` count, and `cost` by the configured prices."""
+        """Return `Counts`, `RequestCounts`, and `cost` by the configured prices."""
         counts = self._counts
         price = counts.tokens_in * self._config.input_price + counts.tokens_out * self._config.output_price
         counted = {name: float(value) for name, value in vars(counts).items()}
         return counted | {"cost": price / 1e6} | self._client.counts.metrics()
 
-    async def _judge_one(
-        self, ask: Callable[[dict[str, Any]], Awaitable[Reply]], group: Group
-    ) -> Judgement | OffbeatError:
-        """One group; the rest of its comparisons is not asked once one has failed."""
+    async def _judge_one(self, ask: Ask, group: Group) -> Judgement | OffbeatError:
+        """Judge one group; once a comparison has failed, cancel the rest."""
         texts = list(dict.fromkeys(completion.text for completion in group.completions))
         orders = list(permutations(range(len(texts)), 2))
         prompt = group.lease.prompt
@@ -141,20 +136,18 @@ class EndpointJudge:
         verdicts = dict(zip(orders, (task.result() for task in asked), strict=True))
         if verdicts and all(verdict is None for verdict in verdicts.values()):
             return RunError(
-                f"the judging model gave no verdict on prompt '{prompt.id}', {len(verdicts)} times; see "
-                "judging.judge.verdict_pattern, template and max_tokens"
+                f"the judging model gave no verdict on prompt '{prompt.id}' in any of {len(verdicts)} answers; check "
+                "judging.judge.verdict_pattern, judging.judge.template and judging.judge.max_tokens"
             )
         table = self._preferences(verdicts, len(texts))
         rows = [texts.index(completion.text) for completion in group.completions]
         preferences = tuple(tuple(table[i][j] for j in rows) for i in rows)
         return Judgement(scores=mean_win_probabilities(preferences), preferences=preferences)
 
-    async def _compare(
-        self, ask: Callable[[dict[str, Any]], Awaitable[Reply]], prompt: Prompt, first: str, second: str
-    ) -> float | None:
-        """Preference for `first`, shown first; None for an abstention.
+    async def _compare(self, ask: Ask, prompt: Prompt, first: str, second: str) -> float | None:
+        """Return the preference for `first`, shown first; None for an abstention.
 
-        Raises RunError for an abstention where these fail, and what `ask` raises.
+        Raises RunError for an abstention if `abstention` is `fail`, and what `ask` raises.
         """
         body = self._request(prompt, first, second)
         key = hashlib.sha256(json.dumps(body).encode()).digest()
@@ -174,11 +167,14 @@ class EndpointJudge:
         if verdict is None:
             self._counts.abstentions += 1
             if self._config.abstention == "fail":
-                raise RunError(f"the judging model gave no verdict on a pair of prompt '{prompt.id}'")
+                raise RunError(
+                    f"the judging model gave no verdict on a pair of prompt '{prompt.id}'; with "
+                    "judging.judge.abstention=tie it counts as 1/2"
+                )
         return verdict
 
     def _request(self, prompt: Prompt, first: str, second: str) -> dict[str, Any]:
-        """The body of one comparison."""
+        """Build the body of one comparison."""
         config = self._config
         try:
             text = self._template.render(
@@ -189,7 +185,7 @@ class EndpointJudge:
                 second=second,
             )
         except jinja2.TemplateError as error:
-            raise UsageError(f"judge.template cannot be filled in for prompt '{prompt.id}': {error}") from error
+            raise UsageError(f"judging.judge.template cannot be filled in for prompt '{prompt.id}': {error}") from error
         system = [] if config.system is None else [{"role": "system", "content": config.system}]
         body: dict[str, Any] = {"model": config.model, "messages": [*system, {"role": "user", "content": text}]}
         if config.temperature is not None:
@@ -201,7 +197,7 @@ class EndpointJudge:
         return body | config.extra_body
 
     def _read(self, answer: Any) -> Reply:
-        """Raises KeyError, IndexError, TypeError or ValueError for anything but a chat completion."""
+        """Raise KeyError, IndexError, TypeError or ValueError for anything but a chat completion."""
         choice, usage = answer["choices"][0], answer.get("usage") or {}
         tokens_in, tokens_out = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
         text = choice["message"]["content"] or ""
@@ -212,66 +208,47 @@ class EndpointJudge:
             verdict = read_probability(choice["logprobs"]["content"])
         return Reply(verdict, tokens_in, tokens_out, metered=bool(usage))
 
-    def _preferences(self, verdicts: dict[tuple[int, int], float | None], count: int) -> list[list[float]]:
-        """[count][count]: P(i > j) = (p_ij + 1 - p_ji) / 2, p_ij with i shown first."""
+    def _preferences(self, verdicts: dict[tuple[int, int], float | None], count: int) -> Table:
+        """Average both orders of each pair; [count][count]. An abstention counts as 1/2."""
         table = [[0.5] * count for _ in range(count)]
-        for i, j in combinations(range(count), 2):
-            shown_first, shown_second = verdicts[i, j], verdicts[j, i]
-            if shown_first is not None and shown_second is not None:
+        for (i, j), verdict in verdicts.items():
+            other = verdicts[j, i]
+            table[i][j] = 0.5 if verdict is None else verdict
+            if i < j and verdict is not None and other is not None:
                 self._counts.pairs += 1
-                self._counts.order_disagreements += (shown_first - 0.5) * (shown_second - 0.5) > 0
-            p, q = (0.5 if each is None else each for each in (shown_first, shown_second))
-            table[i][j] = 0.5 * (p + 1.0 - q)
-            table[j][i] = 1.0 - table[i][j]
-        return table
+                self._counts.order_disagreements += (verdict - 0.5) * (other - 0.5) > 0
+        return antisymmetric(table)
 
 
 def compile_template(text: str) -> jinja2.Template:
-    """The template of the question.
-
-    Raises UsageError for one that Jinja cannot read, that lacks an answer or that uses what there is not.
-    """
+    """Compile the question. Raises UsageError if it is not a template, lacks an answer or uses unknown variables."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
     try:
         used = jinja2.meta.find_undeclared_variables(environment.parse(text))
         template = environment.from_string(text)
     except jinja2.TemplateSyntaxError as error:
-        raise UsageError(f"judge.template is no Jinja template: line {error.lineno}: {error.message}") from error
+        raise UsageError(
+            f"judging.judge.template is not a Jinja template: line {error.lineno}: {error.message}"
+        ) from error
     if not {"first", "second"} <= used <= VARIABLES:
         raise UsageError(
-            f"judge.template uses {sorted(used)}; it must use first and second, and may use "
-            f"{sorted(VARIABLES - {'first', 'second'})} beside them"
+            f"judging.judge.template uses {sorted(used)}; it must use first and second, and may use "
+            f"{sorted(VARIABLES - {'first', 'second'})}"
         )
     return template
 
 
-def compile_pattern(text: str) -> re.Pattern[str]:
-    """The pattern of the verdict; raises UsageError for no regular expression, or one without a group."""
-    try:
-        pattern = re.compile(text)
-    except re.error as error:
-        raise UsageError(f"judge.verdict_pattern {text!r} is no regular expression: {error}") from error
-    if pattern.groups < 1:
-        raise UsageError(f"judge.verdict_pattern {text!r} has no group; put the letter in parentheses, as ([ABC])")
-    return pattern
-
-
 def read_verdict(text: str, pattern: re.Pattern[str]) -> float | None:
-    """Preference for the answer shown first by the last match of `pattern`; None where there is no verdict."""
-    last = None
-    for match in pattern.finditer(text):
-        last = match.group(1)
-    return None if last is None else VERDICTS.get(last.strip().upper())
+    """Return the preference for the answer shown first, by the last match of `pattern`; None without a verdict."""
+    letter = last_match(pattern, text)
+    return None if letter is None else VERDICTS.get(letter.strip().upper())
 
 
 def read_probability(tokens: Any) -> float | None:
-    """Preference for the answer shown first by the log-probs of the last token that is a verdict.
+    """Return the preference for the answer shown first, by the log-probs of the last verdict token; None without one.
 
-    (p_A + p_C / 2) / (p_A + p_B + p_C), where p_X adds up the likeliest tokens that say X, with or without spaces and
-    quotes; None where no token is a verdict.
-
-    Raises:
-        KeyError, TypeError, ValueError: not log-probs as the API gives them.
+    (p_A + p_C / 2) / (p_A + p_B + p_C), where p_X is the sum over the top tokens that say X, with or without spaces and
+    quotes. Raises KeyError, TypeError or ValueError if `tokens` are not the API's log-probs.
     """
     for token in reversed(tokens):
         if _letter(token["token"]) is None:
@@ -282,7 +259,7 @@ def read_probability(tokens: Any) -> float | None:
                 mass[letter] += math.exp(min(0.0, likely["logprob"]))
         total = sum(mass.values())
         if not total > 0.0:
-            raise ValueError("the verdict's token is not among the likeliest")
+            raise ValueError("the verdict token is not among its own top log-probs")
         return sum(VERDICTS[letter] * share for letter, share in mass.items()) / total
     return None
 

@@ -1,7 +1,4 @@
-"""A reward model behind vLLM's server as a judge: one logit per completion, from `/classify` of the pooling runner.
-
-It must not know what scores are used for.
-"""
+"""A reward model behind vLLM's server as a judge: one logit per completion, from `/classify` of the pooling runner."""
 
 from __future__ import annotations
 
@@ -15,60 +12,44 @@ import aiohttp
 from actors.errors import OffbeatError
 from actors.judges.config import ServedRewardModelJudgeConfig
 from actors.judges.http.client import HttpClient
-from actors.judges.models.inputs import RewardModelInputs
+from actors.judges.models.inputs import ModelInputs
 from actors.records import Group, Judgement
 
 
 class ServedRewardModelJudge:
-    """Scores prompt + completion with a sequence-classification model of one label that vLLM serves."""
+    """Scores prompt + completion with a served sequence-classification model of one label."""
 
-    def __init__(
-        self,
-        config: ServedRewardModelJudgeConfig,
-        policy_tokenizer: str | None = None,
-        client: HttpClient | None = None,
-    ) -> None:
-        """Loads the tokenizer; the server is first asked when something is judged.
-
-        Args:
-            config: where the server is.
-            policy_tokenizer: as for `RewardModelInputs`.
-            client: in place of one made of `config`.
-
-        Raises:
-            UsageError: the tokenizer cannot be loaded, or the key is missing.
-        """
-        self._config = config
-        self._client = client or HttpClient(config)
-        self._inputs = RewardModelInputs(config.tokenizer or config.model, policy_tokenizer)
+    def __init__(self, config: ServedRewardModelJudgeConfig, policy_tokenizer: str | None = None) -> None:
+        """Load the tokenizer. Raises UsageError if that fails or the key is missing. Nothing is sent yet."""
+        self._model = config.model
+        self._client = HttpClient(config)
+        self._inputs = ModelInputs(config.tokenizer or config.model, policy_tokenizer)
 
     async def judge(self, groups: Sequence[Group]) -> list[Judgement | OffbeatError]:
-        """Logits as scores, one request per group; the error for a group that the server did not answer."""
+        """Score with logits, one request per group; return the error for a group that the server did not answer."""
         async with self._client.session() as session:
             return list(await asyncio.gather(*[self._judge_one(session, group) for group in groups]))
 
     def metrics(self) -> dict[str, float]:
-        """What `RequestCounts` counts."""
+        """Return `RequestCounts`."""
         return self._client.counts.metrics()
 
     async def _judge_one(self, session: aiohttp.ClientSession, group: Group) -> Judgement | OffbeatError:
-        sequences = [self._inputs.token_ids(group.lease.prompt, completion) for completion in group.completions]
+        sequences = [self._inputs.sequence(group.lease.prompt, completion) for completion in group.completions]
         # Without activation: the logit itself, not its sigmoid.
-        body = {"model": self._config.model, "input": sequences, "use_activation": False}
+        body = {"model": self._model, "input": sequences, "use_activation": False}
         try:
-            scores = await self._client.post(
-                session, "/classify", body, lambda answer: read_logits(answer, len(sequences))
+            return Judgement(
+                await self._client.post(session, "/classify", body, lambda answer: read_logits(answer, len(sequences)))
             )
         except OffbeatError as error:
             return error
-        return Judgement(scores=scores)
 
 
 def read_logits(answer: Any, count: int) -> tuple[float, ...]:
-    """The logits in an answer of `/classify`, in order of the request.
+    """Read the logits from an answer of `/classify`, in order of the request.
 
-    Raises:
-        KeyError, IndexError, TypeError, ValueError: not `count` sequences with one finite number each.
+    Raises KeyError, IndexError, TypeError or ValueError unless it holds `count` sequences with one finite number each.
     """
     probs = {int(each["index"]): each["probs"] for each in answer["data"]}
     rows = [probs[index] for index in range(count)]

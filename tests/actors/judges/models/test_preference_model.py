@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from actors.errors import UsageError
-from actors.judges import make_judge
 from actors.judges.config import PreferenceModelJudgeConfig, RewardModelJudgeConfig
+from actors.judges.factory import make_judge
 from actors.judges.models.preference_model import PreferenceModelJudge
 from actors.judges.models.preference_network import PreferenceModel, probabilities
 from actors.records import Completion, Group, Lease, Prompt
