@@ -94,18 +94,13 @@ class HttpJudgeConfig(Settings):
     max_concurrent_requests: int = Field(default=16, ge=1, description="requests in flight at a time")
     request_timeout_seconds: float = Field(default=30.0, gt=0.0, description="seconds per attempt of a request")
     request_retries: int = Field(
-        default=3,
-        ge=0,
-        description="retries of a request after status 408, 425, 429 or 5xx, a timeout, a broken connection or an "
-        "unreadable answer",
+        default=3, ge=0, description="retries after 408, 425, 429, 5xx, timeouts, broken connections and garbage"
     )
     request_backoff_seconds: float = Field(
         default=1.0, ge=0.0, description="seconds before the first retry, doubled each time, with jitter down to half"
     )
     longest_pause_seconds: float = Field(
-        default=20.0,
-        gt=0.0,
-        description="longest pause before a retry (seconds); a request whose Retry-After is longer is given up",
+        default=20.0, gt=0.0, description="longest pause before a retry; a longer Retry-After fails the request"
     )
 
     @field_validator("url")
@@ -263,8 +258,8 @@ class JudgingConfig(Settings):
             if isinstance(judge, HttpJudgeConfig) and judge.longest_request_seconds > self.timeout_seconds:
                 raise ValueError(
                     f"timeout_seconds {self.timeout_seconds:g} is below the {judge.longest_request_seconds:g} s that "
-                    f"one request of the judge {judge.kind} may take with its retries; raise the first (and "
-                    "replay.lease_seconds with it), or lower the judge's request_timeout_seconds, request_retries or "
+                    f"one request of the judge {judge.kind} may take with its retries; raise timeout_seconds and "
+                    "replay.lease_seconds, or lower the judge's request_timeout_seconds, request_retries or "
                     "longest_pause_seconds"
                 )
         return self

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from actors.judges.config import (
-    BradleyTerryJudgeConfig,
-    EndpointJudgeConfig,
-    EnsembleJudgeConfig,
-    FunctionJudgeConfig,
-    GoldJudgeConfig,
-    JudgeKind,
-    PreferenceModelJudgeConfig,
-    RewardModelJudgeConfig,
-    ServedRewardModelJudgeConfig,
-    VerifierJudgeConfig,
-)
+from actors.judges import config as kinds
 from actors.judges.protocol import Judge
 
 
-def make_judge(config: JudgeKind, tokenizer: str | None = None) -> Judge:
+def make_judge(config: kinds.JudgeKind, tokenizer: str | None = None) -> Judge:
     """Make the judge that `config` describes.
 
     `tokenizer` is the directory or hub name of the policy's tokenizer; with it, a judge model of the same vocabulary
@@ -26,39 +15,39 @@ def make_judge(config: JudgeKind, tokenizer: str | None = None) -> Judge:
     Raises UsageError if the settings do not make a judge.
     """
     match config:
-        case GoldJudgeConfig():
+        case kinds.GoldJudgeConfig():
             from actors.judges.world import GoldJudge
 
             return GoldJudge(config)
-        case BradleyTerryJudgeConfig():
+        case kinds.BradleyTerryJudgeConfig():
             from actors.judges.world import BradleyTerryJudge
 
             return BradleyTerryJudge(config)
-        case RewardModelJudgeConfig():
+        case kinds.RewardModelJudgeConfig():
             from actors.judges.models.reward_model import RewardModelJudge
 
             return RewardModelJudge(config, tokenizer)
-        case PreferenceModelJudgeConfig():
+        case kinds.PreferenceModelJudgeConfig():
             from actors.judges.models.preference_model import PreferenceModelJudge
 
             return PreferenceModelJudge(config, tokenizer)
-        case VerifierJudgeConfig():
+        case kinds.VerifierJudgeConfig():
             from actors.judges.verifier import VerifierJudge
 
             return VerifierJudge(config)
-        case FunctionJudgeConfig():
+        case kinds.FunctionJudgeConfig():
             from actors.judges.function import FunctionJudge
 
             return FunctionJudge(config)
-        case EndpointJudgeConfig():
+        case kinds.EndpointJudgeConfig():
             from actors.judges.http.endpoint import EndpointJudge
 
             return EndpointJudge(config)
-        case ServedRewardModelJudgeConfig():
+        case kinds.ServedRewardModelJudgeConfig():
             from actors.judges.http.served import ServedRewardModelJudge
 
             return ServedRewardModelJudge(config, tokenizer)
-        case EnsembleJudgeConfig():
+        case kinds.EnsembleJudgeConfig():
             from actors.judges.ensemble import EnsembleJudge
 
             return EnsembleJudge(config, [make_judge(member.judge, tokenizer) for member in config.members])

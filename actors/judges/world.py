@@ -52,11 +52,11 @@ class BradleyTerryJudge:
 
     async def judge(self, groups: Sequence[Group]) -> list[Judgement]:
         """Look the rewards up. Raises UsageError for a prompt from outside the embedded world."""
-        return [self._judge_one(group) for group in groups]
-
-    def _judge_one(self, group: Group) -> Judgement:
-        rewards = self.rewards[prompt_index_of(group.lease.prompt)]
-        return Judgement(scores=tuple(float(rewards[outcome(y.token_ids)]) for y in group.completions))
+        judgements = []
+        for group in groups:
+            rewards = self.rewards[prompt_index_of(group.lease.prompt)]
+            judgements.append(Judgement(tuple(float(rewards[outcome(y.token_ids)]) for y in group.completions)))
+        return judgements
 
 
 def fit_bradley_terry(preferences: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -12,11 +12,12 @@ import json
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
+import aiohttp
 import jinja2
 import jinja2.meta
 import jinja2.sandbox
@@ -52,22 +53,6 @@ TOP_LOGPROBS = 20
 """The API's maximum."""
 REMEMBERED = 10_000
 """Comparisons whose verdicts are kept, so that a batch that is retried pays for none of them twice."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One answer of the judging model."""
-
-    verdict: float | None
-    """Preference for the answer shown first, in [0, 1]; None for an abstention."""
-    tokens_in: int = 0
-    tokens_out: int = 0
-    metered: bool = False
-    """Whether the endpoint reported its tokens."""
-
-
-Ask = Callable[[dict[str, Any]], Awaitable[Reply]]
-"""Sends the body of one comparison."""
 
 
 @dataclass
@@ -107,11 +92,7 @@ class EndpointJudge:
         n completions of different text cost n (n - 1) requests; equal texts tie.
         """
         async with self._client.session() as session:
-
-            async def ask(body: dict[str, Any]) -> Reply:
-                return await self._client.post(session, "/chat/completions", body, self._read)
-
-            return list(await asyncio.gather(*[self._judge_one(ask, group) for group in groups]))
+            return list(await asyncio.gather(*[self._judge_one(session, group) for group in groups]))
 
     def metrics(self) -> dict[str, float]:
         """Return `Counts`, `RequestCounts`, and `cost` by the configured prices."""
@@ -120,14 +101,14 @@ class EndpointJudge:
         counted = {name: float(value) for name, value in vars(counts).items()}
         return counted | {"cost": price / 1e6} | self._client.counts.metrics()
 
-    async def _judge_one(self, ask: Ask, group: Group) -> Judgement | OffbeatError:
+    async def _judge_one(self, session: aiohttp.ClientSession, group: Group) -> Judgement | OffbeatError:
         """Judge one group; once a comparison has failed, cancel the rest."""
         texts = list(dict.fromkeys(completion.text for completion in group.completions))
         orders = list(permutations(range(len(texts)), 2))
         prompt = group.lease.prompt
         try:
             async with asyncio.TaskGroup() as tasks:
-                asked = [tasks.create_task(self._compare(ask, prompt, texts[i], texts[j])) for i, j in orders]
+                asked = [tasks.create_task(self._compare(session, prompt, texts[i], texts[j])) for i, j in orders]
         except BaseExceptionGroup as errors:
             first = errors.exceptions[0]
             if isinstance(first, OffbeatError):
@@ -144,11 +125,8 @@ class EndpointJudge:
         preferences = tuple(tuple(table[i][j] for j in rows) for i in rows)
         return Judgement(scores=mean_win_probabilities(preferences), preferences=preferences)
 
-    async def _compare(self, ask: Ask, prompt: Prompt, first: str, second: str) -> float | None:
-        """Return the preference for `first`, shown first; None for an abstention.
-
-        Raises RunError for an abstention if `abstention` is `fail`, and what `ask` raises.
-        """
+    async def _compare(self, session: aiohttp.ClientSession, prompt: Prompt, first: str, second: str) -> float | None:
+        """Return the preference for `first`, shown first; None for an abstention, unless that fails the group."""
         body = self._request(prompt, first, second)
         key = hashlib.sha256(json.dumps(body).encode()).digest()
         self._counts.comparisons += 1
@@ -156,11 +134,8 @@ class EndpointJudge:
             self._counts.remembered += 1
             verdict = self._verdicts[key]
         else:
-            reply = await ask(body)
-            verdict = self._verdicts[key] = reply.verdict
-            self._counts.tokens_in += reply.tokens_in
-            self._counts.tokens_out += reply.tokens_out
-            self._counts.unmetered += not reply.metered
+            verdict = await self._client.post(session, "/chat/completions", body, self._read)
+            self._verdicts[key] = verdict
         self._verdicts.move_to_end(key)
         if len(self._verdicts) > REMEMBERED:
             self._verdicts.popitem(last=False)
@@ -188,25 +163,28 @@ class EndpointJudge:
             raise UsageError(f"judging.judge.template cannot be filled in for prompt '{prompt.id}': {error}") from error
         system = [] if config.system is None else [{"role": "system", "content": config.system}]
         body: dict[str, Any] = {"model": config.model, "messages": [*system, {"role": "user", "content": text}]}
-        if config.temperature is not None:
-            body["temperature"] = config.temperature
-        if config.max_tokens is not None:
-            body["max_tokens"] = config.max_tokens
+        sampling = {"temperature": config.temperature, "max_tokens": config.max_tokens}
+        body |= {name: value for name, value in sampling.items() if value is not None}
         if config.use_logprobs:
             body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         return body | config.extra_body
 
-    def _read(self, answer: Any) -> Reply:
-        """Raise KeyError, IndexError, TypeError or ValueError for anything but a chat completion."""
+    def _read(self, answer: Any) -> float | None:
+        """Read a verdict and count its tokens.
+
+        Raises KeyError, IndexError, TypeError or ValueError for anything but a chat completion.
+        """
         choice, usage = answer["choices"][0], answer.get("usage") or {}
         tokens_in, tokens_out = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-        text = choice["message"]["content"] or ""
-        verdict = read_verdict(text, self._pattern)
+        verdict = read_verdict(choice["message"]["content"] or "", self._pattern)
         if verdict is not None and self._config.use_logprobs:
             if not (choice.get("logprobs") or {}).get("content"):
                 raise ValueError("the endpoint gives no log-probs; set judging.judge.use_logprobs to false")
             verdict = read_probability(choice["logprobs"]["content"])
-        return Reply(verdict, tokens_in, tokens_out, metered=bool(usage))
+        self._counts.tokens_in += tokens_in
+        self._counts.tokens_out += tokens_out
+        self._counts.unmetered += not usage
+        return verdict
 
     def _preferences(self, verdicts: dict[tuple[int, int], float | None], count: int) -> Table:
         """Average both orders of each pair; [count][count]. An abstention counts as 1/2."""

@@ -25,33 +25,28 @@ T = TypeVar("T")
 class ModelJudge(ABC):
     """A judge with a model in its own process. Forward passes run in a thread, one batch of groups at a time."""
 
-    def __init__(self, config: ModelJudgeConfig) -> None:
-        """Raise UsageError if GPUs are configured and torch finds none."""
+    def __init__(self, config: ModelJudgeConfig, token_ids: Callable[[Prompt, Completion], Any]) -> None:
+        """Take a function that returns what the model reads. Raises UsageError if a GPU is configured but missing."""
         if config.gpus > 0 and not torch.cuda.is_available():
-            raise UsageError(
-                f"judging.judge.gpus is {config.gpus:g}, but torch finds no CUDA device here; set judging.judge.gpus "
-                "to 0"
-            )
+            raise UsageError(f"judging.judge.gpus is {config.gpus:g}, but torch finds no CUDA device here; set it to 0")
+        self.token_ids = token_ids
         self._device = torch.device("cuda" if config.gpus > 0 else "cpu")
         self._forward_lock = threading.Lock()
-
-    @abstractmethod
-    def token_ids(self, prompt: Prompt, completion: Completion) -> Any:
-        """Return what the model reads."""
-
-    @abstractmethod
-    def _judgements(self, read: Sequence[Sequence[Any]]) -> list[Judgement]:
-        """Judge groups of `token_ids`. Runs outside the event loop."""
 
     async def judge(self, groups: Sequence[Group]) -> list[Judgement]:
         """Judge all groups together. Raises RunError if a sequence is longer than the model's positions."""
         read = [[self.token_ids(group.lease.prompt, one) for one in group.completions] for group in groups]
-        return await in_daemon_thread(lambda: self._locked(read))
 
-    def _locked(self, read: Sequence[Sequence[Any]]) -> list[Judgement]:
-        # After a timeout the abandoned forward pass still runs; the next one waits for it instead of competing with it.
-        with self._forward_lock:
-            return self._judgements(read)
+        def judgements() -> list[Judgement]:
+            # After a timeout the abandoned pass still runs; the next one waits for it instead of competing with it.
+            with self._forward_lock:
+                return self._judgements(read)
+
+        return await in_daemon_thread(judgements)
+
+    @abstractmethod
+    def _judgements(self, read: Sequence[Sequence[Any]]) -> list[Judgement]:
+        """Judge groups of `token_ids`. Runs outside the event loop."""
 
 
 def load_classifier(path: str | Path, outputs: int | None, dtype: str) -> tuple[Any, list[str]]:

@@ -11,7 +11,7 @@ from actors.judges.models.classifier import ModelJudge
 from actors.judges.models.inputs import ModelInputs, Tokens
 from actors.judges.models.preference_network import Outputs, PreferenceModel, probabilities
 from actors.preferences import Table, mean_win_probabilities
-from actors.records import Completion, Judgement, Prompt
+from actors.records import Judgement
 
 
 class PreferenceModelJudge(ModelJudge):
@@ -22,14 +22,10 @@ class PreferenceModelJudge(ModelJudge):
 
     def __init__(self, config: PreferenceModelJudgeConfig, policy_tokenizer: str | None = None) -> None:
         """Load the model. Raises UsageError if the model or a tokenizer cannot be loaded, or a GPU is missing."""
-        super().__init__(config)
-        self._inputs = ModelInputs(config.path, policy_tokenizer, needs_eos=True)
+        super().__init__(config, ModelInputs(config.path, policy_tokenizer, needs_eos=True).parts)
         self._model = PreferenceModel.load(
             config.path, dtype=config.dtype, batch_tokens=config.batch_tokens, device=self._device
         )
-
-    def token_ids(self, prompt: Prompt, completion: Completion) -> tuple[Tokens, Tokens]:
-        return self._inputs.parts(prompt, completion)
 
     def _judgements(self, read: Sequence[Sequence[tuple[Tokens, Tokens]]]) -> list[Judgement]:
         prompts = [group[0][0] for group in read]

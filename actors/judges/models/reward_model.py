@@ -16,7 +16,7 @@ from actors.errors import JUDGE_MEMORY, UsageError, saying_what_to_lower
 from actors.judges.config import RewardModelJudgeConfig
 from actors.judges.models.classifier import ModelJudge, check_lengths, collate, in_batches, load_classifier, positions
 from actors.judges.models.inputs import ModelInputs
-from actors.records import Completion, Judgement, Prompt
+from actors.records import Judgement
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +30,12 @@ class RewardModelJudge(ModelJudge):
         Raises UsageError if the model or a tokenizer cannot be loaded, it has not exactly one label, its score head is
         missing, or a GPU is configured and there is none.
         """
-        super().__init__(config)
+        inputs = ModelInputs(config.path, policy_tokenizer)
+        super().__init__(config, inputs.sequence)
         self._config = config
-        self._inputs = ModelInputs(config.path, policy_tokenizer)
         self._model = load_reward_model(config).to(self._device)
         self._pad_token_id: int | None = self._model.config.get_text_config().pad_token_id
-        logger.info("reward model %s reads %s", config.path, "token ids" if self._inputs.same_vocabulary else "text")
-
-    def token_ids(self, prompt: Prompt, completion: Completion) -> Sequence[int]:
-        return self._inputs.sequence(prompt, completion)
+        logger.info("reward model %s reads %s", config.path, "token ids" if inputs.same_vocabulary else "text")
 
     def _judgements(self, read: Sequence[Sequence[Sequence[int]]]) -> list[Judgement]:
         sequences = [sequence for group in read for sequence in group]
