@@ -17,6 +17,7 @@ Task = Literal["transitive", "intransitive"]
 class WorldJudgeConfig(Settings):
     """Shared by the embedded world's judges."""
 
+    kind: str
     task: Task | None = Field(default=None, description="task of the embedded world; unset: world.task")
     seed: int | None = Field(default=None, ge=0, description="seed of the embedded world; unset: world.seed")
 
@@ -36,6 +37,7 @@ class BradleyTerryJudgeConfig(WorldJudgeConfig):
 class ModelJudgeConfig(Settings):
     """Shared by judges that run a model in their own process."""
 
+    kind: str
     path: str = Field(description="directory or hub name of the model")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype of the judge's weights")
     batch_tokens: int = Field(default=16384, ge=1, description="padded tokens per forward pass")

@@ -22,7 +22,7 @@ class _JudgeTimeoutError(Exception):
 
 
 class JudgeWorker:
-    """Runs one judge. A run has `judging.count` of these, each in a judge actor of its own."""
+    """Runs one judge. A run has `judging.count` of these, one per judge actor."""
 
     def __init__(
         self,
