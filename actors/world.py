@@ -210,7 +210,7 @@ class World:
         return tuple(tuple(map(float, row)) for row in matrix)
 
     def proxy_rewards(self, noise: float = 0.5) -> NDArray[np.float64]:
-        """Return r* [16, 261] plus `noise` times a standard normal fixed by the seed: a reward model's systematic error.
+        """Return r* [16, 261] plus `noise` times a normal fixed by the seed, a reward model's systematic error.
 
         NOEOS and INVALID get no noise: a rule, not a model, assigns their reward.
         """
