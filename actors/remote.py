@@ -74,13 +74,11 @@ def start_generator(spec: GeneratorSpec, place: GeneratorPlace) -> Any:
     return actor.remote(spec)
 
 
-def start_judge(
-    config: JudgingConfig, *, task: str, seed: int, tokenizer: str | None, environment: dict[str, str]
-) -> Any:
+def start_judge(config: JudgingConfig, *, tokenizer: str | None, environment: dict[str, str]) -> Any:
     """Starts the judge actor; `tokenizer` is the policy's, whose ids a model with the same one reads as they are.
 
     Scalar and closed-form judges take no core of their own; a model may reserve GPUs."""
     actor = ray.remote(JudgeWorker).options(
         num_cpus=0, num_gpus=config.gpus, max_restarts=config.max_restarts, runtime_env={"env_vars": environment}
     )
-    return actor.remote(config, task=task, seed=seed, tokenizer=tokenizer)
+    return actor.remote(config, tokenizer)

@@ -1,13 +1,13 @@
 """The embedded world: 16 prompts, 259 complete responses, and two preferences known in closed form.
 
-It is small enough that everything a run reports can be computed exactly, by enumeration, instead of estimated:
-win rates, divergences, exploitability. This module holds the language, the gold preferences and the corpus for
-supervised training. It must not know torch, policies or how anything is trained; `learner.world.exact` does.
+It is so small that win rates, divergences and exploitability can be computed exactly, by enumeration. This module holds
+the language, the gold preferences and the corpus for supervised training. Must not import torch or know policies;
+`learner.world.exact` does.
 
 A prompt is `<bos> P Q <sep>`, P a colour (p = 0..3) and Q a direction (q = 0..3). A response is up to three of six
 symbols and then `<eos>`. The symbols form a tree: node 0 is the empty response and node i has the children
-6i + 1 .. 6i + 6, so nodes 0..258 are the complete responses in order of length, and nodes 259..1554 are the
-four-symbol sequences, which ran out of room before `<eos>`.
+6i + 1 .. 6i + 6. Nodes 0..258 are the complete responses in order of length; nodes 259..1554 are the four-symbol
+sequences, which reached the length limit without `<eos>`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise, product
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,9 +45,9 @@ PROMPTS = len(COLOURS) * len(DIRECTIONS)
 MAX_SYMBOLS = 3
 MAX_NEW_TOKENS = MAX_SYMBOLS + 1
 POLICY_SETTINGS_FILE = "sft.json"
-"""In a model directory: marks a policy of this world, written by its supervised training."""
+"""Marks a model directory as a policy of this world; written by its supervised training."""
 STOP_TOKEN_IDS = tuple(i for i in range(len(VOCABULARY)) if i != EOS and not FIRST_SYMBOL <= i < FIRST_COLOUR)
-"""Tokens that no response may hold. A generator that samples one ends the completion there: it is INVALID."""
+"""Tokens that no response may contain. A generator stops at one, and the completion is INVALID."""
 
 SEQUENCES: tuple[tuple[int, ...], ...] = tuple(
     symbols for length in range(MAX_NEW_TOKENS + 1) for symbols in product(range(SYMBOLS), repeat=length)
@@ -57,7 +57,7 @@ RESPONSES = SEQUENCES[: sum(SYMBOLS**length for length in range(MAX_NEW_TOKENS))
 NOEOS = len(RESPONSES)
 """Outcome of a completion whose first four tokens are symbols."""
 INVALID = NOEOS + 1
-"""Outcome of a completion that holds any other token."""
+"""Outcome of a completion with any other token."""
 OUTCOMES = INVALID + 1
 
 NO_FAMILY = -1
@@ -74,7 +74,7 @@ NOEOS_PROB = 0.02
 
 
 def wanted_symbol(p: int, q: int) -> int:
-    """The symbol that prompt (p, q) likes to see, in 0..5."""
+    """Return the symbol (0..5) that prompt (p, q) rewards."""
     return (p + q) % SYMBOLS
 
 
@@ -83,7 +83,7 @@ def _repeats(symbols: Sequence[int]) -> int:
 
 
 def reward(p: int, q: int, symbols: Sequence[int]) -> float:
-    """The transitive task's gold reward r* of a complete response, in -1 .. 3.5.
+    """Compute the transitive task's gold reward r* of a complete response, in -1 .. 3.5.
 
     r* = sum_t 1[y_t = (p + 2t) mod 6] + 0.5 * 1[wanted in y] - 0.5 * (adjacent repeats), t from 0; the empty
     response gets -1.
@@ -95,69 +95,67 @@ def reward(p: int, q: int, symbols: Sequence[int]) -> float:
 
 
 def quality(p: int, q: int, symbols: Sequence[int]) -> float:
-    """The intransitive task's quality: 1[wanted in y] - 0.5 * (adjacent repeats); -3 for the empty response."""
+    """Compute the intransitive task's quality: 1[wanted in y] - 0.5 * (adjacent repeats); -3 if empty."""
     if not symbols:
         return WORST_QUALITY
     return float(wanted_symbol(p, q) in symbols) - 0.5 * _repeats(symbols)
 
 
 def family(symbols: Sequence[int]) -> int:
-    """The family (0 rock, 1 paper, 2 scissors) with most symbols, on a tie the first symbol's; -1 for none."""
+    """Return the family (0 rock, 1 paper, 2 scissors) with most symbols; the first symbol's on a tie; -1 if empty."""
     if not symbols:
         return NO_FAMILY
     families = [symbol // 2 for symbol in symbols]
     return max(families, key=families.count)
 
 
+def _read_only(table: NDArray[Any]) -> NDArray[Any]:
+    """Protect a cached table from its readers."""
+    table.flags.writeable = False
+    return table
+
+
 @cache
 def outcome_families() -> NDArray[np.intp]:
-    """Family of every outcome, [261]; -1 for none. Read-only."""
-    families = np.array([family(y) for y in RESPONSES] + [NO_FAMILY, NO_FAMILY])
-    families.flags.writeable = False
-    return families
+    """Return the family of every outcome, [261]; -1 for none."""
+    return _read_only(np.array([family(y) for y in RESPONSES] + [NO_FAMILY, NO_FAMILY]))
 
 
 def cycle_direction(prompt_index: int) -> int:
-    """s(x) of the intransitive task: 1 where paper beats rock, scissors paper and rock scissors; -1 the other way."""
+    """Return s(x) of the intransitive task: 1 if paper beats rock, scissors paper and rock scissors; else -1."""
     return 1 if prompt_index // len(DIRECTIONS) < 2 else -1
 
 
 def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """1 / (1 + exp(-x)), without overflow."""
+    """Compute 1 / (1 + exp(-x)) without overflow."""
     return 0.5 * (1.0 + np.tanh(0.5 * x))
 
 
 def prompt_rows() -> list[dict[str, str]]:
-    """The 16 prompts in order of `4p + q`, each as a row `{"prompt": "red north"}`."""
+    """Return the 16 prompts in order of `4p + q`, as rows such as `{"prompt": "red north"}`."""
     return [{"prompt": f"{colour} {direction}"} for colour, direction in product(COLOURS, DIRECTIONS)]
 
 
 def prompt_token_ids(prompt_index: int) -> tuple[int, ...]:
-    """`<bos> P Q <sep>` of prompt `4p + q`."""
+    """Return `<bos> P Q <sep>` of prompt `4p + q`."""
     p, q = divmod(prompt_index, len(DIRECTIONS))
     return BOS, FIRST_COLOUR + p, FIRST_DIRECTION + q, SEP
 
 
 def prompt_index_of(prompt: Prompt) -> int:
-    """The index `4p + q` of a prompt, read from its tokens.
-
-    Raises UsageError when it is not one of the world's.
-    """
+    """Return the index `4p + q` of a prompt, by its tokens. Raises UsageError if it is not one of the world's."""
     for index in range(PROMPTS):
         if prompt.token_ids == prompt_token_ids(index):
             return index
     raise UsageError(
         f"prompt {prompt.id!r} ({prompt.text!r}, tokens {list(prompt.token_ids)}) is not one of the embedded world's "
         f"{PROMPTS}, such as 'red north' with tokens {list(prompt_token_ids(0))}; the judges gold and bradley_terry "
-        "know no other: set prompts.source and model.path to 'world', or choose another judge"
+        "judge no others: set prompts.source and model.path to 'world', or choose another judge"
     )
 
 
 def outcome(token_ids: Sequence[int]) -> int:
-    """Outcome index 0..260 of a completion's tokens: a complete response, NOEOS or INVALID.
-
-    Only the first four tokens count: whatever follows four symbols is NOEOS all the same.
-    """
+    """Return the outcome (0..260) of a completion: a complete response, NOEOS or INVALID, by its first four tokens."""
     node = 0
     for token in token_ids[:MAX_NEW_TOKENS]:
         if token == EOS:
@@ -168,20 +166,15 @@ def outcome(token_ids: Sequence[int]) -> int:
     return NOEOS
 
 
-def outcomes() -> list[str]:
-    """The 261 outcomes in order, as a reader sees them: 259 responses (the first empty), NOEOS, INVALID."""
-    return [*(" ".join(RESPONSE_WORDS[symbol] for symbol in symbols) for symbols in RESPONSES), "NOEOS", "INVALID"]
-
-
 class World:
     """The gold preference of one task.
 
     `transitive`: P(y > y' | x) = sigmoid(r*(x, y) - r*(x, y')), a Bradley-Terry preference.
     `intransitive`: P(y > y' | x) = sigmoid(2 s(x) C[c(y), c(y')] + 1.5 (q(x, y) - q(x, y'))), where c is the family,
-    C[i, j] is +1 where i beats j (paper beats rock, scissors paper, rock scissors), -1 where j beats i, else 0, and
-    s(x) = +1 for p < 2, -1 otherwise: half of the prompts play the game the other way round. No reward explains it.
+    C[i, j] is +1 if i beats j (paper beats rock, scissors paper, rock scissors), -1 if j beats i, else 0, and s(x) is
+    +1 for p < 2, else -1: half of the prompts play the game the other way round. No reward explains this preference.
 
-    `seed` fixes the noise of `proxy_rewards` and nothing else.
+    `seed` fixes only the noise of `proxy_rewards`.
     """
 
     def __init__(self, task: Task, seed: int = 0) -> None:
@@ -200,33 +193,33 @@ class World:
         """Family of every outcome, [261]; -1 for none."""
 
     def preference_matrix(self, prompt_index: int) -> NDArray[np.float64]:
-        """[261, 261]: entry [i, j] is the probability that outcome i is preferred to outcome j."""
+        """Return P [261, 261]: entry [i, j] is the probability that outcome i is preferred to outcome j."""
         return self._preferences(prompt_index, np.arange(OUTCOMES))
 
     def scores(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[float, ...] | None:
-        """Gold reward r* of each completion; None for the intransitive task, which has no reward."""
+        """Return the gold reward r* of each completion; None in the intransitive task, which has no reward."""
         if self.task == "intransitive":
             return None
         rewards = self.rewards[prompt_index_of(prompt)]
         return tuple(float(rewards[outcome(completion.token_ids)]) for completion in completions)
 
     def preferences(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[tuple[float, ...], ...]:
-        """K x K: entry [i][j] is the probability that completion i is preferred to j; 1/2 on the diagonal."""
+        """Return P [K][K]: entry [i][j] is the probability that completion i is preferred to j; 1/2 on the diagonal."""
         found = np.array([outcome(completion.token_ids) for completion in completions], dtype=np.intp)
         matrix = self._preferences(prompt_index_of(prompt), found)
         return tuple(tuple(map(float, row)) for row in matrix)
 
     def proxy_rewards(self, noise: float = 0.5) -> NDArray[np.float64]:
-        """[16, 261]: r* plus `noise` times a standard normal fixed by the seed, a reward model's systematic error.
+        """Return r* [16, 261] plus `noise` times a normal fixed by the seed, a reward model's systematic error.
 
-        NOEOS and INVALID carry no noise: a rule assigns them their reward, not a model.
+        NOEOS and INVALID get no noise: a rule, not a model, assigns their reward.
         """
         errors = np.random.default_rng(self.seed).standard_normal(self.rewards.shape)
         errors[:, NOEOS:] = 0.0
         return self.rewards + noise * errors
 
     def _preferences(self, prompt_index: int, found: NDArray[np.intp]) -> NDArray[np.float64]:
-        """Preferences among the outcomes `found`, [k] -> [k, k]."""
+        """Compute the preferences among the outcomes `found`, [k] -> [k, k]."""
         if self.task == "transitive":
             rewards = self.rewards[prompt_index, found]
             return sigmoid(rewards[:, None] - rewards[None, :])
@@ -240,18 +233,18 @@ class World:
 
 
 def _table(responses: list[list[float]], worst: float) -> NDArray[np.float64]:
-    """Values of the 259 responses per prompt, with `worst` added for NOEOS and INVALID: [16, 261]."""
+    """Append `worst` for NOEOS and INVALID to the values of the 259 responses per prompt: [16, 261]."""
     return np.pad(np.array(responses), ((0, 0), (0, 2)), constant_values=worst)
 
 
 @cache
 def corpus_probabilities(prompt_dependent: bool = True) -> NDArray[np.float64]:
-    """Probability of each of the 1555 nodes as a corpus response, [16, 1555]; rows sum to 1. Read-only.
+    """Compute the probability of each of the 1555 nodes as a corpus response, [16, 1555]; rows sum to 1.
 
-    Lengths 0..3 have the probabilities .01 .19 .40 .40, and 2% of the responses run on to four symbols without
-    `<eos>`. The first symbol's family is drawn with the probabilities .6 .3 .1, each later symbol from the same family
-    with probability .7 and else from all six. A prompt-dependent corpus turns the families by p and, with probability
-    .3, replaces one symbol by the wanted one: a policy trained on it has learned to read the prompt.
+    Lengths 0..3 have the probabilities .01 .19 .40 .40, and 2% of the responses are four symbols without `<eos>`. The
+    first symbol's family is drawn with the probabilities .6 .3 .1; each later symbol comes from the same family with
+    probability .7, else from all six. A prompt-dependent corpus rotates the families by p and, with probability .3,
+    replaces one symbol by the wanted one, so that a policy trained on it learns to read the prompt.
     """
     lengths = [(1.0 - NOEOS_PROB) * prob for prob in LENGTH_PROBS] + [NOEOS_PROB]
     table = np.zeros((PROMPTS, len(SEQUENCES)))
@@ -260,26 +253,24 @@ def corpus_probabilities(prompt_dependent: bool = True) -> NDArray[np.float64]:
         turn, wanted = (p, wanted_symbol(p, q)) if prompt_dependent else (0, None)
         of_length = [prob * _symbol_probabilities(length, turn, wanted) for length, prob in enumerate(lengths)]
         table[index] = np.concatenate([probs.reshape(-1) for probs in of_length])
-    table.flags.writeable = False
-    return table
+    return _read_only(table)
 
 
 @cache
 def corpus_outcome_probabilities(prompt_dependent: bool = True) -> NDArray[np.float64]:
-    """Probability of each outcome of a corpus response, [16, 261]; rows sum to 1, INVALID has none. Read-only."""
+    """Compute the probability of each outcome of a corpus response, [16, 261]; rows sum to 1, INVALID has 0."""
     table = np.zeros((PROMPTS, OUTCOMES))
     nodes = corpus_probabilities(prompt_dependent)
     table[:, :NOEOS] = nodes[:, :NOEOS]
     table[:, NOEOS] = nodes[:, NOEOS:].sum(axis=1)
-    table.flags.writeable = False
-    return table
+    return _read_only(table)
 
 
 @cache
 def family_cycle() -> NDArray[np.intp]:
-    """The families of each prompt round its cycle, [16, 3]: the corpus's favourite, what beats it, what beats that.
+    """Return each prompt's families around its cycle, [16, 3]: the corpus's favourite, what beats it, what beats that.
 
-    Prompts differ in the favourite and in the direction of the cycle; in this order their games are alike. Read-only.
+    Prompts differ in the favourite and in the cycle's direction; in this order their games are alike.
     """
     families = outcome_families()
     corpus_table = corpus_outcome_probabilities()
@@ -288,12 +279,11 @@ def family_cycle() -> NDArray[np.intp]:
         shares = [corpus_table[index, families == f].sum() for f in range(len(FAMILIES))]
         favourite, direction = int(np.argmax(shares)), cycle_direction(index)
         cycle[index] = [(favourite + step * direction) % len(FAMILIES) for step in range(len(FAMILIES))]
-    cycle.flags.writeable = False
-    return cycle
+    return _read_only(cycle)
 
 
 def _symbol_probabilities(length: int, turn: int, wanted: int | None) -> NDArray[np.float64]:
-    """Joint probability of `length` corpus symbols, one axis of 6 for each."""
+    """Compute the joint probability of `length` corpus symbols, one axis of 6 per symbol."""
     if length == 0:
         return np.ones(())
     families = np.arange(SYMBOLS) // 2
@@ -310,28 +300,20 @@ def _symbol_probabilities(length: int, turn: int, wanted: int | None) -> NDArray
 
 
 def corpus_entropy(prompt_dependent: bool = True) -> float:
-    """Entropy of a corpus response given its prompt, in nats, mean over prompts: the least loss a policy can reach."""
+    """Return the entropy of a corpus response given its prompt (nats, mean over prompts): the lowest reachable loss."""
     probs = corpus_probabilities(prompt_dependent)
     return float(-(probs * np.log(np.where(probs > 0.0, probs, 1.0))).sum(axis=1).mean())
-
-
-def corpus(
-    n: int, rng: np.random.Generator, prompt_dependent: bool = True
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """`n` corpus examples: prompt indices [n], uniform, and response tokens [n, 4].
-
-    A response is its symbols and `<eos>`, padded with `<pad>`, or four symbols and no `<eos>`.
-    """
-    prompts = rng.integers(PROMPTS, size=n)
-    return prompts, corpus_responses(prompts, rng, prompt_dependent)
 
 
 def corpus_responses(
     prompts: NDArray[np.int64], rng: np.random.Generator, prompt_dependent: bool = True
 ) -> NDArray[np.int64]:
-    """One corpus response for each of the prompt indices [n]: tokens [n, 4], as `corpus` gives them."""
+    """Sample a corpus response for each of the prompt indices [n]: tokens [n, 4].
+
+    A response is its symbols and `<eos>`, padded with `<pad>`, or four symbols without `<eos>`.
+    """
     cumulative = np.cumsum(corpus_probabilities(prompt_dependent), axis=1)
-    # Row x of the cumulative table shifted by x makes one increasing array, so that one search serves all prompts.
+    # Row x shifted by x: the rows become one increasing array, and one search serves all prompts.
     shifted = (cumulative / cumulative[:, -1:] + np.arange(PROMPTS)[:, None]).reshape(-1)
     nodes = np.searchsorted(shifted, prompts + rng.random(len(prompts)), side="right") - prompts * len(SEQUENCES)
     return response_tokens()[nodes]
@@ -339,18 +321,17 @@ def corpus_responses(
 
 @cache
 def response_tokens() -> NDArray[np.int64]:
-    """Tokens of every node as a response, [1555, 4]: symbols, `<eos>` where it fits, `<pad>`. Read-only."""
+    """Return the tokens of every node as a response, [1555, 4]: symbols, `<eos>` if it fits, `<pad>`."""
     tokens = np.full((len(SEQUENCES), MAX_NEW_TOKENS), PAD, dtype=np.int64)
     for node, symbols in enumerate(SEQUENCES):
         tokens[node, : len(symbols)] = np.array(symbols, dtype=np.int64) + FIRST_SYMBOL
         if len(symbols) < MAX_NEW_TOKENS:
             tokens[node, len(symbols)] = EOS
-    tokens.flags.writeable = False
-    return tokens
+    return _read_only(tokens)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word; `tokenizer()("red north").input_ids` is `<bos> red north <sep>`; no unknown words."""
+    """Make the tokenizer: one token per word, no unknown words. "red north" becomes `<bos> red north <sep>`."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit

@@ -106,7 +106,7 @@ class Trainer:
         self._engine.start()
         theirs.close()
         self._learner = self._make_learner(publish_dir)
-        from actors.judges.reward_model import RewardModelJudge
+        from actors.judges.models.reward_model import RewardModelJudge
 
         judge = RewardModelJudgeConfig(path=setting.reward_model)
         self._judge = RewardModelJudge(judge, policy_tokenizer=setting.model)

@@ -89,7 +89,7 @@ def errors(directory: Path, held_out: Path) -> dict[str, Any]:
     `cycle` has the three probabilities round the cycle (what beats the corpus's favourite over it, what beats that over
     it, the favourite over that), mean over prompts, of model and gold; `families` the errors at each single prompt.
     """
-    from actors.judges.preference_network import PreferenceModel, probabilities
+    from actors.judges.models.preference_network import PreferenceModel, probabilities
     from learner.tensors.examples import read_pairs
 
     model = PreferenceModel.load(directory)
@@ -112,7 +112,7 @@ def _family_game(model: Any) -> tuple[np.ndarray, np.ndarray]:
     Responses of a family are drawn as the corpus has them.
     """
     from actors import world
-    from actors.judges.preference_network import probabilities
+    from actors.judges.models.preference_network import probabilities
 
     rng = np.random.default_rng(0)
     gold_world, corpus = world.World("intransitive"), world.corpus_outcome_probabilities()

@@ -347,7 +347,7 @@ def tiny_preference_model(
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
     from actors import world
-    from actors.judges.preference_network import PreferenceForm, write_form
+    from actors.judges.models.preference_network import PreferenceForm, write_form
 
     form = PreferenceForm(kind, world.EOS, skew_blocks, temperature)
     torch.manual_seed(0)

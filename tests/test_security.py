@@ -159,13 +159,13 @@ def _exact(directory: Path) -> Any:
 
 
 def _reward(directory: Path) -> Any:
-    from actors.judges.reward_model import _load_model
+    from actors.judges.models.reward_model import load_reward_model
 
-    return _load_model(RewardModelJudgeConfig(path=str(directory)))
+    return load_reward_model(RewardModelJudgeConfig(path=str(directory)))
 
 
 def _preference(directory: Path) -> Any:
-    from actors.judges.preference_network import load_classifier
+    from actors.judges.models.classifier import load_classifier
 
     return load_classifier(directory, 1, "float32")
 
@@ -226,7 +226,7 @@ def test_a_checkpoint_that_holds_more_than_an_engine_s_state_is_not_read(tmp_pat
     ],
 )
 def test_a_judge_s_template_reaches_texts_and_nothing_behind_them(text: str) -> None:
-    from actors.judges.endpoint import compile_template
+    from actors.judges.http.endpoint import compile_template
 
     template = compile_template(text)
     with pytest.raises(jinja2.TemplateError):

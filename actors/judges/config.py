@@ -1,12 +1,9 @@
-"""Settings of the judges, one model per kind. What all kinds share is `JudgingConfig` in `config.py`.
-
-Light by law, as `config.py`: importing this module must not import torch, ray, vllm or transformers.
-"""
+"""Settings of the judges: one model per kind, and `JudgingConfig` for what all kinds share. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
@@ -14,37 +11,50 @@ from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field
 from actors.redaction import secret_names
 from actors.settings import Settings
 
+Task = Literal["transitive", "intransitive"]
 
-class GoldJudgeConfig(Settings):
+
+class WorldJudgeConfig(Settings):
+    """Shared by the embedded world's judges."""
+
+    kind: str
+    task: Task | None = Field(default=None, description="task of the embedded world; unset: world.task")
+    seed: int | None = Field(default=None, ge=0, description="seed of the embedded world; unset: world.seed")
+
+
+class GoldJudgeConfig(WorldJudgeConfig):
     """The embedded world's closed-form preference."""
 
     kind: Literal["gold"] = "gold"
 
 
-class BradleyTerryJudgeConfig(Settings):
+class BradleyTerryJudgeConfig(WorldJudgeConfig):
     """The embedded world's Bradley-Terry model: the rewards that best explain its preference on the corpus's pairs."""
 
     kind: Literal["bradley_terry"] = "bradley_terry"
 
 
-class RewardModelJudgeConfig(Settings):
-    """A Bradley-Terry reward model: any Hugging Face sequence-classification directory with one label."""
+class ModelJudgeConfig(Settings):
+    """Shared by judges that run a model in their own process."""
 
-    kind: Literal["reward_model"] = "reward_model"
+    kind: str
     path: str = Field(description="directory or hub name of the model")
-    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="weights of the judge")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype of the judge's weights")
     batch_tokens: int = Field(default=16384, ge=1, description="padded tokens per forward pass")
     gpus: float = Field(default=0.0, ge=0.0, description="GPUs that the judge actor reserves from Ray")
 
 
-class PreferenceModelJudgeConfig(Settings):
-    """A preference model that `offbeat preference` has trained: Bradley-Terry, pairwise or skew-symmetric."""
+class RewardModelJudgeConfig(ModelJudgeConfig):
+    """A Bradley-Terry reward model: any Hugging Face sequence-classification model with one label."""
+
+    kind: Literal["reward_model"] = "reward_model"
+
+
+class PreferenceModelJudgeConfig(ModelJudgeConfig):
+    """A preference model trained by `offbeat preference`: Bradley-Terry, pairwise or skew-symmetric."""
 
     kind: Literal["preference_model"] = "preference_model"
     path: str = Field(description="directory or hub name of the model, with its preference.json")
-    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="weights of the judge")
-    batch_tokens: int = Field(default=16384, ge=1, description="padded tokens per forward pass")
-    gpus: float = Field(default=0.0, ge=0.0, description="GPUs that the judge actor reserves from Ray")
 
 
 class VerifierJudgeConfig(Settings):
@@ -53,46 +63,46 @@ class VerifierJudgeConfig(Settings):
     kind: Literal["verifier"] = "verifier"
     format: Literal["pattern", "boxed"] = Field(
         default="pattern",
-        description=r"where the final answer is: `pattern`, as answer_pattern says; `boxed`, the last \boxed{...}",
+        description=r"where the final answer is: `pattern`, found by answer_pattern; `boxed`, the last \boxed{...}",
     )
     answer_pattern: str = Field(
         default=r"####\s*([^\n]+)",
-        description="regular expression; group 1 of its last match is the final answer. With format boxed it is read "
-        "in gold answers alone, where these have no box",
+        description="regular expression; group 1 of its last match is the final answer. With format boxed, it is used "
+        "only for gold answers without a box",
     )
     format_score: float = Field(
-        default=0.0, ge=0.0, lt=1.0, description="score of a wrong answer in the right format; 0 without the format"
+        default=0.0, ge=0.0, lt=1.0, description="score of a wrong answer in the right format; any other wrong one: 0"
     )
 
 
 class FunctionJudgeConfig(Settings):
     """A Python function: `f(prompt: Prompt, completions: Sequence[Completion])`, plain or async.
 
-    It returns one score per completion, or a table of preferences [i][j], the probability that i is preferred to j."""
+    It returns one score per completion, or a table whose [i][j] is the probability that i is preferred to j."""
 
     kind: Literal["function"] = "function"
     path: str = Field(description="`package.module:function`, importable where the judge runs")
 
 
 class HttpJudgeConfig(Settings):
-    """What judges behind HTTP have in common: where, with which key, how patiently, how many at a time."""
+    """Shared by judges behind HTTP: the server, its key, time limits, retries and concurrency."""
 
-    url: str = Field(description="where the server is, `http://` or `https://`, without key, query and fragment")
+    url: str = Field(description="address of the server, `http://` or `https://`, without key, query and fragment")
     model: str = Field(description="name of the model on the server")
     api_key_env: str | None = Field(
         default=None,
         description="NAME of the environment variable with the key, read where the judge runs. Unset: no key is sent",
     )
-    max_concurrent_requests: int = Field(default=16, ge=1, description="requests under way at a time")
-    request_timeout_seconds: float = Field(default=30.0, gt=0.0, description="seconds for one try of a request")
+    max_concurrent_requests: int = Field(default=16, ge=1, description="requests in flight at a time")
+    request_timeout_seconds: float = Field(default=30.0, gt=0.0, description="seconds per attempt of a request")
     request_retries: int = Field(
-        default=3, ge=0, description="further tries after 408, 425, 429, 5xx, time-outs, broken connections and garbage"
+        default=3, ge=0, description="retries after 408, 425, 429, 5xx, timeouts, broken connections and garbage"
     )
     request_backoff_seconds: float = Field(
-        default=1.0, ge=0.0, description="seconds before the first retry, doubled each time, up to half of it less"
+        default=1.0, ge=0.0, description="seconds before the first retry, doubled each time, with jitter down to half"
     )
     longest_pause_seconds: float = Field(
-        default=20.0, gt=0.0, description="seconds; a server that asks for a longer pause (Retry-After) is given up"
+        default=20.0, gt=0.0, description="longest pause before a retry; a longer Retry-After fails the request"
     )
 
     @field_validator("url")
@@ -115,20 +125,20 @@ class HttpJudgeConfig(Settings):
 
     @property
     def longest_request_seconds(self) -> float:
-        """Seconds that one request may take with all its tries and pauses."""
+        """Longest time for one request with all its attempts and pauses (seconds)."""
         pauses = self.request_retries * self.longest_pause_seconds
         return self.request_timeout_seconds * (1 + self.request_retries) + pauses
 
 
 class EndpointJudgeConfig(HttpJudgeConfig):
-    """A language model that compares completions in pairs, both orders, behind an OpenAI-compatible endpoint."""
+    """A language model behind an OpenAI-compatible endpoint that compares completions in pairs, in both orders."""
 
     kind: Literal["endpoint"] = "endpoint"
-    url: str = Field(description="base of the API as clients take it, such as https://api.openai.com/v1")
+    url: str = Field(description="base URL of the API, such as https://api.openai.com/v1")
     system: str | None = Field(default=None, description="system message; unset: none")
     template: str | None = Field(
         default=None,
-        description="Jinja template of the user message, of `prompt`, `messages`, `answer`, `first` and `second`; "
+        description="Jinja template of the user message, with `prompt`, `messages`, `answer`, `first` and `second`; "
         "unset: the one in docs/judges.md",
     )
     verdict_pattern: str = Field(
@@ -136,19 +146,18 @@ class EndpointJudgeConfig(HttpJudgeConfig):
         description="regular expression; group 1 of its last match is the verdict: A first, B second, C neither",
     )
     use_logprobs: bool = Field(
-        default=False, description="probabilities from the log-probs of the verdict's token instead of 1, 0 and 1/2"
+        default=False, description="read probabilities from the log-probs of the verdict token, instead of 1, 0 and 1/2"
     )
     abstention: Literal["tie", "fail"] = Field(
-        default="tie",
-        description="what an answer without verdict does: `tie` counts it 1/2; `fail` returns the group",
+        default="tie", description="an answer without a verdict: `tie` counts it as 1/2; `fail` fails the group"
     )
-    temperature: float | None = Field(default=0.0, ge=0.0, description="of the judging model; null leaves it out")
-    max_tokens: int | None = Field(default=16, ge=1, description="tokens per answer; null leaves it out")
+    temperature: float | None = Field(default=0.0, ge=0.0, description="of the judging model; null omits it")
+    max_tokens: int | None = Field(default=16, ge=1, description="tokens per answer; null omits it")
     extra_body: dict[str, Any] = Field(
-        default_factory=dict, description="further fields of the request's body; they win over the judge's own"
+        default_factory=dict, description="more fields of the request body; they override the judge's own"
     )
-    input_price: float = Field(default=0.0, ge=0.0, description="price of a million input tokens, any currency")
-    output_price: float = Field(default=0.0, ge=0.0, description="price of a million output tokens, same currency")
+    input_price: float = Field(default=0.0, ge=0.0, description="price per million input tokens, in any currency")
+    output_price: float = Field(default=0.0, ge=0.0, description="price per million output tokens, same currency")
 
     @field_validator("extra_body")
     @classmethod
@@ -163,16 +172,16 @@ class EndpointJudgeConfig(HttpJudgeConfig):
 
 
 class ServedRewardModelJudgeConfig(HttpJudgeConfig):
-    """A reward model behind vLLM's server, `vllm serve MODEL --runner pooling`: its `/classify`."""
+    """A reward model served by vLLM (`vllm serve MODEL --runner pooling`), at its `/classify`."""
 
     kind: Literal["served"] = "served"
-    url: str = Field(description="where the server is, such as http://127.0.0.1:8000, without /v1")
+    url: str = Field(description="address of the server, such as http://127.0.0.1:8000, without /v1")
     tokenizer: str | None = Field(
         default=None, description="directory or hub name of the reward model's tokenizer; unset: `model`"
     )
 
 
-MemberKind = Annotated[
+SingleJudgeConfig: TypeAlias = (
     GoldJudgeConfig
     | BradleyTerryJudgeConfig
     | RewardModelJudgeConfig
@@ -180,16 +189,15 @@ MemberKind = Annotated[
     | VerifierJudgeConfig
     | FunctionJudgeConfig
     | EndpointJudgeConfig
-    | ServedRewardModelJudgeConfig,
-    Field(discriminator="kind"),
-]
+    | ServedRewardModelJudgeConfig
+)
 
 
 class EnsembleMember(Settings):
     """One judge of an ensemble."""
 
-    judge: MemberKind = Field(description="any judge but an ensemble")
-    weight: float = Field(default=1.0, gt=0.0, description="share of the verdict, relative to the other members'")
+    judge: Annotated[SingleJudgeConfig, Field(discriminator="kind")] = Field(description="any judge but an ensemble")
+    weight: float = Field(default=1.0, gt=0.0, description="weight in the averages, relative to the other members'")
 
 
 class EnsembleJudgeConfig(Settings):
@@ -197,7 +205,7 @@ class EnsembleJudgeConfig(Settings):
 
     kind: Literal["ensemble"] = "ensemble"
     members: tuple[EnsembleMember, ...] = Field(
-        min_length=2, description="two or more of `{judge: {kind: ..., ...}, weight: ...}`; no ensembles within"
+        min_length=2, description="two or more of `{judge: {kind: ..., ...}, weight: ...}`; no nested ensembles"
     )
 
     @field_validator("members", mode="wrap")
@@ -213,31 +221,20 @@ class EnsembleJudgeConfig(Settings):
         gpus = sum(getattr(member.judge, "gpus", 0.0) for member in self.members)
         if gpus > 1.0:
             raise ValueError(
-                f"the members' gpus add up to {gpus:g}, and all are put on one GPU; let them add up to 1 at most, or "
-                "serve their models with vLLM and judge with kind served"
+                f"the members' gpus add up to {gpus:g}, but all members share one GPU; lower them to at most 1 in "
+                "total, or serve their models with vLLM and use judges of kind served"
             )
         return self
 
 
 def _mistake(detail: Any) -> str:
-    """One of pydantic's errors in a list of members; without the value, which may be a secret in the wrong place."""
+    """Format one of pydantic's errors in a list of members, without the value: it may be a misplaced secret."""
     index, *path = detail["loc"] or ("",)
     where = f"member {index + 1}" if isinstance(index, int) else "members"
     return f"{where}{''.join(f'.{part}' for part in path)}: {detail['msg'].removeprefix('Value error, ')}"
 
 
-JudgeKind = Annotated[
-    GoldJudgeConfig
-    | BradleyTerryJudgeConfig
-    | RewardModelJudgeConfig
-    | PreferenceModelJudgeConfig
-    | VerifierJudgeConfig
-    | FunctionJudgeConfig
-    | EndpointJudgeConfig
-    | ServedRewardModelJudgeConfig
-    | EnsembleJudgeConfig,
-    Field(discriminator="kind"),
-]
+JudgeKind = Annotated[SingleJudgeConfig | EnsembleJudgeConfig, Field(discriminator="kind")]
 
 
 class JudgingConfig(Settings):
@@ -246,13 +243,13 @@ class JudgingConfig(Settings):
     judge: JudgeKind = Field(default_factory=GoldJudgeConfig, description="which judge")
     missing_eos_score: float | None = Field(
         default=-1.0,
-        description="score that replaces the judge's for a completion without end-of-sequence; null keeps it",
+        description="score that replaces the judge's for a completion without end-of-sequence; null keeps the judge's",
     )
-    count: int = Field(default=1, ge=1, description="judge actors, each with models or connections of its own")
+    count: int = Field(default=1, ge=1, description="judge actors, each with its own models or connections")
     max_restarts: int = Field(default=3, ge=0, description="times Ray restarts a judge that died")
     max_batch_groups: int = Field(default=64, ge=1, description="groups judged together")
     timeout_seconds: float = Field(default=60.0, gt=0.0, description="seconds for one batch")
-    retries: int = Field(default=2, ge=0, description="further attempts before the group is returned with the reason")
+    retries: int = Field(default=2, ge=0, description="retries of a failed batch before its groups are judged alone")
     retry_backoff_seconds: float = Field(
         default=0.5, ge=0.0, description="seconds before the first retry, doubled each time"
     )
@@ -263,11 +260,15 @@ class JudgingConfig(Settings):
             if isinstance(judge, HttpJudgeConfig) and judge.longest_request_seconds > self.timeout_seconds:
                 raise ValueError(
                     f"timeout_seconds {self.timeout_seconds:g} is below the {judge.longest_request_seconds:g} s that "
-                    f"one request of the judge {judge.kind} may take with its retries; raise the first (and "
-                    "replay.lease_seconds with it), or lower the judge's request_timeout_seconds, request_retries or "
+                    f"one request of the judge {judge.kind} may take with its retries; raise timeout_seconds and "
+                    "replay.lease_seconds, or lower the judge's request_timeout_seconds, request_retries or "
                     "longest_pause_seconds"
                 )
         return self
+
+    def with_world(self, task: Task, seed: int) -> JudgingConfig:
+        """Return a copy in which the embedded world's judges, ensemble members included, have a task and a seed."""
+        return self.model_copy(update={"judge": _with_world(self.judge, task, seed)})
 
     @property
     def judges(self) -> tuple[JudgeKind, ...]:
@@ -278,11 +279,21 @@ class JudgingConfig(Settings):
 
     @property
     def gpus(self) -> float:
-        """GPUs that one judge actor reserves."""
+        """GPUs reserved by one judge actor."""
         return sum(getattr(judge, "gpus", 0.0) for judge in self.judges)
 
     @property
     def longest_seconds(self) -> float:
-        """Seconds that one batch may take with all its retries."""
+        """Longest time for one batch with all its retries (seconds)."""
         backoff = self.retry_backoff_seconds * (2**self.retries - 1)
         return self.timeout_seconds * (self.retries + 1) + backoff
+
+
+def _with_world(judge: JudgeKind, task: Task, seed: int) -> JudgeKind:
+    if isinstance(judge, EnsembleJudgeConfig):
+        members = [each.model_copy(update={"judge": _with_world(each.judge, task, seed)}) for each in judge.members]
+        return judge.model_copy(update={"members": tuple(members)})
+    if isinstance(judge, WorldJudgeConfig):
+        unset = {name: value for name, value in (("task", task), ("seed", seed)) if getattr(judge, name) is None}
+        return judge.model_copy(update=unset)
+    return judge

@@ -1,4 +1,4 @@
-"""Several judges as one, by weight. It must not know any kind of judge."""
+"""Several judges as one, averaged by weight. Must not import any kind of judge."""
 
 from __future__ import annotations
 
@@ -6,67 +6,69 @@ import asyncio
 from collections.abc import Sequence
 
 from actors.errors import OffbeatError, RunError, UsageError
-from actors.judges import Judge, MeasuredJudge
 from actors.judges.config import EnsembleJudgeConfig
-from actors.judges.retrying import check_answers
+from actors.judges.protocol import Judge, MeasuredJudge, check_answers
+from actors.preferences import antisymmetric, bradley_terry
 from actors.records import Group, Judgement
-from actors.replay_buffer.pairing import bradley_terry, checked_preferences
 
 
 class EnsembleJudge:
-    """Weighted means of the members' scores and of their preferences; all members judge at a time."""
+    """Weighted means of its members' scores and preferences. All members judge concurrently."""
 
     def __init__(self, config: EnsembleJudgeConfig, members: Sequence[Judge]) -> None:
-        """`members` as `config.members`, in order."""
-        self._members = members
-        self._names = [f"{number}_{each.judge.kind}" for number, each in enumerate(config.members, start=1)]
+        """Take the judges of `config.members`, in order."""
+        self._members = {
+            f"{number}_{each.judge.kind}": member
+            for number, (each, member) in enumerate(zip(config.members, members, strict=True), start=1)
+        }
         total = sum(each.weight for each in config.members)
         self._weights = [each.weight / total for each in config.members]
 
     async def judge(self, groups: Sequence[Group]) -> list[Judgement | OffbeatError]:
-        """The members' mean for each group; an error that names the member where one could not judge the group.
+        """Return the members' mean per group; for a group that a member failed, its error with the member's name.
 
-        Raises:
-            RunError: a member raised something, or its answers do not fit the groups. UsageError: it raised one.
+        Raises RunError if a member raised an error or gave unusable answers; UsageError if it raised that.
         """
-        calls = [self._ask(name, member, groups) for name, member in zip(self._names, self._members, strict=True)]
-        # All are waited for: what one was paid for is remembered there when the batch is tried again.
-        answers = await asyncio.gather(*calls, return_exceptions=True)
-        for answer in answers:
+        # Wait for all members: each remembers the answers it paid for, in case the batch is tried again.
+        asked = [self._ask(name, groups) for name in self._members]
+        answers: list[Sequence[Judgement | OffbeatError]] = []
+        for answer in await asyncio.gather(*asked, return_exceptions=True):
             if isinstance(answer, BaseException):
                 raise answer
-        whole = [answer for answer in answers if not isinstance(answer, BaseException)]
-        return [self._mean(group, [answer[index] for answer in whole]) for index, group in enumerate(groups)]
+            answers.append(answer)
+        return [self._mean(of_group) for of_group in zip(*answers, strict=True)]
 
     def metrics(self) -> dict[str, float]:
-        """What the members count, as `NUMBER_KIND.NAME`."""
+        """Return the members' counts as `NUMBER_KIND.NAME`."""
         return {
             f"{name}.{key}": value
-            for name, member in zip(self._names, self._members, strict=True)
+            for name, member in self._members.items()
             if isinstance(member, MeasuredJudge)
             for key, value in member.metrics().items()
         }
 
-    async def _ask(self, name: str, member: Judge, groups: Sequence[Group]) -> Sequence[Judgement | OffbeatError]:
+    async def _ask(self, name: str, groups: Sequence[Group]) -> Sequence[Judgement | OffbeatError]:
         try:
-            answers = await member.judge(groups)
+            answers = await self._members[name].judge(groups)
             check_answers(answers, groups)
         except Exception as error:  # members may be foreign code, which may raise anything
             raise _of_member(name, error) from error
         return answers
 
-    def _mean(self, group: Group, answers: Sequence[Judgement | OffbeatError]) -> Judgement | OffbeatError:
+    def _mean(self, answers: Sequence[Judgement | OffbeatError]) -> Judgement | OffbeatError:
         judgements: list[Judgement] = []
-        for name, answer in zip(self._names, answers, strict=True):
+        for name, answer in zip(self._members, answers, strict=True):
             if isinstance(answer, OffbeatError):
                 return _of_member(name, answer)
             judgements.append(answer)
-        tables = [_preferences(judgement, group) for judgement in judgements]
-        indices = range(len(group.completions))
+        tables = [
+            bradley_terry(each.scores) if each.preferences is None else antisymmetric(each.preferences)
+            for each in judgements
+        ]
         return Judgement(
-            scores=tuple(self._weighted([judgement.scores[i] for judgement in judgements]) for i in indices),
+            scores=tuple(map(self._weighted, zip(*[each.scores for each in judgements], strict=True))),
             preferences=tuple(
-                tuple(self._weighted([table[i][j] for table in tables]) for j in indices) for i in indices
+                tuple(map(self._weighted, zip(*rows, strict=True))) for rows in zip(*tables, strict=True)
             ),
         )
 
@@ -74,15 +76,8 @@ class EnsembleJudge:
         return sum(weight * value for weight, value in zip(self._weights, values, strict=True))
 
 
-def _preferences(judgement: Judgement, group: Group) -> tuple[tuple[float, ...], ...]:
-    """[n][n]: the judge's own, else Bradley and Terry's of its scores."""
-    if judgement.preferences is None:
-        return bradley_terry(judgement.scores)
-    return checked_preferences(judgement.preferences, len(judgement.scores), group.lease.index)
-
-
 def _of_member(name: str, error: Exception) -> OffbeatError:
-    """The error with the member's name; a wrong request stays one, which is not tried again."""
+    """Name the member in its error. A UsageError stays one, which is not retried."""
     kind = UsageError if isinstance(error, UsageError) else RunError
     said = str(error) if isinstance(error, OffbeatError) else f"raised {type(error).__name__}: {error}"
     return kind(f"judge {name} of the ensemble: {said}")

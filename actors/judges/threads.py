@@ -1,4 +1,4 @@
-"""Blocking calls beside the event loop, in threads that can be left behind. It must not know what the calls do."""
+"""Blocking calls outside the event loop, in threads that can be abandoned."""
 
 from __future__ import annotations
 
@@ -12,30 +12,25 @@ T = TypeVar("T")
 
 
 async def in_daemon_thread(call: Callable[[], T]) -> T:
-    """The result of `call()`, run in a thread of its own; its exceptions are raised here.
+    """Run `call()` in a new thread and return its result or raise its exception here.
 
-    A call that never returns can only be abandoned. An executor's threads are joined when the process ends and would
-    keep it alive for ever; a daemon thread is not.
+    A call that never returns can only be abandoned. The interpreter joins an executor's threads at exit and would then
+    hang; it does not join daemon threads.
     """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[tuple[list[T], BaseException | None]] = loop.create_future()
-
-    def settle(result: list[T], failure: BaseException | None) -> None:
-        if not done.done():  # else whoever waited was cancelled
-            done.set_result((result, failure))
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+    results: list[T] = []
+    failures: list[BaseException] = []
 
     def work() -> None:
-        result: list[T] = []
-        failure = None
         try:
-            result.append(call())
-        except BaseException as error:  # handed over, not swallowed: raised below in the waiting task
-            failure = error
-        with suppress(RuntimeError):  # the loop was closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, result, failure)
+            results.append(call())
+        except BaseException as error:  # raised below, in the waiting task
+            failures.append(error)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(done.set)
 
     threading.Thread(target=work, name="judge", daemon=True).start()
-    result, failure = await done
-    if failure is not None:
-        raise failure
-    return result[0]
+    await done.wait()
+    if failures:
+        raise failures[0]
+    return results[0]

@@ -1,47 +1,124 @@
-"""A judge at work: one judge, its retries and its clock. It must not know the buffer or who consumes its judgements."""
+"""A judge at work: batches, time limits, retries, the check of every answer, counts. Must not import Ray or the buffer.
+
+A group that cannot be judged comes back as a `Failure` with the reason. It never gets a made-up score.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
-from actors.judges import MeasuredJudge, make_judge
+from actors.errors import OffbeatError, UsageError
 from actors.judges.config import JudgingConfig
-from actors.judges.retrying import judge_with_retries
+from actors.judges.factory import make_judge
+from actors.judges.protocol import Judge, MeasuredJudge, check_answers
 from actors.records import Failure, Group
 
 
+class _JudgeTimeoutError(Exception):
+    """The judge did not answer in time."""
+
+
 class JudgeWorker:
-    """Judges batches of groups; a group that cannot be judged comes back as a `Failure`, never with a made-up score."""
+    """Runs one judge. A run has `judging.count` of these, one per judge actor."""
 
     def __init__(
-        self, config: JudgingConfig, *, task: str = "transitive", seed: int = 0, tokenizer: str | None = None
+        self,
+        config: JudgingConfig,
+        tokenizer: str | None = None,
+        *,
+        judge: Judge | None = None,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
+        """Make the judge of `config`, unless `judge` is given; `tokenizer` as in `make_judge`. `sleep` pauses (s)."""
         self._config = config
-        self._judge = make_judge(config.judge, task=task, seed=seed, tokenizer=tokenizer)
+        self._judge = judge or make_judge(config.judge, tokenizer)
+        self._sleep = sleep
         self._seconds = 0.0
         self._counts = dict.fromkeys(("groups", "failed_groups"), 0.0)
 
     async def judge(self, groups: Sequence[Group]) -> list[Group | Failure]:
-        """Judgements of `groups`, in order.
+        """Judge `groups` in batches of at most `max_batch_groups`.
 
-        Returns:
-            Each group with its judgement, or a `Failure` with the reason after the configured retries.
+        A batch is tried `1 + retries` times, with pauses of `retry_backoff_seconds`, doubled each time. If it still
+        fails, each of its groups is tried once alone, so that one bad group does not fail the others.
+
+        Returns, per group and in order, the group with its judgement, or the `Failure` of its lease with the reason.
         """
         started = time.monotonic()
+        size = self._config.max_batch_groups
+        answers: list[Group | Failure] = []
         try:
-            answers = await judge_with_retries(self._judge, groups, self._config)
-            self._counts["groups"] += len(answers)
-            self._counts["failed_groups"] += sum(isinstance(answer, Failure) for answer in answers)
-            return answers
+            for start in range(0, len(groups), size):
+                answers += await self._judge_batch(groups[start : start + size])
         finally:
             self._seconds += time.monotonic() - started
+        self._counts["groups"] += len(answers)
+        self._counts["failed_groups"] += sum(isinstance(answer, Failure) for answer in answers)
+        return answers
 
     async def seconds(self) -> float:
-        """Seconds spent judging since the start."""
+        """Return the seconds spent judging since the start."""
         return self._seconds
 
     async def figures(self) -> dict[str, float]:
-        """What was judged since the start: `groups`, `failed_groups` among them, and what the judge itself counts."""
-        measured = self._judge.metrics() if isinstance(self._judge, MeasuredJudge) else {}
-        return self._counts | measured
+        """Return the counts since the start: `groups`, `failed_groups` among them, and the judge's own."""
+        return self._counts | (self._judge.metrics() if isinstance(self._judge, MeasuredJudge) else {})
+
+    async def _judge_batch(self, batch: Sequence[Group]) -> list[Group | Failure]:
+        reason = ""
+        for attempt in range(1 + self._config.retries):
+            if attempt:
+                await self._sleep(self._config.retry_backoff_seconds * 2 ** (attempt - 1))
+            try:
+                return await self._judge_once(batch)
+            except UsageError as error:
+                reason = _reason(error)
+                break  # the request itself is wrong; a retry cannot help
+            except Exception as error:  # judges may be foreign code that raises anything; cancellation passes through
+                reason = _reason(error)
+        return [_failure(batch[0], reason)] if len(batch) == 1 else await self._judge_one_by_one(batch)
+
+    async def _judge_one_by_one(self, batch: Sequence[Group]) -> list[Group | Failure]:
+        """Try each group once. After more than `retries` timeouts in a row, fail the rest untried."""
+        results: list[Group | Failure] = []
+        timeouts = 0
+        for group in batch:
+            if timeouts > self._config.retries:
+                results.append(_failure(group, f"not tried: the judge timed out on {timeouts} groups in a row"))
+                continue
+            try:
+                results += await self._judge_once([group])
+                timeouts = 0
+            except Exception as error:  # as above
+                results.append(_failure(group, _reason(error)))
+                timeouts = timeouts + 1 if isinstance(error, _JudgeTimeoutError) else 0
+        return results
+
+    async def _judge_once(self, groups: Sequence[Group]) -> list[Group | Failure]:
+        seconds = self._config.timeout_seconds
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                answers = await self._judge.judge(groups)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise  # the judge's own, of a request that it made
+            raise _JudgeTimeoutError(f"the judge did not answer within {seconds:g} s") from error
+        check_answers(answers, groups)
+        return [
+            _failure(group, _reason(answer)) if isinstance(answer, OffbeatError) else replace(group, judgement=answer)
+            for group, answer in zip(groups, answers, strict=True)
+        ]
+
+
+def _failure(group: Group, reason: str) -> Failure:
+    return Failure(lease_index=group.lease.index, attempt=group.lease.attempt, reason=reason)
+
+
+def _reason(error: Exception) -> str:
+    """Return the message of our own errors, which stand alone, and type and message of any other."""
+    if isinstance(error, OffbeatError | _JudgeTimeoutError):
+        return str(error)
+    return f"the judge raised {type(error).__name__}: {error}"

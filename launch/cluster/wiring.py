@@ -169,15 +169,7 @@ def start_judges(config: RunConfig, model_dir: str) -> list[RayJudge]:
     exposure.warn(*map(exposure.http_judge, config.judging.judges))
     tokenizer = config.model.tokenizer or model_dir
     return [
-        RayJudge(
-            remote.start_judge(
-                config.judging,
-                task=config.world.task,
-                seed=config.world.seed,
-                tokenizer=tokenizer,
-                environment=_import_path(),
-            )
-        )
+        RayJudge(remote.start_judge(config.judging, tokenizer=tokenizer, environment=_import_path()))
         for _ in range(config.judging.count)
     ]
 

@@ -236,8 +236,7 @@ def _final_answers(config: RunConfig) -> Any:
     """From a text to its final answer, where the judge knows what that is; None where it does not."""
     if not isinstance(config.judging.judge, VerifierJudgeConfig):
         return None
-    from actors.judges.mathematics import normalise, number
-    from actors.judges.verifier import VerifierJudge
+    from actors.judges.verifier import VerifierJudge, normalise, number
 
     judge = VerifierJudge(config.judging.judge)
 

@@ -41,7 +41,8 @@ class EmbeddedWorld(RunPlugin):
         if config.prompts.source == WORLD and not config.sampling.stop_token_ids:
             sampling = config.sampling.model_copy(update={"stop_token_ids": world.STOP_TOKEN_IDS})
             config = config.model_copy(update={"sampling": sampling})
-        return config
+        judging = config.judging.with_world(config.world.task, config.world.seed)
+        return config.model_copy(update={"judging": judging})
 
     def check_model(self, config: RunConfig) -> bool:
         if config.model.path == WORLD and config.model.reference is not None:

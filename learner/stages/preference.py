@@ -1,5 +1,5 @@
 """Training preference models on pairs: Bradley-Terry, pairwise and skew-symmetric. What they compute is in
-`actors/judges/preference_network.py`, how good they are in `learner/stages/preference_card.py`."""
+`actors/judges/models/preference_network.py`, how good they are in `learner/stages/preference_card.py`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from actors.data.prompts import load_tokenizer
 from actors.errors import UsageError
-from actors.judges.preference_network import PreferenceForm, PreferenceNetwork, collate, load_classifier
+from actors.judges.models.classifier import collate, load_classifier
+from actors.judges.models.preference_network import PreferenceForm, PreferenceNetwork
 from learner.stages.preference_card import finish
 from learner.stages.preference_config import PreferenceConfig
 from learner.stages.stage import Stage

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.judges.preference_network import PreferenceForm, PreferenceModel, Tokens, write_form
+from actors.judges.models.preference_network import PreferenceForm, PreferenceModel, Tokens, write_form
 from learner.stages import calibration
 from learner.stages.calibration import Array
 from learner.stages.preference_config import PreferenceConfig

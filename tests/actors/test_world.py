@@ -53,8 +53,9 @@ def test_a_completion_is_read_from_its_tokens():
     assert world.outcome([world.EOS]) == 0
     for index, y in enumerate(world.RESPONSES):
         assert world.outcome([symbol + 4 for symbol in y] + [world.EOS]) == index
-    assert len(world.outcomes()) == world.OUTCOMES == 261
-    assert world.outcomes()[world.outcome([4, 7, world.EOS])] == "stone page"
+    assert world.OUTCOMES == 261
+    said = world.RESPONSES[world.outcome([4, 7, world.EOS])]
+    assert [world.RESPONSE_WORDS[symbol] for symbol in said] == ["stone", "page"]
 
 
 def test_four_symbols_without_eos_are_noeos_and_any_other_token_is_invalid():
@@ -218,7 +219,9 @@ def test_the_corpus_entropy_is_that_of_its_table():
 def test_a_drawn_corpus_follows_the_table():
     """Chi-square over prompt and first token (16 x 7 cells): mean 111, standard deviation about 15."""
     n = 40_000
-    prompts, tokens = world.corpus(n, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    prompts = rng.integers(world.PROMPTS, size=n)
+    tokens = world.corpus_responses(prompts, rng)
     drawn = np.zeros((16, 18))
     np.add.at(drawn, (prompts, tokens[:, 0]), 1.0)
     first_token = world.response_tokens()[:, 0]

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from actors.judges import make_judge
 from actors.judges.config import PreferenceModelJudgeConfig
+from actors.judges.factory import make_judge
 from actors.records import Completion, Group, Lease, Prompt
 from actors.world import EOS, prompt_token_ids
 from launch.cli import main

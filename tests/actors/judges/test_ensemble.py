@@ -11,10 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from actors.errors import OffbeatError, RunError, UsageError
-from actors.judges import make_judge
 from actors.judges.config import EnsembleJudgeConfig, JudgingConfig
 from actors.judges.ensemble import EnsembleJudge
-from actors.judges.retrying import judge_with_retries
+from actors.judges.factory import make_judge
 from actors.judges.worker import JudgeWorker
 from actors.records import Failure, Group, Judgement
 from actors.replay_buffer.pairing import game_of
@@ -101,7 +100,7 @@ def test_a_group_that_one_member_fails_is_not_judged_by_the_others_alone() -> No
         return [Judgement((0.0, 1.0))] * len(groups)
 
     judge = ensemble(lambda call, groups: [Judgement((1.0, 0.0))] * len(groups), script)
-    results = asyncio.run(judge_with_retries(judge, GROUPS, JudgingConfig(retries=0)))
+    results = asyncio.run(JudgeWorker(JudgingConfig(retries=0), judge=judge).judge(GROUPS))
     assert isinstance(results[0], Group)
     assert results[1] == Failure(1, 0, "judge 2_function of the ensemble: raised ValueError: broken")
 
@@ -175,7 +174,7 @@ def test_members_share_one_gpu() -> None:
         return JudgingConfig.model_validate({"judge": {"kind": "ensemble", "members": members}})
 
     assert config(0.5, 0.25).gpus == 0.75
-    with pytest.raises(ValidationError, match=r"add up to 1\.5, and all are put on one GPU"):
+    with pytest.raises(ValidationError, match=r"add up to 1\.5, but all members share one GPU"):
         config(1.0, 0.5)
 
 

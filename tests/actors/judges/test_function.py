@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from actors.errors import RunError, UsageError
-from actors.judges import make_judge
 from actors.judges.config import FunctionJudgeConfig
+from actors.judges.factory import make_judge
 from actors.judges.function import FunctionJudge
 from actors.records import Judgement
 from actors.replay_buffer.pairing import game_of
@@ -170,14 +170,13 @@ def test_a_function_that_never_returns_does_not_keep_the_process_alive(tmp_path:
         import asyncio
         from actors.judges.config import JudgingConfig
         from actors.judges.config import FunctionJudgeConfig
-        from actors.judges import make_judge
-        from actors.judges.retrying import judge_with_retries
+        from actors.judges.worker import JudgeWorker
         from actors.records import Completion, Group, Lease, Prompt
 
         completion = Completion((1,), (-1.0,), (0,), "a", True)
         group = Group(Lease(0, 0, Prompt("p:0", (1,), "p"), 0, 1.0), (completion, completion))
         config = JudgingConfig(judge=FunctionJudgeConfig(path="hanging:f"), timeout_seconds=0.1, retries=0)
-        print(asyncio.run(judge_with_retries(make_judge(config.judge), [group], config))[0].reason)
+        print(asyncio.run(JudgeWorker(config).judge([group]))[0].reason)
     """)
     root = Path(__file__).parents[3]
     paths = f"{root}:{tmp_path}"

@@ -115,7 +115,7 @@ def test_every_mistake_is_told_in_one_go(file: Path, small: Path, capsys) -> Non
     code, found = examined(config, capsys)
     assert code == 1
     expected = ["judge: judging.judge.path /no/judge does not exist", "placement: 4000 generators", "disk: "]
-    expected += ["judge: judge.path 'no_such_module:f'", "model: generators.max_model_len 600", "prompts: "]
+    expected += ["judge: judging.judge.path 'no_such_module:f'", "model: generators.max_model_len 600", "prompts: "]
     told = errors(found)
     for start in expected:
         assert any(line.startswith(start) for line in told), start

@@ -170,7 +170,8 @@ def _consume_one_update(loop: TrainingLoop) -> None:
 
 
 def test_where_the_game_is_not_known_the_summary_has_none_of_its_figures() -> None:
-    summary = _summary(_loop(prompts={"source": "prompts.jsonl"}))
+    judge = {"judge": {"kind": "function", "path": "module:judge"}}
+    summary = _summary(_loop(prompts={"source": "prompts.jsonl"}, judging=judge))
     names = ("exploitability", "exploitability_tail", "exact_kl", "preference", "staleness_law")
     assert [getattr(summary, name) for name in names] == [None] * 5
     assert "family_shares" not in summary.model_dump()

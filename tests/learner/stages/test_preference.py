@@ -9,7 +9,7 @@ from torch.nn.functional import logsigmoid
 
 from actors import world
 from actors.errors import UsageError
-from actors.judges.preference_network import PreferenceForm, PreferenceModel, PreferenceNetwork
+from actors.judges.models.preference_network import PreferenceForm, PreferenceModel, PreferenceNetwork
 from learner.stages.preference import PreferenceObjective, make_stage, start_network
 from learner.stages.preference_config import PreferenceConfig
 from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, write_pairs

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.judges.preference_network import PreferenceModel, read_form
+from actors.judges.models.preference_network import PreferenceModel, read_form
 from actors.world import EOS, prompt_token_ids
 from learner.stages import preference_card as card
 from learner.stages.calibration import negative_log_likelihood

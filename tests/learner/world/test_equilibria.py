@@ -10,7 +10,8 @@ import pytest
 
 from actors import world as world_module
 from actors.errors import UsageError
-from actors.judges.bradley_terry import BradleyTerryJudge, fit_bradley_terry
+from actors.judges.config import BradleyTerryJudgeConfig
+from actors.judges.world import BradleyTerryJudge, fit_bradley_terry
 from actors.world import INVALID, PROMPTS, World
 from learner.world import exact
 from learner.world.equilibria import (
@@ -170,7 +171,7 @@ def test_where_the_preference_has_a_reward_the_optimum_is_its_exponential_tilt()
 def test_a_reward_may_be_fitted_on_pairs_of_another_policy_than_the_reference() -> None:
     """Reference and pairs differ: the judge's reward, of the corpus, tilts a flatter reference."""
     mu = 0.5 * TRAINED_ON + 0.5 / 261
-    rewards = BradleyTerryJudge("intransitive", 0).rewards
+    rewards = BradleyTerryJudge(BradleyTerryJudgeConfig(task="intransitive")).rewards
     weights = mu * np.exp(rewards / 0.2)
     expected = weights / weights.sum(axis=1, keepdims=True)
     solution = bradley_terry_optimum(WORLD, mu, 0.2, pairs=TRAINED_ON)

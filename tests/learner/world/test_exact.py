@@ -292,7 +292,9 @@ def test_the_win_rate_is_what_samples_say(policy, other):
 
 
 def test_the_cross_entropy_of_a_policy_is_its_mean_surprise_on_corpus_draws(policy):
-    prompts, tokens = world.corpus(20_000, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    prompts = rng.integers(world.PROMPTS, size=20_000)
+    tokens = world.corpus_responses(prompts, rng)
     surprises = []
     for x, row in zip(prompts, tokens, strict=True):
         node, total = 0, 0.0

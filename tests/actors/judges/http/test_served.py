@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from actors.errors import RunError, UsageError
-from actors.judges import make_judge
 from actors.judges.config import JudgingConfig, RewardModelJudgeConfig, ServedRewardModelJudgeConfig
-from actors.judges.retrying import judge_with_retries
-from actors.judges.reward_model import RewardModelJudge
-from actors.judges.served import ServedRewardModelJudge, read_logits
+from actors.judges.factory import make_judge
+from actors.judges.http.served import ServedRewardModelJudge, read_logits
+from actors.judges.models.reward_model import RewardModelJudge
+from actors.judges.worker import JudgeWorker
 from actors.records import Group, Judgement
-from tests.actors.judges.test_reward_model import EOS, W0, WORDS, random_groups, save_model, save_tokenizer
+from tests.actors.judges.models.test_reward_model import EOS, W0, WORDS, random_groups, save_model, save_tokenizer
 from tests.fakes import FakeServer
 from tests.processes import Marked
 
@@ -92,7 +92,7 @@ def test_a_server_that_is_down_for_a_moment_is_asked_again(tmp_path: Path) -> No
     tokenizer = save_tokenizer(tmp_path)
     with FakeServer(lambda n, body: (503, {}, b"") if n == 0 else sums(n, body)) as server:
         judge = judge_of(server.url, tokenizer, request_backoff_seconds=0.0)
-        answers = asyncio.run(judge_with_retries(judge, random_groups(), JudgingConfig()))
+        answers = asyncio.run(JudgeWorker(JudgingConfig(), judge=judge).judge(random_groups()))
     assert all(isinstance(answer, Group) for answer in answers)
     assert judge.metrics()["server_errors"] == judge.metrics()["retries"] == 1
 
@@ -125,7 +125,7 @@ def test_anything_but_one_finite_logit_for_each_sequence_is_garbage(answer: Any,
         judge = judge_of(server.url, tokenizer, request_retries=1, request_backoff_seconds=0.0)
         (error,) = asyncio.run(judge.judge(random_groups(count=1, completions=2)))
     assert isinstance(error, RunError)
-    assert "an answer that cannot be read" in str(error)
+    assert "unreadable answer" in str(error)
     assert judge.metrics()["garbage"] == 2
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from actors.errors import UsageError
-from actors.judges import make_judge
 from actors.judges.config import PreferenceModelJudgeConfig, RewardModelJudgeConfig
-from actors.judges.preference_model import PreferenceModelJudge
-from actors.judges.preference_network import PreferenceModel, probabilities
+from actors.judges.factory import make_judge
+from actors.judges.models.preference_model import PreferenceModelJudge
+from actors.judges.models.preference_network import PreferenceModel, probabilities
 from actors.records import Completion, Group, Lease, Prompt
 from actors.world import EOS, RESPONSE_WORDS, prompt_rows, prompt_token_ids
 from tests.fakes import tiny_preference_model

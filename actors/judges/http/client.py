@@ -1,6 +1,6 @@
-"""JSON over HTTP for judges: retries, a limit of requests at a time, counts. It must not know what is asked.
+"""JSON over HTTP for judges: retries, a concurrency limit, counts. Must not know what is asked.
 
-The key is read from the environment, sent in one header, and taken out of every text that leaves this module.
+The key is read from the environment, sent in one header, and removed from every text that leaves this module.
 """
 
 from __future__ import annotations
@@ -24,48 +24,48 @@ from actors.judges.config import HttpJudgeConfig
 T = TypeVar("T")
 
 RETRIED = (408, 425, 429)
-"""Statuses below 500 that a later try may not meet."""
+"""Statuses below 500 that are worth a retry."""
 LARGEST_ANSWER = 16 << 20
-"""Bytes; a longer answer is garbage."""
+"""Bytes; a longer answer counts as garbage."""
 EXCERPT = 300
-"""Characters of an answer that an error quotes."""
+"""Characters of an answer quoted in an error."""
 
 
-class _TryAgainError(Exception):
-    """This try failed and another one may not."""
+class _AttemptError(Exception):
+    """A failed attempt that is worth a retry."""
 
     def __init__(self, reason: str, count: str, retry_after: float | None = None) -> None:
         super().__init__(reason)
         self.count = count
+        """The field of `RequestCounts` to add to."""
         self.retry_after = retry_after
-        """Seconds that the server asks to wait."""
+        """Pause that the server asks for (seconds)."""
 
 
 @dataclass
 class RequestCounts:
-    """What became of every try of every request; `requests` is the sum of the next six and of those cut off."""
+    """Outcomes of all attempts; `requests` is the sum of the next six and of cancelled attempts."""
 
     requests: int = 0
     answered: int = 0
     rate_limited: int = 0
     timeouts: int = 0
     garbage: int = 0
-    """Answers that are no JSON, or not of the shape."""
+    """Answers that are not JSON or not of the expected shape."""
     server_errors: int = 0
     """5xx, 408, 425 and broken connections."""
     refused: int = 0
-    """Other statuses: wrong requests, not tried again."""
+    """Other statuses: wrong requests, not retried."""
     retries: int = 0
     given_up: int = 0
-    """Requests without an answer after their last try."""
+    """Requests without an answer after their last attempt."""
     latency_sum: float = field(default=0.0, repr=False)
     latency_max: float = 0.0
-    """Seconds, of answered tries."""
+    """Of answered attempts (seconds)."""
 
     def metrics(self) -> dict[str, float]:
-        """By name; latencies in seconds."""
-        names = ("requests", "answered", "rate_limited", "timeouts", "garbage", "server_errors", "refused", "retries")
-        counted = {name: float(getattr(self, name)) for name in (*names, "given_up")}
+        """Return the counts by name, and latencies in seconds."""
+        counted = {name: float(value) for name, value in vars(self).items() if not name.startswith("latency")}
         mean = self.latency_sum / self.answered if self.answered else 0.0
         return counted | {"latency_mean_seconds": mean, "latency_max_seconds": self.latency_max}
 
@@ -80,7 +80,7 @@ class HttpClient:
         environ: Mapping[str, str] = os.environ,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        """Raises UsageError where the variable that should hold the key is unset, or holds no key."""
+        """Raise UsageError if `api_key_env` names a variable that is unset or holds no key."""
         self._config = config
         self._key = _key(config.api_key_env, environ)
         self._sleep = sleep
@@ -88,7 +88,7 @@ class HttpClient:
         self.counts = RequestCounts()
 
     def session(self) -> aiohttp.ClientSession:
-        """The connections of one batch; to be used as an asynchronous context."""
+        """Return the connections for one batch, an asynchronous context manager."""
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         timeout = aiohttp.ClientTimeout(total=self._config.request_timeout_seconds)
         connector = aiohttp.TCPConnector(limit=0)  # the slots are the limit
@@ -97,43 +97,40 @@ class HttpClient:
     async def post(
         self, session: aiohttp.ClientSession, path: str, body: Mapping[str, Any], read: Callable[[Any], T]
     ) -> T:
-        """What `read` makes of the JSON that the server answers.
+        """Post `body` as JSON to the configured URL + `path`, with retries, and return `read(answer)`.
 
-        Args:
-            session: of `session()`.
-            path: appended to the configured URL.
-            body: sent as JSON.
-            read: raises KeyError, IndexError, TypeError or ValueError for an answer that is not of the shape; it is
-                then garbage, and asked for again.
+        `read` raises KeyError, IndexError, TypeError or ValueError for an answer of the wrong shape, which is garbage
+        and asked for again.
 
         Raises:
-            RunError: no answer after the configured tries, or the server asks for too long a pause.
-            UsageError: the server refused the request as wrong, which asking again would not change.
+            RunError: no answer after the configured attempts, or the server asks for too long a pause.
+            UsageError: the server refused the request as wrong; a retry would not help.
         """
-        url = f"{self._config.url}{path}"
-        # A slot is kept during its pauses: a server that says it has too much to do gets less.
+        config, url = self._config, f"{self._config.url}{path}"
+        # The slot is kept during pauses, so that an overloaded server gets fewer requests.
         async with self._slots:
-            for attempt in range(1 + self._config.request_retries):
+            for attempt in range(1 + config.request_retries):
                 self.counts.retries += attempt > 0
                 self.counts.requests += 1
                 try:
                     return await self._try(session, url, body, read)
-                except _TryAgainError as error:
+                except _AttemptError as error:
                     setattr(self.counts, error.count, getattr(self.counts, error.count) + 1)
                     failure = error
-                if attempt == self._config.request_retries:
+                if attempt == config.request_retries:
                     break
-                if failure.retry_after is not None and failure.retry_after > self._config.longest_pause_seconds:
+                if failure.retry_after is not None and failure.retry_after > config.longest_pause_seconds:
                     self.counts.given_up += 1
                     raise RunError(
                         f"{url}: {failure}; it asks to wait {failure.retry_after:g} s, more than longest_pause_seconds "
-                        f"{self._config.longest_pause_seconds:g}; lower max_concurrent_requests, or raise that"
+                        f"{config.longest_pause_seconds:g}; lower max_concurrent_requests or raise "
+                        "longest_pause_seconds"
                     )
                 await self._sleep(self._pause(attempt, failure.retry_after))
             self.counts.given_up += 1
             raise RunError(
-                f"{url}: no answer in {1 + self._config.request_retries} tries of "
-                f"{self._config.request_timeout_seconds:g} s; the last: {failure}"
+                f"{url}: no answer in {1 + config.request_retries} attempts of {config.request_timeout_seconds:g} s; "
+                f"the last: {failure}; check that the server runs, or raise request_timeout_seconds or request_retries"
             )
 
     async def _try(
@@ -141,21 +138,21 @@ class HttpClient:
     ) -> T:
         started = asyncio.get_running_loop().time()
         try:
-            # A redirect would take the key elsewhere.
+            # A redirect would send the key elsewhere.
             async with session.post(url, json=body, allow_redirects=False) as response:
                 status, headers = response.status, response.headers
                 content = await _read_body(response)
         except TimeoutError:
             seconds = self._config.request_timeout_seconds
-            raise _TryAgainError(f"no answer within {seconds:g} s", "timeouts") from None
+            raise _AttemptError(f"no answer within {seconds:g} s", "timeouts") from None
         except (aiohttp.ClientError, OSError) as error:
-            # Without its chain: some of aiohttp's errors carry the request's headers.
+            # No exception chain: some of aiohttp's errors carry the request's headers.
             text = self._without_key(f"{type(error).__name__}: {error}")
-            raise _TryAgainError(text, "server_errors") from None
+            raise _AttemptError(text, "server_errors") from None
         excerpt = self._excerpt(content)
         if status in RETRIED or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             count = "rate_limited" if status == HTTPStatus.TOO_MANY_REQUESTS else "server_errors"
-            raise _TryAgainError(f"status {status}: {excerpt}", count, retry_after_seconds(headers))
+            raise _AttemptError(f"status {status}: {excerpt}", count, retry_after_seconds(headers))
         if status != HTTPStatus.OK:
             self.counts.refused += 1
             raise UsageError(self._refusal(url, status, excerpt))
@@ -163,7 +160,7 @@ class HttpClient:
             answer = read(json.loads(content))
         except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
             said = self._without_key(f"{type(error).__name__}: {error}")[:EXCERPT]
-            raise _TryAgainError(f"an answer that cannot be read ({said}): {excerpt}", "garbage") from None
+            raise _AttemptError(f"unreadable answer ({said}): {excerpt}", "garbage") from None
         seconds = asyncio.get_running_loop().time() - started
         self.counts.answered += 1
         self.counts.latency_sum += seconds
@@ -171,23 +168,23 @@ class HttpClient:
         return answer
 
     def _pause(self, attempt: int, retry_after: float | None) -> float:
-        """Seconds before the next try: doubled each time, up to half of it less so that tries do not meet again."""
+        """Return the pause before the next attempt (seconds): exponential, with jitter so that retries spread out."""
         config = self._config
         backoff = config.request_backoff_seconds * 2**attempt * random.uniform(0.5, 1.0)
         return max(min(backoff, config.longest_pause_seconds), retry_after or 0.0)
 
     def _refusal(self, url: str, status: int, excerpt: str) -> str:
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            # Not quoted: servers repeat parts of the key here.
+            # The answer is not quoted: servers repeat parts of the key here.
             name = self._config.api_key_env
             wanted = f"the key in {name}" if name else "a request without a key; set api_key_env"
             return f"{url}: status {status}: the server refused {wanted}"
         if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
-            return f"{url}: status {status}: it points elsewhere, and redirects are not followed; set url to its goal"
+            return f"{url}: status {status}: redirects are not followed; set url to the address that it points to"
         return f"{url}: status {status}, a wrong request: {excerpt}"
 
     def _excerpt(self, content: bytes) -> str:
-        """The beginning of an answer; the key goes before the text is cut, so that no part of it is left."""
+        """Return the beginning of an answer. The key is removed before the cut, so that no part of it is left."""
         text = " ".join(self._without_key(content.decode("utf-8", errors="replace")).split())
         return text if len(text) <= EXCERPT else f"{text[:EXCERPT]}..."
 
@@ -196,7 +193,7 @@ class HttpClient:
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """The pause that a server asks for by `Retry-After`, in seconds or as a date; None where it asks for none."""
+    """Return the pause that `Retry-After` asks for (seconds; the header may hold a date); None without one."""
     text = headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit():
         return float(text)
@@ -208,7 +205,7 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
 
 
 async def _read_body(response: aiohttp.ClientResponse) -> bytes:
-    """The body, or its beginning where it is longer than any answer."""
+    """Return the body, cut soon after `LARGEST_ANSWER` bytes."""
     content = bytearray()
     async for chunk in response.content.iter_chunked(1 << 16):
         content += chunk
@@ -218,14 +215,14 @@ async def _read_body(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _key(name: str | None, environ: Mapping[str, str]) -> str:
-    """The key in the variable `name`; empty where none is asked for."""
+    """Return the key in the variable `name`; empty if `name` is None."""
     if name is None:
         return ""
     key = environ.get(name, "").strip()
     if not key:
         raise UsageError(
-            f"api_key_env names {name}, and that variable is not set where the judge runs; set it before Ray is "
-            "started there (see docs/judges.md), or leave api_key_env unset for a server without keys"
+            f"api_key_env names {name}, and that variable is not set where the judge runs; set it before starting Ray "
+            "there (see docs/judges.md), or leave api_key_env unset for a server without keys"
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise UsageError(f"the variable {name} holds no key: a key has no spaces, line breaks or special characters")

@@ -1,20 +1,25 @@
-"""The Bradley-Terry judge against the gold reward where there is one, and against games fitted by hand where not."""
+"""The embedded world's judges: gold against the world itself, Bradley-Terry against gold rewards and games by hand."""
 
 from __future__ import annotations
 
 import asyncio
 import math
+from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from actors import world
+from actors.data.config import PromptConfig
+from actors.data.prompts import PromptSource
 from actors.errors import RunError, UsageError
-from actors.judges import make_judge
-from actors.judges.bradley_terry import BradleyTerryJudge, fit_bradley_terry
-from actors.judges.config import BradleyTerryJudgeConfig
-from actors.records import Completion, Group, Lease, Prompt
-from actors.world import EOS, FIRST_SYMBOL, INVALID, NOEOS, World
+from actors.judges.config import BradleyTerryJudgeConfig, GoldJudgeConfig, JudgingConfig
+from actors.judges.factory import make_judge
+from actors.judges.world import BradleyTerryJudge, fit_bradley_terry
+from actors.records import Completion, Group, Judgement, Lease, Prompt
+from actors.world import EOS, FIRST_SYMBOL, INVALID, NOEOS, World, response_tokens, tokenizer
 from learner.games.tabular import bradley_terry
 
 CORPUS = world.corpus_outcome_probabilities()
@@ -22,7 +27,7 @@ CORPUS = world.corpus_outcome_probabilities()
 
 @pytest.fixture(scope="module")
 def rewards() -> np.ndarray:
-    return BradleyTerryJudge("intransitive", 0).rewards
+    return BradleyTerryJudge(BradleyTerryJudgeConfig(task="intransitive")).rewards
 
 
 def group_of(prompt_index: int, *answers: tuple[int, ...]) -> Group:
@@ -75,7 +80,8 @@ def test_where_the_preference_has_a_reward_the_fit_finds_it() -> None:
     """The transitive task is Bradley-Terry in r*, so r* with its corpus mean taken off is the fit, INVALID included."""
     gold = World("transitive").rewards
     centred = gold - (CORPUS * gold).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(BradleyTerryJudge("transitive", 0).rewards, centred, atol=1e-9)
+    fitted = BradleyTerryJudge(BradleyTerryJudgeConfig(task="transitive")).rewards
+    np.testing.assert_allclose(fitted, centred, atol=1e-9)
 
 
 def test_pairs_of_a_prompt_independent_corpus_give_the_families_these_rewards() -> None:
@@ -121,7 +127,7 @@ def test_rewards_are_centred_on_the_corpus(rewards: np.ndarray) -> None:
 
 
 def test_the_judge_looks_its_completions_up_and_gives_no_preferences(rewards: np.ndarray) -> None:
-    judge = make_judge(BradleyTerryJudgeConfig(), task="intransitive", seed=0)
+    judge = make_judge(BradleyTerryJudgeConfig(task="intransitive"))
     stone, page = FIRST_SYMBOL, FIRST_SYMBOL + 3
     groups = [group_of(x, (stone, page, EOS), (EOS,), (stone, stone, stone, page)) for x in (2, 9)]
     answers = asyncio.run(judge.judge(groups))
@@ -136,7 +142,89 @@ def test_exchanging_the_two_sides_of_every_preference_turns_the_rewards_round() 
 
 
 def test_a_prompt_from_elsewhere_is_refused() -> None:
-    judge = make_judge(BradleyTerryJudgeConfig(), task="intransitive", seed=0)
+    judge = make_judge(BradleyTerryJudgeConfig(task="intransitive"))
     foreign = Group(Lease(0, 0, Prompt("mine:0", (1, 2, 3), "hello"), 0, 60.0), ())
     with pytest.raises(UsageError, match="not one of the embedded world's"):
         asyncio.run(judge.judge([foreign]))
+
+
+# The gold judge.
+
+
+def world_group(prompt_index: int, responses: tuple[int, ...]) -> Group:
+    """A group of the world's own responses, by their number."""
+    prompt = PromptSource(PromptConfig(source="world", shuffle=False), tokenizer()).prompt(prompt_index)
+    completions = []
+    for row in responses:
+        ids = [int(token) for token in response_tokens()[row]]
+        ids = ids[: ids.index(EOS) + 1] if EOS in ids else ids
+        zeros = (0,) * len(ids)
+        completions.append(Completion(tuple(ids), (-1.0,) * len(ids), zeros, tokenizer().decode(ids), EOS in ids))
+    return Group(Lease(0, 0, prompt, 0, 60.0), tuple(completions))
+
+
+def judge(task: Any, *groups: Group) -> list[Judgement]:
+    return list(asyncio.run(make_judge(GoldJudgeConfig(task=task)).judge(groups)))
+
+
+def test_the_transitive_task_is_scored_with_the_worlds_reward_and_nothing_else() -> None:
+    group = world_group(5, (3, 40, 200))
+    (judgement,) = judge("transitive", group)
+    assert judgement.scores == World("transitive", 0).scores(group.lease.prompt, group.completions)
+    assert len(set(judgement.scores)) > 1
+    assert judgement.preferences is None
+
+
+def test_the_intransitive_task_is_scored_with_the_mean_preference_over_the_others() -> None:
+    group = world_group(2, (3, 40, 200))
+    (judgement,) = judge("intransitive", group)
+    p = World("intransitive", 0).preferences(group.lease.prompt, group.completions)
+    assert judgement.preferences == p
+    expected = ((p[0][1] + p[0][2]) / 2, (p[1][0] + p[1][2]) / 2, (p[2][0] + p[2][1]) / 2)
+    assert judgement.scores == pytest.approx(expected)
+    assert sum(judgement.scores) == pytest.approx(1.5)  # P(i > j) + P(j > i) = 1 over three pairs, halved
+
+
+def test_scores_follow_their_completions_when_these_change_places() -> None:
+    responses = (3, 40, 200)
+    for task in ("transitive", "intransitive"):
+        (reference,) = judge(task, world_group(9, responses))
+        for order in permutations(range(3)):
+            (permuted,) = judge(task, world_group(9, tuple(responses[i] for i in order)))
+            assert permuted.scores == pytest.approx([reference.scores[i] for i in order])
+
+
+def test_groups_are_answered_in_order() -> None:
+    groups = [world_group(index, (3, 40)) for index in range(4)]
+    assert judge("transitive", *groups) == [judge("transitive", group)[0] for group in groups]
+
+
+def test_an_unknown_task_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"task\n.*'transitive' or 'intransitive'"):
+        GoldJudgeConfig(task="chess")
+    with pytest.raises(UsageError, match="unknown world task 'chess'"):
+        World("chess")
+
+
+# Where task and seed come from.
+
+
+@pytest.mark.parametrize("kind", ["gold", "bradley_terry"])
+def test_an_unset_task_and_seed_are_the_run_s_and_set_ones_stay_among_members_too(kind: str) -> None:
+    def filled(**settings: Any) -> list[tuple[str, int]]:
+        judge = {"kind": kind, **settings}
+        ensemble = {"kind": "ensemble", "members": [{"judge": {"kind": "verifier"}}, {"judge": judge}]}
+        configs = [JudgingConfig.model_validate({"judge": each}) for each in (judge, ensemble)]
+        both = [config.with_world("intransitive", 7) for config in configs]
+        found = [config.judges[-1] for config in both]
+        assert both[1].judges[0].kind == "verifier"
+        return [(each.task, each.seed) for each in found]
+
+    assert filled() == [("intransitive", 7)] * 2
+    assert filled(task="transitive") == [("transitive", 7)] * 2
+    assert filled(seed=0) == [("intransitive", 0)] * 2
+
+
+def test_what_no_run_has_filled_in_is_the_transitive_task() -> None:
+    group = world_group(5, (3, 40, 200))
+    assert judge(None, group) == judge("transitive", group)

@@ -14,7 +14,7 @@ import pytest
 
 from actors.errors import RunError, UsageError
 from actors.judges.config import EndpointJudgeConfig, HttpJudgeConfig
-from actors.judges.http_client import HttpClient, retry_after_seconds
+from actors.judges.http.client import HttpClient, retry_after_seconds
 from tests.fakes import FakeServer
 
 KEY = "sk-very-secret-0123456789"
@@ -101,7 +101,7 @@ def test_silence_ends_after_the_time_limit_of_each_try() -> None:
     assert time.monotonic() - started < 2.0
     assert posted.counted == {"requests": 2, "timeouts": 2, "retries": 1, "given_up": 1}
     assert isinstance(posted.answers[0], RunError)
-    assert str(posted.answers[0]).endswith("/path: no answer in 2 tries of 0.1 s; the last: no answer within 0.1 s")
+    assert "/path: no answer in 2 attempts of 0.1 s; the last: no answer within 0.1 s; check" in str(posted.answers[0])
 
 
 def test_where_nothing_listens_the_request_is_given_up_with_the_reason() -> None:
@@ -110,7 +110,7 @@ def test_where_nothing_listens_the_request_is_given_up_with_the_reason() -> None
             return await client.post(session, "", {}, lambda answer: answer)
 
     client = HttpClient(HttpJudgeConfig(url="http://127.0.0.1:1", model="m", request_retries=0))
-    with pytest.raises(RunError, match=r"no answer in 1 tries .*Cannot connect to host 127\.0\.0\.1:1"):
+    with pytest.raises(RunError, match=r"no answer in 1 attempts .*Cannot connect to host 127\.0\.0\.1:1"):
         asyncio.run(post())
     assert client.counts.server_errors == client.counts.given_up == 1
 

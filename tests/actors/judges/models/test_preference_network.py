@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from actors.errors import RunError, UsageError
-from actors.judges.preference_network import (
+from actors.judges.models.preference_network import (
     PreferenceForm,
     PreferenceModel,
     PreferenceNetwork,

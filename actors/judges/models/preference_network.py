@@ -1,15 +1,15 @@
-"""Preference models: what one reads of a prompt and two responses, and the preference that its outputs stand for.
+"""Preference models: what a model reads of a prompt and two responses, and the preference that its outputs give.
 
 Three forms of the logit s(x, y1, y2) of "y1 is preferred to y2 as an answer to x", each antisymmetric by construction,
 so that P(y1 > y2) + P(y2 > y1) = 1 and P(y > y) = 1/2:
 
-- `bradley_terry`: r(x, y1) - r(x, y2) (Bradley and Terry 1952). One forward pass per response, no cycles.
+- `bradley_terry`: r(x, y1) - r(x, y2) (Bradley and Terry 1952). One forward pass per response; no cycles.
 - `pairwise`: (f(x, y1, y2) - f(x, y2, y1)) / 2 of a model f that reads both responses, as the preference model of Munos
   et al. 2023 (section 3.1) does. Two forward passes per pair.
 - `skew`: r_1 - r_2 + u_1^T R u_2 with R block-diagonal of rotations [[0, -1], [1, 0]], so R^T = -R (Zhang et al. 2024,
-  equation 6, with a transitive term). One forward pass per response, and cycles.
+  equation 6, with a transitive term). One forward pass per response; cycles.
 
-It must not know how such a model is trained, nor who asks for its preferences.
+Must not know how such a model is trained or what its preferences are used for.
 """
 
 from __future__ import annotations
@@ -24,47 +24,47 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
 
-from actors.errors import JUDGE_MEMORY, RunError, UsageError, saying_what_to_lower
-from actors.hub import require_safetensors, resolve
-from actors.judges.reward_model import batches_by_length
+from actors.errors import JUDGE_MEMORY, UsageError, saying_what_to_lower
+from actors.hub import resolve
+from actors.judges.models.classifier import check_lengths, collate, in_batches, load_classifier, positions
+from actors.judges.models.inputs import Tokens
 
 Kind = Literal["bradley_terry", "pairwise", "skew"]
-Tokens = tuple[int, ...]
 Outputs = NDArray[np.float64]
 FORM_FILE = "preference.json"
 
 
 @dataclass(frozen=True, slots=True)
 class PreferenceForm:
-    """How a model's outputs make a preference. In its directory as `preference.json`."""
+    """How a model's outputs make a preference. Stored in the model's directory as `preference.json`."""
 
     kind: Kind
     separator: int
-    """Token after each response of a pair: end-of-sequence, in which a finished response ends already, so that an
-    unfinished one is told apart."""
+    """Token id after each response of a pair: end-of-sequence. A finished response ends with it already, which tells it
+    from an unfinished one."""
     skew_blocks: int = 0
-    """k: the rotations in R; u has 2k entries. 0 for the other kinds."""
+    """k: rotations in R; u has 2k entries. 0 for the other kinds."""
     temperature: float = 1.0
-    """Logits are divided by it."""
+    """Divides the logits."""
 
     @property
     def outputs(self) -> int:
-        """Outputs of the model: f or r, and after it u."""
+        """Number of model outputs: f or r, then u."""
         return 1 + 2 * self.skew_blocks
 
     def sequences(self, prompt: Tokens, first: Tokens, second: Tokens) -> tuple[Tokens, Tokens]:
-        """The two sequences that a comparison reads: both orders of a pair, or each response alone."""
+        """Return the two sequences that a comparison reads: both orders of a pair, or each response alone."""
         if self.kind != "pairwise":
             return (*prompt, *first), (*prompt, *second)
         end = self.separator
         return (*prompt, *first, end, *second, end), (*prompt, *second, end, *first, end)
 
     def logits(self, first: Any, second: Any) -> Any:
-        """s [...] before the temperature from the outputs [..., 1 + 2k] of the two `sequences`; NumPy or torch.
+        """Compute s [...], before the temperature, from the outputs [..., 1 + 2k] of the two `sequences`.
 
-        Exactly antisymmetric in floating point: exchanged arguments give the same terms with the other sign.
+        Takes NumPy arrays or torch tensors. Exactly antisymmetric in floating point: exchanging the arguments only
+        flips the sign of each term.
         """
         if self.kind == "pairwise":
             return 0.5 * (first[..., 0] - second[..., 0])
@@ -76,7 +76,7 @@ class PreferenceNetwork(nn.Module):
     """A sequence-classification model, read at the last token of each sequence whatever its padding token is."""
 
     def __init__(self, model: Any) -> None:
-        """Raises UsageError when the model has no linear head `score` on single tokens."""
+        """Raise UsageError if the model has no linear head `score` on single tokens."""
         super().__init__()
         if not isinstance(getattr(model, "score", None), nn.Linear):
             raise UsageError(
@@ -86,38 +86,29 @@ class PreferenceNetwork(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor, ends: Tensor) -> Tensor:
-        """Outputs [b, labels], float32, at the positions `ends` [b] of right-padded sequences [b, t].
+        """Return the outputs [b, labels], float32, at the positions `ends` [b] of right-padded sequences [b, t].
 
-        Attention is causal, so that no sequence sees its padding.
+        Attention is causal, so no token sees the padding after it.
         """
         hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
         return self.model.score(hidden[torch.arange(len(ends), device=ends.device), ends]).float()
 
 
-def collate(sequences: Sequence[Tokens], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Right-padded token ids [b, t] and the position [b] of each sequence's last token."""
-    input_ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.int64)
-    for row, sequence in enumerate(sequences):
-        input_ids[row, : len(sequence)] = torch.tensor(sequence)
-    ends = torch.tensor([len(sequence) - 1 for sequence in sequences])
-    return input_ids.to(device), ends.to(device)
-
-
 class PreferenceModel:
-    """Preferences among responses to prompts. Each different sequence is read once, in batches of like length."""
+    """Computes preferences among responses to prompts. Each different sequence is read once."""
 
     def __init__(
         self, network: PreferenceNetwork, form: PreferenceForm, batch_tokens: int, device: torch.device | str = "cpu"
     ) -> None:
         self.form = form
         self._network, self._batch_tokens, self._device = network.to(device).eval(), batch_tokens, device
-        self._longest = getattr(network.model.config.get_text_config(), "max_position_embeddings", None)
+        self._longest = positions(network.model)
 
     @classmethod
     def load(
         cls, path: str | Path, *, dtype: str = "float32", batch_tokens: int = 16384, device: torch.device | str = "cpu"
     ) -> PreferenceModel:
-        """The model of a directory or hub name. Raises UsageError when there is none, or no `preference.json`."""
+        """Load a directory or hub name. Raises UsageError if it holds no model or no `preference.json`."""
         directory = resolve(path)
         form = read_form(directory)
         model, missing = load_classifier(directory, form.outputs, dtype)
@@ -129,18 +120,17 @@ class PreferenceModel:
         return cls(PreferenceNetwork(model), form, batch_tokens, device)
 
     def fits(self, prompt: Tokens, first: Tokens, second: Tokens) -> bool:
-        """Whether the model has positions for a comparison."""
+        """Return whether the model has enough positions for a comparison."""
         longest = max(map(len, self.form.sequences(prompt, first, second)))
         return self._longest is None or longest <= self._longest
 
     def tables(self, prompts: Sequence[Tokens], responses: Sequence[Sequence[Tokens]]) -> list[Outputs]:
-        """Per prompt the logits [n, n] of its n responses: [i, j] that i is preferred to j, divided by the temperature.
+        """Return logits [n, n] per prompt, divided by the temperature: [i, j] that response i is preferred to j.
 
-        Exactly antisymmetric: s_ij = -s_ji, 0 on the diagonal and between equal responses. With `bradley_terry` also
-        exactly without curl: s_ij + s_jk + s_ki = 0.
+        Exactly antisymmetric: s_ij = -s_ji, 0 on the diagonal and between equal responses. `bradley_terry` is also
+        exactly free of curl: s_ij + s_jk + s_ki = 0.
 
-        Raises:
-            RunError: a sequence is longer than the model's positions.
+        Raises RunError if a sequence is longer than the model's positions.
         """
         if self.form.kind != "pairwise":
             return [self.form.logits(out[:, None], out[None, :]) for out in self._each_alone(prompts, responses)]
@@ -158,11 +148,11 @@ class PreferenceModel:
         return tables
 
     def rewards(self, prompts: Sequence[Tokens], responses: Sequence[Sequence[Tokens]]) -> list[Outputs]:
-        """r [n] of each prompt's responses, divided by the temperature. `bradley_terry` and `skew` only."""
+        """Return r [n] per prompt, divided by the temperature. Only for `bradley_terry` and `skew`."""
         return [out[:, 0] for out in self._each_alone(prompts, responses)]
 
     def raw_orders(self, prompts: Sequence[Tokens], pairs: Sequence[tuple[Tokens, Tokens]]) -> Outputs | None:
-        """f of both orders of each pair, [n, 2], before temperature; None for models that read responses alone."""
+        """Return f of both orders of each pair [n, 2], before the temperature; None unless the form is `pairwise`."""
         if self.form.kind != "pairwise":
             return None
         both = [self.form.sequences(prompt, *pair) for prompt, pair in zip(prompts, pairs, strict=True)]
@@ -170,9 +160,9 @@ class PreferenceModel:
         return np.array([[outputs[sequence][0] for sequence in orders] for orders in both]).reshape(-1, 2)
 
     def _each_alone(self, prompts: Sequence[Tokens], responses: Sequence[Sequence[Tokens]]) -> list[Outputs]:
-        """Outputs [n, 1 + 2k] of each prompt's responses, scaled so that their logits are divided by the temperature.
+        """Return outputs [n, 1 + 2k] per prompt, scaled so that their logits are divided by the temperature.
 
-        Rounded to float32, whose sums and differences float64 holds without rounding: a reward then has no curl at all.
+        They are rounded to float32, whose differences are exact in float64, so that rewards have no curl at all.
         """
         outputs = self._outputs((*p, *y) for p, ys in zip(prompts, responses, strict=True) for y in ys)
         scale = np.full(self.form.outputs, self.form.temperature**-0.5)
@@ -182,62 +172,33 @@ class PreferenceModel:
             for p, ys in zip(prompts, responses, strict=True)
         ]
 
-    @torch.inference_mode()
     def _outputs(self, wanted: Iterable[Tokens]) -> dict[Tokens, Outputs]:
-        """Outputs [1 + 2k] of each different sequence."""
+        """Return the outputs [1 + 2k] of each different sequence."""
         sequences = list(dict.fromkeys(wanted))
-        found: dict[Tokens, Outputs] = {}
-        for batch in batches_by_length([len(sequence) for sequence in sequences], self._batch_tokens):
-            part = [sequences[index] for index in batch]
-            if self._longest is not None and len(part[0]) > self._longest:
-                raise RunError(
-                    f"a prompt with its {'two responses' if self.form.kind == 'pairwise' else 'response'} is "
-                    f"{len(part[0])} tokens, and the preference model has {self._longest} positions; shorten prompts "
-                    "or responses"
-                )
-            with saying_what_to_lower("the preference model", JUDGE_MEMORY):
-                values = self._network(*collate(part, self._device)).cpu().numpy().astype(np.float64)
-            found.update(zip(part, values, strict=True))
-        return found
+        read = "two responses" if self.form.kind == "pairwise" else "response"
+        check_lengths(sequences, self._longest, read, "the preference model")
+        return dict(zip(sequences, in_batches(self._forward, sequences, self._batch_tokens), strict=True))
+
+    @torch.inference_mode()
+    def _forward(self, sequences: Sequence[Tokens]) -> Sequence[Outputs]:
+        with saying_what_to_lower("the preference model", JUDGE_MEMORY):
+            return self._network(*collate(sequences, self._device)).cpu().numpy().astype(np.float64)
 
 
 def probabilities(logits: Outputs) -> Outputs:
-    """P [n, n] from antisymmetric logits; P_ij + P_ji = 1 and 1/2 on the diagonal, exactly."""
+    """Compute P [n, n] from antisymmetric logits; P_ij + P_ji = 1 and 1/2 on the diagonal, exactly."""
     upper = np.triu(0.5 + 0.5 * np.tanh(0.5 * logits), 1)
     return upper + np.tril(1.0 - upper.T, -1) + 0.5 * np.eye(len(logits))
 
 
-def load_classifier(directory: Path, outputs: int, dtype: str) -> tuple[Any, list[str]]:
-    """A sequence-classification model of `outputs` labels on the CPU, and the names of weights that it lacks.
-
-    Raises UsageError when it cannot be loaded.
-    """
-    require_safetensors(directory)
-    try:
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            str(directory),
-            num_labels=outputs,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(
-            f"no sequence-classification model can be loaded from '{directory}': {error}; give the directory of a "
-            "decoder model"
-        ) from error
-    return model.eval(), sorted(loading["missing_keys"])
-
-
 def read_form(directory: Path) -> PreferenceForm:
-    """The form in `preference.json`. Raises UsageError when it is missing or damaged."""
+    """Read `preference.json`. Raises UsageError if it is missing or damaged."""
     try:
         written = json.loads((directory / FORM_FILE).read_text(encoding="utf-8"))
         form = PreferenceForm(**{name: written[name] for name in PreferenceForm.__dataclass_fields__})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"'{directory}' is no preference model: {FORM_FILE} is missing or damaged ({error}); give the directory "
+            f"'{directory}' is not a preference model: {FORM_FILE} is missing or damaged ({error}); give the directory "
             "final/ of a run of `offbeat preference`, or use the judge reward_model for other reward models"
         ) from error
     if form.kind not in get_args(Kind) or not form.temperature > 0.0:
@@ -249,7 +210,7 @@ def read_form(directory: Path) -> PreferenceForm:
 
 
 def write_form(directory: Path, form: PreferenceForm, **beside: Any) -> None:
-    """Writes `preference.json`, with further entries that a reader may want. Raises OSError."""
+    """Write `preference.json`, with the entries `beside` added for readers. Raises OSError."""
     pair = "prompt + first + separator + second + separator"
     assembly = pair if form.kind == "pairwise" else "prompt + response"
     document = {**asdict(form), "assembly": assembly, **beside}

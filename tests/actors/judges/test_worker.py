@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from actors.errors import UsageError
+from actors.errors import RunError, UsageError
 from actors.judges.config import JudgingConfig
-from actors.judges.retrying import judge_with_retries
+from actors.judges.protocol import check_answers
+from actors.judges.worker import JudgeWorker
 from actors.records import Failure, Group, Judgement
 from tests.fakes import ScriptedJudge, make_group
 
@@ -30,7 +31,7 @@ def run(judge: Any, groups: Sequence[Group] = GROUPS, **settings: Any) -> tuple[
         pauses.append(seconds)
 
     config = JudgingConfig(**{"timeout_seconds": 0.05, "retries": 2, "retry_backoff_seconds": 0.5} | settings)
-    return asyncio.run(judge_with_retries(judge, groups, config, sleep=note)), pauses
+    return asyncio.run(JudgeWorker(config, judge=judge, sleep=note).judge(groups)), pauses
 
 
 def scores(results: Sequence[Group | Failure]) -> list[tuple[float, ...]]:
@@ -85,6 +86,7 @@ NONSENSE = {
     "infinity": lambda groups: [Judgement((1.0, float("inf")))] * len(groups),
     "text": lambda groups: [Judgement(("1.0", "2.0"))] * len(groups),
     "preferences of another size": lambda groups: [Judgement((1.0, 2.0), ((0.5, 0.5),))] * len(groups),
+    "preferences that do not add up": lambda groups: [Judgement((1.0, 2.0), ((0.5, 0.9), (0.2, 0.5)))] * len(groups),
     "preferences above one": lambda groups: [Judgement((1.0, 2.0), ((0.5, 1.5), (-0.5, 0.5)))] * len(groups),
 }
 
@@ -95,6 +97,18 @@ def test_nonsense_counts_as_an_error_and_is_asked_again(nonsense: Any) -> None:
     results, pauses = run(judge)
     assert scores(results) == ALL_JUDGED
     assert pauses == [0.5]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_score_that_is_not_finite_is_refused_even_where_it_would_be_replaced(bad: float) -> None:
+    """Pairing, which trusts judgements, would replace the score of an unfinished completion."""
+    with pytest.raises(RunError, match=r"prompt 'fake:7' scores .*finite"):
+        check_answers([Judgement((1.0, bad))], [make_group(["a", "b"], index=7, finished=(True, False))])
+
+
+def test_a_judgement_of_another_length_is_refused() -> None:
+    with pytest.raises(RunError, match="prompt 'fake:0' 3 scores for 2 completions"):
+        check_answers([Judgement((1.0, 2.0, 3.0))], GROUPS[:1])
 
 
 def test_one_bad_group_does_not_take_its_batch_with_it() -> None:
@@ -166,7 +180,7 @@ def test_being_told_to_stop_is_not_taken_for_a_failing_judge(stop: type[BaseExce
 def test_cancelling_the_caller_ends_the_wait_for_a_silent_judge() -> None:
     async def scenario() -> None:
         judge = ScriptedJudge(lambda call, groups: None)
-        task = asyncio.create_task(judge_with_retries(judge, GROUPS, JudgingConfig()))
+        task = asyncio.create_task(JudgeWorker(JudgingConfig(), judge=judge).judge(GROUPS))
         await asyncio.sleep(0)
         task.cancel()
         await task

@@ -19,9 +19,10 @@ from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from actors.errors import RunError, UsageError
-from actors.judges import make_judge
 from actors.judges.config import RewardModelJudgeConfig
-from actors.judges.reward_model import RewardModelJudge, batches_by_length
+from actors.judges.factory import make_judge
+from actors.judges.models.classifier import batches_by_length
+from actors.judges.models.reward_model import RewardModelJudge
 from actors.records import Completion, Group, Lease, Prompt
 
 WORDS = ["<pad>", "<bos>", "<eos>", *(f"w{i}" for i in range(37))]
@@ -176,7 +177,7 @@ def test_the_event_loop_stays_free_during_a_forward_pass(tmp_path: Path) -> None
 
 def test_a_sequence_beyond_the_models_positions_is_an_error(tmp_path: Path) -> None:
     path = save_model(tmp_path / "rm", max_position_embeddings=4)
-    with pytest.raises(RunError, match=r"tokens for the reward model .* which has 4 positions"):
+    with pytest.raises(RunError, match=r"tokens, and the reward model .* has 4 positions"):
         judged(RewardModelJudge(RewardModelJudgeConfig(path=path)), random_groups())
 
 
@@ -192,7 +193,7 @@ def test_a_language_model_is_not_taken_for_a_reward_model_with_a_random_head(tmp
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no reward model can be loaded"):
+    with pytest.raises(UsageError, match="no sequence-classification model can be loaded"):
         RewardModelJudge(RewardModelJudgeConfig(path=save_tokenizer(tmp_path / "rm")))
 
 

@@ -1,0 +1,53 @@
+"""From a judge's configuration to the judge. Each kind is imported only when it is made."""
+
+from __future__ import annotations
+
+from actors.judges import config as kinds
+from actors.judges.protocol import Judge
+
+
+def make_judge(config: kinds.JudgeKind, tokenizer: str | None = None) -> Judge:
+    """Make the judge that `config` describes.
+
+    `tokenizer` is the directory or hub name of the policy's tokenizer; with it, a judge model of the same vocabulary
+    reads the sampled token ids instead of tokenising their text again.
+
+    Raises UsageError if the settings do not make a judge.
+    """
+    match config:
+        case kinds.GoldJudgeConfig():
+            from actors.judges.world import GoldJudge
+
+            return GoldJudge(config)
+        case kinds.BradleyTerryJudgeConfig():
+            from actors.judges.world import BradleyTerryJudge
+
+            return BradleyTerryJudge(config)
+        case kinds.RewardModelJudgeConfig():
+            from actors.judges.models.reward_model import RewardModelJudge
+
+            return RewardModelJudge(config, tokenizer)
+        case kinds.PreferenceModelJudgeConfig():
+            from actors.judges.models.preference_model import PreferenceModelJudge
+
+            return PreferenceModelJudge(config, tokenizer)
+        case kinds.VerifierJudgeConfig():
+            from actors.judges.verifier import VerifierJudge
+
+            return VerifierJudge(config)
+        case kinds.FunctionJudgeConfig():
+            from actors.judges.function import FunctionJudge
+
+            return FunctionJudge(config)
+        case kinds.EndpointJudgeConfig():
+            from actors.judges.http.endpoint import EndpointJudge
+
+            return EndpointJudge(config)
+        case kinds.ServedRewardModelJudgeConfig():
+            from actors.judges.http.served import ServedRewardModelJudge
+
+            return ServedRewardModelJudge(config, tokenizer)
+        case kinds.EnsembleJudgeConfig():
+            from actors.judges.ensemble import EnsembleJudge
+
+            return EnsembleJudge(config, [make_judge(member.judge, tokenizer) for member in config.members])
