@@ -1,6 +1,6 @@
-"""The generator pool: keeps generators supplied with leases and up to date with weights, and survives their deaths.
+"""The generator pool: supplies generators with leases and weights, and survives their deaths.
 
-It must not know the learner or the judge: finished groups leave through a callback.
+It must not depend on the learner or the judges: finished groups leave through a callback.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from actors.replay_buffer.buffer import ReplayBuffer
 from launch.run.protocols import GeneratorDeadError, GeneratorPort, GeneratorUnavailableError, Publication
 
 COLLECT_SECONDS = 2.0
-"""Longest wait of one collect call, and of one status call."""
+"""Longest wait of one collect or status call."""
 READY_SECONDS = 120.0
-"""Until the first message about a generator that has not answered since its start; until the next, twice as long."""
+"""Time until the first message about a generator that does not answer after its start; doubles for the next."""
 END_SECONDS = 30.0
-"""Longest wait for a call to a process that was killed."""
-ASIDE_ATTEMPTS = 3
-"""Grants of one prompt outside the buffer before its silence is its answer."""
+"""Longest wait for a call to a killed process."""
+SIDE_ATTEMPTS = 3
+"""Grants of a prompt outside the buffer before its request fails."""
 
 
 E = TypeVar("E", bound=Exception)
@@ -38,11 +38,11 @@ def _leaves(group: BaseExceptionGroup[E]) -> Iterator[E]:
             yield exception
 
 
-async def _apart(work: Coroutine[Any, Any, None]) -> None:
-    """Awaits `work` so that a cancellation always arrives here.
+async def _shielded(work: Coroutine[Any, Any, None]) -> None:
+    """Await `work` so that a cancellation always reaches the caller.
 
-    A task group that ends with an error keeps to itself a cancellation that reached it meanwhile; who then handles the
-    error would go on, and whoever cancelled would wait for ever. (So does `asyncio.wait_for` with a result.)
+    A task group that ends with an error swallows a cancellation that arrives at the same time: the caller would handle
+    the error and continue, and whoever cancelled it would wait forever. (`asyncio.wait_for` with a result does, too.)
     """
     task = asyncio.ensure_future(work)
     try:
@@ -55,7 +55,7 @@ async def _apart(work: Coroutine[Any, Any, None]) -> None:
 
 
 class Signal:
-    """Wakes every waiter when something changed. Check the condition, then `wait` with no await in between."""
+    """Wakes every waiter when something changed. Check the condition, then `wait` without an await in between."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
@@ -70,23 +70,25 @@ class Signal:
 
 @dataclass
 class Member:
-    """One generator and what the pool knows of it."""
+    """One generator and its state as the pool sees it."""
 
     port: GeneratorPort
     version: int = -1
-    """Last version it acknowledged; -1 before the first."""
+    """Last version that it acknowledged; -1 before the first."""
     working: bool = False
-    """It has verified weights and takes leases."""
+    """Whether it has verified weights and takes leases."""
     outstanding: dict[tuple[int, int], Lease] = field(default_factory=dict)
-    """Granted to it and not answered, by index and attempt."""
+    """Leases granted to it and not answered, by index and attempt."""
     unsent: list[Lease] = field(default_factory=list)
-    """The part of `outstanding` that is still to be submitted."""
+    """The part of `outstanding` that is not submitted yet."""
     status: GeneratorStatus | None = None
 
 
 class GeneratorPool:
-    """Feeds leases, collects groups, hands out weights; a generator that dies, or does not take weights in time, loses
-    its leases, never the run."""
+    """Feeds leases, collects groups and hands out weights.
+
+    A generator that dies, or does not take weights in time, loses its leases; the run continues.
+    """
 
     def __init__(
         self,
@@ -109,7 +111,7 @@ class GeneratorPool:
         self._take_seconds = take_seconds
         self._lease_seconds = lease_seconds
         self._draw = draw
-        """What training leases ask for."""
+        """Completions that training leases ask for."""
         self._on_group = on_group
         self._on_retire = on_retire
         self._on_message = on_message
@@ -117,88 +119,85 @@ class GeneratorPool:
         self._offered = Signal()
         self._publications: dict[int, Publication] = {}
         self._taking: dict[int, int] = {}
-        self._asides: list[Lease] = []
-        self._aside_results: dict[int, asyncio.Future[Group | Failure]] = {}
-        self._next_aside = -1
+        self._side_requests: list[Lease] = []
+        self._side_results: dict[int, asyncio.Future[Group | Failure]] = {}
+        self._next_side_index = -1
         self._ended: list[GeneratorStatus] = []
 
     @property
     def newest(self) -> Publication | None:
-        """The publication that a late joiner takes."""
+        """The newest publication, which a late joiner takes."""
         return self._publications[max(self._publications)] if self._publications else None
 
     @property
     def statuses(self) -> tuple[GeneratorStatus, ...]:
-        """The last known account of each generator that is alive."""
+        """The last known status of each live generator."""
         return tuple(member.status for member in self._members if member.status is not None)
 
     @property
     def accounts(self) -> tuple[GeneratorStatus, ...]:
-        """`statuses`, and the last account of each generator process that has died."""
+        """`statuses`, and the last status of each generator process that has died."""
         return (*self._ended, *self.statuses)
 
     async def run(self) -> None:
-        """Serves all generators until cancelled. Raises `RunError` when none is left."""
+        """Serve all generators until cancelled. Raises RunError when none is left."""
         async with asyncio.TaskGroup() as tasks:
             for member in self._members:
                 tasks.create_task(self._serve(member))
 
     def offer(self, publication: Publication) -> None:
-        """Makes `publication` the one that generators take next. Never waits: a slow generator skips to the newest."""
+        """Offer `publication` to the generators. Never waits: a slow generator skips to the newest."""
         self._publications[publication.version] = publication
         self._retire_superseded()
         self._offered.notify()
 
     async def acknowledged(self, version: int) -> None:
-        """Returns once a generator has taken `version` or a later one."""
+        """Wait until a generator has taken `version` or a later one."""
         while max((member.version for member in self._members), default=-1) < version:
             await self._offered.wait()
 
     async def sample(
         self, prompts: Sequence[Prompt], *, min_version: int, draw: Draw = "policy"
     ) -> list[Group | Failure]:
-        """Completions of `prompts` outside the buffer, for evaluation or as opponents; they go before training leases.
+        """Sample completions of `prompts` outside the buffer, for evaluation or as opponents, before training leases.
 
-        Returns:
-            One group per prompt, in order, every token of `min_version` or later; or why there is none.
+        Returns one group per prompt, in order, every token of `min_version` or later; or a failure with its reason.
         """
         leases = []
         for prompt in prompts:
-            leases.append(Lease(self._next_aside, 0, prompt, min_version, deadline=math.inf, draw=draw))
-            self._next_aside -= 1
+            leases.append(Lease(self._next_side_index, 0, prompt, min_version, deadline=math.inf, draw=draw))
+            self._next_side_index -= 1
         loop = asyncio.get_running_loop()
         results: dict[int, asyncio.Future[Group | Failure]] = {lease.index: loop.create_future() for lease in leases}
-        self._aside_results.update(results)
-        self._asides.extend(leases)
+        self._side_results.update(results)
+        self._side_requests.extend(leases)
         self.changed.notify()
         try:
             return list(await asyncio.gather(*results.values()))
         finally:
             for index in results:
-                self._aside_results.pop(index, None)
+                self._side_results.pop(index, None)
 
     def expire(self) -> None:
-        """Takes back leases that are past their deadline, wherever they are."""
+        """Take back leases that are past their deadline."""
         now = self._clock()
         expired = set(self._buffer.expire(now))
-        asides: list[Lease] = []
+        side: list[Lease] = []
         for member in self._members:
             for key, lease in list(member.outstanding.items()):
                 if lease.index < 0 and lease.deadline <= now:
-                    asides.append(lease)
+                    side.append(lease)
                 elif lease.index not in expired:
                     continue
                 del member.outstanding[key]
-        for lease in asides:
+        for lease in side:
             self._again(lease)
-        if expired or asides:
-            self._on_message(
-                f"{len(expired) + len(asides)} leases passed their deadline and go back to be granted again"
-            )
+        if expired or side:
+            self._on_message(f"{len(expired) + len(side)} leases expired; reissuing")
             self.changed.notify()
 
     async def refresh(self) -> None:
-        """Asks every generator for its status; one that does not answer keeps its last."""
+        """Ask every generator for its status; one that does not answer keeps its last."""
         await asyncio.gather(*[self._ask(member) for member in self._members])
 
     async def _ask(self, member: Member) -> None:
@@ -215,7 +214,7 @@ class GeneratorPool:
         while True:
             died: GeneratorDeadError | None = None
             try:
-                await _apart(self._serve_until_death(member))
+                await _shielded(self._serve_until_death(member))
             except* GeneratorUnavailableError as group:
                 self._on_message(f"{next(_leaves(group))} died and is being restarted")
             except* GeneratorDeadError as group:
@@ -228,8 +227,8 @@ class GeneratorPool:
                 break
         if not self._members:
             raise RunError(
-                f"no generator is left: {died}; see its log, raise generators.max_restarts if the deaths are "
-                "transient, then go on with --resume"
+                f"no generator is left: {died}; check its log, raise generators.max_restarts if the deaths are "
+                "transient, then use --resume"
             )
 
     async def _serve_until_death(self, member: Member) -> None:
@@ -241,22 +240,22 @@ class GeneratorPool:
                 tasks.create_task(duty)
 
     def _supplies(self, member: Member) -> Sequence[Coroutine[Any, Any, None]]:
-        """What brings weights and leases to a generator that answers."""
+        """Return the tasks that bring weights and leases to a generator."""
         return self._sync(member), self._feed(member)
 
     async def _report_waiting(self, member: Member) -> None:
         started, pause = time.monotonic(), READY_SECONDS
         while True:
             await asyncio.sleep(pause)
-            pause *= 2.0  # one that waits for a node may wait for days
+            pause *= 2.0  # waiting for a node may take days
             self._on_message(
                 f"{member.port.name} has not answered for {time.monotonic() - started:.0f} s: its engine is still "
-                "loading, or Ray has no room for it (`ray status` tells)"
+                "loading, or Ray has no room for it (see `ray status`)"
             )
 
     def _forget(self, member: Member, reason: str) -> None:
         indices = [index for index, _ in member.outstanding if index >= 0]
-        self._asides.extend(lease for lease in member.outstanding.values() if lease.index < 0)
+        self._side_requests.extend(lease for lease in member.outstanding.values() if lease.index < 0)
         member.outstanding.clear()
         member.unsent.clear()
         member.working = False
@@ -265,7 +264,7 @@ class GeneratorPool:
         self.changed.notify()
 
     async def _feed(self, member: Member) -> None:
-        # Nothing is sampled with weights that were not verified, those it was started with included.
+        # Nothing is sampled with unverified weights, not even those that the engine started with.
         while member.version < 0:
             await self._offered.wait()
         member.working = True
@@ -278,11 +277,14 @@ class GeneratorPool:
             await member.port.submit(leases)
 
     def _deal(self) -> None:
-        """Grants what may be granted now, each lease to the generator that holds the fewest. What is sampled outside
-        the buffer goes first: the learner waits for opponents, and evaluations tell of a version that passes."""
+        """Grant what may be granted now, each lease to the generator with the fewest.
+
+        Side requests go first: the learner blocks on opponents, and an evaluation is only valid for the current
+        version.
+        """
         working = [member for member in self._members if member.working]
         room = sum(self._max_running - len(member.outstanding) for member in working)
-        leases = self._take_asides(room)
+        leases = self._take_side_requests(room)
         leases += self._buffer.lease(room - len(leases), self._clock(), self._draw)
         for lease in leases:
             member = min(working, key=lambda member: len(member.outstanding))
@@ -291,30 +293,30 @@ class GeneratorPool:
         if leases:
             self.changed.notify()
 
-    def _take_asides(self, limit: int, version: float = math.inf) -> list[Lease]:
-        """Opponents first, the rest in order: a training group waits for its opponents, nothing for an evaluation.
+    def _take_side_requests(self, limit: int, version: float = math.inf) -> list[Lease]:
+        """Take side requests: opponents first, because training groups wait for them, the rest in order.
 
-        `version`: what needs later weights stays."""
-        wanted = [lease for lease in self._asides if lease.index in self._aside_results]
+        Requests that need weights later than `version` stay."""
+        wanted = [lease for lease in self._side_requests if lease.index in self._side_results]
         wanted.sort(key=lambda lease: lease.draw != "opponents")
         taken = [lease for lease in wanted if lease.min_version <= version][:limit]
         indices = {lease.index for lease in taken}
-        self._asides = [lease for lease in wanted if lease.index not in indices]
+        self._side_requests = [lease for lease in wanted if lease.index not in indices]
         deadline = self._clock() + self._lease_seconds
         return [replace(lease, deadline=deadline) for lease in taken]
 
     def _again(self, lease: Lease) -> None:
-        """Grants an aside that was not answered in time once more, or gives it up."""
+        """Grant an expired side request once more, or fail it."""
         attempt = lease.attempt + 1
-        if attempt < ASIDE_ATTEMPTS:
-            self._asides.append(replace(lease, attempt=attempt))
+        if attempt < SIDE_ATTEMPTS:
+            self._side_requests.append(replace(lease, attempt=attempt))
             return
-        reason = f"no answer, though it was granted {attempt} times, for {self._lease_seconds:g} s each"
+        reason = f"no answer after {attempt} grants of {self._lease_seconds:g} s each"
         self._answer(lease.index, Failure(lease.index, lease.attempt, reason))
 
     def _answer(self, index: int, item: Group | Failure) -> None:
-        # Absent: answered before by another generator, or whoever asked has given up.
-        result = self._aside_results.pop(index, None)
+        # Absent if another generator answered first, or the caller has given up.
+        result = self._side_results.pop(index, None)
         if result is not None and not result.done():
             result.set_result(item)
 
@@ -347,7 +349,7 @@ class GeneratorPool:
             await self._bring(member, publication)
 
     async def _bring(self, member: Member, publication: Publication) -> None:
-        """Has `member` take `publication`, and tells whoever waits for its version."""
+        """Let `member` take `publication`, and wake those who wait for its version."""
         await self._take(member, publication)
         if member.version > self._buffer.version:
             self._buffer.published(member.version)
@@ -365,8 +367,8 @@ class GeneratorPool:
             taken = taking.result()
             if taken != version:
                 raise RunError(
-                    f"{member.port.name} was given policy version {version} and says that it works with {taken}; its "
-                    "tokens would be labelled wrongly. This is a defect of that generator: go on with --resume"
+                    f"{member.port.name} was given policy version {version} and reports version {taken}; its tokens "
+                    "would carry the wrong version. This is a bug in that generator: use --resume"
                 )
             member.version = taken
         finally:
@@ -375,19 +377,19 @@ class GeneratorPool:
             self._retire_superseded()
 
     async def _end(self, member: Member, taking: asyncio.Future[int], version: int) -> None:
-        """Ends a generator that does not take `version`. Raises `GeneratorUnavailableError`.
+        """Kill a generator that does not take `version`, and raise GeneratorUnavailableError.
 
-        Returns only once its call has ended: until then the old process might pass for the new one.
+        Wait for its call to end first: until then the old process could be mistaken for the new one.
         """
         name = member.port.name
         self._on_message(
             f"{name} did not take policy version {version} within {self._take_seconds:g} s and is killed; raise "
-            "publication.timeout_seconds if the model is large, or look at that generator's log"
+            "publication.timeout_seconds if the model is large, or check that generator's log"
         )
         member.port.kill()
         await asyncio.wait({taking}, timeout=END_SECONDS)
         if taking.done() and not taking.cancelled():
-            taking.exception()  # it was answered too late, whatever it says
+            taking.exception()  # too late, whatever the answer
         raise GeneratorUnavailableError(name)
 
     def _retire_superseded(self) -> None:
@@ -398,5 +400,5 @@ class GeneratorPool:
                 self._on_retire(version)
 
     def _superseded(self) -> list[int]:
-        """Versions that no generator will take any more."""
+        """Return the versions that no generator will take any more."""
         return sorted(self._publications)[:-1]

@@ -1,6 +1,6 @@
-"""Several judges as one: a batch goes to whichever is free, and one that dies for good leaves it to the others.
+"""Several judges as one: a batch goes to the least busy judge, and the others take over from one that dies.
 
-It must not know what judges.
+Knows nothing about judge kinds.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from actors.records import Failure, Group
 from launch.run.protocols import JudgePort
 
 BATCHES_EACH = 2
-"""Batches at one judge at a time: one is judged while the next is on its way."""
+"""Batches at one judge at a time: the next is in transit while one is judged."""
 
 
 class JudgePool:
-    """Judges that all give the same verdicts."""
+    """Interchangeable judges."""
 
     def __init__(self, judges: Sequence[JudgePort], on_message: Callable[[str], None]) -> None:
         self._judges = list(judges)
@@ -26,11 +26,11 @@ class JudgePool:
         self._alive = [True] * len(self._judges)
 
     async def ready(self) -> None:
-        """Returns once all answer; raises what the first raises that never will."""
+        """Wait until all judges answer; raise the first error of one that never will."""
         await asyncio.gather(*[judge.ready() for judge in self._judges])
 
     async def judge(self, groups: Sequence[Group]) -> list[Group | Failure]:
-        """By the judge with the fewest batches. Raises RunError when the last one has died for good."""
+        """Send `groups` to the judge with the fewest batches. Raises RunError when the last judge has died."""
         while True:
             chosen = min((n for n, alive in enumerate(self._alive) if alive), key=lambda n: self._busy[n])
             self._busy[chosen] += 1
@@ -46,17 +46,17 @@ class JudgePool:
                 self._busy[chosen] -= 1
 
     async def seconds(self) -> float:
-        """Of all together."""
+        """Total over all judges."""
         return sum(await asyncio.gather(*[judge.seconds() for judge in self._judges]))
 
     async def figures(self) -> dict[str, float]:
-        """What all counted together."""
+        """Counters, merged over all judges."""
         return merged(await asyncio.gather(*[judge.figures() for judge in self._judges]))
 
 
 def merged(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Figures of several judges as one: sums, but the largest `..._max...` and the mean of each `..._mean...`, which is
-    weighted by what was `answered`."""
+    """Merge counters of several judges: add them up, but take the largest `..._max...` and the mean of `..._mean...`,
+    weighted by `answered`."""
     if len(figures) == 1:
         return dict(figures[0])
     names = dict.fromkeys(name for each in figures for name in each)

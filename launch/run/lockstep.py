@@ -1,9 +1,9 @@
-"""A pool with a fixed schedule: its generator samples all that a version may sample, together, then takes the next.
+"""A pool with a fixed schedule: its generator samples all leases of one version together, then takes the next version.
 
-With it the tokens of a lease depend on the seed and the configuration of the run alone, not on how fast anything was.
-Leases of version v are those that the staleness bound admits at v and not before. The learner goes on meanwhile: its
-publications wait here, at most `max_staleness` + 1 of them, and are taken in turn. It must not know how a generator
-makes its samples repeatable: see `actors/generation/generator.py`.
+The tokens of a lease then depend on the run's seed and configuration alone, not on timing. The leases of version v are
+those that the staleness bound admits at v and not before. The learner does not wait: its publications queue here, at
+most `max_staleness` + 1 of them, and are taken in turn. How a generator makes its samples repeatable is described in
+`actors/generation/generator.py`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from launch.run.protocols import Publication
 
 
 class LockstepPool(GeneratorPool):
-    """Serves one generator in rounds: what is wanted outside the buffer, or every lease that may be granted, or the
-    next version.
+    """Serves one generator in rounds: all side requests, or every lease that may be granted, or the next version.
 
-    A round begins when all of the one before is judged, and its groups go to the judge by lease index. What is lost
-    with a generator is granted again at the same version, in a round of its own: the bound holds, and rounding may
-    make its tokens others than they would have been.
+    A round begins when the previous one is judged, and its groups go to the judge by lease index. Leases lost with a
+    generator are granted again at the same version, in a separate round: the bound holds, but floating-point
+    differences may change their tokens.
     """
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
@@ -32,7 +31,7 @@ class LockstepPool(GeneratorPool):
         self._sampled: list[Group] = []
 
     def offer(self, publication: Publication) -> None:
-        """Makes `publication` the last of those that wait."""
+        """Queue `publication`."""
         super().offer(publication)
         self.changed.notify()
 
@@ -48,7 +47,7 @@ class LockstepPool(GeneratorPool):
                 await self.changed.wait()
 
     async def _begin_round(self, member: Member) -> bool:
-        """Whether there was something to do."""
+        """Start a round; return False if there is nothing to do."""
         sampled, self._sampled = self._sampled, []
         for group in sorted(sampled, key=lambda group: group.lease.index):
             self._to_judge(group)
@@ -57,7 +56,7 @@ class LockstepPool(GeneratorPool):
             member.working = True
             if self._buffer.in_flight:
                 return False
-            leases = self._take_asides(sys.maxsize, member.version)
+            leases = self._take_side_requests(sys.maxsize, member.version)
             leases = leases or self._buffer.lease(sys.maxsize, self._clock(), self._draw)
             if leases:
                 member.outstanding.update({(lease.index, lease.attempt): lease for lease in leases})
@@ -68,7 +67,7 @@ class LockstepPool(GeneratorPool):
         return publication is not None
 
     def _next(self, member: Member) -> Publication | None:
-        """The version after the generator's; for one that has just started, the one that is at work."""
+        """Return the version after the generator's; for a new generator, the version in use."""
         if member.version >= 0:
             return self._publications.get(member.version + 1)
         waiting = [version for version in self._publications if version >= self._buffer.version]

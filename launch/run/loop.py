@@ -1,8 +1,16 @@
-"""The training loop: batches in, updates out, weights published while generation goes on.
+"""The training loop: batches in, updates out, weights published while rollouts continue.
 
-One asyncio task learns, one keeps the generators busy (`pool.py`), two judge, one watches; where opponents are drawn
-apart, one more has them drawn when `actors/replay_buffer/opponents.py` says so. Synchronous training is this same loop
-with `max_staleness: 0`, which leaves the tasks nothing to overlap. It must not know Ray: see `ports.py`.
+| asyncio task | does |
+|---|---|
+| `learn` | takes batches from the replay buffer, updates the policy, publishes weights |
+| `GeneratorPool.run` | keeps the generators supplied with leases and weights |
+| `_judge`, two per judge | takes finished groups to the judges and into the buffer |
+| `_draw_opponents` | samples opponents late, if they have a staleness bound of their own |
+| `_watch` | expires leases, refreshes the board |
+| `_retire` | frees publications that nobody needs any more |
+
+Synchronous training is this same loop with `max_staleness: 0`, which leaves the tasks nothing to overlap. It must not
+depend on Ray: see `protocols.py`.
 """
 
 from __future__ import annotations
@@ -28,14 +36,14 @@ from launch.settings.run import RunConfig
 
 WATCH_SECONDS = 1.0
 MAX_EMPTY_UPDATES = 3
-"""Updates in a row without a single group before the run fails: failures must not look like the end of the data."""
+"""Updates in a row without any group before the run fails, so that failures never look like the end of the data."""
 MEASURED_STEPS_EVERY = 50
-"""Steps measured once the staleness law was told: of one update in so many, where the loss has an opponent."""
+"""After the staleness limit is reported, measure the step size every N updates."""
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """The prompts of every evaluation and the starting policy's completions of them."""
+    """The evaluation prompts and the starting policy's completions of them."""
 
     prompts: Sequence[Prompt]
     baseline: Sequence[Group]
@@ -69,7 +77,7 @@ class TrainingLoop:
         self.progress = Progress()
         self.stopped = False
         self.learning = False
-        """Set for good when the first update is waited for."""
+        """True from the wait for the first update on."""
         self._observers = observers
         self._on_batch = on_batch
         self._on_update = on_update
@@ -80,7 +88,7 @@ class TrainingLoop:
         self._retiring: asyncio.Queue[int] = asyncio.Queue()
         self._tasks: asyncio.TaskGroup | None = None
         self._evaluation: asyncio.Task[None] | None = None
-        self._alarm_above = config.generators.log_prob_tolerance
+        self._warn_above = config.generators.log_prob_tolerance
         fresh = None if config.opponent is None else config.opponent.max_staleness
         self._desk = None if fresh is None else OpponentDesk(config.replay, fresh)
         pool = LockstepPool if config.deterministic else GeneratorPool
@@ -97,15 +105,14 @@ class TrainingLoop:
         )
 
     def stop(self) -> None:
-        """Asks for an end after the current update; the run is checkpointed first."""
+        """Ask the loop to end after the current update and a checkpoint."""
         self.stopped = True
         self.pool.changed.notify()
 
     async def run(self, main: Callable[[TrainingLoop], Awaitable[None]]) -> None:
-        """Keeps generators, judge and watch going while `main(self)` runs; ends them with it.
+        """Run the background tasks while `main(self)` runs, and end them with it.
 
-        Raises:
-            RunError: the first failure of any task, unwrapped.
+        Raises the first failure of any task, unwrapped.
         """
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -129,12 +136,12 @@ class TrainingLoop:
             return publication
 
     async def learn(self) -> None:
-        """Consumes batches until the last update or `stop`."""
+        """Consume batches until the last update or `stop`."""
         self.learning = True
         started, empty = time.monotonic(), 0
         while self.buffer.updates < self.config.updates and not self.stopped:
             batch = self.buffer.batch()
-            # Taking frees places, also when it only swept out what was too old.
+            # Taking a batch frees places, even if it only discarded stale groups.
             self.pool.changed.notify()
             if batch is None:
                 with self.progress.clock.spend("waiting"):
@@ -144,7 +151,7 @@ class TrainingLoop:
             if empty == MAX_EMPTY_UPDATES:
                 raise RunError(
                     f"{empty} updates in a row had nothing to train on: every prompt was dropped, by reason "
-                    f"{self.buffer.ledger()['dropped']}; see the logs of judge and generators, then go on with --resume"
+                    f"{self.buffer.ledger()['dropped']}; check the logs of judges and generators, then use --resume"
                 )
             metrics = await self._update(batch)
             observed: dict[str, float] = {}
@@ -155,13 +162,15 @@ class TrainingLoop:
             self.progress.learning_seconds = time.monotonic() - started
             await self._after_update()
         if self._evaluation is not None:
-            # What comes next either ends the generators that it waits for or evaluates a later policy.
+            # The next step either ends the generators that it waits for, or evaluates a later policy.
             self._evaluation.cancel()
             await asyncio.wait({self._evaluation})
 
     async def settled(self) -> int | None:
-        """Where the buffer can be cut without a trace in what is sampled: the first lease of the learner's own version
-        and later, once all before are judged. None without a fixed schedule."""
+        """Return the lease at which the buffer can be cut without changing later rollouts, once all before are judged.
+
+        That is the first lease of the learner's own version. None without a fixed schedule.
+        """
         if not self.config.deterministic:
             return None
         replay = self.config.replay
@@ -171,7 +180,7 @@ class TrainingLoop:
         return cut
 
     async def evaluate(self) -> None:
-        """Sets fresh completions against the starting policy's, and measures KL to the reference on them."""
+        """Judge fresh completions against the starting policy's, and measure KL to the reference on them."""
         if self.evaluation_set is None:
             return
         prompts, baseline = self.evaluation_set.prompts, self.evaluation_set.baseline
@@ -184,15 +193,14 @@ class TrainingLoop:
         sequences = [(g.lease.prompt.token_ids, c.token_ids) for g in groups for c in g.completions]
         scored = await self.learner.score(sequences)
         self.progress.kl = win_rate.sequence_kl(scored)
-        if self.buffer.updates == self.config.updates:  # before that the learner may have gone on meanwhile
+        if self.buffer.updates == self.config.updates:  # earlier, the learner may have moved on
             gap = win_rate.largest_gap(flatten(groups), scored, self.buffer.updates // replay.updates_per_publish)
             self._note_gap(gap)
 
     async def sample(self, prompts: Sequence[Prompt]) -> list[Group]:
-        """The policy's completions of `prompts`, by the newest published version.
+        """Sample completions of `prompts` with the newest published version.
 
-        Raises:
-            RunError: one of them could not be generated.
+        Raises RunError if one of them could not be generated.
         """
         newest = self.pool.newest
         assert newest is not None
@@ -201,22 +209,22 @@ class TrainingLoop:
         for answer in answers:
             if isinstance(answer, Failure):
                 raise RunError(
-                    f"an evaluation prompt could not be generated: {answer.reason}; look at the generators' logs, "
-                    "raise replay.lease_seconds if they are only slow, then go on with --resume"
+                    f"an evaluation prompt could not be generated: {answer.reason}; check the generators' logs, "
+                    "raise replay.lease_seconds if they are only slow, then use --resume"
                 )
         self.evaluation_tokens += sum(len(completion.token_ids) for completion in flatten(groups))
         return groups
 
     async def _update(self, batch: Batch) -> dict[str, float]:
         """Train on `batch`; return metrics, none if it is empty."""
-        # Before the update: a batch that the learner fails on is one to look at.
+        # Before the update: a batch that the learner fails on is worth inspecting.
         self._on_batch(batch)
         progress, consumed = self.progress, Consumed.of(batch, self.config)
         progress.consume(batch, consumed)
         if not consumed.items:
             return {}
         has_opponent = self.config.opponent is not None
-        # Until the law is told: a resumed run begins to collect for it anew.
+        # Until the staleness limit is reported; a resumed run starts collecting again.
         measured = has_opponent and (self._law_is_due or batch.update % MEASURED_STEPS_EVERY == 0)
         with progress.clock.spend("training"):
             stats = await self.learner.update(consumed.items, measure_step=measured)
@@ -226,21 +234,21 @@ class TrainingLoop:
             law = self.law.add(cast("Sequence[Game]", consumed.items), stats.step_size, stats.lr)
             if law is not None:
                 self._on_message(law.describe())
-        # Later updates of a version find the policy changed by the earlier ones.
+        # Later updates of a version see a policy changed by the earlier ones.
         if max(batch.staleness) == 0 and batch.update % self.config.replay.updates_per_publish == 0:
             self._note_gap(stats.log_ratio_max)
         return batch_metrics(batch, consumed) | progress.new_evaluation()
 
     def _note_gap(self, gap: float) -> None:
-        """Keeps the largest difference of engine and learner on a token; one that is too large raises an alarm, and
-        another when it has doubled."""
+        """Keep the largest log-prob difference of vLLM and learner on a token; warn if it exceeds the tolerance, and
+        again when it has doubled."""
         largest = self.progress.log_ratio_max = max(self.progress.log_ratio_max or 0.0, gap)
-        if largest > self._alarm_above:
-            self._alarm_above = 2.0 * largest
+        if largest > self._warn_above:
+            self._warn_above = 2.0 * largest
             generators, learner = self.config.generators, self.config.learner
             self._on_message(
-                f"alarm: engine and learner differ by {largest:.3g} nats on a token that the very weights sampled "
-                f"which score it, {generators.log_prob_tolerance:g} are expected; compare generators.dtype "
+                f"warning: vLLM and learner log-probs differ by {largest:.3g} nats on a token sampled and scored with "
+                f"the same weights (tolerance {generators.log_prob_tolerance:g}); compare generators.dtype "
                 f"{generators.dtype} with learner.dtype {learner.dtype}, or raise generators.canary_tolerance if the "
                 "difference is rounding"
             )
@@ -268,27 +276,27 @@ class TrainingLoop:
             self._start_evaluation()
 
     def _start_evaluation(self) -> None:
-        """Evaluates beside the loop: neither learner nor generators stop for it; its failure ends the run."""
+        """Evaluate in the background: neither learner nor generators stop for it; its failure ends the run."""
         if self._evaluation is not None and not self._evaluation.done():
-            self._on_message(f"no evaluation after update {self.buffer.updates}: the one before is still going on")
+            self._on_message(f"no evaluation after update {self.buffer.updates}: the previous one is still running")
             return
         assert self._tasks is not None
         self._evaluation = self._tasks.create_task(self.evaluate())
 
     async def _judge_all(self, groups: Sequence[Group]) -> list[Group]:
-        """The groups with their judgements; those that could not be judged are left out, with a message."""
+        """Return the groups with their judgements; leave out failed ones, with a message."""
         answers = await self.judge.judge(groups)
         judged = [item for item in answers if not isinstance(item, Failure)]
         failures = [item for item in answers if isinstance(item, Failure)]
         if failures:
             text = f"{len(failures)} of {len(groups)} evaluation prompts could not be judged: {failures[0].reason}"
             if not judged:
-                raise RunError(f"{text}; repair the judge, then go on with --resume")
+                raise RunError(f"{text}; repair the judge, then use --resume")
             self._on_message(f"{text}; they are left out")
         return judged
 
     def _on_group(self, group: Group) -> None:
-        """Takes a generated group to the judge, or to the desk until its opponents are drawn."""
+        """Queue a generated group for judging, or hold it until its opponents are drawn."""
         if self._desk is None:
             self._judging.put_nowait(group)
         else:
@@ -298,13 +306,13 @@ class TrainingLoop:
     async def _draw_opponents(self, desk: OpponentDesk) -> None:
         async with asyncio.TaskGroup() as draws:
             while True:
-                # One task each: none waits for the slowest of those that go to the generators together.
+                # One task each, so that none waits for the slowest of them.
                 for group, min_version in desk.due(self.buffer.version):
                     draws.create_task(self._complete(group, min_version))
                 await self.pool.changed.wait()
 
     async def _complete(self, group: Group, min_version: int) -> None:
-        """Adds opponents to `group` and takes it to the judge; without them its lease goes back."""
+        """Add opponents to `group` and queue it for judging; return its lease if they cannot be drawn."""
         (drawn,) = await self.pool.sample([group.lease.prompt], min_version=min_version, draw="opponents")
         if isinstance(drawn, Failure):
             self.buffer.returned(group.lease.index, group.lease.attempt, f"opponents: {drawn.reason}")
@@ -337,7 +345,7 @@ class TrainingLoop:
 
 
 def _first_failure(group: BaseExceptionGroup) -> BaseException:
-    """The failure that ended a task group: the first leaf that is not a mere cancellation."""
+    """Return the failure that ended a task group: the first leaf that is not a cancellation."""
     for exception in group.exceptions:
         leaf = _first_failure(exception) if isinstance(exception, BaseExceptionGroup) else exception
         if not isinstance(leaf, asyncio.CancelledError):

@@ -18,20 +18,19 @@ from learner.records import UpdateStats
 
 @dataclass(frozen=True)
 class Consumed:
-    """One update's groups as its loss consumes them, with the age of each in policy versions."""
+    """One update's groups as its loss consumes them, with their staleness in policy versions."""
 
     items: Sequence[Pair] | Sequence[Game]
     staleness: tuple[int, ...]
     """Of the policy's completions."""
     opponent_staleness: tuple[int, ...] = ()
-    """Of the opponents; empty where the loss has none."""
+    """Of the opponents; empty if the loss has none."""
 
     @classmethod
     def of(cls, batch: Batch, config: RunConfig) -> Consumed:
-        """The pairs or games of `batch`.
+        """Make the pairs or games of `batch`.
 
-        Raises:
-            RunError: one is over its staleness bound, or its judgement is unusable.
+        Raises RunError if one exceeds its staleness bound, or its judgement is unusable.
         """
         loss, missing = config.learner.loss, config.judging.missing_eos_score
         if loss.on_pairs:
@@ -42,7 +41,7 @@ class Consumed:
             if config.opponent is not None:
                 opponents = tuple(game.opponent_staleness(batch.version) for game in games)
             consumed = cls(games, tuple(game.staleness(batch.version) for game in games), opponents)
-        # Over all completions of a group: none may be over the bound.
+        # Over all completions of a group, opponents included.
         _check_bound("a group", batch.staleness, "replay.max_staleness", config.replay.max_staleness)
         if config.opponent is not None and config.opponent.max_staleness is not None:
             setting, bound = "learner.loss.opponent.max_staleness", config.opponent.max_staleness
@@ -51,7 +50,7 @@ class Consumed:
 
     @property
     def ties(self) -> int:
-        """Pairs that carry no gradient; games have no ties."""
+        """Count pairs that carry no gradient; games have no ties."""
         return sum(isinstance(item, Pair) and item.tie for item in self.items)
 
 
@@ -62,7 +61,7 @@ def _check_bound(what: str, staleness: Sequence[int], setting: str, bound: int) 
 
 
 def batch_metrics(batch: Batch, consumed: Consumed) -> dict[str, float]:
-    """What `metrics.jsonl` says of one update's data; docs/outputs.md has the units."""
+    """Describe one update's data for `metrics.jsonl`; docs/outputs.md has the units."""
     completions = flatten(batch.groups)
     scores = [score for group in batch.groups if group.judgement for score in group.judgement.scores]
     metrics = {
@@ -82,7 +81,7 @@ def batch_metrics(batch: Batch, consumed: Consumed) -> dict[str, float]:
 
 @dataclass
 class LearnerClock:
-    """Where the learner's wall time went, in seconds; `state` is what it does now."""
+    """The learner's wall time by activity (seconds); `state` is the current one."""
 
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("training", "waiting", "publishing", "checkpointing", "evaluating"), 0.0)
@@ -102,13 +101,13 @@ class LearnerClock:
 
 @dataclass
 class Progress:
-    """What the run has done so far; the board, the metrics and the summary read it."""
+    """What a run has done so far; read by the board, the metrics and the summary."""
 
     clock: LearnerClock = field(default_factory=LearnerClock)
     staleness: dict[int, int] = field(default_factory=dict)
     """Groups consumed at each staleness of the policy's completions."""
     opponent_staleness: dict[int, int] = field(default_factory=dict)
-    """Groups consumed at each staleness of their opponents; empty where the loss has none."""
+    """Groups consumed at each staleness of their opponents; empty if the loss has none."""
     groups: int = 0
     tokens: int = 0
     """Response tokens of the groups consumed, all completions."""
@@ -117,17 +116,17 @@ class Progress:
     stats: UpdateStats | None = None
     """Of the last update."""
     log_ratio_max: float | None = None
-    """Largest |log policy - log behaviour| of a token that met the very weights it was sampled with: the engines' gap.
-    None while there was none."""
+    """Largest |log policy - log behaviour| of a token scored with the weights that sampled it: the gap between vLLM and
+    learner (nats). None if there was no such token."""
     win_rate: WinRate | None = None
     reward: Reward | None = None
     kl: float | None = None
     _reported: WinRate | None = None
     learning_seconds: float = 0.0
-    """Wall time between the start of the first update's wait and the end of the last update."""
+    """Wall time from the wait for the first update to the end of the last one."""
 
     def consume(self, batch: Batch, consumed: Consumed) -> None:
-        """Counts what one update consumes."""
+        """Count what one update consumes."""
         for ages, histogram in (
             (consumed.staleness, self.staleness),
             (consumed.opponent_staleness, self.opponent_staleness),
@@ -139,7 +138,7 @@ class Progress:
         self.ties += consumed.ties
 
     def new_evaluation(self) -> dict[str, float]:
-        """Metrics of an evaluation that ended since the last call; empty when none did."""
+        """Return the metrics of an evaluation that ended since the last call; empty if none did."""
         rate, kl = self.win_rate, self.kl
         if rate is None or kl is None or rate is self._reported:
             return {}

@@ -1,7 +1,7 @@
-"""Win rate, reward and KL of the policy against its own starting point, by the run's judge.
+"""Win rate, reward and KL of the policy against its starting point, by the run's judge. Pure functions.
 
-The starting policy answers the evaluation prompts once, before training; every evaluation sets fresh completions
-against those. Pure functions here; who samples and who judges is the loop's business.
+The starting policy answers the evaluation prompts once, before training; every evaluation compares fresh completions
+with those. The loop samples and judges.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from actors.replay_buffer.pairing import effective_scores
 
 @dataclass(frozen=True)
 class WinRate:
-    """How often the policy is preferred to where it started; a tie counts one half."""
+    """How often the policy is preferred to the starting policy; a tie counts one half."""
 
     value: float
     low: float
     high: float
     """95% interval of the mean over prompts."""
     n: int
-    """Prompts, each with K completions of either side."""
+    """Prompts, each with K completions per side."""
 
 
 @dataclass(frozen=True)
 class Reward:
-    """The judge's score of a completion, those without end-of-sequence counted as in training; means over prompts."""
+    """The judge's mean score over prompts; unfinished completions count as in training."""
 
     value: float
     start: float
-    """Of the starting policy, on the same prompts."""
+    """Of the starting policy on the same prompts."""
     rise: float
     """value - start."""
     low: float
@@ -44,14 +44,14 @@ class Reward:
 
 
 def against(policy: Group, baseline: Group) -> Group:
-    """Both sides' completions of one prompt as a single group for the judge: policy first, baseline second."""
+    """Join both sides' completions of one prompt into a group for the judge, policy first."""
     return Group(policy.lease, policy.completions + baseline.completions)
 
 
 def win_share(judged: Group, missing_eos_score: float | None) -> float:
-    """Share of policy-baseline comparisons that the policy wins, from a judged group made by `against`.
+    """Compute the share of comparisons that the policy wins, from a judged group made by `against`.
 
-    Judges that compare pairs give their probability; scalar judges give 1, 1/2 (tie) or 0 per comparison.
+    A judge of pairs gives its probability per comparison; a scalar judge gives 1, 1/2 (tie) or 0.
     """
     half = len(judged.completions) // 2
     assert judged.judgement is not None
@@ -67,17 +67,16 @@ def win_share(judged: Group, missing_eos_score: float | None) -> float:
 
 
 def win_rate(shares: Sequence[float]) -> WinRate:
-    """Mean over prompts with its 95% Wilson interval: conservative, for shares in [0, 1] vary less than coin flips."""
+    """Average over prompts, with the 95% Wilson interval (conservative: shares vary less than coin flips)."""
     n = len(shares)
     wins = sum(shares)
     return WinRate(wins / n, *wilson_interval(wins, n), n)
 
 
 def reward(judged: Sequence[Group], missing_eos_score: float | None) -> Reward:
-    """Mean scores of policy and starting policy from groups made by `against`, and their difference.
+    """Average the scores of policy and starting policy from groups made by `against`, and their difference.
 
-    The interval is the normal one of paired differences, mean ± 1.96 s / sqrt(n) over prompts; for one prompt it is the
-    difference alone.
+    The interval is the normal one of paired differences, mean ± 1.96 s / sqrt(n) over prompts; a point if n = 1.
     """
     sides = []
     for group in judged:
@@ -91,13 +90,13 @@ def reward(judged: Sequence[Group], missing_eos_score: float | None) -> Reward:
 
 
 def wilson_interval(wins: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (E. B. Wilson, JASA 22, 1927): 95% for z = 1.96.
+    """Compute Wilson's score interval of a proportion (E. B. Wilson, JASA 22, 1927): 95% for z = 1.96.
 
         (p + z^2/2n ± z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n),   p = wins / n
 
-    Exact binomial coverage is not promised, but unlike p ± z s/sqrt(n) it stays inside [0, 1] and does not shrink to a
-    point at p = 0 or 1. `wins` may be fractional (a tie counts one half): outcomes in [0, 1] with mean p vary at most
-    as much as wins and losses with that mean, so the interval is then wider than it need be, never narrower.
+    Unlike p ± z s/sqrt(n) it stays inside [0, 1] and does not shrink to a point at p = 0 or 1. `wins` may be fractional
+    (a tie counts one half): outcomes in [0, 1] vary at most as much as wins and losses with the same mean, so the
+    interval is then too wide, never too narrow.
 
     Returns (0, 1) for n = 0. Raises ValueError unless 0 <= wins <= n.
     """
@@ -115,9 +114,9 @@ def wilson_interval(wins: float, n: int, z: float = 1.96) -> tuple[float, float]
 def largest_gap(
     completions: Sequence[Completion], scored: Sequence[tuple[Sequence[float], Sequence[float]]], version: int
 ) -> float:
-    """Largest |log policy - log behaviour|, nats, of a token that policy `version` sampled; 0 where there is none.
+    """Return the largest |log policy - log behaviour| (nats) of a token that policy `version` sampled; 0 if none.
 
-    `scored` are the log-probs of each completion's tokens under `version` and under the reference.
+    `scored` holds the log-probs of each completion's tokens under `version` and under the reference.
     """
     gaps = (
         abs(ours - theirs)
@@ -129,5 +128,5 @@ def largest_gap(
 
 
 def sequence_kl(scored: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float:
-    """Monte-Carlo KL(policy || reference) in nats per completion: mean of log-prob differences on policy samples."""
+    """Estimate KL(policy || reference) in nats per completion from rollouts: the mean log-prob difference."""
     return sum(sum(policy) - sum(reference) for policy, reference in scored) / len(scored)

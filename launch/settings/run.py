@@ -1,4 +1,4 @@
-"""The whole configuration of a run, composed from the models beside what they configure. Imports nothing heavy."""
+"""The whole configuration of a run, composed of the settings of each part. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ NAME = r"^[A-Za-z0-9._-]+$"
 
 
 class ModelConfig(Settings):
-    """The policy to start from, and the frozen reference."""
+    """The policy to start from, and the frozen reference policy."""
 
     path: str = Field(
-        description="Hugging Face directory or hub name; `world` trains the embedded world's small policy first"
+        description="Hugging Face directory or hub name of the policy to start from; `world` first trains the embedded "
+        "world's small policy"
     )
     reference: str | None = Field(
         default=None,
-        description="directory or hub name of the frozen reference, of the policy's vocabulary; unset: the policy "
-        "itself, as it starts",
+        description="directory or hub name of the frozen reference, with the policy's vocabulary; unset: the starting "
+        "policy",
     )
     tokenizer: str | None = Field(default=None, description="directory or hub name; unset: the model's own")
 
 
 class WorldConfig(Settings):
-    """The embedded world, used where model.path or prompts.source is `world`."""
+    """The embedded world, used if model.path or prompts.source is `world`."""
 
     task: Literal["transitive", "intransitive"] = Field(
-        default="transitive", description="which closed-form preference is gold"
+        default="transitive", description="which closed-form preference the judges know"
     )
     sft_updates: int = Field(
         default=300, ge=1, description="optimizer steps of supervised training of the small policy"
@@ -44,7 +45,7 @@ class WorldConfig(Settings):
 
 
 class EvaluationConfig(Settings):
-    """Win rate of the policy against its own starting point, by the run's judge; exact figures where there are any."""
+    """Win rate of the policy against its starting point, by the run's judge."""
 
     prompts: int = Field(
         default=256, ge=0, description="prompts sampled at the start and at every evaluation; 0 turns it off"
@@ -55,50 +56,48 @@ class EvaluationConfig(Settings):
     exact_every_updates: int = Field(
         default=10,
         ge=0,
-        description="embedded world: optimizer steps between evaluations by enumeration (exploitability, KL), 0: none",
+        description="embedded world: optimizer steps between evaluations by enumeration (exploitability, KL); 0: none",
     )
 
 
 class JournalConfig(Settings):
-    """The record of every group that was trained on, from which `offbeat replay` trains again."""
+    """The record of every group trained on; `offbeat replay` trains on it again."""
 
-    enabled: bool = Field(default=True, description="write it; without it there is nothing to replay")
+    enabled: bool = Field(default=True, description="write the journal; without it a run cannot be replayed")
     updates_per_file: int = Field(
-        default=50, ge=1, description="optimizer steps per file; a checkpoint closes the file before"
+        default=50, ge=1, description="optimizer steps per file; a checkpoint also closes the current file"
     )
-    max_mib: int = Field(
-        default=2048, ge=1, description="MiB of all its files; the oldest are removed once they exceed it"
-    )
+    max_mib: int = Field(default=2048, ge=1, description="size of all files (MiB); beyond it the oldest are removed")
 
 
 class ClusterConfig(Settings):
-    """Which Ray to use."""
+    """The Ray cluster to run on."""
 
     address: str = Field(
         default="auto",
-        description="`local` starts a Ray of its own; `auto` joins the one this job was submitted to, "
-        "else starts its own; or an address",
+        description="`local` starts a new Ray; `auto` joins the cluster that this job was submitted to, else starts a "
+        "new one; or HOST:PORT",
     )
     num_cpus: int | None = Field(
-        default=None, ge=1, description="CPU cores of a Ray started here; unset: all of the machine"
+        default=None, ge=1, description="CPU cores of a Ray started here; unset: all cores of the machine"
     )
-    object_store_mib: int = Field(default=512, ge=80, description="MiB of shared memory for a Ray started here")
+    object_store_mib: int = Field(default=512, ge=80, description="shared memory for a Ray started here (MiB)")
 
 
 class NamedConfig(Settings):
-    """What runs of every verb have: a directory of their own."""
+    """Settings that runs of every verb share."""
 
-    name: str = Field(default="run", pattern=NAME, description="names the output directory runs/NAME")
+    name: str = Field(default="run", pattern=NAME, description="name of the run; its output directory is runs/NAME")
     output: str | None = Field(default=None, description="output directory; unset: runs/NAME")
 
     @property
     def directory(self) -> Path:
-        """Where everything the run writes goes."""
+        """The run's output directory."""
         return Path(self.output) if self.output is not None else Path("runs") / self.name
 
 
 class TrainingConfig(NamedConfig):
-    """What runs of every verb that trains have."""
+    """Settings that runs of every training verb share."""
 
     checkpoints: CheckpointConfig = Field(default_factory=CheckpointConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
@@ -107,12 +106,12 @@ class TrainingConfig(NamedConfig):
 class RunConfig(TrainingConfig):
     """One asynchronous RLHF run."""
 
-    updates: int = Field(default=1000, ge=1, description="optimizer steps in all")
-    seed: int = Field(default=0, ge=0, description="seed of engines and sampling")
+    updates: int = Field(default=1000, ge=1, description="optimizer steps in total")
+    seed: int = Field(default=0, ge=0, description="seed of the engines' sampling")
     deterministic: bool = Field(
         default=False,
-        description="a fixed schedule: each version samples its own batch of leases whole, so that on CPU a run, "
-        "interrupted and resumed or not, ends with the same weights, bit for bit. One generator, lease order",
+        description="use a fixed schedule: each policy version samples its own batch of leases as a whole, so that on "
+        "CPU a run ends with the same weights bit for bit, interrupted or not. Needs one generator and lease order",
     )
     model: ModelConfig
     world: WorldConfig = Field(default_factory=WorldConfig)
@@ -153,8 +152,8 @@ class RunConfig(TrainingConfig):
             below = self.updates - self.updates % step
             nearest = f"{below} or {below + step}" if below else f"{step}"
             raise ValueError(
-                f"updates {self.updates} is no multiple of replay.updates_per_publish {step}: the final model would "
-                f"never be published, and an older one evaluated; set updates to {nearest}"
+                f"updates {self.updates} is not a multiple of replay.updates_per_publish {step}, so the final "
+                f"model would never be published; set updates to {nearest}"
             )
         return self
 
@@ -163,7 +162,7 @@ class RunConfig(TrainingConfig):
         if self.judging.longest_seconds >= self.replay.lease_seconds:
             raise ValueError(
                 f"judging.timeout_seconds {self.judging.timeout_seconds:g} with judging.retries {self.judging.retries} "
-                f"may take {self.judging.longest_seconds:g} s, and leases end after replay.lease_seconds "
+                f"may take {self.judging.longest_seconds:g} s, and leases expire after replay.lease_seconds "
                 f"{self.replay.lease_seconds:g}; raise the last, or lower one of the first two"
             )
         return self
@@ -172,8 +171,8 @@ class RunConfig(TrainingConfig):
     def _verifier_needs_answers(self) -> RunConfig:
         if any(judge.kind == "verifier" for judge in self.judging.judges) and self.prompts.answer_field is None:
             raise ValueError(
-                "judging.judge.kind verifier compares with gold answers and prompts.answer_field is unset; set it to "
-                "the column that holds them"
+                "judging.judge.kind verifier needs gold answers, and prompts.answer_field is unset; set it to the "
+                "column that holds them"
             )
         return self
 
