@@ -91,7 +91,7 @@ def draw(name: str, mu: Sequence[float], tau: float, steps: int, step_size: floa
     if name not in DRAWN:
         raise UsageError(f"no game of three actions is called {name!r}; there are {', '.join(DRAWN)}")
     game, start = DRAWN[name], np.asarray(mu, dtype=np.float64)
-    cycling = online_mirror_descent(game, start, 0.0, steps, step_size)
+    cycling = online_mirror_descent(game, start, 0.0, np.full(steps, step_size))
     left, right = MARGIN, 2.0 * MARGIN + SIDE + 16.0
     lines = panel(
         f"Self-play, {steps} steps of {step_size:g}",
