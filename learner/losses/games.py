@@ -120,13 +120,13 @@ def _mean(values: Tensor, table: Tensor) -> Tensor:
 def game_loss(batch: GameBatch, config: LossConfig, correction: CorrectionConfig) -> GameOutput:
     """Compute the loss and metrics of each game, [g] each.
 
-    * nash_pg: the mean over players of -w_i (A_i - baseline) log pi(y_i). With `kl: reward_to_go` the KL penalty in
+    * nash_pg: mean over players of -w_i (A_i - baseline) log pi(y_i). With `kl: reward_to_go` the KL penalty in
       token m's advantage covers only the log-ratios of tokens >= m.
     * reward_pg: the same with the judge's score as v_i: KL-regularised policy gradient, with a `leave_one_out` baseline
       RLOO (Ahmadian et al. 2024).
-    * online_ipo: the mean over pairs of peers (i, l) of w_i w_l (h_i - h_l - (v_i - v_l) / tau)^2, h = log(pi / mu). Its
+    * online_ipo: mean over pairs of peers (i, l) of w_i w_l (h_i - h_l - (v_i - v_l) / tau)^2, h = log(pi / mu). Its
       fixed point does not depend on how y_i and y_l were sampled (Zhou et al. 2025, arXiv 2503.08942, generalised IPO).
-    * ipo_md: the mean over pairs of opponents, sampled from the mixture or weighted by w'_i w'_j, of
+    * ipo_md: mean over pairs of opponents, sampled from the mixture or weighted by w'_i w'_j, of
       P (h_i - h_j - 1 / (2 tau))^2 + (1 - P) (h_j - h_i - 1 / (2 tau))^2 (Calandriello et al. 2024, "Human Alignment of
       Large Language Models through Online Preference Optimisation", section 5). With M > 0 players are not used.
 
