@@ -1,14 +1,13 @@
-"""Trajectories on a game of three actions as a self-contained SVG: self-play cycles, its average and Nash-MD converge.
+"""Draws trajectories on a game of three actions: self-play cycles, its average and Nash-MD converge.
 
     python -m benchmarks.simplex [--game rps] [--mu .7 .2 .1] [--tau .05] [--steps 600] [--step-size .2] [--output FILE]
 
-Exact iterates of `learner.games.tabular`, without any randomness.
+The iterates are those of `learner.games.tabular`: exact, without sampling.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from actors.errors import UsageError
+from benchmarks import svg
 from learner.games.tabular import (
     GAMES,
     Array,
@@ -28,14 +28,9 @@ from learner.games.tabular import (
 
 DRAWN = {name: game for name, game in GAMES.items() if len(game) == 3}
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "figures" / "simplex.svg"
-SIDE = 320.0
-HEIGHT = SIDE * math.sqrt(3.0) / 2.0
-MARGIN = 48.0
-STYLE = (
-    "text{font:13px system-ui,sans-serif;fill:#222}.title{font-size:15px;font-weight:600}.note{fill:#555}"
-    "polygon{fill:#fafafa;stroke:#888}polyline{fill:none;stroke-width:1.3;stroke-linejoin:round}"
-)
-SELF_PLAY, AVERAGE, NASH_MD, MARK = "#c2410c", "#1d4ed8", "#047857", "#222"
+SIDE, MARGIN = 320.0, 48.0
+HEIGHT = svg.height(SIDE)
+SELF_PLAY, AVERAGE, NASH_MD = "#c2410c", "#1d4ed8", "#047857"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,51 +42,35 @@ class Curve:
     policies: Array
 
 
-def corners(left: float) -> Array:
-    """Where a panel's three actions lie, [3, 2] pixels: lower left, lower right, top."""
-    bottom = MARGIN + HEIGHT
-    return np.array([(left, bottom), (left + SIDE, bottom), (left + SIDE / 2.0, MARGIN)])
-
-
-def coordinates(policies: Array, left: float) -> str:
-    """Points of an SVG polyline: each policy is the corners' mean with its probabilities as weights."""
-    return " ".join(f"{x:.2f},{y:.2f}" for x, y in policies @ corners(left))
-
-
 def panel(title: str, curves: Sequence[Curve], start: Array, equilibrium: Array, game: Array, left: float) -> list[str]:
     """One triangle with its curves, the start (a dot), the equilibrium (a ring) and a legend below."""
-    triangle = coordinates(np.eye(3), left)
-    lines = [
-        f'<text class="title" x="{left + SIDE / 2:.0f}" y="20" text-anchor="middle">{title}</text>',
-        f'<polygon points="{triangle}"/>',
-    ]
+    bottom = MARGIN + HEIGHT
+    corners = np.array([(left, bottom), (left + SIDE, bottom), (left + SIDE / 2.0, MARGIN)])
+
+    def places(policies: Array) -> list[svg.Place]:
+        return [(float(x), float(y)) for x, y in np.atleast_2d(policies @ corners)]
+
+    lines = [svg.text((left + SIDE / 2, 20.0), title, "middle", font_weight="600"), svg.outline(places(np.eye(3)))]
     anchors = (("end", -6, 5), ("start", 6, 5), ("middle", 0, -7))
-    for action, ((x, y), (anchor, dx, dy)) in enumerate(zip(corners(left), anchors, strict=True), 1):
-        lines.append(f'<text x="{x + dx:.2f}" y="{y + dy:.2f}" text-anchor="{anchor}">{action}</text>')
-    for curve in curves:
-        points = coordinates(curve.policies, left)
-        lines.append(f'<polyline stroke="{curve.colour}" points="{points}"><title>{curve.name}</title></polyline>')
-    for policy, fill, radius in ((start, MARK, 3.5), (equilibrium, "none", 5.0)):
-        x, y = policy @ corners(left)
-        lines.append(
-            f'<circle cx="{x:.2f}" cy="{y:.2f}" r="{radius}" fill="{fill}" stroke="{MARK}" stroke-width="1.5"/>'
-        )
+    for action, ((x, y), (anchor, dx, dy)) in enumerate(zip(corners, anchors, strict=True), 1):
+        lines.append(svg.text((x + dx, y + dy), str(action), anchor))
+    lines += [svg.trajectory(places(curve.policies), curve.colour, 1.3) for curve in curves]
+    lines.append(svg.circle(places(start)[0], 3.5, svg.INK, svg.INK))
+    lines.append(svg.circle(places(equilibrium)[0], 5.0, "none", svg.INK))
     for row, curve in enumerate(curves):
-        y = MARGIN + HEIGHT + 34 + 20 * row
+        y = bottom + 34 + 20 * row
         lines.append(f'<rect x="{left:.0f}" y="{y - 5:.0f}" width="18" height="3" fill="{curve.colour}"/>')
         exploited = exploitability(game, curve.policies[-1])
-        lines.append(
-            f'<text x="{left + 26:.0f}" y="{y:.0f}">{curve.name}: exploitability {exploited:.3f} at the end</text>'
-        )
+        lines.append(svg.text((left + 26, y), f"{curve.name}: exploitability {exploited:.3f} at the end"))
     return lines
 
 
 def draw(name: str, mu: Sequence[float], tau: float, steps: int, step_size: float) -> str:
-    """The figure as SVG text. Raises UsageError unless the game has three actions, and as `tabular` does."""
+    """Return the figure as SVG. Raises UsageError unless the game has three actions, and as `tabular` does."""
     if name not in DRAWN:
         raise UsageError(f"no game of three actions is called {name!r}; there are {', '.join(DRAWN)}")
     game, start = DRAWN[name], np.asarray(mu, dtype=np.float64)
-    cycling = online_mirror_descent(game, start, 0.0, steps, step_size)
+    cycling = online_mirror_descent(game, start, 0.0, np.full(steps, step_size))
     left, right = MARGIN, 2.0 * MARGIN + SIDE + 16.0
     lines = panel(
         f"Self-play, {steps} steps of {step_size:g}",
@@ -110,13 +89,10 @@ def draw(name: str, mu: Sequence[float], tau: float, steps: int, step_size: floa
         right,
     )
     width, height = right + SIDE + MARGIN, MARGIN + HEIGHT + 92.0
-    caption = f"{name}, from mu = ({', '.join(f'{p:g}' for p in start)}), the dot. Rings: the equilibrium of the game "
-    caption += "(left), of the regularised game (right)."
-    lines.append(f'<text class="note" x="{left:.0f}" y="{height - 14:.0f}">{caption}</text>')
-    size = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}"'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">'
-    background = '<rect width="100%" height="100%" fill="#fff"/>'
-    return "\n".join([head, f"<style>{STYLE}</style>", background, *lines, "</svg>", ""])
+    title = f"{name}, from mu = ({', '.join(f'{p:g}' for p in start)}), the dot. Rings: the equilibrium of the game "
+    title += "(left), of the regularised game (right)."
+    lines.append(svg.text((left, height - 14), title))
+    return svg.document(width, height, title, lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -125,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--mu", type=float, nargs=3, default=[0.7, 0.2, 0.1], help="reference and start")
     parser.add_argument("--tau", type=float, default=0.05, help="temperature of Nash-MD")
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--step-size", type=float, default=0.2, help="of self-play")
+    parser.add_argument("--step-size", type=float, default=0.2, help="step size of self-play")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args(arguments)
     try:

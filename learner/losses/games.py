@@ -1,15 +1,15 @@
-"""Losses on preference games as pure functions of token log-probs. Knows nothing of models, ranks or batching.
+"""Losses on preference games as pure functions of token log-probs. Must not depend on models, ranks or batching.
 
-A game is one prompt's n = K + M completions: K players, sampled by the policy pi, and M opponents pi'; with M = 0 each
-half of the players plays against the other, so that no completion is judged by what it decides itself. Log-probs are in
-nats; mu is the frozen reference, P[i, j] the probability that i is preferred to j, and `b` in equations (behaviour in
-code) the distribution that sampled a token. With
+A game is a matrix game between the n = K + M completions of one prompt: K players, sampled from the policy pi, and M
+opponents, sampled for pi'. If M = 0, each half of the players plays against the other half, so no completion is judged
+against itself. Log-probs are in nats. mu is the frozen reference, P[i, j] the probability that i is preferred to j, and
+b (`behaviour` in code) the distribution that a token was sampled from. With
 
     v_i = mean over i's opponents j of w'_j (P[i, j] - 1/2),       w'_j = pi'(y_j) / b(y_j), capped
     A_i = v_i - tau log(pi(y_i) / mu(y_i))
 
 the policy gradient of Nash-MD-PG (Munos et al. 2023, "Nash Learning from Human Feedback", section 7) is the mean of
-w_i grad log pi(y_i) (A_i - baseline); A and all weights are constants.
+w_i grad log pi(y_i) (A_i - baseline). The advantages A and all importance weights are constants.
 """
 
 from __future__ import annotations
@@ -24,52 +24,53 @@ from learner.config import CorrectionConfig, GameLossConfig, Level, RewardLossCo
 from learner.losses.pairs import LossOutput
 
 LARGEST = 20.0
-"""Nats. Beyond e^20 a ratio is over any sensible cap, and a product of ratios might overflow."""
+"""Limit of a log-ratio (nats). e^20 exceeds any sensible cap, and products of larger ratios might overflow."""
 
 
 @dataclass(frozen=True, slots=True)
 class GameBatch:
-    """Games of one shape, as a loss sees them. g games, n = K + M completions each, t tokens at most.
+    """Input of a loss: g games of n = K + M completions with at most t tokens.
 
-    Of opponents drawn apart `ipo_md` alone reads policy and reference; it has no gradient from players, the other
-    losses none from these opponents.
+    With M > 0, `ipo_md` takes its gradient from the opponents only, and the other losses from the players only.
     """
 
     policy: Tensor
-    """[g, n, t] log pi of each token; carries the gradient. 0 at padding, as in all of them."""
+    """[g, n, t] log pi of each token; carries the gradient. 0 at padding, as are all log-probs."""
     reference: Tensor
     """[g, n, t] log mu."""
     behaviour: Tensor
-    """[g, n, t] recorded log-prob under what sampled the token."""
+    """[g, n, t] log b, recorded when the token was sampled."""
     opponent: Tensor
-    """[g, n, t] log pi' of each token, the opponent as it is now; read where weights of opponents are."""
+    """[g, n, t] log pi' of each token, with the current opponent; used only for the opponents' importance weights."""
     mask: Tensor
     """[g, n, t] 1 at tokens, 0 at padding."""
     preferences: Tensor
     """[g, n, n] P."""
     scores: Tensor
-    """[g, n] judge's scores; read by `reward_pg`."""
+    """[g, n] the judge's scores; used only by `reward_pg`."""
     players: int
     """K."""
 
 
 @dataclass(frozen=True, slots=True)
 class GameOutput(LossOutput):
-    """One loss per game [g], and what is worth watching, [g] each."""
+    """One loss per game [g], and its metrics, [g] each."""
 
     advantages: Tensor
     """[g, K] A of each player, detached."""
 
 
 def importance_weights(log_ratio: Tensor, mask: Tensor, level: str, cap: float, beyond_cap: str) -> Tensor:
-    """Weights [g, n, t] of tokens, from log_ratio [g, n, t] = log target - log behaviour (nats).
+    """Return importance weights [g, n, t] of tokens from log_ratio [g, n, t] = log target - log behaviour (nats).
+
+    A token's weight depends on `level`:
 
     * none: 1.
-    * token: each token its own ratio, capped.
-    * sequence: each token the product of the whole completion's ratios, capped.
+    * token: its own ratio, capped.
+    * sequence: the product of the ratios of its whole completion, capped.
 
-    Truncation to `cap` from above is V-trace's (Espeholt et al. 2018, eq. 1); masking sets ratios outside [1/cap, cap]
-    to 0.
+    Truncation at `cap` follows V-trace (Espeholt et al. 2018, eq. 1). If `beyond_cap` is mask, ratios outside
+    [1/cap, cap] become 0 instead.
     """
     exponent = _exponent(log_ratio, mask, level)
     ratio = exponent.clamp(-LARGEST, LARGEST).exp().clamp(max=cap)
@@ -77,14 +78,14 @@ def importance_weights(log_ratio: Tensor, mask: Tensor, level: str, cap: float, 
 
 
 def sequence_weights(token_weights: Tensor, mask: Tensor, level: str) -> Tensor:
-    """Weights [g, n] of whole completions from `importance_weights`: with `token` the product over tokens."""
+    """Return weights [g, n] of whole completions from `importance_weights`; at level token the product over tokens."""
     if level == "token":
         return torch.where(mask > 0, token_weights, 1.0).log().sum(-1).clamp(max=LARGEST).exp()
     return token_weights.amax(-1)
 
 
 def _exponent(log_ratio: Tensor, mask: Tensor, level: str) -> Tensor:
-    """Log of the uncapped weights of tokens [g, n, t]."""
+    """Return the log of the uncapped token weights [g, n, t]."""
     if level == "none":
         return torch.zeros_like(mask)
     exponent = log_ratio * mask
@@ -96,10 +97,10 @@ def _beyond(exponent: Tensor, cap: float, beyond_cap: str) -> Tensor:
 
 
 def roles(players: int, opponents: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Who plays against whom, and who are peers: two [n, n] tables of 0 and 1; a row without opponents plays not.
+    """Return who plays against whom, and who are peers: two [n, n] tables of 0 and 1.
 
-    Without opponents the first half of the players and the rest play against each other. Peers share a role; nobody is
-    their own peer.
+    A row without opponents is inactive. If `opponents` is 0, the first half of the players plays against the second.
+    Peers share a role; a completion is not its own peer.
     """
     n = players + opponents
     side = torch.arange(n, device=device) >= (players if opponents else players // 2)
@@ -111,29 +112,29 @@ def roles(players: int, opponents: int, device: torch.device | str = "cpu") -> t
 
 
 def _mean(values: Tensor, table: Tensor) -> Tensor:
-    """Row i: mean of `values` [g, n] (or of row i of [g, n, n]) over the columns that table [n, n] names; else 0."""
+    """Average `values` [g, n] (or row i of [g, n, n]) over the columns set in row i of `table` [n, n]; 0 if none is."""
     rows = values if values.dim() == 3 else values[:, None, :].expand(-1, table.shape[0], -1)
     return (rows * table).sum(-1) / table.sum(-1).clamp(min=1.0)
 
 
 def game_loss(batch: GameBatch, config: RewardLossConfig | GameLossConfig) -> GameOutput:
-    """Loss of each game, [g], and what is worth watching, [g] each.
+    """Compute the loss and metrics of each game, [g] each.
 
-    * nash_pg: sum over the players of -w_i (A_i - baseline) log pi(y_i), over K. With `reward_to_go` token m's gradient
-      is charged with the log-ratios of tokens >= m only.
-    * reward_pg: the same with v_i the judge's score: KL-regularised policy gradient; with `leave_one_out` it is RLOO
-      (Ahmadian et al. 2024).
-    * online_ipo: mean over pairs of peers (i, l) of w_i w_l (h_i - h_l - (v_i - v_l) / tau)^2, h = log(pi / mu), whose
+    * nash_pg: mean over players of -w_i (A_i - baseline) log pi(y_i). With `kl: reward_to_go` the KL penalty in
+      token m's advantage covers only the log-ratios of tokens >= m.
+    * reward_pg: the same with the judge's score as v_i: KL-regularised policy gradient, with a `leave_one_out` baseline
+      RLOO (Ahmadian et al. 2024).
+    * online_ipo: mean over pairs of peers (i, l) of w_i w_l (h_i - h_l - (v_i - v_l) / tau)^2, h = log(pi / mu). Its
       fixed point does not depend on how y_i and y_l were sampled (Zhou et al. 2025, arXiv 2503.08942, generalised IPO).
-    * ipo_md: mean over pairs of opponents, drawn from the mixture or weighted by w'_i w'_j, of
+    * ipo_md: mean over pairs of opponents, sampled from the mixture or weighted by w'_i w'_j, of
       P (h_i - h_j - 1 / (2 tau))^2 + (1 - P) (h_j - h_i - 1 / (2 tau))^2 (Calandriello et al. 2024, "Human Alignment of
-      Large Language Models through Online Preference Optimisation", section 5). With M > 0 players do not enter.
+      Large Language Models through Online Preference Optimisation", section 5). With M > 0 players are not used.
 
-    Metrics: `player_preference` mean v_i + 1/2, not with reward_pg; `kl_players` mean log(pi / mu), nats, of the
-    players as they were sampled, so both speak of pi where the players are fresh; `advantage_std`; and those of
-    `_weight_metrics`.
+    Metrics: `player_preference`, mean v_i + 1/2 (not for reward_pg); `kl_players`, mean log(pi / mu) (nats);
+    `advantage_std`; and those of `_weight_metrics`. The first two average over the sampled players without importance
+    weights, so they estimate the policy's values only for on-policy players.
 
-    Each completion needs its comparisons: K >= 2, without opponents of their own K >= 4, and M >= 2 for ipo_md.
+    Every completion needs comparisons: K >= 2 with opponents, K >= 4 without, and M >= 2 for ipo_md.
     """
     correction, mask = config.correction, batch.mask.to(batch.policy.dtype)
     n = mask.shape[1]
@@ -172,7 +173,7 @@ def game_loss(batch: GameBatch, config: RewardLossConfig | GameLossConfig) -> Ga
 
 
 def opponent_weights(batch: GameBatch, correction: CorrectionConfig) -> Tensor:
-    """w' [g, n], detached."""
+    """Return the importance weights w' [g, n] as opponents, detached."""
     mask = batch.mask.to(batch.policy.dtype)
     log_ratio = (batch.opponent - batch.behaviour).detach()
     level, cap = correction.opponents, correction.opponent_cap
@@ -184,7 +185,7 @@ def advantages(
 ) -> tuple[Tensor, Tensor]:
     """v and A [g, n] of every completion, detached, from w' [g, n]; without w' (reward_pg) v is the score.
 
-    Only those of completions that play mean anything.
+    Undefined for non-players.
     """
     mask = batch.mask.to(batch.policy.dtype)
     if w_opponent is None:
@@ -216,11 +217,10 @@ def _ipo_md(batch: GameBatch, w_opponent: Tensor, tau: float) -> Tensor:
 def _weight_metrics(
     batch: GameBatch, mask: Tensor, w: Tensor, w_opponent: Tensor | None, config: RewardLossConfig | GameLossConfig
 ) -> dict[str, Tensor]:
-    """Effective sample size (Kish: (sum w)^2 / (n sum w^2), a share) and share beyond the cap, [g] each.
+    """Compute effective sample sizes (Kish: (sum w)^2 / (n sum w^2), a share) and shares beyond the cap, [g] each.
 
-    `player_ess`, `player_truncated` and `opponent_truncated` are shares of tokens with level `token`, of completions
-    otherwise; `opponent_ess` is of completions, whose weights it is about. Without opponents of their own every
-    completion counts as one.
+    `player_ess`, `player_truncated` and `opponent_truncated` are shares of tokens at level token, else of completions;
+    `opponent_ess` is always of completions. If M = 0, every completion counts as an opponent.
     """
     n, players, correction = mask.shape[1], batch.players, config.correction
     sides: list[tuple[str, slice, Level, float, Tensor]] = [
@@ -232,7 +232,7 @@ def _weight_metrics(
     metrics = {}
     for role, chosen, level, cap, target in sides:
         exponent = _exponent(target - batch.behaviour, mask, level)[:, chosen]
-        # A completion counts as one, shared out among its tokens.
+        # At other levels a completion counts once, split evenly over its tokens.
         share = 1.0 if level == "token" else mask[:, chosen].sum(-1, keepdim=True).clamp(min=1.0)
         counts = mask[:, chosen] / share
         beyond = _beyond(exponent, cap, correction.beyond_cap)

@@ -1,4 +1,4 @@
-"""Preference losses as pure functions of log-probs. Knows nothing of models, ranks or batching.
+"""Losses on preferred pairs as pure functions of log-probs. Must not depend on models, ranks or batching.
 
 Every loss is a convex function f of one number per pair, the log-ratio difference
 
@@ -20,16 +20,16 @@ from learner.config import PairLossConfig
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """One loss per pair, and what is worth watching."""
+    """One loss per pair, and its metrics."""
 
     loss: Tensor
     """[b], nats for dpo; carries the gradient."""
     metrics: dict[str, Tensor]
-    """[b] each, detached: `margin` (implicit reward margin beta * h) and `accuracy` (1 where h > 0, else 0)."""
+    """[b] each, detached: `margin` (implicit reward margin beta * h) and `accuracy` (1 if h > 0, else 0)."""
 
 
 def _loss_of_difference(h: Tensor, config: PairLossConfig) -> Tensor:
-    """f(h) without label smoothing; h [b] nats -> [b]."""
+    """Return f(h) [b] without label smoothing; h [b] in nats."""
     if config.kind == "dpo":
         return -logsigmoid(config.beta * h)
     if config.kind == "ipo":
@@ -45,7 +45,7 @@ def preference_loss(
     config: PairLossConfig,
     probability: Tensor | None = None,
 ) -> LossOutput:
-    """Loss of each pair from sequence log-probs (nats, summed over the completion's tokens); all inputs [b].
+    """Compute each pair's loss from sequence log-probs (nats, summed over the completion's tokens); all inputs [b].
 
     * dpo: -log sigmoid(beta h). Rafailov et al. 2023, "Direct Preference Optimization", eq. 7.
     * ipo: (h - 1/(2 beta))^2. Azar et al. 2023, "A General Theoretical Paradigm to Understand Learning from Human
@@ -53,10 +53,10 @@ def preference_loss(
     * slic: max(0, 1 - beta h). Zhao et al. 2023, "SLiC-HF", eq. 1, on log-ratios to the reference and with the margin
       normalised to 1, as in Liu et al. 2023, "Statistical Rejection Sampling Improves Preference Optimization", eq. 10.
 
-    With `probability` p, that chosen is preferred to rejected, each becomes p f(h) + (1 - p) f(-h), the expected loss
-    under that preference; unset, p is 1. With label smoothing eps the preference is taken to be the other way round
-    with probability eps, whatever p: (1 - eps) p + eps (1 - p) takes p's place (for dpo and p = 1 the conservative DPO
-    of Mitchell 2023, "A note on DPO with noisy preferences").
+    `probability` p is the probability that chosen is preferred to rejected, 1 if unset. The loss is then its
+    expectation, p f(h) + (1 - p) f(-h). Label smoothing eps flips each preference with probability eps, so it replaces
+    p by (1 - eps) p + eps (1 - p); for dpo and p = 1 this is the conservative DPO of Mitchell 2023, "A note on DPO with
+    noisy preferences".
     """
     h = (policy_chosen - policy_rejected) - (reference_chosen - reference_rejected)
     loss = _loss_of_difference(h, config)
@@ -69,6 +69,6 @@ def preference_loss(
 
 
 def tie_loss(config: PairLossConfig) -> float:
-    """The constant loss of a tie, f(0): both completions count as one, so h = 0 and there is no gradient."""
+    """Return the constant loss of a tie, f(0): h = 0, because both completions are equal, so the gradient is 0."""
     zero = torch.zeros(1, dtype=torch.float64)
     return float(preference_loss(zero, zero, zero, zero, config).loss[0])

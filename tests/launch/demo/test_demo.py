@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
+from launch.run.world import mean_shares
 from rich.console import Console
 
 from actors.errors import UsageError
@@ -135,12 +136,13 @@ def test_the_summary_is_the_nash_route_s_with_both_side_by_side(shown: Shown) ->
 
 
 def test_the_triangle_has_both_ways_the_start_and_where_nash_md_should_end(shown: Shown) -> None:
-    svg = ElementTree.fromstring((shown.directory / "triangle.svg").read_text())
-    labels = [text.text for text in svg.iter("{http://www.w3.org/2000/svg}text")]
-    assert labels[3:] == ["bradley-terry", "nash-md", "start", "Nash-MD, exact"]
-    ways = [line.get("points", "").split() for line in svg.iter("{http://www.w3.org/2000/svg}polyline")]
-    assert [len(points) for points in ways[:2]] == [3, 3], "the start and two evaluations"
-    assert ways[0][0] == ways[1][0], "one start"
+    labels = re.findall(r"^  (?:[a-d]\.\.[A-D]|[A-D]   )  (.*)$", shown.text, re.MULTILINE)
+    assert labels == ["bradley-terry", "nash-md", "start", "Nash-MD, exact"]
+    targets = demo.find_targets(_routes()["nash-md"], shown.directory / "start")
+    rival, nash, start, limit = demo.family_curves(shown.directory, targets)
+    assert [len(curve.points) for curve in (rival, nash)] == [3, 3], "the start and two evaluations"
+    assert rival.points[0] == nash.points[0] == start.points[0], "one start"
+    assert limit.points == [mean_shares(targets.exact["nash-md"])]
 
 
 def test_the_end_shows_the_start_both_routes_their_targets_and_what_they_leave_to_exploit(shown: Shown) -> None:
@@ -169,21 +171,27 @@ def test_a_route_that_does_not_end_ends_the_demo_with_its_code(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("world.task=transitive", r"intransitive task, and world\.task is set to transitive; leave it out"),
+        ("world.task=transitive", r"world\.task is set to transitive, and the demo needs intransitive; leave it out"),
         ("model.path=other/model", r"model\.path is set to other/model"),
         ("model.reference=other/model", r"model\.reference is set to other/model"),
         ("prompts.source=p.jsonl", r"prompts\.source is set to p\.jsonl"),
         ("sampling.max_new_tokens=5", r"sampling\.max_new_tokens is set to 5"),
         (
             "learner.loss.kind=nash_pg",
-            r"task, and bradley-terry's learner\.loss\.kind is set to nash_pg; leave",
+            r"bradley-terry's learner\.loss\.kind is set to nash_pg, and the demo needs reward_pg; leave",
         ),
-        ("learner.loss.kind=reward_pg", r"task, and nash-md's learner\.loss\.kind is set to reward_pg; leave"),
+        (
+            "learner.loss.kind=reward_pg",
+            r"nash-md's learner\.loss\.kind is set to reward_pg, and the demo needs nash_pg",
+        ),
         (
             "judging.judge.kind=gold",
-            r"task, and bradley-terry's judging\.judge\.kind is set to gold; leave",
+            r"bradley-terry's judging\.judge\.kind is set to gold, and the demo needs bradley_terry",
         ),
-        ("judging.judge.kind=bradley_terry", r"task, and nash-md's judging\.judge\.kind is set to bradley_terry; l"),
+        (
+            "judging.judge.kind=bradley_terry",
+            r"nash-md's judging\.judge\.kind is set to bradley_terry, and the demo needs gold",
+        ),
         ("evaluation.exact_every_updates=0", r"evaluation\.exact_every_updates is set to 0"),
     ],
 )
@@ -288,7 +296,8 @@ def test_nash_md_s_exact_target_is_that_of_the_opponent_really_played(
         "nash-md": load_config("embedded-nash-md", overrides),
     }
     start = shown.directory / "start"
-    targets = demo.Demo(routes, tmp_path, Train(), Console(file=io.StringIO()))._targets(start)
+    demo.Demo(routes, tmp_path, Train(), Console(file=io.StringIO()))
+    targets = demo.find_targets(routes["nash-md"], start)
     mu = exact.load_policy(start).probabilities
     fixed_point = equilibria.nash_md_fixed_point(World("intransitive"), mu, 0.05, beta)
     assert targets.exact["nash-md"].kl == pytest.approx(fixed_point.kl, abs=1e-9)

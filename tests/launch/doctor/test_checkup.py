@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from launch.cli import main
@@ -88,8 +90,10 @@ def errors(found: dict[str, Any]) -> list[str]:
 def test_a_sound_run_on_this_machine_has_no_errors(file: Path, small: Path, capsys) -> None:
     code, found = examined(config_of(file), capsys)
     assert (errors(found), code, found["ok"]) == ([], 0, True)
-    assert named(found, "prompts") == [("ok", f"1 in {file.parent / 'prompts.jsonl'}")]
-    assert named(found, "tokenizer")[0][1].startswith("96 tokens, end of sequence '</s>', no chat template")
+    assert named(found, "prompts") == [("ok", f"1 in {file.parent / 'prompts.jsonl'}, 0 malformed rows skipped")]
+    assert named(found, "tokenizer") == [
+        ("ok", "96 tokens of the model's 96, end of sequence '</s>', no chat template")
+    ]
     assert "policy" in {finding["name"] for finding in found["findings"]}
     assert not (file.parent / "run").exists(), "nothing was written"
     assert not list(small.iterdir())
@@ -99,7 +103,7 @@ def test_the_embedded_world_needs_no_files(small: Path, tmp_path: Path, capsys) 
     own = [f"output={tmp_path}/run", "cluster.num_cpus=8", "cluster.object_store_mib=80"]
     code, found = examined(load_config("embedded", own), capsys)
     assert (errors(found), code) == ([], 0)
-    assert named(found, "prompts") == [("ok", "16 in world")]
+    assert named(found, "prompts") == [("ok", "16 in world, 0 malformed rows skipped")]
 
 
 def test_every_mistake_is_told_in_one_go(file: Path, small: Path, capsys) -> None:
@@ -129,7 +133,7 @@ def test_malformed_rows_that_are_left_out_are_a_warning(file: Path, small: Path,
     code, found = examined(config_of(file, "prompts.on_malformed=skip"), capsys)
     assert code == 0
     ((level, text),) = named(found, "prompts")
-    assert (level, "1 malformed rows left out" in text) == ("warning", True)
+    assert (level, "1 malformed rows skipped" in text) == ("warning", True)
 
 
 def test_a_tokenizer_larger_than_the_model_is_an_error(file: Path, small: Path, tmp_path: Path, capsys) -> None:
@@ -137,7 +141,7 @@ def test_a_tokenizer_larger_than_the_model_is_an_error(file: Path, small: Path, 
     code, found = examined(config_of(file, f"model.tokenizer={tmp_path}/other"), capsys)
     assert code == 1
     assert named(found, "tokenizer") == [
-        ("error", "128 tokens, end of sequence '</s>', no chat template: more than the 96 of the model")
+        ("error", "128 tokens of the model's 96, end of sequence '</s>', no chat template")
     ]
 
 
@@ -152,9 +156,11 @@ def test_hub_names_that_are_not_cached_are_warnings_and_nothing_is_asked_of_the_
     code, found = examined(config, capsys)
     assert code == 0
     assert named(found, "model") == [
-        ("warning", "model.path nobody/offbeat-policy is not on this machine: it will be downloaded")
+        ("warning", "model.path nobody/offbeat-policy is not on this machine; it will be downloaded")
     ]
     assert named(found, "prompts")[0][0] == "warning"
+    assert not named(found, "policy") + named(found, "memory"), "its size is unknown"
+    assert named(found, "disk")[0][0] == "ok"
 
 
 def test_without_a_model_the_prompts_are_still_looked_at(file: Path, small: Path, capsys) -> None:
@@ -180,41 +186,65 @@ def test_a_cluster_is_asked_whether_it_can_place_the_run(
 ) -> None:
     from launch.cluster import wiring
 
-    nodes = [{"Alive": True, "NodeManagerAddress": "10.0.0.1"}, {"Alive": False, "NodeManagerAddress": "10.0.0.2"}]
     monkeypatch.setattr(wiring, "ray_session", lambda cluster: contextlib.nullcontext())
-    monkeypatch.setattr(wiring.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(wiring.ray, "nodes", list)
     monkeypatch.setattr(wiring.ray, "cluster_resources", lambda: {"CPU": 1.0})
     code, found = examined(config_of(file, "cluster.address=10.0.0.1:6379"), capsys)
     assert (errors(found), code) == ([], 0)
-    assert named(found, "cluster") == [("ok", "10.0.0.1:6379: 1 host, 1 CPUs, 0 GPUs; the run can be placed")]
+    assert named(found, "cluster") == [("ok", "10.0.0.1:6379: the run can be placed")]
     code, found = examined(config_of(file, "cluster.address=10.0.0.1:6379", "generators.count=2"), capsys)
     assert code == 1
     assert "needs 1.5 CPUs" in named(found, "cluster")[0][1]
 
 
-def test_what_killed_runs_left_is_told_and_stays(file: Path, small: Path, capsys) -> None:
-    (small / "offbeat-dead").mkdir()
-    _, found = examined(None, capsys)
-    assert named(found, "leftovers")[0][0] == "warning"
-    assert (small / "offbeat-dead").is_dir()
-
-
 def test_without_a_configuration_only_the_machine_is_looked_at(small: Path, capsys) -> None:
     assert doctor.run_doctor(None) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[:3] == ["ok", "python", ".".join(map(str, sys.version_info[:3]))]
+    assert lines[0].split()[:2] == ["ok", "machine"]
+    assert lines[0].endswith("Python " + ".".join(map(str, sys.version_info[:3])))
     assert not any("placement" in line for line in lines)
 
 
-def test_two_gpus_are_tested_as_a_pair(small: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = machine.Gpu(0, "H100", 1 << 36, 0, "580", (9, 0))
-    monkeypatch.setattr(machine, "gpus", lambda: [gpu, gpu])
-    monkeypatch.setattr(machine, "driver_cuda", lambda: (13, 0))
-    monkeypatch.setattr(doctor, "_torch_cuda", lambda: "13.0")
-    monkeypatch.setattr("launch.doctor.allreduce.problem_between_two", lambda: ("ncclUnhandledCudaError", 1.0))
+@pytest.mark.parametrize(
+    ("cuda", "failure", "level", "text"),
+    [
+        ("13.0", None, "ok", "works with the driver"),
+        ("13.0", RuntimeError("The NVIDIA driver on your system is too old\nmore"), "error", "is too old"),
+        (None, AssertionError("Torch not compiled with CUDA enabled"), "warning", "not compiled with CUDA enabled"),
+    ],
+)
+def test_torch_says_whether_it_can_use_the_gpus(
+    small: Path, capsys, monkeypatch: pytest.MonkeyPatch, cuda: str | None, failure: Exception | None, level, text
+) -> None:
+    def init() -> None:
+        if failure is not None:
+            raise failure
+
+    monkeypatch.setattr(machine, "gpus", lambda: [machine.Gpu(0, "H100", 1 << 36, 0, "580")])
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "init", init)
     code, found = examined(None, capsys)
-    assert code == 1
-    assert named(found, "nccl") == [("error", "an all-reduce over two GPUs failed: ncclUnhandledCudaError")]
+    ((found_level, found_text),) = named(found, "cuda")
+    assert (code, found_level, found_text.endswith(text)) == (int(level == "error"), level, True)
+
+
+def test_the_run_s_port_is_reported_only_if_it_is_set(file: Path, small: Path, capsys) -> None:
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        code, found = examined(config_of(file, f"learner.port={port}"), capsys)
+        assert (code, named(found, "port")) == (1, [("error", f"learner.port {port} is in use")])
+    code, found = examined(config_of(file, f"learner.port={port}"), capsys)
+    assert (code, named(found, "port")) == (0, [("ok", f"learner.port {port} is free")])
+    assert not named(examined(config_of(file), capsys)[1], "port")
+
+
+def test_a_silent_judge_server_is_a_warning(file: Path, small: Path, capsys) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+        config = config_of(file, f"judging.judge={{kind: endpoint, url: '{url}', model: m, request_retries: 0}}")
+        assert named(examined(config, capsys)[1], "judge server") == [("ok", f"{url}: connected")]
+    code, found = examined(config, capsys)
+    assert (code, named(found, "judge server")) == (0, [("warning", f"{url}: Connection refused")])
 
 
 # What train asks first

@@ -6,22 +6,32 @@ import json
 from rich.console import Console
 
 from actors.errors import RunError, UsageError
-from launch.doctor.findings import Finding, as_json, error, exit_code, ok, refusal, show, verdict, warning
+from launch.doctor.findings import Finding, from_exception, graded, report, show
 
-GOOD, ODD, BAD = ok("python", "3.11"), warning("disk", "nearly full", "free space"), error("gpus", "none", "buy one")
-
-
-def test_only_an_error_gives_an_exit_code():
-    assert exit_code([GOOD, ODD]) == 0
-    assert exit_code([GOOD, BAD, ODD]) == 1
-    assert exit_code([]) == 0
+GOOD = graded("python", "3.11", "unused")
+ODD = graded("disk", "nearly full", "free space", doubtful=True)
+BAD = graded("gpus", "none", "buy one", fatal=True, doubtful=True)
 
 
-def test_json_counts_and_lists_everything():
-    read = json.loads(as_json([GOOD, ODD, BAD]))
+def test_the_worst_condition_decides_the_level_and_only_problems_have_a_remedy():
+    assert Finding("python", "ok", "3.11", "") == GOOD
+    assert Finding("disk", "warning", "nearly full", "free space") == ODD
+    assert Finding("gpus", "error", "none", "buy one") == BAD
+
+
+def test_only_an_error_gives_an_exit_code(capsys):
+    assert report([GOOD, ODD]) == 0
+    assert report([GOOD, BAD, ODD]) == 1
+    assert report([]) == 0
+
+
+def test_json_counts_and_lists_everything(capsys):
+    assert report([GOOD, ODD, BAD], as_json=True) == 1
+    read = json.loads(capsys.readouterr().out)
     assert (read["ok"], read["errors"], read["warnings"]) == (False, 1, 1)
     assert read["findings"][1] == {"name": "disk", "level": "warning", "text": "nearly full", "remedy": "free space"}
-    assert json.loads(as_json([GOOD, ODD]))["ok"] is True
+    assert report([GOOD, ODD], as_json=True) == 0
+    assert json.loads(capsys.readouterr().out)["ok"] is True
 
 
 def test_a_line_shows_the_level_the_name_and_below_it_what_to_do():
@@ -33,15 +43,17 @@ def test_a_line_shows_the_level_the_name_and_below_it_what_to_do():
     assert first.index("nearly") == second.index("free")
 
 
-def test_the_verdict_counts_errors_and_warnings():
-    assert verdict([GOOD, GOOD]) == "all 2 checks passed"
-    assert verdict([BAD, BAD, ODD, GOOD]) == "2 errors, 1 warning"
+def test_the_last_line_counts_errors_and_warnings(capsys):
+    report([GOOD, GOOD])
+    assert capsys.readouterr().out.splitlines()[-1] == "all 2 checks passed"
+    report([BAD, BAD, ODD, GOOD])
+    assert capsys.readouterr().out.splitlines()[-1] == "2 errors, 1 warning"
 
 
 def test_an_error_of_another_part_is_split_into_what_and_what_to_do():
-    assert refusal("model", UsageError("a; b is wrong; lower it")) == Finding(
+    assert from_exception("model", UsageError("a; b is wrong; lower it")) == Finding(
         "model", "error", "a; b is wrong", "lower it"
     )
-    assert refusal("model", RunError("it is wrong")) == Finding("model", "error", "it is wrong", "")
+    assert from_exception("model", RunError("it is wrong")) == Finding("model", "error", "it is wrong", "")
     rows = UsageError("2 rows are malformed:\n  p.jsonl:1: null; no\nCorrect them.")
-    assert refusal("prompts", rows).remedy == "Correct them."
+    assert from_exception("prompts", rows).remedy == "Correct them."

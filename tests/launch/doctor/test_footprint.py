@@ -14,13 +14,13 @@ GIB = 1 << 30
 
 
 def model(parameters, **sizes):
-    given = {"layers": 2, "hidden": 4, "kv_heads": 2, "head_size": 2, "vocabulary": 5, "positions": None} | sizes
+    given = {"layers": 2, "hidden": 4, "kv_heads": 2, "head_size": 2, "vocabulary": 5} | sizes
     return ModelFacts(parameters=parameters, **given)
 
 
 def states(psi, stage, ranks=1, dtype="bfloat16", reference=False, **settings):
     config = TrainerConfig(zero_stage=stage, ranks=ranks, dtype=dtype, **settings)
-    return learner_memory(model(psi), model(psi) if reference else None, config, ema=False).device
+    return learner_memory(model(psi), model(psi) if reference else None, config, average=False)[0]
 
 
 @pytest.mark.parametrize(("stage", "published"), [(1, 31.4e9), (2, 16.6e9), (3, 1.9e9)])
@@ -58,15 +58,15 @@ def test_a_rank_holds_what_was_counted_in_live_engines(stage, dtype, ranks, per_
 
 def test_an_average_is_kept_in_float32_and_in_the_model_s_dtype():
     config = TrainerConfig(zero_stage=2, dtype="bfloat16")
-    without, with_average = (learner_memory(model(100), None, config, ema=ema).device for ema in (False, True))
+    without, with_average = (learner_memory(model(100), None, config, average=kept)[0] for kept in (False, True))
     assert with_average - without == (4 + 2) * 100
 
 
 def test_an_offloaded_optimizer_moves_to_the_host_with_its_gradients():
     config = TrainerConfig(zero_stage=2, ranks=4, dtype="bfloat16", offload_optimizer=True, gpus_per_rank=1)
-    memory = learner_memory(model(1000), model(1000), config, ema=False)
-    assert memory.device == 2 * 1000 + 2 * 1000
-    assert memory.host == (12 * 1000 + 4 * 1000) / 4
+    device, host = learner_memory(model(1000), model(1000), config, average=False)
+    assert device == 2 * 1000 + 2 * 1000
+    assert host == (12 * 1000 + 4 * 1000) / 4
 
 
 def test_activations_by_hand():
@@ -119,8 +119,10 @@ def test_only_sampled_opponents_of_another_model_double_the_engine():
 )
 def test_a_checkpoint_holds_model_weights_and_optimizer(settings, per_parameter):
     config = TrainerConfig(**settings)
-    assert footprint.checkpoint_bytes(WORLD_POLICY, config, ema=False) == per_parameter * WORLD_POLICY.parameters
-    assert footprint.checkpoint_bytes(WORLD_POLICY, config, ema=True) == (per_parameter + 4) * WORLD_POLICY.parameters
+    assert footprint.checkpoint_bytes(WORLD_POLICY, config, average=False) == per_parameter * WORLD_POLICY.parameters
+    assert (
+        footprint.checkpoint_bytes(WORLD_POLICY, config, average=True) == (per_parameter + 4) * WORLD_POLICY.parameters
+    )
 
 
 def test_a_run_s_disk_is_the_checkpoints_kept_one_more_and_the_final_model():

@@ -18,7 +18,6 @@ def test_headers_give_the_size_that_the_model_has(tmp_path: Path):
         kv_heads=1,
         head_size=32,
         vocabulary=96,
-        positions=512,
     )
 
 
@@ -41,23 +40,23 @@ def test_the_world_s_policy_is_as_it_is_built(tmp_path: Path):
 
 
 def test_gpt2_names_its_sizes_otherwise():
-    config = {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257, "n_positions": 1024}
-    assert facts_of(config, 1) == ModelFacts(1, 12, 768, 12, 64, 50257, 1024)
+    config = {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257}
+    assert facts_of(config, 1) == ModelFacts(1, 12, 768, 12, 64, 50257)
 
 
 def test_a_model_of_images_and_text_has_its_sizes_in_a_section():
     text = {"num_hidden_layers": 3, "hidden_size": 8, "num_attention_heads": 2, "vocab_size": 9, "head_dim": 16}
-    assert facts_of({"text_config": text, "vision_config": {}}, 1) == ModelFacts(1, 3, 8, 2, 16, 9, None)
+    assert facts_of({"text_config": text, "vision_config": {}}, 1) == ModelFacts(1, 3, 8, 2, 16, 9)
 
 
 @pytest.mark.parametrize(
     ("files", "problem"),
     [
-        ({}, r"has no config\.json"),
+        ({}, r"config\.json cannot be read: .*No such file"),
         ({"config.json": "{"}, r"config\.json cannot be read"),
         ({"config.json": "{}"}, r"holds no \.safetensors file"),
-        ({"config.json": "{}", "model.safetensors": "short"}, r"model\.safetensors is no safetensors file"),
-        ({"config.json": "{}", "model.safetensors": "x" * 64}, r"model\.safetensors is no safetensors file"),
+        ({"config.json": "{}", "model.safetensors": "short"}, r"model\.safetensors cannot be read as safetensors"),
+        ({"config.json": "{}", "model.safetensors": "x" * 64}, r"model\.safetensors cannot be read as safetensors"),
     ],
 )
 def test_files_that_do_not_tell_are_named(tmp_path: Path, files: dict[str, str], problem: str):
@@ -70,7 +69,7 @@ def test_files_that_do_not_tell_are_named(tmp_path: Path, files: dict[str, str],
 def test_a_missing_shard_is_named(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
-    with pytest.raises(ValueError, match=r"gone\.safetensors cannot be read: No such file"):
+    with pytest.raises(ValueError, match=r"gone\.safetensors cannot be read as safetensors: .*No such file"):
         read_model(str(tmp_path))
 
 

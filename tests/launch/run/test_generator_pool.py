@@ -161,7 +161,7 @@ def test_a_lease_past_its_deadline_goes_to_a_generator_again_and_the_late_answer
             assert pool.messages == []
             pool.now = 60.0
             pool.pool.expire()
-            assert "2 leases passed their deadline" in pool.messages[0]
+            assert "2 leases expired; reissuing" in pool.messages[0]
             await until(lambda: len(a.leases) == 4)
             assert [(lease.index, lease.attempt) for lease in a.leases[2:]] == [(0, 1), (1, 1)]
             a.answers.put_nowait(_answer(first))
@@ -269,7 +269,7 @@ def test_a_prompt_outside_the_buffer_without_an_answer_is_granted_again_and_at_l
                 pool.now += 10.0
                 pool.pool.expire()
             failure, group = await sampling
-            assert failure == Failure(-1, 2, "no answer, though it was granted 3 times, for 10 s each")
+            assert failure == Failure(-1, 2, "no answer after 3 grants of 10 s each")
             assert group.lease.prompt == PROMPTS[1]
             assert not running.done()
 
@@ -475,7 +475,7 @@ def test_a_run_whose_only_generator_hangs_at_every_start_ends_when_its_restarts_
     with pytest.raises(BaseExceptionGroup) as caught:
         run(test)
     (message,) = [str(error) for error in _leaves(caught.value)]
-    assert message.startswith("no generator is left: no restart is left; see its log")
+    assert message.startswith("no generator is left: no restart is left; check its log")
 
 
 def test_a_killed_generator_whose_call_does_not_end_holds_up_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -512,7 +512,7 @@ def test_a_generator_that_says_it_works_with_another_version_than_it_was_given_e
     with pytest.raises(BaseExceptionGroup) as caught:
         run(test)
     (message,) = [str(error) for error in _leaves(caught.value)]
-    assert message.startswith("muddled was given policy version 2 and says that it works with 1")
+    assert message.startswith("muddled was given policy version 2 and reports version 1")
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

@@ -171,9 +171,13 @@ def test_the_alarm_is_raised_once_until_the_gap_has_doubled() -> None:
 
     messages: list[str] = []
     run(loop_of([FakeGenerator("a")], Drifting(), messages, {"generators": {"dtype": "float32"}}, max_staleness=0))
-    alarms = [text.split(" nats")[0] for text in messages if text.startswith("alarm")]
+    alarms = [text.split(" nats")[0] for text in messages if text.startswith("warning: vLLM and learner")]
     # Of 0.4, 0.8, ... 4.4: the first above 0.001, 0.8, 2.4 (twice 1.2).
-    assert [text.removeprefix("alarm: engine and learner differ by ") for text in alarms] == ["0.4", "1.2", "2.8"]
+    assert [text.removeprefix("warning: vLLM and learner log-probs differ by ") for text in alarms] == [
+        "0.4",
+        "1.2",
+        "2.8",
+    ]
 
 
 def test_no_gap_between_the_engines_is_told_where_no_token_met_the_weights_that_sampled_it() -> None:
@@ -195,7 +199,7 @@ def test_an_evaluation_that_is_still_going_on_does_not_hold_up_the_end() -> None
     loop.pool.sample = never
     run(loop)
     assert loop.progress.win_rate is None
-    assert any("no evaluation after update 8: the one before is still going on" in text for text in messages)
+    assert any("no evaluation after update 8: the previous one is still running" in text for text in messages)
 
 
 def test_an_evaluation_during_training_gives_a_win_rate() -> None:

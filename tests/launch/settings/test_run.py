@@ -85,7 +85,7 @@ def test_a_run_s_directory_is_named_after_it_otherwise():
 def test_the_final_model_is_one_that_was_published():
     """The win rate of a run was that of an older model than the one it left behind."""
     base = {"model": {"path": "m"}, "replay": {"updates_per_publish": 5}}
-    with pytest.raises(ValidationError, match=r"updates 12 is no multiple .* 5: .*; set updates to 10 or 15"):
+    with pytest.raises(ValidationError, match=r"updates 12 is not a multiple .* 5: .*; set updates to 10 or 15"):
         RunConfig.model_validate({**base, "updates": 12})
     with pytest.raises(ValidationError, match=r"; set updates to 5"):
         RunConfig.model_validate({**base, "updates": 3})
@@ -230,7 +230,7 @@ def test_a_batch_behind_http_must_have_time_for_one_request_and_its_lease_for_th
     judge = {"kind": "served", "url": "http://h", "model": "m"}
     with pytest.raises(ValidationError, match="timeout_seconds 60 is below the 180 s"):
         RunConfig.model_validate({"model": {"path": "m"}, "judging": {"judge": judge}})
-    with pytest.raises(ValidationError, match=r"and leases end after replay\.lease_seconds 600"):
+    with pytest.raises(ValidationError, match=r"and leases expire after replay\.lease_seconds 600"):
         RunConfig.model_validate({"model": {"path": "m"}, "judging": {"judge": judge, "timeout_seconds": 200}})
     RunConfig.model_validate({"model": {"path": "m"}, "judging": {"judge": judge, "timeout_seconds": 180}})
 

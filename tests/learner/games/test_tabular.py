@@ -15,13 +15,12 @@ from learner.games.tabular import (
     kl,
     nash_md,
     nash_md_fixed_point,
-    offline_dpo_fixed_point,
-    online_dpo_fixed_point,
-    online_mirror_descent,
     regularised_best_response,
     regularised_gap,
     regularised_nash,
 )
+from tests.learner.games import theory
+from tests.learner.games.theory import constant_descent, offline_dpo_fixed_point, online_dpo_fixed_point
 
 MU = np.array([0.7, 0.2, 0.1])
 UNIFORM = np.full(3, 1 / 3)
@@ -49,7 +48,7 @@ def test_named_games_have_the_raw_equilibria_that_they_are_known_for():
     ]:
         np.testing.assert_allclose(GAMES[name] @ pi, 0.5, atol=1e-15)
     assert exploitability(GAMES["rps_dominated"], [1 / 3, 1 / 3, 1 / 3, 0, 0]) == pytest.approx(0.0, abs=1e-15)
-    assert tabular.best_response(BT, UNIFORM) == 1
+    assert theory.best_response(BT, UNIFORM) == 1
 
 
 def test_dice_are_the_dice():
@@ -62,9 +61,9 @@ def test_dice_are_the_dice():
 def test_exploitability_and_nash_conv_of_rock_paper_scissors_by_hand():
     """Against (.5, .3, .2) the third action beats the first and loses to the second: .5 + .2/2 = .6."""
     pi = [0.5, 0.3, 0.2]
-    assert tabular.best_response(RPS, pi) == 2
+    assert theory.best_response(RPS, pi) == 2
     assert exploitability(RPS, pi) == pytest.approx(0.1, abs=1e-15)
-    assert tabular.nash_conv(RPS, pi) == pytest.approx(0.2, abs=1e-15)
+    assert theory.nash_conv(RPS, pi) == pytest.approx(0.2, abs=1e-15)
 
 
 def test_the_regularised_gap_is_the_divergence_to_the_regularised_best_response():
@@ -85,14 +84,14 @@ def test_nobody_on_a_grid_gains_more_than_the_regularised_gap_says():
 
 
 def test_geometric_mixture_by_hand():
-    np.testing.assert_allclose(tabular.geometric_mixture([0.8, 0.2], [0.2, 0.8], 0.5), 0.5)
+    np.testing.assert_allclose(theory.geometric_mixture([0.8, 0.2], [0.2, 0.8], 0.5), 0.5)
     np.testing.assert_allclose(
-        tabular.geometric_mixture([0.5, 0.3, 0.2], MU, 0.125),
+        theory.geometric_mixture([0.5, 0.3, 0.2], MU, 0.125),
         [0.526717396377, 0.288039136950, 0.185243466672],
         atol=1e-12,
     )
-    np.testing.assert_allclose(tabular.geometric_mixture([1.0, 0.0, 0.0], MU, 1.0), MU)
-    np.testing.assert_allclose(tabular.geometric_mixture([0.0, 0.5, 0.5], UNIFORM, 0.5), [0.0, 0.5, 0.5])
+    np.testing.assert_allclose(theory.geometric_mixture([1.0, 0.0, 0.0], MU, 1.0), MU)
+    np.testing.assert_allclose(theory.geometric_mixture([0.0, 0.5, 0.5], UNIFORM, 0.5), [0.0, 0.5, 0.5])
 
 
 # Equilibria
@@ -136,7 +135,7 @@ def test_random_games_are_solved_to_the_promised_residual(n, tau):
 
 def test_newton_finds_what_slow_self_play_converges_to():
     P, mu = random_game(20, seed=1)
-    slow = online_mirror_descent(P, mu, 0.1, 4000, 0.2)[-1]
+    slow = constant_descent(P, mu, 0.1, 4000, 0.2)[-1]
     np.testing.assert_allclose(regularised_nash(P, mu, 0.1), slow, atol=1e-12)
 
 
@@ -144,7 +143,7 @@ def test_the_equilibrium_s_exploitability_is_bounded_by_the_temperature():
     """e(pi*) <= tau (log 1/mu(best response) - KL(pi* || mu)), from V(y, pi*) <= 1/2."""
     for game, tau in itertools.product(("rps", "wrps", "bradley_terry"), (0.05, 0.2)):
         pi = regularised_nash(GAMES[game], MU, tau)
-        answer = tabular.best_response(GAMES[game], pi)
+        answer = theory.best_response(GAMES[game], pi)
         assert 0 < exploitability(GAMES[game], pi) <= tau * (-math.log(MU[answer]) - kl(pi, MU)) + 1e-15
 
 
@@ -153,9 +152,9 @@ def test_the_equilibrium_s_exploitability_is_bounded_by_the_temperature():
 def test_the_mixture_of_nash_md_s_fixed_point_is_the_equilibrium_at_a_higher_temperature(game, beta):
     """The fixed point by a thousand damped steps of its own equation, without any solver."""
     P, tau = GAMES[game], 0.1
-    pi = online_mirror_descent(P, MU, tau, 4000, 0.5, beta=beta)[-1]
+    pi = constant_descent(P, MU, tau, 4000, 0.5, beta=beta)[-1]
     np.testing.assert_allclose(nash_md_fixed_point(P, MU, tau, beta), pi, atol=1e-12)
-    mixture = tabular.geometric_mixture(pi, MU, beta)
+    mixture = theory.geometric_mixture(pi, MU, beta)
     np.testing.assert_allclose(mixture, regularised_nash(P, MU, tau / (1 - beta)), atol=1e-12)
     np.testing.assert_allclose(regularised_best_response(P, mixture, MU, tau), pi, atol=1e-12)
 
@@ -326,13 +325,13 @@ def test_a_constant_step_converges_to_its_own_biased_point():
 
 def test_a_constant_step_of_nash_md_is_mirror_descent_against_the_mixture():
     np.testing.assert_allclose(
-        nash_md(WRPS, MU, 0.1, 50, step_size=0.7), online_mirror_descent(WRPS, MU, 0.1, 50, 0.7, beta=0.07), atol=1e-14
+        nash_md(WRPS, MU, 0.1, 50, step_size=0.7), constant_descent(WRPS, MU, 0.1, 50, 0.7, beta=0.07), atol=1e-14
     )
 
 
 def test_regularised_self_play_converges_to_the_equilibrium_itself():
     equilibrium = regularised_nash(RPS, MU, 0.05)
-    iterates = online_mirror_descent(RPS, MU, 0.05, 5000, 0.2)
+    iterates = constant_descent(RPS, MU, 0.05, 5000, 0.2)
     assert kl(equilibrium, iterates[1000]) == pytest.approx(1.6e-8, rel=0.05)
     assert kl(equilibrium, iterates[-1]) < 1e-14
 
@@ -341,20 +340,20 @@ def test_extragradient_converges_to_the_equilibrium_where_self_play_diverges():
     """Self-play with exact gradients is stable for eta < 2 tau / (tau^2 + omega^2); half a step more it is not."""
     tau, eta = 0.05, 1.5 * 2 * 0.05 / (0.05**2 + 1 / 12)
     equilibrium = regularised_nash(RPS, MU, tau)
-    assert kl(equilibrium, tabular.extragradient(RPS, MU, tau, 2000, eta)[-1]) < 1e-14
-    assert kl(equilibrium, online_mirror_descent(RPS, MU, tau, 2000, eta)[-1]) > 0.1
+    assert kl(equilibrium, theory.extragradient(RPS, MU, tau, 2000, eta)[-1]) < 1e-14
+    assert kl(equilibrium, constant_descent(RPS, MU, tau, 2000, eta)[-1]) > 0.1
 
 
 def test_extragradient_s_first_step_by_hand():
     """From mu: half = softmax(log mu + eta P mu), next = softmax(log mu + eta P half)."""
     half = MU * np.exp(0.5 * RPS @ MU)
     following = MU * np.exp(0.5 * RPS @ (half / half.sum()))
-    step = tabular.extragradient(RPS, MU, 0.1, 1, 0.5)
+    step = theory.extragradient(RPS, MU, 0.1, 1, 0.5)
     np.testing.assert_allclose(step, [MU, following / following.sum()], atol=1e-15)
 
 
 def test_self_play_without_regularisation_cycles_outward_while_its_average_converges():
-    iterates = online_mirror_descent(RPS, UNIFORM, 0.0, 2000, 0.5, start=MU)
+    iterates = constant_descent(RPS, UNIFORM, 0.0, 2000, 0.5, start=MU)
     distances = [kl(UNIFORM, iterates[t]) for t in (0, 10, 100, 500, 2000)]
     assert distances == pytest.approx([0.3243, 0.3601, 0.7742, 2.3072, 5.4748], abs=1e-4)
     assert exploitability(RPS, iterates[-1]) == pytest.approx(0.4871, abs=1e-4)
@@ -364,14 +363,14 @@ def test_self_play_without_regularisation_cycles_outward_while_its_average_conve
 
 
 def test_smaller_steps_of_self_play_cycle_outward_more_slowly():
-    iterates = online_mirror_descent(RPS, UNIFORM, 0.0, 2000, 0.1, start=MU)
+    iterates = constant_descent(RPS, UNIFORM, 0.0, 2000, 0.1, start=MU)
     distances = [kl(UNIFORM, iterates[t]) for t in (0, 100, 1000, 2000)]
     assert distances == pytest.approx([0.3243, 0.3395, 0.4925, 0.6754], abs=1e-4)
     assert exploitability(RPS, iterates.mean(0)) == pytest.approx(0.0081, abs=1e-4)
 
 
 def test_a_lagging_opponent_is_the_policy_of_that_many_steps_ago():
-    lagged = online_mirror_descent(WRPS, MU, 0.1, 6, 0.4, lag=2)
+    lagged = constant_descent(WRPS, MU, 0.1, 6, 0.4, lag=2)
     for t in range(6):
         logits = (1 - 0.04) * np.log(lagged[t]) + 0.04 * np.log(MU) + 0.4 * WRPS @ lagged[max(t - 2, 0)]
         np.testing.assert_allclose(lagged[t + 1], np.exp(logits) / np.exp(logits).sum(), atol=1e-14)
@@ -387,7 +386,7 @@ def test_a_lagging_opponent_is_the_policy_of_that_many_steps_ago():
         (lambda: exploitability([[1.0]], [1.0]), r"P \+ P\^T must be 1"),
         (lambda: exploitability([[0.5, 1.5], [-0.5, 0.5]], [0.5, 0.5]), r"probabilities in \[0, 1\]"),
         (lambda: exploitability([[0.5, np.nan], [np.nan, 0.5]], [0.5, 0.5]), r"probabilities in \[0, 1\]"),
-        (lambda: exploitability([[0.5, 0.5]], [0.5, 0.5]), r"square matrix \[n, n\].*shape \[1, 2\]"),
+        (lambda: exploitability([[0.5, 0.5]], [0.5, 0.5]), r"P has shape \[1, 2\]; a game is a square matrix \[n, n\]"),
         (lambda: exploitability(RPS, [0.5, 0.5]), r"pi must be a distribution over the game's 3 actions"),
         (lambda: exploitability(RPS, [0.5, 0.5, 0.5]), "pi must be non-negative and sum to 1; its sum is 1.5"),
         (lambda: exploitability(RPS, [1.5, -0.5, 0.0]), "pi must be non-negative"),
@@ -397,10 +396,10 @@ def test_a_lagging_opponent_is_the_policy_of_that_many_steps_ago():
         (lambda: nash_md_fixed_point(RPS, MU, 0.1, 1.1), r"beta is 1.1.*\[0, 1\]"),
         (lambda: nash_md(RPS, MU, 0.1, 5, step_size=11.0), "step_size is 11.0; it must be > 0 and at most 1 / tau"),
         (lambda: nash_md(RPS, MU, 0.1, -1), "steps is -1"),
-        (lambda: online_mirror_descent(RPS, MU, -0.1, 5, 0.1), "tau is -0.1; it must be finite and >= 0"),
-        (lambda: online_mirror_descent(RPS, MU, 0.1, 5, 0.1, lag=-1), "lag is -1"),
+        (lambda: constant_descent(RPS, MU, -0.1, 5, 0.1), "tau is -0.1; it must be finite and >= 0"),
+        (lambda: constant_descent(RPS, MU, 0.1, 5, 0.1, lag=-1), "lag is -1"),
         (
-            lambda: online_mirror_descent(RPS, MU, 0.0, 5, 0.1, start=[1.0, 0.0, 0.0]),
+            lambda: constant_descent(RPS, MU, 0.0, 5, 0.1, start=[1.0, 0.0, 0.0]),
             r"start must give every.*\[1, 2\]",
         ),
     ],
