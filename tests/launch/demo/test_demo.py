@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launch.run.world import mean_shares
 from rich.console import Console
 
 from actors.errors import UsageError
 from actors.world import World, corpus_outcome_probabilities
 from launch.demo import demo
 from launch.output.summary import Staleness, Summary
+from launch.run.world import mean_shares
 from launch.settings.loading import load_config
 from launch.settings.run import RunConfig
 from learner.world import equilibria, exact

@@ -85,7 +85,7 @@ def test_a_run_s_directory_is_named_after_it_otherwise():
 def test_the_final_model_is_one_that_was_published():
     """The win rate of a run was that of an older model than the one it left behind."""
     base = {"model": {"path": "m"}, "replay": {"updates_per_publish": 5}}
-    with pytest.raises(ValidationError, match=r"updates 12 is not a multiple .* 5: .*; set updates to 10 or 15"):
+    with pytest.raises(ValidationError, match=r"updates 12 is not a multiple .* 5, .*; set updates to 10 or 15"):
         RunConfig.model_validate({**base, "updates": 12})
     with pytest.raises(ValidationError, match=r"; set updates to 5"):
         RunConfig.model_validate({**base, "updates": 3})
