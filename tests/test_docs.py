@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from actors.replay_buffer.config import ReplayConfig
 from actors.replay_buffer.admission import Admission
+from actors.replay_buffer.config import ReplayConfig
 from launch.cli import app
 from launch.output.summary import Summary
 from launch.settings.fields import settings

@@ -14,8 +14,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("actors", "learner", "launch")
 MODULES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 CONFIGS = (
-    "actors.data.config", "actors.generation.config", "actors.judges.config", "actors.replay_buffer.config",
-    "learner.config", "launch.settings.run", "launch.data.config")
+    "actors.data.config",
+    "actors.generation.config",
+    "actors.judges.config",
+    "actors.replay_buffer.config",
+    "learner.config",
+    "launch.settings.run",
+    "launch.data.config",
+)
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "datasets", "pyarrow", "numpy", "tensorboard")
 
 

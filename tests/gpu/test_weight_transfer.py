@@ -9,14 +9,14 @@ from multiprocessing.connection import Connection
 import pytest
 import torch
 
-from actors.generation.config import GeneratorConfig, SamplingConfig
 from actors.errors import WeightMismatchError
 from actors.generation import weights
+from actors.generation.config import GeneratorConfig, SamplingConfig
 from actors.records import Canary
 from learner.config import PublicationConfig
 from learner.publication.publisher import Publisher
 from learner.publication.transfer import WeightSender
-from tests.fakes import tiny_llama
+from tests.fakes.models import tiny_llama
 
 pytestmark = [pytest.mark.gpu, pytest.mark.vllm, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 

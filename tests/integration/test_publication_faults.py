@@ -18,12 +18,12 @@ import ray
 import torch
 
 from actors.generation.config import GeneratorConfig, SamplingConfig
-from actors.replay_buffer.config import ReplayConfig
 from actors.generation.engine import engine_environment
 from actors.generation.weights import canary_tokens
 from actors.records import Canary, Group, Manifest, Prompt
 from actors.remote import RemoteGenerator
 from actors.replay_buffer.buffer import ReplayBuffer
+from actors.replay_buffer.config import ReplayConfig
 from launch.cluster.ray_actors import RayGenerator
 from launch.cluster.wiring import ray_session
 from launch.run.generator_pool import GeneratorPool
@@ -31,7 +31,8 @@ from launch.run.protocols import Publication
 from launch.settings.run import ClusterConfig
 from learner.config import PublicationConfig
 from learner.publication.publisher import Publisher
-from tests.fakes import FakeEngine, FakePrompts, tiny_llama
+from tests.fakes.generators import FakeEngine, FakePrompts
+from tests.fakes.models import tiny_llama
 from tests.integration.runs import ROOT
 from tests.processes import Marked
 

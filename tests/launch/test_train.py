@@ -13,7 +13,7 @@ from actors.errors import UsageError
 from launch.settings.run import RunConfig
 from launch.train import check_model, check_same_run, fixed_settings, with_world_defaults
 from learner.world.policy import TINY, build_policy
-from tests.fakes import tiny_llama
+from tests.fakes.models import tiny_llama
 
 
 def _config(**settings) -> RunConfig:

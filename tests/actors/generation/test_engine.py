@@ -14,7 +14,7 @@ from actors.generation.engine import Engine, _collector_at_rest, engine_environm
 from actors.records import Canary, Completion, Manifest
 from learner.config import PublicationConfig
 from learner.publication.publisher import Publisher
-from tests.fakes import tiny_llama
+from tests.fakes.models import tiny_llama
 
 CANARY = weights.canary_tokens(96, 32)
 STOPS = tuple(range(2, 6))

@@ -17,7 +17,7 @@ from actors.generation.engine import Engine, engine_environment
 from actors.records import Canary
 from learner.config import PublicationConfig
 from learner.publication.publisher import Publisher
-from tests.fakes import tiny_llama
+from tests.fakes.models import tiny_llama
 
 pytestmark = pytest.mark.vllm
 

@@ -27,7 +27,8 @@ from actors.judges.endpoint import (
 from actors.judges.retrying import judge_with_retries
 from actors.judges.worker import JudgeWorker
 from actors.records import Failure, Group, Judgement, Prompt
-from tests.fakes import FakeServer, make_group
+from tests.fakes.generators import make_group
+from tests.fakes.judges import FakeServer
 
 ANSWERS = re.compile(r"<answer_a>\n(.*?)\n</answer_a>\n<answer_b>\n(.*?)\n</answer_b>", re.DOTALL)
 DEFAULT_PATTERN = compile_pattern(EndpointJudgeConfig(url="http://h", model="m").verdict_pattern)

@@ -8,10 +8,10 @@ from itertools import permutations
 import pytest
 
 from actors.data.config import PromptConfig
-from actors.judges.config import GoldJudgeConfig
 from actors.data.prompts import PromptSource
 from actors.errors import UsageError
 from actors.judges import make_judge
+from actors.judges.config import GoldJudgeConfig
 from actors.records import Completion, Group, Judgement, Lease
 from actors.world import World, response_tokens, tokenizer
 

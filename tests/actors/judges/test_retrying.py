@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from actors.judges.config import JudgingConfig
 from actors.errors import UsageError
+from actors.judges.config import JudgingConfig
 from actors.judges.retrying import judge_with_retries
 from actors.records import Failure, Group, Judgement
-from tests.fakes import ScriptedJudge, make_group
+from tests.fakes.generators import make_group
+from tests.fakes.judges import ScriptedJudge
 
 GROUPS = [make_group(["a", "b"], index=index) for index in range(4)]
 

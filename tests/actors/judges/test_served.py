@@ -15,16 +15,15 @@ from typing import Any
 
 import pytest
 
-from actors.judges.config import JudgingConfig
 from actors.errors import RunError, UsageError
 from actors.judges import make_judge
-from actors.judges.config import RewardModelJudgeConfig, ServedRewardModelJudgeConfig
+from actors.judges.config import JudgingConfig, RewardModelJudgeConfig, ServedRewardModelJudgeConfig
 from actors.judges.retrying import judge_with_retries
 from actors.judges.reward_model import RewardModelJudge
 from actors.judges.served import ServedRewardModelJudge, read_logits
 from actors.records import Group, Judgement
 from tests.actors.judges.test_reward_model import EOS, W0, WORDS, random_groups, save_model, save_tokenizer
-from tests.fakes import FakeServer
+from tests.fakes.judges import FakeServer
 from tests.processes import Marked
 
 

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from actors.replay_buffer.config import ReplayConfig
 from actors.errors import RunError, UsageError
 from actors.replay_buffer.admission import Admission, Grant, imbalance
+from actors.replay_buffer.config import ReplayConfig
 
 
 def admission(total_updates: int | None = None, **settings: object) -> Admission:

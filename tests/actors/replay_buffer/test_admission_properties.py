@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from actors.replay_buffer.config import ReplayConfig
 from actors.records import Failure, Group
 from actors.replay_buffer.buffer import Batch, ReplayBuffer
-from tests.fakes import FakePrompts, judged_group
+from actors.replay_buffer.config import ReplayConfig
+from tests.fakes.generators import FakePrompts, judged_group
 
 LEASE_SECONDS = 10.0
 UNSETTLED = ("waiting", "in_flight")

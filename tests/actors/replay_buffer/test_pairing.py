@@ -18,7 +18,7 @@ from actors.replay_buffer.pairing import (
     game_of,
     mean_win_probabilities,
 )
-from tests.fakes import make_group
+from tests.fakes.generators import make_group
 
 
 def judged(*scores: float, finished: tuple[bool, ...] | None = None) -> Group:

@@ -19,7 +19,9 @@ from launch.run.staleness_limit import StalenessLaw
 from launch.run.win_rate import WinRate
 from launch.settings.run import RunConfig
 from learner.world.policy import TINY, build_policy, train_sft
-from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakePrompts, judged_group
+from tests.fakes.generators import FakeGenerator, FakePrompts, judged_group
+from tests.fakes.judges import FakeJudge
+from tests.fakes.learner import FakeLearner
 
 
 class Account:

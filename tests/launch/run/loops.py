@@ -8,7 +8,8 @@ from actors.records import Lease
 from actors.replay_buffer.buffer import ReplayBuffer
 from launch.run.loop import EvaluationSet, TrainingLoop
 from launch.settings.run import EvaluationConfig, RunConfig
-from tests.fakes import FakeJudge, FakePrompts, group_of
+from tests.fakes.generators import FakePrompts, group_of
+from tests.fakes.judges import FakeJudge
 
 
 def loop_of(generators, learner, messages=None, settings=None, on_batch=lambda batch: None, **replay) -> TrainingLoop:

@@ -12,7 +12,7 @@ from actors.replay_buffer.buffer import Batch
 from launch.run.consumption import Consumed, batch_metrics
 from launch.run.progress import Progress
 from launch.settings.run import RunConfig
-from tests.fakes import FakePrompts, group_of
+from tests.fakes.generators import FakePrompts, group_of
 
 
 def config(kind: str, **settings) -> RunConfig:

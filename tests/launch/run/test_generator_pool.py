@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from actors.replay_buffer.config import ReplayConfig
 from actors.records import Failure, GeneratorStatus, Group, Judgement, Lease, Manifest, Prompt
 from actors.replay_buffer.buffer import ReplayBuffer
+from actors.replay_buffer.config import ReplayConfig
 from launch.run import generator_pool as pool_module
 from launch.run.generator_pool import GeneratorPool
 from launch.run.protocols import GeneratorDeadError, GeneratorUnavailableError
-from tests.fakes import FakeGenerator, FakePrompts, group_of
+from tests.fakes.generators import FakeGenerator, FakePrompts, group_of
 from tests.launch.run.pools import offer, run, serving, until
 
 

@@ -7,12 +7,12 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any
 
-from actors.replay_buffer.config import ReplayConfig
 from actors.records import Group, Judgement, Lease, Manifest, Prompt
 from actors.replay_buffer.buffer import ReplayBuffer
+from actors.replay_buffer.config import ReplayConfig
 from launch.run.lockstep import LockstepPool
 from launch.run.protocols import GeneratorUnavailableError
-from tests.fakes import FakeGenerator, FakePrompts, group_of
+from tests.fakes.generators import FakeGenerator, FakePrompts, group_of
 from tests.launch.run.pools import offer, run, serving, until
 
 BATCH = 4

@@ -15,7 +15,9 @@ from launch.run.exact_evaluation import ExactFigures
 from launch.run.loop import TrainingLoop
 from launch.run.progress import Progress
 from launch.run.win_rate import WinRate
-from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakePrompts, FakeStats, judged_group
+from tests.fakes.generators import FakeGenerator, FakePrompts, judged_group
+from tests.fakes.judges import FakeJudge
+from tests.fakes.learner import FakeLearner, FakeStats
 from tests.launch.run.loops import evaluate, loop_of, run, with_evaluation
 
 

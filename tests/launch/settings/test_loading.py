@@ -3,8 +3,8 @@
 import pytest
 from pydantic import Field
 
-from actors.settings import Settings
 from actors.errors import UsageError
+from actors.settings import Settings
 from launch.settings.loading import Verb, config_file, dump_config, load_config, preset_names
 
 PRESETS = "cluster-2node, embedded, embedded-bradley-terry, embedded-nash-md, gsm8k, node-8gpu"

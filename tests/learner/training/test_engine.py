@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from actors.generation.config import OpponentConfig
 from actors.errors import RunError, UsageError
+from actors.generation.config import OpponentConfig
 from learner.backend.schedules import learning_rate
 from learner.config import CorrectionConfig, LossConfig, OptimizerConfig
 from learner.losses.pairs import tie_loss

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from actors.generation.config import OpponentConfig
 from actors.errors import UsageError
+from actors.generation.config import OpponentConfig
 from learner.config import CorrectionConfig, LossConfig
 from learner.tensors.batching import collate
 from learner.training.objectives import GameObjective, PairObjective, TokenLogProbs, game_batch, objective_of
