@@ -236,7 +236,9 @@ def test_rooms_cycles_and_sizes_are_counted_as_described(tmp_path: Path):
         "actors/a/other.py": "from actors.a import one\n",
         "actors/b/__init__.py": "",
         "actors/b/two.py": "def f():\n    from actors.a.one import x\n",
-        "actors/c.py": "class C:\n    def f(self, a, /, b, *, c):\n        def g(d): ...\n    @x.command()\n    def h(): ...",
+        "actors/c.py": (
+            "class C:\n    def f(self, a, /, b, *, c):\n        def g(d): ...\n\n    @x.command()\n    def h(): ...\n"
+        ),
         "learner/d.py": "from actors import c\nfrom learner.missing import e\n",
     }
     for name, source in sources.items():
@@ -246,7 +248,7 @@ def test_rooms_cycles_and_sizes_are_counted_as_described(tmp_path: Path):
     assert house.arrows("actors") == {"a": {"b", "c"}, "b": {"a"}}
     assert house.arrows("learner") == {}, "an import of another top folder is no arrow"
     assert house.cycles() == [{"actors.a.one", "actors.b.two"}]
-    assert house.file_lines()["actors/c.py"] == 5
+    assert house.file_lines()["actors/c.py"] == 6
     assert house.folder_files() == {"actors": 1, "actors/a": 2, "actors/b": 1, "learner": 1}
     counted = {each.place: (each.lines, each.arguments, each.is_command) for each in house.functions()}
     assert counted == {
