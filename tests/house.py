@@ -12,7 +12,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -124,6 +124,12 @@ def _reachable(start: str, edges: Mapping[str, Set[str]]) -> set[str]:
             reached.add(node)
             waiting.extend(edges[node])
     return reached
+
+
+def complaints(found: Iterable[str], exceptions: Iterable[str]) -> list[str]:
+    """Whatever was found that is no exception, and the exceptions that are no longer found: a list can only shrink."""
+    found, exceptions = set(found), set(exceptions)
+    return sorted(found - exceptions) + [f"remove from the list: {each}" for each in sorted(exceptions - found)]
 
 
 def _room(module: str) -> str:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-from tests.house import ARGUMENTS, FILE_LINES, FOLDER_FILES, FUNCTION_LINES, ROOT, TOPS, House, imported
+from tests.house import ARGUMENTS, FILE_LINES, FOLDER_FILES, FUNCTION_LINES, ROOT, TOPS, House, complaints, imported
 
 HOUSE = House.at(ROOT)
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "datasets", "pyarrow", "numpy", "tensorboard")
@@ -104,12 +103,6 @@ def users_of(package: str) -> set[str]:
         for name, tree in HOUSE.trees.items()
         if package in {each.partition(".")[0] for each in imported(tree)}
     }
-
-
-def complaints(found: Iterable[str], exceptions: Iterable[str]) -> list[str]:
-    """What is neither right nor an exception, and the exceptions that are no longer needed."""
-    found, exceptions = set(found), set(exceptions)
-    return sorted(found - exceptions) + [f"remove from the list: {each}" for each in sorted(exceptions - found)]
 
 
 # ---------------------------------------------------------------- folders

@@ -78,9 +78,10 @@ def _forbidden(call: ast.Call, place: str) -> Iterator[str]:
             yield f"calls {name} without use_safetensors=True"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_module_unpickles_evaluates_runs_a_shell_or_trusts_a_model_s_code(path: Path) -> None:
-    assert violations(path.read_text(encoding="utf-8"), str(path.relative_to(ROOT))) == []
+def test_no_module_unpickles_evaluates_runs_a_shell_or_trusts_a_model_s_code() -> None:
+    names = [(path, str(path.relative_to(ROOT))) for path in SOURCES]
+    assert names
+    assert [f"{name}:{what}" for path, name in names for what in violations(path.read_text("utf-8"), name)] == []
 
 
 @pytest.mark.parametrize(
