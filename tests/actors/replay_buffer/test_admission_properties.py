@@ -21,8 +21,8 @@ from tests.fakes.generators import FakePrompts, judged_group
 
 LEASE_SECONDS = 10.0
 UNSETTLED = ("waiting", "in_flight")
-RUNS, STEPS = 2500, 40
-"""Of the state machine, together 100,000 steps."""
+RUNS, STEPS = 2500 if settings.get_current_profile_name() == "thorough" else 300, 40
+"""Of the state machine; the thorough profile takes 100,000 steps together."""
 
 
 @st.composite
