@@ -10,7 +10,8 @@ STAMP := $(VENV)/.installed
 AUDIT := build/audit
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 VERSION := 'import sys; print(*sys.version_info[:2])'
-PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
+# Bytecode is kept: without it pytest and every process of a test compile the sources anew, five seconds at each start.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 TEST_ARGS ?=
 
 .DEFAULT_GOAL := help
