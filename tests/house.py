@@ -126,10 +126,12 @@ def _reachable(start: str, edges: Mapping[str, Set[str]]) -> set[str]:
     return reached
 
 
-def complaints(found: Iterable[str], exceptions: Iterable[str]) -> list[str]:
-    """Whatever was found that is no exception, and the exceptions that are no longer found: a list can only shrink."""
-    found, exceptions = set(found), set(exceptions)
-    return sorted(found - exceptions) + [f"remove from the list: {each}" for each in sorted(exceptions - found)]
+def assert_only(exceptions: Iterable[str], found: Iterable[str]) -> None:
+    """Fail unless exactly the exceptions were found, so that a list of exceptions can only become shorter."""
+    exceptions, found = set(exceptions), set(found)
+    wrong = sorted(found - exceptions) + [f"{each}: remove it from the list" for each in sorted(exceptions - found)]
+    if wrong:
+        raise AssertionError("\n".join(wrong))
 
 
 def _room(module: str) -> str:

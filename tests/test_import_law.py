@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.house import ARGUMENTS, FILE_LINES, FOLDER_FILES, FUNCTION_LINES, ROOT, TOPS, House, complaints, imported
+from tests.house import ARGUMENTS, FILE_LINES, FOLDER_FILES, FUNCTION_LINES, ROOT, TOPS, House, assert_only, imported
 
 HOUSE = House.at(ROOT)
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "datasets", "pyarrow", "numpy", "tensorboard")
@@ -144,12 +144,12 @@ def test_product_code_does_not_import_tests():
 def test_rooms_import_only_the_rooms_that_the_table_allows(top):
     arrows = {f"{room} -> {other}" for room, others in HOUSE.arrows(top).items() for other in others}
     allowed = {f"{room} -> {other}" for room, others in ALLOWED[top].items() for other in others.split()}
-    assert complaints(arrows, allowed) == []
+    assert_only(allowed, arrows)
     assert len(arrows) <= MOST_ARROWS[top]
 
 
 def test_no_files_import_each_other_in_a_circle():
-    assert complaints((" <-> ".join(sorted(cycle)) for cycle in HOUSE.cycles()), CYCLES) == []
+    assert_only(CYCLES, (" <-> ".join(sorted(cycle)) for cycle in HOUSE.cycles()))
 
 
 def test_every_package_says_in_its_init_what_it_is_and_nothing_else():
@@ -160,7 +160,7 @@ def test_every_package_says_in_its_init_what_it_is_and_nothing_else():
             tree = HOUSE.trees[name]
             if not ast.get_docstring(tree) or len(tree.body) > 1:
                 found.add(path.relative_to(ROOT).as_posix())
-    assert complaints(found, CODE_IN_INIT) == []
+    assert_only(CODE_IN_INIT, found)
 
 
 # ---------------------------------------------------------------- heavy packages
@@ -199,23 +199,23 @@ for module in {modules}:
 
 def test_no_file_has_more_lines_than_one_reads_at_once():
     long = (path for path, lines in HOUSE.file_lines().items() if lines > FILE_LINES)
-    assert complaints(long, LONG_FILES) == []
+    assert_only(LONG_FILES, long)
 
 
 def test_no_function_is_longer_than_a_screen():
     long = (each.place for each in HOUSE.functions() if each.lines > FUNCTION_LINES)
-    assert complaints(long, LONG_FUNCTIONS) == []
+    assert_only(LONG_FUNCTIONS, long)
 
 
 def test_no_function_takes_more_arguments_than_one_remembers():
     """The commands of the command line are left out: their arguments are its options."""
     many = (each.place for each in HOUSE.functions() if each.arguments > ARGUMENTS and not each.is_command)
-    assert complaints(many, MANY_ARGUMENTS) == []
+    assert_only(MANY_ARGUMENTS, many)
 
 
 def test_no_folder_holds_more_files_than_one_sees_at_a_glance():
     full = (folder for folder, files in HOUSE.folder_files().items() if files > FOLDER_FILES)
-    assert complaints(full, FULL_FOLDERS) == []
+    assert_only(FULL_FOLDERS, full)
 
 
 # ---------------------------------------------------------------- the counting itself
