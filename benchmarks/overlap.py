@@ -32,7 +32,7 @@ from benchmarks import record
 from launch.cluster import wiring
 from launch.output.run_directory import SharedMemory
 from launch.run.generator_pool import COLLECT_SECONDS
-from launch.run.loop import TrainingLoop
+from launch.run.loop import LoopEvents, TrainingLoop
 from launch.settings.run import RunConfig
 
 VOCABULARY = 1024
@@ -135,10 +135,12 @@ class Bench:
             generators=self.generators,
             judge=self.judge,
             learner=self.learner,
-            on_update=lambda progress, values: stamps.append(time.monotonic()),
-            on_watch=lambda loop: None,
-            on_checkpoint=no_checkpoint,
-            on_message=print,
+            events=LoopEvents(
+                on_update=lambda progress, values: stamps.append(time.monotonic()),
+                on_watch=lambda loop: None,
+                on_checkpoint=no_checkpoint,
+                on_message=print,
+            ),
         )
 
     @staticmethod

@@ -27,7 +27,7 @@ from launch.output.reporter import Reporter
 from launch.output.run_directory import SharedMemory
 from launch.output.session import INTERRUPTED, Session, Status, ending_on_sigterm, stopping_on_signals, tell_skipped
 from launch.run.judge_pool import JudgePool
-from launch.run.loop import EvaluationSet, TrainingLoop
+from launch.run.loop import EvaluationSet, LoopEvents, TrainingLoop
 from launch.run.plugins import plugin_of
 from launch.run.preflight import check_model, fixed_settings
 from launch.run.progress import Progress
@@ -123,11 +123,13 @@ class TrainingRun:
             generators=generators,
             judge=self.judge,
             learner=self.learner,
-            on_update=self._on_update,
-            on_watch=lambda loop: self.board.update(self.reporter.snapshot(loop)),
-            on_checkpoint=self._save,
-            on_message=say,
-            on_batch=self.journal.add,
+            events=LoopEvents(
+                on_update=self._on_update,
+                on_watch=lambda loop: self.board.update(self.reporter.snapshot(loop)),
+                on_checkpoint=self._save,
+                on_message=say,
+                on_batch=self.journal.add,
+            ),
             observers=self.plugin.observers(config, Path(reference_dir), say),
         )
         if config.opponent is not None:

@@ -8,8 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.processes import Marked
+
+# `--hypothesis-profile=thorough`, as `make test` has it, gives the longest property test all its runs.
+settings.register_profile("thorough")
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and every process they start with them.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,7 +1,9 @@
-"""The import law: `launch -> learner -> actors`, never back; heavy packages only where they belong.
+"""The import law: `launch -> learner -> actors`, never back; which room may import which; heavy packages in few places.
 
-Read from the source, so that an import inside a function counts as well.
+And the limits of size. All of it is read from the source by `tests/house.py`, so an import inside a function counts.
 """
+
+from __future__ import annotations
 
 import ast
 import subprocess
@@ -10,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = ("actors", "learner", "launch")
-MODULES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+from tests.house import ARGUMENTS, FILE_LINES, FOLDER_FILES, FUNCTION_LINES, ROOT, TOPS, House, assert_only, imported
+
+HOUSE = House.at(ROOT)
+HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "datasets", "pyarrow", "numpy", "tensorboard")
 CONFIGS = (
     "actors.data.config",
     "actors.generation.config",
@@ -22,27 +25,73 @@ CONFIGS = (
     "launch.settings.run",
     "launch.data.config",
 )
-HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "datasets", "pyarrow", "numpy", "tensorboard")
+
+ALLOWED = {
+    "actors": {
+        "data": "errors records settings world",
+        "generation": "errors hub records settings",
+        "hub": "errors",
+        "judges": "data errors hub preferences records redaction settings world",
+        "preferences": "errors",
+        "remote": "generation hub judges records",
+        "replay_buffer": "errors preferences records settings",
+        "world": "errors records",
+    },
+    "learner": {
+        "backend": "config tensors",
+        "losses": "config",
+        "publication": "config",
+        "stages": "backend config losses records tensors training",
+        "training": "backend config games losses publication records tensors",
+        "world": "games tensors",
+    },
+    "launch": {
+        "__main__": "cli",
+        "cli": "cluster data demo doctor evaluate replay settings train",
+        "cluster": "run settings",
+        "data": "settings",
+        "demo": "output run settings",
+        "doctor": "cluster output run settings",
+        "evaluate": "cluster run settings",
+        "output": "run settings",
+        "replay": "cluster output run settings",
+        "run": "settings",
+        "stages": "cluster output run settings",
+        "train": "cluster doctor output run settings",
+    },
+}
+"""For each top folder: a room (a sub-package or a file), and the rooms beside it that it may import."""
+MOST_ARROWS = {"actors": 29, "learner": 19, "launch": 40}
+
+# Exceptions. Each list may only become shorter: an entry that is no exception any more has to be removed.
+CYCLES: set[str] = set()
+LONG_FILES = {
+    "actors/replay_buffer/admission.py",
+    "launch/cli.py",
+    "launch/run/generator_pool.py",
+}
+LONG_FUNCTIONS: set[str] = set()
+MANY_ARGUMENTS = {
+    "launch/cluster/submit.py:submit_slurm",
+    "launch/data/report.py:make_report",
+    "learner/tensors/logprobs.py:PolicyWithLogProbs.forward",
+    "learner/tensors/logprobs.py:_LinearLogProb.forward",
+    "learner/tensors/logprobs.py:linear_logprobs",
+}
+FULL_FOLDERS: set[str] = set()
+CODE_IN_INIT: set[str] = set()
 
 
-def imported(source):
-    """Top-level packages that `source` imports anywhere, by statement or by name."""
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module)
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if function in ("import_module", "__import__"):
-                names.add(str(node.args[0].value))
-    return {name.partition(".")[0] for name in names}
+def users_of(package: str) -> set[str]:
+    """Files of ours that import `package`."""
+    return {
+        HOUSE.paths[name].relative_to(ROOT).as_posix()
+        for name, tree in HOUSE.trees.items()
+        if package in {each.partition(".")[0] for each in imported(tree)}
+    }
 
 
-def users_of(package):
-    """Our modules that import `package`."""
-    return {str(path) for path in MODULES if package in imported((ROOT / path).read_text(encoding="utf-8"))}
+# ---------------------------------------------------------------- folders
 
 
 def test_every_way_of_importing_is_seen():
@@ -50,18 +99,22 @@ def test_every_way_of_importing_is_seen():
         "import a.b\nfrom c.d import e\nfrom . import own\ndef f():\n    import g as h\n"
         "import importlib\nimportlib.import_module('i.j')\n__import__('k')\n"
     )
-    assert imported(source) == {"a", "c", "g", "importlib", "i", "k"}
+    assert imported(ast.parse(source)) == {"a.b", "c.d", "g", "importlib", "i.j", "k"}
 
 
 def test_there_is_something_to_check():
-    assert {path.parts[0] for path in MODULES} == set(PACKAGES)
+    assert {name.partition(".")[0] for name in HOUSE.paths} == set(TOPS)
 
 
 def test_no_import_is_relative():
     """A relative import would hide from the checks below."""
-    for path in MODULES:
-        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-        assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level], path
+    found = [
+        f"{name}: line {node.lineno}"
+        for name, tree in HOUSE.trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+    assert found == []
 
 
 @pytest.mark.parametrize(("below", "above"), [("actors", "learner"), ("actors", "launch"), ("learner", "launch")])
@@ -71,6 +124,32 @@ def test_nothing_below_knows_what_is_above(below, above):
 
 def test_product_code_does_not_import_tests():
     assert not users_of("tests")
+
+
+@pytest.mark.parametrize("top", TOPS)
+def test_rooms_import_only_the_rooms_that_the_table_allows(top):
+    arrows = {f"{room} -> {other}" for room, others in HOUSE.arrows(top).items() for other in others}
+    allowed = {f"{room} -> {other}" for room, others in ALLOWED[top].items() for other in others.split()}
+    assert_only(allowed, arrows)
+    assert len(arrows) <= MOST_ARROWS[top]
+
+
+def test_no_files_import_each_other_in_a_circle():
+    assert_only(CYCLES, (" <-> ".join(sorted(cycle)) for cycle in HOUSE.cycles()))
+
+
+def test_every_package_says_in_its_init_what_it_is_and_nothing_else():
+    """A folder of data files needs none: `launch/settings/presets` is a package only to be installed."""
+    found = set()
+    for name, path in HOUSE.paths.items():
+        if path.name == "__init__.py" and len(list(path.parent.glob("*.py"))) > 1:
+            tree = HOUSE.trees[name]
+            if not ast.get_docstring(tree) or len(tree.body) > 1:
+                found.add(path.relative_to(ROOT).as_posix())
+    assert_only(CODE_IN_INIT, found)
+
+
+# ---------------------------------------------------------------- heavy packages
 
 
 def test_only_remote_and_launch_know_ray():
@@ -86,10 +165,74 @@ def test_only_the_learner_s_engine_knows_deepspeed():
     assert users_of("deepspeed") <= {"learner/backend/sharded.py"}
 
 
-@pytest.mark.parametrize(
-    "module", [*CONFIGS, "actors.records", "actors.errors", "launch.settings.loading", "launch.output.board"]
-)
-def test_configuration_and_records_import_nothing_heavy(module):
-    script = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout == "[]\n"
+def test_configuration_and_records_import_nothing_heavy():
+    """All in one process, which names the first module after whose import something heavy is there."""
+    modules = [*CONFIGS, "actors.records", "actors.errors", "launch.settings.loading", "launch.output.board"]
+    script = f"""
+import importlib, sys
+for module in {modules}:
+    importlib.import_module(module)
+    heavy = [name for name in {HEAVY} if name in sys.modules]
+    if heavy:
+        sys.exit(f"{{module}} imports {{heavy}}")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# ---------------------------------------------------------------- sizes
+
+
+def test_no_file_has_more_lines_than_one_reads_at_once():
+    long = (path for path, lines in HOUSE.file_lines().items() if lines > FILE_LINES)
+    assert_only(LONG_FILES, long)
+
+
+def test_no_function_is_longer_than_a_screen():
+    long = (each.place for each in HOUSE.functions() if each.lines > FUNCTION_LINES)
+    assert_only(LONG_FUNCTIONS, long)
+
+
+def test_no_function_takes_more_arguments_than_one_remembers():
+    """The commands of the command line are left out: their arguments are its options."""
+    many = (each.place for each in HOUSE.functions() if each.arguments > ARGUMENTS and not each.is_command)
+    assert_only(MANY_ARGUMENTS, many)
+
+
+def test_no_folder_holds_more_files_than_one_sees_at_a_glance():
+    full = (folder for folder, files in HOUSE.folder_files().items() if files > FOLDER_FILES)
+    assert_only(FULL_FOLDERS, full)
+
+
+# ---------------------------------------------------------------- the counting itself
+
+
+def test_rooms_cycles_and_sizes_are_counted_as_described(tmp_path: Path):
+    sources = {
+        "actors/__init__.py": "",
+        "actors/a/__init__.py": "",
+        "actors/a/one.py": "from actors.b import two\nimport actors.c\n",
+        "actors/a/other.py": "from actors.a import one\n",
+        "actors/b/__init__.py": "",
+        "actors/b/two.py": "def f():\n    from actors.a.one import x\n",
+        "actors/c.py": (
+            "class C:\n    def f(self, a, /, b, *, c):\n        def g(d): ...\n\n    @x.command()\n    def h(): ...\n"
+        ),
+        "learner/d.py": "from actors import c\nfrom learner.missing import e\n",
+    }
+    for name, source in sources.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(source)
+    house = House.at(tmp_path)
+    assert house.arrows("actors") == {"a": {"b", "c"}, "b": {"a"}}
+    assert house.arrows("learner") == {}, "an import of another top folder is no arrow"
+    assert house.cycles() == [{"actors.a.one", "actors.b.two"}]
+    assert house.file_lines()["actors/c.py"] == 6
+    assert house.folder_files() == {"actors": 1, "actors/a": 2, "actors/b": 1, "learner": 1}
+    counted = {each.place: (each.lines, each.arguments, each.is_command) for each in house.functions()}
+    assert counted == {
+        "actors/b/two.py:f": (2, 0, False),
+        "actors/c.py:C.f": (2, 3, False),
+        "actors/c.py:C.f.g": (1, 1, False),
+        "actors/c.py:C.h": (1, 0, True),
+    }

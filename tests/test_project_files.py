@@ -153,6 +153,21 @@ def test_extra_pip_arguments_reach_pip(tmp_path):
     assert "--extra-index-url URL -r requirements-cpu.lock" in printed
 
 
+def test_check_runs_the_linters_and_leaves_out_the_tests_that_start_an_engine(tmp_path):
+    printed = make("-n", "check", f"VENV={tmp_path}/venv").stdout
+    assert [
+        name for name in ("ruff check .", "ruff format --check .", "/mypy", "/python -m pytest") if name not in printed
+    ] == []
+    assert '-m "not gpu and not slow and not ray and not vllm"' in printed
+    everything = make("-n", "test", f"VENV={tmp_path}/venv").stdout
+    assert '-m "not gpu" --hypothesis-profile=thorough' in everything
+
+
+def test_help_lists_every_target():
+    listed = re.findall(r"^make (\w+) ", make("help").stdout, re.MULTILINE)
+    assert listed == re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
 @pytest.mark.parametrize(("tests", "lint"), [(0, 0), (1, 0), (0, 1)])
 def test_ci_fails_when_either_fails_and_prints_the_closing_line(tmp_path, tests, lint):
     closing = "===== 7 passed, 1 skipped in 3.20s ====="

@@ -84,6 +84,30 @@ class Member:
     status: GeneratorStatus | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolLimits:
+    """What a pool asks of its generators."""
+
+    max_running: int
+    """Leases that one generator holds at a time."""
+    take_seconds: float
+    """Time for one generator to take one version."""
+    lease_seconds: float
+    draw: Draw = "all"
+    """Completions that training leases ask for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolEvents:
+    """Whom a pool calls."""
+
+    on_group: Callable[[Group], None]
+    """With each finished training group."""
+    on_retire: Callable[[int], None]
+    """With each version that no generator needs any more."""
+    on_message: Callable[[str], None]
+
+
 class GeneratorPool:
     """Feeds leases, collects groups and hands out weights.
 
@@ -94,27 +118,15 @@ class GeneratorPool:
         self,
         ports: Sequence[GeneratorPort],
         buffer: ReplayBuffer,
-        *,
-        max_running: int,
-        take_seconds: float,
-        lease_seconds: float,
-        draw: Draw = "all",
-        on_group: Callable[[Group], None],
-        on_retire: Callable[[int], None],
-        on_message: Callable[[str], None],
+        limits: PoolLimits,
+        events: PoolEvents,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.changed = Signal()
         self._members = [Member(port) for port in ports]
         self._buffer = buffer
-        self._max_running = max_running
-        self._take_seconds = take_seconds
-        self._lease_seconds = lease_seconds
-        self._draw = draw
-        """Completions that training leases ask for."""
-        self._on_group = on_group
-        self._on_retire = on_retire
-        self._on_message = on_message
+        self._limits = limits
+        self._on_group, self._on_retire, self._on_message = events.on_group, events.on_retire, events.on_message
         self._clock = clock
         self._offered = Signal()
         self._publications: dict[int, Publication] = {}
@@ -283,9 +295,9 @@ class GeneratorPool:
         version.
         """
         working = [member for member in self._members if member.working]
-        room = sum(self._max_running - len(member.outstanding) for member in working)
+        room = sum(self._limits.max_running - len(member.outstanding) for member in working)
         leases = self._take_side_requests(room)
-        leases += self._buffer.lease(room - len(leases), self._clock(), self._draw)
+        leases += self._buffer.lease(room - len(leases), self._clock(), self._limits.draw)
         for lease in leases:
             member = min(working, key=lambda member: len(member.outstanding))
             member.outstanding[lease.index, lease.attempt] = lease
@@ -302,7 +314,7 @@ class GeneratorPool:
         taken = [lease for lease in wanted if lease.min_version <= version][:limit]
         indices = {lease.index for lease in taken}
         self._side_requests = [lease for lease in wanted if lease.index not in indices]
-        deadline = self._clock() + self._lease_seconds
+        deadline = self._clock() + self._limits.lease_seconds
         return [replace(lease, deadline=deadline) for lease in taken]
 
     def _again(self, lease: Lease) -> None:
@@ -311,7 +323,7 @@ class GeneratorPool:
         if attempt < SIDE_ATTEMPTS:
             self._side_requests.append(replace(lease, attempt=attempt))
             return
-        reason = f"no answer after {attempt} grants of {self._lease_seconds:g} s each"
+        reason = f"no answer after {attempt} grants of {self._limits.lease_seconds:g} s each"
         self._answer(lease.index, Failure(lease.index, lease.attempt, reason))
 
     def _answer(self, index: int, item: Group | Failure) -> None:
@@ -361,7 +373,7 @@ class GeneratorPool:
         self._taking[version] = self._taking.get(version, 0) + 1
         taking = asyncio.ensure_future(member.port.take_weights(publication.manifest, publication.chunks))
         try:
-            await asyncio.wait({taking}, timeout=self._take_seconds)
+            await asyncio.wait({taking}, timeout=self._limits.take_seconds)
             if not taking.done():
                 await self._end(member, taking, version)
             taken = taking.result()
@@ -383,7 +395,7 @@ class GeneratorPool:
         """
         name = member.port.name
         self._on_message(
-            f"{name} did not take policy version {version} within {self._take_seconds:g} s and is killed; raise "
+            f"{name} did not take policy version {version} within {self._limits.take_seconds:g} s and is killed; raise "
             "publication.timeout_seconds if the model is large, or check that generator's log"
         )
         member.port.kill()

@@ -25,8 +25,8 @@ class LockstepPool(GeneratorPool):
     differences may change their tokens.
     """
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self._to_judge, self._on_group = self._on_group, self._keep
         self._sampled: list[Group] = []
 
@@ -57,7 +57,7 @@ class LockstepPool(GeneratorPool):
             if self._buffer.in_flight:
                 return False
             leases = self._take_side_requests(sys.maxsize, member.version)
-            leases = leases or self._buffer.lease(sys.maxsize, self._clock(), self._draw)
+            leases = leases or self._buffer.lease(sys.maxsize, self._clock(), self._limits.draw)
             if leases:
                 member.outstanding.update({(lease.index, lease.attempt): lease for lease in leases})
                 await member.port.submit(leases)

@@ -26,7 +26,7 @@ from actors.records import Failure, Game, Group, Prompt, flatten
 from actors.replay_buffer.buffer import Batch, ReplayBuffer
 from actors.replay_buffer.opponents import OpponentDesk
 from launch.run import win_rate
-from launch.run.generator_pool import GeneratorPool
+from launch.run.generator_pool import GeneratorPool, PoolEvents, PoolLimits
 from launch.run.judge_pool import BATCHES_EACH
 from launch.run.lockstep import LockstepPool
 from launch.run.progress import Consumed, Progress, batch_metrics
@@ -49,6 +49,20 @@ class EvaluationSet:
     baseline: Sequence[Group]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopEvents:
+    """Whom a loop calls."""
+
+    on_update: Callable[[Progress, Mapping[str, float]], None]
+    """With the metrics of each update."""
+    on_watch: Callable[[TrainingLoop], None]
+    """About every second."""
+    on_checkpoint: Callable[[TrainingLoop], Awaitable[None]]
+    on_message: Callable[[str], None]
+    on_batch: Callable[[Batch], None] = lambda batch: None
+    """With each batch before it is trained on."""
+
+
 class TrainingLoop:
     """Runs updates until `config.updates`, an interrupt or a failure."""
 
@@ -60,11 +74,7 @@ class TrainingLoop:
         generators: Sequence[GeneratorPort],
         judge: JudgePort,
         learner: LearnerPort,
-        on_update: Callable[[Progress, Mapping[str, float]], None],
-        on_watch: Callable[[TrainingLoop], None],
-        on_checkpoint: Callable[[TrainingLoop], Awaitable[None]],
-        on_message: Callable[[str], None],
-        on_batch: Callable[[Batch], None] = lambda batch: None,
+        events: LoopEvents,
         observers: Sequence[PublicationObserver] = (),
     ) -> None:
         self.law = LawProbe(config)
@@ -79,11 +89,7 @@ class TrainingLoop:
         self.learning = False
         """True from the wait for the first update on."""
         self._observers = observers
-        self._on_batch = on_batch
-        self._on_update = on_update
-        self._on_watch = on_watch
-        self._on_checkpoint = on_checkpoint
-        self._on_message = on_message
+        self._events, self._on_message = events, events.on_message
         self._judging: asyncio.Queue[Group] = asyncio.Queue()
         self._retiring: asyncio.Queue[int] = asyncio.Queue()
         self._tasks: asyncio.TaskGroup | None = None
@@ -92,17 +98,14 @@ class TrainingLoop:
         fresh = None if config.opponent is None else config.opponent.max_staleness
         self._desk = None if fresh is None else OpponentDesk(config.replay, fresh)
         pool = LockstepPool if config.deterministic else GeneratorPool
-        self.pool = pool(
-            generators,
-            buffer,
+        limits = PoolLimits(
             max_running=config.generators.max_running_prompts,
             take_seconds=config.publication.timeout_seconds,
             lease_seconds=config.replay.lease_seconds,
             draw="all" if self._desk is None else "policy",
-            on_group=self._on_group,
-            on_retire=self._retiring.put_nowait,
-            on_message=on_message,
         )
+        heard = PoolEvents(on_group=self._on_group, on_retire=self._retiring.put_nowait, on_message=events.on_message)
+        self.pool = pool(generators, buffer, limits, heard)
 
     def stop(self) -> None:
         """Ask the loop to end after the current update and a checkpoint."""
@@ -158,7 +161,7 @@ class TrainingLoop:
             if self.buffer.updates % self.config.replay.updates_per_publish == 0:
                 observed = await self._observe(await self.publish())
             if metrics:
-                self._on_update(self.progress, metrics | observed)
+                self._events.on_update(self.progress, metrics | observed)
             self.progress.learning_seconds = time.monotonic() - started
             await self._after_update()
         if self._evaluation is not None:
@@ -218,7 +221,7 @@ class TrainingLoop:
     async def _update(self, batch: Batch) -> dict[str, float]:
         """Train on `batch`; return metrics, none if it is empty."""
         # Before the update: a batch that the learner fails on is worth inspecting.
-        self._on_batch(batch)
+        self._events.on_batch(batch)
         progress, consumed = self.progress, Consumed.of(batch, self.config)
         progress.consume(batch, consumed)
         if not consumed.items:
@@ -270,7 +273,7 @@ class TrainingLoop:
         every = self.config.checkpoints.every_updates
         if every and self.buffer.updates % every == 0 and self.buffer.updates < self.config.updates:
             with self.progress.clock.spend("checkpointing"):
-                await self._on_checkpoint(self)
+                await self._events.on_checkpoint(self)
         every = self.config.evaluation.every_updates
         if every and self.buffer.updates % every == 0 and self.buffer.updates < self.config.updates:
             self._start_evaluation()
@@ -337,7 +340,7 @@ class TrainingLoop:
             await asyncio.sleep(WATCH_SECONDS)
             self.pool.expire()
             await self.pool.refresh()
-            self._on_watch(self)
+            self._events.on_watch(self)
 
     async def _retire(self) -> None:
         while True:

@@ -16,7 +16,8 @@ from actors.records import Canary
 from learner.config import PublicationConfig
 from learner.publication.publisher import Publisher
 from learner.publication.transfer import WeightSender
-from tests.fakes import spec_of, tiny_llama
+from tests.fakes.generators import spec_of
+from tests.fakes.models import tiny_llama
 
 pytestmark = [pytest.mark.gpu, pytest.mark.vllm, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 

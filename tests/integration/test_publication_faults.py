@@ -26,12 +26,13 @@ from actors.replay_buffer.buffer import ReplayBuffer
 from actors.replay_buffer.config import ReplayConfig
 from launch.cluster.ray_actors import RayGenerator
 from launch.cluster.wiring import ray_session
-from launch.run.generator_pool import GeneratorPool
+from launch.run.generator_pool import GeneratorPool, PoolEvents, PoolLimits
 from launch.run.protocols import Publication
 from launch.settings.run import ClusterConfig
 from learner.config import PublicationConfig
 from learner.publication.publisher import Publisher
-from tests.fakes import FakeEngine, FakePrompts, tiny_llama
+from tests.fakes.generators import FakeEngine, FakePrompts
+from tests.fakes.models import tiny_llama
 from tests.integration.runs import ROOT
 from tests.processes import Marked
 
@@ -121,12 +122,8 @@ def _pool(messages: list[str], *generators: RayGenerator, take_seconds: float) -
     pool = GeneratorPool(
         generators,
         buffer,
-        max_running=8,
-        take_seconds=take_seconds,
-        lease_seconds=600.0,
-        on_group=lambda group: None,
-        on_retire=lambda version: None,
-        on_message=messages.append,
+        PoolLimits(max_running=8, take_seconds=take_seconds, lease_seconds=600.0),
+        PoolEvents(on_group=lambda group: None, on_retire=lambda version: None, on_message=messages.append),
     )
     return pool, buffer
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.fakes import FakeServer
+from tests.fakes.judges import FakeServer
 from tests.integration.runs import finish, small_run, start, summary_of, wait_for_updates
 from tests.processes import Marked
 

@@ -16,7 +16,7 @@ from launch.run.plugins import plugin_of
 from launch.run.preflight import fixed_settings
 from launch.settings.run import RunConfig
 from learner.world.policy import TINY, build_policy
-from tests.fakes import tiny_llama
+from tests.fakes.models import tiny_llama
 
 
 def _config(**settings) -> RunConfig:

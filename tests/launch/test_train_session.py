@@ -28,7 +28,10 @@ from launch.run.protocols import Publication
 from launch.settings.run import RunConfig
 from learner.backend import checkpoints
 from learner.world.policy import TINY, build_policy
-from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakeStats, tiny_llama
+from tests.fakes.generators import FakeGenerator
+from tests.fakes.judges import FakeJudge
+from tests.fakes.learner import FakeLearner, FakeStats
+from tests.fakes.models import tiny_llama
 
 
 @dataclass

@@ -14,7 +14,8 @@ from actors.generation.engine import Engine, _gc_paused, engine_environment, eos
 from actors.records import Canary, Completion, Manifest
 from learner.config import PublicationConfig
 from learner.publication.publisher import Publisher
-from tests.fakes import spec_of, tiny_llama
+from tests.fakes.generators import spec_of
+from tests.fakes.models import tiny_llama
 
 CANARY = weights.canary_tokens(96, 32)
 STOPS = tuple(range(2, 6))

@@ -13,7 +13,8 @@ from actors.generation.weights import canary_tokens
 from actors.records import Canary, Draw, Failure, Group, Lease, Manifest, Prompt, TensorRecord
 from learner.config import PublicationConfig
 from learner.publication.publisher import Publisher
-from tests.fakes import FakeEngine, spec_of, tiny_llama
+from tests.fakes.generators import FakeEngine, spec_of
+from tests.fakes.models import tiny_llama
 
 
 def lease(index: int, *, min_version: int = 0, prompt: tuple[int, ...] = (1, 2), draw: Draw = "policy") -> Lease:

@@ -17,7 +17,8 @@ from actors.generation.engine import Engine, engine_environment
 from actors.records import Canary
 from learner.config import PublicationConfig
 from learner.publication.publisher import Publisher
-from tests.fakes import spec_of, tiny_llama
+from tests.fakes.generators import spec_of
+from tests.fakes.models import tiny_llama
 
 pytestmark = pytest.mark.vllm
 

@@ -19,7 +19,8 @@ from actors.records import Failure, Group, Judgement
 from actors.replay_buffer.pairing import game_of
 from launch.settings.loading import load_config
 from launch.settings.run import RunConfig
-from tests.fakes import FakeServer, ScriptedJudge, make_group
+from tests.fakes.generators import make_group
+from tests.fakes.judges import FakeServer, ScriptedJudge
 
 VERIFIER = {"judge": {"kind": "verifier"}}
 FUNCTION = {"judge": {"kind": "function", "path": "m:f"}}

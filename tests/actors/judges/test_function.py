@@ -19,7 +19,7 @@ from actors.judges.factory import make_judge
 from actors.judges.function import FunctionJudge
 from actors.records import Judgement
 from actors.replay_buffer.pairing import game_of
-from tests.fakes import make_group
+from tests.fakes.generators import make_group
 
 MODULE = """
 import asyncio, threading

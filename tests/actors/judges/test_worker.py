@@ -13,7 +13,8 @@ from actors.judges.config import JudgingConfig
 from actors.judges.protocol import check_answers
 from actors.judges.worker import JudgeWorker
 from actors.records import Failure, Group, Judgement
-from tests.fakes import ScriptedJudge, make_group
+from tests.fakes.generators import make_group
+from tests.fakes.judges import ScriptedJudge
 
 GROUPS = [make_group(["a", "b"], index=index) for index in range(4)]
 

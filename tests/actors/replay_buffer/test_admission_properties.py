@@ -17,12 +17,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from actors.records import Group
 from actors.replay_buffer.buffer import Batch, ReplayBuffer
 from actors.replay_buffer.config import ReplayConfig
-from tests.fakes import FakePrompts, judged_group
+from tests.fakes.generators import FakePrompts, judged_group
 
 LEASE_SECONDS = 10.0
 UNSETTLED = ("waiting", "in_flight")
-RUNS, STEPS = 2500, 40
-"""Of the state machine, together 100,000 steps."""
+THOROUGH = settings.get_current_profile_name() == "thorough"
+RUNS, STEPS = 2500 if THOROUGH else 300, 40
+"""Of the state machine; 100,000 steps together if thorough."""
 
 
 @st.composite
@@ -373,7 +374,7 @@ def test_ready_order_discards_nothing_when_completions_come_in_the_order_of_leas
     model.finish()
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600 if THOROUGH else 200, deadline=None)
 @given(configurations(), st.integers(1, 30), st.integers(0, 2**32), st.floats(0.0, 0.3))
 def test_any_long_schedule_keeps_the_bound_and_the_books_and_can_be_finished(config, total_updates, seed, trouble):
     """Mostly progress, with trouble in between: reaches further into a run than the rules above."""

@@ -11,7 +11,7 @@ from actors.errors import RunError, UsageError
 from actors.records import Judgement, Prompt
 from actors.replay_buffer.buffer import ReplayBuffer, group_from_dict, group_to_dict
 from actors.replay_buffer.config import ReplayConfig
-from tests.fakes import FakePrompts, group_of, judged_group
+from tests.fakes.generators import FakePrompts, group_of, judged_group
 
 
 def buffer(total_updates: int | None = None, **settings: object) -> ReplayBuffer:

@@ -10,7 +10,7 @@ from actors.errors import UsageError
 from actors.records import Group, Lease
 from actors.replay_buffer.config import ReplayConfig
 from actors.replay_buffer.opponents import OpponentDesk
-from tests.fakes import FakePrompts, group_of
+from tests.fakes.generators import FakePrompts, group_of
 
 
 def group(index: int, attempt: int = 0) -> Group:

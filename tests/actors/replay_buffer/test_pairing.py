@@ -13,7 +13,7 @@ from actors.errors import RunError
 from actors.preferences import mean_win_probabilities
 from actors.records import Group, Judgement
 from actors.replay_buffer.pairing import best_and_worst, effective_scores, game_of
-from tests.fakes import make_group
+from tests.fakes.generators import make_group
 
 
 def judged(*scores: float, finished: tuple[bool, ...] | None = None) -> Group:

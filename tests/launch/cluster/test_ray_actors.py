@@ -14,7 +14,7 @@ from actors.records import Canary, Failure, GeneratorStatus, Lease, Manifest
 from launch.cluster import ray_actors as ray_ports
 from launch.cluster.ray_actors import Delivery, RayGenerator, RayJudge, RayLearner
 from launch.run.protocols import GeneratorDeadError, GeneratorUnavailableError
-from tests.fakes import FakePrompts, group_of
+from tests.fakes.generators import FakePrompts, group_of
 
 MANIFEST = Manifest(1, (), Canary((), ()), "nccl")
 GROUP = group_of(Lease(3, 1, FakePrompts().prompt(3), 0, 60.0), (0,), (0,))

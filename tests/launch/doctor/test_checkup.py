@@ -21,7 +21,7 @@ from launch.doctor.findings import Finding
 from launch.output import run_directory as rundir
 from launch.settings.loading import load_config
 from launch.settings.run import RunConfig
-from tests.fakes import tiny_llama
+from tests.fakes.models import tiny_llama
 
 ROOT = Path(__file__).resolve().parents[3]
 

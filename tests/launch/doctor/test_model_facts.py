@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from launch.doctor.model_facts import WORLD_POLICY, ModelFacts, count_parameters, facts_of, is_hub_name, read_model
-from tests.fakes import tiny_llama
+from tests.fakes.models import tiny_llama
 
 
 def test_headers_give_the_size_that_the_model_has(tmp_path: Path):

@@ -15,7 +15,7 @@ from launch.evaluate.evaluate import Request, find_verifier, judged, run_evaluat
 from launch.settings.loading import load_config
 from learner.stages.config import ScratchConfig
 from learner.stages.scratch import make_model
-from tests.fakes import FakeGenerator, FakePrompts
+from tests.fakes.generators import FakeGenerator, FakePrompts
 
 PROMPTS = [FakePrompts().prompt(number) for number in range(7)]
 

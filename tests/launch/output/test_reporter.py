@@ -15,14 +15,16 @@ from launch.output.reporter import Reporter
 from launch.output.run_directory import RunDirectory
 from launch.output.summary import Staleness
 from launch.run.judge_pool import JudgePool
-from launch.run.loop import TrainingLoop
+from launch.run.loop import LoopEvents, TrainingLoop
 from launch.run.plugins import plugin_of
 from launch.run.staleness_limit import StalenessLaw
 from launch.run.win_rate import WinRate
 from launch.run.world import ExactEvaluation, ExactFigures
 from launch.settings.run import RunConfig
 from learner.world.policy import TINY, build_policy, train_sft
-from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakePrompts, judged_group
+from tests.fakes.generators import FakeGenerator, FakePrompts, judged_group
+from tests.fakes.judges import FakeJudge
+from tests.fakes.learner import FakeLearner
 
 
 class Account:
@@ -51,10 +53,12 @@ def _loop(**settings: Any) -> TrainingLoop:
         generators=[FakeGenerator("a")],
         judge=FakeJudge(),
         learner=FakeLearner(),
-        on_update=lambda progress, values: None,
-        on_watch=lambda loop: None,
-        on_checkpoint=None,  # type: ignore[arg-type]
-        on_message=lambda text: None,
+        events=LoopEvents(
+            on_update=lambda progress, values: None,
+            on_watch=lambda loop: None,
+            on_checkpoint=None,  # type: ignore[arg-type]
+            on_message=lambda text: None,
+        ),
     )
 
 

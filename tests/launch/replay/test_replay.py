@@ -28,7 +28,8 @@ from launch.settings.loading import dump_config
 from launch.settings.run import RunConfig
 from learner.backend import checkpoints
 from learner.config import PairLossConfig
-from tests.fakes import FakeGenerator, FakeLearner, FakeStats, judged_group
+from tests.fakes.generators import FakeGenerator, judged_group
+from tests.fakes.learner import FakeLearner, FakeStats
 from tests.launch.run.loops import loop_of, run
 from tests.settings import nested
 

@@ -21,7 +21,9 @@ from launch.cluster import wiring
 from launch.output.journal import segments
 from launch.settings.run import RunConfig
 from learner.backend import checkpoints
-from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakeStats
+from tests.fakes.generators import FakeGenerator
+from tests.fakes.judges import FakeJudge
+from tests.fakes.learner import FakeLearner, FakeStats
 
 FILE = "model.safetensors"
 

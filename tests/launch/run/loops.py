@@ -6,9 +6,10 @@ import asyncio
 
 from actors.records import Lease
 from actors.replay_buffer.buffer import ReplayBuffer
-from launch.run.loop import EvaluationSet, TrainingLoop
+from launch.run.loop import EvaluationSet, LoopEvents, TrainingLoop
 from launch.settings.run import EvaluationConfig, RunConfig
-from tests.fakes import FakeJudge, FakePrompts, group_of
+from tests.fakes.generators import FakePrompts, group_of
+from tests.fakes.judges import FakeJudge
 
 
 def loop_of(generators, learner, messages=None, settings=None, on_batch=lambda batch: None, **replay) -> TrainingLoop:
@@ -31,11 +32,13 @@ def loop_of(generators, learner, messages=None, settings=None, on_batch=lambda b
         generators=generators,
         judge=FakeJudge(),
         learner=learner,
-        on_update=lambda progress, values: None,
-        on_watch=lambda loop: None,
-        on_checkpoint=no_checkpoint,
-        on_message=(messages if messages is not None else []).append,
-        on_batch=on_batch,
+        events=LoopEvents(
+            on_update=lambda progress, values: None,
+            on_watch=lambda loop: None,
+            on_checkpoint=no_checkpoint,
+            on_message=(messages if messages is not None else []).append,
+            on_batch=on_batch,
+        ),
     )
 
 

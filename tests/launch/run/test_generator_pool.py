@@ -14,9 +14,9 @@ from actors.records import Failure, GeneratorStatus, Group, Judgement, Lease, Ma
 from actors.replay_buffer.buffer import ReplayBuffer
 from actors.replay_buffer.config import ReplayConfig
 from launch.run import generator_pool as pool_module
-from launch.run.generator_pool import GeneratorPool
+from launch.run.generator_pool import GeneratorPool, PoolEvents, PoolLimits
 from launch.run.protocols import GeneratorDeadError, GeneratorUnavailableError
-from tests.fakes import FakeGenerator, FakePrompts, group_of
+from tests.fakes.generators import FakeGenerator, FakePrompts, group_of
 from tests.launch.run.pools import offer, run, serving, until
 
 
@@ -64,10 +64,10 @@ class Pool:
         self.pool = GeneratorPool(
             generators,
             self.buffer,
-            **{"max_running": 16, "take_seconds": 5.0, "lease_seconds": replay["lease_seconds"], **settings},
-            on_group=self.groups.append,
-            on_retire=self.retired.append,
-            on_message=self.messages.append,
+            PoolLimits(
+                **{"max_running": 16, "take_seconds": 5.0, "lease_seconds": replay["lease_seconds"], **settings}
+            ),
+            PoolEvents(on_group=self.groups.append, on_retire=self.retired.append, on_message=self.messages.append),
             clock=lambda: self.now,
         )
 

@@ -11,7 +11,8 @@ import pytest
 from actors.errors import RunError
 from actors.records import Group
 from launch.run.judge_pool import JudgePool, merged
-from tests.fakes import FakeJudge, make_group
+from tests.fakes.generators import make_group
+from tests.fakes.judges import FakeJudge
 
 
 class Slow(FakeJudge):

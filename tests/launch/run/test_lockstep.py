@@ -10,9 +10,10 @@ from typing import Any
 from actors.records import Group, Judgement, Lease, Manifest, Prompt
 from actors.replay_buffer.buffer import ReplayBuffer
 from actors.replay_buffer.config import ReplayConfig
+from launch.run.generator_pool import PoolEvents, PoolLimits
 from launch.run.lockstep import LockstepPool
 from launch.run.protocols import GeneratorUnavailableError
-from tests.fakes import FakeGenerator, FakePrompts, group_of
+from tests.fakes.generators import FakeGenerator, FakePrompts, group_of
 from tests.launch.run.pools import offer, run, serving, until
 
 BATCH = 4
@@ -59,12 +60,8 @@ class Rig:
         self.pool = LockstepPool(
             [self.generator],
             self.buffer,
-            max_running=1,
-            take_seconds=5.0,
-            lease_seconds=60.0,
-            on_group=self.unjudged.append,
-            on_retire=self.retired.append,
-            on_message=self.messages.append,
+            PoolLimits(max_running=1, take_seconds=5.0, lease_seconds=60.0),
+            PoolEvents(on_group=self.unjudged.append, on_retire=self.retired.append, on_message=self.messages.append),
         )
 
     def offer(self, version: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +15,9 @@ from launch.run.loop import TrainingLoop
 from launch.run.progress import Progress
 from launch.run.protocols import Publication
 from launch.run.win_rate import WinRate
-from tests.fakes import FakeGenerator, FakeJudge, FakeLearner, FakePrompts, FakeStats, judged_group
+from tests.fakes.generators import FakeGenerator, FakePrompts, judged_group
+from tests.fakes.judges import FakeJudge
+from tests.fakes.learner import FakeLearner, FakeStats
 from tests.launch.run.loops import evaluate, loop_of, run, with_evaluation
 
 
@@ -268,7 +271,8 @@ def test_what_an_observer_measures_is_in_the_metrics_of_the_update_that_it_is_of
     loop, metrics = loop_of([FakeGenerator("a")], FakeLearner(), max_staleness=1), {}
     observer = Observer(every)
     loop._observers = [observer]
-    loop._on_update = lambda progress, values: metrics.update({loop.buffer.updates: values})
+    on_update = lambda progress, values: metrics.update({loop.buffer.updates: values})  # noqa: E731
+    loop._events = replace(loop._events, on_update=on_update)
     run(loop)
     assert list(metrics) == list(range(1, 13))
     measured = {update: values["measured"] for update, values in metrics.items() if "measured" in values}

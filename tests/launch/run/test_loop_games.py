@@ -12,7 +12,9 @@ import pytest
 
 from actors.records import Failure
 from launch.run.loop import TrainingLoop
-from tests.fakes import FakeGenerator, FakeJudge, FakeLearner
+from tests.fakes.generators import FakeGenerator
+from tests.fakes.judges import FakeJudge
+from tests.fakes.learner import FakeLearner
 from tests.launch.run.loops import evaluate, loop_of, run, with_evaluation
 from tests.settings import nested
 

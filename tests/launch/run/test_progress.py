@@ -11,7 +11,7 @@ from actors.records import Game, Group, Judgement, Lease, Pair
 from actors.replay_buffer.buffer import Batch
 from launch.run.progress import Consumed, Progress, batch_metrics
 from launch.settings.run import RunConfig
-from tests.fakes import FakePrompts, group_of
+from tests.fakes.generators import FakePrompts, group_of
 from tests.settings import nested
 
 

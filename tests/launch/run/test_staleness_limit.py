@@ -13,7 +13,7 @@ from actors.records import Completion, Game, Judgement
 from actors.replay_buffer.pairing import game_of
 from launch.run.staleness_limit import PROBES, LawProbe, announce, bound_of
 from launch.settings.run import RunConfig
-from tests.fakes import make_group
+from tests.fakes.generators import make_group
 from tests.settings import nested
 
 STRENGTH = math.sqrt(2.0) / 6.0

@@ -16,7 +16,7 @@ from actors.errors import RunError, UsageError
 from launch.stages.config import SftRunConfig
 from launch.stages.driver import Prepared, StageRun
 from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
-from tests.fakes import FakeRanks
+from tests.fakes.learner import FakeRanks
 
 EXAMPLES = [((1, 2), (3,))] * 20
 

@@ -11,7 +11,7 @@ from launch.stages.preference import prepare_preference
 from learner.stages.config import ScratchConfig
 from learner.stages.scratch import make_model
 from learner.tensors.examples import TRAIN, VALIDATION, read_pairs
-from tests.fakes import tiny_preference_model
+from tests.fakes.models import tiny_preference_model
 
 
 def config(*overrides):

@@ -109,6 +109,7 @@ def on_two_ranks(directory):
     return torch.load(directory / "offline.pt", weights_only=False)
 
 
+@pytest.mark.slow
 def test_the_reference_says_the_same_of_every_pair_under_every_stage_and_number_of_ranks(directory, on_two_ranks):
     reference = load(directory / "reference", torch.float64)
     for stage, result in on_two_ranks.items():
@@ -132,6 +133,7 @@ def one(directory):
     os.environ.update(before)
 
 
+@pytest.mark.slow
 def test_two_ranks_reach_the_parameters_and_the_held_out_metrics_of_one(one, on_two_ranks):
     for stage, two in on_two_ranks.items():
         assert [stats.loss for stats in two["stats"]] == pytest.approx([s.loss for s in one["stats"]], rel=1e-4), stage
@@ -143,6 +145,7 @@ def test_two_ranks_reach_the_parameters_and_the_held_out_metrics_of_one(one, on_
     assert max(moved) > 1e-3
 
 
+@pytest.mark.slow
 def test_training_lowers_the_held_out_loss_that_it_reports(on_two_ranks):
     """Every example is held out too, so what training lowers is what evaluation reports."""
     for result in on_two_ranks.values():

@@ -14,7 +14,7 @@ from learner.stages.preference import PreferenceObjective, make_stage, start_net
 from learner.stages.preference_config import PreferenceConfig
 from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, write_pairs
 from learner.world.pairs import world_pairs
-from tests.fakes import tiny_preference_model
+from tests.fakes.models import tiny_preference_model
 
 CPU = torch.device("cpu")
 KINDS = [("bradley_terry", 0), ("pairwise", 0), ("skew", 2)]

@@ -14,7 +14,7 @@ from learner.stages.calibration import negative_log_likelihood
 from learner.stages.preference_config import PreferenceConfig
 from learner.tensors.examples import TokenPair
 from learner.world.pairs import world_pairs
-from tests.fakes import tiny_preference_model
+from tests.fakes.models import tiny_preference_model
 
 KINDS = [("bradley_terry", 0), ("pairwise", 0), ("skew", 2)]
 

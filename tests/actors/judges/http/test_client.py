@@ -15,7 +15,7 @@ import pytest
 from actors.errors import RunError, UsageError
 from actors.judges.config import EndpointJudgeConfig, HttpJudgeConfig
 from actors.judges.http.client import HttpClient, retry_after_seconds
-from tests.fakes import FakeServer
+from tests.fakes.judges import FakeServer
 
 KEY = "sk-very-secret-0123456789"
 OK = (200, {}, {"n": 1})

@@ -25,7 +25,8 @@ from actors.judges.http.endpoint import (
 )
 from actors.judges.worker import JudgeWorker
 from actors.records import Failure, Group, Judgement, Prompt
-from tests.fakes import FakeServer, make_group
+from tests.fakes.generators import make_group
+from tests.fakes.judges import FakeServer
 
 ANSWERS = re.compile(r"<answer_a>\n(.*?)\n</answer_a>\n<answer_b>\n(.*?)\n</answer_b>", re.DOTALL)
 DEFAULT_PATTERN = re.compile(EndpointJudgeConfig(url="http://h", model="m").verdict_pattern)

@@ -23,7 +23,7 @@ from actors.judges.models.reward_model import RewardModelJudge
 from actors.judges.worker import JudgeWorker
 from actors.records import Group, Judgement
 from tests.actors.judges.models.test_reward_model import EOS, W0, WORDS, random_groups, save_model, save_tokenizer
-from tests.fakes import FakeServer
+from tests.fakes.judges import FakeServer
 from tests.processes import Marked
 
 

@@ -13,7 +13,7 @@ from actors.judges.models.preference_model import PreferenceModelJudge
 from actors.judges.models.preference_network import PreferenceModel, probabilities
 from actors.records import Completion, Group, Lease, Prompt
 from actors.world import EOS, RESPONSE_WORDS, prompt_rows, prompt_token_ids
-from tests.fakes import tiny_preference_model
+from tests.fakes.models import tiny_preference_model
 
 KINDS = [("bradley_terry", 0), ("pairwise", 0), ("skew", 2)]
 

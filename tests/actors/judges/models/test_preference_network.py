@@ -19,7 +19,7 @@ from actors.judges.models.preference_network import (
     write_form,
 )
 from actors.world import BOS, EOS, FIRST_SYMBOL, SEP
-from tests.fakes import tiny_llama, tiny_preference_model
+from tests.fakes.models import tiny_llama, tiny_preference_model
 
 KINDS = [("bradley_terry", 0), ("pairwise", 0), ("skew", 3)]
 PROMPTS = [(BOS, 10, 14, SEP), (BOS, 11, 15, SEP)]
