@@ -1,4 +1,4 @@
-"""Which Ray a run uses and what it reserves there. Imports nothing heavy, and not Ray."""
+"""Which Ray a run joins and what it reserves there. Imports nothing heavy, and not Ray."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from launch.settings.run import ClusterConfig, RunConfig
 
 
 def address_to_join(cluster: ClusterConfig) -> str | None:
-    """The running Ray to join; None to start one."""
+    """Return the address of the Ray to join; None to start one."""
     if cluster.address == "auto":
         return os.environ.get("RAY_ADDRESS")
     return None if cluster.address == "local" else cluster.address
 
 
 def resources_needed(config: RunConfig) -> dict[str, float]:
-    """Cores and GPUs that the run's actors reserve at its start, as `CPU` and `GPU`."""
+    """Sum the CPU cores and GPUs that the run's actors reserve at its start."""
     learner = config.learner
     sampling = resources_to_sample(config, config.generators.required)
     return {
@@ -25,7 +25,7 @@ def resources_needed(config: RunConfig) -> dict[str, float]:
 
 
 def resources_to_sample(config: RunConfig, generators: int) -> dict[str, float]:
-    """Cores and GPUs that so many generators and all judges reserve, as `CPU` and `GPU`."""
+    """Sum the CPU cores and GPUs that this number of generators and all judges reserve."""
     judging = config.judging
     return {
         "CPU": generators * config.generators.cpus,
@@ -34,5 +34,5 @@ def resources_to_sample(config: RunConfig, generators: int) -> dict[str, float]:
 
 
 def generator_gpus(config: RunConfig) -> float:
-    """GPUs that each generator reserves: its tensor parallel size where the run uses GPUs at all."""
+    """Return the GPUs that each generator reserves: its tensor parallel size, or 0 if the run uses no GPUs."""
     return float(config.generators.tensor_parallel_size) if config.learner.gpus_per_rank > 0 else 0.0

@@ -1,6 +1,6 @@
-"""Ray's actors as the loop's ports: how their answers, failures and deaths look from outside.
+"""Adapters from Ray actors to the loop's ports: answers, failures and deaths as the loop sees them.
 
-Each adapter is given actor handles; who starts them, and where, is `wiring.py`'s business.
+Each adapter gets actor handles; `wiring.py` starts the actors and decides where.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from launch.run.protocols import GeneratorDeadError, GeneratorUnavailableError, 
 from learner.records import StageStats, UpdateStats
 
 JUDGE_ATTEMPTS = 3
-"""Deaths of the judge over one batch before its groups are returned."""
+"""Deaths of the judge over one batch before its groups fail."""
 ANSWER_SECONDS = 2.0
-"""Longest wait for a number that is only reported."""
+"""Longest wait for a value that is only reported."""
 CLOSE_SECONDS = 10.0
 RESTART_POLL_SECONDS = 0.1
-"""Between two calls to an actor that is being restarted. Ray's own retries tell of its return later than these."""
+"""Poll interval for a restarting actor; Ray's own retry notices later."""
 PUBLISHING = "publishing"
-"""Concurrency group of the learner's actors."""
+"""Concurrency group of the learner's actors, for weight transfers."""
 
 
 async def _answer(reference: Awaitable[Any]) -> Any:
-    """The call's result; an exception of the actor's own code comes back as itself, not wrapped in Ray's."""
+    """Await a call's result; raise an exception of the actor's own code unwrapped."""
     try:
         return await reference
     except RayTaskError as error:
@@ -41,7 +41,7 @@ async def _answer(reference: Awaitable[Any]) -> Any:
 
 
 def origin(error: Exception) -> Exception:
-    """What an actor raised, where Ray has wrapped it: once for each actor that it came through."""
+    """Unwrap the exception that an actor raised; Ray wraps it once per actor on the way."""
     while isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
         error = error.cause
     return error
@@ -49,7 +49,7 @@ def origin(error: Exception) -> Exception:
 
 @dataclass(frozen=True)
 class Delivery:
-    """A publication that learner rank 0 sends to each generator itself (`nccl`, `ipc`). Not run on a GPU so far."""
+    """A publication that learner rank 0 sends to each generator (`nccl`, `ipc`). Never run on a GPU so far."""
 
     sender: Any
     """Rank 0's actor."""
@@ -58,19 +58,19 @@ class Delivery:
 
 
 class RayGenerator:
-    """A generator actor as the pool sees it."""
+    """A generator actor."""
 
     def __init__(self, name: str, actor: Any) -> None:
         self.name = name
         self._actor = actor
         self._process: str | None = None
-        """That answered last."""
+        """Incarnation that answered last."""
         self._killed = False
         self._unreachable = False
         self._collect_seconds = 0.0
 
     async def ready(self) -> None:
-        # A restarting actor answers "unavailable" until it is back: that is what is being waited for.
+        # A restarting actor answers "unavailable" until it is back.
         while True:
             try:
                 process = (await self.status()).process
@@ -78,8 +78,7 @@ class RayGenerator:
             except GeneratorUnavailableError:
                 await asyncio.sleep(RESTART_POLL_SECONDS)
         if self._unreachable and process == self._process:
-            # Only the connection broke: a collect call that nobody waits for may be there still, and would take what
-            # is finished next with it.
+            # Only the connection broke: an abandoned collect call may still run and would swallow the next results.
             await asyncio.sleep(self._collect_seconds)
         self._process = process
         self._killed = self._unreachable = False
@@ -98,14 +97,14 @@ class RayGenerator:
             deliver = chunks.sender.deliver.options(concurrency_group=PUBLISHING)
             arguments = (self.name, self._process, GeneratorHandle(self._actor), manifest.version, chunks.workers)
             return await self._delivered(deliver.remote(*arguments))
-        # Chunks are object references: passed as arguments of their own, Ray delivers what they hold.
+        # Chunks are object references: passed as separate arguments, Ray resolves them.
         return await self._call("take_published", manifest, *(chunks or ()))
 
     async def status(self) -> GeneratorStatus:
         return await self._call("status")
 
     def kill(self) -> None:
-        # Once: every call in progress asks for it, and a second kill would meet the new process.
+        # Once: every call in progress asks for it, and a second kill would hit the new process.
         if not self._killed:
             self._killed = True
             ray.kill(self._actor, no_restart=False)
@@ -126,7 +125,7 @@ class RayGenerator:
 
     def _translated(self, error: Exception) -> Exception:
         if isinstance(error, RunError) and not isinstance(error, WeightMismatchError):
-            # The process lives and its engine does not: Ray starts a new one, while restarts are left.
+            # The process lives but its engine is broken: Ray starts a new process while restarts are left.
             self.kill()
             return GeneratorUnavailableError(f"{self.name}: {error}")
         if isinstance(error, ActorDiedError):
@@ -153,16 +152,11 @@ class RayJudge:
                 except ActorUnavailableError:
                     await self._back()
         except ActorDiedError as error:
-            raise RunError(f"the judge died for good: {reason(error)}; go on with --resume") from None
+            raise RunError(f"the judge died for good: {reason(error)}; use --resume") from None
         return [Failure(group.lease.index, group.lease.attempt, "judge unavailable") for group in groups]
 
     async def ready(self) -> None:
-        """Returns once the judge answers.
-
-        Raises:
-            UsageError: it could not be made, from a path that is wrong, say.
-            RunError: it died.
-        """
+        """Wait until the judge answers. Raises UsageError if it could not be built, RunError if it died."""
         try:
             await self._back()
         except ActorDiedError as error:
@@ -170,21 +164,21 @@ class RayJudge:
             raise kind(f"the judge could not start: {reason(error)}") from None
 
     async def seconds(self) -> float:
-        """As it says itself; what it said last when it does not answer."""
+        """Ask for its seconds; return the last answer if it does not reply."""
         with contextlib.suppress(RayActorError, TimeoutError):
             async with asyncio.timeout(ANSWER_SECONDS):
                 self._seconds = await _answer(self._actor.seconds.remote())
         return self._seconds
 
     async def figures(self) -> dict[str, float]:
-        """What it counted since its last start; what it said last when it does not answer."""
+        """Ask for its counters since its last start; return the last answer if it does not reply."""
         with contextlib.suppress(RayActorError, TimeoutError):
             async with asyncio.timeout(ANSWER_SECONDS):
                 self._figures = await _answer(self._actor.figures.remote())
         return self._figures
 
     async def _back(self) -> None:
-        """Returns once the judge answers (again): loading a model may take minutes, and no group is to blame for it."""
+        """Wait until the judge is reachable; loading time does not count as a failed attempt."""
         while True:
             try:
                 await _answer(self._actor.seconds.remote())
@@ -281,14 +275,14 @@ class RayLearner(RayRanks):
 def _learner_died(error: Exception) -> RunError:
     if isinstance(error, RayActorError) and error.actor_init_failed:
         return RunError(f"the learner could not start: {reason(error)}")
-    return RunError(f"a learner process died: {reason(error)}; go on from the last checkpoint with --resume")
+    return RunError(f"a learner process died: {reason(error)}; continue from the last checkpoint with --resume")
 
 
 _RAISED = re.compile(r"^[\w.]*(Error|Exception): ")
 
 
 def reason(error: Exception) -> str:
-    """What Ray reports, on one line; of a constructor that failed, the message of its own exception."""
+    """Return Ray's error on one line; for a failed constructor, the message of its own exception."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

@@ -1,6 +1,6 @@
-"""Ray on the outside, plain classes inside: joins or starts Ray, and starts the actors of a run.
+"""Joins or starts Ray, and starts the actors of a run; the classes inside the actors are plain.
 
-The only module that knows where things run. Everything it starts ends with `ray_session`.
+The only module that decides where things run. Everything it starts ends with `ray_session`.
 """
 
 from __future__ import annotations
@@ -35,17 +35,13 @@ CONNECT_SECONDS = 10.0
 
 @contextlib.contextmanager
 def ray_session(cluster: ClusterConfig) -> Iterator[None]:
-    """Joins or starts Ray, and leaves it as it was.
-
-    Raises:
-        RunError: the address does not answer.
-    """
+    """Join or start Ray for the duration. Raises RunError if the address does not answer."""
     address = address_to_join(cluster)
     if address is None:
         exposure.warn(exposure.started_ray(os.environ))
     else:
         exposure.warn(exposure.joined_ray(address, os.environ, auth_token(os.environ, Path.home())))
-    # Ray watches memory by cgroup and kills workers near the limit; its own report on usage is not wanted.
+    # No usage reports to Ray's authors.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         _init(cluster, address)
@@ -69,7 +65,7 @@ def _init(cluster: ClusterConfig, address: str | None) -> None:
             logging_level="ERROR",
         )
         exposure.keep_token_private(Path.home())
-    except Exception as error:  # a start that takes too long is a bare one
+    except Exception as error:  # Ray raises a bare Exception if its start takes too long
         done = "started" if address is None else f"joined at {address}"
         raise RunError(
             f"Ray could not be {done}: {reason(error)}; check that the cluster runs and the address is right, or set "
@@ -78,8 +74,8 @@ def _init(cluster: ClusterConfig, address: str | None) -> None:
 
 
 def _check_answers(address: str) -> None:
-    """Raises `ConnectionError` within seconds where Ray itself would try for five minutes."""
-    if address == "auto":  # Ray finds the one on this host, or says at once that there is none
+    """Raise ConnectionError within seconds; Ray itself would try for five minutes."""
+    if address == "auto":  # Ray finds a local cluster, or fails at once
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
@@ -91,7 +87,7 @@ def _check_answers(address: str) -> None:
 
 
 def check_resources(config: RunConfig) -> None:
-    """Raises `UsageError` when Ray cannot place the run's actors, which would otherwise wait for ever."""
+    """Raise UsageError if Ray cannot place the run's actors; they would wait forever."""
     have = ray.cluster_resources()
     needed = resources_needed(config)
     _check_amounts(
@@ -105,20 +101,20 @@ def check_resources(config: RunConfig) -> None:
         and len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) > 1
     ):
         raise UsageError(
-            "publication.transport shm reaches one host only and this Ray cluster has several; set it to nccl (GPUs) "
-            "or object_store"
+            "publication.transport shm works on one host, and this Ray cluster has several; set it to nccl (GPUs) or "
+            "object_store"
         )
 
 
 def check_sampling_resources(config: RunConfig) -> None:
-    """Raises `UsageError` when Ray cannot place generators and judge, which would otherwise wait for ever."""
+    """Raise UsageError if Ray cannot place generators and judges; they would wait forever."""
     needed = resources_to_sample(config, config.generators.count)
     by = f"{config.generators.count} generators, {config.judging.count} judges"
     _check_amounts(needed, ray.cluster_resources(), by, "generators.count or their shares")
 
 
 def check_stage_resources(learner: TrainerConfig) -> None:
-    """Raises `UsageError` when Ray cannot place a stage's ranks, which would otherwise wait for ever."""
+    """Raise UsageError if Ray cannot place a stage's ranks; they would wait forever."""
     needed = {"CPU": learner.ranks * learner.cpus_per_rank, "GPU": learner.ranks * learner.gpus_per_rank}
     _check_amounts(needed, ray.cluster_resources(), f"{learner.ranks} learner ranks", "learner.ranks or their shares")
 
@@ -241,7 +237,7 @@ def _start_ranks(
 
 
 def run_on_all_cores(function: Any, *arguments: Any, **keywords: Any) -> Any:
-    """Runs `function` in a Ray worker that has every core of the largest node to itself; returns its result."""
+    """Run `function` in a Ray worker that reserves every core of the largest node; return its result."""
     cores = int(max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]))
     task = ray.remote(function).options(num_cpus=cores, max_retries=0, runtime_env={"env_vars": _import_path()})
     try:
@@ -251,7 +247,7 @@ def run_on_all_cores(function: Any, *arguments: Any, **keywords: Any) -> Any:
 
 
 def _meeting_point(port: int | None) -> tuple[str, int]:
-    """This node's address and a port for the learner's ranks to meet at."""
+    """Return this node's address and a free port, where the learner's ranks meet."""
     address = ray.util.get_node_ip_address()
     with socket.socket() as probe:
         try:
@@ -259,12 +255,12 @@ def _meeting_point(port: int | None) -> tuple[str, int]:
         except OSError as error:
             raise UsageError(
                 f"learner.port {port} cannot be used on {address}: {error.strerror}; choose a free port, or leave "
-                "learner.port unset to have one chosen"
+                "learner.port unset"
             ) from None
         return address, probe.getsockname()[1]
 
 
 def _import_path() -> dict[str, str]:
-    """Workers import what the driver can import: the directory it was started in, for judge functions."""
+    """Let workers import what the driver can, including judge functions in its working directory."""
     paths = [os.getcwd(), os.environ.get("PYTHONPATH", "")]
     return {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}

@@ -107,7 +107,7 @@ class Reporter:
             loss=config.learner.loss.kind,
             opponent_bound=None if drawn is None else drawn.max_staleness,
             opponent_staleness=None if drawn is None else Staleness.of(progress.opponent_staleness),
-            staleness_law=None if loop.law.law is None else loop.law.law.figures(),
+            staleness_law=None if loop.limit.limit is None else loop.limit.limit.figures(),
             **self._plugin.summary(buffer.updates),
             win_rate=progress.win_rate,
             reward=progress.reward,

@@ -7,14 +7,12 @@ changed they reach the run's weights; what is changed answers what would have be
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pydantic import BaseModel
 from rich.console import Console
 
 from actors.errors import UsageError
@@ -39,21 +37,19 @@ from launch.run.plugins import plugin_of
 from launch.run.preflight import check_model
 from launch.run.progress import Consumed, batch_metrics
 from launch.run.protocols import LearnerPort, PublicationObserver, RunPlugin
-from launch.settings.fields import known_settings, section_models
 from launch.settings.loading import load_config
 from launch.settings.run import RunConfig
 from learner.backend import checkpoints
-from learner.config import LearnerConfig
 
 CHANGEABLE = ("learner", "cluster")
-"""Sections that may be set: how the learner trains, and where."""
+"""Sections that may be changed: how the learner trains, and where."""
 REPORTS = 10
-"""Lines of progress."""
+"""Progress lines in total."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What `offbeat replay` was asked for."""
+    """Arguments of `offbeat replay`."""
 
     run: Path
     loss: str | None = None
@@ -61,7 +57,7 @@ class Request:
     settings: tuple[str, ...] = ()
     """KEY=VALUE."""
     start: str | None = None
-    """Name of the checkpoint to start from; None: the run's start, or else the oldest that the journal covers."""
+    """Name of the checkpoint to start from; None: the run's start if the journal covers it, else the oldest covered."""
     output: Path | None = None
 
 
@@ -69,7 +65,7 @@ class Request:
 
 
 def recorded_config(run: Path) -> RunConfig:
-    """The configuration of the run in `run`. Raises UsageError when there is none."""
+    """Load the configuration of the run in directory `run`. Raises UsageError if there is none."""
     path = RunDirectory(run).config
     if not path.is_file():
         raise UsageError(f"{run} holds no run: it has no config.yaml; give the output directory of `offbeat train`")
@@ -77,36 +73,29 @@ def recorded_config(run: Path) -> RunConfig:
 
 
 def replay_config(recorded: RunConfig, request: Request) -> RunConfig:
-    """`recorded` with what `request` changes, and a directory of its own.
+    """Return `recorded` with the changes of `request`, and another output directory.
 
-    What another loss does not read goes back to its default, as the opponent with a loss on pairs.
-    Raises UsageError for settings that cannot be changed after the fact, or that make no configuration.
+    Settings that another kind of loss does not have are left out. Raises UsageError for settings that cannot be changed
+    after the fact, or that are wrong.
     """
     for setting in request.settings:
         key = setting.partition("=")[0].strip()
         if key.partition(".")[0] not in CHANGEABLE:
             raise UsageError(
                 f"--set {setting}: only {' and '.join(f'{name}.*' for name in CHANGEABLE)} can be set; other settings "
-                "decided what was sampled, judged and consumed, and the journal holds that as it was; train a new run "
-                "with them"
+                "decided what was sampled, judged and consumed, which the journal has recorded; train a new run with "
+                "them"
             )
         if key in ("learner", "learner.loss", "learner.loss.kind"):
-            raise UsageError(f"--set {setting}: give the kind of loss by --loss KIND, and its settings one by one")
+            raise UsageError(
+                f"--set {setting}: choose the kind of loss with --loss KIND, and set its settings one by one"
+            )
     overrides = list(request.settings)
-    if request.loss is not None and request.loss != recorded.learner.loss.kind:
-        loss = known_settings(recorded.learner.loss.model_dump(mode="json"), loss_model(request.loss))
-        overrides.insert(0, f"learner.loss={json.dumps(loss | {'kind': request.loss})}")
+    if request.loss is not None:
+        overrides.append(f"learner.loss.kind={request.loss}")
     config = load_config(RunDirectory(request.run).config, overrides)
     output = request.output or next_free(request.run / "replay")
     return config.model_copy(update={"output": str(output)})
-
-
-def loss_model(kind: str) -> type[BaseModel]:
-    """Return the settings of losses of this kind. Raises UsageError for another word."""
-    models = section_models(LearnerConfig.model_fields["loss"])
-    if kind not in models:
-        raise UsageError(f"--loss {kind}: no such loss; allowed: {', '.join(models)}")
-    return models[kind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,21 +103,16 @@ class Start:
     """Where a replay begins."""
 
     update: int
-    """Updates done before, which are not replayed."""
+    """Updates before it, which are not replayed."""
     checkpoint: Path | None
     """None: the run's start."""
 
 
 def starting_point(request: Request, first: int, end: int) -> Start:
-    """The checkpoint asked for; else the run's start where the journal covers it, else the oldest that it covers.
+    """Return the requested checkpoint; else the run's start or the oldest checkpoint that the journal covers.
 
-    Args:
-        request: the run, and what was asked for.
-        first: the update from which on the journal has every batch.
-        end: updates that the journal knows.
-
-    Raises:
-        UsageError: there is no such checkpoint, or the journal does not go on from it.
+    The journal has every batch of updates `first` to `end`. Raises UsageError if there is no such checkpoint, or the
+    journal does not cover it.
     """
     if request.start is None and first == 0:
         return Start(0, None)
@@ -140,7 +124,7 @@ def starting_point(request: Request, first: int, end: int) -> Start:
         have = ", ".join(f"{start.checkpoint.name}" for start in found if start.checkpoint) or "none"
         raise UsageError(
             f"the journal of {request.run} has the batches of updates {first + 1} to {end}, and no checkpoint to start "
-            f"them from (there is {have}); keep more of both: raise journal.max_mib or checkpoints.keep in the next run"
+            f"from (found: {have}); keep more of both: raise journal.max_mib or checkpoints.keep in the next run"
         )
     return covered[0]
 
@@ -149,7 +133,7 @@ def starting_point(request: Request, first: int, end: int) -> Start:
 
 
 def within(batch: Batch, max_staleness: int | None) -> Batch:
-    """`batch` without the groups over `max_staleness` versions; None keeps all."""
+    """Leave out the groups of `batch` over `max_staleness` versions; None keeps all."""
     if max_staleness is None:
         return batch
     kept = [pair for pair in zip(batch.groups, batch.staleness, strict=True) if pair[1] <= max_staleness]
@@ -157,7 +141,7 @@ def within(batch: Batch, max_staleness: int | None) -> Batch:
 
 
 def without_opponents(group: Group) -> Group:
-    """`group` as a run without opponents would have it: the policy's completions, and their judgement alone."""
+    """Reduce `group` to the policy's completions and their judgement."""
     own = [number for number, completion in enumerate(group.completions) if not completion.opponent]
     judgement = group.judgement
     assert judgement is not None

@@ -31,7 +31,7 @@ from launch.run.judge_pool import BATCHES_EACH
 from launch.run.lockstep import LockstepPool
 from launch.run.progress import Consumed, Progress, batch_metrics
 from launch.run.protocols import GeneratorPort, JudgePort, LearnerPort, Publication, PublicationObserver
-from launch.run.staleness_limit import LawProbe, loss_with_limit
+from launch.run.staleness_limit import LimitProbe, loss_with_limit
 from launch.settings.run import RunConfig
 
 WATCH_SECONDS = 1.0
@@ -77,7 +77,7 @@ class TrainingLoop:
         events: LoopEvents,
         observers: Sequence[PublicationObserver] = (),
     ) -> None:
-        self.law = LawProbe(config)
+        self.limit = LimitProbe(config)
         self.evaluation_set: EvaluationSet | None = None
         self.evaluation_tokens = 0
         self.config = config
@@ -228,15 +228,15 @@ class TrainingLoop:
             return {}
         has_opponent = self.config.opponent is not None
         # Until the staleness limit is reported; a resumed run starts collecting again.
-        measured = has_opponent and (self._law_is_due or batch.update % MEASURED_STEPS_EVERY == 0)
+        measured = has_opponent and (self._limit_is_due or batch.update % MEASURED_STEPS_EVERY == 0)
         with progress.clock.spend("training"):
             stats = await self.learner.update(consumed.items, measure_step=measured)
         progress.stats = stats
         progress.skipped += stats.skipped
         if has_opponent:
-            law = self.law.add(cast("Sequence[Game]", consumed.items), stats.step_size, stats.lr)
-            if law is not None:
-                self._on_message(law.describe())
+            limit = self.limit.add(cast("Sequence[Game]", consumed.items), stats.step_size, stats.lr)
+            if limit is not None:
+                self._on_message(limit.describe())
         # Later updates of a version see a policy changed by the earlier ones.
         if max(batch.staleness) == 0 and batch.update % self.config.replay.updates_per_publish == 0:
             self._note_gap(stats.log_ratio_max)
@@ -257,8 +257,8 @@ class TrainingLoop:
             )
 
     @property
-    def _law_is_due(self) -> bool:
-        return self.law.law is None and loss_with_limit(self.config) is not None
+    def _limit_is_due(self) -> bool:
+        return self.limit.limit is None and loss_with_limit(self.config) is not None
 
     async def _observe(self, publication: Publication) -> dict[str, float]:
         """Let observers measure the policy that was just published; return their metrics."""

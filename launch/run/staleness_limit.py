@@ -1,7 +1,6 @@
-"""How stale opponents may be before the game turns unstable, for the run at hand: the staleness law, reported.
+"""How stale opponents may be before training becomes unstable: the staleness limit of a run.
 
-`learner/games/stability.py` has the law; this module feeds it with what the run measures and words the result. It must
-not know the loop.
+`learner/games/stability.py` computes it; this module feeds it with the run's measurements and reports the result.
 """
 
 from __future__ import annotations
@@ -16,25 +15,25 @@ from launch.settings.run import RunConfig
 from learner.config import GameLossConfig
 
 PROBES = 8
-"""Updates whose step size is measured before the law is told; a single one is noisy."""
+"""Updates whose step size is measured before the limit is reported; a single one is noisy."""
 CYCLE_FREQUENCY = 0.5 / math.sqrt(3.0)
-"""omega of three answers that beat each other with certainty, played evenly: the fastest cycle of three."""
+"""omega of three answers that beat each other with certainty, sampled evenly: the fastest cycle of three."""
 
 
 @dataclass(frozen=True, slots=True)
-class StalenessLaw:
-    """The law with this run's numbers."""
+class StalenessLimit:
+    """The limit with this run's numbers."""
 
     tau: float
     beta: float
     step_size: float
-    """eta: learner's step in log-probs per unit of preference, at the peak learning rate."""
+    """eta: the learner's step in log-probs per unit of preference, at the peak learning rate."""
     frequency: float
-    """omega of the sampled preferences, an estimate that errs upwards (`stability.total_rotation`)."""
+    """omega of the sampled preferences, biased upwards (`stability.total_rotation`)."""
     largest_lag: float
-    """Policy versions; infinite where nothing rotates, -1 where not even opponents of the newest version are stable."""
+    """Policy versions; infinite if nothing rotates, -1 if even opponents of the newest version are unstable."""
     bound: int
-    """The run's own bound of opponents' staleness, in versions."""
+    """The run's bound on the opponents' staleness, in versions."""
     lowered_by: str = "learner.loss.opponent.max_staleness"
     """The setting that lowers it."""
 
@@ -43,12 +42,12 @@ class StalenessLaw:
         return self.bound <= self.largest_lag
 
     def figures(self) -> dict[str, float]:
-        """For `summary.json`; an infinite lag is left out."""
+        """Return the numbers for `summary.json`, without an infinite lag."""
         numbers = {name: value for name, value in asdict(self).items() if not isinstance(value, str)}
         return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
 
     def describe(self) -> str:
-        """One line for people."""
+        """Return one line for people."""
         unit = "version" if self.largest_lag == 1 else "versions"
         lag = "any lag" if math.isinf(self.largest_lag) else f"a lag of {self.largest_lag:.0f} {unit}"
         given = (
@@ -59,13 +58,13 @@ class StalenessLaw:
         remedy = f"lower learner.optimizer.lr or replay.updates_per_publish, or raise {raised}"
         if self.largest_lag < 0:
             return (
-                f"warning: staleness law: not even the newest version's opponents are stable ({given}): the policy may "
-                f"cycle; {remedy}"
+                f"warning: staleness limit: even opponents of the newest version are unstable ({given}): the policy "
+                f"may cycle; {remedy}"
             )
         if self.kept:
-            return f"staleness law: opponents are stable up to {lag} ({given}); this run allows {self.bound}"
+            return f"staleness limit: opponents are stable up to {lag} ({given}); this run allows {self.bound}"
         return (
-            f"warning: staleness law: opponents are stable up to {lag} only ({given}), and this run allows "
+            f"warning: staleness limit: opponents are stable up to {lag} only ({given}), and this run allows "
             f"{self.bound}: the policy may cycle; set {self.lowered_by} to {self.largest_lag:.0f}, {remedy}"
         )
 
@@ -93,12 +92,12 @@ def loss_with_limit(config: RunConfig) -> GameLossConfig | None:
 
 
 def steps_of(versions: int, updates_per_publish: int) -> int:
-    """Learner steps between an opponent this many policy versions old and the last update that plays against it."""
+    """Convert versions to learner steps between an opponent of that age and the last update that uses it."""
     return (versions + 1) * updates_per_publish - 1
 
 
 def versions_of(steps: float, updates_per_publish: int) -> float:
-    """The most policy versions that come to at most `steps` learner steps; -1 where not even 0 versions do."""
+    """Convert learner steps to the most policy versions within them; -1 if there is none."""
     return steps if math.isinf(steps) else float((steps + 1) // updates_per_publish - 1)
 
 
@@ -108,51 +107,51 @@ def announce(config: RunConfig) -> str:
 
     loss = loss_with_limit(config)
     if loss is None:
-        return "staleness law: none is known for learner.loss.opponent.kind ema, an average of policies of many ages"
+        return "staleness limit: none is known for learner.loss.opponent.kind ema, an average of policies of many ages"
     bound, beta = bound_of(config, loss.opponent), beta_of(loss)
     step = largest_stable_step(loss.tau, beta, steps_of(bound, config.replay.updates_per_publish), CYCLE_FREQUENCY)
     return (
-        f"staleness law: with tau {loss.tau:g}, beta {beta:g} and opponents up to {bound} versions old, steps up to "
+        f"staleness limit: with tau {loss.tau:g}, beta {beta:g} and opponents up to {bound} versions old, steps up to "
         f"{step:.3g} per update are stable on a cycle of three; the step that learning rate "
         f"{config.learner.optimizer.lr:g} makes is measured over the first {PROBES} updates"
     )
 
 
 @dataclass
-class LawProbe:
-    """Collects step sizes and preferences of the first updates until the law can be told, once."""
+class LimitProbe:
+    """Collects step sizes and preferences of the first updates until the limit can be reported, once."""
 
     config: RunConfig
     _steps: list[float] = field(default_factory=list)
     _frequencies: list[float] = field(default_factory=list)
-    law: StalenessLaw | None = None
+    limit: StalenessLimit | None = None
 
-    def add(self, games: Sequence[Game], step_size: float | None, lr: float) -> StalenessLaw | None:
-        """The law when this update completes what it takes; None before, after, and where nothing was measured.
+    def add(self, games: Sequence[Game], step_size: float | None, lr: float) -> StalenessLimit | None:
+        """Add an update; return the limit once enough are measured, None before and after.
 
-        `step_size` is the update's own at learning rate `lr`; steps are scaled to the peak rate.
+        `step_size` was measured at learning rate `lr`; it is scaled to the peak rate.
         """
         import numpy as np
 
         from learner.games.stability import total_rotation
 
         loss = loss_with_limit(self.config)
-        if self.law is not None or loss is None:
+        if self.limit is not None or loss is None:
             return None
         if step_size is None or not math.isfinite(step_size) or lr <= 0.0:
             return None
         self._steps.append(step_size * self.config.learner.optimizer.lr / lr)
-        # A rotation takes three: where there are two players, their opponents count as well.
+        # A cycle takes three: with two players, their opponents count as well.
         players = len(games[0].players) if len(games[0].players) > 2 else None
         tables = np.array([game.preferences for game in games])[:, :players, :players]
         self._frequencies.append(total_rotation(tables))
         if len(self._steps) < PROBES:
             return None
-        self.law = _law(self.config, loss, float(np.median(self._steps)), float(np.median(self._frequencies)))
-        return self.law
+        self.limit = _limit(self.config, loss, float(np.median(self._steps)), float(np.median(self._frequencies)))
+        return self.limit
 
 
-def _law(config: RunConfig, loss: GameLossConfig, step_size: float, frequency: float) -> StalenessLaw:
+def _limit(config: RunConfig, loss: GameLossConfig, step_size: float, frequency: float) -> StalenessLimit:
     from learner.games.stability import largest_stable_lag
 
     tau, beta = loss.tau, beta_of(loss)
@@ -164,4 +163,4 @@ def _law(config: RunConfig, loss: GameLossConfig, step_size: float, frequency: f
         lag = largest_stable_lag(tau, beta, step_size, frequency)
     versions = versions_of(lag, config.replay.updates_per_publish)
     bound = bound_of(config, loss.opponent)
-    return StalenessLaw(tau, beta, step_size, frequency, versions, bound, lowered_by(config))
+    return StalenessLimit(tau, beta, step_size, frequency, versions, bound, lowered_by(config))

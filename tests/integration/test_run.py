@@ -100,7 +100,7 @@ def test_a_run_against_the_mixture_keeps_both_bounds_and_drops_nothing(config: P
     assert 0 < max(fresh) < ENGINE_GAP
     assert max(value["opponent_staleness_max"] for value in metrics) <= 1
     assert summary["staleness_law"]["bound"] == 1
-    assert "staleness law: opponents are stable up to" in out + err
+    assert "staleness limit: opponents are stable up to" in out + err
 
 
 def test_a_run_judged_over_http_counts_every_request_and_tells_its_key_to_the_server_alone(

@@ -371,4 +371,4 @@ def test_the_staleness_law_is_announced_where_the_loss_has_an_opponent(
     settings = {"learner": {"loss": {"kind": kind}}, "sampling": {"completions_per_prompt": 4, "max_new_tokens": 4}}
     assert train.run_training(_config(tmp_path, **settings)) == 0
     output = capsys.readouterr()
-    assert ("staleness law: with tau 0.05" in output.out + output.err) == told
+    assert ("staleness limit: with tau 0.05" in output.out + output.err) == told

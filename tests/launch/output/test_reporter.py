@@ -17,7 +17,7 @@ from launch.output.summary import Staleness
 from launch.run.judge_pool import JudgePool
 from launch.run.loop import LoopEvents, TrainingLoop
 from launch.run.plugins import plugin_of
-from launch.run.staleness_limit import StalenessLaw
+from launch.run.staleness_limit import StalenessLimit
 from launch.run.win_rate import WinRate
 from launch.run.world import ExactEvaluation, ExactFigures
 from launch.settings.run import RunConfig
@@ -204,7 +204,7 @@ def test_the_opponents_staleness_is_told_where_they_are_completions_of_their_own
 
 def test_the_summary_has_the_law_once_it_was_told() -> None:
     loop = _loop(learner={"loss": {"kind": "nash_pg"}})
-    loop.law.law = StalenessLaw(0.05, 0.125, 0.1, 0.25, 7.0, 3)
+    loop.limit.limit = StalenessLimit(0.05, 0.125, 0.1, 0.25, 7.0, 3)
     assert _summary(loop).staleness_law == {
         "tau": 0.05,
         "beta": 0.125,

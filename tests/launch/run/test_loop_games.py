@@ -1,4 +1,4 @@
-"""The loop with losses on games: opponents drawn apart and in time, and the staleness law."""
+"""The loop with losses on games: opponents drawn apart and in time, and the staleness limit."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ def test_a_resumed_run_tells_the_law_from_its_own_first_updates() -> None:
     assert began >= 20
     run(second)
     assert resumed.measured_updates(began) == list(range(began, began + 8))
-    assert second.law.law is not None
+    assert second.limit.limit is not None
 
 
 def test_the_staleness_law_is_told_once_as_a_message() -> None:
@@ -298,8 +298,8 @@ def test_the_staleness_law_is_told_once_as_a_message() -> None:
     messages: list[str] = []
     loop._on_message = messages.append
     run(loop)
-    assert loop.law.law is not None
-    assert [text for text in messages if "staleness law" in text] == [loop.law.law.describe()]
+    assert loop.limit.limit is not None
+    assert [text for text in messages if "staleness limit" in text] == [loop.limit.limit.describe()]
 
 
 def test_an_evaluation_sets_the_policy_alone_against_its_start() -> None:

@@ -1,4 +1,4 @@
-"""The staleness law as a run tells it: from measured updates, once, in policy versions, with what to do about it."""
+"""The staleness limit as a run tells it: from measured updates, once, in policy versions, with what to do about it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from actors.records import Completion, Game, Judgement
 from actors.replay_buffer.pairing import game_of
-from launch.run.staleness_limit import PROBES, LawProbe, announce, bound_of
+from launch.run.staleness_limit import PROBES, LimitProbe, announce, bound_of
 from launch.settings.run import RunConfig
 from tests.fakes.generators import make_group
 from tests.settings import nested
@@ -41,7 +41,7 @@ def _game(preferences: Any = CYCLE, players: int = 3) -> Game:
 
 def _law(config: RunConfig, step_size: float = 0.1, game: Game | None = None) -> Any:
     """The law after as many equal updates as it takes."""
-    probe = LawProbe(config)
+    probe = LimitProbe(config)
     told = [probe.add([game or _game()], step_size, 1e-3) for _ in range(PROBES)]
     assert told[:-1] == [None] * (PROBES - 1)
     return told[-1]
@@ -49,11 +49,11 @@ def _law(config: RunConfig, step_size: float = 0.1, game: Game | None = None) ->
 
 def test_the_law_is_told_once_after_eight_measured_updates() -> None:
     """Step .1, tau .05, no mixture, on the fastest cycle of three: the published lag is 5."""
-    probe = LawProbe(_config())
+    probe = LimitProbe(_config())
     told = [probe.add([_game(), _game()], 0.1, 1e-3) for _ in range(20)]
     assert [number for number, law in enumerate(told) if law is not None] == [7]
     law = told[7]
-    assert law is probe.law
+    assert law is probe.limit
     assert (law.tau, law.beta, law.bound) == (0.05, 0.0, 1)
     assert law.step_size == pytest.approx(0.1)
     assert law.frequency == pytest.approx(1 / math.sqrt(12))
@@ -73,29 +73,29 @@ def test_the_lag_is_that_of_the_run_s_own_tau_and_mixture(tau: float, step: floa
 
 @pytest.mark.parametrize(("step_size", "lr"), [(None, 1e-3), (math.nan, 1e-3), (math.inf, 1e-3), (0.1, 0.0)])
 def test_updates_without_a_measured_step_do_not_count(step_size: float | None, lr: float) -> None:
-    probe = LawProbe(_config())
+    probe = LimitProbe(_config())
     for _ in range(3 * PROBES):
         assert probe.add([_game()], step_size, lr) is None
     assert [probe.add([_game()], 0.1, 1e-3) is None for _ in range(PROBES)] == [True] * (PROBES - 1) + [False]
 
 
 def test_steps_of_the_warm_up_are_scaled_to_the_peak_learning_rate() -> None:
-    probe = LawProbe(_config())
+    probe = LimitProbe(_config())
     for update in range(PROBES):
         share = (update + 1) / PROBES
         probe.add([_game()], 0.2 * share, 1e-3 * share)
-    assert probe.law is not None
-    assert probe.law.step_size == pytest.approx(0.2)
-    assert probe.law.largest_lag == 2.0
+    assert probe.limit is not None
+    assert probe.limit.step_size == pytest.approx(0.2)
+    assert probe.limit.largest_lag == 2.0
 
 
 def test_one_wild_update_does_not_change_the_law() -> None:
-    probe = LawProbe(_config())
+    probe = LimitProbe(_config())
     even = _game(np.full((3, 3), 0.5))
     for update in range(PROBES):
         probe.add([even if update == 2 else _game()], 5.0 if update == 2 else 0.1, 1e-3)
-    assert probe.law is not None
-    assert (probe.law.step_size, probe.law.largest_lag) == (pytest.approx(0.1), 5.0)
+    assert probe.limit is not None
+    assert (probe.limit.step_size, probe.limit.largest_lag) == (pytest.approx(0.1), 5.0)
 
 
 @pytest.mark.parametrize(("per_publish", "versions"), [(1, 5), (2, 2), (3, 1), (4, 0), (6, 0), (7, -1)])
@@ -120,7 +120,7 @@ def test_a_lag_within_the_law_is_told_without_a_warning() -> None:
     law = _law(_config(replay={"max_staleness": 5}))
     assert law.kept
     assert law.describe() == (
-        "staleness law: opponents are stable up to a lag of 5 versions (tau 0.05, beta 0, measured step size 0.1 and "
+        "staleness limit: opponents are stable up to a lag of 5 versions (tau 0.05, beta 0, measured step size 0.1 and "
         "rotation 0.289); this run allows 5"
     )
 
@@ -136,7 +136,7 @@ def test_a_bound_over_the_lag_is_a_warning_that_says_what_to_set(order: str, set
     assert _law(_config(**followed)).kept
     assert not law.kept
     text = law.describe()
-    assert text.startswith("warning: staleness law: opponents are stable up to a lag of 5 versions only (")
+    assert text.startswith("warning: staleness limit: opponents are stable up to a lag of 5 versions only (")
     assert f"and this run allows 6: the policy may cycle; set {setting} to 5, lower" in text
 
 
@@ -144,7 +144,7 @@ def test_a_game_without_a_cycle_allows_any_lag() -> None:
     """An infinite lag is no JSON number and is left out of the figures."""
     law = _law(_config(replay={"max_staleness": 9}), game=_game(np.full((3, 3), 0.5)))
     assert law.largest_lag == math.inf
-    assert law.describe().startswith("staleness law: opponents are stable up to any lag (")
+    assert law.describe().startswith("staleness limit: opponents are stable up to any lag (")
     assert law.figures() == {"tau": 0.05, "beta": 0.0, "step_size": pytest.approx(0.1), "frequency": 0.0, "bound": 9.0}
 
 
@@ -175,7 +175,7 @@ def test_steps_too_large_for_any_opponent_are_a_warning_of_their_own() -> None:
     law = _law(_config(replay={"max_staleness": 0}), 2.0)
     assert law.largest_lag == -1.0
     assert not law.kept
-    assert law.describe().startswith("warning: staleness law: not even the newest version's opponents are stable (")
+    assert law.describe().startswith("warning: staleness limit: even opponents of the newest version are unstable (")
     assert "lower learner.optimizer.lr" in law.describe()
 
 
@@ -200,7 +200,7 @@ def test_players_are_measured_among_themselves_and_two_of_them_with_their_oppone
 
 def test_no_law_is_told_of_an_average_which_has_no_one_age() -> None:
     config = _config(opponent={"kind": "ema"})
-    probe = LawProbe(config)
+    probe = LimitProbe(config)
     assert [probe.add([_game()], 0.1, 1e-3) for _ in range(PROBES)] == [None] * PROBES
     assert "none is known for learner.loss.opponent.kind ema" in announce(config)
 
