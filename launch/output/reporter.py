@@ -1,7 +1,4 @@
-"""Turns the loop's state into what is shown and written: snapshots for the board, the summary for the end.
-
-Reads the loop and the generators' own accounts; must not change either.
-"""
+"""Turns the loop's state into snapshots for the board and the summary at the end. Changes nothing in the loop."""
 
 from __future__ import annotations
 
@@ -18,11 +15,11 @@ from launch.run.protocols import RunPlugin
 from launch.settings.run import RunConfig
 
 RATE_SECONDS = 20.0
-"""The board's rates are over this much of the past."""
+"""Window of the board's rates."""
 
 
 class Reporter:
-    """Watches one run."""
+    """Describes one run."""
 
     def __init__(self, config: RunConfig, run: RunDirectory, plugin: RunPlugin) -> None:
         self._config, self._run, self._plugin = config, run, plugin
@@ -32,7 +29,7 @@ class Reporter:
         self._judging_figures: dict[str, float] = {}
 
     def snapshot(self, loop: TrainingLoop) -> RunSnapshot:
-        """The run as it is now."""
+        """Describe the run as it is now."""
         now, progress, buffer = time.monotonic(), loop.progress, loop.buffer
         sampled = sum(status.tokens for status in loop.pool.accounts)
         self._history.append((now, sampled, progress.groups))
@@ -65,7 +62,7 @@ class Reporter:
         )
 
     async def ask(self, judge: JudgePool) -> None:
-        """Take down what the judges measured, while they are alive."""
+        """Record the judges' counters, while they are alive."""
         self._judging_seconds = await judge.seconds()
         self._judging_figures = await judge.figures()
 

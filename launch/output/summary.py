@@ -1,6 +1,6 @@
 """The end of a run: `summary.json` for scripts, a few lines for people.
 
-Names in the file are relied on: add, never rename. Knows numbers and files, not where the numbers come from.
+Scripts rely on the names in the file: add, never rename.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ class _Record(BaseModel):
 
 
 class Staleness(_Record):
-    """Policy versions between a consumed pair's oldest token and the version that trained on it."""
+    """Policy versions between a consumed group's oldest token and the version that trained on it."""
 
     max: int | None
-    """None when nothing was consumed."""
+    """None if nothing was consumed."""
     mean: float | None
     histogram: dict[int, int]
-    """Pairs consumed at each staleness. In JSON the keys are texts."""
+    """Groups consumed at each staleness. In JSON the keys are strings."""
 
     @classmethod
     def of(cls, histogram: Mapping[int, int]) -> Staleness:
-        """Maximum and mean of the pairs counted in `histogram`."""
+        """Compute maximum and mean from `histogram`."""
         counts = {age: histogram[age] for age in sorted(histogram) if histogram[age]}
         pairs = sum(counts.values())
         mean = sum(age * count for age, count in counts.items()) / pairs if pairs else None
@@ -55,53 +55,53 @@ class Summary(BaseModel):
 
     status: Literal["completed", "interrupted", "failed"]
     error: str | None = None
-    """The message of a failed run."""
+    """Message of a failed run."""
     name: str = ""
     output: str = ""
-    """Directory of the run."""
+    """The run's directory."""
     updates: int
-    """Optimizer steps, those before a resume included."""
+    """Optimizer steps, including those before a resume."""
     version: int = 0
-    """Last policy version that was published and acknowledged."""
+    """Last policy version that generators acknowledged."""
     wall_seconds: float = 0.0
-    """From the start of this process's part of the run to its end, evaluation included."""
+    """Wall time of this process's part of the run, including evaluation."""
     max_staleness_bound: int
     """`replay.max_staleness`."""
     staleness: Staleness
     groups_per_second: float
     """Groups consumed per second of learning."""
     tokens_per_second: float = 0.0
-    """Response tokens of the groups consumed, all K completions, per second of learning."""
+    """Response tokens of the consumed groups per second of learning."""
     time_budget: dict[str, dict[str, float]]
     """Seconds by role (`generator`, `learner`, `judge`) and activity."""
     dropped_tokens: int = 0
-    """Response tokens that were sampled and never trained on."""
+    """Response tokens sampled and never trained on."""
     ties: int = 0
     """Pairs with equal scores, which carry no gradient."""
     skipped_updates: int = 0
-    """Updates left out for a non-finite loss or gradient."""
+    """Updates skipped for a non-finite loss or gradient."""
     ledger: dict[str, Any]
     """Prompts offered, leased, generated, judged, trained; returned and dropped by reason."""
     judge: str = ""
-    """Kind of the judge that the win rate is by."""
+    """Kind of the judge."""
     judging: dict[str, float] = Field(default_factory=dict)
-    """What the judge counted since its last start: groups, those that failed, and what its kind counts."""
+    """The judges' counters since their last start."""
     opponent: str = "the starting policy"
     win_rate: WinRate | None = None
-    """Against `opponent`, ties counted half, with its 95% interval."""
+    """Against `opponent`, ties count half, with the 95% interval."""
     reward: Reward | None = None
     """The judge's mean score beside the starting policy's, with the 95% interval of the rise."""
     kl: float | None = None
     """KL(policy || reference) in nats per completion."""
     log_ratio_max: float | None = None
-    """Largest |log policy - log behaviour| of a token that met the very weights it was sampled with, nats: the engines'
-    own gap. None where there was none."""
+    """Largest |log policy - log behaviour| (nats) of a token scored with the weights that sampled it: the gap between
+    vLLM and learner. None if there was no such token."""
     loss: str = ""
     """`learner.loss.kind`."""
     opponent_bound: int | None = None
-    """`opponent.max_staleness`, where opponents are drawn apart under a bound of their own."""
+    """`learner.loss.opponent.max_staleness`, if set."""
     opponent_staleness: Staleness | None = None
-    """The same of opponents, where they are completions of their own. None elsewhere."""
+    """The same of opponents, if they are separate rollouts."""
     exploitability: float | None = None
     """max over answers y of P(y > policy) - 1/2, mean over prompts, by enumeration. None if the game is not known, as
     are the next three."""
@@ -112,15 +112,11 @@ class Summary(BaseModel):
     preference: float | None = None
     """P(policy > reference) by enumeration, mean over prompts."""
     staleness_law: dict[str, float] | None = None
-    """Largest stable staleness of opponents by this run's measured step size (docs/tabular.md). None elsewhere."""
+    """Largest stable staleness of opponents by this run's measured step size (docs/tabular.md)."""
     versions: dict[str, str] = Field(default_factory=lambda: package_versions())
 
     def write(self, path: Path) -> None:
-        """Writes JSON, whole or not at all.
-
-        Raises:
-            RunError: the file cannot be written.
-        """
+        """Write JSON, whole or not at all. Raises RunError if the file cannot be written."""
         temporary = path.with_name(f"{path.name}.tmp")
         try:
             with temporary.open("w", encoding="utf-8") as file:
@@ -134,7 +130,7 @@ class Summary(BaseModel):
             raise RunError(f"cannot write {path}: {error.strerror or error}; free space there") from error
 
     def render(self, console: Console) -> None:
-        """Prints the result first, then what it cost."""
+        """Print the result, then what it cost."""
         style = {"completed": "bold green", "interrupted": "bold yellow", "failed": "bold red"}[self.status]
         console.print()
         console.print(Text.assemble((self.status, style), f": {self.updates:,} updates in {clock(self.wall_seconds)}"))
@@ -150,7 +146,7 @@ class Summary(BaseModel):
 
 
 def verdict(summary: Summary) -> str | None:
-    """The win rate as one sentence; None where nothing was evaluated."""
+    """Say the win rate in one sentence; None if nothing was evaluated."""
     rate = summary.win_rate
     if rate is None:
         return None
@@ -162,7 +158,7 @@ def verdict(summary: Summary) -> str | None:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on; those not installed are left out."""
+    """Return versions of Python and of the installed packages that a result depends on."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -205,9 +201,9 @@ def _staleness(staleness: Staleness, bound: int) -> str:
 
 
 def _judging(figures: Mapping[str, float]) -> str:
-    """What a judge asked for and what went wrong; empty where there is nothing to tell.
+    """Describe a judge's requests and failures; empty if there is nothing to say.
 
-    The figures of an ensemble's members, `MEMBER.NAME`, are added up."""
+    Counters of an ensemble's members, `MEMBER.NAME`, are added up."""
 
     def total(name: str) -> float:
         return sum(value for key, value in figures.items() if key.rpartition(".")[2] == name)
@@ -220,7 +216,7 @@ def _judging(figures: Mapping[str, float]) -> str:
 
 
 def _exact(summary: Summary) -> str:
-    """The evaluation by enumeration in one line."""
+    """Describe the evaluation by enumeration in one line."""
     tail = summary.exploitability_tail
     mean = "" if tail is None else f" (mean of the last tenth {tail:.3f})"
     text = f"exploitability {summary.exploitability:.3f}{mean}"

@@ -1,4 +1,4 @@
-"""What the training loop needs of generators, judge and learner: the seams between a run and where its parts live.
+"""What the training loop needs of generators, judges and learner: the seams between a run and where its parts run.
 
 `launch/cluster/ray_actors.py` implements them with Ray actors; tests implement them in one process. No Ray here.
 """
@@ -16,54 +16,54 @@ from learner.records import StageStats, UpdateStats
 
 
 class GeneratorUnavailableError(Exception):
-    """The generator's process is gone and is being started again; everything it held is lost."""
+    """The generator's process died and is being restarted; everything it held is lost."""
 
 
 class GeneratorDeadError(Exception):
-    """The generator's process is gone and will not come back."""
+    """The generator's process died and will not come back."""
 
 
 class GeneratorPort(Protocol):
-    """One generator. Every call may raise `GeneratorUnavailableError` or `GeneratorDeadError`."""
+    """One generator. Every call may raise GeneratorUnavailableError or GeneratorDeadError."""
 
     name: str
 
     async def ready(self) -> None:
-        """Returns once the engine answers."""
+        """Wait until the engine answers."""
 
     async def submit(self, leases: Sequence[Lease]) -> None: ...
 
     async def collect(self, timeout_seconds: float) -> list[Group | Failure]:
-        """Finished leases; waits for the first one up to the timeout."""
+        """Return finished leases; wait for the first one up to the timeout."""
 
     async def take_weights(self, manifest: Manifest, chunks: Any) -> int:
-        """Loads one publication between two engine steps; returns the version. Raises `WeightMismatchError`."""
+        """Load a publication between two engine steps; return the version. Raises WeightMismatchError."""
 
     async def status(self) -> GeneratorStatus: ...
 
     def kill(self) -> None:
-        """Ends its process at once; it is started again while restarts are left. Calls in progress raise."""
+        """Kill its process; it is restarted while restarts are left. Calls in progress raise."""
 
 
 class JudgePort(Protocol):
-    """The judge."""
+    """A judge."""
 
     async def ready(self) -> None:
-        """Returns once it answers; raises when it never will."""
+        """Wait until it answers; raise if it never will."""
 
     async def judge(self, groups: Sequence[Group]) -> list[Group | Failure]: ...
 
     async def seconds(self) -> float: ...
 
     async def figures(self) -> dict[str, float]:
-        """What it counted, by name."""
+        """Return its counters by name."""
 
 
 class RanksPort(Protocol):
     """All ranks that train one model, as one."""
 
     async def ready(self) -> None:
-        """Return once models are loaded and all ranks have met."""
+        """Wait until models are loaded and all ranks have met."""
 
     async def save(self, stage: Path) -> None: ...
 
@@ -105,7 +105,7 @@ class StagePort(RanksPort, Protocol):
 
 @dataclass(frozen=True)
 class Publication:
-    """A manifest and, for transports that carry bytes in messages, what carries them."""
+    """A manifest, and the chunks of transports that send weights in messages."""
 
     manifest: Manifest
     chunks: Any = field(default=None)

@@ -93,7 +93,7 @@ class EmbeddedWorld(RunPlugin):
 
 @dataclass(frozen=True, slots=True)
 class ExactFigures:
-    """One evaluation. Means over the 16 prompts."""
+    """One evaluation by enumeration. Means over the 16 prompts."""
 
     update: int
     exploitability: float
@@ -105,7 +105,7 @@ class ExactFigures:
     """Intransitive task: `mean_shares`."""
 
     def metrics(self) -> dict[str, float]:
-        """As `metrics.jsonl` names them."""
+        """Return the figures as `metrics.jsonl` names them."""
         shares = self.family_shares or ()
         return {
             "exploitability": self.exploitability,
@@ -116,8 +116,8 @@ class ExactFigures:
 
 
 def mean_shares(policy: exact.Policy) -> tuple[float, float, float]:
-    """`exact.relative_family_shares`, mean over prompts: the share of the family that the reference likes best,
-    of the one that beats it, of the one that beats that."""
+    """Average `exact.relative_family_shares` over prompts: the shares of the reference's favourite family, of the one
+    that beats it, and of the one that beats that."""
     from learner.world import exact
 
     first, second, third, _ = exact.relative_family_shares(policy).mean(axis=0)
@@ -170,9 +170,9 @@ class ExactEvaluation:
         return self.measure(update, table.astype("float32"))
 
     def measure(self, update: int, token_logprobs: np.ndarray) -> ExactFigures:
-        """Figures of the policy with this table [16, 259, 18] after `update` updates.
+        """Evaluate the policy with this table [16, 259, 18] after `update` updates.
 
-        Raises UsageError when the reference is no policy of the embedded world.
+        Raises UsageError if the reference is not a policy of the embedded world.
         """
         from learner.world import exact
 
@@ -191,7 +191,7 @@ class ExactEvaluation:
         return figures
 
     def tail(self, updates: int) -> float | None:
-        """Mean exploitability over the last tenth of `updates`; None when nothing was measured there."""
+        """Average exploitability over the last tenth of `updates`; None if nothing was measured there."""
         last = [figures.exploitability for figures in self.history if figures.update > 0.9 * updates]
         return sum(last) / len(last) if last else None
 
