@@ -6,11 +6,13 @@ It must not depend on the learner or the judges: finished groups leave through a
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from actors.errors import RunError
 from actors.records import Draw, Failure, GeneratorStatus, Group, Lease, Prompt
@@ -20,29 +22,25 @@ from launch.run.protocols import GeneratorDeadError, GeneratorPort, GeneratorUna
 COLLECT_SECONDS = 2.0
 """Longest wait of one collect or status call."""
 READY_SECONDS = 120.0
-"""Time until the first message about a generator that does not answer after its start; doubles for the next."""
+"""Time until the first message that a started generator does not answer; doubles each time."""
 END_SECONDS = 30.0
 """Longest wait for a call to a killed process."""
 SIDE_ATTEMPTS = 3
 """Grants of a prompt outside the buffer before its request fails."""
 
 
-E = TypeVar("E", bound=Exception)
-
-
-def _leaves(group: BaseExceptionGroup[E]) -> Iterator[E]:
-    for exception in group.exceptions:
-        if isinstance(exception, BaseExceptionGroup):
-            yield from _leaves(exception)
-        else:
-            yield exception
+def _first(error: BaseException) -> BaseException:
+    """Return the first exception inside nested exception groups."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _shielded(work: Coroutine[Any, Any, None]) -> None:
-    """Await `work` so that a cancellation always reaches the caller.
+    """Await `work`, and pass every cancellation on to the caller.
 
-    A task group that ends with an error swallows a cancellation that arrives at the same time: the caller would handle
-    the error and continue, and whoever cancelled it would wait forever. (`asyncio.wait_for` with a result does, too.)
+    A task group swallows a cancellation that arrives together with an error; so does `asyncio.wait_for`. The canceller
+    would wait forever.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -130,10 +128,10 @@ class GeneratorPool:
         self._clock = clock
         self._offered = Signal()
         self._publications: dict[int, Publication] = {}
-        self._taking: dict[int, int] = {}
+        self._taking: Counter[int] = Counter()
         self._side_requests: list[Lease] = []
         self._side_results: dict[int, asyncio.Future[Group | Failure]] = {}
-        self._next_side_index = -1
+        self._side_indices = itertools.count(-1, -1)
         self._ended: list[GeneratorStatus] = []
 
     @property
@@ -165,7 +163,7 @@ class GeneratorPool:
 
     async def acknowledged(self, version: int) -> None:
         """Wait until a generator has taken `version` or a later one."""
-        while max((member.version for member in self._members), default=-1) < version:
+        while all(member.version < version for member in self._members):
             await self._offered.wait()
 
     async def sample(
@@ -175,14 +173,11 @@ class GeneratorPool:
 
         Returns one group per prompt, in order, every token of `min_version` or later; or a failure with its reason.
         """
-        leases = []
-        for prompt in prompts:
-            leases.append(Lease(self._next_side_index, 0, prompt, min_version, deadline=math.inf, draw=draw))
-            self._next_side_index -= 1
+        leases = [Lease(next(self._side_indices), 0, prompt, min_version, math.inf, draw) for prompt in prompts]
         loop = asyncio.get_running_loop()
         results: dict[int, asyncio.Future[Group | Failure]] = {lease.index: loop.create_future() for lease in leases}
-        self._side_results.update(results)
-        self._side_requests.extend(leases)
+        self._side_results |= results
+        self._side_requests += leases
         self.changed.notify()
         try:
             return list(await asyncio.gather(*results.values()))
@@ -197,11 +192,10 @@ class GeneratorPool:
         side: list[Lease] = []
         for member in self._members:
             for key, lease in list(member.outstanding.items()):
-                if lease.index < 0 and lease.deadline <= now:
-                    side.append(lease)
-                elif lease.index not in expired:
-                    continue
-                del member.outstanding[key]
+                late = lease.index < 0 and lease.deadline <= now
+                if late or lease.index in expired:
+                    side += [lease] if late else []
+                    del member.outstanding[key]
         for lease in side:
             self._again(lease)
         if expired or side:
@@ -210,7 +204,7 @@ class GeneratorPool:
 
     async def refresh(self) -> None:
         """Ask every generator for its status; one that does not answer keeps its last."""
-        await asyncio.gather(*[self._ask(member) for member in self._members])
+        await asyncio.gather(*map(self._ask, self._members))
 
     async def _ask(self, member: Member) -> None:
         try:
@@ -223,20 +217,18 @@ class GeneratorPool:
         member.status = status
 
     async def _serve(self, member: Member) -> None:
-        while True:
-            died: GeneratorDeadError | None = None
+        died: BaseException | None = None
+        while died is None:
             try:
                 await _shielded(self._serve_until_death(member))
             except* GeneratorUnavailableError as group:
-                self._on_message(f"{next(_leaves(group))} died and is being restarted")
+                self._on_message(f"{_first(group)} died and is being restarted")
             except* GeneratorDeadError as group:
-                died = next(_leaves(group))
+                died = _first(group)
             self._forget(member, "generator died")
-            if died is not None:
-                self._members.remove(member)
-                self._ended += [member.status] if member.status is not None else []
-                self._on_message(f"{member.port.name} died for good: {died}")
-                break
+        self._members.remove(member)
+        self._ended += [member.status] if member.status is not None else []
+        self._on_message(f"{member.port.name} died for good: {died}")
         if not self._members:
             raise RunError(
                 f"no generator is left: {died}; check its log, raise generators.max_restarts if the deaths are "
@@ -270,8 +262,7 @@ class GeneratorPool:
         self._side_requests.extend(lease for lease in member.outstanding.values() if lease.index < 0)
         member.outstanding.clear()
         member.unsent.clear()
-        member.working = False
-        member.version = -1
+        member.working, member.version = False, -1
         self._buffer.lost(indices, reason)
         self.changed.notify()
 
@@ -282,17 +273,16 @@ class GeneratorPool:
         member.working = True
         while True:
             self._deal()
-            if not member.unsent:
+            if member.unsent:
+                leases, member.unsent = member.unsent, []
+                await member.port.submit(leases)
+            else:
                 await self.changed.wait()
-                continue
-            leases, member.unsent = member.unsent, []
-            await member.port.submit(leases)
 
     def _deal(self) -> None:
         """Grant what may be granted now, each lease to the generator with the fewest.
 
-        Side requests go first: the learner blocks on opponents, and an evaluation is only valid for the current
-        version.
+        Side requests go first: the learner waits for opponents, and an evaluation is of the current version.
         """
         working = [member for member in self._members if member.working]
         room = sum(self._limits.max_running - len(member.outstanding) for member in working)
@@ -306,9 +296,7 @@ class GeneratorPool:
             self.changed.notify()
 
     def _take_side_requests(self, limit: int, version: float = math.inf) -> list[Lease]:
-        """Take side requests: opponents first, because training groups wait for them, the rest in order.
-
-        Requests that need weights later than `version` stay."""
+        """Take side requests that `version` may sample: opponents first, because training groups wait for them."""
         wanted = [lease for lease in self._side_requests if lease.index in self._side_results]
         wanted.sort(key=lambda lease: lease.draw != "opponents")
         taken = [lease for lease in wanted if lease.min_version <= version][:limit]
@@ -322,13 +310,12 @@ class GeneratorPool:
         attempt = lease.attempt + 1
         if attempt < SIDE_ATTEMPTS:
             self._side_requests.append(replace(lease, attempt=attempt))
-            return
-        reason = f"no answer after {attempt} grants of {self._limits.lease_seconds:g} s each"
-        self._answer(lease.index, Failure(lease.index, lease.attempt, reason))
+        else:
+            reason = f"no answer after {attempt} grants of {self._limits.lease_seconds:g} s each"
+            self._answer(lease.index, Failure(lease.index, lease.attempt, reason))
 
     def _answer(self, index: int, item: Group | Failure) -> None:
-        # Absent if another generator answered first, or the caller has given up.
-        result = self._side_results.pop(index, None)
+        result = self._side_results.pop(index, None)  # None: answered by another generator, or no longer awaited
         if result is not None and not result.done():
             result.set_result(item)
 
@@ -357,8 +344,8 @@ class GeneratorPool:
             publication = self.newest
             if publication is None or publication.version <= member.version:
                 await self._offered.wait()
-                continue
-            await self._bring(member, publication)
+            else:
+                await self._bring(member, publication)
 
     async def _bring(self, member: Member, publication: Publication) -> None:
         """Let `member` take `publication`, and wake those who wait for its version."""
@@ -370,7 +357,7 @@ class GeneratorPool:
 
     async def _take(self, member: Member, publication: Publication) -> None:
         version = publication.version
-        self._taking[version] = self._taking.get(version, 0) + 1
+        self._taking[version] += 1
         taking = asyncio.ensure_future(member.port.take_weights(publication.manifest, publication.chunks))
         try:
             await asyncio.wait({taking}, timeout=self._limits.take_seconds)
@@ -379,8 +366,8 @@ class GeneratorPool:
             taken = taking.result()
             if taken != version:
                 raise RunError(
-                    f"{member.port.name} was given policy version {version} and reports version {taken}; its tokens "
-                    "would carry the wrong version. This is a bug in that generator: use --resume"
+                    f"{member.port.name} took policy version {version} and reports {taken}: its tokens would carry the "
+                    "wrong version. This is a bug in that generator: use --resume"
                 )
             member.version = taken
         finally:
@@ -389,26 +376,23 @@ class GeneratorPool:
             self._retire_superseded()
 
     async def _end(self, member: Member, taking: asyncio.Future[int], version: int) -> None:
-        """Kill a generator that does not take `version`, and raise GeneratorUnavailableError.
-
-        Wait for its call to end first: until then the old process could be mistaken for the new one.
-        """
-        name = member.port.name
+        """Kill a generator that does not take `version`, wait for its call to end, raise GeneratorUnavailableError."""
         self._on_message(
-            f"{name} did not take policy version {version} within {self._limits.take_seconds:g} s and is killed; raise "
-            "publication.timeout_seconds if the model is large, or check that generator's log"
+            f"{member.port.name} did not take policy version {version} within {self._limits.take_seconds:g} s and is "
+            "killed; raise publication.timeout_seconds if the model is large, or check that generator's log"
         )
         member.port.kill()
+        # Until the call ends, the old process could be mistaken for the new one.
         await asyncio.wait({taking}, timeout=END_SECONDS)
         if taking.done() and not taking.cancelled():
             taking.exception()  # too late, whatever the answer
-        raise GeneratorUnavailableError(name)
+        raise GeneratorUnavailableError(member.port.name)
 
     def _retire_superseded(self) -> None:
         for version in self._superseded():
-            if self._taking.get(version, 0) == 0:
+            if not self._taking[version]:
                 del self._publications[version]
-                self._taking.pop(version, None)
+                del self._taking[version]
                 self._on_retire(version)
 
     def _superseded(self) -> list[int]:

@@ -512,7 +512,7 @@ def test_a_generator_that_says_it_works_with_another_version_than_it_was_given_e
     with pytest.raises(BaseExceptionGroup) as caught:
         run(test)
     (message,) = [str(error) for error in _leaves(caught.value)]
-    assert message.startswith("muddled was given policy version 2 and reports version 1")
+    assert message.startswith("muddled took policy version 2 and reports 1")
 
 
 def _leaves(error: BaseException) -> list[BaseException]:
