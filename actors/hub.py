@@ -1,4 +1,4 @@
-"""Where a model's files are, by path or by hub name, and whether two models are of one architecture."""
+"""A model's files, by directory or hub name, and what its configuration says."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _IMMATERIAL_SUFFIXES = ("_token_id", "dropout", "_pdrop")
 
 
 def resolve(path: str | Path) -> Path:
-    """The local directory of a model or tokenizer: `path` itself, or the downloaded copy when it is a hub name.
+    """Return the local directory of a model or tokenizer; download it if `path` is a hub name.
 
-    Raises UsageError when it is neither.
+    Raises UsageError if it is neither.
     """
     if Path(path).is_dir():
         return Path(path)
@@ -35,23 +35,20 @@ def resolve(path: str | Path) -> Path:
 
 
 def require_safetensors(path: str | Path) -> None:
-    """Refuses a local model directory whose weights are pickles only, which can run code when they are read.
-
-    Raises UsageError naming one of them.
-    """
+    """Raise UsageError if a local directory holds its weights only as pickles, which can run code when read."""
     directory = Path(path)
     names = sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
     pickles = [name for name in names if name.endswith(_PICKLES)]
     if pickles and not any(name.endswith(".safetensors") for name in names):
         raise UsageError(
             f"{directory} holds its weights as a pickle ({pickles[0]}), which can run code when it is read, and no "
-            "*.safetensors; give a directory with safetensors weights, or where you trust the pickle load it with "
+            "*.safetensors; give a directory with safetensors weights. If you trust the pickle, load it with "
             "transformers and write it back with save_pretrained"
         )
 
 
 def read_config(path: str | Path) -> Any:
-    """transformers' configuration of a model's directory or hub name; code that comes with a model is never run.
+    """Read the transformers configuration of a directory or hub name. Never runs code that comes with a model.
 
     Raises what transformers raises: OSError, ValueError.
     """
@@ -60,12 +57,27 @@ def read_config(path: str | Path) -> Any:
     return AutoConfig.from_pretrained(path, trust_remote_code=False)
 
 
-def check_same_architecture(policy_dir: str | Path, reference_dir: str | Path) -> None:
-    """For a mixture both models are built from the policy's `config.json`, so the reference's must say the same of
-    everything that a model computes with.
+def read_text_config(setting: str, path: str | Path) -> Any:
+    """Read the configuration of a model's text part. Raises UsageError, naming `setting`, if there is no such model."""
+    try:
+        require_safetensors(path)
+        return read_config(path).get_text_config()
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{setting} {str(path)!r} holds no model that transformers can read: {str(error).splitlines()[0]}; give a "
+            "Hugging Face directory with config.json and weights, or a hub name"
+        ) from None
 
-    Raises:
-        UsageError: naming the first field that differs.
+
+def positions_of(config: Any) -> int | None:
+    """Return the longest sequence of a text configuration in tokens; None if it does not say."""
+    return getattr(config, "max_position_embeddings", None)
+
+
+def check_same_architecture(policy_dir: str | Path, reference_dir: str | Path) -> None:
+    """Compare two models that one engine mixes: it builds both from the policy's `config.json`.
+
+    Raises UsageError naming the first field that changes what a model computes and differs.
     """
     policy, reference = read_config(policy_dir).to_dict(), read_config(reference_dir).to_dict()
     telling = ["architectures", "vocab_size"]

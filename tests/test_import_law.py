@@ -72,7 +72,6 @@ LONG_FILES = {
 LONG_FUNCTIONS: set[str] = set()
 MANY_ARGUMENTS = {
     "launch/cluster/submit.py:submit_slurm",
-    "launch/data/report.py:make_report",
     "learner/tensors/logprobs.py:PolicyWithLogProbs.forward",
     "learner/tensors/logprobs.py:_LinearLogProb.forward",
     "learner/tensors/logprobs.py:linear_logprobs",

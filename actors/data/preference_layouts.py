@@ -1,6 +1,6 @@
-"""Preferences in one form, whatever layout a data set has: a prompt, a chosen and a rejected response, a probability.
+"""Preferences of any layout in one form: a prompt, a chosen and a rejected response, a probability.
 
-Pure: columns in, a row or the reason why there is none out. It must not know files, tokenizers or models.
+Pure: columns in, a row or a reason out. Must not know files, tokenizers or models.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
+from actors.data.config import ProbabilityFrom
+from actors.data.rows import MalformedRowError
+
 Message = dict[str, str]
 """A chat message: the strings `role` and `content`."""
-ProbabilityFrom = Literal["probability", "margin", "scores"]
 Reason = Literal[
     "not_json",
     "wrong_encoding",
@@ -38,7 +40,7 @@ COLUMNS = (
     "prompt", "chosen", "rejected", "response_a", "response_b", "preference",
     "probability", "margin", "score_chosen", "score_rejected",
 )  # fmt: skip
-"""Everything that is read from a table; other columns are left alone."""
+"""The columns to read; others are ignored."""
 LAYOUTS = (
     "{prompt, chosen, rejected} (texts or chat messages), {chosen, rejected} (chats with a shared beginning, or "
     "transcripts of 'Human:' and 'Assistant:' turns), {prompt, response_a, response_b, preference}"
@@ -49,24 +51,24 @@ _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 @dataclass(frozen=True, slots=True)
 class PreferenceRow:
-    """One preference. Made here; read by data preparation and by training on preferences."""
+    """One preference."""
 
     prompt: str | list[Message]
-    """A text that the policy goes on from as it is, or a chat whose next message is the response."""
+    """A text that the response continues, or a chat whose next message is the response."""
     chosen: str
     rejected: str
     probability: float = 1.0
-    """That `chosen` is preferred to `rejected`; 1 where the source does not say."""
+    """That `chosen` is preferred to `rejected`; 1 if the source does not say."""
 
     @property
     def id(self) -> str:
-        """16 hexadecimal digits, the same for rows that are equal up to normalisation (see `normalised`)."""
+        """Return 16 hexadecimal digits, the same for rows that are equal after `normalised`."""
         key = json.dumps([prompt_key(self.prompt), normalised(self.chosen), normalised(self.rejected)])
         return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
-class MalformedPreferenceError(Exception):
-    """One row is no preference. Collected by readers, never seen outside."""
+class MalformedPreferenceError(MalformedRowError):
+    """One row is no preference, with the kind of problem."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
@@ -74,22 +76,22 @@ class MalformedPreferenceError(Exception):
 
 
 def normalised(text: str) -> str:
-    """`text` in Unicode's normal form C, every run of white space one space, none at the ends."""
+    """Return `text` in Unicode's normal form C, with single spaces and none at the ends."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def prompt_key(prompt: str | Sequence[Message]) -> str:
-    """What prompts have in common that differ only in Unicode's form or white space; texts and chats never do."""
+    """Return a key that is equal for prompts equal after `normalised`; a text never equals a chat."""
     if isinstance(prompt, str):
         return json.dumps(normalised(prompt))
     return json.dumps([[message["role"], normalised(message["content"])] for message in prompt])
 
 
 def parse_preference(columns: Mapping[str, Any], probability_from: ProbabilityFrom = "probability") -> PreferenceRow:
-    """The preference in a row of any layout in `LAYOUTS`; a column that is null counts as absent.
+    """Parse a row of any layout in `LAYOUTS`; a null column counts as absent.
 
-    `probability_from` names where the probability comes from: the column `probability` (1 where there is none), the
-    sigmoid of `margin`, or the sigmoid of `score_chosen - score_rejected` (Bradley and Terry's model).
+    `probability_from` names the source of the probability: the column `probability` (1 without it), the sigmoid of
+    `margin`, or the sigmoid of `score_chosen - score_rejected` (Bradley and Terry's model).
 
     Raises:
         MalformedPreferenceError: with the reason.
@@ -122,7 +124,7 @@ def _wrong_type(name: str, value: Any, allowed: str) -> MalformedPreferenceError
 
 
 def _ranked(given: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, Any]:
-    """response_a, response_b and preference as chosen and rejected; a tie is a chosen with probability 1/2."""
+    """Turn response_a, response_b and preference into chosen and rejected; a tie has probability 1/2."""
     if not {"response_a", "response_b"} <= given.keys():
         raise _missing_columns(columns)
     choice = given["preference"]
@@ -135,7 +137,7 @@ def _ranked(given: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, A
 
 
 def _parts(given: Mapping[str, Any], columns: Mapping[str, Any]) -> tuple[str | list[Message], str, str]:
-    """Prompt, chosen and rejected of a row that has at least the last two."""
+    """Return prompt, chosen and rejected of a row with at least the last two."""
     chosen, rejected, prompt = given["chosen"], given["rejected"], given.get("prompt")
     for name in ("chosen", "rejected", *(["prompt"] if prompt is not None else [])):
         if not isinstance(given[name], str | list):
@@ -169,7 +171,7 @@ def _messages(name: str, value: Sequence[Any]) -> list[Message]:
 def _conversation(
     prompt: str | list[Message] | None, chosen: list[Message], rejected: list[Message]
 ) -> tuple[list[Message], str, str]:
-    """Chats that end in one assistant message each; what comes before is the same in both, and is the prompt."""
+    """Split chats that end in one assistant message each; the shared beginning is the prompt."""
     shared = chosen[:-1]
     if not chosen or not rejected or shared != rejected[:-1]:
         raise MalformedPreferenceError(
@@ -191,7 +193,7 @@ def _conversation(
 
 
 def _transcript(chosen: str, rejected: str) -> tuple[list[Message], str, str]:
-    """Transcripts of turns: what both share up to its last 'Assistant:' is the prompt, as chat messages."""
+    """Split transcripts of turns: the shared text up to its last 'Assistant:' is the prompt, as chat messages."""
     common = os.path.commonprefix([chosen, rejected])  # noqa: RUF071 (characters are meant)
     turns = list(_TURN.finditer(common))
     while turns and turns[-1][1] != "Assistant":
@@ -215,7 +217,7 @@ def _transcript(chosen: str, rejected: str) -> tuple[list[Message], str, str]:
 
 
 def _check_unicode(prompt: str | list[Message], chosen: str, rejected: str) -> None:
-    """JSON can write half a surrogate pair, which no file or tokenizer takes."""
+    """Refuse half a surrogate pair, which JSON can write and no file or tokenizer takes."""
     texts = [prompt] if isinstance(prompt, str) else [text for message in prompt for text in message.values()]
     for text in (*texts, chosen, rejected):
         try:

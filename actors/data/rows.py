@@ -1,11 +1,12 @@
-"""Rows of data from files, saved data sets, hubs and the embedded world.
+"""Rows from files, saved data sets, hubs and the embedded world; which are malformed, which are held out.
 
-Knows file formats and where in a file a row stands. It must not know tokenizers, nor what makes a row a good one:
-`prompts.py`, `demonstrations.py` and `preference_files.py` judge the rows.
+Knows file formats and places in files. Must not import tokenizers or decide what makes a good row: `prompts.py`,
+`demonstrations.py` and `preferences.py` do.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from actors.data.config import PromptConfig
 from actors.errors import UsageError
@@ -22,49 +23,110 @@ from actors.settings import WORLD
 SUFFIXES = (".jsonl", ".parquet")
 KNOWN_SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+REPORTED_PROBLEMS = 5
+"""Malformed rows that an error message lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row as it was found. Made here; read by `PromptSource` and its like."""
+    """One row of a source."""
 
     id: str
     """`<file or source name>:<row>`; JSONL lines count from 1 and table rows from 0, as their tools count them."""
     place: str
-    """How an error names it: path and line, or path and row."""
+    """Its name in errors: path and line, or path and row."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
-    """Why nothing could be read here; None for a readable row."""
+    """Why the row cannot be read; None if it can."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A malformed row."""
+
+    place: str
+    """Path and line, or path and row."""
+    message: str
+    reason: str = ""
+    """The kind of problem, for reports that count."""
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}"
+
+
+class MalformedRowError(Exception):
+    """One row cannot be used; the message says why. Readers turn it into a `Problem`."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowSource:
-    """Where rows are, in the words of the settings that say so."""
+    """Where rows are, and the settings that say so."""
 
     source: str
     """A file, a directory or a hub data set."""
     split: str
-    """For sources that have several."""
+    """For sources with several."""
     section: str
-    """What errors put before the names `source` and `split`, such as `prompts.`."""
+    """Prefix of the names `source` and `split` in errors, such as `prompts.`."""
     choose: Callable[[Sequence[str], str], list[str]]
-    """Columns to read, of all that a table has and how an error names it. Raises UsageError where they will not do."""
+    """Picks the columns to read from a table's columns and its name in errors. Raises UsageError if one is missing."""
 
 
 def columns_named(wanted: Mapping[str, str]) -> Callable[[Sequence[str], str], list[str]]:
-    """Chooses the columns of `wanted`, by the setting that names each, and insists on them."""
+    """Require the columns of `wanted`, which maps settings to column names."""
     return partial(_require_columns, wanted)
 
 
 def suggestion(wanted: str, names: Sequence[str]) -> str:
-    """Nearest names to `wanted` and the whole choice, as the end of an error message."""
+    """Return the end of an error message: the names nearest to `wanted`, and all of them."""
     near = get_close_matches(wanted, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return f"{hint}it has: {', '.join(map(repr, names)) or 'nothing'}"
 
 
-def read_rows(config: PromptConfig) -> Iterator[Row]:
-    """All rows of prompts, in file order. Raises UsageError as `rows_from`."""
+def column_of(row: Row, name: str) -> Any:
+    """Return a required column. Raises MalformedRowError if it is absent or null."""
+    if name not in row.columns:
+        raise MalformedRowError(f"no field '{name}'; {suggestion(name, list(row.columns))}")
+    if row.columns[name] is None:
+        raise MalformedRowError(f"field '{name}' is null")
+    return row.columns[name]
+
+
+def held_out(key: bytes, fraction: float, byteorder: Literal["big", "little"] = "big") -> bool:
+    """Decide by the SHA-256 of `key` alone whether rows with that key are held out: no other row matters."""
+    return int.from_bytes(hashlib.sha256(key).digest()[:8], byteorder) < fraction * 2**64
+
+
+def check_problems(
+    problems: Sequence[Problem], good: int, source: str, on_malformed: Literal["error", "skip"], section: str = ""
+) -> None:
+    """Raise UsageError if malformed rows may not be skipped, or none of the rows is good.
+
+    Args:
+        problems: malformed rows, in file order.
+        good: rows that can be used.
+        section: prefix of the names `source` and `on_malformed`, such as `prompts.`.
+    """
+    total = len(problems) + good
+    first = f"the first {min(len(problems), REPORTED_PROBLEMS)}:"
+    first += "".join(f"\n  {problem}" for problem in problems[:REPORTED_PROBLEMS])
+    if problems and on_malformed == "error":
+        raise UsageError(
+            f"{len(problems)} of {total} rows of {section}source '{source}' are malformed; {first}\n"
+            f"Correct them, or set {section}on_malformed to 'skip' to leave them out."
+        )
+    if problems and not good:
+        raise UsageError(
+            f"all {total} rows of {section}source '{source}' are malformed and none is left; give one with at least "
+            f"one good row; {first}"
+        )
+    if not total:
+        raise UsageError(f"{section}source '{source}' holds no rows; give one with at least one")
+
+
+def read_prompt_rows(config: PromptConfig) -> Iterator[Row]:
+    """Read all rows of prompts in file order. Raises UsageError as `rows_from`."""
     if config.source == WORLD:
         return _world_rows()
     fields = {"prompts.prompt_field": config.prompt_field, "prompts.answer_field": config.answer_field}
@@ -73,7 +135,7 @@ def read_rows(config: PromptConfig) -> Iterator[Row]:
 
 
 def rows_from(table: RowSource) -> Iterator[Row]:
-    """All rows of `table`, in file order.
+    """Read all rows of `table` in file order.
 
     Raises:
         UsageError: the source is missing, of an unknown format, unreadable, or lacks a column.
@@ -103,7 +165,7 @@ def _world_rows() -> Iterator[Row]:
 
 
 def _files_of_split(directory: Path, table: RowSource) -> list[Path]:
-    """Data files of the wanted split; every file where no file is named after a split."""
+    """Return the data files of the split; all files if no file is named after a split."""
 
     def belongs(file: Path, split: str) -> bool:
         return re.match(rf"{re.escape(split)}([-_.]|$)", file.stem) is not None
@@ -129,16 +191,18 @@ def _file_rows(files: Sequence[Path], table: RowSource) -> Iterator[Row]:
         try:
             yield from _jsonl_rows(file) if file.suffix == ".jsonl" else _parquet_rows(file, table)
         except OSError as error:
-            raise UsageError(f"{table.section}source '{file}' cannot be read: {error}") from error
+            raise UsageError(
+                f"{table.section}source '{file}' cannot be read: {error}; give a file that this user may read"
+            ) from error
 
 
 def _jsonl_rows(file: Path) -> Iterator[Row]:
-    """Lines are decoded one by one, so that a wrongly encoded line is named. Blank lines are no rows."""
+    """Decode line by line, so that an error names its line. Skip blank lines."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             row_id, place = f"{file.name}:{number}", f"{file}:{number}"
             try:
-                # A byte-order mark is allowed where editors put it, at the start of the file.
+                # Editors may put a byte-order mark at the start of the file.
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 columns = json.loads(text) if text else None
             except UnicodeDecodeError as error:
@@ -149,9 +213,8 @@ def _jsonl_rows(file: Path) -> Iterator[Row]:
                 if isinstance(columns, dict):
                     yield Row(row_id, place, columns)
                 elif text:
-                    yield Row(
-                        row_id, place, problem=f"a JSON {type(columns).__name__}; each line must be one JSON object"
-                    )
+                    problem = f"a JSON {type(columns).__name__}; each line must be one JSON object"
+                    yield Row(row_id, place, problem=problem)
 
 
 def _require_columns(wanted: Mapping[str, str], names: Sequence[str], place: str) -> list[str]:
@@ -167,17 +230,17 @@ def _parquet_rows(file: Path, table: RowSource) -> Iterator[Row]:
 
     try:
         content = pyarrow.parquet.ParquetFile(file)
-        columns = table.choose(content.schema_arrow.names, f"{table.section}source '{file}'")
+        names = table.choose(content.schema_arrow.names, f"{table.section}source '{file}'")
         number = 0
-        for batch in content.iter_batches(columns=columns):
-            values = [batch.column(name) for name in columns]
-            for offset in range(batch.num_rows):
-                yield _arrow_row(
-                    file, number, {name: column[offset] for name, column in zip(columns, values, strict=True)}
-                )
+        for batch in content.iter_batches(columns=names):
+            columns = [batch.column(name) for name in names]
+            for scalars in zip(*columns, strict=True):
+                yield _arrow_row(file, number, dict(zip(names, scalars, strict=True)))
                 number += 1
     except pyarrow.ArrowException as error:
-        raise UsageError(f"{table.section}source '{file}' is not a readable Parquet file: {error}") from error
+        raise UsageError(
+            f"{table.section}source '{file}' is not a readable Parquet file: {error}; write it again"
+        ) from error
 
 
 def _arrow_row(file: Path, number: int, scalars: Mapping[str, Any]) -> Row:
@@ -189,14 +252,15 @@ def _arrow_row(file: Path, number: int, scalars: Mapping[str, Any]) -> Row:
 
 
 def _load_saved(directory: Path, table: RowSource) -> Any:
-    """A directory written by `datasets.save_to_disk`."""
+    """Load a directory written by `datasets.save_to_disk`."""
     import datasets
 
     try:
         loaded = datasets.load_from_disk(str(directory))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{table.section}source '{directory}' looks written by datasets.save_to_disk but cannot be loaded: {error}"
+            f"{table.section}source '{directory}' looks written by datasets.save_to_disk but cannot be loaded: "
+            f"{error}; write it again, or give the files themselves"
         ) from error
     if not isinstance(loaded, datasets.DatasetDict):
         return loaded
@@ -207,7 +271,7 @@ def _load_saved(directory: Path, table: RowSource) -> Any:
 
 
 def _load_from_hub(table: RowSource) -> Any:
-    """`owner/name` or, for a data set with several configurations, `owner/name:configuration`."""
+    """Load `owner/name`, or `owner/name:configuration` of a data set with several configurations."""
     name, _, subset = table.source.partition(":")
     try:
         import datasets
@@ -216,7 +280,7 @@ def _load_from_hub(table: RowSource) -> Any:
     except (ImportError, OSError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"{table.section}source '{table.source}' is no file or directory here (looked in {Path.cwd()}), and split "
-            f"'{table.split}' of a hub data set of that name cannot be had: {error}; give an existing path, or "
+            f"'{table.split}' of a hub data set of that name cannot be loaded: {error}; give an existing path, or "
             "`owner/name` or `owner/name:configuration` of a data set that this machine can reach or has cached"
         ) from error
 

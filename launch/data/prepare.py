@@ -1,6 +1,6 @@
-"""`offbeat data`: reads preferences, leaves out what is not worth training on, says why, and writes the rest.
+"""`offbeat data`: read preferences, leave out what is not worth training on, say why, and write the rest.
 
-Everything is computed before anything is written, and the output directory appears whole or not at all.
+Decides on every row before it writes; the output directory appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -17,14 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from actors.data.preference_files import (
-    Problem,
-    check_one_kind,
-    check_problems,
-    collect_preferences,
-    read_samples,
-    write_preferences,
-)
 from actors.data.preference_filters import (
     PerplexityRules,
     RuleOutcome,
@@ -34,20 +26,27 @@ from actors.data.preference_filters import (
     split_of,
 )
 from actors.data.preference_layouts import MalformedPreferenceError, PreferenceRow, prompt_key
-from actors.data.preference_tokens import TokenLimits, preference_tokens
-from actors.data.prompts import load_tokenizer
+from actors.data.preferences import (
+    TokenLimits,
+    check_one_kind,
+    collect_preferences,
+    preference_tokens,
+    read_samples,
+    write_preferences,
+)
+from actors.data.rows import Problem, check_problems
+from actors.data.text import load_tokenizer
 from actors.errors import RunError, UsageError
 from actors.hub import resolve
 from launch.data.config import DataConfig
-from launch.data.histograms import histograms_svg
-from launch.data.report import DataReport, OwnSamples, Pair, make_report
+from launch.data.report import MEANINGS, DataReport, OwnSamples, Pair, make_report
 from launch.settings.loading import dump_config
 
 TokenSequence = tuple[Sequence[int], Sequence[int]]
 
 
 class Scorer(Protocol):
-    """The policy under which perplexities are taken; `learner.stages.perplexity.PerplexityModel` is one."""
+    """The policy that perplexities are of; `learner.stages.perplexity.PerplexityModel` is one."""
 
     context: int | None
 
@@ -60,28 +59,26 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """All rows, what becomes of each, and the account of it."""
+    """All rows, the decision on each, and the report."""
 
     pairs: list[Pair]
-    """Well-formed rows, those left out for another reason included."""
+    """Well-formed rows, with those left out."""
     problems: list[Problem]
     """Rows that never became a pair."""
     report: DataReport
 
     def rows(self, split: str) -> list[PreferenceRow]:
-        """What is written for `split`, in file order."""
-        return [pair.row for pair in self.pairs if pair.left_out is None and pair.split == split]
+        """Return the rows to write for `split`, in file order."""
+        return [pair.row for pair in _kept(self.pairs) if pair.split == split]
 
     def left_out(self) -> Iterator[Problem]:
-        """Every row that is not written."""
+        """Return every row that is not written."""
         yield from self.problems
-        for pair in self.pairs:
-            if pair.left_out is not None:
-                yield Problem(pair.place, pair.left_out, pair.why)
+        yield from (Problem(each.place, each.why, each.left_out) for each in self.pairs if each.left_out is not None)
 
 
 def run_data(config: DataConfig, console: Console | None = None) -> int:
-    """Prepares and writes `config.source`. Returns the exit code 0.
+    """Prepare and write `config.source`. Returns the exit code 0.
 
     Raises:
         UsageError: wrong paths, data or settings; nothing was written.
@@ -108,15 +105,15 @@ def _load_scorer(directory: Path, config: DataConfig) -> Scorer:
 
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device cuda was asked for and torch finds no GPU here; set device to cpu or auto")
+        raise UsageError("device is cuda, and torch finds no GPU here; set device to cpu or auto")
     return PerplexityModel(directory, dtype=config.dtype, device=device, micro_batch_tokens=config.micro_batch_tokens)
 
 
 def prepare(config: DataConfig, tokenizer: Any = None, scorer: Scorer | None = None) -> Preparation:
-    """Decides on every row of `config.source`; writes nothing.
+    """Decide on every row of `config.source`; write nothing.
 
-    Rows are tried in this order: well-formed, within the limits (with a `tokenizer`), not said before, and, with a
-    `scorer`, by the rules on perplexity. Each is left out for the first reason that applies.
+    The checks come in this order: well-formed, within the limits (with a `tokenizer`), no duplicate, and the rules on
+    perplexity (with a `scorer`). A row is left out for the first that it fails.
     Raises UsageError as `read_preferences` does.
     """
     collected = collect_preferences(config.source, config.split, probability_from=config.probability_from)
@@ -124,19 +121,16 @@ def prepare(config: DataConfig, tokenizer: Any = None, scorer: Scorer | None = N
     if tokenizer is not None:
         context = None if scorer is None else scorer.context
         _tokenise(pairs, tokenizer, config, TokenLimits(config.max_prompt_tokens, config.max_response_tokens, context))
-    problems = collected.problems + [Problem(p.place, p.left_out, p.why) for p in pairs if p.left_out is not None]
-    check_problems(problems, len(_kept(pairs)), config.source, config.on_malformed)
-    check_one_kind([pair.row for pair in _kept(pairs)])
-
+    preparation = Preparation(pairs, collected.problems, make_report([], Counter(), config))
     unique = _kept(pairs)
+    check_problems(list(preparation.left_out()), len(unique), config.source, config.on_malformed)
+    check_one_kind([pair.row for pair in unique])
+
     decisions = find_duplicates(
         [pair.row for pair in unique], duplicates=config.deduplicate, contradictory=config.contradictory
     )
     for pair, decision in zip(unique, decisions, strict=True):
-        pair.left_out = decision
-        pair.why = {"duplicate": "equal to a row before", "contradictory": "also there the other way round"}.get(
-            decision or "", ""
-        )
+        pair.left_out, pair.why = decision, MEANINGS[decision] if decision else ""
 
     ceiling, own_samples, outcomes = None, None, []
     scored = _kept(pairs)
@@ -146,17 +140,8 @@ def prepare(config: DataConfig, tokenizer: Any = None, scorer: Scorer | None = N
         outcomes = _judge(scored, PerplexityRules(ceiling, config.filters.max_gap, config.filters.mistakes_only))
     for pair in _kept(pairs):
         pair.split = split_of(pair.row, config.validation_fraction, config.seed)
-    report = make_report(
-        pairs,
-        Counter(problem.reason for problem in collected.problems),
-        source=config.source,
-        split=config.split,
-        model=config.model,
-        ceiling=ceiling,
-        max_gap=config.filters.max_gap,
-        own_samples=own_samples,
-        rules=outcomes,
-    )
+    malformed = Counter(problem.reason for problem in collected.problems)
+    report = make_report(pairs, malformed, config, ceiling, own_samples, outcomes)
     return Preparation(pairs, collected.problems, report)
 
 
@@ -195,7 +180,7 @@ def _judge(pairs: Sequence[Pair], rules: PerplexityRules) -> list[RuleOutcome]:
 def _ceiling(
     pairs: Sequence[Pair], config: DataConfig, tokenizer: Any, scorer: Scorer
 ) -> tuple[float | None, OwnSamples | None]:
-    """Rule 1's threshold, and the model's own samples where it comes from these."""
+    """Return rule 1's threshold, and the model's own samples if it comes from them."""
     settings = config.filters.ceiling
     if settings.kind in ("off", "value"):
         return settings.log_perplexity, None
@@ -220,7 +205,7 @@ def _samples_of_file(path: str, config: DataConfig, tokenizer: Any, scorer: Scor
 
 
 def _sampled(pairs: Sequence[Pair], config: DataConfig, tokenizer: Any, scorer: Scorer) -> list[TokenSequence]:
-    """Responses to prompts of the data drawn without replacement, each prompt as often as the others or once more."""
+    """Sample responses to the data's prompts, each prompt equally often or once more, in random order."""
     settings = config.filters.ceiling
     prompts = list({prompt_key(pair.row.prompt): pair.tokens.prompt for pair in pairs if pair.tokens}.values())
     order = np.random.default_rng(config.seed).permutation(len(prompts))
@@ -229,7 +214,7 @@ def _sampled(pairs: Sequence[Pair], config: DataConfig, tokenizer: Any, scorer: 
 
 
 def _write(output: Path, config: DataConfig, preparation: Preparation) -> None:
-    """Writes everything beside `output` and renames it."""
+    """Write everything into a directory beside `output`, then rename it."""
     report = preparation.report
     stage = output.with_name(f".tmp-{output.name}")
     try:
@@ -240,7 +225,6 @@ def _write(output: Path, config: DataConfig, preparation: Preparation) -> None:
         lines = [json.dumps({"place": p.place, "reason": p.reason, "why": p.message}) for p in preparation.left_out()]
         (stage / "left_out.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         (stage / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
-        (stage / "histograms.svg").write_text(histograms_svg(list(report.histograms.values())), encoding="utf-8")
         (stage / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         stage.rename(output)
     except OSError as error:

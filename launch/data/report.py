@@ -1,6 +1,6 @@
-"""What a preparation of preference data did: `report.json`, the table in the terminal, the histograms.
+"""The account of a preparation: `report.json`, with histograms, and the table in the terminal.
 
-Names in the file are relied on: add, never rename. Knows counts and numbers, not how they came about.
+Names in the file are relied on: add, never rename. Counts rows; must not decide on them.
 """
 
 from __future__ import annotations
@@ -17,33 +17,34 @@ from rich.text import Text
 
 from actors.data.preference_filters import SELECTIONS, RuleOutcome, Selection, Split
 from actors.data.preference_layouts import REASONS, PreferenceRow, Reason
-from actors.data.preference_tokens import PreferenceTokens
-from launch.data.histograms import Histogram, histogram
+from actors.data.preferences import PreferenceTokens
+from launch.data.config import DataConfig
 
+BINS = 40
 LEFT_OUT: tuple[Reason | Selection, ...] = (*REASONS, *SELECTIONS)
-"""Every reason, in the order in which rows are tried."""
+"""Every reason, in the order of the checks."""
 MEANINGS: dict[Reason | Selection, str] = {
     "not_json": "not a JSON object",
     "wrong_encoding": "not UTF-8",
     "missing_column": "a column is missing",
-    "wrong_type": "a column of another type",
+    "wrong_type": "a column has another type",
     "bad_conversation": "no chat with one response",
     "empty_prompt": "the prompt is empty",
     "empty_response": "a response is empty",
     "identical_pair": "chosen and rejected are the same",
     "long_prompt": "the prompt is too long",
     "long_response": "a response is too long",
-    "duplicate": "said before",
-    "contradictory": "said both ways round",
+    "duplicate": "equal to a row before",
+    "contradictory": "also there the other way round",
     "unlike_own_samples": "rule 1: text the model would never produce",
-    "fluency_gap": "rule 2: told apart by fluency",
-    "no_mistake": "rule 3: the model prefers the chosen already",
+    "fluency_gap": "rule 2: fluency alone tells them apart",
+    "no_mistake": "rule 3: the model already prefers the chosen",
 }
 
 
 @dataclass(slots=True)
 class Pair:
-    """A well-formed row on its way. Made and changed by `launch/data/prepare.py`."""
+    """A well-formed row and the decision on it. `launch/data/prepare.py` fills it in."""
 
     row: PreferenceRow
     place: str
@@ -51,22 +52,39 @@ class Pair:
     tokens: PreferenceTokens | None = None
     """None without a tokenizer."""
     log_perplexities: tuple[float, float] | None = None
-    """Of chosen and rejected, nats per token; None without a model, and where the row was left out before."""
+    """Of chosen and rejected, nats per token; None without a model, or if the row was left out before."""
     left_out: Reason | Selection | None = None
     """None while it is kept."""
     why: str = ""
     split: Split = "train"
-    """Of a row that is kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnSamples:
-    """The responses that rule 1's ceiling was taken from."""
+    """The model's own responses, source of rule 1's ceiling."""
 
     count: int
     quantile: float
     mean_log_perplexity: float
     """Nats per token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Counts before and after the filters in the same bins."""
+
+    title: str
+    unit: str
+    logarithmic: bool
+    """Whether the bins have equal ratios."""
+    edges: list[float]
+    """[bins + 1], rising; a bin holds its left edge, the last one both."""
+    before: list[int]
+    """[bins]"""
+    after: list[int]
+    """[bins]; never more than `before`."""
+    marks: tuple[float, ...] = ()
+    """Thresholds of filters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +100,20 @@ class DataReport:
     splits: dict[str, int]
     model: str | None
     ceiling: float | None
-    """Nats per token; None where rule 1 is off."""
+    """Nats per token; None if rule 1 is off."""
     own_samples: OwnSamples | None
     rules: list[RuleOutcome]
     histograms: dict[str, Histogram]
 
     def as_json(self) -> dict[str, Any]:
-        """What `report.json` holds."""
+        """Return the content of `report.json`."""
         data = asdict(self)
         for entry, outcome in zip(data["rules"], self.rules, strict=True):
             entry["acceptance"] = outcome.acceptance
         return data
 
     def renderable(self) -> Group:
-        """Tables for a terminal: what became of the rows, and what each rule did."""
+        """Draw tables for a terminal: rows by reason, and the effect of each rule."""
         rows = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
         rows.add_column(justify="right", no_wrap=True)
         rows.add_column(no_wrap=True)
@@ -121,35 +139,59 @@ class DataReport:
 def make_report(
     pairs: Sequence[Pair],
     malformed: Counter[str],
-    *,
-    source: str,
-    split: str,
-    model: str | None = None,
+    config: DataConfig,
     ceiling: float | None = None,
-    max_gap: float | None = None,
     own_samples: OwnSamples | None = None,
     rules: Sequence[RuleOutcome] = (),
 ) -> DataReport:
-    """Counts `pairs` and the `malformed` rows that never became one, by reason."""
+    """Count `pairs` and, by reason, the `malformed` rows that never became one."""
     counts = malformed + Counter(pair.left_out for pair in pairs if pair.left_out is not None)
     kept = [pair for pair in pairs if pair.left_out is None]
     return DataReport(
-        source=source,
-        split=split,
+        source=config.source,
+        split=config.split,
         read=len(pairs) + malformed.total(),
         kept=len(kept),
         left_out={reason: counts[reason] for reason in LEFT_OUT},
         splits={side: sum(pair.split == side for pair in kept) for side in ("train", "validation")},
-        model=model,
+        model=config.model,
         ceiling=ceiling,
         own_samples=own_samples,
         rules=list(rules),
-        histograms=_histograms(pairs, ceiling, max_gap),
+        histograms=_histograms(pairs, ceiling, config.filters.max_gap),
     )
 
 
+def histogram(
+    title: str,
+    unit: str,
+    before: Sequence[float],
+    after: Sequence[float],
+    *,
+    lengths: bool = False,
+    marks: Sequence[float] = (),
+) -> Histogram:
+    """Count `before`, at least one value, and `after`, a part of it.
+
+    `lengths` are whole numbers from 1: one bin for each if they are few, else bins of equal ratio. Other values get
+    bins of equal width.
+    """
+    low, high = float(min(before)), float(max(before))
+    logarithmic = lengths and high - low >= BINS
+    if logarithmic:
+        edges = np.geomspace(low, high, BINS + 1).tolist()
+    elif lengths:
+        edges = np.arange(low - 0.5, high + 1.0).tolist()
+    else:
+        edges = np.linspace(low, high, BINS + 1).tolist() if high > low else [low - 0.5, low + 0.5]
+    # geomspace and linspace round: the extremes must not fall out.
+    edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)
+    counts = [np.histogram(values, edges)[0].tolist() for values in (before, after)]
+    return Histogram(title, unit, logarithmic, edges, counts[0], counts[1], tuple(marks))
+
+
 def _histograms(pairs: Sequence[Pair], ceiling: float | None, max_gap: float | None) -> dict[str, Histogram]:
-    """Of lengths of all well-formed rows, and of log-perplexities of all that the rules judged; before and after."""
+    """Count lengths of all well-formed rows, and log-perplexities of all rows that the rules judged."""
     panels: dict[str, Histogram] = {}
     if not pairs:
         return panels

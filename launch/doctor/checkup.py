@@ -169,7 +169,7 @@ def _judges(config: RunConfig) -> Iterator[Finding]:
 def _model_and_prompts(config: RunConfig) -> Iterator[Finding]:
     """Read model settings, tokenizer and every prompt as `train` does."""
     from actors import world
-    from actors.data.prompts import load_tokenizer
+    from actors.data.text import load_tokenizer
     from launch.run.plugins import plugin_of
     from launch.run.preflight import check_model
 
@@ -198,7 +198,7 @@ def _check_tokenizer(tokenizer: Any, model: ModelFacts | None) -> Finding:
 def _prompts(config: RunConfig, tokenizer: Any) -> Iterator[Finding]:
     """Read every prompt as `train` does; without a tokenizer only the first row."""
     from actors.data.prompts import PromptSource
-    from actors.data.rows import SUFFIXES, read_rows
+    from actors.data.rows import SUFFIXES, read_prompt_rows
 
     source = config.prompts.source
     if source != WORLD and is_hub_name(source) and not source.endswith(SUFFIXES):
@@ -206,7 +206,7 @@ def _prompts(config: RunConfig, tokenizer: Any) -> Iterator[Finding]:
         yield Finding("prompts", "warning", text, _HUB_REMEDY)
     elif tokenizer is None:
         text = f"{source} can be read; not tokenised without the model"
-        yield _attempt("prompts", text, lambda: next(iter(read_rows(config.prompts)), None))
+        yield _attempt("prompts", text, lambda: next(iter(read_prompt_rows(config.prompts)), None))
     else:
         try:
             prompts = PromptSource(config.prompts, tokenizer)

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from actors.data.prompts import PromptSource, load_tokenizer
+from actors.data.prompts import PromptSource
+from actors.data.text import load_tokenizer
 from actors.errors import RunError, UsageError
 from actors.hub import resolve
 from actors.judges.config import VerifierJudgeConfig

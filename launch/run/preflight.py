@@ -6,7 +6,7 @@ from typing import Any
 
 from actors.data.prompts import PromptSource
 from actors.errors import UsageError
-from actors.hub import check_same_architecture, read_config, require_safetensors
+from actors.hub import check_same_architecture, positions_of, read_text_config
 from launch.run.protocols import RunPlugin
 from launch.settings.run import RunConfig
 
@@ -16,18 +16,17 @@ def check_model(config: RunConfig, plugin: RunPlugin) -> None:
     does not fit it."""
     if not plugin.check_model(config):
         return
-    model = _read_config("model.path", config.model.path)
+    model = read_text_config("model.path", config.model.path)
     if config.model.reference is not None:
-        reference = _read_config("model.reference", config.model.reference)
-        if reference.get_text_config().vocab_size != model.get_text_config().vocab_size:
+        reference = read_text_config("model.reference", config.model.reference)
+        if reference.vocab_size != model.vocab_size:
             raise UsageError(
-                f"model.reference {config.model.reference} has a vocabulary of "
-                f"{reference.get_text_config().vocab_size} tokens and the policy {config.model.path} one of "
-                f"{model.get_text_config().vocab_size}; use a reference of the policy's own vocabulary"
+                f"model.reference {config.model.reference} has a vocabulary of {reference.vocab_size} tokens and the "
+                f"policy {config.model.path} one of {model.vocab_size}; use a reference of the policy's own vocabulary"
             )
         if config.opponent is not None and config.opponent.needs_second_model:
             check_same_architecture(config.model.path, config.model.reference)
-    longest = getattr(model, "max_position_embeddings", None)
+    longest = positions_of(model)
     if longest is not None and config.generators.max_model_len > longest:
         raise UsageError(
             f"generators.max_model_len {config.generators.max_model_len} exceeds the {longest} positions of "
@@ -52,14 +51,3 @@ def fixed_settings(config: RunConfig, prompts: PromptSource, plugin: RunPlugin) 
         names = {"kind", "beta", "completions_per_prompt", "max_staleness"}
         fixed["learner.loss.opponent"] = config.opponent.model_dump(mode="json", include=names)
     return fixed | plugin.fixed(config)
-
-
-def _read_config(setting: str, path: str) -> Any:
-    try:
-        require_safetensors(path)
-        return read_config(path)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{setting} {path!r} holds no model that transformers can read: {str(error).splitlines()[0]}; give a "
-            "Hugging Face directory with config.json and weights, or a hub name"
-        ) from None

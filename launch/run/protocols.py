@@ -152,7 +152,7 @@ class RunPlugin:
 
     def tokenizer(self, config: RunConfig) -> Any:
         """Load the policy's tokenizer."""
-        from actors.data.prompts import load_tokenizer
+        from actors.data.text import load_tokenizer
 
         return load_tokenizer(config.model.tokenizer or config.model.path)
 

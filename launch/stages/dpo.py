@@ -1,6 +1,6 @@
-"""`offbeat dpo`: preferences on disk become a trained model, and a note of what it was trained against.
+"""`offbeat dpo`: prepare the model and the preferences, train, and note the reference beside the trained model.
 
-Runs in the driver; the training itself is `launch/stages/driver.py`, what is learnt is `learner/stages/dpo.py`.
+`launch/stages/driver.py` trains; the loss is in `learner/stages/dpo.py`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from actors.data.preference_files import Collected, Problem, check_problems, collect_preferences
 from actors.data.preference_filters import split_of
 from actors.data.preference_layouts import MalformedPreferenceError
-from actors.data.preference_tokens import TokenLimits, preference_tokens
-from actors.data.prompts import load_tokenizer
+from actors.data.preferences import TokenLimits, collect_preferences, preference_tokens
+from actors.data.rows import Problem, check_problems
+from actors.data.text import load_tokenizer
 from actors.errors import RunError, UsageError
-from actors.hub import read_config, resolve
+from actors.hub import positions_of, read_text_config, resolve
 from launch.output.run_directory import RunDirectory
 from launch.stages.config import DpoRunConfig
 from launch.stages.driver import StageRun
@@ -26,14 +26,14 @@ from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, write_pairs
 
 
 def run_dpo(config: DpoRunConfig, *, resume: bool = False) -> int:
-    """Learns from given preferences. Returns the exit code: 0 at the end, 130 after an interrupt that was checkpointed.
+    """Train on given preferences. Returns the exit code: 0 at the end, 130 after an interrupt with a checkpoint.
 
-    Beside the model's files the final directory gets `dpo.json`: reference, loss and beta, of which the implicit reward
-    beta log(pi/mu) is made (Rafailov et al. 2023, eq. 5).
+    Writes `dpo.json` beside the final model: reference, loss and beta, which the implicit reward beta log(pi/mu) needs
+    (Rafailov et al. 2023, eq. 5).
 
     Raises:
         UsageError: wrong paths, data or settings; nothing was trained.
-        RunError: the run failed; the last checkpoint stands.
+        RunError: the run failed; the last checkpoint is whole.
     """
     code = StageRun(config, prepare_dpo, resume=resume).run()
     if code == 0:
@@ -48,7 +48,7 @@ def run_dpo(config: DpoRunConfig, *, resume: bool = False) -> int:
 
 
 def prepare_dpo(config: DpoRunConfig, directory: Path) -> Prepared:
-    """Model directory, `data/train.parquet` and `data/validation.parquet` below `directory`.
+    """Write the tokenised preferences below `directory`.
 
     Raises:
         UsageError: a model, the tokenizer or the data cannot be used.
@@ -57,34 +57,31 @@ def prepare_dpo(config: DpoRunConfig, directory: Path) -> Prepared:
     if config.model.path == SCRATCH:
         raise UsageError(
             "model.path is scratch, and preferences teach nothing to a model that cannot write yet; give a model, such "
-            "as `offbeat sft` makes"
+            "as one from `offbeat sft`"
         )
     model_dir = resolve(config.model.path)
     if config.reference is not None:
         _check_vocabulary(model_dir, resolve(config.reference))
-    pairs, skipped = load_pairs(
-        config.data, load_tokenizer(config.model.tokenizer or str(model_dir)), context_of(model_dir)
-    )
+    context = positions_of(read_text_config("model.path", model_dir))
+    sides, skipped = load_pairs(config.data, load_tokenizer(config.model.tokenizer or str(model_dir)), context)
     with writing_to(directory):
-        for name, part in ((TRAIN, pairs[0]), (VALIDATION, pairs[1])):
+        for name, part in zip((TRAIN, VALIDATION), sides, strict=True):
             write_pairs(directory / "data" / name, part)
-    return Prepared(model_dir, len(pairs[0]), len(pairs[1]), skipped)
+    return Prepared(model_dir, len(sides[0]), len(sides[1]), skipped)
 
 
 def load_pairs(
     data: PreferenceDataConfig, tokenizer: Any, context: int | None
 ) -> tuple[tuple[list[TokenPair], list[TokenPair]], list[str]]:
-    """Pairs to train on and held-out ones, and `place: problem` of each row left out. Raises UsageError."""
-    found: Collected = collect_preferences(
-        data.source, data.split, probability_from=data.probability_from, section="data."
-    )
+    """Return training and held-out pairs, and `place: problem` of each malformed row. Raises UsageError."""
+    found = collect_preferences(data.source, data.split, probability_from=data.probability_from, section="data.")
     limits = TokenLimits(data.max_prompt_tokens, data.max_response_tokens, context)
     encoded = preference_tokens(found.rows, tokenizer, template=data.template, limits=limits)
     sides: dict[str, list[TokenPair]] = {"train": [], "validation": []}
     problems = list(found.problems)
     for row, place, tokens in zip(found.rows, found.places, encoded, strict=True):
         if isinstance(tokens, MalformedPreferenceError):
-            problems.append(Problem(place, tokens.reason, str(tokens)))
+            problems.append(Problem(place, str(tokens), tokens.reason))
             continue
         pair = TokenPair(tuple(tokens.prompt), tuple(tokens.chosen), tuple(tokens.rejected), row.probability)
         sides[split_of(row, data.validation_fraction, 0)].append(pair)
@@ -95,27 +92,13 @@ def load_pairs(
             f"data.source '{data.source}' leaves no preference to train on: all {good} are held out by "
             f"data.validation_fraction {data.validation_fraction:g}; give more prompts, or hold out less"
         )
-    return (sides["train"], sides["validation"]), [f"{problem.place}: {problem.message}" for problem in problems]
+    return (sides["train"], sides["validation"]), [str(problem) for problem in problems]
 
 
 def _check_vocabulary(model_dir: Path, reference_dir: Path) -> None:
-    sizes = [_text_config(directory).vocab_size for directory in (model_dir, reference_dir)]
-    if sizes[0] != sizes[1]:
+    model, reference = read_text_config("model.path", model_dir), read_text_config("reference", reference_dir)
+    if model.vocab_size != reference.vocab_size:
         raise UsageError(
-            f"reference {reference_dir} has a vocabulary of {sizes[1]} tokens and model.path {model_dir} one of "
-            f"{sizes[0]}; use a reference of the model's own vocabulary"
+            f"reference {reference_dir} has a vocabulary of {reference.vocab_size} tokens and model.path {model_dir} "
+            f"one of {model.vocab_size}; use a reference of the model's own vocabulary"
         )
-
-
-def context_of(model_dir: Path) -> int | None:
-    """Tokens that the model was made for; None where it does not say."""
-    return getattr(_text_config(model_dir), "max_position_embeddings", None)
-
-
-def _text_config(directory: Path) -> Any:
-    try:
-        return read_config(directory).get_text_config()
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{directory} cannot be read as a model: {error}; give a Hugging Face model directory"
-        ) from error

@@ -1,6 +1,6 @@
-"""`offbeat preference`: preferences become a preference model, calibrated and with a card.
+"""`offbeat preference`: prepare the model and the preferences, then train a preference model with a card.
 
-Runs in the driver; the training itself is `launch/stages/driver.py`, what is learnt is `learner/stages/preference.py`.
+`launch/stages/driver.py` trains; the loss is in `learner/stages/preference.py`.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from actors.data.prompts import load_tokenizer
+from actors.data.text import load_tokenizer
 from actors.errors import UsageError
-from actors.hub import resolve
+from actors.hub import positions_of, read_text_config, resolve
 from actors.settings import WORLD
 from launch.stages.config import PreferenceRunConfig
-from launch.stages.dpo import context_of, load_pairs
+from launch.stages.dpo import load_pairs
 from launch.stages.driver import StageRun
 from launch.stages.prepared import Prepared, writing_to
 from learner.stages.config import SCRATCH
@@ -23,19 +23,19 @@ Sides = tuple[list[TokenPair], list[TokenPair]]
 
 
 def run_preference(config: PreferenceRunConfig, *, resume: bool = False) -> int:
-    """Trains a preference model. Returns the exit code: 0 at the end, 130 after an interrupt that was checkpointed.
+    """Train a preference model. Returns the exit code: 0 at the end, 130 after an interrupt with a checkpoint.
 
-    Beside the model's files the final directory gets `preference.json`, `model_card.json` and `README.md`.
+    Writes `preference.json`, `model_card.json` and `README.md` beside the final model.
 
     Raises:
         UsageError: wrong paths, data or settings; nothing was trained.
-        RunError: the run failed; the last checkpoint stands.
+        RunError: the run failed; the last checkpoint is whole.
     """
     return StageRun(config, prepare_preference, resume=resume).run()
 
 
 def prepare_preference(config: PreferenceRunConfig, directory: Path) -> Prepared:
-    """Model directory, `data/train.parquet` and `data/validation.parquet` below `directory`.
+    """Write the tokenised preferences, and the embedded world's starting model, below `directory`.
 
     Raises:
         UsageError: the model, the tokenizer or the data cannot be used.
@@ -44,7 +44,7 @@ def prepare_preference(config: PreferenceRunConfig, directory: Path) -> Prepared
     with writing_to(directory):
         skipped: list[str] = []
         model_dir = _starting_model(config, directory / "start")
-        context = context_of(model_dir)
+        context = positions_of(read_text_config("model.path", model_dir))
         if config.data.source == WORLD:
             sides = _world_pairs(config, model_dir)
         else:
@@ -58,11 +58,11 @@ def prepare_preference(config: PreferenceRunConfig, directory: Path) -> Prepared
 
 
 def _starting_model(config: PreferenceRunConfig, directory: Path) -> Path:
-    """Where the model to start from is; the embedded world's is trained in `directory`, once."""
+    """Return the directory of the starting model; the embedded world's is trained in `directory`, once."""
     if config.model.path == SCRATCH:
         raise UsageError(
             "model.path is scratch, and a preference model starts from one that can read; give a model, such as "
-            "`offbeat sft` makes"
+            "one from `offbeat sft`"
         )
     if config.model.path != WORLD:
         return resolve(config.model.path)
@@ -74,7 +74,7 @@ def _starting_model(config: PreferenceRunConfig, directory: Path) -> Path:
 
 
 def _world_pairs(config: PreferenceRunConfig, model_dir: Path) -> Sides:
-    """Pairs of the embedded world. Raises UsageError when the model does not speak its language."""
+    """Return pairs of the embedded world. Raises UsageError if the model has another vocabulary."""
     from actors.world import tokenizer
     from learner.world.pairs import world_pairs
 
@@ -88,7 +88,7 @@ def _world_pairs(config: PreferenceRunConfig, model_dir: Path) -> Sides:
 
 
 def _within(config: PreferenceRunConfig, sides: Sides, skipped: list[str], context: int) -> tuple[Sides, list[str]]:
-    """The pairs whose two responses fit the model together. Raises UsageError where others are not to be skipped."""
+    """Keep the pairs whose two responses fit the model together. Raises UsageError if others may not be skipped."""
 
     def length(pair: TokenPair) -> int:
         return len(pair.prompt) + len(pair.chosen) + len(pair.rejected) + 2

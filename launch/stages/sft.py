@@ -1,6 +1,6 @@
-"""What the stages before the loop start from, on disk: a model directory and tokenised examples.
+"""`offbeat sft`: prepare the model and the demonstrations, then fine-tune.
 
-Runs in the driver, before any actor, so that what a user can get wrong is told at once.
+Preparation runs in the driver before any actor starts, so that every mistake in the request is reported at once.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from actors.data.demonstrations import Demonstrations, load_demonstrations, texts_of
-from actors.data.prompts import load_tokenizer
+from actors.data.text import load_tokenizer
 from actors.errors import UsageError
-from actors.hub import read_config, resolve
+from actors.hub import positions_of, read_text_config, resolve
 from launch.stages.config import SftRunConfig
 from launch.stages.driver import StageRun
 from launch.stages.prepared import Prepared, writing_to
@@ -19,17 +19,17 @@ from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
 
 
 def run_sft(config: SftRunConfig, *, resume: bool = False) -> int:
-    """Fine-tune on demonstrations. Returns the exit code: 0 at the end, 130 after an interrupt that was checkpointed.
+    """Fine-tune on demonstrations. Returns the exit code: 0 at the end, 130 after an interrupt with a checkpoint.
 
     Raises:
         UsageError: wrong paths, data or settings; nothing was trained.
-        RunError: the run failed; the last checkpoint stands.
+        RunError: the run failed; the last checkpoint is whole.
     """
     return StageRun(config, prepare_sft, resume=resume).run()
 
 
 def prepare_sft(config: SftRunConfig, directory: Path) -> Prepared:
-    """Model directory, `data/train.parquet` and `data/validation.parquet` below `directory`.
+    """Write the starting model and the tokenised demonstrations below `directory`.
 
     Raises:
         UsageError: model, tokenizer or data cannot be used.
@@ -45,7 +45,7 @@ def prepare_sft(config: SftRunConfig, directory: Path) -> Prepared:
 
 
 def starting_model(config: SftRunConfig, directory: Path) -> Path:
-    """Where the model to start from is; `scratch` makes it in `directory`, once."""
+    """Return the directory of the starting model; `scratch` makes it in `directory`, once."""
     if config.model.path != SCRATCH:
         return resolve(config.model.path)
     if config.model.tokenizer is not None:
@@ -66,14 +66,9 @@ def starting_model(config: SftRunConfig, directory: Path) -> Path:
 
 
 def check_fit(config: SftRunConfig, model_dir: Path, demonstrations: Demonstrations) -> None:
-    """Raises UsageError when the model cannot be read, or has too few positions or tokens for the demonstrations."""
-    try:
-        model = read_config(model_dir).get_text_config()
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"model.path {config.model.path!r} holds no model: {error}; give a Hugging Face directory or hub name"
-        ) from error
-    positions = getattr(model, "max_position_embeddings", None)
+    """Raise UsageError if the model cannot be read, or has too few positions or tokens for the demonstrations."""
+    model = read_text_config("model.path", model_dir)
+    positions = positions_of(model)
     if positions is not None and config.data.max_tokens > positions:
         raise UsageError(
             f"data.max_tokens {config.data.max_tokens} exceeds the {positions} positions of model.path "
@@ -83,6 +78,6 @@ def check_fit(config: SftRunConfig, model_dir: Path, demonstrations: Demonstrati
     largest = max(max(*prompt, *response) for prompt, response in examples)
     if largest >= model.vocab_size:
         raise UsageError(
-            f"the tokenizer {config.model.tokenizer or config.model.path} writes token {largest} and model.path "
-            f"{config.model.path} knows {model.vocab_size} tokens; set model.tokenizer to the model's own"
+            f"the tokenizer {config.model.tokenizer or config.model.path} has token {largest}, and model.path "
+            f"{config.model.path} only {model.vocab_size} tokens; set model.tokenizer to the model's own"
         )

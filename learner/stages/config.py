@@ -6,11 +6,11 @@ Light by law: importing this module must not import torch, transformers or pyarr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from actors.data.config import DemonstrationConfig, Template
+from actors.data.config import DemonstrationConfig, PreferenceSourceConfig
 from actors.settings import Settings
 from learner.config import OptimizerConfig, PairLossConfig, TrainerConfig
 
@@ -119,28 +119,11 @@ class SftConfig(StageConfig):
     learner: SftTrainerConfig = Field(default_factory=SftTrainerConfig)
 
 
-class PreferenceDataConfig(Settings):
+class PreferenceDataConfig(PreferenceSourceConfig):
     """Preferences to learn from."""
 
-    source: str = Field(
-        description="a .jsonl or .parquet file, a directory of them or one written by `datasets.save_to_disk`, or a "
-        "hub data set, `owner/name` or `owner/name:configuration`; a prompt, a chosen and a rejected response a row"
-    )
-    split: str = Field(default="train", description="split, for data sets that have several")
-    probability_from: Literal["probability", "margin", "scores"] = Field(
-        default="probability",
-        description="where the probability that chosen is preferred comes from: the column `probability` (1 without "
-        "it), the sigmoid of `margin`, or of `score_chosen` - `score_rejected`",
-    )
-    template: Template = Field(default="{prompt}", description="what a prompt that is a string is put into")
     max_prompt_tokens: int = Field(default=512, ge=1, description="tokens; a longer prompt is a malformed row")
     max_response_tokens: int = Field(default=512, ge=1, description="tokens; a longer response is a malformed row")
-    on_malformed: Literal["error", "skip"] = Field(
-        default="error", description="`error` names file and line and stops; `skip` leaves the row out and counts it"
-    )
-    validation_fraction: float = Field(
-        default=0.05, ge=0.0, lt=1.0, description="share of the prompts that is held out; a prompt is on one side only"
-    )
 
 
 class DpoTrainerConfig(TrainerConfig):

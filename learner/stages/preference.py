@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from actors.data.prompts import load_tokenizer
+from actors.data.text import load_tokenizer
 from actors.errors import UsageError
 from actors.judges.models.classifier import collate, load_classifier
 from actors.judges.models.preference_network import PreferenceForm, PreferenceNetwork

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from actors.data.prompts import load_tokenizer
+from actors.data.text import load_tokenizer
 from launch.cli import main
 from launch.run.preflight import check_model
 from launch.run.protocols import RunPlugin

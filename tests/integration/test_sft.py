@@ -11,7 +11,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from actors.data.prompts import load_tokenizer
+from actors.data.text import load_tokenizer
 from launch.run.preflight import check_model
 from launch.run.protocols import RunPlugin
 from launch.settings.loading import load_config

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from actors.data.preference_layouts import MalformedPreferenceError, PreferenceRow
-from actors.data.preference_tokens import preference_tokens
-from actors.data.prompts import load_tokenizer, without_trailing
+from actors.data.preferences import preference_tokens
+from actors.data.text import load_tokenizer, without_trailing
 from actors.errors import UsageError
 from actors.records import Completion, Prompt
 

@@ -160,7 +160,7 @@ def test_a_malformed_row_is_named_with_its_place_or_skipped_and_counted(tmp_path
     tokenizer = make_tokenizer(single="$A", chat_template=TEMPLATE)
     with pytest.raises(UsageError) as error:
         load(file, tokenizer, max_tokens=5, **ALL)
-    assert f"1 rows of data.source '{file}' are malformed; the first 1:\n  {file}:2: " in str(error.value)
+    assert f"1 of 3 rows of data.source '{file}' are malformed; the first 1:\n  {file}:2: " in str(error.value)
     assert MALFORMED[row] in str(error.value)
     assert "set data.on_malformed to 'skip'" in str(error.value)
 
@@ -203,7 +203,7 @@ def test_a_template_that_writes_answered_prompts_otherwise_cannot_be_imitated(tm
         chat_template="{% if not add_generation_prompt %}<bos> {% endif %}"
         "{% for m in messages %}{{ m.content }} {% endfor %}"
     )
-    with pytest.raises(UsageError, match="chat template writes a prompt otherwise once it is answered"):
+    with pytest.raises(UsageError, match="chat template renders an answered prompt differently"):
         load(write(tmp_path / "d.jsonl", [{"prompt": chat("w1"), "response": "w2"}]), tokenizer)
 
 
@@ -219,7 +219,7 @@ def test_only_the_first_problems_are_shown_of_many(tmp_path: Path) -> None:
     file = write(tmp_path / "d.jsonl", ["{"] * 7)
     with pytest.raises(UsageError) as error:
         load(file)
-    assert "7 rows" in str(error.value)
+    assert "7 of 7 rows" in str(error.value)
     assert f"{file}:5: " in str(error.value)
     assert f"{file}:6: " not in str(error.value)
 
@@ -227,9 +227,9 @@ def test_only_the_first_problems_are_shown_of_many(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "settings", "told"),
     [
-        ([], {}, "leaves no demonstration to train on (0 held out, 0 malformed); give more rows, or hold out less"),
-        (["{"], {"on_malformed": "skip"}, "leaves no demonstration to train on (0 held out, 1 malformed):\n"),
-        ([PAIR], {"validation_fraction": 0.999999}, "(1 held out, 0 malformed); give more rows, or hold out less"),
+        ([], {}, "holds no rows; give one with at least one"),
+        (["{"], {"on_malformed": "skip"}, "all 1 rows of data.source"),
+        ([PAIR], {"validation_fraction": 0.999999}, "leaves no demonstration to train on: all 1 are held out"),
     ],
 )
 def test_nothing_left_to_train_on_is_refused(tmp_path: Path, rows: list, settings: dict, told: str) -> None:

@@ -103,6 +103,13 @@ def test_rules_leave_out_what_they_say(rules: PerplexityRules, decisions: list[A
     assert [(each.rule, each.judged, each.rejected, each.rejected_alone, each.acceptance) for each in done] == outcomes
 
 
+def test_the_side_of_a_prompt_never_changes_between_versions() -> None:
+    """Directories that were prepared before, and resumed runs, have these sides."""
+    prompts = ("one", "two", "three", "four", "five", "six")
+    sides = ["validation", "train", "train", "validation", "train", "validation"]
+    assert [split_of(PreferenceRow(prompt, "a", "b"), 0.5, 3) for prompt in prompts] == sides
+
+
 numbers = st.floats(0.0, 10.0)
 
 

@@ -18,7 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from actors.data.config import PromptConfig
-from actors.data.prompts import PromptSource, load_tokenizer
+from actors.data.prompts import PromptSource
 from actors.errors import UsageError
 
 WORDS = ["<unk>", "<bos>", "<eos>", "<user>", "<assistant>", *(f"w{i}" for i in range(200))]
@@ -359,44 +359,3 @@ def test_another_template_is_other_data(tmp_path: Path) -> None:
 def test_a_template_holds_its_place_once(template: str) -> None:
     with pytest.raises(ValueError, match=r"must hold \{prompt\} once"):
         PromptConfig(template=template)
-
-
-# Tokenizers
-
-
-def test_a_saved_tokenizer_is_loaded(tmp_path: Path) -> None:
-    make_tokenizer().save_pretrained(tmp_path)
-    assert load_tokenizer(str(tmp_path))("w1 w2")["input_ids"] == [BOS, W0 + 1, W0 + 2, EOS]
-
-
-def test_a_missing_tokenizer_directory_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="does not exist"):
-        load_tokenizer(str(tmp_path / "missing"))
-
-
-def test_a_directory_without_or_with_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no tokenizer can be loaded"):
-        load_tokenizer(str(tmp_path))
-    make_tokenizer().save_pretrained(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(UsageError, match="no tokenizer can be loaded"):
-        load_tokenizer(str(tmp_path))
-
-
-def test_a_tokenizer_without_end_of_sequence_is_refused_unless_it_only_reads(tmp_path: Path) -> None:
-    tokenizer = make_tokenizer()
-    tokenizer.eos_token = None
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="no end-of-sequence token"):
-        load_tokenizer(str(tmp_path))
-    assert load_tokenizer(str(tmp_path), needs_eos=False).eos_token_id is None
-
-
-def test_a_word_that_the_tokenizer_has_no_token_for_is_a_mistake_in_the_request(tmp_path: Path) -> None:
-    """A word-level vocabulary without an unknown token."""
-    from actors import world
-
-    path = tmp_path / "prompts.jsonl"
-    path.write_text(json.dumps({"prompt": "stone"}) + "\n" + json.dumps({"prompt": "marble"}) + "\n")
-    with pytest.raises(UsageError, match=r"the tokenizer cannot read the data: .*unknown token"):
-        PromptSource(PromptConfig(source=str(path)), world.tokenizer())

@@ -12,12 +12,12 @@ import pyarrow.parquet
 import pytest
 
 from actors.data.config import PromptConfig
-from actors.data.rows import Row, read_rows
+from actors.data.rows import Row, held_out, read_prompt_rows
 from actors.errors import UsageError
 
 
 def rows_of(path: Path | str, **settings: Any) -> list[Row]:
-    return list(read_rows(PromptConfig(source=str(path), **settings)))
+    return list(read_prompt_rows(PromptConfig(source=str(path), **settings)))
 
 
 def prompts_of(path: Path | str, **settings: Any) -> list[Any]:
@@ -157,3 +157,11 @@ def test_a_missing_table_column_suggests_the_nearest_names(tmp_path: Path) -> No
         rows_of(tmp_path / "p.parquet", prompt_field="questions")
     with pytest.raises(UsageError, match=r"no column 'anser' \(prompts\.answer_field\); did you mean 'answer'"):
         rows_of(tmp_path / "p.parquet", prompt_field="question", answer_field="anser")
+
+
+def test_a_key_is_on_the_side_that_its_hash_says_whatever_the_other_rows_are() -> None:
+    """Runs of other versions resume with the same split, so the sides below must never change."""
+    assert [held_out(bytes([i, 0, 0, 0, 7, 0, 0, 0]), 0.5, "little") for i in range(10)] == [True] * 7 + [False] * 3
+    sides = [held_out(f"{i}:1:4".encode(), 0.5) for i in range(10)]
+    assert sides == [True, False, True, False, False, False, False, True, True, True]
+    assert not any(held_out(bytes([i]), 0.0) for i in range(100))

@@ -11,8 +11,7 @@ import pytest
 from actors.data.preference_filters import RuleOutcome
 from actors.errors import UsageError
 from launch.data.config import DATA, DataConfig, file_and_overrides
-from launch.data.histograms import Histogram
-from launch.data.report import LEFT_OUT, DataReport, OwnSamples
+from launch.data.report import LEFT_OUT, DataReport, Histogram, OwnSamples
 from launch.settings.fields import settings
 from launch.settings.loading import load_config
 

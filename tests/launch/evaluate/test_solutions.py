@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from actors.data.preference_files import read_preferences
+from actors.data.preferences import read_preferences
 from actors.errors import RunError
 from launch.evaluate.solutions import Solution, pairs_of, write_jsonl, write_solutions
 

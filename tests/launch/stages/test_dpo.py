@@ -39,7 +39,7 @@ def config(models, tmp_path):
 
 
 def test_pairs_are_written_as_the_policy_would_have_sampled_them(config, models, tmp_path):
-    from actors.data.prompts import load_tokenizer
+    from actors.data.text import load_tokenizer
 
     template = 'data.template="Question: {prompt}\\nAnswer: "'
     prepared = prepare_dpo(config(template, "data.validation_fraction=0.5"), tmp_path / "run")
@@ -69,7 +69,7 @@ def test_long_rows_are_refused_by_place_or_skipped_and_told(config, tmp_path):
 
 
 def test_wrong_requests_are_refused_before_anything_starts(config, models, tmp_path):
-    with pytest.raises(UsageError, match="cannot write yet; give a model, such as `offbeat sft` makes"):
+    with pytest.raises(UsageError, match="cannot write yet; give a model, such as one from `offbeat sft`"):
         run_dpo(config("model.path=scratch"))
     with pytest.raises(UsageError, match=r"reference .*other has a vocabulary of \d+ tokens .*; use a reference of"):
         prepare_dpo(config(f"reference={models / 'other'}"), tmp_path / "run")

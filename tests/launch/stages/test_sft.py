@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from actors.data.prompts import load_tokenizer
+from actors.data.text import load_tokenizer
 from actors.errors import RunError, UsageError
 from launch.stages import sft as preparation
 from launch.stages.config import SftRunConfig
@@ -109,7 +109,7 @@ def test_a_tokenizer_with_tokens_that_the_model_does_not_know_is_refused(
     make_model(tmp_path / "model", [], ScratchConfig(**SCRATCH))
     train_tokenizer([" = "] * 9, 300).save_pretrained(tmp_path / "tokenizer")
     model = {"path": str(tmp_path / "model"), "tokenizer": str(tmp_path / "tokenizer")}
-    with pytest.raises(UsageError, match=r"writes token 2\d\d and model.path .* knows 258 tokens"):
+    with pytest.raises(UsageError, match=r"has token 2\d\d, and model.path .* only 258 tokens"):
         prepare_sft(config_of(source, model), run_dir)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from actors.data.prompts import load_tokenizer
+from actors.data.text import load_tokenizer
 from learner.stages.config import ScratchConfig
 from learner.stages.scratch import make_model, train_tokenizer
 
