@@ -192,7 +192,7 @@ def test_a_port_in_use_is_one_sentence_and_leaves_nothing(config: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         _, err = _run(config, f"learner.port={port}", code=2)
-    assert f"learner.port {port} is in use here" in err
+    assert f"learner.port {port} is in use" in err
     assert "Traceback" not in err
 
 
