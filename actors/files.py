@@ -15,6 +15,8 @@ from actors.errors import RunError
 
 TEMPORARY = ".tmp-"
 """Prefix of names that no reader looks at; a crash may leave some behind."""
+REPLACED = f"{TEMPORARY}replaced-"
+"""Prefix of an old directory's name while the new one is swapped in."""
 
 
 @contextlib.contextmanager
@@ -71,10 +73,10 @@ def replace_file(temporary: Path, path: Path, *, durable: bool = False) -> None:
 def replace_directory(stage: Path, path: Path, *, durable: bool = False) -> None:
     """Swap a filled directory in for `path`, or leave `path` as it was. Raises OSError.
 
-    A crash between the two renames leaves the old directory at `replaced(path)`. With `durable`, everything in `stage`
-    is flushed first, then the new name, and only then is the old directory removed.
+    A crash between the two renames leaves the old directory under its `REPLACED` name. With `durable`, everything in
+    `stage` is flushed first, then the new name, and only then is the old directory removed.
     """
-    old = replaced(path)
+    old = path.with_name(f"{REPLACED}{path.name}")
     if durable:
         sync_tree(stage)
     if path.exists():
@@ -89,11 +91,6 @@ def replace_directory(stage: Path, path: Path, *, durable: bool = False) -> None
     if durable:
         sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def replaced(path: Path) -> Path:
-    """Return where `replace_directory` keeps the old `path` during the swap."""
-    return path.with_name(f"{TEMPORARY}replaced-{path.name}")
 
 
 def sync(path: Path) -> None:

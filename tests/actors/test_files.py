@@ -53,18 +53,24 @@ def test_a_file_is_written_whole_and_replaces_the_old_one(tmp_path: Path, conten
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     atomic_write(tmp_path / "a", "old")
     for name in ("fsync", "replace"):
-        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        with monkeypatch.context() as patch:
             patch.setattr(os, name, full)
-            atomic_write(tmp_path / "a", "new", durable=True)
+            with pytest.raises(OSError, match="No space left"):
+                atomic_write(tmp_path / "a", "new", durable=True)
         assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
 
 
 def test_a_writer_that_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     atomic_write(tmp_path / "a", "old")
-    with pytest.raises(Crash), atomic_file(tmp_path / "a") as temporary:
-        temporary.write_text("ne")
-        assert (tmp_path / "a").read_text() == "old"
-        raise Crash
+
+    def write_half() -> None:
+        with atomic_file(tmp_path / "a") as temporary:
+            temporary.write_text("ne")
+            assert (tmp_path / "a").read_text() == "old"
+            raise Crash
+
+    with pytest.raises(Crash):
+        write_half()
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
 
 
@@ -90,9 +96,14 @@ def test_a_directory_that_could_not_be_filled_leaves_the_old_one(tmp_path: Path)
     (tmp_path / ".tmp-model").mkdir()
     (tmp_path / ".tmp-model" / "of a run that was killed").touch()
     (tmp_path / "model").mkdir()
-    with pytest.raises(Crash), atomic_directory(tmp_path / "model") as stage:
-        assert list(stage.iterdir()) == []
-        raise Crash
+
+    def fill_half() -> None:
+        with atomic_directory(tmp_path / "model") as stage:
+            assert list(stage.iterdir()) == []
+            raise Crash
+
+    with pytest.raises(Crash):
+        fill_half()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -134,7 +145,7 @@ def test_a_crash_in_the_middle_of_a_swap_loses_neither_directory(
     with pytest.raises(Crash):
         replace_directory(stage, final)
     monkeypatch.undo()
-    assert (files.replaced(final) / "content").read_text() == "final"
+    assert (tmp_path / ".tmp-replaced-final" / "content").read_text() == "final"
     replace_directory(stage, final)
     assert (final / "content").read_text() == "stage"
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
@@ -147,8 +158,10 @@ def test_what_could_not_be_written_why_and_what_to_do_are_one_sentence(tmp_path:
         writing(tmp_path / "file" / "a", "choose another with --output DIR"),
     ):
         atomic_write(tmp_path / "file" / "a", "x")
-    with pytest.raises(RunError, match="^cannot write the table: torn; free space$"):
-        with writing("the table", "free space", ValueError):
-            raise ValueError("torn")
+    with (
+        pytest.raises(RunError, match=r"^cannot write the table: torn; free space$"),
+        writing("the table", "free space", ValueError),
+    ):
+        raise ValueError("torn")
     with pytest.raises(ValueError, match="torn"), writing("the table", "free space"):
         raise ValueError("torn")
