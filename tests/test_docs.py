@@ -14,13 +14,13 @@ from actors.replay_buffer.admission import Admission
 from launch.cli import app
 from launch.output.summary import Summary
 from launch.settings.fields import settings
-from launch.settings.loading import TRAIN, Verb, load_config
-from launch.stages import config as stage_config
+from launch.settings import verbs
+from launch.settings.loading import load_config
 from learner.records import UpdateStats
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if page.is_file()]
-VERBS = {"config": TRAIN} | {verb.name: verb for verb in vars(stage_config).values() if isinstance(verb, Verb)}
+VERBS = {"config": verbs.TRAIN} | {name: verbs.VERBS[name] for name in ("sft", "preference", "dpo")}
 """How a page marks a YAML block that is a whole configuration, and of which verb."""
 SETTINGS = {setting.key for verb in VERBS.values() for setting in settings(verb.model)}
 SECTIONS = {".".join(key.split(".")[:depth]) for key in SETTINGS for depth in range(1, key.count(".") + 1)}

@@ -23,7 +23,7 @@ from launch.output.run_directory import RunDirectory
 from launch.settings.fields import settings
 from launch.settings.loading import _UniqueKeyLoader, dump_config, load_config
 from launch.settings.run import RunConfig
-from launch.settings.verbs import VERBS, verb_of
+from launch.settings.verbs import VERBS
 from learner.backend import checkpoints
 
 ROOT = Path(__file__).parent.parent
@@ -275,7 +275,7 @@ def test_a_saved_configuration_masks_what_passed_for_no_secret() -> None:
 def test_no_setting_has_a_name_that_would_be_masked(verb: str) -> None:
     from actors.redaction import redact
 
-    names = [entry.key for entry in settings(verb_of(verb).model)]
+    names = [entry.key for entry in settings(VERBS[verb].model)]
     assert names
     assert [name for name in names if redact("text", name) != "text"] == []
 

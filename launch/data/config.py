@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 
 from actors.data.config import Template
 from actors.settings import Settings
-from launch.settings.loading import PRESETS, Verb
 
 
 class CeilingConfig(Settings):
@@ -118,9 +117,6 @@ class DataConfig(Settings):
                 "tokenizer=DIRECTORY or leave the limits out"
             )
         return self
-
-
-DATA = Verb("data", DataConfig, PRESETS / "data", "validation_fraction=0.1")
 
 
 def file_and_overrides(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

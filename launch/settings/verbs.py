@@ -1,43 +1,78 @@
-"""Commands that are configured by a file, by name. Imports nothing heavy, and each verb's settings only when asked."""
+"""The verbs that a file configures: settings, presets and entry point of each. Imports nothing heavy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-from launch.settings.loading import Verb
+PRESETS = Path(__file__).parent / "presets"
 
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb of the command line. Places are `module:name`, imported only if asked for."""
+
+    name: str
+    model_place: str
+    """The configuration model."""
+    presets: Path
+    """Directory of .yaml files; need not exist."""
+    example: str
+    """An override that the model accepts, for error messages."""
+    run_place: str = ""
+    """The function that runs a configuration and returns the exit code."""
+
+    @property
+    def model(self) -> Any:
+        """The configuration model."""
+        return _imported(self.model_place)
+
+    @property
+    def run(self) -> Callable[..., int]:
+        """The function that runs a configuration; importing it imports Ray, torch and the like."""
+        return _imported(self.run_place)
+
+
+TRAIN = Verb("train", "launch.settings.run:RunConfig", PRESETS, "replay.max_staleness=2", "launch.train:run_training")
 VERBS = {
-    "train": "launch.settings.loading:TRAIN",
-    "sft": "launch.stages.config:SFT",
-    "preference": "launch.stages.config:PREFERENCE",
-    "dpo": "launch.stages.config:DPO",
-    "data": "launch.data.config:DATA",
+    verb.name: verb
+    for verb in (
+        TRAIN,
+        Verb(
+            "sft",
+            "launch.stages.config:SftRunConfig",
+            PRESETS / "sft",
+            "training.epochs=2",
+            "launch.stages.driver:run_sft",
+        ),
+        Verb(
+            "preference",
+            "launch.stages.config:PreferenceRunConfig",
+            PRESETS / "preference",
+            "preference.kind=skew",
+            "launch.stages.preference:run_preference",
+        ),
+        Verb(
+            "dpo",
+            "launch.stages.config:DpoRunConfig",
+            PRESETS / "dpo",
+            "learner.loss.beta=0.05",
+            "launch.stages.dpo:run_dpo",
+        ),
+        Verb(
+            "data",
+            "launch.data.config:DataConfig",
+            PRESETS / "data",
+            "validation_fraction=0.1",
+            "launch.data.prepare:run_data",
+        ),
+    )
 }
 
 
-RUNNERS = {
-    "train": "launch.train:run_training",
-    "sft": "launch.stages.driver:run_sft",
-    "preference": "launch.stages.preference:run_preference",
-    "dpo": "launch.stages.dpo:run_dpo",
-}
-
-
-def verb_of(name: str) -> Verb[Any]:
-    """The verb called `name`, a key of `VERBS`."""
-    return _found(VERBS[name])
-
-
-def runner_of(name: str) -> Callable[..., int]:
-    """What runs the configuration of the verb called `name`, a key of `RUNNERS`; takes `resume`, returns the exit code.
-
-    Imports what does the work.
-    """
-    return _found(RUNNERS[name])
-
-
-def _found(place: str) -> Any:
+def _imported(place: str) -> Any:
     module, _, name = place.partition(":")
     return getattr(import_module(module), name)

@@ -21,10 +21,11 @@ from actors.data.preference_layouts import PreferenceRow, prompt_key
 from actors.errors import RunError, UsageError
 from launch.cli import main
 from launch.data import prepare as module
-from launch.data.config import DATA, DataConfig
+from launch.data.config import DataConfig
 from launch.data.prepare import Preparation, prepare, run_data
 from launch.data.report import LEFT_OUT, MEANINGS
 from launch.settings.loading import load_config
+from launch.settings.verbs import VERBS
 from learner.stages.perplexity import PerplexityModel
 from learner.world.policy import TINY, build_policy
 
@@ -42,7 +43,7 @@ def write(path: Path, *rows: Any) -> Path:
 
 
 def configured(source: Path, *overrides: str) -> DataConfig:
-    return load_config(None, [f"source={source}", f"output={source.parent / 'out'}", *overrides], DATA)
+    return load_config(None, [f"source={source}", f"output={source.parent / 'out'}", *overrides], VERBS["data"])
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_one_file_without_a_model_is_written_as_both_splits_and_read_again(many:
     assert sorted(path.name for path in (tmp_path / "it's").iterdir()) == [
         "config.yaml", "histograms.svg", "left_out.jsonl", "report.json", "train.parquet", "validation.parquet",
     ]  # fmt: skip
-    again = load_config(tmp_path / "it's" / "config.yaml", [], DATA)
+    again = load_config(tmp_path / "it's" / "config.yaml", [], VERBS["data"])
     assert (again.source, again.validation_fraction) == (str(many), 0.3)
 
 

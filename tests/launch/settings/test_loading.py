@@ -3,9 +3,10 @@
 import pytest
 from pydantic import Field
 
-from actors.settings import Settings
 from actors.errors import UsageError
-from launch.settings.loading import Verb, config_file, dump_config, load_config, preset_names
+from actors.settings import Settings
+from launch.settings.loading import config_file, dump_config, load_config, preset_names
+from launch.settings.verbs import Verb
 
 PRESETS = "cluster-2node, embedded, embedded-bradley-terry, embedded-nash-md, gsm8k, node-8gpu"
 WORLD = "model.path=world"
@@ -229,7 +230,7 @@ class Oven(Settings):
 def bake(tmp_path):
     (tmp_path / "presets").mkdir()
     (tmp_path / "presets" / "bread.yaml").write_text("degrees: 230\n")
-    return Verb("bake", Oven, tmp_path / "presets", "degrees=200")
+    return Verb("bake", f"{__name__}:Oven", tmp_path / "presets", "degrees=200")
 
 
 def test_another_verb_has_settings_and_presets_of_its_own(bake, write):

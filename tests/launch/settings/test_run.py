@@ -49,7 +49,7 @@ def test_a_setting_is_described_with_type_bounds_and_default():
 
 
 def test_settings_of_one_kind_of_judge_name_it():
-    owners = [setting.only_for for setting in ALL if setting.key == "judging.judge.path"]
+    owners = [kind for setting in ALL if setting.key == "judging.judge.path" for kind in setting.only_for]
     assert owners == ["reward_model", "preference_model", "function"]
 
 
