@@ -22,9 +22,10 @@ REPLACED = f"{TEMPORARY}replaced-"
 @contextlib.contextmanager
 def writing(what: str | Path, remedy: str, *also: type[Exception]) -> Iterator[None]:
     """Turn an OSError, or an error of the types in `also`, into a RunError that names `what` and the remedy."""
+    kinds: tuple[type[Exception], ...] = (OSError, *also)
     try:
         yield
-    except (OSError, *also) as error:
+    except kinds as error:
         cause = getattr(error, "strerror", None) or error
         raise RunError(f"cannot write {what}: {cause}; {remedy}") from error
 

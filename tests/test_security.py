@@ -286,7 +286,7 @@ def test_no_setting_has_a_name_that_would_be_masked(verb: str) -> None:
 @pytest.mark.parametrize("name", ["..", "."])
 def test_a_run_s_name_that_is_a_way_out_of_runs_is_refused(name: str) -> None:
     config = RunConfig.model_validate({"name": name, "model": {"path": "m"}})
-    with pytest.raises(UsageError, match="is no name for a directory below runs/"):
+    with pytest.raises(UsageError, match="cannot name a directory below runs/"):
         RunDirectory.open(config, resume=False)
 
 
