@@ -1,4 +1,4 @@
-"""Compare a replay with the run that it replays: metrics in, a JSON record and a table out. Pure, except for printing."""
+"""Compare a replay with its run: metrics in, a JSON record and a table out. Pure, except for writing and printing."""
 
 from __future__ import annotations
 
