@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.errors import RunError, UsageError
 from actors.records import SENT_BY_LEARNER
 from actors.settings import WORLD
-from launch.cluster import exposure
+from launch.cluster import security_warnings
 from launch.cluster.placement import address_to_join, generator_gpus, resources_needed, resources_to_sample
 from launch.cluster.ray_actors import PUBLISHING, RayGenerator, RayJudge, RayLearner, RayRanks, origin, reason
 from launch.cluster.ray_job import auth_token
@@ -41,9 +41,9 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
     """
     address = address_to_join(cluster)
     if address is None:
-        exposure.warn(exposure.started_ray(os.environ))
+        security_warnings.warn(security_warnings.started_ray(os.environ))
     else:
-        exposure.warn(exposure.joined_ray(address, os.environ, auth_token(os.environ, Path.home())))
+        security_warnings.warn(security_warnings.joined_ray(address, os.environ, auth_token(os.environ, Path.home())))
     # Ray watches memory by cgroup and kills workers near the limit; its own report on usage is not wanted.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -67,7 +67,7 @@ def _init(cluster: ClusterConfig, address: str | None) -> None:
             log_to_driver=False,
             logging_level="ERROR",
         )
-        exposure.keep_token_private(Path.home())
+        security_warnings.keep_token_private(Path.home())
     except Exception as error:  # a start that takes too long is a bare one
         done = "started" if address is None else f"joined at {address}"
         raise RunError(
@@ -169,7 +169,7 @@ def start_judges(config: RunConfig) -> list[RayJudge]:
     """Starts all judge actors; models load in the background."""
     from actors import remote
 
-    exposure.warn(*map(exposure.http_judge, config.judging.judges))
+    security_warnings.warn(*map(security_warnings.http_judge, config.judging.judges))
     tokenizer = config.model.tokenizer or (None if config.model.path == WORLD else config.model.path)
     return [
         RayJudge(
