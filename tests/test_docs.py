@@ -20,7 +20,7 @@ from learner.records import UpdateStats
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if page.is_file()]
-VERBS = {"config": verbs.TRAIN} | {name: verbs.VERBS[name] for name in ("sft", "preference", "dpo")}
+VERBS = {"config": verbs.TRAIN, "sft": verbs.SFT, "preference": verbs.PREFERENCE, "dpo": verbs.DPO}
 """How a page marks a YAML block that is a whole configuration, and of which verb."""
 SETTINGS = {setting.key for verb in VERBS.values() for setting in settings(verb.model)}
 SECTIONS = {".".join(key.split(".")[:depth]) for key in SETTINGS for depth in range(1, key.count(".") + 1)}

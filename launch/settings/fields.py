@@ -70,17 +70,6 @@ def section_models(info: FieldInfo) -> dict[str, type[BaseModel]]:
     return {tag: model for model in models for tag in _tags(model, tag_field)}
 
 
-def known_settings(values: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """Return those of `values` that are settings of `model`, section by section."""
-    known: dict[str, Any] = {}
-    for name, info in model.model_fields.items():
-        if name in values:
-            below = list(section_models(info).values())
-            section = len(below) == 1 and isinstance(values[name], dict)
-            known[name] = known_settings(values[name], below[0]) if section else values[name]
-    return known
-
-
 def first_line(text: str | None) -> str:
     """Return the first line of a docstring without its full stop."""
     return (text or "").strip().partition("\n")[0].rstrip(".")

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from actors.errors import UsageError
 from actors.redaction import redact
-from launch.settings.fields import Setting, format_value, known_settings, section_models, settings
+from launch.settings.fields import Setting, format_value, section_models, settings
 from launch.settings.renamed import Tree, new_key, remove, with_new_keys
 from launch.settings.run import RunConfig
 from launch.settings.verbs import TRAIN, Verb
@@ -58,8 +58,8 @@ def load_config(
     known = list(settings(verb.model))
     if path is not None and (older or _is_recorded(Path(path))):
         tree = with_current_keys(tree, verb.model)
-    for override in sorted(overrides, key=lambda override: not override.partition("=")[0].strip().endswith(".kind")):
-        _apply(_renamed(override) if older else override, tree, known, verb, mistakes)
+    for override in sorted(map(_renamed, overrides) if older else overrides, key=_after_kinds):
+        _apply(override, tree, known, verb, mistakes)
     config = None if read is None else _validate(tree, verb.model, known, mistakes)
     if config is None or mistakes:
         raise UsageError(_report(path, verb, mistakes))
@@ -74,15 +74,12 @@ def dump_config(config: BaseModel) -> str:
 def with_current_keys(tree: Tree, model: type[BaseModel]) -> Tree:
     """Return what an older version recorded, with the keys of today's `model`.
 
-    Older versions recorded every setting of a section, whatever its kind. Those that only other kinds have now are
-    dropped; the recorded run did not read them.
+    Older versions recorded every setting of a section, whatever its kind; those of its other kinds are dropped.
     """
-    tree = with_new_keys(tree)
-    known = list(settings(model))
-    for detail in _checked(tree, model)[1]:
-        key, _ = _dotted(detail["loc"], model)
-        if detail["type"] == "extra_forbidden" and _owned(key, known):
-            remove(tree, key)
+    tree, known = with_new_keys(tree), list(settings(model))
+    for section in {entry.kinds_of for entry in known if entry.kinds_of}:
+        default = next(entry.default for entry in known if entry.section == section)
+        _keep_kind(tree, section, _lookup(tree, f"{section}.kind") or default, known)
     return tree
 
 
@@ -94,6 +91,12 @@ def _is_recorded(path: Path) -> bool:
 def _renamed(override: str) -> str:
     key, equals, value = override.partition("=")
     return f"{new_key(key.strip()) or key}{equals}{value}"
+
+
+def _after_kinds(override: str) -> tuple[bool, int]:
+    """Sort key: a section's kind is set before its other settings, an outer section's kind first."""
+    key = override.partition("=")[0].strip()
+    return not key.endswith(".kind"), key.count(".") if key.endswith(".kind") else 0
 
 
 def _report(path: str | Path | None, verb: Verb, mistakes: Sequence[str]) -> str:
@@ -184,23 +187,17 @@ def _apply(override: str, tree: Tree, known: Sequence[Setting], verb: Verb, mist
             )
             return
         section = below
-    _change_kind(section, parts, value, verb.model)
     section[parts[-1]] = copy.deepcopy(value)
+    if parts[-1] == "kind":
+        _keep_kind(tree, ".".join(parts[:-1]), value, known)
 
 
-def _change_kind(section: Tree, parts: Sequence[str], kind: Any, root: type[BaseModel]) -> None:
-    """If an override changes a section's kind, drop the file's settings that the new kind does not have."""
-    model, kinds = root, dict[str, type[BaseModel]]()
-    for part in parts[:-1]:
-        info = model.model_fields.get(part)
-        kinds = section_models(info) if info else {}
-        if len(kinds) != 1:
-            break
-        (model,) = kinds.values()
-    if parts[-1] == "kind" and kind in kinds and section.get("kind", kind) != kind:
-        kept = known_settings(section, kinds[kind])
-        section.clear()
-        section.update(kept)
+def _keep_kind(tree: Tree, section: str, kind: Any, known: Sequence[Setting]) -> None:
+    """Drop the settings of `section` that only its other kinds have."""
+    own = {entry.key for entry in known if kind in entry.only_for}
+    for entry in known:
+        if entry.kinds_of == section and entry.key not in own:
+            remove(tree, entry.key)
 
 
 # ---------------------------------------------------------------- checking

@@ -1,4 +1,4 @@
-"""The verbs that a file configures: settings, presets and entry point of each. Imports nothing heavy."""
+"""The verbs that a file configures: settings, entry point and presets of each. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ PRESETS = Path(__file__).parent / "presets"
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb of the command line. Places are `module:name`, imported only if asked for."""
+    """A verb of the command line. Model and entry point are `module:name`, imported only if asked for."""
 
     name: str
     model_place: str
-    """The configuration model."""
-    presets: Path
-    """Directory of .yaml files; need not exist."""
+    run_place: str
     example: str
     """An override that the model accepts, for error messages."""
-    run_place: str = ""
-    """The function that runs a configuration and returns the exit code."""
+    presets: Path = PRESETS
+    """Directory of .yaml files; need not exist."""
 
     @property
     def model(self) -> Any:
@@ -32,45 +30,22 @@ class Verb:
 
     @property
     def run(self) -> Callable[..., int]:
-        """The function that runs a configuration; importing it imports Ray, torch and the like."""
+        """The function that runs a configuration and returns the exit code."""
         return _imported(self.run_place)
 
 
-TRAIN = Verb("train", "launch.settings.run:RunConfig", PRESETS, "replay.max_staleness=2", "launch.train:run_training")
-VERBS = {
-    verb.name: verb
-    for verb in (
-        TRAIN,
-        Verb(
-            "sft",
-            "launch.stages.config:SftRunConfig",
-            PRESETS / "sft",
-            "training.epochs=2",
-            "launch.stages.driver:run_sft",
-        ),
-        Verb(
-            "preference",
-            "launch.stages.config:PreferenceRunConfig",
-            PRESETS / "preference",
-            "preference.kind=skew",
-            "launch.stages.preference:run_preference",
-        ),
-        Verb(
-            "dpo",
-            "launch.stages.config:DpoRunConfig",
-            PRESETS / "dpo",
-            "learner.loss.beta=0.05",
-            "launch.stages.dpo:run_dpo",
-        ),
-        Verb(
-            "data",
-            "launch.data.config:DataConfig",
-            PRESETS / "data",
-            "validation_fraction=0.1",
-            "launch.data.prepare:run_data",
-        ),
-    )
-}
+def _stage(name: str, model: str, run: str, example: str) -> Verb:
+    return Verb(name, f"launch.stages.config:{model}", f"launch.stages.{run}", example, PRESETS / name)
+
+
+TRAIN = Verb("train", "launch.settings.run:RunConfig", "launch.train:run_training", "replay.max_staleness=2")
+SFT = _stage("sft", "SftRunConfig", "driver:run_sft", "training.epochs=2")
+PREFERENCE = _stage("preference", "PreferenceRunConfig", "preference:run_preference", "preference.kind=skew")
+DPO = _stage("dpo", "DpoRunConfig", "dpo:run_dpo", "learner.loss.beta=0.05")
+DATA = Verb(
+    "data", "launch.data.config:DataConfig", "launch.data.prepare:run_data", "validation_fraction=0.1", PRESETS / "data"
+)
+VERBS = {verb.name: verb for verb in (TRAIN, SFT, PREFERENCE, DPO, DATA)}
 
 
 def _imported(place: str) -> Any:

@@ -15,19 +15,19 @@ from launch.data.histograms import Histogram
 from launch.data.report import LEFT_OUT, DataReport, OwnSamples
 from launch.settings.fields import settings
 from launch.settings.loading import load_config
-from launch.settings.verbs import VERBS
+from launch.settings.verbs import DATA
 
 HERE = ["source=/p.jsonl", "output=/o"]
 
 
 def mistakes(*overrides: str) -> list[str]:
     with pytest.raises(UsageError) as caught:
-        load_config(None, [*HERE, *overrides], VERBS["data"])
+        load_config(None, [*HERE, *overrides], DATA)
     return [line.strip() for line in str(caught.value).splitlines()[1:-1]]
 
 
 def test_a_source_and_an_output_are_enough() -> None:
-    config = load_config(None, HERE, VERBS["data"])
+    config = load_config(None, HERE, DATA)
     assert config == DataConfig(source="/p.jsonl", output="/o")
     assert not config.filters.active
 
@@ -37,12 +37,12 @@ def test_a_source_and_an_output_are_enough() -> None:
 )
 def test_a_rule_needs_a_model(override: str) -> None:
     assert mistakes(override)[0].startswith("filters are on and model is unset; pass model=DIRECTORY")
-    assert load_config(None, [*HERE, override, "model=/m"], VERBS["data"]).filters.active
+    assert load_config(None, [*HERE, override, "model=/m"], DATA).filters.active
 
 
 def test_limits_in_tokens_need_a_tokenizer() -> None:
     assert mistakes("max_prompt_tokens=5")[0].startswith("max_prompt_tokens and max_response_tokens count tokens")
-    assert load_config(None, [*HERE, "max_response_tokens=5", "tokenizer=/t"], VERBS["data"]).max_response_tokens == 5
+    assert load_config(None, [*HERE, "max_response_tokens=5", "tokenizer=/t"], DATA).max_response_tokens == 5
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_the_first_argument_may_be_a_file_of_settings_or_the_source(
     file, overrides = file_and_overrides(arguments)
     assert (file, overrides) == expected
     if file is None and overrides and overrides[0].startswith("source='"):
-        assert load_config(None, [*overrides, "output=/o"], VERBS["data"]).source == arguments[0]
+        assert load_config(None, [*overrides, "output=/o"], DATA).source == arguments[0]
 
 
 def test_the_page_on_data_names_every_setting_reason_and_key_of_the_report_and_no_other_setting() -> None:

@@ -25,7 +25,7 @@ from launch.data.config import DataConfig
 from launch.data.prepare import Preparation, prepare, run_data
 from launch.data.report import LEFT_OUT, MEANINGS
 from launch.settings.loading import load_config
-from launch.settings.verbs import VERBS
+from launch.settings.verbs import DATA
 from learner.stages.perplexity import PerplexityModel
 from learner.world.policy import TINY, build_policy
 
@@ -43,7 +43,7 @@ def write(path: Path, *rows: Any) -> Path:
 
 
 def configured(source: Path, *overrides: str) -> DataConfig:
-    return load_config(None, [f"source={source}", f"output={source.parent / 'out'}", *overrides], VERBS["data"])
+    return load_config(None, [f"source={source}", f"output={source.parent / 'out'}", *overrides], DATA)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_one_file_without_a_model_is_written_as_both_splits_and_read_again(many:
     assert sorted(path.name for path in (tmp_path / "it's").iterdir()) == [
         "config.yaml", "histograms.svg", "left_out.jsonl", "report.json", "train.parquet", "validation.parquet",
     ]  # fmt: skip
-    again = load_config(tmp_path / "it's" / "config.yaml", [], VERBS["data"])
+    again = load_config(tmp_path / "it's" / "config.yaml", [], DATA)
     assert (again.source, again.validation_fraction) == (str(many), 0.3)
 
 

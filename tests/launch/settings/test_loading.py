@@ -230,7 +230,7 @@ class Oven(Settings):
 def bake(tmp_path):
     (tmp_path / "presets").mkdir()
     (tmp_path / "presets" / "bread.yaml").write_text("degrees: 230\n")
-    return Verb("bake", f"{__name__}:Oven", tmp_path / "presets", "degrees=200")
+    return Verb("bake", f"{__name__}:Oven", "", "degrees=200", tmp_path / "presets")
 
 
 def test_another_verb_has_settings_and_presets_of_its_own(bake, write):

@@ -67,7 +67,7 @@ class Config(Settings):
 @pytest.fixture
 def verb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Verb:
     monkeypatch.setattr(renamed, "RENAMED", TABLE)
-    return Verb("learn", f"{__name__}:Config", tmp_path / "presets", "updates=2")
+    return Verb("learn", f"{__name__}:Config", "", "updates=2", tmp_path / "presets")
 
 
 def written(directory: Path, tree: dict[str, Any], name: str = "run.yaml") -> Path:

@@ -6,7 +6,7 @@ import pytest
 
 from actors.errors import UsageError
 from launch.settings.loading import load_config
-from launch.settings.verbs import VERBS
+from launch.settings.verbs import DPO
 from launch.stages.dpo import prepare_dpo, run_dpo
 from learner.stages.config import ScratchConfig
 from learner.stages.scratch import make_model
@@ -33,7 +33,7 @@ def config(models, tmp_path):
     def make(*overrides, rows=ROWS):
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         fixed = [f"model.path={models / 'policy'}", f"data.source={tmp_path / 'rows.jsonl'}", f"output={tmp_path}/run"]
-        return load_config(None, [*fixed, *overrides], VERBS["dpo"])
+        return load_config(None, [*fixed, *overrides], DPO)
 
     return make
 

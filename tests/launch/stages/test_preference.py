@@ -6,7 +6,7 @@ import pytest
 
 from actors.errors import UsageError
 from launch.settings.loading import load_config, preset_names
-from launch.settings.verbs import VERBS
+from launch.settings.verbs import PREFERENCE
 from launch.stages.preference import prepare_preference
 from learner.stages.config import ScratchConfig
 from learner.stages.scratch import make_model
@@ -15,7 +15,7 @@ from tests.fakes import tiny_preference_model
 
 
 def config(*overrides):
-    return load_config("embedded", [*overrides], VERBS["preference"])
+    return load_config("embedded", [*overrides], PREFERENCE)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def rows(tmp_path, chosen="yes"):
 
 
 def test_presets_load_and_are_named_after_themselves():
-    assert preset_names(VERBS["preference"]) == ["embedded"]
+    assert preset_names(PREFERENCE) == ["embedded"]
     assert config().name == "preference-embedded"
     assert config().training.patience == 3
 
