@@ -195,10 +195,10 @@ def submit_to_ray(
 ) -> int:
     """Run training as a Ray job and follow its log."""
     training = _training(config, overrides, resume)
-    from launch.cluster.submit import submit_ray
+    from launch.cluster.submit import plan_ray_job, submit_ray
 
-    env_vars = dict(map(_name_and_value, env or []))
-    return submit_ray(training, address=address, working_dir=working_dir, env_vars=env_vars, dry_run=dry_run)
+    job = plan_ray_job(training, working_dir, dict(map(_name_and_value, env or [])))
+    return submit_ray(job, address, dry_run=dry_run)
 
 
 @submit_app.command(name="slurm")
@@ -217,7 +217,7 @@ def submit_to_slurm(
     training = _training(config, overrides, resume)
     from launch.cluster.submit import SlurmOptions, submit_slurm
 
-    return submit_slurm(training, SlurmOptions(nodes, gpus_per_node, time, partition, account), dry_run=dry_run)
+    return submit_slurm(training, SlurmOptions(nodes, time, gpus_per_node, partition, account), dry_run=dry_run)
 
 
 @submit_app.command(name="compose")
@@ -275,7 +275,7 @@ def _training(config: str, overrides: Sequence[str] | None, resume: bool) -> Tra
     from launch.settings.loading import config_file
 
     _load("train", config, overrides, resume=resume)
-    return Training(config_file(config), tuple(overrides or ()), resume)
+    return Training(config_file(config).resolve(), tuple(overrides or ()), resume)
 
 
 def _name_and_value(entry: str) -> tuple[str, str]:

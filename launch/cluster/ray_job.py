@@ -12,8 +12,7 @@ import os
 import re
 import shlex
 import socket
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import sleep
@@ -148,21 +147,6 @@ def auth_token(environ: Mapping[str, str], home: Path) -> str | None:
         return None
 
 
-@contextmanager
-def _only_this_address(address: str) -> Iterator[None]:
-    """Set RAY_API_SERVER_ADDRESS, which Ray prefers to the address passed to its client."""
-    name = "RAY_API_SERVER_ADDRESS"
-    before = os.environ.get(name)
-    os.environ[name] = address
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
 def connect(address: str) -> JobClient:
     """Return a client of the job server at a URL, with this user's token.
 
@@ -181,9 +165,9 @@ def connect(address: str) -> JobClient:
     from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray would prefer another value to the address passed
     try:
-        with _only_this_address(address):
-            return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"} if token else None)
+        return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"} if token else None)
     except (OSError, RuntimeError, ValueError, RayError) as error:
         raise RunError(
             f"the Ray job server at {address} refused: {str(error).strip().splitlines()[0]}; check the address, and "

@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -29,21 +29,12 @@ SLURM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,-]*")
 
 @dataclass(frozen=True)
 class Training:
-    """The run to submit. Raises UsageError if the file is missing or an override is not KEY=VALUE."""
+    """The run to submit; its configuration was loaded once, so that file and overrides are valid."""
 
     config: Path
-    """Made absolute."""
+    """Absolute."""
     overrides: tuple[str, ...] = ()
     resume: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "config", self.config.resolve())
-        if not self.config.is_file():
-            raise UsageError(f"no configuration file at {self.config}; give the path of a run's YAML file")
-        for override in self.overrides:
-            key, equals, _ = override.partition("=")
-            if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", key):
-                raise UsageError(f"override {override!r} is not KEY=VALUE; write for example learner.optimizer.lr=1e-6")
 
     def command(self, config: str) -> list[str]:
         """Return the words of the command that trains; `config` is the file's path where it runs."""
@@ -69,19 +60,8 @@ def plan_ray_job(training: Training, working_dir: str | Path, env_vars: Mapping[
     return RayJob(shlex.join(training.command(relative.as_posix())), root, dict(env_vars or {}))
 
 
-def submit_ray(
-    training: Training,
-    *,
-    address: str | None,
-    working_dir: str | Path,
-    env_vars: Mapping[str, str] | None = None,
-    dry_run: bool,
-) -> int:
-    """Run training as a Ray job, follow its log, and return the exit code.
-
-    Raises UsageError for a wrong request before anything is contacted, RunError if the cluster does not answer.
-    """
-    job = plan_ray_job(training, working_dir, env_vars)
+def submit_ray(job: RayJob, address: str | None, *, dry_run: bool) -> int:
+    """Run a Ray job, follow its log, and return the exit code. Raises RunError if the cluster does not answer."""
     server = job_server(address, os.environ)
     if dry_run:
         print(ray_command_line(job, server))
@@ -94,12 +74,12 @@ def submit_ray(
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """What a batch job asks Slurm for. Raises UsageError for values that Slurm would misread."""
+    """Options of sbatch by their names there. Raises UsageError for values that Slurm would misread."""
 
     nodes: int
-    gpus_per_node: int
     time: str
     """Limit: minutes, HH:MM:SS or D-HH:MM:SS."""
+    gpus_per_node: int
     partition: str | None = None
     account: str | None = None
 
@@ -114,15 +94,6 @@ class SlurmOptions:
             if value is not None and not SLURM_NAME.fullmatch(value):
                 raise UsageError(f"{name}={value!r} is not a Slurm name; letters, digits and . _ - , are allowed")
 
-    def directives(self) -> list[str]:
-        """Return the #SBATCH options, in the order they are written."""
-        optional = {
-            "--gpus-per-node": self.gpus_per_node or None,
-            "--partition": self.partition,
-            "--account": self.account,
-        }
-        return [f"--nodes={self.nodes}", f"--time={self.time}"] + [f"{k}={v}" for k, v in optional.items() if v]
-
 
 def render_sbatch(options: SlurmOptions, command: list[str], working_dir: Path, python: str) -> str:
     """Return the batch script: slurm.sbatch with its placeholders filled in, every word quoted for bash.
@@ -130,8 +101,9 @@ def render_sbatch(options: SlurmOptions, command: list[str], working_dir: Path, 
     `command` runs on the first node with RAY_ADDRESS set, in `working_dir`. All nodes must share `working_dir` and the
     interpreter `python`.
     """
+    directives = {f"--{name.replace('_', '-')}": value for name, value in asdict(options).items() if value}
     values = {
-        "DIRECTIVES": "\n".join(f"#SBATCH {option}" for option in options.directives()),
+        "DIRECTIVES": "\n".join(f"#SBATCH {name}={value}" for name, value in directives.items()),
         "NODES": str(options.nodes),
         "WORKING_DIR": shlex.quote(str(working_dir)),
         "BIN": shlex.quote(str(Path(python).parent)),
@@ -208,23 +180,19 @@ def wait_for_nodes(address: str, nodes: int, seconds: float) -> None:
 # ---------------------------------------------------------------- docker compose: one container on this machine
 
 
-def compose_command(training: Training) -> list[str]:
-    """Return the `docker compose run` command that trains in a container, the configuration mounted read-only."""
+def submit_compose(training: Training, *, dry_run: bool) -> int:
+    """Run training in the CUDA image with this machine's GPUs, and return the container's exit code.
+
+    The configuration is mounted read-only. Raises UsageError outside a checkout of the repository, RunError if docker
+    is not installed.
+    """
     config = training.config
     if ":" in str(config):
         raise UsageError(f"{config} has a colon, which docker reads as a separator of volumes; rename or move the file")
     inside = f"/configs/{config.name}"
     verb = training.command(inside)[3:]  # the image's entry point is `python -m launch`
-    compose = ["docker", "compose", "-f", str(COMPOSE_FILE), "run", "--rm", "--volume", f"{config}:{inside}:ro"]
-    return [*compose, "offbeat", *verb]
-
-
-def submit_compose(training: Training, *, dry_run: bool) -> int:
-    """Run training in the CUDA image with this machine's GPUs, and return the container's exit code.
-
-    Raises UsageError outside a checkout of the repository, RunError if docker is not installed.
-    """
-    command = compose_command(training)
+    command = ["docker", "compose", "-f", str(COMPOSE_FILE), "run", "--rm", "--volume", f"{config}:{inside}:ro"]
+    command += ["offbeat", *verb]
     if dry_run:
         print(shlex.join(command))
         return 0

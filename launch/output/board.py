@@ -16,7 +16,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from actors.records import GeneratorStatus
@@ -168,9 +168,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 def render(snapshot: RunSnapshot) -> RenderableType:
     """Return the board of one snapshot."""
-    middle = Table.grid(expand=True, padding=(0, 3, 0, 0))
-    middle.add_column(ratio=1)
-    middle.add_column(ratio=1)
+    middle = Table.grid(Column(ratio=1), Column(ratio=1), expand=True, padding=(0, 3, 0, 0))
     middle.add_row(_buffer(snapshot), _learner(snapshot))
     return Panel(
         Group(_progress(snapshot), Text(), _generators(snapshot), Text(), middle, Text(), _scores_row(snapshot)),
@@ -184,10 +182,8 @@ def render(snapshot: RunSnapshot) -> RenderableType:
 
 
 def _progress(snapshot: RunSnapshot) -> RenderableType:
-    row = Table.grid(expand=True, padding=(0, 2, 0, 0))
-    row.add_column(no_wrap=True)
-    row.add_column(ratio=1)
-    row.add_column(no_wrap=True, justify="right")
+    columns = Column(no_wrap=True), Column(ratio=1), Column(no_wrap=True, justify="right")
+    row = Table.grid(*columns, expand=True, padding=(0, 2, 0, 0))
     rates = f"{snapshot.tokens_per_second:,.0f} tokens/s   {snapshot.groups_per_second:.1f} groups/s"
     row.add_row(
         f"update {snapshot.updates}/{snapshot.total_updates}",
@@ -238,12 +234,9 @@ def _learner(snapshot: RunSnapshot) -> RenderableType:
 
 
 def _bars(title: str) -> Table:
-    table = Table.grid(expand=True, padding=(0, 1, 0, 0))
-    table.title = Text(title, style="bold", no_wrap=True)
-    table.title_justify = "left"
-    table.add_column(no_wrap=True, min_width=13)
-    table.add_column(ratio=1)
-    table.add_column(justify="right", no_wrap=True, min_width=4)
+    columns = Column(no_wrap=True, min_width=13), Column(ratio=1), Column(justify="right", no_wrap=True, min_width=4)
+    table = Table.grid(*columns, expand=True, padding=(0, 1, 0, 0))
+    table.title, table.title_justify = Text(title, style="bold", no_wrap=True), "left"
     return table
 
 

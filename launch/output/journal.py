@@ -238,15 +238,8 @@ def _row(group: Group, update: int) -> dict[str, Any]:
         "min_version": lease.min_version,
         "oldest_version": group.oldest_version,
         "completions": [
-            {
-                "token_ids": completion.token_ids,
-                "logprobs": completion.logprobs,
-                "versions": completion.versions,
-                "text": _text(completion.text),
-                "finished": completion.finished,
-                "opponent": completion.opponent,
-            }
-            for completion in group.completions
+            {field.name: getattr(each, field.name) for field in _COMPLETION} | {"text": _text(each.text)}
+            for each in group.completions
         ],
         "scores": judgement.scores,
         "preferences": judgement.preferences,

@@ -5,6 +5,7 @@ Knows the files of `journal.py`. Must not know the learner.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -112,12 +113,9 @@ def covered_from(rows: Sequence[UpdateRow], present: set[int]) -> int:
 
 
 def _groups(segment: Segment) -> Iterator[Group]:
-    try:
-        file = pyarrow.parquet.ParquetFile(segment.groups)
-        for rows in file.iter_batches(_ROWS):
+    with _reading(segment.groups):
+        for rows in pyarrow.parquet.ParquetFile(segment.groups).iter_batches(_ROWS):
             yield from map(_group, rows.to_pylist())
-    except (OSError, pyarrow.ArrowException) as error:
-        raise _unreadable(segment.groups, error) from error
 
 
 def _group(row: Mapping[str, Any]) -> Group:
@@ -135,11 +133,13 @@ def _tuples(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(path: Path, columns: list[str] | None = None) -> pyarrow.Table:
-    try:
+    with _reading(path):
         return pyarrow.parquet.read_table(path, columns=columns)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, pyarrow.ArrowException) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> UsageError:
-    return UsageError(f"{path} cannot be read: {error}; restore it from a copy")
+        raise UsageError(f"{path} cannot be read: {error}; restore it from a copy") from error

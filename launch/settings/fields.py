@@ -193,14 +193,11 @@ def print_settings(model: type[BaseModel]) -> None:
 
 
 def _table(entries: list[Setting], key_width: int) -> Table:
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0), expand=True)
-    table.add_column("key", no_wrap=True, min_width=key_width)
-    table.add_column("allowed", ratio=3)
-    table.add_column("default", ratio=2)
-    table.add_column("meaning", ratio=6)
+    columns = Column(no_wrap=True, min_width=key_width), Column(ratio=3), Column(ratio=2), Column(ratio=6)
+    table = Table(*columns, box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0), expand=True)
     for entry in entries:
         kinds = f"kind {', '.join(entry.only_for)}: " if entry.only_for else ""
         table.add_row(

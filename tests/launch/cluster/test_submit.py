@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shlex
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from actors.errors import RunError, UsageError
+from launch.cli import main
 from launch.cluster import submit
 from launch.cluster.submit import RayJob, SlurmOptions, Training, submit_compose, submit_ray, submit_slurm
 
@@ -34,7 +36,7 @@ def tree(tmp_path: Path) -> Path:
 def test_a_dry_run_prints_the_ray_command_with_every_word_quoted(tree, capsys):
     config = tree / "configs" / "two words.yaml"
     training = Training(config, ("model.path=a b", "x='$(id)'"))
-    code = submit_ray(training, address="http://h:8265/", working_dir=tree, dry_run=True, env_vars={})
+    code = submit_ray(submit.plan_ray_job(training, tree), "http://h:8265/", dry_run=True)
     words = shlex.split(capsys.readouterr().out)
     assert code == 0
     assert words[:7] == ["ray", "job", "submit", "--address", "http://h:8265", "--working-dir", str(tree)]
@@ -51,7 +53,7 @@ def test_the_upload_leaves_out_environments_runs_and_history(tree):
 def test_secret_values_are_not_printed(tree, capsys):
     config = tree / "configs" / "two words.yaml"
     secret = {"HF_TOKEN": "hf_secret", "HF_HOME": "/data"}
-    submit_ray(Training(config), address="http://h:8265", working_dir=tree, dry_run=True, env_vars=secret)
+    submit_ray(submit.plan_ray_job(Training(config), tree, secret), "http://h:8265", dry_run=True)
     printed = capsys.readouterr().out
     assert "hf_secret" not in printed
     assert '"HF_HOME": "/data"' in printed
@@ -61,31 +63,39 @@ def test_a_config_outside_the_working_directory_is_refused(tree, tmp_path_factor
     outside = tmp_path_factory.mktemp("elsewhere") / "c.yaml"
     outside.write_text("")
     with pytest.raises(UsageError, match="outside the working directory"):
-        submit_ray(Training(outside), address=None, working_dir=tree, dry_run=True)
+        submit.plan_ray_job(Training(outside), tree)
 
 
 def test_a_config_in_a_folder_that_is_not_uploaded_is_refused(tree):
     (tree / "runs").mkdir()
     (tree / "runs" / "c.yaml").write_text("")
     with pytest.raises(UsageError, match="runs/, which is not uploaded"):
-        submit_ray(Training(tree / "runs" / "c.yaml"), address=None, working_dir=tree, dry_run=True)
+        submit.plan_ray_job(Training(tree / "runs" / "c.yaml"), tree)
 
 
-def test_a_missing_config_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"no configuration file at .*no\.yaml"):
-        Training(tmp_path / "no.yaml")
+WAYS = ("ray", "slurm", "compose")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_missing_config_is_refused_by_every_way(tmp_path, way, capsys):
+    assert main(["submit", way, str(tmp_path / "no.yaml"), "--dry-run"]) == 2
+    assert re.search(r"no\.yaml: 1 mistake\n  no such file", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("override", ["updates", "=3", "--updates=3", "a b=3", ""])
-def test_an_override_that_is_not_key_value_is_refused(tree, override):
-    with pytest.raises(UsageError, match="not KEY=VALUE"):
-        Training(tree / "configs" / "two words.yaml", (override,))
+@pytest.mark.parametrize("way", WAYS)
+def test_an_override_that_is_not_key_value_is_refused_by_every_way(tree, way, override, capsys):
+    config = str(tree / "configs" / "two words.yaml")
+    assert main(["submit", way, config, override, "--dry-run"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert re.search("not an override; write KEY=VALUE|No such option|a b: no such setting", output.err)
 
 
 def test_every_way_can_resume_a_run(tree, capsys):
     training = Training(tree / "configs" / "two words.yaml", ("updates=5",), resume=True)
-    submit_ray(training, address="http://h:1", working_dir=tree, dry_run=True)
-    submit_slurm(training, SlurmOptions(1, 0, "10"), dry_run=True)
+    submit_ray(submit.plan_ray_job(training, tree), "http://h:1", dry_run=True)
+    submit_slurm(training, SlurmOptions(1, "10", 0), dry_run=True)
     submit_compose(training, dry_run=True)
     assert capsys.readouterr().out.count("updates=5 --resume") == 3
 
@@ -147,10 +157,10 @@ def test_a_request_that_slurm_would_misread_is_refused(wrong, match):
 def test_a_dry_run_prints_the_script_and_queues_nothing(tree, capsys, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     config = tree / "configs" / "two words.yaml"
-    assert submit_slurm(Training(config, ("updates=5",)), SlurmOptions(1, 0, "10"), dry_run=True) == 0
+    assert submit_slurm(Training(config, ("updates=5",)), SlurmOptions(1, "10", 0), dry_run=True) == 0
     assert f"python -m launch train '{config}' updates=5 &" in capsys.readouterr().out
     with pytest.raises(RunError, match="sbatch is not on PATH"):
-        submit_slurm(Training(config), SlurmOptions(1, 0, "10"), dry_run=False)
+        submit_slurm(Training(config), SlurmOptions(1, "10", 0), dry_run=False)
 
 
 def executable(path: Path, text: str) -> Path:
