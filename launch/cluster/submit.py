@@ -96,10 +96,9 @@ class SlurmOptions:
 
 
 def render_sbatch(options: SlurmOptions, command: list[str], working_dir: Path, python: str) -> str:
-    """Return the batch script: slurm.sbatch with its placeholders filled in, every word quoted for bash.
+    """Return the batch script that runs `command` on the first node, with RAY_ADDRESS set.
 
-    `command` runs on the first node with RAY_ADDRESS set, in `working_dir`. All nodes must share `working_dir` and the
-    interpreter `python`.
+    Every word is quoted for bash. All nodes must share `working_dir` and the interpreter `python`.
     """
     directives = {f"--{name.replace('_', '-')}": value for name, value in asdict(options).items() if value}
     values = {
@@ -154,10 +153,7 @@ def run_sbatch(script: str) -> int:
 
 
 def wait_for_nodes(address: str, nodes: int, seconds: float) -> None:
-    """Return once `nodes` nodes of the Ray at HOST:PORT are alive; the batch script's readiness check.
-
-    Raises RunError after `seconds`.
-    """
+    """Return once `nodes` nodes of the Ray at HOST:PORT are alive. Raises RunError after `seconds`."""
     import ray
 
     deadline, alive = monotonic() + seconds, 0

@@ -54,10 +54,9 @@ class Request:
 
 
 def run_evaluation(config: RunConfig, request: Request) -> int:
-    """Sample, judge, select and report. Returns the exit code 0.
+    """Sample, judge, select and report; return the exit code 0.
 
-    Raises UsageError for wrong paths or settings, before anything is sampled; RunError if a prompt cannot be answered
-    or judged, or the disk refuses.
+    Raises UsageError before anything is sampled, RunError if a prompt cannot be answered or judged or the disk refuses.
     """
     console = Console(stderr=True, highlight=False)
     config = _for_sampling(config)
@@ -171,10 +170,7 @@ class Verifier:
 
 
 def find_verifier(path: str, rank: Rank) -> Verifier:
-    """Return the verifier at `path`, a directory or hub name.
-
-    Raises UsageError if there is no model, or if rewards are wanted and its reference is unknown.
-    """
+    """Return the verifier at a directory or hub name. Raises UsageError if it, or its reference, is not found."""
     directory = resolve(path)
     if rank == "likelihood":
         return Verifier(directory)
@@ -218,15 +214,14 @@ def judged(
     for number, group in enumerate(groups):
         values = effective_scores(group, config.judging.missing_eos_score)
         correct = tuple(value >= threshold for value in values)
-        texts = [completion.text for completion in group.completions]
         own = tuple(each[number] for each in scores)
-        answers = None if answer_of is None else tuple(map(answer_of, texts))
+        answers = None if answer_of is None else tuple(answer_of(each.text) for each in group.completions)
         candidates.append(Candidates(correct, answers, own))
         prompt = group.lease.prompt
         given = prompt.metadata.get("messages", prompt.text)
-        for index, completion in enumerate(group.completions):
-            judgement = (texts[index], correct[index], values[index], completion.finished)
-            solutions.append(Solution(prompt.id, given, *judgement, tuple(each[index] for each in own)))
+        for index, each in enumerate(group.completions):
+            judgement = (correct[index], values[index], each.finished, tuple(score[index] for score in own))
+            solutions.append(Solution(prompt.id, given, each.text, *judgement))
     return solutions, candidates
 
 

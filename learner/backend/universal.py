@@ -21,6 +21,7 @@ from torch import Tensor
 from actors.errors import UsageError
 from actors.files import TEMPORARY
 from learner.backend.checkpoints import discard
+from learner.backend.collective import gather
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=1)
@@ -33,10 +34,7 @@ def only_world_size_differs(written: dict[str, Any], own: dict[str, Any]) -> boo
 
 
 def seed_of_new_rank(random_state: Tensor, rank: int) -> int:
-    """Return the seed of a rank without a saved random state: draw number `rank` (from 0) of rank 0's CPU generator.
-
-    Draws are from [0, 2^63 - 1), starting at `random_state`.
-    """
+    """Return the seed of a rank without a saved state: draw `rank` (from 0) in [0, 2^63 - 1) of rank 0's generator."""
     generator = torch.Generator()
     generator.set_state(random_state)
     return int(torch.randint(2**63 - 1, (rank + 1,), generator=generator)[rank])
@@ -96,8 +94,7 @@ def _conversion_failure(stage: Path, convert: Callable[[Path], None]) -> Excepti
 
 
 def _agree(failure: Exception | None, checkpoint: Path, group: dist.ProcessGroup) -> None:
-    causes: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(causes, None if failure is None else f"{type(failure).__name__}: {failure}", group)
+    causes = gather(None if failure is None else f"{type(failure).__name__}: {failure}", group)
     if any(causes):
         raise UsageError(
             f"checkpoint {checkpoint} could not be converted to learner.ranks {len(causes)}: {causes[0]}. The "

@@ -30,16 +30,10 @@ class ReceivingGenerator(Protocol):
 
 
 class WeightSender:
-    """Send publications from this process's GPU to one generator.
+    """Send publications from this process's GPU to one generator, whose engine must use the same transport.
 
-    Args:
-        transport: `nccl` or `ipc`.
-        generator: its engine must use the same transport.
-        workers: the generator's tensor parallel size.
-        address: this host's address as the generator's host reaches it; `nccl` only.
-
-    Raises:
-        UsageError: this process cannot use the transport.
+    `workers` is the generator's tensor parallel size, `address` this host as the generator's host reaches it (`nccl`
+    only). Raises UsageError if this process cannot use the transport.
     """
 
     def __init__(
@@ -49,28 +43,19 @@ class WeightSender:
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo, IPCTrainerWeightTransferEngine
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
 
-        self._source = TensorSource()
-        self._client = GeneratorClient(generator)
+        self._source, self._client = TensorSource(), GeneratorClient(generator)
         if transport == "ipc":
-            self._trainer = IPCTrainerWeightTransferEngine.trainer_init(
-                IPCTrainerInitInfo(rank=0), client=self._client, source=self._source
-            )
+            engine, info = IPCTrainerWeightTransferEngine, IPCTrainerInitInfo(rank=0)
         else:
-            self._trainer = NCCLTrainerWeightTransferEngine.trainer_init(
-                NCCLTrainerInitInfo(address, free_port(), 1 + workers, rank=0),
-                client=self._client,
-                source=self._source,
-            )
+            info = NCCLTrainerInitInfo(address, free_port(), 1 + workers, rank=0)
+            engine = NCCLTrainerWeightTransferEngine
+        self._trainer = engine.trainer_init(info, client=self._client, source=self._source)
 
     def send(self, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
         """Send one publication; return once the generator has verified it and uses it.
 
-        Args:
-            manifest: made by `publisher.Publisher` from these tensors, canary included.
-            tensors: full weights, on any device; must not change before this returns.
-
-        Raises:
-            WeightMismatchError: the generator refused it, before the transfer if names or shapes do not match.
+        `tensors` are full weights on any device, and must not change before this returns; `manifest` is theirs.
+        Raises WeightMismatchError if the generator refuses, before the transfer if names or shapes do not match.
         """
         self._client.manifest = manifest
         self._source.tensors = tensors
