@@ -16,7 +16,7 @@ import typer
 from typer import Argument, Option
 
 from actors.errors import OffbeatError, UsageError
-from launch.options import Config, Debug, DryRun, Help, Output, Overrides, Resume, StageConfig, Version
+from launch.settings.options import Config, Debug, DryRun, Help, Output, Overrides, Resume, StageConfig, Version
 from launch.settings.verbs import TRAIN, VERBS
 
 if TYPE_CHECKING:
