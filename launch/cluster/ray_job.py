@@ -68,7 +68,7 @@ def ray_command_line(job: RayJob, address: str) -> str:
 def job_server(address: str | None, environ: Mapping[str, str]) -> str:
     """Return the job server's URL: `address`, else RAY_API_SERVER_ADDRESS, else an http RAY_ADDRESS, else this machine.
 
-    Raises UsageError for an address that is no URL: `ray start` prints two, and the other one does not accept jobs.
+    Raises UsageError if it is not a URL: `ray start` prints two addresses, and the other one does not accept jobs.
     """
     ray_address = environ.get("RAY_ADDRESS", "")
     chosen = address or environ.get("RAY_API_SERVER_ADDRESS") or (ray_address if ray_address.startswith("http") else "")

@@ -21,7 +21,7 @@ TOKEN_FILE = Path(".ray") / "auth_token"
 
 
 def is_loopback(host: str | None) -> bool:
-    """Tell whether only this machine reaches `host`, a name or an address."""
+    """Return whether only this machine reaches `host`, a name or an address."""
     if host is None or host == "localhost":
         return host is not None
     try:

@@ -82,7 +82,7 @@ def best_of_k(correct: Sequence[bool], scores: Sequence[float], k: int) -> float
 
 
 def majority_is_correct(candidates: Candidates) -> bool:
-    """Tell whether the most frequent answer is correct (self-consistency: Wang et al. 2023).
+    """Return whether the most frequent answer is correct (self-consistency: Wang et al. 2023).
 
     The first sampled answer wins a tie. Candidates without an answer do not vote.
     """

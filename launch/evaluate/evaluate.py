@@ -38,7 +38,7 @@ Rank = Literal["likelihood", "reward"]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Options of the command line, beside the configuration."""
+    """Options of the command line that are not settings."""
 
     verifiers: tuple[str, ...] = ()
     """Model directories or hub names; each ranks the answers."""

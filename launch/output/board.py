@@ -111,7 +111,7 @@ class Board:
 
 
 def line_due(last: RunSnapshot | None, now: RunSnapshot) -> bool:
-    """Tell whether a plain log needs a line: first and last snapshot, a tenth of the run, or a minute of silence."""
+    """Return whether a plain log needs a line: first and last snapshot, a tenth of the run, or a minute of silence."""
     if last is None:
         return True
     if now.updates >= now.total_updates:

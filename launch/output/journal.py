@@ -141,7 +141,7 @@ class Journal:
                 self._written = _oldest_versions(self._directory)
 
     def add(self, batch: Batch) -> None:
-        """Record the batch of an update, also an empty one."""
+        """Record the batch of an update, even if it is empty."""
         if not self._config.enabled:
             return
         fresh = [group for group in batch.groups if group.lease.index not in self._written]
@@ -176,7 +176,7 @@ class Journal:
             if not self._dropped:
                 self._dropped = True
                 self._say(
-                    f"the journal exceeds journal.max_mib {self._config.max_mib}: removing its oldest files; "
+                    f"warning: the journal exceeds journal.max_mib {self._config.max_mib}: removing its oldest files; "
                     "`offbeat replay` starts from the oldest checkpoint that the rest covers"
                 )
 

@@ -84,7 +84,7 @@ def _step_of(line: bytes) -> float:
 
 
 class _Events:
-    """TensorBoard scalars. A resumed run tells the reader to discard later steps of the earlier part."""
+    """TensorBoard scalars. A resumed run makes the reader discard later steps of the earlier part."""
 
     def __init__(self, directory: Path, resume_from: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog

@@ -131,7 +131,7 @@ def left_behind(root: Path) -> list[Path]:
 
 
 def _locked(lock: Path) -> bool:
-    """Tell whether a live process holds a lock file; True also if unknown, as for another user's file."""
+    """Return whether a live process holds a lock file; True also if unknown, as for another user's file."""
     try:
         descriptor = os.open(lock, os.O_RDONLY)
     except FileNotFoundError:

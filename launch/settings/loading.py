@@ -84,7 +84,7 @@ def with_current_keys(tree: Tree, model: type[BaseModel]) -> Tree:
 
 
 def _is_recorded(path: Path) -> bool:
-    """Tell whether a run wrote this file into its own directory."""
+    """Return whether a run wrote this file into its own directory."""
     return path.name == RECORDED and any((path.parent / name).exists() for name in (LOCK, "summary.json"))
 
 

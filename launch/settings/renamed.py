@@ -20,7 +20,7 @@ def new_key(key: str) -> str | None:
 def with_new_keys(tree: Tree) -> Tree:
     """Return a copy of a configuration in which new keys replace the old ones.
 
-    A key whose new place is taken stays, for validation to refuse.
+    An old key stays, to be refused by validation, if the new key is set too.
     """
     tree = copy.deepcopy(tree)
     for old in sorted(RENAMED, key=len, reverse=True):

@@ -143,7 +143,7 @@ def _stage(root: Path, tag: str) -> Path:
 
 
 def _is_tag(tag: str) -> bool:
-    """Tell whether `tag` can name a checkpoint, and is no path to elsewhere."""
+    """Return whether `tag` can name a checkpoint; a path to elsewhere cannot."""
     return re.fullmatch(r"[A-Za-z0-9_.-]*\d", tag) is not None and not tag.startswith(".")
 
 

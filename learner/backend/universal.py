@@ -29,7 +29,7 @@ _FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def only_world_size_differs(written: dict[str, Any], own: dict[str, Any]) -> bool:
-    """Tell whether two layouts differ in their number of `ranks` and in nothing else."""
+    """Return whether two layouts differ in their number of `ranks` and in nothing else."""
     return written != own and {**written, "ranks": None} == {**own, "ranks": None}
 
 
@@ -62,10 +62,9 @@ def weights_only(classes: Sequence[Any]) -> Iterator[None]:
 
 
 def load_converted(checkpoint: Path, convert: Callable[[Path], None], load: Callable[[Path], T]) -> T:
-    """Convert on rank 0 into a directory beside `checkpoint`, load from it on every rank, remove it. Collective.
+    """Convert on rank 0 into a temporary neighbour of `checkpoint`, and load from it on every rank. Collective.
 
-    A kill may leave the directory; the next `checkpoints.begin` removes it. Raises UsageError on every rank if the
-    conversion fails.
+    Raises UsageError on every rank if the conversion fails. `checkpoints.begin` removes what a kill may leave.
     """
     stage = checkpoint.with_name(f"{TEMPORARY}universal-{checkpoint.name}")
     first = dist.get_rank() == 0
