@@ -119,7 +119,7 @@ class ReplayReport:
             for name, values in self.exact.items()
         ]
         if self.first_difference is not None and self.unchanged:
-            lines.append(f"loss or gradient norm differ from the recorded ones from update {self.first_difference} on")
+            lines.append(f"loss or gradient norm first differ from the recorded ones in update {self.first_difference}")
         return [*lines, self._verdict()]
 
     def _verdict(self) -> str:

@@ -102,7 +102,7 @@ def test_identical_weights_are_said_to_be() -> None:
 def test_different_weights_are_told_with_the_largest_difference_and_where_runs_parted() -> None:
     weights = Weights("runs/a/final", 29, 3, 0.00125, "lm_head")
     assert report(weights=weights, first_difference=3).lines()[1:] == [
-        "loss or gradient norm differ from the recorded ones from update 3 on",
+        "loss or gradient norm first differ from the recorded ones in update 3",
         "weights: 3 of 29 tensors differ from runs/a/final by at most 0.00125, most in lm_head",
     ]
 
