@@ -1,8 +1,7 @@
-"""The command line. Each verb parses, loads the configuration, then imports what does the work and calls it.
+"""The command line. Each verb parses, loads the configuration, then imports the module that does the work and calls it.
 
-Exit codes: 0 success, 1 a run that failed, 2 a wrong request, 130 after Ctrl-C. Errors are one clear text on stderr;
-the traceback of a failed run goes to `error.txt` in the run's directory. Nothing heavy is imported at the top, so that
-`--help` answers at once.
+Exit codes: 0 success, 1 failed run, 2 wrong request, 130 after Ctrl-C. An error is one text on stderr; the traceback of
+a failed run goes to `error.txt` in the run's directory. Imports nothing heavy at the top, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -10,17 +9,19 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer import Argument, Option
 
 from actors.errors import OffbeatError, UsageError
+from launch.settings.options import Config, Debug, DryRun, Help, Output, Overrides, Resume, StageConfig, Version
+from launch.settings.verbs import TRAIN, VERBS
 
 if TYPE_CHECKING:
-    from launch.settings.loading import Verb
-    from launch.settings.run import NamedConfig, RunConfig
+    from launch.cluster.submit import Training
+    from launch.settings.run import NamedConfig
 
 INTERRUPTED = 130
 
@@ -31,68 +32,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-submit_app = typer.Typer(help="Starts a training run on a cluster from the same configuration.", rich_markup_mode=None)
+submit_app = typer.Typer(help="Submit a training run to a cluster.", rich_markup_mode=None)
 app.add_typer(submit_app, name="submit")
 
 
-@dataclass
-class Options:
-    """What the main command was given, for the error handler outside typer's context."""
-
-    debug: bool = False
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            print(f"offbeat {version('offbeat')}")
-        except PackageNotFoundError:
-            print("offbeat (run from a source tree, not installed)")
-        raise typer.Exit
-
-
-def _print_help(ctx: typer.Context, wanted: bool) -> None:
-    if wanted:
-        from launch.settings.help import print_settings
-        from launch.settings.verbs import verb_of
-
-        print(ctx.get_help())
-        print_settings(verb_of(str(ctx.info_name)).model)
-        raise typer.Exit
-
-
-Config = Annotated[
-    str,
-    typer.Argument(
-        metavar="CONFIG",
-        help="a YAML file or a preset: embedded, embedded-nash-md, embedded-bradley-terry, gsm8k, node-8gpu, "
-        "cluster-2node",
-    ),
-]
-StageConfig = Annotated[str, typer.Argument(metavar="CONFIG", help="a YAML file or a preset")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="settings on top of CONFIG, for example replay.max_staleness=2"),
-]
-Output = Annotated[Path | None, typer.Option(metavar="DIR", help="directory of the run; by default runs/NAME")]
-Resume = Annotated[bool, typer.Option("--resume", help="go on from the run's last checkpoint")]
-Help = Annotated[
-    bool, typer.Option("--help", callback=_print_help, is_eager=True, help="show this and every setting, and stop")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be submitted, and stop")]
-
-
 @app.callback()
-def _options(
-    ctx: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="show the full traceback of an error")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version, and stop")
-    ] = False,
-) -> None:
-    ctx.ensure_object(Options).debug = debug
+def _before_the_verb(debug: Debug = False, version: Version = False) -> None:
+    """Accept options before the verb; `main` reads --debug itself."""
 
 
 @app.command(add_help_option=False)
@@ -102,100 +48,72 @@ def train(
     resume: Resume = False,
     output: Output = None,
     generators: Annotated[
-        int | None, typer.Option(metavar="N", help="as generators.count=N; a resumed run may have more or fewer")
+        int | None, Option(metavar="N", help="same as generators.count=N; a resumed run may change it")
     ] = None,
     help_: Help = False,
 ) -> int:
-    """Trains a policy with asynchronous RLHF."""
+    """Train a policy with asynchronous RLHF."""
     given = [] if generators is None else [f"generators.count={generators}"]
-    return _run_verb("train", config, [*(overrides or []), *given], resume, output)
+    return _train("train", config, [*(overrides or []), *given], resume, output)
 
 
-@app.command(add_help_option=False)
-def sft(
-    config: StageConfig,
-    overrides: Overrides = None,
-    resume: Resume = False,
-    output: Output = None,
-    help_: Help = False,
-) -> int:
-    """Fine-tunes a model on demonstrations: the stage before preferences."""
-    return _run_verb("sft", config, overrides, resume, output)
+def _add_stage(name: str, summary: str) -> None:
+    @app.command(name, help=summary, add_help_option=False)
+    def run(
+        config: StageConfig,
+        overrides: Overrides = None,
+        resume: Resume = False,
+        output: Output = None,
+        help_: Help = False,
+    ) -> int:
+        return _train(name, config, overrides, resume, output)
 
 
-@app.command(add_help_option=False)
-def dpo(
-    config: StageConfig,
-    overrides: Overrides = None,
-    resume: Resume = False,
-    output: Output = None,
-    help_: Help = False,
-) -> int:
-    """Trains a model on given preferences, offline (DPO, IPO, SLiC)."""
-    return _run_verb("dpo", config, overrides, resume, output)
-
-
-@app.command(add_help_option=False)
-def preference(
-    config: StageConfig,
-    overrides: Overrides = None,
-    resume: Resume = False,
-    output: Output = None,
-    help_: Help = False,
-) -> int:
-    """Trains a preference model: Bradley-Terry, pairwise or skew-symmetric; a judge for `train`."""
-    return _run_verb("preference", config, overrides, resume, output)
+_add_stage("sft", "Fine-tune a model on demonstrations.")
+_add_stage("dpo", "Train a model on given preferences, offline (DPO, IPO, SLiC).")
+_add_stage("preference", "Train a preference model, a judge for `train`.")
 
 
 @app.command(add_help_option=False)
 def data(
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[CONFIG.yaml|SOURCE] KEY=VALUE",
-            help="a YAML file or the data, and settings on top, for example filters.max_gap=1",
-        ),
+        Argument(metavar="[CONFIG.yaml|SOURCE] KEY=VALUE", help="a YAML file, or the data itself; then settings"),
     ] = None,
-    output: Annotated[Path | None, typer.Option(metavar="DIR", help="directory to write")] = None,
+    output: Annotated[Path | None, Option(metavar="DIR", help="directory to write")] = None,
     help_: Help = False,
 ) -> int:
-    """Prepares preference data: one form, filters, de-duplication, a split, and a report that balances."""
-    from launch.data.config import DATA, file_and_overrides
+    """Prepare preference data: filter, de-duplicate, split, report."""
+    from launch.data.config import file_and_overrides
 
-    config = _load(*file_and_overrides(arguments or []), output, DATA)
-    from launch.data.prepare import run_data
-
-    return run_data(config)
+    return VERBS["data"].run(_load("data", *file_and_overrides(arguments or []), output))
 
 
 @app.command()
 def evaluate(
     config: Config,
     overrides: Overrides = None,
-    model: Annotated[str | None, typer.Option(metavar="DIR", help="the policy; unset: model.path")] = None,
+    model: Annotated[str | None, Option(metavar="DIR", help="the policy; unset: model.path")] = None,
     best_of: Annotated[
-        int | None, typer.Option(metavar="K", min=2, help="answers per prompt; unset: sampling.completions_per_prompt")
+        int | None, Option(metavar="K", min=2, help="answers per prompt; unset: sampling.completions_per_prompt")
     ] = None,
     verifier: Annotated[
-        list[str] | None, typer.Option(metavar="DIR", help="model of `offbeat dpo` that ranks them; may be repeated")
+        list[str] | None, Option(metavar="DIR", help="model of `offbeat dpo` that ranks the answers; repeatable")
     ] = None,
     rank: Annotated[
-        Literal["likelihood", "reward"],
-        typer.Option(help="by the verifier's log-likelihood, or by its implicit reward against its reference"),
+        Literal["likelihood", "reward"], Option(help="rank by the verifier's log-likelihood or implicit reward")
     ] = "likelihood",
-    prompts: Annotated[int | None, typer.Option(metavar="N", help="unset: evaluation.prompts, at most all")] = None,
-    threshold: Annotated[float, typer.Option(help="score from which an answer counts as correct")] = 1.0,
-    max_pairs: Annotated[int, typer.Option(metavar="N", min=1, help="pairs per prompt")] = 8,
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="where the figures go, as JSON")] = None,
-    solutions: Annotated[Path | None, typer.Option(metavar="FILE", help="where the answers go, as JSONL")] = None,
-    pairs: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="where pairs for `offbeat dpo` go, correct over incorrect")
-    ] = None,
+    prompts: Annotated[int | None, Option(metavar="N", help="unset: evaluation.prompts, at most all")] = None,
+    threshold: Annotated[float, Option(help="lowest score of a correct answer")] = 1.0,
+    max_pairs: Annotated[int, Option(metavar="N", min=1, help="pairs per prompt")] = 8,
+    output: Annotated[Path | None, Option(metavar="FILE", help="write the results here, as JSON")] = None,
+    solutions: Annotated[Path | None, Option(metavar="FILE", help="write the answers here, as JSONL")] = None,
+    pairs: Annotated[Path | None, Option(metavar="FILE", help="write preferences for `offbeat dpo` here")] = None,
 ) -> int:
-    """Samples a model's answers to prompts.source, judges them, and chooses among them by a verifier."""
+    """Sample answers to prompts, judge them, select by a verifier."""
     given = [] if model is None else [f"model.path={_quoted(model)}"]
     given += [] if best_of is None else [f"sampling.completions_per_prompt={best_of}"]
-    run_config = _load(config, [*(overrides or []), *given], None)
+    run_config = _load("train", config, [*(overrides or []), *given])
     from launch.evaluate.evaluate import Request, run_evaluation
 
     request = Request(tuple(verifier or ()), rank, prompts, threshold, max_pairs, output, solutions, pairs)
@@ -204,21 +122,18 @@ def evaluate(
 
 @app.command()
 def replay(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="directory of a training run")],
-    loss: Annotated[str | None, typer.Option(metavar="KIND", help="another learner.loss.kind")] = None,
-    max_staleness: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="leave out groups that were older when they were consumed")
-    ] = None,
+    run: Annotated[Path, Argument(metavar="RUN", help="directory of a training run")],
+    loss: Annotated[str | None, Option(metavar="KIND", help="another learner.loss.kind")] = None,
+    max_staleness: Annotated[int | None, Option(metavar="N", min=0, help="skip groups of higher staleness")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="another learner.* setting; may be repeated")
+        list[str] | None, Option("--set", metavar="KEY=VALUE", help="another learner.* setting; may be repeated")
     ] = None,
     start: Annotated[
-        str | None,
-        typer.Option("--from", metavar="NAME", help="checkpoint of the run, as update-0000100; unset: its start"),
+        str | None, Option("--from", metavar="NAME", help="checkpoint, as update-0000100; unset: the run's start")
     ] = None,
-    output: Annotated[Path | None, typer.Option(metavar="DIR", help="unset: RUN/replay, RUN/replay-2, ...")] = None,
+    output: Annotated[Path | None, Option(metavar="DIR", help="unset: RUN/replay, RUN/replay-2, ...")] = None,
 ) -> int:
-    """Trains the learner of a run again, on the batches of its journal: to the same weights, or to see what if."""
+    """Retrain the learner of a run on the run's journal."""
     from launch.replay.replay import Request, recorded_config, replay_config, run_replay
 
     request = Request(run, loss, max_staleness, tuple(settings or ()), start, output)
@@ -229,43 +144,35 @@ def replay(
 
 @app.command()
 def demo(overrides: Overrides = None, output: Output = None) -> int:
-    """Two routes through a small world: a Bradley-Terry reward's, which can be exploited, and Nash-MD's. On CPU."""
+    """Compare a reward model with Nash-MD in a small world, on CPU."""
     from launch.demo.demo import run_demo
 
-    def train(config: RunConfig) -> int:
-        from launch.train import run_training
-
-        return _run(config, lambda: run_training(config))
-
-    return run_demo(overrides or [], output, train)
+    return run_demo(overrides or [], output, lambda config: _run(config, lambda: TRAIN.run(config)))
 
 
 @app.command(name="config")
 def show_config(
     config: StageConfig,
     overrides: Overrides = None,
-    verb: Annotated[
-        Literal["train", "sft", "preference", "dpo", "data"], typer.Option(help="the command that it configures")
-    ] = "train",
+    verb: Annotated[Literal["train", "sft", "preference", "dpo", "data"], Option(help="verb it configures")] = "train",
 ) -> int:
-    """Checks a configuration and prints it with every default filled in, as YAML."""
+    """Check a configuration and print it with all defaults, as YAML."""
     from launch.settings.loading import dump_config
-    from launch.settings.verbs import verb_of
 
-    print(dump_config(_load(config, overrides, None, verb_of(verb))), end="")
+    print(dump_config(_load(verb, config, overrides)), end="")
     return 0
 
 
 @app.command()
 def doctor(
     config: Annotated[
-        str | None, typer.Argument(metavar="CONFIG", help="a run's YAML file or preset; none: the machine alone")
+        str | None, Argument(metavar="CONFIG", help="a YAML file or a preset; none: machine only")
     ] = None,
     overrides: Overrides = None,
-    json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of lines")] = False,
+    json: Annotated[bool, Option("--json", help="print one JSON object instead of lines")] = False,
 ) -> int:
-    """Says whether this machine can hold a run: packages, GPUs, memory, disk, ports, judge, model and prompts."""
-    run_config = None if config is None else _load(config, overrides, None)
+    """Check whether this machine can hold a run."""
+    run_config = None if config is None else _load("train", config, overrides)
     from launch.doctor.checkup import run_doctor
 
     return run_doctor(run_config, json=json)
@@ -277,76 +184,59 @@ def submit_to_ray(
     overrides: Overrides = None,
     address: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="the cluster's job server; unset: RAY_API_SERVER_ADDRESS, else this host"),
+        Option(metavar="URL", help="the cluster's job server; unset: RAY_API_SERVER_ADDRESS, else this host"),
     ] = None,
-    working_dir: Annotated[Path, typer.Option(metavar="DIR", help="source tree that is uploaded")] = Path(),
+    working_dir: Annotated[Path, Option(metavar="DIR", help="source tree to upload")] = Path(),
     env: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="environment variable of the job; may be repeated")
+        list[str] | None, Option(metavar="NAME=VALUE", help="environment variable of the job; may be repeated")
     ] = None,
     resume: Resume = False,
     dry_run: DryRun = False,
 ) -> int:
-    """Runs training as a Ray job and follows its log."""
-    file = _checked_file(config, overrides)
-    from launch.cluster.submit import submit_ray
+    """Run training as a Ray job and follow its log."""
+    training = _training(config, overrides, resume)
+    from launch.cluster.submit import plan_ray_job, submit_ray
 
-    return submit_ray(
-        file,
-        overrides or [],
-        address=address,
-        working_dir=working_dir,
-        dry_run=dry_run,
-        resume=resume,
-        env_vars=dict(_name_and_value(entry) for entry in env or []),
-    )
+    job = plan_ray_job(training, working_dir, dict(map(_name_and_value, env or [])))
+    return submit_ray(job, address, dry_run=dry_run)
 
 
 @submit_app.command(name="slurm")
 def submit_to_slurm(
     config: Config,
     overrides: Overrides = None,
-    nodes: Annotated[int, typer.Option(help="hosts")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(help="GPUs on each host; 0 for CPU only")] = 8,
-    time: Annotated[str, typer.Option(metavar="LIMIT", help="minutes, HH:MM:SS or D-HH:MM:SS")] = "24:00:00",
-    partition: Annotated[str | None, typer.Option(help="unset: the site's default")] = None,
-    account: Annotated[str | None, typer.Option(help="unset: the site's default")] = None,
+    nodes: Annotated[int, Option(help="hosts")] = 1,
+    gpus_per_node: Annotated[int, Option(help="GPUs on each host; 0 for CPU only")] = 8,
+    time: Annotated[str, Option(metavar="LIMIT", help="minutes, HH:MM:SS or D-HH:MM:SS")] = "24:00:00",
+    partition: Annotated[str | None, Option(help="unset: the site's default")] = None,
+    account: Annotated[str | None, Option(help="unset: the site's default")] = None,
     resume: Resume = False,
     dry_run: DryRun = False,
 ) -> int:
-    """Runs training as a Slurm batch job on a Ray cluster of its own."""
-    file = _checked_file(config, overrides)
-    from launch.cluster.submit import submit_slurm
+    """Run training as a Slurm batch job on its own Ray cluster."""
+    training = _training(config, overrides, resume)
+    from launch.cluster.submit import SlurmOptions, submit_slurm
 
-    return submit_slurm(
-        file,
-        overrides or [],
-        nodes=nodes,
-        gpus_per_node=gpus_per_node,
-        time=time,
-        partition=partition,
-        account=account,
-        dry_run=dry_run,
-        resume=resume,
-    )
+    return submit_slurm(training, SlurmOptions(nodes, time, gpus_per_node, partition, account), dry_run=dry_run)
 
 
 @submit_app.command(name="compose")
 def submit_to_compose(
     config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
 ) -> int:
-    """Runs training with docker compose on this host."""
-    file = _checked_file(config, overrides)
+    """Run training with docker compose on this host."""
+    training = _training(config, overrides, resume)
     from launch.cluster.submit import submit_compose
 
-    return submit_compose(file, overrides or [], dry_run=dry_run, resume=resume)
+    return submit_compose(training, dry_run=dry_run)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code; every error ends here as one text on stderr."""
-    options = Options()
+    """Run one command and return its exit code; every error ends here as one text on stderr."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    debug = "--debug" in arguments
     try:
-        arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-        return int(app(arguments, prog_name="offbeat", standalone_mode=False, obj=options) or 0)
+        return int(app(arguments, prog_name="offbeat", standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):
         print("offbeat: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -354,39 +244,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         return _fail(f"{message}\n`offbeat --help` lists the verbs, `offbeat VERB --help` their options", 2)
     except Exception as error:
-        if options.debug:
+        if debug:
             traceback.print_exc()
         cause = _origin(error)
         code = cause.exit_code if isinstance(cause, OffbeatError) else 1
-        expected = options.debug or isinstance(cause, OffbeatError)
-        notes = getattr(error, "__notes__", [] if expected else [_DEBUG_HINT])
+        expected = debug or isinstance(cause, OffbeatError)
+        hint = [] if expected else ["run `offbeat --debug VERB ...` for the traceback"]
+        notes = getattr(error, "__notes__", hint)
         return _fail("\n".join([_message(cause), *notes]), code)
 
 
-_DEBUG_HINT = "run `offbeat --debug VERB ...` for the traceback"
-
-
 def _load(
-    config: str | None, overrides: Sequence[str] | None, output: Path | None, verb: Verb[Any] | None = None
+    verb: str, config: str | None, overrides: Sequence[str] | None, output: Path | None = None, *, resume: bool = False
 ) -> Any:
-    """The configuration of `verb`, of `train` unless given."""
-    from launch.settings.loading import TRAIN, load_config
+    """The configuration of a verb; a resumed run may have been started before settings were renamed."""
+    from launch.settings.loading import load_config
 
     extra = [] if output is None else [f"output={_quoted(str(output))}"]
-    return load_config(config, [*(overrides or []), *extra], verb or TRAIN)
+    return load_config(config, [*(overrides or []), *extra], VERBS[verb], older=resume)
 
 
 def _quoted(text: str) -> str:
-    """As YAML reads it back."""
+    """Text that YAML reads back unchanged."""
     return f"'{text.replace(chr(39), chr(39) * 2)}'"
 
 
-def _checked_file(config: str, overrides: Sequence[str] | None) -> Path:
-    """The file to submit; a wrong setting is told here and not by a job that waited hours for its turn."""
+def _training(config: str, overrides: Sequence[str] | None, resume: bool) -> Training:
+    """The run to submit; its settings are checked before it is queued."""
+    from launch.cluster.submit import Training
     from launch.settings.loading import config_file
 
-    _load(config, overrides, None)
-    return config_file(config)
+    _load("train", config, overrides, resume=resume)
+    return Training(config_file(config).resolve(), tuple(overrides or ()), resume)
 
 
 def _name_and_value(entry: str) -> tuple[str, str]:
@@ -396,15 +285,13 @@ def _name_and_value(entry: str) -> tuple[str, str]:
     return name, value
 
 
-def _run_verb(name: str, config: str, overrides: Sequence[str] | None, resume: bool, output: Path | None) -> int:
-    from launch.settings.verbs import runner_of, verb_of
-
-    run_config = _load(config, overrides, output, verb_of(name))
-    return _run(run_config, lambda: runner_of(name)(run_config, resume=resume))
+def _train(name: str, config: str, overrides: Sequence[str] | None, resume: bool, output: Path | None) -> int:
+    run_config = _load(name, config, overrides, output, resume=resume)
+    return _run(run_config, lambda: VERBS[name].run(run_config, resume=resume))
 
 
 def _run(config: NamedConfig, run: Callable[[], int]) -> int:
-    """Runs a verb; an unexpected end leaves its traceback in the run's directory, where there is one."""
+    """Run a verb; leave the traceback of an unexpected end in the run's directory, if it exists."""
     try:
         return run()
     except UsageError:
@@ -425,7 +312,7 @@ def _run(config: NamedConfig, run: Callable[[], int]) -> int:
 
 
 def _origin(error: BaseException) -> BaseException:
-    """The error a remote task raised, where Ray has wrapped it and put both tracebacks in the message."""
+    """The error that a remote task raised; Ray wraps it and puts both tracebacks into the message."""
     while isinstance(cause := getattr(error, "cause", None), BaseException):
         error = cause
     return error
@@ -441,7 +328,3 @@ def _message(error: BaseException) -> str:
 def _fail(message: str, code: int) -> int:
     print(f"offbeat: error: {message}", file=sys.stderr)
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,13 +15,13 @@ import pytest
 from actors.replay_buffer.admission import Admission
 from actors.replay_buffer.config import ReplayConfig
 from launch.output.summary import Summary
-from launch.settings.loading import TRAIN, Verb, load_config
-from launch.stages import config as stage_config
+from launch.settings import verbs
+from launch.settings.loading import load_config
 from learner.records import UpdateStats
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if page.is_file()]
-VERBS = {"config": TRAIN} | {verb.name: verb for verb in vars(stage_config).values() if isinstance(verb, Verb)}
+VERBS = {"config": verbs.TRAIN, "sft": verbs.SFT, "preference": verbs.PREFERENCE, "dpo": verbs.DPO}
 """How a page marks a YAML block that is a whole configuration, and of which verb."""
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)

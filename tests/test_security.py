@@ -23,7 +23,7 @@ from launch.output.run_directory import RunDirectory
 from launch.settings.fields import settings
 from launch.settings.loading import _UniqueKeyLoader, dump_config, load_config
 from launch.settings.run import RunConfig
-from launch.settings.verbs import VERBS, verb_of
+from launch.settings.verbs import VERBS
 from learner.backend import checkpoints
 from tests.fakes.generators import spec_of
 
@@ -276,7 +276,7 @@ def test_a_saved_configuration_masks_what_passed_for_no_secret() -> None:
 def test_no_setting_has_a_name_that_would_be_masked(verb: str) -> None:
     from actors.redaction import redact
 
-    names = [entry.key for entry in settings(verb_of(verb).model)]
+    names = [entry.key for entry in settings(VERBS[verb].model)]
     assert names
     assert [name for name in names if redact("text", name) != "text"] == []
 
@@ -287,7 +287,7 @@ def test_no_setting_has_a_name_that_would_be_masked(verb: str) -> None:
 @pytest.mark.parametrize("name", ["..", "."])
 def test_a_run_s_name_that_is_a_way_out_of_runs_is_refused(name: str) -> None:
     config = RunConfig.model_validate({"name": name, "model": {"path": "m"}})
-    with pytest.raises(UsageError, match="is no name for a directory below runs/"):
+    with pytest.raises(UsageError, match="cannot name a directory below runs/"):
         RunDirectory.open(config, resume=False)
 
 

@@ -24,13 +24,13 @@ from launch.cli import app
 from launch.data.config import file_and_overrides
 from launch.settings.fields import settings
 from launch.settings.loading import load_config, preset_names
-from launch.settings.verbs import VERBS, verb_of
+from launch.settings.verbs import VERBS
 from tests.house import ROOT, TOPS, House, assert_only
 
 HOUSE = House.at(ROOT)
 FOLDERS = (*TOPS, "tests", "benchmarks", "docs", "docker")
 PAGES = sorted(page for folder in (ROOT, ROOT / "docs", ROOT / "docker") for page in folder.glob("*.md"))
-SETTINGS = {verb: {setting.key for setting in settings(verb_of(verb).model)} for verb in VERBS}
+SETTINGS = {verb: {setting.key for setting in settings(VERBS[verb].model)} for verb in VERBS}
 KEYS = set().union(*SETTINGS.values())
 SECTIONS = {".".join(key.split(".")[:depth]) for key in KEYS for depth in range(1, key.count(".") + 1)}
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -178,9 +178,9 @@ def _wrong_arguments(verb: str, words: list[str]) -> Iterator[str]:
         config, overrides = file_and_overrides(list(parameters["arguments"] or []))
     configured = verb if verb in VERBS else parameters.get("verb", "train")
     yield from (f"no setting {key}" for key in _keys(overrides) if key not in SETTINGS[configured] | SECTIONS)
-    if config in preset_names(verb_of(configured)):
+    if config in preset_names(VERBS[configured]):
         try:
-            load_config(config, overrides, verb_of(configured))
+            load_config(config, overrides, VERBS[configured])
         except UsageError as error:
             yield str(error)
 

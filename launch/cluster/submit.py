@@ -1,8 +1,7 @@
-"""Takes a run elsewhere: to a Ray cluster as a job, to Slurm as a batch script, to this machine's docker.
+"""Submit a training run to a Ray cluster (a job), to Slurm (a batch script) or to this machine's docker.
 
-Each way is a planner and a thin runner. The planner is a pure function from a request to what would be started (a job,
-a script, a command line), which is what `dry_run` prints; the runner starts exactly that and passes the exit code on.
-Every way ends in the same command, `python -m launch train CONFIG KEY=VALUE...`. This module must not know what a
+Each target has a planner, a pure function whose result `dry_run` prints, and a runner that starts exactly that and
+passes the exit code on. All end in the same command, `python -m launch train CONFIG KEY=VALUE...`. Must not know what a
 run does, and imports nothing heavy until a runner needs it.
 """
 
@@ -13,10 +12,11 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
 
 from actors.errors import RunError, UsageError
 from launch.cluster.ray_job import EXCLUDED_FOLDERS, INTERRUPTED, RayJob, job_server, ray_command_line, run_ray_job
@@ -27,66 +27,41 @@ SLURM_TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}")
 SLURM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,-]*")
 
 
-# What every way has in common.
+@dataclass(frozen=True)
+class Training:
+    """The run to submit; its configuration was loaded once, so that file and overrides are valid."""
+
+    config: Path
+    """Absolute."""
+    overrides: tuple[str, ...] = ()
+    resume: bool = False
+
+    def command(self, config: str) -> list[str]:
+        """Return the words of the command that trains; `config` is the file's path where it runs."""
+        return ["python", "-m", "launch", "train", config, *self.overrides, *(["--resume"] if self.resume else [])]
 
 
-def train_command(config: str, overrides: Sequence[str], resume: bool = False) -> list[str]:
-    """The command that trains, as words. Raises UsageError for an override that is not KEY=VALUE."""
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", key):
-            raise UsageError(f"override {override!r} is not KEY=VALUE; write for example learner.learning_rate=1e-6")
-    return ["python", "-m", "launch", "train", config, *overrides, *(["--resume"] if resume else [])]
+# ---------------------------------------------------------------- Ray: the job runs from an uploaded copy
 
 
-def existing_config(config_path: str | Path) -> Path:
-    """The absolute path of a configuration file. Raises UsageError where there is none."""
-    path = Path(config_path).resolve()
-    if not path.is_file():
-        raise UsageError(f"no configuration file at {path}; give the path of a run's YAML file")
-    return path
-
-
-# Ray: the working directory is uploaded and the job runs from that copy.
-
-
-def plan_ray_job(
-    config_path: str | Path,
-    overrides: Sequence[str],
-    working_dir: str | Path,
-    env_vars: Mapping[str, str] | None = None,
-    resume: bool = False,
-) -> RayJob:
-    """The job for one run. Raises UsageError where the upload would not hold the configuration file."""
-    config, root = existing_config(config_path), Path(working_dir).resolve()
+def plan_ray_job(training: Training, working_dir: str | Path, env_vars: Mapping[str, str] | None = None) -> RayJob:
+    """Plan the job of one run. Raises UsageError if the upload would not hold the configuration file."""
+    config, root = training.config, Path(working_dir).resolve()
     if not root.is_dir():
         raise UsageError(f"working directory {root} does not exist; give the folder that holds launch/ and the config")
     if not config.is_relative_to(root):
         raise UsageError(
-            f"{config} is outside the working directory {root}, which is all that the cluster receives; "
-            "move the file into it, or name another working directory"
+            f"{config} is outside the working directory {root}, and the cluster receives nothing else; move the file "
+            "into it, or name another working directory"
         )
     relative = config.relative_to(root)
     if relative.parts[0] in EXCLUDED_FOLDERS:
-        raise UsageError(f"{relative} lies in {relative.parts[0]}/, which is not uploaded; copy the file out of it")
-    return RayJob(shlex.join(train_command(relative.as_posix(), overrides, resume)), root, dict(env_vars or {}))
+        raise UsageError(f"{relative} is in {relative.parts[0]}/, which is not uploaded; copy the file out of it")
+    return RayJob(shlex.join(training.command(relative.as_posix())), root, dict(env_vars or {}))
 
 
-def submit_ray(
-    config_path: str | Path,
-    overrides: Sequence[str],
-    *,
-    address: str | None,
-    working_dir: str | Path,
-    dry_run: bool,
-    env_vars: Mapping[str, str] | None = None,
-    resume: bool = False,
-) -> int:
-    """Runs one training as a Ray job, its log followed live. Returns the exit code to end with.
-
-    Raises UsageError for a wrong request before anything is contacted, RunError where the cluster does not answer.
-    """
-    job = plan_ray_job(config_path, overrides, working_dir, env_vars, resume)
+def submit_ray(job: RayJob, address: str | None, *, dry_run: bool) -> int:
+    """Run a Ray job, follow its log, and return the exit code. Raises RunError if the cluster does not answer."""
     server = job_server(address, os.environ)
     if dry_run:
         print(ray_command_line(job, server))
@@ -94,19 +69,17 @@ def submit_ray(
     return run_ray_job(job, server)
 
 
-# Slurm: the batch script starts a Ray of its own on the job's nodes.
+# ---------------------------------------------------------------- Slurm: the batch script starts Ray on the job's nodes
 
 
 @dataclass(frozen=True)
-class SlurmJob:
-    """One batch job. `command` runs on the first node with RAY_ADDRESS set, in `working_dir`, which all nodes share."""
+class SlurmOptions:
+    """Options of sbatch by their names there. Raises UsageError for values that Slurm would misread."""
 
-    command: tuple[str, ...]
-    working_dir: Path
-    python: str
     nodes: int
-    gpus_per_node: int
     time: str
+    """Limit: minutes, HH:MM:SS or D-HH:MM:SS."""
+    gpus_per_node: int
     partition: str | None = None
     account: str | None = None
 
@@ -114,46 +87,53 @@ class SlurmJob:
         if self.nodes < 1:
             raise UsageError(f"nodes={self.nodes}; a job needs at least 1")
         if self.gpus_per_node < 0:
-            raise UsageError(f"gpus_per_node={self.gpus_per_node}; give 0 for a job on CPUs alone, or more")
+            raise UsageError(f"gpus_per_node={self.gpus_per_node}; give 0 for a job on CPUs only, or more")
         if not SLURM_TIME.fullmatch(self.time):
             raise UsageError(f"time={self.time!r} is not a Slurm time limit; write minutes, HH:MM:SS or D-HH:MM:SS")
         for name, value in (("partition", self.partition), ("account", self.account)):
             if value is not None and not SLURM_NAME.fullmatch(value):
                 raise UsageError(f"{name}={value!r} is not a Slurm name; letters, digits and . _ - , are allowed")
 
-    def directives(self) -> list[str]:
-        """The #SBATCH options, in the order they are written."""
-        optional = {
-            "--gpus-per-node": self.gpus_per_node or None,
-            "--partition": self.partition,
-            "--account": self.account,
-        }
-        return [f"--nodes={self.nodes}", f"--time={self.time}"] + [f"{k}={v}" for k, v in optional.items() if v]
 
+def render_sbatch(options: SlurmOptions, command: list[str], working_dir: Path, python: str) -> str:
+    """Return the batch script that runs `command` on the first node, with RAY_ADDRESS set.
 
-def render_sbatch(job: SlurmJob) -> str:
-    """The batch script of a job: slurm.sbatch with its placeholders filled in, every word quoted for bash."""
+    Every word is quoted for bash. All nodes must share `working_dir` and the interpreter `python`.
+    """
+    directives = {f"--{name.replace('_', '-')}": value for name, value in asdict(options).items() if value}
     values = {
-        "DIRECTIVES": "\n".join(f"#SBATCH {option}" for option in job.directives()),
-        "NODES": str(job.nodes),
-        "WORKING_DIR": shlex.quote(str(job.working_dir)),
-        "BIN": shlex.quote(str(Path(job.python).parent)),
-        "COMMAND": shlex.join(job.command),
+        "DIRECTIVES": "\n".join(f"#SBATCH {name}={value}" for name, value in directives.items()),
+        "NODES": str(options.nodes),
+        "WORKING_DIR": shlex.quote(str(working_dir)),
+        "BIN": shlex.quote(str(Path(python).parent)),
+        "COMMAND": shlex.join(command),
     }
-    # One pass, so that a value that looks like a placeholder stays what it is.
+    # One pass, so that a value that looks like a placeholder stays as it is.
     return re.sub(r"@([A-Z_]+)@", lambda match: values[match[1]], SLURM_TEMPLATE.read_text(encoding="utf-8"))
 
 
+def submit_slurm(training: Training, options: SlurmOptions, *, dry_run: bool) -> int:
+    """Run training as a Slurm job on its own Ray cluster, and return the job's exit code.
+
+    The current directory, the configuration file and this Python must be on storage that the nodes share.
+    Raises RunError if Slurm is not installed.
+    """
+    script = render_sbatch(options, training.command(str(training.config)), Path.cwd(), sys.executable)
+    if dry_run:
+        print(script)
+        return 0
+    return run_sbatch(script)
+
+
 def run_sbatch(script: str) -> int:
-    """Queues a batch script, waits for its end and returns its exit code; Ctrl-C cancels it and returns 130."""
-    try:
-        process = subprocess.Popen(
-            ["sbatch", "--wait", "--parsable"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-    except FileNotFoundError:
-        raise RunError(
-            "sbatch is not on PATH; run this on a Slurm login node, or print the script with --dry-run"
-        ) from None
+    """Queue a batch script, wait for its end, and return its exit code; Ctrl-C cancels it and returns 130."""
+    process = _started(
+        ["sbatch", "--wait", "--parsable"],
+        "run this on a Slurm login node, or print the script with --dry-run",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(script)
@@ -172,37 +152,8 @@ def run_sbatch(script: str) -> int:
     return code
 
 
-def submit_slurm(
-    config_path: str | Path,
-    overrides: Sequence[str],
-    *,
-    nodes: int,
-    gpus_per_node: int,
-    time: str,
-    partition: str | None,
-    account: str | None,
-    dry_run: bool,
-    resume: bool = False,
-) -> int:
-    """Runs one training as a Slurm job on a Ray of its own. Returns the job's exit code.
-
-    The current directory, the configuration file and this Python must be on storage that the nodes share.
-    Raises UsageError for a wrong request and RunError where Slurm is not there.
-    """
-    command = train_command(str(existing_config(config_path)), overrides, resume)
-    job = SlurmJob(tuple(command), Path.cwd(), sys.executable, nodes, gpus_per_node, time, partition, account)
-    script = render_sbatch(job)
-    if dry_run:
-        print(script)
-        return 0
-    return run_sbatch(script)
-
-
 def wait_for_nodes(address: str, nodes: int, seconds: float) -> None:
-    """Returns once `nodes` nodes of the Ray at HOST:PORT are alive; the batch script's readiness check.
-
-    Raises RunError after `seconds`.
-    """
+    """Return once `nodes` nodes of the Ray at HOST:PORT are alive. Raises RunError after `seconds`."""
     import ray
 
     deadline, alive = monotonic() + seconds, 0
@@ -218,46 +169,50 @@ def wait_for_nodes(address: str, nodes: int, seconds: float) -> None:
             return
         sleep(0.5)
     raise RunError(
-        f"{alive} of {nodes} Ray nodes at {address} after {seconds:.0f} s; read the job's log for the others"
+        f"{alive} of {nodes} Ray nodes at {address} joined within {seconds:.0f} s; see the job's log for the others"
     )
 
 
-# Docker compose: one container on this machine.
+# ---------------------------------------------------------------- docker compose: one container on this machine
 
 
-def compose_command(config: Path, overrides: Sequence[str], resume: bool = False) -> list[str]:
-    """The `docker compose run` command that trains in a container, the configuration file mounted read-only."""
+def submit_compose(training: Training, *, dry_run: bool) -> int:
+    """Run training in the CUDA image with this machine's GPUs, and return the container's exit code.
+
+    The configuration is mounted read-only. Raises UsageError outside a checkout of the repository, RunError if docker
+    is not installed.
+    """
+    config = training.config
     if ":" in str(config):
         raise UsageError(f"{config} has a colon, which docker reads as a separator of volumes; rename or move the file")
     inside = f"/configs/{config.name}"
-    verb = train_command(inside, overrides, resume)[3:]  # the image's entry point is `python -m launch`
-    compose = ["docker", "compose", "-f", str(COMPOSE_FILE), "run", "--rm", "--volume", f"{config}:{inside}:ro"]
-    return [*compose, "offbeat", *verb]
-
-
-def submit_compose(config_path: str | Path, overrides: Sequence[str], *, dry_run: bool, resume: bool = False) -> int:
-    """Runs one training in the CUDA image with this machine's GPUs. Returns the container's exit code.
-
-    Raises UsageError for a wrong request and RunError where docker is not there.
-    """
-    command = compose_command(existing_config(config_path), overrides, resume)
+    verb = training.command(inside)[3:]  # the image's entry point is `python -m launch`
+    command = ["docker", "compose", "-f", str(COMPOSE_FILE), "run", "--rm", "--volume", f"{config}:{inside}:ro"]
+    command += ["offbeat", *verb]
     if dry_run:
         print(shlex.join(command))
         return 0
     if not COMPOSE_FILE.is_file():
         raise UsageError(f"{COMPOSE_FILE} does not exist; submit to docker from a checkout of the repository")
     runs = COMPOSE_FILE.parent.parent / "runs"
-    runs.mkdir(exist_ok=True)  # else docker makes it, owned by root
+    runs.mkdir(exist_ok=True)  # otherwise docker creates it, owned by root
     owner = {"OFFBEAT_UID": str(os.getuid()), "OFFBEAT_GID": str(os.getgid())}
-    try:
-        process = subprocess.Popen(command, env={**os.environ, **owner})
-    except FileNotFoundError:
-        raise RunError(
-            "docker is not on PATH; install docker with the compose plugin, or print the command with --dry-run"
-        ) from None
+    process = _started(
+        command,
+        "install docker with the compose plugin, or print the command with --dry-run",
+        env={**os.environ, **owner},
+    )
     try:
         return process.wait()
     except KeyboardInterrupt:
         print("\ninterrupted: docker is stopping the container", flush=True)
         process.wait()
         return INTERRUPTED
+
+
+def _started(command: list[str], remedy: str, **options: Any) -> subprocess.Popen[Any]:
+    """Start a process. Raises RunError with `remedy` if the program is not installed."""
+    try:
+        return subprocess.Popen(command, **options)
+    except FileNotFoundError:
+        raise RunError(f"{command[0]} is not on PATH; {remedy}") from None

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.errors import RunError, UsageError
 from actors.generation.config import GeneratorSpec
 from actors.records import SENT_BY_LEARNER
-from launch.cluster import exposure
+from launch.cluster import security_warnings
 from launch.cluster.placement import address_to_join, generator_gpus, resources_needed, resources_to_sample
 from launch.cluster.ray_actors import PUBLISHING, RayGenerator, RayJudge, RayLearner, RayStage, origin, reason
 from launch.cluster.ray_job import auth_token
@@ -38,9 +38,9 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
     """Join or start Ray for the duration. Raises RunError if the address does not answer."""
     address = address_to_join(cluster)
     if address is None:
-        exposure.warn(exposure.started_ray(os.environ))
+        security_warnings.warn(security_warnings.started_ray(os.environ))
     else:
-        exposure.warn(exposure.joined_ray(address, os.environ, auth_token(os.environ, Path.home())))
+        security_warnings.warn(security_warnings.joined_ray(address, os.environ, auth_token(os.environ, Path.home())))
     # No usage reports to Ray's authors.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -64,7 +64,7 @@ def _init(cluster: ClusterConfig, address: str | None) -> None:
             log_to_driver=False,
             logging_level="ERROR",
         )
-        exposure.keep_token_private(Path.home())
+        security_warnings.keep_token_private(Path.home())
     except Exception as error:  # Ray raises a bare Exception if its start takes too long
         done = "started" if address is None else f"joined at {address}"
         raise RunError(
@@ -162,7 +162,7 @@ def start_judges(config: RunConfig, model_dir: str) -> list[RayJudge]:
     """Start all judge actors; models load in the background. `model_dir` holds the policy's tokenizer."""
     from actors import remote
 
-    exposure.warn(*map(exposure.http_judge, config.judging.judges))
+    security_warnings.warn(*map(security_warnings.http_judge, config.judging.judges))
     tokenizer = config.model.tokenizer or model_dir
     return [
         RayJudge(remote.start_judge(config.judging, tokenizer=tokenizer, environment=_import_path()))

@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 
 from actors.data.config import PreferenceSourceConfig
 from actors.settings import Settings
-from launch.settings.loading import PRESETS, Verb
 
 
 class CeilingConfig(Settings):
@@ -100,9 +99,6 @@ class DataConfig(PreferenceSourceConfig):
                 "tokenizer=DIRECTORY or leave the limits out"
             )
         return self
-
-
-DATA = Verb("data", DataConfig, PRESETS / "data", "validation_fraction=0.1")
 
 
 def file_and_overrides(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

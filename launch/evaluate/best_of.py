@@ -1,7 +1,7 @@
-"""How good a choice among K sampled answers is: by a verifier, by majority, by an oracle. Pure; knows numbers only.
+"""Accuracy of a selection among K sampled answers: by a verifier, by majority, by an oracle. Pure; knows only numbers.
 
-One prompt has K candidates, each correct or not; figures are means over prompts with 95% Wilson intervals, which are
-conservative for the estimates between 0 and 1 that a prompt contributes (`evaluation.wilson_interval`).
+A prompt has K candidates, each correct or not. Results are means over prompts with 95% Wilson intervals, which are
+conservative for the estimates in [0, 1] that a prompt contributes (`launch.run.win_rate.wilson_interval`).
 """
 
 from __future__ import annotations
@@ -16,63 +16,65 @@ from launch.run.win_rate import wilson_interval
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The sampled answers to one prompt, in the order they were sampled."""
+    """The answers sampled for one prompt, in order."""
 
     correct: tuple[bool, ...]
     answers: tuple[Hashable | None, ...] | None = None
-    """Final answers, equal where they mean the same; None for a candidate without one. Absent: the judge has none."""
+    """Final answers, equal if they mean the same; None for a candidate without one. None: the judge extracts none."""
     scores: tuple[tuple[float, ...], ...] = ()
-    """Each verifier's; higher is better."""
+    """One tuple per verifier; higher is better."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over prompts."""
+    """A mean over prompts with its 95% interval."""
 
     value: float
     low: float
     high: float
-    """95% interval."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a choice among k candidates reaches."""
+    """Accuracy of a selection among k candidates."""
 
     k: int
     oracle: Estimate
-    """pass@k: any of them is correct."""
+    """pass@k: at least one is correct."""
     verifiers: list[Estimate]
-    """The one with a verifier's best score is correct, for each verifier."""
+    """The candidate with the verifier's best score is correct, for each verifier."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The figures of one evaluation."""
+    """The results of one evaluation."""
 
     prompts: int
     candidates: int
-    """Of each prompt; K."""
+    """Per prompt; K."""
     pass_at_1: Estimate
     majority: Estimate | None
-    """Of all K, the most frequent answer is correct; None where the judge does not say what an answer is."""
+    """The most frequent of all K answers is correct; None if the judge extracts no final answers."""
     rows: list[Row]
     """k = 1, 2, 4, ... and K."""
 
 
 def pass_at_k(correct: Sequence[bool], k: int) -> float:
-    """Probability that k of the candidates, drawn without replacement, hold a correct one: 1 - C(n-c, k) / C(n, k)
-    with c of n correct (Chen et al. 2021, "Evaluating Large Language Models Trained on Code", eq. 1)."""
+    """Return the probability that k candidates, drawn without replacement, include a correct one.
+
+    1 - C(n-c, k) / C(n, k) with c of n correct (Chen et al. 2021, "Evaluating Large Language Models Trained on Code",
+    eq. 1).
+    """
     n = len(correct)
     return 1.0 - comb(n - sum(correct), k) / comb(n, k)
 
 
 def best_of_k(correct: Sequence[bool], scores: Sequence[float], k: int) -> float:
-    """Probability that the best-scored of k candidates, drawn without replacement, is correct:
+    """Return the probability that the best-scored of k candidates, drawn without replacement, is correct.
 
-        sum_{i=0}^{n-k} C(n-i-1, k-1) a_i / C(n, k),   a_i = 1 where the candidate of rank i is correct
+        sum_{i=0}^{n-k} C(n-i-1, k-1) a_i / C(n, k),   a_i = 1 if the candidate of rank i is correct, else 0
 
-    (Hosseini et al. 2024, "V-STaR", eq. 3). Ranks go by falling score, and equal scores by order.
+    (Hosseini et al. 2024, "V-STaR", eq. 3). Ranks go by falling score; equal scores keep their order.
     """
     n = len(correct)
     ranking = sorted(range(n), key=lambda index: -scores[index])
@@ -80,8 +82,10 @@ def best_of_k(correct: Sequence[bool], scores: Sequence[float], k: int) -> float
 
 
 def majority_is_correct(candidates: Candidates) -> bool:
-    """Whether the most frequent answer is a correct one (self-consistency: Wang et al. 2023); a tie goes to the answer
-    that was sampled first, and candidates without an answer do not vote."""
+    """Return whether the most frequent answer is correct (self-consistency: Wang et al. 2023).
+
+    The first sampled answer wins a tie. Candidates without an answer do not vote.
+    """
     votes = Counter(answer for answer in candidates.answers or () if answer is not None)
     if not votes:
         return False
@@ -90,7 +94,7 @@ def majority_is_correct(candidates: Candidates) -> bool:
 
 
 def report(sampled: Sequence[Candidates]) -> Report:
-    """All figures of prompts that have equally many candidates and verifiers; at least one prompt."""
+    """Compute all results for at least one prompt; all prompts must have equally many candidates and verifiers."""
     total = len(sampled[0].correct)
     ks = sorted({total, *(1 << power for power in range(total.bit_length()) if 1 << power <= total)})
     voted = all(each.answers is not None for each in sampled)
@@ -114,8 +118,8 @@ def report(sampled: Sequence[Candidates]) -> Report:
     return Report(len(sampled), total, rows[0].oracle, majority, rows)
 
 
-def render(figures: Report, verifiers: Sequence[str] = ()) -> str:
-    """The report as a table; `verifiers` are named as they are to be shown."""
+def render(results: Report, verifiers: Sequence[str] = ()) -> str:
+    """Return the report as a table; `verifiers` are the names to show."""
 
     def line(first: str, *cells: str) -> str:
         return f"{first:<15}{''.join(f'{cell:<23}' for cell in cells)}".rstrip()
@@ -123,12 +127,12 @@ def render(figures: Report, verifiers: Sequence[str] = ()) -> str:
     def cell(estimate: Estimate) -> str:
         return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
-    lines = [f"{figures.prompts} prompts, {figures.candidates} candidates each, 95% intervals"]
+    lines = [f"{results.prompts} prompts, {results.candidates} candidates each, 95% intervals"]
     lines += [f"verifier {number}: {name}" for number, name in enumerate(verifiers, start=1)]
-    numbered = [f"by verifier {number}" for number in range(1, len(figures.rows[0].verifiers) + 1)]
+    numbered = [f"by verifier {number}" for number in range(1, len(results.rows[0].verifiers) + 1)]
     lines.append(line("choice", "any (oracle)", *numbered))
-    lines += [line(f"best of {row.k}", cell(row.oracle), *map(cell, row.verifiers)) for row in figures.rows]
-    if figures.majority is not None:
-        lines.append(line(f"majority of {figures.candidates}", cell(figures.majority)))
-    lines.append(line("pass@1", cell(figures.pass_at_1)))
+    lines += [line(f"best of {row.k}", cell(row.oracle), *map(cell, row.verifiers)) for row in results.rows]
+    if results.majority is not None:
+        lines.append(line(f"majority of {results.candidates}", cell(results.majority)))
+    lines.append(line("pass@1", cell(results.pass_at_1)))
     return "\n".join(lines)

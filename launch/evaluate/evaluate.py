@@ -1,7 +1,7 @@
-"""`offbeat evaluate`: a model's sampled answers to prompts, judged, and what a choice among them reaches.
+"""`offbeat evaluate`: sample a model's answers to prompts, judge them, and measure a selection among them.
 
 Samples with the run's own engines and asks the run's own judge, both as Ray actors; a verifier then scores in this
-process. The order matters: what a user can get wrong is checked before an actor starts.
+process. User errors are checked before an actor starts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from actors.records import Failure, Group, Lease, Prompt
 from actors.replay_buffer.pairing import effective_scores
 from launch.cluster import wiring
 from launch.evaluate.best_of import Candidates, Report, render, report
-from launch.evaluate.solutions import Solution, pairs_of, write_jsonl, write_solutions
+from launch.evaluate.solutions import Solution, pairs_of, write_jsonl
 from launch.run.plugins import plugin_of
 from launch.run.preflight import check_model
 from launch.run.protocols import GeneratorDeadError, GeneratorPort, GeneratorUnavailableError, JudgePort
@@ -39,15 +39,15 @@ Rank = Literal["likelihood", "reward"]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the command line asks for beside the configuration."""
+    """Options of the command line that are not settings."""
 
     verifiers: tuple[str, ...] = ()
-    """Model directories or hub names, each of which ranks the answers."""
+    """Model directories or hub names; each ranks the answers."""
     rank: Rank = "likelihood"
     prompts: int | None = None
-    """How many; None: `evaluation.prompts`, at most as many as there are."""
+    """Number of prompts; None: `evaluation.prompts`, or all if there are fewer."""
     threshold: float = 1.0
-    """Score from which an answer counts as correct."""
+    """Lowest score of a correct answer."""
     max_pairs: int = 8
     output: Path | None = None
     solutions: Path | None = None
@@ -55,11 +55,9 @@ class Request:
 
 
 def run_evaluation(config: RunConfig, request: Request) -> int:
-    """Samples, judges, chooses and reports. Returns the exit code 0.
+    """Sample, judge, select and report; return the exit code 0.
 
-    Raises:
-        UsageError: wrong paths or settings; nothing was sampled.
-        RunError: no generator is left, a prompt could not be answered or judged, or the disk refuses.
+    Raises UsageError before anything is sampled, RunError if a prompt cannot be answered or judged or the disk refuses.
     """
     console = Console(stderr=True, highlight=False)
     config = _for_sampling(config)
@@ -74,9 +72,9 @@ def run_evaluation(config: RunConfig, request: Request) -> int:
         groups = asyncio.run(_sample_and_judge(generators, wiring.start_judges(config, config.model.path)[0], prompts))
     scores = [verifier.scores(groups, config) for verifier in verifiers]
     solutions, candidates = judged(groups, scores, config, request.threshold)
-    figures = report(candidates)
-    print(render(figures, [f"{path}, {request.rank}" for path in request.verifiers]))
-    _write(figures, solutions, config, request)
+    results = report(candidates)
+    print(render(results, [f"{path}, {request.rank}" for path in request.verifiers]))
+    _write(results, solutions, config, request)
     return 0
 
 
@@ -94,10 +92,10 @@ def _for_sampling(config: RunConfig) -> RunConfig:
 def _prompts(config: RunConfig, wanted: int | None) -> list[Prompt]:
     source = PromptSource(config.prompts, load_tokenizer(config.model.tokenizer or str(resolve(config.model.path))))
     if wanted is not None and wanted > len(source):
-        raise UsageError(f"--prompts {wanted} asks for more than the {len(source)} of prompts.source; lower it")
+        raise UsageError(f"--prompts {wanted} exceeds the {len(source)} prompts of prompts.source; lower it")
     count = min(config.evaluation.prompts, len(source)) if wanted is None else wanted
     if count < 1:
-        raise UsageError("no prompt is asked for; set --prompts or evaluation.prompts to 1 or more")
+        raise UsageError("0 prompts requested; set --prompts or evaluation.prompts to 1 or more")
     return source.evaluation_prompts(count)
 
 
@@ -117,10 +115,10 @@ async def _sample_and_judge(
 
 
 async def sample(generators: Sequence[GeneratorPort], prompts: Sequence[Prompt]) -> list[Group]:
-    """One group of the starting weights' completions for each prompt, in order, the prompts dealt to the generators.
+    """Sample one group for each prompt from the starting weights, with the prompts dealt out to the generators.
 
-    A generator that is started again is given its open prompts again. Raises RunError when one dies for good, or a
-    prompt cannot be generated.
+    Returns groups in the order of `prompts`. A restarted generator gets its open prompts again. Raises RunError if a
+    generator dies for good or a prompt cannot be answered.
     """
     leases = [Lease(index, 0, prompt, 0, math.inf, draw="policy") for index, prompt in enumerate(prompts)]
     shares = [leases[number :: len(generators)] for number in range(len(generators))]
@@ -139,32 +137,32 @@ async def _serve(port: GeneratorPort, leases: Sequence[Lease]) -> list[Group]:
             while waiting:
                 for item in await port.collect(COLLECT_SECONDS):
                     index = item.lease_index if isinstance(item, Failure) else item.lease.index
-                    lease = waiting.pop(index, None)  # None: answered twice, before and after a broken connection
+                    lease = waiting.pop(index, None)  # None: answered before and after a broken connection
                     if isinstance(item, Group) and lease is not None:
                         groups.append(item)
                     elif isinstance(item, Failure) and lease is not None:
                         raise RunError(f"prompt '{lease.prompt.id}' could not be generated: {item.reason}")
         except GeneratorUnavailableError:
-            continue  # Ray starts it again, generators.max_restarts times at most.
+            continue  # Ray restarts it, at most generators.max_restarts times
         except GeneratorDeadError as error:
-            raise RunError(f"{error}; look at its log, and run again") from error
+            raise RunError(f"{error}; see its log, then run again") from error
     return groups
 
 
-# ---------------------------------------------------------------- choosing
+# ---------------------------------------------------------------- selecting
 
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """A model that scores answers: by its log-likelihood of them or, with `reference`, by the implicit reward."""
+    """A model that scores answers: by log-likelihood or, with `reference`, by implicit reward."""
 
     directory: Path
     reference: Path | None = None
     beta: float = 1.0
 
     def scores(self, groups: Sequence[Group], config: RunConfig) -> list[tuple[float, ...]]:
-        """Of every completion of `groups`: log V(y|x) (nats; Hosseini et al. 2024, section 3.1), or
-        beta (log V(y|x) - log mu(y|x)) (Rafailov et al. 2023, eq. 5). Raises UsageError as `PerplexityModel`."""
+        """Score every completion: log V(y|x) (nats; Hosseini et al. 2024, section 3.1), or with a reference
+        beta (log V(y|x) - log mu(y|x)) (Rafailov et al. 2023, eq. 5). Raises UsageError as `PerplexityModel` does."""
         values = _sequence_logprobs(self.directory, groups, config)
         if self.reference is not None:
             ours, theirs = values, _sequence_logprobs(self.reference, groups, config)
@@ -174,26 +172,23 @@ class Verifier:
 
 
 def find_verifier(path: str, rank: Rank) -> Verifier:
-    """The model at `path`, a directory or hub name.
-
-    Raises UsageError when it is none, or when rewards are wanted and it does not tell its reference.
-    """
+    """Return the verifier at a directory or hub name. Raises UsageError if it, or its reference, is not found."""
     directory = resolve(path)
     if rank == "likelihood":
         return Verifier(directory)
     record = directory / DPO_FILE
     try:
-        told: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-        return Verifier(directory, resolve(told["reference"]), float(told["beta"]))
+        recorded: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        return Verifier(directory, resolve(recorded["reference"]), float(recorded["beta"]))
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
-            f"--rank reward needs reference and beta of the verifier, and {record} does not tell them ({error!r}); "
+            f"--rank reward needs the verifier's reference and beta, and {record} does not hold them ({error!r}); "
             "give the final/ directory of `offbeat dpo`, or --rank likelihood"
         ) from error
 
 
 def _sequence_logprobs(directory: Path, groups: Sequence[Group], config: RunConfig) -> list[float]:
-    """Log-probs (nats) of all completions, each summed over its tokens, at temperature 1."""
+    """Log-probs (nats, temperature 1) of all completions, each summed over its tokens."""
     import torch
 
     from learner.stages.perplexity import PerplexityModel
@@ -214,27 +209,26 @@ def _sequence_logprobs(directory: Path, groups: Sequence[Group], config: RunConf
 def judged(
     groups: Sequence[Group], scores: Sequence[Sequence[tuple[float, ...]]], config: RunConfig, threshold: float
 ) -> tuple[list[Solution], list[Candidates]]:
-    """Judged groups as solutions for files and as candidates for the figures; `scores` are each verifier's."""
+    """Convert judged groups to solutions for files and candidates for the report; `scores` has one list a verifier."""
     answer_of = _final_answers(config)
     solutions: list[Solution] = []
     candidates: list[Candidates] = []
     for number, group in enumerate(groups):
         values = effective_scores(group, config.judging.missing_eos_score)
         correct = tuple(value >= threshold for value in values)
-        texts = [completion.text for completion in group.completions]
         own = tuple(each[number] for each in scores)
-        answers = None if answer_of is None else tuple(map(answer_of, texts))
+        answers = None if answer_of is None else tuple(answer_of(each.text) for each in group.completions)
         candidates.append(Candidates(correct, answers, own))
         prompt = group.lease.prompt
         given = prompt.metadata.get("messages", prompt.text)
-        for index, completion in enumerate(group.completions):
-            told = (texts[index], correct[index], values[index], completion.finished)
-            solutions.append(Solution(prompt.id, given, *told, tuple(each[index] for each in own)))
+        for index, each in enumerate(group.completions):
+            judgement = (correct[index], values[index], each.finished, tuple(score[index] for score in own))
+            solutions.append(Solution(prompt.id, given, each.text, *judgement))
     return solutions, candidates
 
 
 def _final_answers(config: RunConfig) -> Any:
-    """From a text to its final answer, where the judge knows what that is; None where it does not."""
+    """A function from a text to its final answer; None if the judge extracts no final answers."""
     if not isinstance(config.judging.judge, VerifierJudgeConfig):
         return None
     from actors.judges.verifier import VerifierJudge, normalise, number
@@ -250,13 +244,13 @@ def _final_answers(config: RunConfig) -> Any:
     return answer
 
 
-def _write(figures: Report, solutions: Sequence[Solution], config: RunConfig, request: Request) -> None:
+def _write(results: Report, solutions: Sequence[Solution], config: RunConfig, request: Request) -> None:
     if request.solutions is not None:
-        write_solutions(request.solutions, solutions)
+        write_jsonl(request.solutions, [asdict(solution) for solution in solutions])
     if request.pairs is not None:
         rows = pairs_of(solutions, request.max_pairs, config.seed)
         write_jsonl(request.pairs, rows)
         print(f"{len(rows)} pairs in {request.pairs}")
     if request.output is not None:
         asked = {"model": config.model.path, "verifiers": request.verifiers, "rank": request.rank}
-        write_jsonl(request.output, [asked | {"threshold": request.threshold} | asdict(figures)])
+        write_jsonl(request.output, [asked | {"threshold": request.threshold} | asdict(results)])

@@ -1,48 +1,47 @@
-"""Sampled solutions on disk, and preference pairs of them: every correct one against every incorrect one.
+"""Sampled solutions on disk, and preference pairs made of them: every correct one over every incorrect one.
 
-Pure but for the files. It must not know engines or judges.
+Pure, except for the files. Must not know engines or judges.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from actors.errors import RunError
+from actors.files import atomic_write, writing
 
 Chat = list[dict[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """One sampled completion of a prompt, judged. Written by `offbeat evaluate --solutions`."""
+    """One sampled and judged completion of a prompt. Written by `offbeat evaluate --solutions`."""
 
     prompt_id: str
     prompt: str | Chat
-    """What the policy was given, its template applied; or the chat it was made of."""
+    """The policy's input after its template, or the chat that it was made from."""
     response: str
     """Without special tokens."""
     correct: bool
     score: float
     """The judge's."""
     finished: bool
-    """Ended by itself, not at the length limit."""
+    """Whether it ended before the length limit."""
     verifier_scores: tuple[float, ...] = ()
-    """Each verifier's."""
+    """One per verifier."""
 
 
 def pairs_of(solutions: Iterable[Solution], max_pairs: int, seed: int) -> list[dict[str, Any]]:
-    """Rows {prompt, chosen, rejected} of the solutions of each prompt, chosen correct and rejected not.
+    """Make rows {prompt, chosen, rejected} from the solutions of each prompt, chosen correct and rejected incorrect.
 
-    From the product of a prompt's different correct and different incorrect responses (Hosseini et al. 2024, "V-STaR",
-    section 3.1) at most `max_pairs` are drawn, by the seed and the prompt alone. Left out are empty responses and those
-    that were cut at the length limit, which as data would end where the policy did not.
+    Draws at most `max_pairs` from the product of a prompt's distinct correct and incorrect responses (Hosseini et al.
+    2024, "V-STaR", section 3.1); the draw depends on seed and prompt alone. Skips empty responses and those cut at the
+    length limit: as training data they would end where the policy did not.
     """
     by_prompt: dict[str, list[Solution]] = {}
     for solution in solutions:
@@ -62,16 +61,7 @@ def pairs_of(solutions: Iterable[Solution], max_pairs: int, seed: int) -> list[d
 
 
 def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """One JSON object a line, whole or not at all. Raises RunError when the disk refuses."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    try:
+    """Write one JSON object per line, all or nothing. Raises RunError."""
+    with writing(path, "give another path"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error}; give another path") from error
-
-
-def write_solutions(path: Path, solutions: Sequence[Solution]) -> None:
-    """Raises RunError when the disk refuses."""
-    write_jsonl(path, [asdict(solution) for solution in solutions])
+        atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,6 +1,6 @@
-"""What a run shows while it goes on: a live board in a terminal, now and then a line anywhere else.
+"""Progress display of a run: a live board in a terminal, an occasional line anywhere else.
 
-It draws `RunSnapshot`s and knows nothing of where they come from; it must never hold up a run.
+Draws `RunSnapshot`s. Must not know where they come from, and must never delay a run.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Self
 
 from rich.box import ROUNDED
@@ -17,25 +16,25 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from actors.records import GeneratorStatus
 
 MIN_SECONDS = 5.0
-"""Two lines of a plain log are at least this far apart."""
+"""Least time between two lines of a plain log."""
 MAX_SECONDS = 60.0
-"""A plain log is silent no longer than this, so that a run that waits can be told from one that hangs."""
+"""Longest silence of a plain log, so that a waiting run does not look like a hanging one."""
 PROGRESS_STEP = 0.1
-"""Share of the updates after which a line is due."""
+"""Share of all updates after which a line is due."""
 REFRESH_PER_SECOND = 4
 MAX_ROWS = 8
-"""Generators shown one by one, and staleness bounds shown with every age below them."""
+"""Most generators shown one by one; also the largest staleness bound shown with every age below it."""
 
 
 @dataclass(frozen=True)
 class RunSnapshot:
-    """The state of a run at one moment. Made by the driver; drawn here. Rates are of the recent past."""
+    """The state of a run at one moment. Made by the driver, drawn here. Rates are recent averages."""
 
     elapsed_seconds: float
     version: int
@@ -45,12 +44,12 @@ class RunSnapshot:
     groups_per_second: float
     generators: tuple[GeneratorStatus, ...]
     ages: tuple[int, ...]
-    """Staleness that each buffered group has now."""
+    """Current staleness of each buffered group."""
     max_staleness: int
     buffered: int
-    """Groups judged and not yet consumed."""
+    """Judged groups that are not yet consumed."""
     in_flight: int
-    """Leases at a generator or the judge."""
+    """Leases at a generator or judge."""
     learner_state: str
     """`training`, `waiting`, `publishing`, `checkpointing` or `evaluating`."""
     learner_seconds: Mapping[str, float]
@@ -58,9 +57,9 @@ class RunSnapshot:
     loss: float | None = None
     accuracy: float | None = None
     kl: float | None = None
-    """Nats per completion to the reference."""
+    """KL to the reference (nats per completion)."""
     log_ratio_max: float | None = None
-    """Largest |log policy - log behaviour| of a token, nats."""
+    """Largest |log policy - log behaviour| of a token (nats)."""
     win_rate: float | None = None
     win_rate_interval: tuple[float, float] | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
@@ -73,7 +72,7 @@ class RunSnapshot:
 
 
 class Board:
-    """Shows snapshots and messages; a context manager. In a terminal it redraws in place, elsewhere it prints lines."""
+    """Show snapshots and messages: redrawn in place in a terminal, as lines elsewhere. A context manager."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
@@ -83,21 +82,19 @@ class Board:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Leaves the last board standing and gives the terminal back; what is printed next comes below it."""
+        """Keep the last board on the screen and release the terminal; later output appears below it."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def update(self, snapshot: RunSnapshot) -> None:
-        """Shows the newest snapshot: at once in a terminal, when a line is due elsewhere."""
+        """Show a snapshot: at once in a terminal, elsewhere if a line is due."""
         if self.console.is_terminal:
-            if self._live is None:  # starts with the first snapshot: an empty board says nothing
+            if self._live is None:  # not earlier: an empty board would be shown
                 self._live = Live(console=self.console, refresh_per_second=REFRESH_PER_SECOND)
                 self._live.start()
             self._live.update(render(snapshot))
@@ -106,7 +103,7 @@ class Board:
             self.console.print(Text(f"offbeat: {line(snapshot)}"), soft_wrap=True)
 
     def message(self, text: str) -> None:
-        """Prints one line that stays, above the board where there is one."""
+        """Print a permanent line, above the board if there is one."""
         self.console.print(Text(f"offbeat: {text}"), soft_wrap=True)
 
 
@@ -114,7 +111,7 @@ class Board:
 
 
 def line_due(last: RunSnapshot | None, now: RunSnapshot) -> bool:
-    """Whether a plain log needs a line: the first and the last snapshot, a tenth of the run, or a minute of silence."""
+    """Return whether a plain log needs a line: first and last snapshot, a tenth of the run, or a minute of silence."""
     if last is None:
         return True
     if now.updates >= now.total_updates:
@@ -125,7 +122,7 @@ def line_due(last: RunSnapshot | None, now: RunSnapshot) -> bool:
 
 
 def line(snapshot: RunSnapshot) -> str:
-    """A snapshot in one line of plain text."""
+    """Return a snapshot as one line of plain text."""
     oldest = max(snapshot.ages, default=0)
     parts = [
         f"update {snapshot.updates}/{snapshot.total_updates} ({snapshot.progress:.0%}) version {snapshot.version}",
@@ -140,7 +137,7 @@ def line(snapshot: RunSnapshot) -> str:
 
 
 def clock(seconds: float) -> str:
-    """`1:02:03` for 3723 seconds; hours are not wrapped into days."""
+    """Return `1:02:03` for 3723 seconds; hours do not wrap into days."""
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
@@ -170,10 +167,8 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def render(snapshot: RunSnapshot) -> RenderableType:
-    """The board of one snapshot."""
-    middle = Table.grid(expand=True, padding=(0, 3, 0, 0))
-    middle.add_column(ratio=1)
-    middle.add_column(ratio=1)
+    """Return the board of one snapshot."""
+    middle = Table.grid(Column(ratio=1), Column(ratio=1), expand=True, padding=(0, 3, 0, 0))
     middle.add_row(_buffer(snapshot), _learner(snapshot))
     return Panel(
         Group(_progress(snapshot), Text(), _generators(snapshot), Text(), middle, Text(), _scores_row(snapshot)),
@@ -187,10 +182,8 @@ def render(snapshot: RunSnapshot) -> RenderableType:
 
 
 def _progress(snapshot: RunSnapshot) -> RenderableType:
-    row = Table.grid(expand=True, padding=(0, 2, 0, 0))
-    row.add_column(no_wrap=True)
-    row.add_column(ratio=1)
-    row.add_column(no_wrap=True, justify="right")
+    columns = Column(no_wrap=True), Column(ratio=1), Column(no_wrap=True, justify="right")
+    row = Table.grid(*columns, expand=True, padding=(0, 2, 0, 0))
     rates = f"{snapshot.tokens_per_second:,.0f} tokens/s   {snapshot.groups_per_second:.1f} groups/s"
     row.add_row(
         f"update {snapshot.updates}/{snapshot.total_updates}",
@@ -241,12 +234,9 @@ def _learner(snapshot: RunSnapshot) -> RenderableType:
 
 
 def _bars(title: str) -> Table:
-    table = Table.grid(expand=True, padding=(0, 1, 0, 0))
-    table.title = Text(title, style="bold", no_wrap=True)
-    table.title_justify = "left"
-    table.add_column(no_wrap=True, min_width=13)
-    table.add_column(ratio=1)
-    table.add_column(justify="right", no_wrap=True, min_width=4)
+    columns = Column(no_wrap=True, min_width=13), Column(ratio=1), Column(justify="right", no_wrap=True, min_width=4)
+    table = Table.grid(*columns, expand=True, padding=(0, 1, 0, 0))
+    table.title, table.title_justify = Text(title, style="bold", no_wrap=True), "left"
     return table
 
 
@@ -255,7 +245,7 @@ def _add_bar(table: Table, name: str, share: float, value: str, style: str) -> N
 
 
 def _scores_row(snapshot: RunSnapshot) -> RenderableType:
-    # Columns, so that a narrow terminal breaks between two scores and never inside one.
+    # Columns: a narrow terminal breaks between two scores, never inside one.
     items = [Text.assemble((f"{name} ", "dim"), (text, "bold")) for name, text in _scores(snapshot).items()]
     if any(snapshot.dropped.values()):
         items.append(Text(f"dropped {_counts(snapshot.dropped)}", style="yellow"))

@@ -1,22 +1,20 @@
-"""The journal of a run: every group that was trained on, once, and which updates consumed it. Parquet files.
+"""The journal of a run: every group that was trained on, once, and the updates that consumed it. Parquet files.
 
     journal/
       groups-0000000-0000049.parquet     groups first consumed by updates 0 to 49, in order of consumption
-      updates-0000000-0000049.parquet    one row per update: the leases of its batch, in order; none in an empty one
+      updates-0000000-0000049.parquet    one row per update: the leases of its batch, in order
 
-A pair of files is closed every `journal.updates_per_file` updates and before every checkpoint, so that what a
+A pair of files is closed every `journal.updates_per_file` updates and before every checkpoint, so that everything a
 checkpoint covers is on disk. Groups are written update by update: memory holds one batch. `journal_reader.py` reads
-them.
-It must not know loop, learner or judges.
+them back. Must not know loop, learner or judges.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +22,13 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from actors.errors import RunError
+from actors.files import TEMPORARY, atomic_file, replace_file, writing
 from actors.records import Group
 from actors.replay_buffer.buffer import Batch
 from launch.settings.run import RunConfig
 
 SETTINGS = b"offbeat.settings"
-"""Key of the schema's metadata under which a file of updates has `learning_settings` as JSON."""
-_TEMPORARY = ".tmp-"
+"""Key in the schema metadata of a file of updates: `learning_settings` as JSON."""
 _NAME = re.compile(r"updates-(\d+)-(\d+)\.parquet")
 _INTS, _FLOATS = pyarrow.list_(pyarrow.int32()), pyarrow.list_(pyarrow.float64())
 _COMPLETION = pyarrow.struct(
@@ -59,7 +56,7 @@ GROUPS = pyarrow.schema(
         ("preferences", pyarrow.list_(_FLOATS)),
     ]
 )
-"""`update` is the one that consumed the group first; the other columns are those of `actors.records`."""
+"""`update` consumed the group first; the other columns are fields of `actors.records`."""
 UPDATES = pyarrow.schema(
     [
         ("update", pyarrow.int64()),
@@ -68,7 +65,7 @@ UPDATES = pyarrow.schema(
         ("staleness", _INTS),
     ]
 )
-"""A row is an `actors.replay_buffer.buffer.Batch`, its groups by lease."""
+"""A row is an `actors.replay_buffer.buffer.Batch`, with groups by lease."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -77,7 +74,7 @@ class Segment:
 
     first: int
     last: int
-    """Updates, both included."""
+    """Update numbers, inclusive."""
     directory: Path
 
     @property
@@ -97,19 +94,19 @@ class Segment:
         return sum(path.stat().st_size for path in (self.groups, self.updates))
 
     def remove(self) -> None:
-        """Updates first: groups alone are no segment."""
+        """Delete both files, updates first: without them the groups count as unfinished."""
         self.updates.unlink(missing_ok=True)
         self.groups.unlink(missing_ok=True)
 
 
 def segments(directory: Path) -> list[Segment]:
-    """The closed segments below `directory`, in order."""
+    """Return the closed segments below `directory`, in order."""
     names = [_NAME.fullmatch(path.name) for path in directory.glob("updates-*.parquet")]
     return sorted(Segment(int(name[1]), int(name[2]), directory) for name in names if name is not None)
 
 
 def learning_settings(config: RunConfig) -> dict[str, Any]:
-    """What decides, beside the groups, which weights the learner reaches; as JSON values."""
+    """Return the settings that decide, with the groups, which weights the learner reaches. JSON values."""
     return {
         "updates": config.updates,
         "learner": config.learner.model_dump(mode="json", exclude={"port", "max_skipped_updates"}),
@@ -119,13 +116,11 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
 
 
 class Journal:
-    """Writes the journal of one run below `directory`.
+    """Write the journal of one run below `directory`.
 
-    A resumed run goes on at update `resume_from`: what an earlier part has written of that update and later ones is
-    removed. `say` hears once when the oldest files are removed for `journal.max_mib`.
-
-    Raises:
-        RunError: the directory cannot be written; so do all methods.
+    A resumed run continues at update `resume_from`: later records of an earlier part are removed. `say` is called once
+    if the oldest files are removed because of `journal.max_mib`. All methods raise RunError if the directory cannot be
+    written.
     """
 
     def __init__(
@@ -138,14 +133,14 @@ class Journal:
         self._open: _OpenSegment | None = None
         self._dropped = False
         self._written: dict[int, int] = {}
-        """Groups that may be consumed again: lease index -> oldest version."""
+        """Recorded groups that may be consumed again: lease index -> oldest version."""
         with self._writing():
             _truncate(self._directory, resume_from)
             if self._reuse:
                 self._written = _oldest_versions(self._directory)
 
     def add(self, batch: Batch) -> None:
-        """Notes what an update consumes; call it for empty batches too."""
+        """Record the batch of an update, even if it is empty."""
         if not self._config.enabled:
             return
         fresh = [group for group in batch.groups if group.lease.index not in self._written]
@@ -161,7 +156,7 @@ class Journal:
                 self._close_segment()
 
     def flush(self) -> None:
-        """Brings everything that was added to the disk."""
+        """Close the open segment, so that everything added is on disk."""
         with self._writing():
             self._close_segment()
 
@@ -174,41 +169,38 @@ class Journal:
     def _drop_oldest(self) -> None:
         kept = segments(self._directory)
         sizes = {segment: segment.nbytes for segment in kept}
-        # The newest stays, however large: what is written last is what is looked at first.
+        # The newest stays, however large: the latest updates are the ones users look at first.
         while len(kept) > 1 and sum(sizes[segment] for segment in kept) > self._config.max_mib << 20:
             kept.pop(0).remove()
             if not self._dropped:
                 self._dropped = True
                 self._say(
-                    f"the journal is over journal.max_mib {self._config.max_mib}: its oldest files are removed, and "
+                    f"warning: the journal exceeds journal.max_mib {self._config.max_mib}: removing its oldest files; "
                     "`offbeat replay` starts from the oldest checkpoint that the rest covers"
                 )
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, pyarrow.ArrowException) as error:
-            raise RunError(
-                f"cannot write the journal in {self._directory}: {error}; free space there, or set "
-                "journal.enabled=false, then go on with --resume"
-            ) from error
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return writing(
+            f"the journal in {self._directory}",
+            "free space there, or set journal.enabled=false, then continue with --resume",
+            pyarrow.ArrowException,
+        )
 
 
 class _OpenSegment:
-    """A segment being written, under names that no reader looks at."""
+    """A segment being written, under temporary names."""
 
     def __init__(self, directory: Path, first: int, settings: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory, self._first = directory, first
         self._rows: list[dict[str, Any]] = []
         self._schema = UPDATES.with_metadata({SETTINGS: settings})
-        self._groups = directory / f"{_TEMPORARY}groups.parquet"
+        self._groups = directory / f"{TEMPORARY}groups.parquet"
         self._writer = pyarrow.parquet.ParquetWriter(self._groups, GROUPS, compression="zstd")
 
     @property
     def length(self) -> int:
-        """Updates so far."""
+        """Number of updates so far."""
         return len(self._rows)
 
     def add(self, batch: Batch, fresh: Sequence[Group]) -> None:
@@ -227,8 +219,8 @@ class _OpenSegment:
     def close(self) -> None:
         self._writer.close()
         segment = Segment(self._first, self._rows[-1]["update"], self._directory)
-        # Groups first: a file of updates says that its groups are there.
-        _publish(self._groups, segment.groups)
+        # Groups first: a file of updates promises that its groups exist.
+        replace_file(self._groups, segment.groups, durable=True)
         _write(segment.updates, pyarrow.Table.from_pylist(self._rows, schema=self._schema))
 
 
@@ -245,15 +237,8 @@ def _row(group: Group, update: int) -> dict[str, Any]:
         "min_version": lease.min_version,
         "oldest_version": group.oldest_version,
         "completions": [
-            {
-                "token_ids": completion.token_ids,
-                "logprobs": completion.logprobs,
-                "versions": completion.versions,
-                "text": _text(completion.text),
-                "finished": completion.finished,
-                "opponent": completion.opponent,
-            }
-            for completion in group.completions
+            {field.name: getattr(each, field.name) for field in _COMPLETION} | {"text": _text(each.text)}
+            for each in group.completions
         ],
         "scores": judgement.scores,
         "preferences": judgement.preferences,
@@ -261,7 +246,7 @@ def _row(group: Group, update: int) -> dict[str, Any]:
 
 
 def _text(text: str) -> str:
-    """As UTF-8 can hold it: JSON data may have half a surrogate pair."""
+    """Text that UTF-8 can hold: JSON data may have half a surrogate pair."""
     return text.encode("utf-8", "replace").decode()
 
 
@@ -269,10 +254,10 @@ def _text(text: str) -> str:
 
 
 def _truncate(directory: Path, update: int) -> None:
-    """Removes the rows of `update` and later ones, and what a crash left half written."""
+    """Remove the rows of `update` and later ones, and files that a crash left half written."""
     closed = segments(directory)
     whole = {segment.groups for segment in closed}
-    for path in [*directory.glob(f"{_TEMPORARY}*"), *directory.glob("groups-*.parquet")]:
+    for path in [*directory.glob(f"{TEMPORARY}*"), *directory.glob("groups-*.parquet")]:
         if path not in whole:
             path.unlink()
     for segment in closed:
@@ -287,7 +272,7 @@ def _truncate(directory: Path, update: int) -> None:
 
 
 def _oldest_versions(directory: Path) -> dict[int, int]:
-    """Lease index -> oldest version, of all groups below `directory`."""
+    """Lease index -> oldest version, for all groups below `directory`."""
     found: dict[int, int] = {}
     for segment in segments(directory):
         table = pyarrow.parquet.read_table(segment.groups, columns=["lease_index", "oldest_version"])
@@ -296,21 +281,5 @@ def _oldest_versions(directory: Path) -> dict[int, int]:
 
 
 def _write(path: Path, table: pyarrow.Table) -> None:
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}")
-    pyarrow.parquet.write_table(table, temporary, compression="zstd")
-    _publish(temporary, path)
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    """Renames what is safely on the disk."""
-    _sync(temporary)
-    os.replace(temporary, path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with atomic_file(path, durable=True) as temporary:
+        pyarrow.parquet.write_table(table, temporary, compression="zstd")

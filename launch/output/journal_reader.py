@@ -1,10 +1,11 @@
-"""Reads a run's journal back: batches in their order, made of the very values that were written.
+"""Read a run's journal back: batches in order, with exactly the values that were written.
 
-Knows the files of `journal.py`; must not know the learner.
+Knows the files of `journal.py`. Must not know the learner.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ from actors.errors import UsageError
 from actors.records import Completion, Group, Judgement, Lease, Prompt
 from actors.replay_buffer.buffer import Batch
 from launch.output.journal import SETTINGS, Segment, segments
+from launch.settings.loading import with_current_keys
+from launch.settings.run import RunConfig
 
 _ROWS = 64
-"""Groups that are decoded at a time."""
+"""Groups decoded at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +37,9 @@ class UpdateRow:
 
 
 class JournalReader:
-    """The journal below `directory`, as far as its files are closed.
+    """The closed part of the journal below `directory`.
 
-    Raises:
-        UsageError: there is none, or it cannot be read; so do all methods.
+    Constructor and methods raise UsageError if there is no journal or it cannot be read.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -53,12 +55,12 @@ class JournalReader:
         for segment in self._segments:
             table = _read(segment.updates)
             self._rows[segment] = [UpdateRow(**_tuples(row)) for row in table.to_pylist()]
-            self._settings[segment] = json.loads(table.schema.metadata[SETTINGS])
+            self._settings[segment] = with_current_keys(json.loads(table.schema.metadata[SETTINGS]), RunConfig)
             self._leases[segment] = _read(segment.groups, ["lease_index"]).column("lease_index").to_pylist()
         self.first = covered_from(self.rows, {index for leases in self._leases.values() for index in leases})
-        """The update from which on every batch is there."""
+        """First update from which every batch is complete."""
         self.end = self.rows[-1].update + 1
-        """Updates of the run that the journal knows."""
+        """Number of the run's updates up to the end of the journal."""
 
     @property
     def rows(self) -> list[UpdateRow]:
@@ -66,8 +68,7 @@ class JournalReader:
         return [row for segment in self._segments for row in self._rows[segment]]
 
     def settings(self, start: int) -> list[tuple[int, dict[str, Any]]]:
-        """The `learning_settings` that updates from `start` on were made with, each with the first update in a file
-        that has them."""
+        """Return the `learning_settings` of updates from `start` on, each with the first update it applies to."""
         found: list[tuple[int, dict[str, Any]]] = []
         for segment in self._segments:
             settings = self._settings[segment]
@@ -76,7 +77,7 @@ class JournalReader:
         return found
 
     def batches(self, start: int) -> Iterator[Batch]:
-        """The batches of updates from `start` on; `start` is at least `first`."""
+        """Yield the batches of updates from `start` on; `start` must be at least `first`."""
         last_use = {index: row.update for row in self.rows if row.update >= start for index in row.lease_indices}
         held: dict[int, Group] = {}
         for segment in self._segments:
@@ -87,7 +88,7 @@ class JournalReader:
             for row in self._rows[segment]:
                 if row.update < start:
                     continue
-                # Groups stand in the order of their first consumption.
+                # Groups are stored in the order of their first consumption.
                 while any(index not in held for index in row.lease_indices):
                     group = next(groups)
                     held[group.lease.index] = group
@@ -98,10 +99,10 @@ class JournalReader:
 
 
 def covered_from(rows: Sequence[UpdateRow], present: set[int]) -> int:
-    """The least update from which on no update of `rows` (in order, at least one) and no group is missing.
+    """Return the first update from which no update and no group is missing.
 
-    `present`: lease indices of the groups that are there. One more than the last update where even its own groups are
-    not all there.
+    `rows` holds at least one update, in order; `present` the lease indices of the groups on disk. If even the last
+    update lacks a group, return the number after it.
     """
     first = rows[-1].update + 1
     for row in reversed(rows):
@@ -112,12 +113,9 @@ def covered_from(rows: Sequence[UpdateRow], present: set[int]) -> int:
 
 
 def _groups(segment: Segment) -> Iterator[Group]:
-    try:
-        file = pyarrow.parquet.ParquetFile(segment.groups)
-        for rows in file.iter_batches(_ROWS):
+    with _reading(segment.groups):
+        for rows in pyarrow.parquet.ParquetFile(segment.groups).iter_batches(_ROWS):
             yield from map(_group, rows.to_pylist())
-    except (OSError, pyarrow.ArrowException) as error:
-        raise _unreadable(segment.groups, error) from error
 
 
 def _group(row: Mapping[str, Any]) -> Group:
@@ -135,11 +133,13 @@ def _tuples(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(path: Path, columns: list[str] | None = None) -> pyarrow.Table:
-    try:
+    with _reading(path):
         return pyarrow.parquet.read_table(path, columns=columns)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, pyarrow.ArrowException) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> UsageError:
-    return UsageError(f"{path} cannot be read: {error}; restore it from a copy")
+        raise UsageError(f"{path} cannot be read: {error}; restore it from a copy") from error

@@ -1,7 +1,6 @@
-"""Numbers of a run over its updates: `metrics.jsonl` for scripts and `tensorboard/` for eyes, always the same numbers.
+"""Metrics of a run over its updates: `metrics.jsonl` for scripts and `tensorboard/` for people, with the same numbers.
 
-Knows files only; what the numbers mean is their sender's business. TensorBoard's own event writer is used, so that the
-process that writes metrics needs no torch.
+Must not know what the numbers mean. Uses TensorBoard's own event writer, so that the process needs no torch.
 """
 
 from __future__ import annotations
@@ -15,69 +14,56 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from actors.errors import RunError
+from actors.files import writing
 
 FLUSH_SECONDS = 10
-"""Seconds until TensorBoard sees an event; the JSON lines are flushed one by one."""
+"""Seconds until an event reaches TensorBoard; each JSON line is flushed at once."""
 
 
 def numbers(record: Any) -> dict[str, float]:
-    """The numbers of a dataclass by name, flags as 0 or 1; what it does not have (None) is left out."""
+    """Return the numbers of a dataclass by name, flags as 0 or 1, without those that are None."""
     return {key: float(value) for key, value in asdict(record).items() if isinstance(value, int | float)}
 
 
 class MetricsWriter:
-    """Appends one line, and one set of TensorBoard scalars, per step.
+    """Append one line, and one set of TensorBoard scalars, per step.
 
-    A resumed run goes on after step `resume_from`: what an earlier part had written past it is taken back, and a line
-    cut short by a crash with it. 0 starts afresh.
-
-    Raises:
-        RunError: the directory cannot be written.
+    A resumed run continues after step `resume_from` (0: a fresh run): later lines of an earlier part are removed, as is
+    a line cut short by a crash. Constructor and `write` raise RunError if the directory cannot be written.
     """
 
     def __init__(self, directory: str | Path, resume_from: int = 0) -> None:
         self._path = Path(directory) / "metrics.jsonl"
-        try:
+        with self._writing():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             _truncate_after(self._path, resume_from)
             self._file = self._path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise self._unwritable(error) from error
         self._events = _Events(self._path.parent / "tensorboard", resume_from)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line `{"step": ..., "time": seconds since 1970, NAME: value, ...}`.
+        """Write one line `{"step": ..., "time": seconds since 1970, NAME: value, ...}`.
 
-        JSON has no NaN or infinity: such a value is null in the line, and itself in TensorBoard.
-
-        Raises:
-            RunError: the disk is full or gone.
+        JSON has no NaN or infinity: such a value is null in the line, and unchanged in TensorBoard.
         """
         now = time.time()
         finite = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
-        try:
+        with self._writing():
             self._file.write(json.dumps({"step": step, "time": now, **finite}) + "\n")
             self._file.flush()
             self._events.write(step, now, values)
-        except OSError as error:
-            raise self._unwritable(error) from error
 
     def close(self) -> None:
-        """Closes both; a second call does nothing. A disk that fails here has been reported by `write`."""
+        """Close both files; may be called again. A disk error is not raised here: `write` has raised it."""
         for part in (self._file, self._events):
             with contextlib.suppress(OSError):
                 part.close()
 
-    def _unwritable(self, error: OSError) -> RunError:
-        return RunError(
-            f"cannot write {self._path}: {error.strerror or error}; free space there or choose another directory with "
-            "--output DIR"
-        )
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return writing(self._path, "free space there or choose another directory with --output DIR")
 
 
 def _truncate_after(path: Path, step: int) -> None:
-    """Keeps the leading whole lines of steps up to `step`."""
+    """Keep the leading complete lines of steps up to `step`."""
     if not path.exists():
         return
     kept = 0
@@ -90,7 +76,7 @@ def _truncate_after(path: Path, step: int) -> None:
 
 
 def _step_of(line: bytes) -> float:
-    """The line's step; infinity for a line that is not one of ours, which ends what is kept."""
+    """The line's step; infinity for an invalid line, which ends the part that is kept."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
@@ -98,7 +84,7 @@ def _step_of(line: bytes) -> float:
 
 
 class _Events:
-    """TensorBoard scalars. A resumed run tells the reader to forget later steps of the earlier part."""
+    """TensorBoard scalars. A resumed run makes the reader discard later steps of the earlier part."""
 
     def __init__(self, directory: Path, resume_from: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog

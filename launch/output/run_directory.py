@@ -1,6 +1,6 @@
-"""The directory of one run: created once, resumed by name, and never mixed up with another run's.
+"""The directory of one run: created once, resumed by name, never shared with another run.
 
-Also the run's folder in shared memory, which must not outlive it.
+Also the run's folder in shared memory, which must not outlive the run.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import tempfile
 from pathlib import Path
 
 from actors.errors import RunError, UsageError
-from launch.settings.loading import dump_config
+from actors.files import TEMPORARY, atomic_write, writing
+from launch.settings.loading import LOCK, RECORDED, dump_config
 from launch.settings.run import NamedConfig
 
 SHARED_MEMORY = Path("/dev/shm")
 SHM_PREFIX = "offbeat-"
-LOCK = ".lock"
-"""A file that a live process holds locked. Unlike a process id it means the same in every container."""
-_BEFORE_THE_CONFIG = (LOCK, "config.tmp")
-"""What a run that was killed while it began has left: nothing to go on with, and in nobody's way."""
+_STARTUP_FILES = (LOCK, f"{TEMPORARY}{RECORDED}", "config.tmp")
+"""Files left by a run that died during startup; safe to overwrite. Older versions wrote `config.tmp`."""
 
 
 class RunDirectory:
@@ -28,7 +27,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config = path / "config.yaml"
+        self.config = path / RECORDED
         self.checkpoints = path / "checkpoints"
         self.final = path / "final"
         self.start = path / "start"
@@ -41,38 +40,35 @@ class RunDirectory:
 
     @classmethod
     def open(cls, config: NamedConfig, *, resume: bool) -> RunDirectory:
-        """The directory of a run to start or, when resuming, to go on with. Writes nothing: see `begin`.
+        """Return the directory of a run to start or to resume, without writing to it.
 
-        Raises:
-            UsageError: it holds another run and `resume` was not asked for, or there is nothing to resume.
+        Raises UsageError if it holds another run and `resume` is False, or nothing to resume.
         """
         path = config.directory
         if config.output is None and config.name in (".", ".."):
             raise UsageError(
-                f"name {config.name!r} is no name for a directory below runs/; choose another with name=NAME, or say "
-                "where to write with --output DIR"
+                f"name {config.name!r} cannot name a directory below runs/; choose another with name=NAME, or give a "
+                "directory with --output DIR"
             )
         run = cls(path)
         if resume and not run.config.is_file():
             raise UsageError(
                 f"--resume found no run in {path}: it has no config.yaml; give the directory of an interrupted run "
-                "with --output DIR, or leave --resume out to start one"
+                "with --output DIR, or leave out --resume to start one"
             )
-        if not resume and path.is_dir() and any(each.name not in _BEFORE_THE_CONFIG for each in path.iterdir()):
+        if not resume and path.is_dir() and any(each.name not in _STARTUP_FILES for each in path.iterdir()):
             raise UsageError(
-                f"output directory {path} is not empty; go on with that run by --resume, or choose another with "
-                "--output DIR or name=NAME"
+                f"output directory {path} is not empty; continue that run with --resume, or choose another directory "
+                "with --output DIR or name=NAME"
             )
         return run
 
     def begin(self, config: NamedConfig) -> None:
-        """Creates the directory, takes it for this process until `close`, and writes the resolved config.
+        """Create the directory, lock it for this process until `close`, and write the resolved config.
 
-        Raises:
-            UsageError: another process is running in it.
-            RunError: it cannot be written.
+        Raises UsageError if another process holds the lock, RunError if the directory cannot be written.
         """
-        try:
+        with writing(f"to the output directory {self.path}", "choose another with --output DIR"):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
             if not _try_lock(self._lock):
@@ -80,16 +76,10 @@ class RunDirectory:
                     f"another process is running in {self.path}; wait for its end or interrupt it, then --resume, or "
                     "choose another directory with --output DIR"
                 )
-            temporary = self.config.with_suffix(".tmp")
-            temporary.write_text(dump_config(config))
-            os.replace(temporary, self.config)
-        except OSError as error:
-            raise RunError(
-                f"cannot write to the output directory {self.path}: {error}; choose another with --output DIR"
-            ) from None
+            atomic_write(self.config, dump_config(config))
 
     def clear(self) -> None:
-        """Removes everything that a run has written which was refused before it began."""
+        """Remove everything written by a run that was refused before it began."""
         for path in self.path.iterdir():
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -97,30 +87,30 @@ class RunDirectory:
                 path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Lets another process run here."""
+        """Release the lock."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
 
 class SharedMemory:
-    """A folder of this process's own under /dev/shm for publications; removed on `close`.
+    """A folder of this process under /dev/shm for published weights; removed on `close`.
 
-    What a killed process left is removed by the next one, which finds the folder's lock open.
+    Folders of killed processes, recognised by their released locks, are removed by the next process.
     """
 
     def __init__(self, root: Path | None = None) -> None:
         root = root or SHARED_MEMORY
         for folder in left_behind(root):
             shutil.rmtree(folder, ignore_errors=True)
-        # Hidden until it is locked, so that nobody takes it for a dead process's.
+        # Hidden until it is locked, so that no other process takes it for abandoned.
         hidden = Path(tempfile.mkdtemp(prefix=f".{SHM_PREFIX}", dir=root))
         self._lock: int | None = os.open(hidden / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         _try_lock(self._lock)
         self.path = hidden.rename(root / hidden.name.removeprefix("."))
 
     def require(self, nbytes: int, *, what: str) -> None:
-        """Raises `RunError` when fewer than `nbytes` are free."""
+        """Raise RunError if fewer than `nbytes` are free."""
         free = shutil.disk_usage(self.path).free
         if free < nbytes:
             raise RunError(
@@ -136,13 +126,12 @@ class SharedMemory:
 
 
 def left_behind(root: Path) -> list[Path]:
-    """Folders in shared memory whose process is gone: it was killed before it could remove them. They stay as they
-    are, their locks too."""
+    """Return shared-memory folders whose process is gone. Changes neither folders nor locks."""
     return [path for path in sorted(root.glob(f"{SHM_PREFIX}*")) if path.is_dir() and not _locked(path / LOCK)]
 
 
 def _locked(lock: Path) -> bool:
-    """Whether a live process holds a lock file; also where that cannot be told: another user's, say."""
+    """Return whether a live process holds a lock file; True also if unknown, as for another user's file."""
     try:
         descriptor = os.open(lock, os.O_RDONLY)
     except FileNotFoundError:
@@ -159,7 +148,7 @@ def _locked(lock: Path) -> bool:
 
 
 def _try_lock(descriptor: int) -> bool:
-    """Locks a file for this process. False: another one holds it. File systems without locks let everyone in."""
+    """Lock a file for this process; False if another holds it. File systems without locks admit everyone."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -170,7 +159,7 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def next_free(path: Path) -> Path:
-    """`path`, or `path-2`, `path-3`, … : the first that does not exist."""
+    """Return the first of `path`, `path-2`, `path-3`, … that does not exist."""
     number, candidate = 1, path
     while candidate.exists():
         number += 1

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from actors.errors import OffbeatError, UsageError
 from launch.output.run_directory import RunDirectory
+from launch.settings.renamed import new_key
 from launch.settings.run import TrainingConfig
 from learner.backend import checkpoints
 
@@ -19,9 +20,6 @@ INTERRUPTED = 130
 """Exit code after an interrupt."""
 SHOWN_SKIPS = 5
 """Malformed rows shown one by one."""
-
-RENAMED = {"opponent": "learner.loss.opponent"}
-"""Fixed settings of older checkpoints, by their names of today."""
 
 Status = Literal["completed", "interrupted", "failed"]
 
@@ -86,7 +84,7 @@ def check_same_run(saved: Mapping[str, Any], given: Mapping[str, Any], checkpoin
 
     Settings that the checkpoint does not name are not compared, and evaluation may be turned off.
     """
-    saved = {RENAMED.get(name, name): value for name, value in saved.items()}
+    saved = {new_key(name) or name: value for name, value in saved.items()}
     changed = [
         f"{name} (was {saved[name]}, is {value})"
         for name, value in given.items()

@@ -1,4 +1,4 @@
-"""What a replay did beside the run that it replays: numbers in, a record and a table out. Pure, but for printing."""
+"""Compare a replay with its run: metrics in, a JSON record and a table out. Pure, except for writing and printing."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from actors.errors import RunError
+from actors.files import atomic_write, writing
 
 WINDOWS = 5
 SHOWN = (
     *("loss", "margin", "accuracy", "kl_chosen", "kl_rejected", "player_preference", "kl_players", "advantage_std"),
     *("grad_norm", "log_ratio_mean", "behaviour_kl", "staleness_mean", "exploitability", "exact_kl"),
 )
-"""Metrics in the table, where there are any; the record has all."""
+"""Metrics in the table; the record has all."""
 SAME = ("loss", "grad_norm")
-"""Metrics that are the same float as long as weights and batches are the same."""
+"""Metrics that are bit-identical as long as weights and batches are."""
 
 Lines = Mapping[int, Mapping[str, float | None]]
-"""Values by name, by step: `metrics.jsonl`. None: not finite."""
+"""Lines of `metrics.jsonl`: values by name, by step. None: not finite."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The replay's last weights beside the run's."""
+    """The final weights of replay and run, compared."""
 
     recorded: str
     """Model directory of the run."""
@@ -44,52 +44,49 @@ class Weights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayReport:
-    """`report.json`. Names are relied on: add, never rename."""
+    """`report.json`. Scripts rely on the names: add, never rename."""
 
     run: str
     first: int
-    """The first update that was replayed, counted from 0."""
+    """First replayed update, counted from 0."""
     end: int
-    """One more than the last."""
+    """Last replayed update plus 1."""
     trained: int
     """Updates with anything to train on."""
     groups: int
-    """Consumed, each counted at every consumption."""
+    """Consumed groups, counted once per consumption."""
     left_out: int = 0
-    """Groups over the staleness asked for."""
+    """Groups above `max_staleness`."""
     max_staleness: int | None = None
-    """As asked for."""
+    """As requested."""
     changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-    """Settings that differ from the run's: as recorded, as replayed."""
+    """Settings that differ from the run's: (recorded, replayed)."""
     resumed_with: dict[str, list[str]] = field(default_factory=dict)
-    """Settings that parts of the run had and its last part has not, by the first update of each part."""
+    """Settings in which earlier parts of the run differ from its last part, by the first update of each part."""
     weights: Weights | None = None
-    """None where the run left no weights of after the last update."""
+    """None: the run has no weights from after the last update."""
     first_difference: int | None = None
-    """The first step with another loss or gradient norm than recorded; None: there is none."""
+    """First step whose loss or gradient norm differs from the recorded one."""
     windows: list[tuple[int, int]] = field(default_factory=list)
-    """First and last step of each part that metrics are averaged over."""
+    """First and last step of each window that metrics are averaged over."""
     metrics: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
-    """By name, `recorded` and `replay`: mean over each window; None where a window has none."""
+    """By name, `recorded` and `replay`: mean over each window; None for a window without values."""
     exact: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    """By name, `recorded` and `replay`: the policy after the last update, by enumeration; None where the run did not
-    measure it then. Empty where the game is not known."""
+    """By name, `recorded` and `replay`: exact metrics of the final policy; None: the run did not measure it then."""
     seconds: float = 0.0
 
     @property
-    def like_the_run(self) -> bool:
-        """Whether nothing was changed, so that the weights should be the run's."""
+    def unchanged(self) -> bool:
+        """Whether the replay should reach the run's weights."""
         return not (self.changed or self.resumed_with or self.left_out)
 
     def write(self, path: Path) -> None:
-        """Writes JSON. Raises RunError when the disk refuses."""
-        try:
-            path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror or error}; free space there") from error
+        """Write JSON. Raises RunError."""
+        with writing(path, "free space there"):
+            atomic_write(path, json.dumps(asdict(self), indent=2) + "\n")
 
     def render(self, console: Console) -> None:
-        """Prints the metrics side by side, then what became of the weights."""
+        """Print the metrics side by side, then the result in sentences."""
         table = Table(box=None, padding=(0, 2, 0, 0))
         table.add_column("mean over updates", no_wrap=True)
         table.add_column("")
@@ -104,29 +101,31 @@ class ReplayReport:
             console.print(Text(line), soft_wrap=True)
 
     def lines(self) -> list[str]:
-        """The result in sentences."""
+        """Return the result in sentences."""
         end = f"updates {self.first + 1} to {self.end}" if self.end > self.first else "no update"
-        told = [f"replayed {end} of {self.run}: {self.trained} steps, {self.groups:,} groups consumed"]
+        lines = [f"replayed {end} of {self.run}: {self.trained} steps, {self.groups:,} groups consumed"]
         if self.max_staleness is not None:
-            told.append(f"{self.left_out:,} groups over staleness {self.max_staleness} left out")
-        told += [f"{name}: {_setting(was)} recorded, {_setting(now)} here" for name, (was, now) in self.changed.items()]
-        told += [
-            f"the run had other settings from update {int(first) + 1} on ({', '.join(names)}) than it ended with: "
-            "replayed with those it ended with"
+            lines.append(f"{self.left_out:,} groups above staleness {self.max_staleness} left out")
+        lines += [
+            f"{name}: {_setting(was)} recorded, {_setting(now)} here" for name, (was, now) in self.changed.items()
+        ]
+        lines += [
+            f"from update {int(first) + 1} on, the run had other settings than at its end ({', '.join(names)}); "
+            "replayed with those of its end"
             for first, names in self.resumed_with.items()
         ]
-        told += [
+        lines += [
             f"{name}: {_shown(values['recorded'])} recorded, {_shown(values['replay'])} here, at the end"
             for name, values in self.exact.items()
         ]
-        if self.first_difference is not None and self.like_the_run:
-            told.append(f"loss or gradient norm first differ from the recorded ones in update {self.first_difference}")
-        return [*told, self._verdict()]
+        if self.first_difference is not None and self.unchanged:
+            lines.append(f"loss or gradient norm first differ from the recorded ones in update {self.first_difference}")
+        return [*lines, self._verdict()]
 
     def _verdict(self) -> str:
         weights = self.weights
         if weights is None:
-            return "the run has no weights of after the last update to compare with"
+            return "weights: not compared; the run has none from after the last update"
         if not weights.different:
             return f"weights: bit-identical to {weights.recorded} ({weights.tensors} tensors)"
         gap = "" if weights.largest_difference is None else f" by at most {weights.largest_difference:.3g}"
@@ -137,7 +136,7 @@ class ReplayReport:
 
 
 def changed_settings(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted names of the leaves that differ: as recorded, as given."""
+    """Return the leaves that differ, by dotted name: (recorded, given)."""
     before, after = dict(_leaves(recorded)), dict(_leaves(given))
     names = list(dict.fromkeys([*before, *after]))
     return {name: (before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)}
@@ -152,7 +151,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def windows(first: int, end: int, count: int = WINDOWS) -> list[tuple[int, int]]:
-    """The steps `first` + 1 to `end` in at most `count` parts of equal length, as nearly as can be."""
+    """Split the steps `first` + 1 to `end` into at most `count` windows of nearly equal length."""
     parts = min(count, end - first)
     edges = [first + (end - first) * number // parts for number in range(parts + 1)] if parts > 0 else []
     return [(low + 1, high) for low, high in pairwise(edges)]
@@ -161,7 +160,7 @@ def windows(first: int, end: int, count: int = WINDOWS) -> list[tuple[int, int]]
 def side_by_side(
     recorded: Lines, replay: Lines, parts: Sequence[tuple[int, int]]
 ) -> dict[str, dict[str, list[float | None]]]:
-    """Means of every metric of either over each of `parts`, by name, `recorded` and `replay`."""
+    """Average every metric over each of `parts`; by name, `recorded` and `replay`."""
     names = dict.fromkeys(name for lines in (recorded, replay) for values in lines.values() for name in values)
     return {
         name: {
@@ -175,9 +174,9 @@ def side_by_side(
 
 
 def first_difference(recorded: Lines, replay: Lines) -> int | None:
-    """The first step that either has, up to the last recorded one, and whose `SAME` metrics are not the same floats.
+    """Return the first step, up to the last recorded one, whose `SAME` metrics are not bit-identical; None if all are.
 
-    None: there is none. A run that died has batches in its journal beyond its last line of metrics.
+    The journal of a run that died may hold batches after its last line of metrics.
     """
     last = max(recorded, default=0)
     for step in sorted(step for step in recorded.keys() | replay.keys() if step <= last):
@@ -188,7 +187,7 @@ def first_difference(recorded: Lines, replay: Lines) -> int | None:
 
 
 def read_lines(path: Path, first: int, end: int) -> dict[int, dict[str, float | None]]:
-    """Steps `first` + 1 to `end` of a `metrics.jsonl`; a line cut short by a crash and those after it are left out."""
+    """Read steps `first` + 1 to `end` of a `metrics.jsonl`, up to a line cut short by a crash."""
     lines: dict[int, dict[str, float | None]] = {}
     if not path.is_file():
         return lines

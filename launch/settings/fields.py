@@ -1,22 +1,26 @@
-"""The settings of a run as a flat list of dotted keys, read off the configuration models.
+"""The settings of a verb as a flat list of dotted keys, read off the configuration models, and printed for `--help`.
 
-Help texts and error messages describe a setting in the same words because both ask here.
-Knows pydantic's field records and nothing of files, terminals or what the settings do.
+Error messages take their wording from the same list. Must not know files or what a setting does.
 """
 
 from __future__ import annotations
 
+import os
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 _NOUNS = {int: ("integer", "integers"), float: ("number", "numbers"), str: ("text", "texts")}
 _BOUNDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
+WIDTH_WITHOUT_TERMINAL = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,22 +32,22 @@ class Setting:
     section: str
     """The key without its last part; empty at the top."""
     title: str
-    """What the section is for, one line."""
+    """One line about the section."""
     allowed: str
     """Type, choices and bounds in words: `integer >= 0`, `lease | ready`."""
     default: str
-    """Printed form; `required` where there is none."""
+    """As printed; `required` if there is none."""
     description: str
     types: frozenset[type]
-    """Plain Python types that a value may have, `NoneType` included; element types for lists."""
+    """Plain Python types of allowed values, `NoneType` included; element types for lists."""
     only_for: tuple[str, ...] = ()
-    """The kinds it belongs to, if a section comes in several kinds."""
+    """Kinds of the section that have this setting; empty if the section comes in one kind."""
     kinds_of: str = ""
     """The section that comes in these kinds."""
 
 
 def settings(model: type[BaseModel], section: str = "", title: str = "") -> Iterator[Setting]:
-    """Every leaf below `model`, depth first in the order of declaration."""
+    """Yield every leaf below `model`, depth first in the order of declaration."""
     title = title or first_line(model.__doc__)
     for name, info in model.model_fields.items():
         key = f"{section}.{name}" if section else name
@@ -66,24 +70,13 @@ def section_models(info: FieldInfo) -> dict[str, type[BaseModel]]:
     return {tag: model for model in models for tag in _tags(model, tag_field)}
 
 
-def known_settings(values: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """Return those of `values` that are settings of `model`, section by section."""
-    known: dict[str, Any] = {}
-    for name, info in model.model_fields.items():
-        if name in values:
-            below = list(section_models(info).values())
-            section = len(below) == 1 and isinstance(values[name], dict)
-            known[name] = known_settings(values[name], below[0]) if section else values[name]
-    return known
-
-
 def first_line(text: str | None) -> str:
-    """First line of a docstring, without its full stop."""
+    """Return the first line of a docstring without its full stop."""
     return (text or "").strip().partition("\n")[0].rstrip(".")
 
 
 def _variants(key: str, info: FieldInfo, variants: dict[str, type[BaseModel]]) -> Iterator[Setting]:
-    """Leaves of a section that comes in several kinds: the kind first, then what each kind adds."""
+    """Leaves of a section that comes in several kinds: the kind first, then the settings of each kind."""
     tag_field = str(info.discriminator)
     title = info.description or ""
     default = info.get_default(call_default_factory=True)
@@ -94,7 +87,7 @@ def _variants(key: str, info: FieldInfo, variants: dict[str, type[BaseModel]]) -
         tags = tuple(tag for tag, each in variants.items() if each is model)
         for setting in settings(model, key, title):
             if setting.key != f"{key}.{tag_field}":
-                # What several models have alike is one setting.
+                # Equal settings of several models are listed once.
                 alike = next((each for each in found if replace(each, title=setting.title) == setting), setting)
                 found[alike] = (*found.get(alike, ()), *tags)
     yield from (replace(setting, only_for=tags, kinds_of=key) for setting, tags in found.items())
@@ -114,13 +107,13 @@ def _leaf(key: str, section: str, title: str, info: FieldInfo) -> Setting:
 
 
 def describe_type(info: FieldInfo) -> str:
-    """Type, choices and bounds of a leaf in words."""
+    """Return type, choices and bounds of a leaf in words."""
     words = [_describe(member) for member in _members(info.annotation) if member is not type(None)]
     bounds = [
         f"{sign} {limit:g}"
         for limits in info.metadata
         for name, sign in _BOUNDS
-        if (limit := _limit(limits, name)) is not None
+        if isinstance(limit := getattr(limits, name, None), int | float)
     ]
     patterns = [pattern for limits in info.metadata if (pattern := getattr(limits, "pattern", None))]
     text = " or ".join(words)
@@ -132,7 +125,7 @@ def describe_type(info: FieldInfo) -> str:
 
 
 def format_value(value: Any) -> str:
-    """A value as one would write it in YAML or in an override, on one line."""
+    """Return a value on one line, as written in YAML or in an override."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -142,11 +135,6 @@ def format_value(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {format_value(item)}" for key, item in value.items()) + "}"
     return str(value)
-
-
-def _limit(metadata: Any, name: str) -> float | None:
-    limit = getattr(metadata, name, None)
-    return limit if isinstance(limit, int | float) else None
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
@@ -178,3 +166,44 @@ def _plain_types(member: Any) -> Iterator[type]:
         yield from (item for item in get_args(member) if isinstance(item, type))
     elif isinstance(member, type):
         yield member
+
+
+# ---------------------------------------------------------------- help
+
+
+def print_settings(model: type[BaseModel]) -> None:
+    """Print one table for each section: key, allowed values, default, meaning."""
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(highlight=False, width=WIDTH_WITHOUT_TERMINAL)
+    # Grouped first: a subsection may be declared between two leaves of its section.
+    sections: dict[str, list[Setting]] = {}
+    for setting in settings(model):
+        sections.setdefault(setting.section, []).append(setting)
+    console.print("\nSettings, in the YAML file as sections or on the command line as KEY=VALUE:")
+    key_width = max(len(entry.key) for entries in sections.values() for entry in entries)
+    for section, entries in sections.items():
+        console.print()
+        console.print(Text.assemble((section or "run", "bold"), "  ", (entries[0].title, "dim")))
+        console.print(Padding(_table(entries, key_width), (0, 0, 0, 2)))
+
+
+def _table(entries: list[Setting], key_width: int) -> Table:
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    columns = Column(no_wrap=True, min_width=key_width), Column(ratio=3), Column(ratio=2), Column(ratio=6)
+    table = Table(*columns, box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0), expand=True)
+    for entry in entries:
+        kinds = f"kind {', '.join(entry.only_for)}: " if entry.only_for else ""
+        table.add_row(
+            Text(entry.key, style="cyan"),
+            Text(entry.allowed),
+            Text(entry.default, style="bold red" if entry.default == "required" else "green"),
+            Text(kinds + entry.description),
+        )
+    return table

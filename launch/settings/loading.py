@@ -1,7 +1,7 @@
-"""From a YAML file or preset and dotted overrides to one validated configuration of a verb; and back to YAML.
+"""From a YAML file or preset and dotted overrides to one validated configuration of a verb, and back to YAML.
 
-Every mistake is reported at once, one line each: the dotted key, what was given, what is allowed. Knows files and
-pydantic's errors; must not know the terminal, and starts nothing.
+Reports every mistake at once, one line each: the dotted key, what was given, what is allowed. Knows files and
+pydantic's errors. Must not know the terminal, and starts nothing.
 """
 
 from __future__ import annotations
@@ -10,65 +10,55 @@ import copy
 import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, overload
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from actors.errors import UsageError
 from actors.redaction import redact
-from launch.settings.fields import Setting, format_value, known_settings, section_models, settings
+from launch.settings.fields import Setting, format_value, section_models, settings
+from launch.settings.renamed import Tree, new_key, remove, with_new_keys
 from launch.settings.run import RunConfig
+from launch.settings.verbs import TRAIN, Verb
 
-PRESETS = Path(__file__).parent / "presets"
-
-Tree = dict[str, Any]
-Model = TypeVar("Model", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class Verb(Generic[Model]):
-    """What the configuration of a command is checked against, and where its presets are."""
-
-    name: str
-    """As on the command line, where `--help` lists every setting."""
-    model: type[Model]
-    presets: Path
-    """Directory of .yaml files; it need not exist."""
-    example: str
-    """An override that the model knows, for error messages."""
+RECORDED = "config.yaml"
+"""In a run's directory: its resolved configuration."""
+LOCK = ".lock"
+"""In a run's directory: a file that a live process holds locked. Unlike a process id, valid across containers."""
 
 
-TRAIN = Verb("train", RunConfig, PRESETS, "replay.max_staleness=2")
-
-
-def preset_names(verb: Verb[Any] = TRAIN) -> list[str]:
-    """Names that may stand in place of a configuration file."""
+def preset_names(verb: Verb = TRAIN) -> list[str]:
+    """Return the names accepted in place of a configuration file."""
     return sorted(path.stem for path in verb.presets.glob("*.yaml"))
 
 
-def config_file(path: str | Path, verb: Verb[Any] = TRAIN) -> Path:
-    """The file behind a configuration argument: a preset's, where it is a preset's name."""
+def config_file(path: str | Path, verb: Verb = TRAIN) -> Path:
+    """Return the file that a configuration argument means: a preset's file if it is a preset's name."""
     return verb.presets / f"{path}.yaml" if str(path) in preset_names(verb) else Path(path)
 
 
 @overload
-def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig: ...
+def load_config(path: str | Path | None, overrides: Sequence[str] = (), *, older: bool = False) -> RunConfig: ...
 @overload
-def load_config(path: str | Path | None, overrides: Sequence[str], verb: Verb[Model]) -> Model: ...
-def load_config(path: str | Path | None, overrides: Sequence[str] = (), verb: Verb[Any] = TRAIN) -> BaseModel:
-    """The configuration in `path` (YAML file, preset's name, or None for defaults) with `KEY=VALUE` overrides on top.
+def load_config(path: str | Path | None, overrides: Sequence[str], verb: Verb, *, older: bool = False) -> Any: ...
+def load_config(
+    path: str | Path | None, overrides: Sequence[str] = (), verb: Verb = TRAIN, *, older: bool = False
+) -> Any:
+    """Load `path` (YAML file, preset name, or None for defaults) with `KEY=VALUE` overrides on top.
 
-    Values of overrides are YAML; a later override wins; a mapping replaces a whole section.
-    Raises UsageError naming every mistake.
+    Values of overrides are YAML; a later override wins; a mapping replaces a whole section. With `older`, and always
+    for the file that a run wrote into its own directory, renamed settings are accepted under their old keys.
+    Raises UsageError that names every mistake.
     """
     mistakes: list[str] = []
     read = _read(path, verb, mistakes)
     tree = read or {}
     known = list(settings(verb.model))
-    for override in sorted(overrides, key=lambda override: not override.partition("=")[0].strip().endswith(".kind")):
+    if path is not None and (older or _is_recorded(Path(path))):
+        tree = with_current_keys(tree, verb.model)
+    for override in sorted(map(_renamed, overrides) if older else overrides, key=_after_kinds):
         _apply(override, tree, known, verb, mistakes)
     config = None if read is None else _validate(tree, verb.model, known, mistakes)
     if config is None or mistakes:
@@ -77,11 +67,39 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), verb: Ve
 
 
 def dump_config(config: BaseModel) -> str:
-    """YAML that `load_config` reads back to an equal configuration. Should it hold a secret, that is masked."""
+    """Return YAML that `load_config` reads back to an equal configuration. Secrets, if any, are masked."""
     return yaml.safe_dump(redact(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True, width=120)
 
 
-def _report(path: str | Path | None, verb: Verb[Any], mistakes: Sequence[str]) -> str:
+def with_current_keys(tree: Tree, model: type[BaseModel]) -> Tree:
+    """Return what an older version recorded, with the keys of today's `model`.
+
+    Older versions recorded every setting of a section, whatever its kind; those of its other kinds are dropped.
+    """
+    tree, known = with_new_keys(tree), list(settings(model))
+    for section in {entry.kinds_of for entry in known if entry.kinds_of}:
+        default = next(entry.default for entry in known if entry.section == section)
+        _keep_kind(tree, section, _lookup(tree, f"{section}.kind") or default, known)
+    return tree
+
+
+def _is_recorded(path: Path) -> bool:
+    """Return whether a run wrote this file into its own directory."""
+    return path.name == RECORDED and any((path.parent / name).exists() for name in (LOCK, "summary.json"))
+
+
+def _renamed(override: str) -> str:
+    key, equals, value = override.partition("=")
+    return f"{new_key(key.strip()) or key}{equals}{value}"
+
+
+def _after_kinds(override: str) -> tuple[bool, int]:
+    """Sort key: a section's kind is set before its other settings, an outer section's kind first."""
+    key = override.partition("=")[0].strip()
+    return not key.endswith(".kind"), key.count(".") if key.endswith(".kind") else 0
+
+
+def _report(path: str | Path | None, verb: Verb, mistakes: Sequence[str]) -> str:
     count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "1 mistake"
     lines = [f"configuration {path or 'from overrides'}: {count}", *(f"  {mistake}" for mistake in mistakes)]
     return "\n".join([*lines, f"`offbeat {verb.name} --help` lists every setting"])
@@ -106,7 +124,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(path: str | Path | None, verb: Verb[Any], mistakes: list[str]) -> Tree | None:
+def _read(path: str | Path | None, verb: Verb, mistakes: list[str]) -> Tree | None:
     """The file's mapping; on any failure None and a line in `mistakes`."""
     if path is None:
         return {}
@@ -131,7 +149,7 @@ def _read(path: str | Path | None, verb: Verb[Any], mistakes: list[str]) -> Tree
     return None
 
 
-def _missing_file(path: str, verb: Verb[Any]) -> str:
+def _missing_file(path: str, verb: Verb) -> str:
     if "=" in path:
         return f"`{path}` looks like an override; the configuration file or preset comes first"
     presets = preset_names(verb)
@@ -142,8 +160,8 @@ def _missing_file(path: str, verb: Verb[Any]) -> str:
     return f"no such file, and no such preset (presets: {', '.join(presets)}){hint}"
 
 
-def _apply(override: str, tree: Tree, known: Sequence[Setting], verb: Verb[Any], mistakes: list[str]) -> None:
-    """Sets one `KEY=VALUE` in `tree`."""
+def _apply(override: str, tree: Tree, known: Sequence[Setting], verb: Verb, mistakes: list[str]) -> None:
+    """Set one `KEY=VALUE` in `tree`."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -157,7 +175,7 @@ def _apply(override: str, tree: Tree, known: Sequence[Setting], verb: Verb[Any],
         return
     expected = {kind for setting in known if setting.key == ".".join(parts) for kind in setting.types}
     if str in expected and not isinstance(value, str) and not (value is None and type(None) in expected):
-        value = text.strip()  # a name such as 2026 or `on` is text where text is wanted
+        value = text.strip()  # YAML reads 2026 or `on` as something else than text
     section = tree
     for depth, part in enumerate(parts[:-1], start=1):
         below = section.setdefault(part, {})
@@ -169,23 +187,17 @@ def _apply(override: str, tree: Tree, known: Sequence[Setting], verb: Verb[Any],
             )
             return
         section = below
-    _change_kind(section, parts, value, verb.model)
     section[parts[-1]] = copy.deepcopy(value)
+    if parts[-1] == "kind":
+        _keep_kind(tree, ".".join(parts[:-1]), value, known)
 
 
-def _change_kind(section: Tree, parts: Sequence[str], kind: Any, root: type[BaseModel]) -> None:
-    """If an override changes a section's kind, drop the file's settings that the new kind does not have."""
-    model, kinds = root, dict[str, type[BaseModel]]()
-    for part in parts[:-1]:
-        info = model.model_fields.get(part)
-        kinds = section_models(info) if info else {}
-        if len(kinds) != 1:
-            break
-        (model,) = kinds.values()
-    if parts[-1] == "kind" and kind in kinds and section.get("kind", kind) != kind:
-        kept = known_settings(section, kinds[kind])
-        section.clear()
-        section.update(kept)
+def _keep_kind(tree: Tree, section: str, kind: Any, known: Sequence[Setting]) -> None:
+    """Drop the settings of `section` that only its other kinds have."""
+    own = {entry.key for entry in known if kind in entry.only_for}
+    for entry in known:
+        if entry.kinds_of == section and entry.key not in own:
+            remove(tree, entry.key)
 
 
 # ---------------------------------------------------------------- checking
@@ -194,18 +206,23 @@ def _change_kind(section: Tree, parts: Sequence[str], kind: Any, root: type[Base
 def _validate(tree: Tree, model: type[BaseModel], known: Sequence[Setting], mistakes: list[str]) -> BaseModel | None:
     _drop_empty_sections(tree, known)
     lines = dict.fromkeys(_booleans(tree, known))
-    config = None
-    try:
-        config = model.model_validate(tree)
-    except ValidationError as error:
-        for detail in error.errors(include_url=False):
-            lines.update(dict.fromkeys(_explain(dict(detail), tree, model, known)))
+    config, errors = _checked(tree, model)
+    for detail in errors:
+        lines.update(dict.fromkeys(_explain(detail, tree, model, known)))
     mistakes.extend(lines)
     return config
 
 
+def _checked(tree: Tree, model: type[BaseModel]) -> tuple[BaseModel | None, list[Any]]:
+    """The configuration, or None and all of pydantic's errors."""
+    try:
+        return model.model_validate(tree), []
+    except ValidationError as error:
+        return None, error.errors(include_url=False)
+
+
 def _drop_empty_sections(tree: Tree, known: Sequence[Setting]) -> None:
-    """A section whose lines are all commented out is null in YAML; it stands for its defaults."""
+    """Drop sections whose lines are all commented out, which YAML reads as null; their defaults apply."""
     for section in {entry.section for entry in known if entry.section}:
         above, _, name = section.rpartition(".")
         parent = _lookup(tree, above) if above else tree
@@ -214,7 +231,7 @@ def _drop_empty_sections(tree: Tree, known: Sequence[Setting]) -> None:
 
 
 def _booleans(tree: Tree, known: Sequence[Setting]) -> Iterator[str]:
-    """`true` where a number is wanted: pydantic would read it as 1."""
+    """Refuse `true` in place of a number: pydantic would read it as 1."""
     for setting in known:
         value = _lookup(tree, setting.key)
         if isinstance(value, bool) and bool not in setting.types and setting.types & {int, float}:
@@ -222,7 +239,7 @@ def _booleans(tree: Tree, known: Sequence[Setting]) -> Iterator[str]:
 
 
 def _explain(detail: Mapping[str, Any], tree: Tree, root: type[BaseModel], known: Sequence[Setting]) -> Iterator[str]:
-    """One of pydantic's errors as lines for the user."""
+    """Word one of pydantic's errors for the user."""
     kind = detail["type"]
     key, variant = _dotted(detail["loc"], root)
     setting = _find(known, key, variant)
@@ -240,14 +257,14 @@ def _explain(detail: Mapping[str, Any], tree: Tree, root: type[BaseModel], known
         yield f"{key}: {detail['ctx']['error']}" if key else str(detail["ctx"]["error"])
     elif setting is not None:
         given = _lookup(tree, key)
-        # Presets leave what only the user can know empty; null where null is not allowed asks for it.
+        # Presets leave empty what only the user can know; null, if not allowed, asks for it.
         yield _missing(setting) if given is None else _given(setting, given)
     else:
         yield f"{key}: given {_show(redact(_lookup(tree, key), key))}; allowed: a section of `key: value` lines"
 
 
 def _dotted(loc: Sequence[str | int], root: type[BaseModel]) -> tuple[str, str]:
-    """Dotted key of the deepest setting or section on pydantic's path, and the kind where a section has several."""
+    """Dotted key of the deepest setting or section on pydantic's path, and the kind of a section that has several."""
     model: type[BaseModel] | None = root
     parts: list[str] = []
     variant = ""
@@ -265,14 +282,21 @@ def _dotted(loc: Sequence[str | int], root: type[BaseModel]) -> tuple[str, str]:
 
 
 def _find(known: Sequence[Setting], key: str, variant: str) -> Setting | None:
-    return next(
-        (entry for entry in known if entry.key == key and (not entry.only_for or variant in entry.only_for)), None
-    )
+    return next((entry for entry in known if entry.key == key and _applies(entry, variant)), None)
 
 
 def _required_below(setting: Setting, key: str, variant: str) -> bool:
     inside = setting.key == key or setting.section == key or setting.section.startswith(f"{key}.")
-    return inside and setting.default == "required" and (not setting.only_for or variant in setting.only_for)
+    return inside and setting.default == "required" and _applies(setting, variant)
+
+
+def _applies(setting: Setting, variant: str) -> bool:
+    return not setting.only_for or variant in setting.only_for
+
+
+def _owned(key: str, known: Sequence[Setting]) -> list[Setting]:
+    """Settings at or below `key` that only some kinds of their section have."""
+    return [entry for entry in known if entry.only_for and f"{entry.key}.".startswith(f"{key}.")]
 
 
 def _lookup(tree: Any, key: str) -> Any:
@@ -305,8 +329,10 @@ def _missing(setting: Setting) -> str:
 
 
 def _unknown(key: str, variant: str, known: Sequence[Setting]) -> str:
-    owned = [entry for entry in known if entry.only_for and (entry.key == key or entry.key.startswith(f"{key}."))]
-    if owned:
+    new = new_key(key)
+    if new and any(f"{entry.key}.".startswith(f"{new}.") for entry in known):
+        return f"{key}: renamed to {new}; write it there"
+    if owned := _owned(key, known):
         section, owners = owned[0].kinds_of, list(dict.fromkeys(kind for entry in owned for kind in entry.only_for))
         return (
             f"{key}: not a setting of {section} of kind {variant} (it belongs to {_listed(owners)}); remove it, "
@@ -317,7 +343,7 @@ def _unknown(key: str, variant: str, known: Sequence[Setting]) -> str:
 
 
 def _nearest(key: str, known: Sequence[Setting]) -> str | None:
-    """The known key that a mistyped or misplaced one probably means: by its last part, its own section preferred."""
+    """The key most like a mistyped or misplaced one, by its last part; its own section is preferred."""
     section, _, name = key.rpartition(".")
 
     def likeness(candidate: str) -> float:
@@ -331,7 +357,7 @@ def _nearest(key: str, known: Sequence[Setting]) -> str | None:
 
 
 def _show(value: Any) -> str:
-    """A given value on one short line."""
+    """A value on one short line."""
     if isinstance(value, dict):
         return f"a section with {', '.join(map(str, value)) or 'nothing in it'}"
     if isinstance(value, str):

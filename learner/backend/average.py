@@ -1,4 +1,7 @@
-"""An exponential moving average of a policy's weights, and a model that computes with it. Knows nothing of ranks."""
+"""An exponential moving average (EMA) of the policy's weights, and a model that computes with it.
+
+Must not know about ranks.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ class AveragePolicy:
     """The average theta_bar <- decay theta_bar + (1 - decay) theta of a policy's weights theta.
 
     `model` holds the starting point and computes with the average in its own dtype. The average itself is kept in
-    float32, because on bfloat16's grid most changes of (1 - decay) times a difference would be rounded away.
+    float32: on bfloat16's grid most changes, (1 - decay) times a difference, would be rounded away.
     """
 
     def __init__(self, model: PolicyWithLogProbs, decay: float) -> None:
@@ -26,24 +29,24 @@ class AveragePolicy:
 
     @torch.no_grad()
     def update(self, policy: nn.Module) -> None:
-        """Moves the average towards the weights of `policy`, a model of the same class."""
+        """Move the average towards the weights of `policy`, a model of the same class."""
         current = unique_tensors(policy)
         for name, own in unique_tensors(self.model.model).items():
             average = self._weights[name].lerp_(current[name].float(), 1.0 - self._decay)
             own.copy_(average)
 
     def state(self) -> dict[str, Tensor]:
-        """The average on the CPU in the model's dtype, under the names of `save_pretrained`, tied weights once."""
+        """Return the average on the CPU in the model's dtype, by `save_pretrained` names, tied weights once."""
         own = {name: tensor.detach().to("cpu", copy=True) for name, tensor in unique_tensors(self.model.model).items()}
         return checkpoint_names(self.model.model, own)
 
     def save(self, path: Path) -> None:
-        """Writes the float32 average. Raises OSError or safetensors' error when the disk refuses."""
+        """Write the float32 average. Raises OSError or safetensors' error."""
         save_file({name: tensor.cpu().contiguous() for name, tensor in self._weights.items()}, path)
 
     @torch.no_grad()
     def load(self, path: Path) -> None:
-        """Takes over what `save` wrote. Raises UsageError when there is nothing."""
+        """Read what `save` wrote. Raises UsageError if the file is missing."""
         if not path.is_file():
             raise UsageError(
                 f"checkpoint file {path} is missing: the checkpoint was written without opponent.kind ema; resume with "

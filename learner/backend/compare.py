@@ -1,4 +1,4 @@
-"""Two models on disk compared bit for bit. Knows files and tensors, not where they come from."""
+"""Compare two models on disk bit for bit. Knows files and tensors, not where they come from."""
 
 from __future__ import annotations
 
@@ -13,30 +13,25 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class WeightComparison:
-    """How the weights of two models differ."""
+    """Differences between the weights of two models."""
 
     tensors: int
-    """Names in either."""
+    """Names in either model."""
     different: int
-    """Tensors whose bits, dtype or shape differ, or that one model alone has."""
+    """Tensors with other bits, dtype or shape, or in one model only."""
     largest_difference: float
-    """Of two elements; infinite where a tensor has no counterpart of its shape."""
+    """Between two elements; infinite if a tensor has no counterpart of its shape."""
     tensor: str | None
-    """Where that is; None when nothing differs."""
-
-    @property
-    def identical(self) -> bool:
-        """Whether all bits are the same."""
-        return self.different == 0
+    """The tensor with the largest difference."""
 
 
 def compare_models(first: Path, second: Path) -> WeightComparison:
-    """Compares the safetensors files of two model directories. Raises OSError or safetensors' error."""
+    """Compare the safetensors files of two model directories. Raises OSError or safetensors' error."""
     return compare_weights(_load(first), _load(second))
 
 
 def compare_weights(first: dict[str, Tensor], second: dict[str, Tensor]) -> WeightComparison:
-    """Compares tensors by name."""
+    """Compare tensors by name."""
     names = sorted(first.keys() | second.keys())
     gaps = {name: _gap(first.get(name), second.get(name)) for name in names}
     different = {name: gap for name, gap in gaps.items() if gap is not None}
@@ -45,7 +40,7 @@ def compare_weights(first: dict[str, Tensor], second: dict[str, Tensor]) -> Weig
 
 
 def _gap(a: Tensor | None, b: Tensor | None) -> float | None:
-    """Largest difference of two elements; None for the same bits."""
+    """Largest difference between two elements; None if all bits are the same."""
     if a is None or b is None or a.shape != b.shape:
         return math.inf
     if a.dtype == b.dtype and torch.equal(_bits(a), _bits(b)):

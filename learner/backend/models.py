@@ -1,4 +1,4 @@
-"""Hugging Face model directories: reading a causal language model, and writing one back that others load as it is."""
+"""Hugging Face model directories: load a causal language model, and write one that other tools load unchanged."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from learner.tensors.logprobs import PolicyWithLogProbs
 _WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5")
 
 DPO_FILE = "dpo.json"
-"""In a model directory of `offbeat dpo`: what it was trained against. It says nothing of models trained from there."""
+"""Record of `offbeat dpo` in a model directory: reference, loss and beta. Does not apply to models trained from it."""
 
 
 def load_model(directory: Path, dtype: str) -> PreTrainedModel:
-    """The causal language model of `directory` on the CPU, in evaluation mode, so without dropout.
+    """Load the causal language model of `directory` on the CPU, in evaluation mode (no dropout).
 
-    `dtype` is `float32` or `bfloat16`. Raises UsageError when it cannot be loaded.
+    `dtype` is `float32` or `bfloat16`. Raises UsageError if it cannot be loaded.
     """
     require_safetensors(directory)
     try:
@@ -54,12 +54,12 @@ def load_policy(directory: Path, dtype: str, chunk: int = 512, temperature: floa
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Turns on gradient checkpointing while dropout stays off.
+    """Turn on gradient checkpointing but keep dropout off.
 
-    transformers recomputes only layers in training mode, so the layers alone are switched, not what is inside them, and
-    their own dropout rates are set to 0.
+    transformers recomputes only layers in training mode. So only the layers are switched to it, not the modules inside
+    them, and the layers' own dropout rates are set to 0.
     """
-    # Re-entrant, because under ZeRO-3 the other kind finds weights of another shape when it recomputes.
+    # Re-entrant: under ZeRO-3 the non-re-entrant variant sees weights of other shapes when it recomputes.
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
@@ -70,7 +70,7 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 
 def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name, tied ones once under their first name: what a checkpoint holds."""
+    """Return parameters and persistent buffers by name, as a checkpoint holds them: tied ones once, first name."""
     named: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -81,7 +81,7 @@ def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def in_parts(named: dict[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
-    """Splits named tensors, in order, into runs that end once they reach `limit` elements."""
+    """Split named tensors, in order, into parts that end once they reach `limit` elements."""
     parts: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, tensor in named.items():
@@ -89,35 +89,20 @@ def in_parts(named: dict[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
             parts.append({})
             size = 0
         parts[-1][name] = tensor
-        size += getattr(tensor, "ds_numel", tensor.numel())  # a ZeRO-3 partition knows the size of the whole
+        size += getattr(tensor, "ds_numel", tensor.numel())  # ds_numel: full size of a ZeRO-3 partition
     return parts
 
 
 def checkpoint_names(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`state` under the names and layout that `save_pretrained` writes; some architectures use others in memory."""
+    """Return `state` in the names and layout of `save_pretrained`, which for some architectures differ in memory."""
     return revert_weight_conversion(model, state)
 
 
 def write_model(directory: Path, model: PreTrainedModel, state: dict[str, Tensor], source: Path) -> None:
-    """Writes `state` (the model's own names, CPU) and the configuration, and copies the tokenizer of `source`.
-
-    Raises OSError when the disk refuses.
-    """
+    """Write `state` (in-memory names, CPU) and the configuration, copy the tokenizer of `source`. Raises OSError."""
     model.save_pretrained(directory, state_dict=state)
     for path in source.iterdir():
-        # Whatever is not weights and was not just written belongs to the tokenizer, whichever kind it is.
+        # A file that is neither weights nor just written belongs to the tokenizer, of whatever kind.
         other = path.name.endswith(_WEIGHT_SUFFIXES) or path.name == DPO_FILE
         if path.is_file() and not other and not (directory / path.name).exists():
             shutil.copyfile(path, directory / path.name)
-
-
-def replace_directory(stage: Path, final: Path) -> None:
-    """Puts `stage` in place of `final`, so that no reader sees half a directory. Raises OSError."""
-    if not final.exists():
-        stage.rename(final)
-        return
-    old = final.with_name(f".tmp-replaced-{final.name}")
-    shutil.rmtree(old, ignore_errors=True)
-    final.rename(old)
-    stage.rename(final)
-    shutil.rmtree(old, ignore_errors=True)

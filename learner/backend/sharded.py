@@ -32,11 +32,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from actors.errors import RunError, UsageError
+from actors.files import replace_directory
 from learner.backend.checkpoints import ENGINE, MODEL
 from learner.backend.collective import agree, gather, make_directory
-from learner.backend.models import checkpoint_activations, in_parts, replace_directory, unique_tensors, write_model
+from learner.backend.models import checkpoint_activations, in_parts, unique_tensors, write_model
 from learner.backend.schedules import learning_rate
-from learner.backend.universal import differs_in_ranks_alone, load_converted, seed_of_new_rank, tensors_alone
+from learner.backend.universal import load_converted, only_world_size_differs, seed_of_new_rank, weights_only
 from learner.backend.zero import deepspeed_config, reference_config
 from learner.config import TrainerConfig
 
@@ -91,7 +92,7 @@ class _CheckpointFiles(TorchCheckpointEngine):
             self.error = error
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        with tensors_alone(_SAVED_CLASSES):
+        with weights_only(_SAVED_CLASSES):
             return torch.load(path, map_location=map_location, weights_only=True)
 
 
@@ -284,7 +285,7 @@ class ShardedModel:
         directory = Path(checkpoint) / ENGINE
         try:
             written = json.loads((directory / LAYOUT).read_text(encoding="utf-8"))
-            other_ranks = differs_in_ranks_alone(written, self._layout())
+            other_ranks = only_world_size_differs(written, self._layout())
             if written != self._layout() and not other_ranks:
                 raise UsageError(
                     f"checkpoint {checkpoint} was written with {_describe(written)}, this run has "
@@ -321,7 +322,7 @@ class ShardedModel:
     def _load_engine(self, directory: Path, *, universal: bool = False) -> tuple[str | None, dict[str, Any]]:
         settings = self._engine._config  # read once, when the engine is made, from a setting of this name
         settings.load_universal_checkpoint = universal
-        with _linked(directory) as (link,), tensors_alone(_SAVED_CLASSES):
+        with _linked(directory) as (link,), weights_only(_SAVED_CLASSES):
             loaded: tuple[str | None, dict[str, Any]] = self._engine.load_checkpoint(str(link), tag=ENGINE_TAG)
         if universal:
             # ZeRO-3 lets its groups of parameters share one count of steps, which each of them would advance, and a
@@ -376,7 +377,7 @@ def _convert(directory: Path, stage: Path) -> None:
             input_folder=str(source / ENGINE_TAG), output_folder=str(target / ENGINE_TAG), num_extract_workers=1,
             num_merge_workers=1, keep_temp_folder=False, strict=True, inject_missing_state=True,
         )  # fmt: skip
-        with redirect_stdout(silence), redirect_stderr(silence), tensors_alone(_SAVED_CLASSES):
+        with redirect_stdout(silence), redirect_stderr(silence), weights_only(_SAVED_CLASSES):
             ds_to_universal.main(arguments)
 
 

@@ -1,8 +1,8 @@
-"""Makes a publication: full weights in shared memory or message-sized chunks, and the manifest that vouches for them.
+"""Make a publication: one policy version's weights in shared memory or in chunks, and the manifest to check them by.
 
-It is given whole tensors and the learner's canary log-probs; it must not know how either was computed (DeepSpeed), who
-takes the weights, or ray. Transports `nccl` and `ipc` carry the bytes themselves (`weight_transfer.py`): for them it
-makes the manifest only.
+Takes full tensors and the learner's canary log-probs. Must not know how they were computed (DeepSpeed), who receives
+them, or Ray. For the transports `nccl` and `ipc`, which carry the bytes themselves (`transfer.py`), makes only the
+manifest.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from actors.errors import RunError
+from actors.files import atomic_file, writing
 from actors.generation.weights import DTYPE_NAMES, dtype_name, fingerprint
 from actors.records import Canary, Manifest, TensorRecord
 from learner.config import PublicationConfig
@@ -28,11 +29,9 @@ _SAFETENSORS_NAMES = {torch_name: name for name, torch_name in DTYPE_NAMES.items
 
 
 class Publisher:
-    """Publishes one version after another, and cleans up after itself.
+    """Publish one version after another; `close` removes what is left.
 
-    Args:
-        config: transport and chunk size.
-        directory: where `shm` files go, on a memory-backed file system; it is created, and removed by `close`.
+    `directory` receives the files of `shm`, on a memory-backed file system; it is created, and removed by `close`.
     """
 
     def __init__(self, config: PublicationConfig, directory: str | Path) -> None:
@@ -45,14 +44,11 @@ class Publisher:
             self._directory.mkdir(parents=True, exist_ok=True)
 
     def publish(self, version: int, tensors: Mapping[str, Tensor], canary: Canary) -> Manifest:
-        """Makes version `version` available and describes it.
+        """Make `version` available and return its manifest.
 
-        Args:
-            tensors: every weight of the model, whole, under its name in the model's safetensors files.
-            canary: the learner's log-probs (nats, temperature 1) of the fixed sequence under these very weights.
-
-        Raises:
-            RunError: the device of `directory` is too small, with the bytes needed and free.
+        `tensors` holds every weight of the model, unsharded, by its name in the model's safetensors files; `canary` the
+        learner's log-probs (nats, temperature 1) of the fixed sequence under these weights.
+        Raises RunError with the bytes needed and free if the device of `directory` is too small.
         """
         location = ""
         if self._config.transport == "shm":
@@ -71,15 +67,15 @@ class Publisher:
 
     @property
     def chunk_count(self) -> int:
-        """Chunks of the newest `object_store` publication; 0 for other transports."""
+        """Number of chunks of the newest `object_store` publication; 0 for other transports."""
         return len(self._chunks)
 
     def chunk(self, index: int) -> dict[str, np.ndarray]:
-        """One chunk of the newest `object_store` publication: whole tensors by name, bfloat16 viewed as int16."""
+        """Return a chunk of the newest `object_store` publication: tensors by name, bfloat16 viewed as int16."""
         return self._chunks[index]
 
     def retire(self, version: int) -> None:
-        """Frees what `version` holds; who has it mapped keeps the mapping. Unknown versions are ignored."""
+        """Free the storage of `version`; existing mappings stay valid. Unknown versions are ignored."""
         path = self._files.pop(version, None)
         if path is not None:
             path.unlink(missing_ok=True)
@@ -87,7 +83,7 @@ class Publisher:
             self._chunks, self._chunks_version = [], None
 
     def close(self) -> None:
-        """Removes everything that this publisher made."""
+        """Remove everything that this publisher made."""
         for version in list(self._files):
             self.retire(version)
         self._chunks, self._chunks_version = [], None
@@ -96,21 +92,13 @@ class Publisher:
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         self._check_room(tensors)
-        partial = path.with_suffix(".partial")
-        try:
-            with partial.open("wb", buffering=0) as file:  # a buffer copies every byte once more
-                write_safetensors(file, tensors)
-            os.replace(partial, path)
-        except OSError as error:
-            raise RunError(
-                f"writing {path} failed: {error}; free space under {self._directory}, or set publication.transport to "
-                "object_store"
-            ) from error
-        finally:
-            partial.unlink(missing_ok=True)
+        remedy = f"free space under {self._directory}, or set publication.transport to object_store"
+        # Unbuffered: a buffer would copy every byte once more.
+        with writing(path, remedy), atomic_file(path) as temporary, temporary.open("wb", buffering=0) as file:
+            write_safetensors(file, tensors)
 
     def _check_room(self, tensors: Mapping[str, Tensor]) -> None:
-        # Writing past the end of a tmpfs kills the process with SIGBUS where the file is mapped, so ask first.
+        # Asked first: writing past the end of a tmpfs kills a process that has the file mapped with SIGBUS.
         needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) + MIB
         device = os.statvfs(self._directory)
         free = device.f_bavail * device.f_frsize
@@ -122,9 +110,9 @@ class Publisher:
 
 
 def write_safetensors(file: RawIOBase, tensors: Mapping[str, Tensor]) -> None:
-    """Writes `tensors` in the safetensors format: header length, JSON header, then the bytes of each tensor.
+    """Write `tensors` in the safetensors format: header length, JSON header, then the bytes of each tensor.
 
-    Streams tensor by tensor; the library's writer assembles everything in memory first and takes several times longer.
+    Streams tensor by tensor. The library's writer first assembles everything in memory and takes several times longer.
     """
     header, offset = {}, 0
     for name, tensor in tensors.items():
@@ -136,14 +124,14 @@ def write_safetensors(file: RawIOBase, tensors: Mapping[str, Tensor]) -> None:
         }
         offset += size
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the format asks for data that starts at a multiple of eight bytes
+    text += b" " * (-len(text) % 8)  # the format requires data to start at a multiple of 8 bytes
     _write_all(file, memoryview(struct.pack("<Q", len(text)) + text))
     for tensor in tensors.values():
         _write_all(file, memoryview(_bytes(tensor).numpy()))
 
 
 def _write_all(file: RawIOBase, data: memoryview) -> None:
-    # An unbuffered write takes at most 2 GiB at a time.
+    # Linux writes at most 2 GiB at a time.
     while data:
         data = data[file.write(data) :]
 
@@ -153,7 +141,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def _split(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, np.ndarray]]:
-    """Copies into chunks of at most `limit` bytes, split between tensors; a larger tensor is a chunk of its own."""
+    """Copy into chunks of at most `limit` bytes, split between tensors; a larger tensor gets its own chunk."""
     chunks: list[dict[str, np.ndarray]] = []
     room = 0
     for name, tensor in tensors.items():
@@ -167,6 +155,6 @@ def _split(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, np.ndarr
 
 
 def _to_numpy(tensor: Tensor) -> np.ndarray:
-    # A copy: training goes on while the chunks are taken.
-    whole = tensor.detach().to("cpu", copy=True).contiguous()
-    return (whole.view(torch.int16) if whole.dtype == torch.bfloat16 else whole).numpy()
+    # A copy: training continues while the chunks are fetched.
+    copy = tensor.detach().to("cpu", copy=True).contiguous()
+    return (copy.view(torch.int16) if copy.dtype == torch.bfloat16 else copy).numpy()

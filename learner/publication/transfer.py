@@ -1,13 +1,12 @@
-"""The learner's side of the `nccl` and `ipc` transports, by vLLM's own weight transfer. One sender per generator:
-when a generator dies its sender is closed and a new one built, and the others are not in its group.
+"""The learner's side of the weight sync transports `nccl` and `ipc`, built on vLLM's own weight transfer.
 
-It must not know DeepSpeed or ray: whole tensors come in, and a generator is three methods. vLLM is imported when a
-sender is built. Written against vLLM 0.32's `distributed/weight_transfer`; not run on a GPU so far.
+One sender per generator: if a generator dies, its sender is closed and a new one built; no other generator is in its
+group. Must not know DeepSpeed or Ray: full tensors come in, and a generator is three methods. vLLM is imported when a
+sender is built. Written against vLLM 0.32's `distributed/weight_transfer`; not yet run on a GPU.
 """
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from actors.errors import RunError, UsageError
+from actors.network import free_port
 from actors.records import SENT_BY_LEARNER, Manifest
 
 ParamMetas = list[Any]
@@ -22,7 +22,7 @@ ParamMetas = list[Any]
 
 
 class ReceivingGenerator(Protocol):
-    """What a sender calls on its generator; every call blocks. `Generator` has these methods."""
+    """The methods that a sender calls on its generator, all blocking. `Generator` has them."""
 
     def check_weights(self, manifest: Manifest) -> None: ...
     def connect_weights(self, init_info: dict[str, Any]) -> None: ...
@@ -30,16 +30,10 @@ class ReceivingGenerator(Protocol):
 
 
 class WeightSender:
-    """Sends publications from this process's GPU to one generator.
+    """Send publications from this process's GPU to one generator, whose engine must use the same transport.
 
-    Args:
-        transport: `nccl` or `ipc`.
-        generator: whose engine was built with the same transport.
-        workers: the generator's tensor parallel size.
-        address: of this host, as the generator's host reaches it; `nccl` only.
-
-    Raises:
-        UsageError: the transport cannot serve this process.
+    `workers` is the generator's tensor parallel size, `address` this host as the generator's host reaches it (`nccl`
+    only). Raises UsageError if this process cannot use the transport.
     """
 
     def __init__(
@@ -49,28 +43,19 @@ class WeightSender:
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo, IPCTrainerWeightTransferEngine
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
 
-        self._source = TensorSource()
-        self._client = GeneratorClient(generator)
+        self._source, self._client = TensorSource(), GeneratorClient(generator)
         if transport == "ipc":
-            self._trainer = IPCTrainerWeightTransferEngine.trainer_init(
-                IPCTrainerInitInfo(rank=0), client=self._client, source=self._source
-            )
+            engine, info = IPCTrainerWeightTransferEngine, IPCTrainerInitInfo(rank=0)
         else:
-            self._trainer = NCCLTrainerWeightTransferEngine.trainer_init(
-                NCCLTrainerInitInfo(address, _free_port(), 1 + workers, rank=0),
-                client=self._client,
-                source=self._source,
-            )
+            info = NCCLTrainerInitInfo(address, free_port(), 1 + workers, rank=0)
+            engine = NCCLTrainerWeightTransferEngine
+        self._trainer = engine.trainer_init(info, client=self._client, source=self._source)
 
     def send(self, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
-        """Sends one publication; returns when the generator has verified it and works with it.
+        """Send one publication; return once the generator has verified it and uses it.
 
-        Args:
-            manifest: made by `publisher.Publisher` from these very tensors, canary included.
-            tensors: whole weights, on any device; they must not change before this returns.
-
-        Raises:
-            WeightMismatchError: the generator refused it; before the transfer when names or shapes do not fit.
+        `tensors` are full weights on any device, and must not change before this returns; `manifest` is theirs.
+        Raises WeightMismatchError if the generator refuses, before the transfer if names or shapes do not match.
         """
         self._client.manifest = manifest
         self._source.tensors = tensors
@@ -80,16 +65,16 @@ class WeightSender:
             self._source.tensors = {}
 
     def close(self) -> None:
-        """Leaves the group."""
+        """Leave the group."""
         self._trainer.shutdown()
 
 
 class GeneratorClient:
     """vLLM's weight-sync client for a `ReceivingGenerator`.
 
-    vLLM's protocol starts, fills and finishes an update in three calls; an engine that samples in between dies. Here
-    the middle call does all three inside the generator, between two engine steps, and the first only asks whether names
-    and shapes fit, because a receiver that refuses later would leave the sender waiting in its broadcast.
+    vLLM's protocol starts, fills and finishes an update in three calls; an engine that samples in between dies. So the
+    middle call does all three inside the generator, between two engine steps. The first call only checks names and
+    shapes: a receiver that refused later would leave the sender waiting in its broadcast.
     """
 
     def __init__(self, generator: ReceivingGenerator) -> None:
@@ -106,16 +91,16 @@ class GeneratorClient:
         self._generator.take_weights(self._current(), update_info)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """The generator finished the update, and stamped its version from the manifest, in `update_weights`."""
+        """Do nothing: `update_weights` finished the update and set the version from the manifest."""
 
     def _current(self) -> Manifest:
         if self.manifest is None:
-            raise RunError("weights are sent without a manifest; use WeightSender.send")
+            raise RunError("weights sent without a manifest; use WeightSender.send")
         return self.manifest
 
 
 class TensorSource:
-    """vLLM's `WeightSource` over whichever tensors are being sent, one at a time on this process's GPU."""
+    """vLLM's `WeightSource` for the tensors being sent, one at a time on this process's GPU."""
 
     def __init__(self) -> None:
         self.tensors: Mapping[str, Tensor] = {}
@@ -132,21 +117,15 @@ class TensorSource:
 
 def _check_usable(transport: str) -> None:
     if transport not in SENT_BY_LEARNER:
-        raise UsageError(f"publication.transport {transport!r} is not sent by a WeightSender; it sends nccl and ipc")
+        raise UsageError(f"publication.transport {transport!r} is not sent by a WeightSender; allowed: nccl, ipc")
     if not torch.cuda.is_available():
         raise UsageError(
-            f"publication.transport {transport} needs a CUDA GPU in the learner's process, which sees none; set "
+            f"publication.transport {transport} needs a CUDA GPU in the learner's process, and it sees none; set "
             "learner.gpus_per_rank to 1, or the transport to shm or object_store"
         )
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     if transport == "ipc" and distributed and torch.distributed.get_world_size() > 1:
         raise UsageError(
-            f"publication.transport ipc joins one learner rank and one generator on one GPU, and this learner has "
+            f"publication.transport ipc connects one learner rank and one generator on one GPU, and this learner has "
             f"{torch.distributed.get_world_size()} ranks; set learner.ranks to 1, or the transport to nccl"
         )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from learner.backend.models import replace_directory
+from actors.files import replace_directory
 from learner.stages.config import ScratchConfig
 
 EOS, PAD = "<|end|>", "<|pad|>"

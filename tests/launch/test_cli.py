@@ -5,11 +5,13 @@ import resource
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
 from actors.errors import RunError, UsageError
 from launch.cli import main
+from launch.cluster import submit
 from launch.settings.fields import settings
 from launch.settings.loading import load_config
 from launch.settings.run import RunConfig
@@ -183,21 +185,19 @@ def test_config_prints_yaml_that_loads_to_the_same_configuration(tmp_path, capsy
 
 def test_submit_hands_over_the_preset_s_file_and_every_option(monkeypatch):
     calls = []
-    submit = types.ModuleType("launch.cluster.submit")
-    submit.submit_ray = lambda *args, **kwargs: calls.append((*args, kwargs)) or 0
-    submit.submit_slurm = lambda *args, **kwargs: calls.append((*args, kwargs)) or 3
-    monkeypatch.setitem(sys.modules, "launch.cluster.submit", submit)
-    assert (
-        main(["submit", "ray", "embedded", "updates=3", "--address", "http://h:1", "--env", "A=b=c", "--dry-run"]) == 0
-    )
+    monkeypatch.setattr(submit, "submit_ray", lambda *job, dry_run: calls.append((*job, dry_run)) or 0)
+    monkeypatch.setattr(submit, "submit_slurm", lambda training, slurm, **_: calls.append((training, slurm)) or 3)
+    monkeypatch.setattr(submit, "plan_ray_job", lambda *given: given)
+    options = ["--address", "http://h:1", "--env", "A=b=c", "--working-dir", "/tmp", "--resume", "--dry-run"]
+    assert main(["submit", "ray", "embedded", "updates=3", *options]) == 0
     assert main(["submit", "slurm", "embedded", "--nodes", "2", "--time", "60", "--partition", "gpu"]) == 3
-    (ray_file, ray_overrides, ray), (slurm_file, _, slurm) = calls
-    assert ray_file == slurm_file
-    assert ray_file.name == "embedded.yaml"
-    assert ray_file.is_file()
-    assert ray_overrides == ["updates=3"]
-    assert (ray["address"], ray["dry_run"], ray["env_vars"]) == ("http://h:1", True, {"A": "b=c"})
-    assert (slurm["nodes"], slurm["time"], slurm["partition"], slurm["account"]) == (2, "60", "gpu", None)
+    ((on_ray, *plan), address, dry_run), (on_slurm, slurm) = calls
+    assert on_ray.config == on_slurm.config
+    assert on_ray.config.name == "embedded.yaml"
+    assert on_ray.config.is_file()
+    assert (on_ray.overrides, on_ray.resume, on_slurm.resume) == (("updates=3",), True, False)
+    assert (plan, address, dry_run) == ([Path("/tmp"), {"A": "b=c"}], "http://h:1", True)
+    assert (slurm.nodes, slurm.time, slurm.partition, slurm.account) == (2, "60", "gpu", None)
 
 
 def test_submit_options_fit_what_launch_submit_takes(capsys):

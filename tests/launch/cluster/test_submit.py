@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shlex
 import shutil
@@ -14,8 +15,9 @@ from typing import Any
 import pytest
 
 from actors.errors import RunError, UsageError
+from launch.cli import main
 from launch.cluster import submit
-from launch.cluster.submit import RayJob, SlurmJob, submit_compose, submit_ray, submit_slurm
+from launch.cluster.submit import RayJob, SlurmOptions, Training, submit_compose, submit_ray, submit_slurm
 
 ROOT = Path(submit.__file__).resolve().parents[2]
 
@@ -33,9 +35,8 @@ def tree(tmp_path: Path) -> Path:
 
 def test_a_dry_run_prints_the_ray_command_with_every_word_quoted(tree, capsys):
     config = tree / "configs" / "two words.yaml"
-    code = submit_ray(
-        config, ["model.path=a b", "x='$(id)'"], address="http://h:8265/", working_dir=tree, dry_run=True, env_vars={}
-    )
+    training = Training(config, ("model.path=a b", "x='$(id)'"))
+    code = submit_ray(submit.plan_ray_job(training, tree), "http://h:8265/", dry_run=True)
     words = shlex.split(capsys.readouterr().out)
     assert code == 0
     assert words[:7] == ["ray", "job", "submit", "--address", "http://h:8265", "--working-dir", str(tree)]
@@ -44,7 +45,7 @@ def test_a_dry_run_prints_the_ray_command_with_every_word_quoted(tree, capsys):
 
 
 def test_the_upload_leaves_out_environments_runs_and_history(tree):
-    job = submit.plan_ray_job(tree / "configs" / "two words.yaml", [], tree)
+    job = submit.plan_ray_job(Training(tree / "configs" / "two words.yaml"), tree)
     assert {"/.venv", "/runs", "/.git"} <= set(job.runtime_env()["excludes"])
     assert "pip" not in job.runtime_env()
 
@@ -52,7 +53,7 @@ def test_the_upload_leaves_out_environments_runs_and_history(tree):
 def test_secret_values_are_not_printed(tree, capsys):
     config = tree / "configs" / "two words.yaml"
     secret = {"HF_TOKEN": "hf_secret", "HF_HOME": "/data"}
-    submit_ray(config, [], address="http://h:8265", working_dir=tree, dry_run=True, env_vars=secret)
+    submit_ray(submit.plan_ray_job(Training(config), tree, secret), "http://h:8265", dry_run=True)
     printed = capsys.readouterr().out
     assert "hf_secret" not in printed
     assert '"HF_HOME": "/data"' in printed
@@ -62,58 +63,59 @@ def test_a_config_outside_the_working_directory_is_refused(tree, tmp_path_factor
     outside = tmp_path_factory.mktemp("elsewhere") / "c.yaml"
     outside.write_text("")
     with pytest.raises(UsageError, match="outside the working directory"):
-        submit_ray(outside, [], address=None, working_dir=tree, dry_run=True)
+        submit.plan_ray_job(Training(outside), tree)
 
 
 def test_a_config_in_a_folder_that_is_not_uploaded_is_refused(tree):
     (tree / "runs").mkdir()
     (tree / "runs" / "c.yaml").write_text("")
     with pytest.raises(UsageError, match="runs/, which is not uploaded"):
-        submit_ray(tree / "runs" / "c.yaml", [], address=None, working_dir=tree, dry_run=True)
+        submit.plan_ray_job(Training(tree / "runs" / "c.yaml"), tree)
 
 
-def test_a_missing_config_is_refused_by_every_way(tmp_path):
-    missing = tmp_path / "no.yaml"
-    with pytest.raises(UsageError, match=r"no configuration file at .*no\.yaml"):
-        submit_ray(missing, [], address=None, working_dir=tmp_path, dry_run=True)
-    with pytest.raises(UsageError, match="no configuration file"):
-        submit_slurm(missing, [], nodes=1, gpus_per_node=0, time="10", partition=None, account=None, dry_run=True)
-    with pytest.raises(UsageError, match="no configuration file"):
-        submit_compose(missing, [], dry_run=True)
+WAYS = ("ray", "slurm", "compose")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_missing_config_is_refused_by_every_way(tmp_path, way, capsys):
+    assert main(["submit", way, str(tmp_path / "no.yaml"), "--dry-run"]) == 2
+    assert re.search(r"no\.yaml: 1 mistake\n  no such file", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("override", ["updates", "=3", "--updates=3", "a b=3", ""])
-def test_an_override_that_is_not_key_value_is_refused(tree, override):
-    with pytest.raises(UsageError, match="not KEY=VALUE"):
-        submit_compose(tree / "configs" / "two words.yaml", [override], dry_run=True)
+@pytest.mark.parametrize("way", WAYS)
+def test_an_override_that_is_not_key_value_is_refused_by_every_way(tree, way, override, capsys):
+    config = str(tree / "configs" / "two words.yaml")
+    assert main(["submit", way, config, override, "--dry-run"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert re.search("not an override; write KEY=VALUE|No such option|a b: no such setting", output.err)
 
 
 def test_every_way_can_resume_a_run(tree, capsys):
-    config = tree / "configs" / "two words.yaml"
-    submit_ray(config, ["updates=5"], address="http://h:1", working_dir=tree, dry_run=True, resume=True)
-    request: dict[str, Any] = {"nodes": 1, "gpus_per_node": 0, "time": "10", "partition": None, "account": None}
-    submit_slurm(config, ["updates=5"], **request, dry_run=True, resume=True)
-    submit_compose(config, ["updates=5"], dry_run=True, resume=True)
+    training = Training(tree / "configs" / "two words.yaml", ("updates=5",), resume=True)
+    submit_ray(submit.plan_ray_job(training, tree), "http://h:1", dry_run=True)
+    submit_slurm(training, SlurmOptions(1, "10", 0), dry_run=True)
+    submit_compose(training, dry_run=True)
     assert capsys.readouterr().out.count("updates=5 --resume") == 3
 
 
 # Slurm.
 
 
-def slurm_job(**changes: Any) -> SlurmJob:
-    values: dict[str, Any] = {
-        "command": ("python", "-m", "launch", "train", "/c/two words.yaml"),
-        "working_dir": Path("/w"),
-        "python": "/env/bin/python",
-        "nodes": 2,
-        "gpus_per_node": 8,
-        "time": "1-02:00:00",
-    }
-    return SlurmJob(**values | changes)
+COMMAND = ["python", "-m", "launch", "train", "/c/two words.yaml"]
+
+
+def options(**changes: Any) -> SlurmOptions:
+    return SlurmOptions(**{"nodes": 2, "gpus_per_node": 8, "time": "1-02:00:00"} | changes)
+
+
+def rendered(slurm: SlurmOptions, command: list[str] = COMMAND, working_dir: Path = Path("/w")) -> str:
+    return submit.render_sbatch(slurm, command, working_dir, "/env/bin/python")
 
 
 def test_the_batch_script_asks_for_what_was_given():
-    script = submit.render_sbatch(slurm_job(partition="gpu", account="team_a"))
+    script = rendered(options(partition="gpu", account="team_a"))
     directives = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH")]
     wanted = ["--nodes=2", "--time=1-02:00:00", "--gpus-per-node=8", "--partition=gpu", "--account=team_a"]
     assert directives[-5:] == wanted
@@ -121,7 +123,7 @@ def test_the_batch_script_asks_for_what_was_given():
 
 
 def test_a_job_without_gpus_asks_for_none_and_uses_the_default_partition():
-    script = submit.render_sbatch(slurm_job(gpus_per_node=0))
+    script = rendered(options(gpus_per_node=0))
     assert "--gpus" not in script
     assert "--partition" not in script
     assert "--account" not in script
@@ -129,7 +131,7 @@ def test_a_job_without_gpus_asks_for_none_and_uses_the_default_partition():
 
 def test_the_batch_script_is_bash_and_keeps_odd_words_whole(tmp_path):
     odd = ["/c/$(touch owned) 'x'.yaml", 'a="b;c"', "x=@BIN@"]
-    script = submit.render_sbatch(slurm_job(command=("python", *odd), working_dir=tmp_path / "it's here"))
+    script = rendered(options(), ["python", *odd], tmp_path / "it's here")
     checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
     assert (checked.returncode, checked.stderr) == (0, "")
     line = next(line for line in script.splitlines() if line.startswith("python '/c/"))
@@ -149,17 +151,16 @@ def test_the_batch_script_is_bash_and_keeps_odd_words_whole(tmp_path):
 )
 def test_a_request_that_slurm_would_misread_is_refused(wrong, match):
     with pytest.raises(UsageError, match=match):
-        slurm_job(**wrong)
+        options(**wrong)
 
 
 def test_a_dry_run_prints_the_script_and_queues_nothing(tree, capsys, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     config = tree / "configs" / "two words.yaml"
-    request: dict[str, Any] = {"nodes": 1, "gpus_per_node": 0, "time": "10", "partition": None, "account": None}
-    assert submit_slurm(config, ["updates=5"], **request, dry_run=True) == 0
+    assert submit_slurm(Training(config, ("updates=5",)), SlurmOptions(1, "10", 0), dry_run=True) == 0
     assert f"python -m launch train '{config}' updates=5 &" in capsys.readouterr().out
     with pytest.raises(RunError, match="sbatch is not on PATH"):
-        submit_slurm(config, [], **request, dry_run=False)
+        submit_slurm(Training(config), SlurmOptions(1, "10", 0), dry_run=False)
 
 
 def executable(path: Path, text: str) -> Path:
@@ -203,9 +204,7 @@ def test_the_batch_script_joins_its_nodes_runs_the_command_and_ends_everything(t
         "ray.init(address=os.environ['RAY_ADDRESS'], logging_level='ERROR')\n"
         "print('alive nodes:', sum(n['Alive'] for n in ray.nodes()), ray.cluster_resources()['CPU'])\nsys.exit(3)\n"
     )
-    script = submit.render_sbatch(
-        slurm_job(command=("python", "job.py"), working_dir=tmp_path, python=sys.executable, nodes=2)
-    )
+    script = submit.render_sbatch(options(nodes=2), ["python", "job.py"], tmp_path, sys.executable)
     number = str(secrets.randbelow(10_000_000))  # Slurm's own; the script takes its port and its folder in /tmp from it
     environ = marked.environ | {"SLURM_JOB_ID": number, "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_CPUS_ON_NODE": "1"}
     environ |= {"PATH": f"{short_dir}:{environ['PATH']}", "PYTHONPATH": str(ROOT), "OFFBEAT_READY_SECONDS": "60"}
@@ -227,7 +226,7 @@ def test_the_batch_script_joins_its_nodes_runs_the_command_and_ends_everything(t
 
 def test_a_dry_run_prints_the_compose_command(tree, capsys):
     config = tree / "configs" / "two words.yaml"
-    assert submit_compose(config, ["updates=5"], dry_run=True) == 0
+    assert submit_compose(Training(config, ("updates=5",)), dry_run=True) == 0
     words = shlex.split(capsys.readouterr().out)
     compose, volume = ROOT / "docker" / "compose.yaml", f"{config}:/configs/two words.yaml:ro"
     assert words[:8] == ["docker", "compose", "-f", str(compose), "run", "--rm", "--volume", volume]
@@ -238,7 +237,7 @@ def test_a_path_that_docker_would_split_is_refused(tmp_path):
     config = tmp_path / "a:b.yaml"
     config.write_text("")
     with pytest.raises(UsageError, match="colon"):
-        submit_compose(config, [], dry_run=True)
+        submit_compose(Training(config), dry_run=True)
 
 
 def test_importing_the_module_imports_nothing_heavy():
@@ -247,5 +246,5 @@ def test_importing_the_module_imports_nothing_heavy():
 
 
 def test_the_job_of_a_run_starts_the_uploaded_copy(tree):
-    job = submit.plan_ray_job(tree / "configs" / "two words.yaml", [], tree)
+    job = submit.plan_ray_job(Training(tree / "configs" / "two words.yaml"), tree)
     assert job == RayJob("python -m launch train 'configs/two words.yaml'", tree, {})

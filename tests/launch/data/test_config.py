@@ -10,10 +10,11 @@ import pytest
 
 from actors.data.preference_filters import RuleOutcome
 from actors.errors import UsageError
-from launch.data.config import DATA, DataConfig, file_and_overrides
+from launch.data.config import DataConfig, file_and_overrides
 from launch.data.report import LEFT_OUT, DataReport, Histogram, OwnSamples
 from launch.settings.fields import settings
 from launch.settings.loading import load_config
+from launch.settings.verbs import DATA
 
 HERE = ["source=/p.jsonl", "output=/o"]
 

@@ -21,10 +21,11 @@ from actors.data.preferences import read_preferences
 from actors.errors import RunError, UsageError
 from launch.cli import main
 from launch.data import prepare as module
-from launch.data.config import DATA, DataConfig
+from launch.data.config import DataConfig
 from launch.data.prepare import Preparation, prepare, run_data
 from launch.data.report import LEFT_OUT, MEANINGS
 from launch.settings.loading import load_config
+from launch.settings.verbs import DATA
 from learner.stages.perplexity import PerplexityModel
 from learner.world.policy import TINY, build_policy
 

@@ -32,7 +32,7 @@ def test_a_generator_that_comes_back_is_given_its_prompts_again_and_a_dead_one_e
     back = FakeGenerator("a", die_after=0)
     groups = asyncio.run(sample([back, FakeGenerator("b")], PROMPTS))
     assert (back.deaths, len(groups)) == (1, 7)
-    with pytest.raises(RunError, match="a; look at its log"):
+    with pytest.raises(RunError, match="a; see its log"):
         asyncio.run(sample([FakeGenerator("a", die_after=0, dead_for_good=True)], PROMPTS))
 
 
@@ -125,7 +125,7 @@ def test_a_verifier_ranks_by_its_log_likelihood_or_by_its_reward_against_its_ref
 
 
 def test_rewards_need_a_verifier_that_tells_its_reference(models):
-    with pytest.raises(UsageError, match=r"reference/dpo\.json does not tell them .*or --rank likelihood"):
+    with pytest.raises(UsageError, match=r"reference/dpo\.json does not hold them .*or --rank likelihood"):
         find_verifier(str(models / "reference"), "reward")
 
 
@@ -136,9 +136,9 @@ def test_wrong_requests_are_refused_before_anything_starts(models, tmp_path):
     here = config(
         f"model.path={models / 'verifier'}", f"prompts.source={tmp_path / 'rows.jsonl'}", "generators.max_model_len=48"
     )
-    with pytest.raises(UsageError, match=r"--prompts 2 asks for more than the 1 of prompts\.source"):
+    with pytest.raises(UsageError, match=r"--prompts 2 exceeds the 1 prompts of prompts\.source"):
         run_evaluation(here, Request(prompts=2))
-    with pytest.raises(UsageError, match="no prompt is asked for"):
+    with pytest.raises(UsageError, match="0 prompts requested"):
         run_evaluation(here, Request(prompts=0))
     with pytest.raises(UsageError, match="neither a directory nor a hub name"):
         run_evaluation(here, Request(verifiers=(str(tmp_path / "nothing"),)))

@@ -1,13 +1,13 @@
 """Pairs of sampled solutions: correct over incorrect of the same prompt, as `offbeat dpo` reads them."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from actors.data.preferences import read_preferences
 from actors.errors import RunError
-from launch.evaluate.solutions import Solution, pairs_of, write_jsonl, write_solutions
+from launch.evaluate.solutions import Solution, pairs_of, write_jsonl
 
 
 def solution(response, correct, prompt="1+1=", **changes):
@@ -52,10 +52,11 @@ def test_pairs_are_read_by_the_reader_of_preferences(tmp_path):
 
 
 def test_solutions_are_written_one_a_line_and_a_refusal_names_the_file(tmp_path):
-    write_solutions(tmp_path / "solutions.jsonl", [solution("2", True, verifier_scores=(-1.5,)), solution("é", False)])
+    found = [solution("2", True, verifier_scores=(-1.5,)), solution("é", False)]
+    write_jsonl(tmp_path / "solutions.jsonl", [asdict(each) for each in found])
     rows = [json.loads(line) for line in (tmp_path / "solutions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(row["response"], row["correct"], row["verifier_scores"]) for row in rows] == [
         ("2", True, [-1.5]), ("é", False, []),
     ]  # fmt: skip
     with pytest.raises(RunError, match=r"solutions\.jsonl/x"):
-        write_solutions(tmp_path / "solutions.jsonl" / "x", [])
+        write_jsonl(tmp_path / "solutions.jsonl" / "x", [])

@@ -237,7 +237,7 @@ def test_a_full_disk_at_a_checkpoint_ends_the_run_and_leaves_what_was_closed(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("launch.output.journal.os.replace", full)
+    monkeypatch.setattr("actors.files.os.replace", full)
     with pytest.raises(RunError, match="No space left on device"):
         write(journal, [1])
     assert read(tmp_path) == batches

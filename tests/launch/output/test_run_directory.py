@@ -26,19 +26,20 @@ def _begin(path: Path) -> RunDirectory:
 
 def test_a_directory_that_holds_something_is_refused_without_resume(tmp_path: Path) -> None:
     _begin(tmp_path / "run").close()
-    with pytest.raises(UsageError, match=r"is not empty; go on with that run by --resume"):
+    with pytest.raises(UsageError, match=r"is not empty; continue that run with --resume"):
         RunDirectory.open(_config(tmp_path / "run"), resume=False)
     assert RunDirectory.open(_config(tmp_path / "run"), resume=True).path == tmp_path / "run"
 
 
 def test_a_run_that_was_killed_while_it_began_is_in_nobody_s_way(tmp_path: Path) -> None:
     """Between the directory and its config.yaml there is nothing to resume."""
-    begun = _begin(tmp_path / "run")
-    begun.close()
-    begun.config.rename(begun.config.with_suffix(".tmp"))
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "config.tmp"]
-    _begin(tmp_path / "run").close()
-    assert (tmp_path / "run" / "config.yaml").is_file()
+    for left in (".tmp-config.yaml", "config.tmp"):  # the latter by older versions
+        begun = _begin(tmp_path / left)
+        begun.close()
+        begun.config.rename(begun.config.with_name(left))
+        assert sorted(path.name for path in (tmp_path / left).iterdir()) == [".lock", left]
+        _begin(tmp_path / left).close()
+        assert (tmp_path / left / "config.yaml").is_file()
 
 
 def test_resuming_where_no_run_was_is_refused(tmp_path: Path) -> None:

@@ -116,20 +116,20 @@ def test_what_was_changed_is_told_and_a_difference_is_then_no_surprise() -> None
         exact={"exploitability": {"recorded": 0.25, "replay": 0.125}, "exact_kl": {"recorded": None, "replay": 1.0}},
     ).lines()
     assert told[1:] == [
-        "5 groups over staleness 1 left out",
+        "5 groups above staleness 1 left out",
         "learner.loss.kind: dpo recorded, ipo here",
         "opponent.max_staleness: 1 recorded, unset here",
         "exploitability: 0.25 recorded, 0.125 here, at the end",
         "exact_kl: - recorded, 1 here, at the end",
-        "the run has no weights of after the last update to compare with",
+        "weights: not compared; the run has none from after the last update",
     ]
 
 
 def test_parts_of_a_run_with_other_settings_are_named() -> None:
     told = report(resumed_with={"0": ["updates", "learner.optimizer.lr"]}).lines()
     assert told[1] == (
-        "the run had other settings from update 1 on (updates, learner.optimizer.lr) than it ended with: replayed with "
-        "those it ended with"
+        "from update 1 on, the run had other settings than at its end (updates, learner.optimizer.lr); replayed with "
+        "those of its end"
     )
 
 

@@ -5,7 +5,8 @@ from pydantic import Field
 
 from actors.errors import UsageError
 from actors.settings import Settings
-from launch.settings.loading import Verb, config_file, dump_config, load_config, preset_names
+from launch.settings.loading import config_file, dump_config, load_config, preset_names
+from launch.settings.verbs import Verb
 
 PRESETS = "cluster-2node, embedded, embedded-bradley-terry, embedded-nash-md, gsm8k, node-8gpu"
 WORLD = "model.path=world"
@@ -76,10 +77,7 @@ def test_all_mistakes_of_file_and_overrides_are_reported_at_once(write):
         "learner: {dtype: float16, optimizer: {betas: [0.9, x], lr: .inf}}\n"
         "judging: {judge: {kind: godl}}\n"
     )
-    path_help = (
-        "Hugging Face directory or hub name of the policy to start from; `world` first trains the embedded world's "
-        "small policy"
-    )
+    path_help = "Hugging Face directory or hub name; `world` trains the embedded world's small policy first"
     assert sorted(mistakes(path, "foo", "lr=3", "updates.x=4", "learner.zero_stage=5")) == sorted(
         [
             "foo: not an override; write KEY=VALUE, for example replay.max_staleness=2",
@@ -232,7 +230,7 @@ class Oven(Settings):
 def bake(tmp_path):
     (tmp_path / "presets").mkdir()
     (tmp_path / "presets" / "bread.yaml").write_text("degrees: 230\n")
-    return Verb("bake", Oven, tmp_path / "presets", "degrees=200")
+    return Verb("bake", f"{__name__}:Oven", "", "degrees=200", tmp_path / "presets")
 
 
 def test_another_verb_has_settings_and_presets_of_its_own(bake, write):

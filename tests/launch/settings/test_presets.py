@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from actors.errors import UsageError
-from launch.settings.loading import TRAIN, load_config, preset_names
-from launch.stages.config import SFT
+from launch.settings.loading import load_config, preset_names
+from launch.settings.verbs import SFT, TRAIN
 
 USER_KNOWS = ["model.path=/m", "prompts.source=/p.jsonl", "judging.judge.path=/rm"]
 
@@ -53,7 +53,10 @@ def test_a_run_of_a_preset_is_named_after_it_or_demo(preset):
 
 
 def test_training_on_gsm8k_starts_from_what_fine_tuning_on_it_left_and_asks_alike():
-    train, sft = load_config("gsm8k", ["prompts.source=/gsm8k"]), load_config("gsm8k", ["data.source=/gsm8k"], SFT)
+    train, sft = (
+        load_config("gsm8k", ["prompts.source=/gsm8k"]),
+        load_config("gsm8k", ["data.source=/gsm8k"], SFT),
+    )
     assert Path(train.model.path) == sft.directory / "final"
     assert train.prompts.template == sft.data.template
     assert train.generators.max_model_len <= sft.model.scratch.max_tokens

@@ -6,7 +6,7 @@ import pytest
 
 from actors.errors import UsageError
 from launch.settings.loading import load_config
-from launch.stages.config import DPO
+from launch.settings.verbs import DPO
 from launch.stages.dpo import prepare_dpo, run_dpo
 from learner.stages.config import ScratchConfig
 from learner.stages.scratch import make_model

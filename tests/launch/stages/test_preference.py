@@ -6,7 +6,7 @@ import pytest
 
 from actors.errors import UsageError
 from launch.settings.loading import load_config, preset_names
-from launch.stages.config import PREFERENCE
+from launch.settings.verbs import PREFERENCE
 from launch.stages.preference import prepare_preference
 from learner.stages.config import ScratchConfig
 from learner.stages.scratch import make_model

@@ -124,7 +124,7 @@ def test_a_pointer_to_nothing_is_refused(tmp_path):
 def test_committing_an_unfinished_stage_fails_and_removes_it(tmp_path):
     save(tmp_path, "update-1")
     path = stage(tmp_path, "update-2", parts=("deepspeed",))
-    with pytest.raises(RunError, match=r"update-2 was not finished: hf missing"):
+    with pytest.raises(RunError, match=r"update-2 is incomplete: hf missing"):
         checkpoints.commit(tmp_path, "update-2", keep=2)
     assert not path.exists()
     assert checkpoints.latest(tmp_path).name == "update-1"
@@ -138,7 +138,9 @@ def test_a_full_disk_at_commit_keeps_the_last_checkpoint_and_removes_the_stage(t
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RunError, match=r"could not be written .*No space left.*last good checkpoint stands"):
+    with pytest.raises(
+        RunError, match=r"cannot write checkpoint update-2 to .*No space left.*good checkpoint is intact"
+    ):
         checkpoints.commit(tmp_path, "update-2", keep=2)
     assert not path.exists()
     assert checkpoints.latest(tmp_path).name == "update-1"
@@ -146,7 +148,7 @@ def test_a_full_disk_at_commit_keeps_the_last_checkpoint_and_removes_the_stage(t
 
 def test_a_root_that_cannot_be_made_is_an_error_with_the_cause(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"could not be written to .*file"):
+    with pytest.raises(RunError, match=r"cannot write checkpoint update-1 to .*file"):
         checkpoints.begin(tmp_path / "file", "update-1")
 
 

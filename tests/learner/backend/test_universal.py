@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from actors.errors import UsageError
-from learner.backend.universal import differs_in_ranks_alone, seed_of_new_rank, tensors_alone
+from learner.backend.universal import only_world_size_differs, seed_of_new_rank, weights_only
 from tests.learner.backend.other_ranks import BATCHES, CASES, LEARNER, UPDATES, whole_state
 from tests.learner.backend.ranks import make_model, run_ranks, spec_of
 
@@ -254,11 +254,11 @@ def test_a_conversion_that_fails_says_what_to_do_and_leaves_nothing(make_engine,
 
 def test_layouts_differ_in_their_ranks_alone_or_in_more():
     own = {"ranks": 1, "zero_stage": 2, "dtype": "float32"}
-    assert differs_in_ranks_alone(own | {"ranks": 2}, own)
-    assert not differs_in_ranks_alone(own, own)
-    assert not differs_in_ranks_alone(own | {"ranks": 2, "dtype": "bfloat16"}, own)
-    assert not differs_in_ranks_alone(own | {"ranks": 2, "zero_stage": 3}, own)
-    assert not differs_in_ranks_alone(own | {"more": 1}, own)
+    assert only_world_size_differs(own | {"ranks": 2}, own)
+    assert not only_world_size_differs(own, own)
+    assert not only_world_size_differs(own | {"ranks": 2, "dtype": "bfloat16"}, own)
+    assert not only_world_size_differs(own | {"ranks": 2, "zero_stage": 3}, own)
+    assert not only_world_size_differs(own | {"more": 1}, own)
 
 
 def test_new_ranks_have_seeds_apart_that_follow_from_the_first_rank_s_state():
@@ -273,8 +273,8 @@ def test_the_restriction_ends_with_the_outermost_of_its_contexts(tmp_path, monke
     monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "0")
     torch.save(Payload(tmp_path / "ran"), tmp_path / "payload.pt")
     torch.save(Seen(3), tmp_path / "allowed.pt")
-    with tensors_alone([Seen]):
-        with tensors_alone([Seen]):
+    with weights_only([Seen]):
+        with weights_only([Seen]):
             pass
         assert torch.load(tmp_path / "allowed.pt", weights_only=False).count == 3
         with pytest.raises(Exception, match="Weights only load failed"):

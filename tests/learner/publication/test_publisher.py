@@ -153,12 +153,12 @@ def test_a_publisher_killed_while_it_writes_leaves_nothing_that_a_receiver_takes
     monkeypatch.undo()
 
     (left,) = (tmp_path / "run").iterdir()
-    assert left.name == "weights-7.partial"
+    assert left.name == ".tmp-weights-7.safetensors"
     manifest = made.publish(8, tensors, CANARY)
     named = replace(manifest, version=7, location=manifest.location.replace("8", "7"))
     with pytest.raises(RunError, match=r"version 7 are no longer at .*weights-7\.safetensors"):
         weights.read_shm(named)
-    with pytest.raises(WeightMismatchError, match=r"version 7: .*weights-7\.partial is not readable"):
+    with pytest.raises(WeightMismatchError, match=r"version 7: .*\.tmp-weights-7\.safetensors is not readable"):
         weights.read_shm(replace(named, location=str(left)))
 
     again = made.publish(7, tensors, CANARY)

@@ -8,24 +8,24 @@ from pathlib import Path
 import pytest
 
 from actors.judges.config import EndpointJudgeConfig, GoldJudgeConfig
-from launch.cluster import exposure, wiring
+from launch.cluster import security_warnings, wiring
 from launch.settings.run import ClusterConfig
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "localhost", "::1", "[::1]"])
 def test_addresses_that_only_this_machine_reaches(host: str) -> None:
-    assert exposure.is_loopback(host)
+    assert security_warnings.is_loopback(host)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "localhost.example.org", "node7", "", None])
 def test_addresses_that_others_reach_or_whose_reach_no_one_knows(host: str | None) -> None:
-    assert not exposure.is_loopback(host)
+    assert not security_warnings.is_loopback(host)
 
 
 def test_a_ray_started_here_is_warned_of_only_where_its_token_was_turned_off() -> None:
-    assert exposure.started_ray({}) is None
-    assert exposure.started_ray({"RAY_AUTH_MODE": "token"}) is None
-    warning = exposure.started_ray({"RAY_AUTH_MODE": "disabled"})
+    assert security_warnings.started_ray({}) is None
+    assert security_warnings.started_ray({"RAY_AUTH_MODE": "token"}) is None
+    warning = security_warnings.started_ray({"RAY_AUTH_MODE": "disabled"})
     assert warning is not None
     assert "can run any command as you; unset RAY_AUTH_MODE" in warning
 
@@ -46,22 +46,22 @@ def test_a_ray_joined_over_the_network_without_a_token_is_warned_of(
     address: str, mode: str | None, token: str | None, warned: bool
 ) -> None:
     environ = {} if mode is None else {"RAY_AUTH_MODE": mode}
-    warning = exposure.joined_ray(address, environ, token)
+    warning = security_warnings.joined_ray(address, environ, token)
     assert (warning is not None) == warned
     assert warning is None or f"the Ray at {address} is joined over the network without a token" in warning
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "http://localhost:8265", "https://node7:8265"])
 def test_a_job_server_on_this_machine_or_behind_tls_is_not_warned_of(address: str) -> None:
-    assert exposure.job_server(address, "t") is None
+    assert security_warnings.job_server(address, "t") is None
 
 
 def test_a_token_told_in_the_clear_is_warned_of_without_what_the_address_hides() -> None:
-    warning = exposure.job_server("http://ann:hunter2@node7:8265", "t")
+    warning = security_warnings.job_server("http://ann:hunter2@node7:8265", "t")
     assert warning is not None
     assert "http://***@node7:8265 is neither https nor on this machine: its token and the job travel" in warning
     assert "hunter2" not in warning
-    assert ": the job travels" in str(exposure.job_server("http://node7:8265", None))
+    assert ": the job travels" in str(security_warnings.job_server("http://node7:8265", None))
 
 
 @pytest.mark.parametrize(
@@ -75,12 +75,12 @@ def test_a_token_told_in_the_clear_is_warned_of_without_what_the_address_hides()
 )
 def test_a_judge_that_is_told_its_key_in_the_clear_is_warned_of(url: str, key: str | None, warned: bool) -> None:
     judge = EndpointJudgeConfig(url=url, model="m", api_key_env=key)
-    assert (exposure.http_judge(judge) is not None) == warned
-    assert exposure.http_judge(GoldJudgeConfig()) is None
+    assert (security_warnings.http_judge(judge) is not None) == warned
+    assert security_warnings.http_judge(GoldJudgeConfig()) is None
 
 
 def test_the_warnings_that_there_are_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    exposure.warn(None, "first", None, "second")
+    security_warnings.warn(None, "first", None, "second")
     assert capsys.readouterr() == ("", "offbeat: warning: first\noffbeat: warning: second\n")
 
 
@@ -97,10 +97,10 @@ def test_a_run_that_joins_a_ray_says_so_before_it_connects(
 
 
 def test_the_token_that_ray_writes_is_readable_by_its_user_alone(tmp_path: Path) -> None:
-    exposure.keep_token_private(tmp_path)
+    security_warnings.keep_token_private(tmp_path)
     path = tmp_path / ".ray" / "auth_token"
     path.parent.mkdir()
     path.write_text("t")
     path.chmod(0o644)
-    exposure.keep_token_private(tmp_path)
+    security_warnings.keep_token_private(tmp_path)
     assert path.stat().st_mode & 0o777 == 0o600

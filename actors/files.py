@@ -1,0 +1,111 @@
+"""Files and directories written whole or not at all: a temporary neighbour is filled, then renamed into place.
+
+A reader never sees half a file, and a full disk leaves the old one. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from actors.errors import RunError
+
+TEMPORARY = ".tmp-"
+"""Prefix of names that no reader looks at; a crash may leave some behind."""
+REPLACED = f"{TEMPORARY}replaced-"
+"""Prefix of an old directory's name while the new one is swapped in."""
+
+
+@contextlib.contextmanager
+def writing(what: str | Path, remedy: str, *also: type[Exception]) -> Iterator[None]:
+    """Turn an OSError, or an error of the types in `also`, into a RunError that names `what` and the remedy."""
+    kinds: tuple[type[Exception], ...] = (OSError, *also)
+    try:
+        yield
+    except kinds as error:
+        cause = getattr(error, "strerror", None) or error
+        raise RunError(f"cannot write {what}: {cause}; {remedy}") from error
+
+
+def atomic_write(path: Path, content: str | bytes, *, durable: bool = False) -> None:
+    """Write a whole file, text as UTF-8, or leave `path` as it was. Raises OSError."""
+    with atomic_file(path, durable=durable) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield a temporary path to write to; rename it to `path` at the end, or remove it after an error."""
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    try:
+        yield temporary
+        replace_file(temporary, path, durable=durable)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield an empty directory to fill; swap it in for `path` at the end, or remove it after an error."""
+    stage = path.with_name(f"{TEMPORARY}{path.name}")
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir(parents=True)
+    try:
+        yield stage
+        replace_directory(stage, path, durable=durable)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def replace_file(temporary: Path, path: Path, *, durable: bool = False) -> None:
+    """Rename a written file to `path`. With `durable`, flush file, then name. Raises OSError."""
+    if durable:
+        sync(temporary)
+    temporary.replace(path)
+    if durable:
+        sync(path.parent)
+
+
+def replace_directory(stage: Path, path: Path, *, durable: bool = False) -> None:
+    """Swap a filled directory in for `path`, or leave `path` as it was. Raises OSError.
+
+    A crash between the two renames leaves the old directory under its `REPLACED` name. With `durable`, everything in
+    `stage` is flushed first, then the new name, and only then is the old directory removed.
+    """
+    old = path.with_name(f"{REPLACED}{path.name}")
+    if durable:
+        sync_tree(stage)
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+    try:
+        stage.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
+    if durable:
+        sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a directory to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(root: Path) -> None:
+    """Flush every file and directory below `root`, and `root` itself."""
+    for directory, _, names in os.walk(root, topdown=False):
+        for name in names:
+            sync(Path(directory, name))
+        sync(Path(directory))
