@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from actors.data.prompts import PromptSource
 from actors.errors import RunError, UsageError
+from actors.files import atomic_write, writing
 from actors.records import Group
 from actors.replay_buffer.buffer import ReplayBuffer, group_from_dict, group_to_dict
 from launch.cluster import wiring
@@ -196,10 +196,9 @@ class TrainingRun:
                 f"{path} is missing: the starting policy's completions cannot be made again; set evaluation.prompts=0"
             )
         baseline: list[Group] = await loop.sample(prompts)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps([group_to_dict(group) for group in baseline]))
-        os.replace(temporary, path)
+        with writing(path, "free space there, then use --resume"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, json.dumps([group_to_dict(group) for group in baseline]))
         return EvaluationSet(prompts, baseline)
 
     async def _save(self, loop: TrainingLoop) -> None:

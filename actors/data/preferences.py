@@ -6,7 +6,6 @@ is `preference_filters.py`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +39,7 @@ from actors.data.text import (
     response_token_ids,
 )
 from actors.errors import UsageError
+from actors.files import atomic_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +161,8 @@ def write_preferences(path: Path, rows: Sequence[PreferenceRow]) -> None:
         "id": pyarrow.string(),
     }
     arrays = [pyarrow.array([getattr(row, name) for row in rows], kind) for name, kind in columns.items()]
-    temporary = path.with_name(f".tmp-{path.name}")
-    pyarrow.parquet.write_table(pyarrow.table(arrays, names=list(columns)), temporary)
-    os.replace(temporary, path)
+    with atomic_file(path) as temporary:
+        pyarrow.parquet.write_table(pyarrow.table(arrays, names=list(columns)), temporary)
 
 
 def preference_tokens(

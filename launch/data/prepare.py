@@ -6,7 +6,6 @@ Decides on every row before it writes; the output directory appears whole or not
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,7 +35,8 @@ from actors.data.preferences import (
 )
 from actors.data.rows import Problem, check_problems
 from actors.data.text import load_tokenizer
-from actors.errors import RunError, UsageError
+from actors.errors import UsageError
+from actors.files import atomic_directory, writing
 from actors.hub import resolve
 from launch.data.config import DataConfig
 from launch.data.report import MEANINGS, DataReport, OwnSamples, Pair, make_report
@@ -214,20 +214,12 @@ def _sampled(pairs: Sequence[Pair], config: DataConfig, tokenizer: Any, scorer: 
 
 
 def _write(output: Path, config: DataConfig, preparation: Preparation) -> None:
-    """Write everything into a directory beside `output`, then rename it."""
+    """Write the directory `output`, whole or not at all."""
     report = preparation.report
-    stage = output.with_name(f".tmp-{output.name}")
-    try:
-        shutil.rmtree(stage, ignore_errors=True)
-        stage.mkdir(parents=True)
+    with writing(output, "choose another with --output DIR"), atomic_directory(output) as stage:
         for split in report.splits:
             write_preferences(stage / f"{split}.parquet", preparation.rows(split))
         lines = [json.dumps({"place": p.place, "reason": p.reason, "why": p.message}) for p in preparation.left_out()]
         (stage / "left_out.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         (stage / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
         (stage / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-        stage.rename(output)
-    except OSError as error:
-        raise RunError(f"cannot write to {output}: {error}; choose another with --output DIR") from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)

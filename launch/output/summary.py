@@ -6,7 +6,6 @@ Scripts rely on the names in the file: add, never rename.
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 from collections.abc import Mapping
 from importlib import metadata
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from actors.errors import RunError
+from actors.files import atomic_write, writing
 from actors.replay_buffer.admission import imbalance
 from launch.output.board import clock
 from launch.run.win_rate import Reward, WinRate
@@ -117,17 +116,8 @@ class Summary(BaseModel):
 
     def write(self, path: Path) -> None:
         """Write JSON, whole or not at all. Raises RunError if the file cannot be written."""
-        temporary = path.with_name(f"{path.name}.tmp")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(self.model_dump_json(indent=2) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise RunError(f"cannot write {path}: {error.strerror or error}; free space there") from error
+        with writing(path, "free space there"):
+            atomic_write(path, self.model_dump_json(indent=2) + "\n", durable=True)
 
     def render(self, console: Console) -> None:
         """Print the result, then what it cost."""

@@ -14,7 +14,8 @@ from actors.data.preference_layouts import MalformedPreferenceError
 from actors.data.preferences import TokenLimits, collect_preferences, preference_tokens
 from actors.data.rows import Problem, check_problems
 from actors.data.text import load_tokenizer
-from actors.errors import RunError, UsageError
+from actors.errors import UsageError
+from actors.files import atomic_write, writing
 from actors.hub import positions_of, read_text_config, resolve
 from launch.output.run_directory import RunDirectory
 from launch.stages.config import DpoRunConfig
@@ -40,10 +41,8 @@ def run_dpo(config: DpoRunConfig, *, resume: bool = False) -> int:
         loss = config.learner.loss
         reference = str(resolve(config.reference or config.model.path).absolute())
         path = RunDirectory(config.directory).final / DPO_FILE
-        try:
-            path.write_text(json.dumps({"reference": reference, **loss.model_dump()}, indent=2) + "\n")
-        except OSError as error:
-            raise RunError(f"cannot write {path}: {error}; the model beside it is whole") from error
+        with writing(path, "the model beside it is whole"):
+            atomic_write(path, json.dumps({"reference": reference, **loss.model_dump()}, indent=2) + "\n")
     return code
 
 

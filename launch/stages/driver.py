@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from actors.errors import UsageError
+from actors.files import atomic_write, writing
 from launch.cluster import wiring
 from launch.output.board import clock
 from launch.output.metrics import MetricsWriter
@@ -245,9 +245,8 @@ class StageRun:
             "wall_seconds": time.monotonic() - self._session.started,
             "versions": package_versions(),
         }
-        temporary = self._directory.summary.with_suffix(".tmp")
-        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self._directory.summary)
+        with writing(self._directory.summary, "free space there"):
+            atomic_write(self._directory.summary, json.dumps(summary, indent=2) + "\n", durable=True)
 
     def _elapsed(self) -> str:
         return clock(time.monotonic() - self._session.started)

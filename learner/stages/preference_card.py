@@ -7,7 +7,6 @@ the model was trained beyond its configuration.
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from actors.files import atomic_write
 from actors.judges.models.preference_network import PreferenceForm, PreferenceModel, Tokens, write_form
 from learner.stages import calibration
 from learner.stages.calibration import Array
@@ -71,8 +71,8 @@ def finish(
         "training_pairs": len(train),
         **figures,
     }
-    _write(directory / CARD_FILE, json.dumps(card, indent=2) + "\n")
-    _write(directory / README_FILE, card_text(card))
+    atomic_write(directory / CARD_FILE, json.dumps(card, indent=2) + "\n")
+    atomic_write(directory / README_FILE, card_text(card))
     return card
 
 
@@ -257,9 +257,3 @@ def _length_differences(pairs: Sequence[TokenPair]) -> Array:
 def _logit(p: Array) -> Array:
     inside = np.clip(p, 1e-12, 1.0 - 1e-12)
     return np.log(inside) - np.log1p(-inside)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

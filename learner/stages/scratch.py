@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from actors.files import replace_directory
+from actors.files import atomic_directory
 from learner.stages.config import ScratchConfig
 
 EOS, PAD = "<|end|>", "<|pad|>"
@@ -42,12 +42,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
 
 
 def make_model(directory: str | Path, texts: Iterable[str], config: ScratchConfig) -> int:
-    """Writes tokenizer and model as a Hugging Face directory, whole or not at all; returns the number of parameters.
+    """Write tokenizer and model as a Hugging Face directory, whole or not at all; return the number of parameters.
 
-    Raises OSError when the disk refuses.
+    Raises OSError if the disk refuses.
     """
-    final = Path(directory)
-    stage = final.with_name(f".tmp-{final.name}")
     tokenizer = train_tokenizer(texts, config.vocabulary)
     hidden = config.heads * config.head_size
     with torch.random.fork_rng(devices=[]):
@@ -67,9 +65,8 @@ def make_model(directory: str | Path, texts: Iterable[str], config: ScratchConfi
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
-    stage.mkdir(parents=True, exist_ok=True)
-    disable_progress_bar()  # it would run through what a run shows
-    model.save_pretrained(stage)
-    tokenizer.save_pretrained(stage)
-    replace_directory(stage, final)
+    disable_progress_bar()  # it would run through the messages of the run
+    with atomic_directory(Path(directory)) as stage:
+        model.save_pretrained(stage)
+        tokenizer.save_pretrained(stage)
     return model.num_parameters()

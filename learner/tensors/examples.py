@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
+from actors.files import atomic_file
 from learner.tensors.batching import TokenSequence
 
 TRAIN, VALIDATION = "train.parquet", "validation.parquet"
@@ -66,8 +66,7 @@ def read_pairs(path: Path) -> list[TokenPair]:
 
 
 def write_table(path: Path, table: pyarrow.Table) -> None:
-    """Writes a Parquet file, whole or not at all. Raises OSError when the disk refuses."""
+    """Write a Parquet file, whole or not at all. Raises OSError if the disk refuses."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}")
-    pyarrow.parquet.write_table(table, temporary)
-    os.replace(temporary, path)
+    with atomic_file(path) as temporary:
+        pyarrow.parquet.write_table(table, temporary)

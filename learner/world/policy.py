@@ -7,7 +7,6 @@ Face model directory. This module must not know preferences, Ray, vLLM or DeepSp
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from actors import world
 from actors.errors import UsageError
+from actors.files import atomic_directory
 from learner.world.exact import corpus_cross_entropy, exact_policy
 
 SETTINGS_FILE = world.POLICY_SETTINGS_FILE
@@ -182,10 +182,8 @@ def _finished(directory: Path, settings: dict[str, object]) -> SftReport | None:
 
 
 def _write(directory: Path, model: LlamaForCausalLM, settings: dict[str, object], report: SftReport) -> None:
-    """Write beside `directory`, then rename: a reader never sees half a model."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
-        fresh, old = Path(scratch) / "fresh", Path(scratch) / "old"
+    """Write the model, whole or not at all."""
+    with atomic_directory(directory) as fresh:
         disable_progress_bar()
         model.save_pretrained(fresh)
         world.tokenizer().save_pretrained(fresh)
@@ -194,9 +192,6 @@ def _write(directory: Path, model: LlamaForCausalLM, settings: dict[str, object]
         ).save_pretrained(fresh)
         document = {"settings": settings, "report": asdict(report)}
         (fresh / SETTINGS_FILE).write_text(json.dumps(document, indent=2) + "\n")
-        if directory.exists():
-            directory.rename(old)
-        fresh.rename(directory)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from actors.errors import JUDGE_MEMORY, UsageError, saying_what_to_lower
+from actors.files import atomic_write
 from actors.hub import resolve
 from actors.judges.models.classifier import check_lengths, collate, in_batches, load_classifier, positions
 from actors.judges.models.inputs import Tokens
@@ -214,6 +215,4 @@ def write_form(directory: Path, form: PreferenceForm, **beside: Any) -> None:
     pair = "prompt + first + separator + second + separator"
     assembly = pair if form.kind == "pairwise" else "prompt + response"
     document = {**asdict(form), "assembly": assembly, **beside}
-    temporary = directory / f".tmp-{FORM_FILE}"
-    temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(directory / FORM_FILE)
+    atomic_write(directory / FORM_FILE, json.dumps(document, indent=2) + "\n")
