@@ -1,6 +1,6 @@
 """Turn a judged group into the pair or game that a loss consumes. Pure; must not import judges, buffers or losses.
 
-Trusts judgements: `actors/judges/worker.py` checks them on arrival.
+Trusts judgements, which `actors/judges/worker.py` checks on arrival. Raises RunError for a group without one.
 """
 
 from __future__ import annotations
@@ -11,10 +11,7 @@ from actors.records import Game, Group, Judgement, Pair
 
 
 def effective_scores(group: Group, missing_eos_score: float | None) -> tuple[float, ...]:
-    """Return the judge's scores; `missing_eos_score`, if set, replaces those of unfinished completions.
-
-    Raises RunError if the group has not been judged.
-    """
+    """Return the judge's scores; `missing_eos_score`, if set, replaces those of unfinished completions."""
     scores = _judgement(group).scores
     if missing_eos_score is None:
         return tuple(map(float, scores))
@@ -29,8 +26,6 @@ def best_and_worst(group: Group, missing_eos_score: float | None) -> Pair:
 
     Ties go to the first index. If all scores are equal, both sides are the same completion: its log-ratio is exactly 0
     for any policy and the pair has no gradient, while two different completions would add noise.
-
-    Raises RunError if the group has not been judged.
     """
     scores = effective_scores(group, missing_eos_score)
     best = scores.index(max(scores))
@@ -50,8 +45,6 @@ def game_of(group: Group, missing_eos_score: float | None) -> Game:
     P(i > j) comes from the judge if it compares pairs, else from the effective scores by Bradley-Terry. If
     `missing_eos_score` is set, an unfinished completion loses every compared pair against a finished one and ties with
     other unfinished ones.
-
-    Raises RunError if the group has not been judged.
     """
     scores = effective_scores(group, missing_eos_score)
     given = _judgement(group).preferences
