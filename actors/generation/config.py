@@ -29,7 +29,7 @@ class OpponentConfig(Settings):
     kind: Literal["weighted", "self", "mixture", "reference", "ema"] = Field(
         default="weighted",
         description="weighted: the mixture policy^(1-beta) reference^beta, by importance weights on the policy's own "
-        "completions; self: the policy's own completions, unweighted; mixture, reference, ema (an average of past "
+        "completions; self: the policy itself, on the same completions; mixture, reference, ema (an average of past "
         "policies): sampled by the engine, which then holds two models",
     )
     beta: float = Field(

@@ -49,8 +49,6 @@ class _Running:
     """A lease being generated."""
 
     lease: Lease
-    wanted: int
-    """Completions the lease asks for."""
     completions: dict[int, Completion] = field(default_factory=dict)
     """Finished ones, by position."""
 
@@ -252,7 +250,7 @@ class Generator:
                 self._waiting.remove(lease)
                 roles = self._roles[lease.draw]
                 key = (lease.index, lease.attempt)
-                self._running[key] = _Running(lease, wanted=len(roles))
+                self._running[key] = _Running(lease)
             request_ids = [f"{lease.index}.{lease.attempt}.{k}" for k in range(len(roles))]
             try:
                 for k, (request_id, opponent) in enumerate(zip(request_ids, roles, strict=True)):
@@ -275,9 +273,10 @@ class Generator:
                 running = self._running[key]
                 running.completions[k] = completion
                 self._tokens += len(completion.token_ids)
-                if len(running.completions) == running.wanted:
+                wanted = len(self._roles[running.lease.draw])
+                if len(running.completions) == wanted:
                     del self._running[key]
-                    completions = tuple(running.completions[k] for k in range(running.wanted))
+                    completions = tuple(running.completions[k] for k in range(wanted))
                     self._results.append(Group(running.lease, completions))
             self._changed.notify_all()
 
