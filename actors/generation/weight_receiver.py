@@ -17,17 +17,8 @@ from torch import Tensor
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
 from actors.errors import RunError, WeightMismatchError
+from actors.generation import weights
 from actors.generation.mixture import settings_of
-from actors.generation.weights import (
-    Shape,
-    check_against,
-    check_bits,
-    check_expected,
-    expected_tensors,
-    is_tied,
-    read_chunks,
-    read_shm,
-)
 from actors.records import Manifest
 
 
@@ -36,7 +27,7 @@ class WeightReceiver:
 
     staged_publication: dict[str, Tensor] | None = None
     """Checked, waiting for `load_publication`."""
-    expected_publication: dict[str, tuple[Shape, str]] | None = None
+    expected_publication: dict[str, tuple[weights.Shape, str]] | None = None
     """Tensors of the files that the model was loaded from; read once."""
 
     # Provided by the worker class:
@@ -51,9 +42,9 @@ class WeightReceiver:
         """
         self.staged_publication = None
         try:
-            check_expected(manifest, self._expected())
-            tensors = read_shm(manifest) if chunks is None else read_chunks(manifest, chunks)
-            check_against(manifest, tensors)
+            weights.check_expected(manifest, self._expected())
+            tensors = weights.read_shm(manifest) if chunks is None else weights.read_chunks(manifest, chunks)
+            weights.check_against(manifest, tensors)
         except RunError as refusal:
             return str(refusal)
         self.staged_publication = tensors
@@ -79,7 +70,7 @@ class WeightReceiver:
         Written against vLLM 0.32's `distributed/weight_transfer`; untested on GPUs.
         """
         try:
-            check_expected(manifest, self._expected())
+            weights.check_expected(manifest, self._expected())
             _check_announced(manifest, update)
         except WeightMismatchError as refusal:
             return str(refusal)
@@ -98,11 +89,11 @@ class WeightReceiver:
         self._rebuild_tied_head()
         return None
 
-    def _expected(self) -> dict[str, tuple[Shape, str]]:
+    def _expected(self) -> dict[str, tuple[weights.Shape, str]]:
         if self.expected_publication is None:
             model_config = self.vllm_config.model_config
             with_reference = settings_of(model_config.hf_config).get("published_reference", False)
-            self.expected_publication = expected_tensors(model_config.model, with_reference=with_reference)
+            self.expected_publication = weights.expected_tensors(model_config.model, with_reference=with_reference)
         return self.expected_publication
 
     def _rebuild_tied_head(self) -> None:
@@ -111,8 +102,9 @@ class WeightReceiver:
         No tensor is published for it, so the reload would keep the packed old embedding: silently wrong log-probs.
         """
         model_config = self.vllm_config.model_config
+        tied = getattr(model_config.hf_text_config, "tie_word_embeddings", False)
         # If the files repeat a tied projection, vLLM clears the config's flag, but still ties the weights later.
-        if not (getattr(model_config.hf_text_config, "tie_word_embeddings", False) or is_tied(model_config.model)):
+        if not (tied or weights.is_tied(model_config.model)):
             return
         for module in self.model_runner.get_model().modules():
             if isinstance(module, ParallelLMHead):
@@ -130,15 +122,15 @@ class _CheckedLoader:
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
         return self._model.load_weights(self._checked(weights))
 
-    def _checked(self, weights: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
-        for name, tensor in weights:
+    def _checked(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
+        for name, tensor in tensors:
             stated = self._pending.pop(name, None)
             if stated is None:
                 raise WeightMismatchError(
                     f"version {self._version}: tensor {name!r} arrived twice or is not in the manifest; restart this "
                     "generator and publish again"
                 )
-            check_bits(self._version, name, stated, tensor)
+            weights.check_bits(self._version, name, stated, tensor)
             yield name, tensor
 
     def check_complete(self) -> None:
