@@ -1,9 +1,10 @@
-"""Errors that a user can cause or must hear of. Each says what was given, what is allowed and what to do next."""
+"""Errors that users can cause or must see. Each says what happened, the value, the limit and the next step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class OffbeatError(Exception):
@@ -13,17 +14,17 @@ class OffbeatError(Exception):
 
 
 class UsageError(OffbeatError):
-    """The request itself is wrong: configuration, paths, data. Exit code 2, before anything was started."""
+    """The request is wrong: configuration, paths, data. Exit code 2, before anything starts."""
 
     exit_code = 2
 
 
 class RunError(OffbeatError):
-    """The run could not go on: an actor failed for good, a device is full, training diverged. Exit code 1."""
+    """The run cannot continue: an actor failed for good, a device is full, training diverged. Exit code 1."""
 
 
 class WeightMismatchError(RunError):
-    """A publication does not hold what its manifest says, or an engine does not compute what the learner computes."""
+    """A publication differs from its manifest, or an engine computes other log-probs than the learner."""
 
 
 LEARNER_MEMORY = (
@@ -31,15 +32,26 @@ LEARNER_MEMORY = (
     "learner.ranks"
 )
 ENGINE_MEMORY = (
-    "lower generators.gpu_memory_utilization where others share the GPU, generators.max_model_len or "
+    "lower generators.gpu_memory_utilization if others share the GPU, generators.max_model_len or "
     "max_running_prompts, or raise generators.tensor_parallel_size"
 )
 JUDGE_MEMORY = "lower judging.judge.batch_tokens, set its dtype to bfloat16, or give it a GPU of its own"
 
 
 @contextmanager
-def saying_what_to_lower(who: str, remedy: str) -> Iterator[None]:
-    """Within it, an allocation that fails, on a GPU or in host memory, becomes a RunError that ends with `remedy`."""
+def writing(what: str | Path, remedy: str, *also: type[Exception]) -> Iterator[None]:
+    """Turn an OSError, or an error of the types in `also`, into a RunError that names `what` and the remedy."""
+    kinds: tuple[type[Exception], ...] = (OSError, *also)
+    try:
+        yield
+    except kinds as error:
+        cause = getattr(error, "strerror", None) or error
+        raise RunError(f"cannot write {what}: {cause}; {remedy}") from error
+
+
+@contextmanager
+def oom_hint(who: str, remedy: str) -> Iterator[None]:
+    """Turn a failed allocation, on a GPU or in host memory, into a RunError that ends with `remedy`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch's errors are RuntimeErrors; no torch is imported here

@@ -11,23 +11,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from actors.errors import RunError
-
 TEMPORARY = ".tmp-"
 """Prefix of names that no reader looks at; a crash may leave some behind."""
 REPLACED = f"{TEMPORARY}replaced-"
 """Prefix of an old directory's name while the new one is swapped in."""
-
-
-@contextlib.contextmanager
-def writing(what: str | Path, remedy: str, *also: type[Exception]) -> Iterator[None]:
-    """Turn an OSError, or an error of the types in `also`, into a RunError that names `what` and the remedy."""
-    kinds: tuple[type[Exception], ...] = (OSError, *also)
-    try:
-        yield
-    except kinds as error:
-        cause = getattr(error, "strerror", None) or error
-        raise RunError(f"cannot write {what}: {cause}; {remedy}") from error
 
 
 def atomic_write(path: Path, content: str | bytes, *, durable: bool = False) -> None:

@@ -1,6 +1,6 @@
-"""Wire types: the small frozen records that travel between generators, judges, buffer and learner.
+"""Wire types: small frozen records that travel between generators, judges, replay buffer and learner.
 
-They hold plain Python values only, so that any process can unpickle them without torch, ray or vllm.
+Plain Python values only, so that any process can unpickle them without torch, Ray or vLLM.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ class Prompt:
     id: str
     """Stable name, `<source>:<row>`; the same in every epoch and after a resume."""
     token_ids: tuple[int, ...]
-    """What the engine is given, chat template and special tokens included."""
+    """Tokens the engine reads, including chat template and special tokens."""
     text: str
-    """What a judge is shown."""
+    """Text a judge reads."""
     answer: str | None = None
-    """Gold answer for verifiers, verbatim from the data; None where the data has none."""
+    """Gold answer for verifiers, verbatim from the data; None if the data has none."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 Draw = Literal["all", "policy", "opponents"]
-"""What a lease asks for: everything a group needs, the policy's K completions alone, or the opponents' M alone."""
+"""Completions a lease asks for: the whole group, only the policy's K, or only the opponents' M."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +34,15 @@ class Lease:
     """The right to generate for one prompt. Made by the replay buffer; read by generators."""
 
     index: int
-    """Position in the global order of leases; update `u` consumes `[uB, (u+1)B)` in lease order.
-    Evaluation leases, which never enter the buffer, have negative indices."""
+    """Position in the global order of leases; see `admission.py`. Negative for leases that never enter the buffer."""
     attempt: int
-    """0 for the first grant, one more for each re-grant: a late answer to an older attempt is refused."""
+    """Earlier grants of this lease; an answer to an older attempt is ignored."""
     prompt: Prompt
     min_version: int
-    """A generator must have taken at least this policy version before it starts."""
+    """Oldest policy version that may generate it."""
     deadline: float
-    """Seconds on the coordinator's clock after which the lease may be granted again."""
+    """Time on the driver's clock (seconds) after which the lease may be granted again."""
     draw: Draw = "all"
-    """What to sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +50,17 @@ class Completion:
     """One sampled response. Made by a generator; read by judges and learner."""
 
     token_ids: tuple[int, ...]
-    """Response tokens, the end-of-sequence token included when there is one. Never empty."""
+    """Response tokens, including the end-of-sequence token if any. Never empty."""
     logprobs: tuple[float, ...]
-    """Behaviour log-prob (nats) of each token under exactly the distribution that sampled it."""
+    """Behaviour log-prob of each token (nats), under exactly the distribution that sampled it."""
     versions: tuple[int, ...]
-    """Policy version that sampled each token; not decreasing."""
+    """Policy version that sampled each token; never decreasing."""
     text: str
     """Decoded response without special tokens."""
     finished: bool
-    """True when it ended with end-of-sequence, False when it was cut at the length limit."""
+    """True if it ended with end-of-sequence, False if it was cut at the length limit or by another stop token."""
     opponent: bool = False
-    """True when it was drawn as an opponent (of the mixture, say), False when it is the policy's."""
+    """True if it was sampled as an opponent, from the mixture for example; False if it is the policy's own."""
 
     @property
     def oldest_version(self) -> int:
@@ -71,21 +69,21 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a judge says of one prompt's completions, opponents included. Made by judges; read by pairing."""
+    """A judge's answer for one prompt's completions, opponents included. Made by judges; read by `pairing.py`."""
 
     scores: tuple[float, ...]
     """One score per completion; higher is better; all finite."""
     preferences: tuple[tuple[float, ...], ...] | None = None
-    """`preferences[i][j]` = P(completion i is preferred to j), for judges that compare pairs; None for scalar ones."""
+    """`preferences[i][j]` = P(completion i is preferred to j); None from judges that only score."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One lease's completions and, once judged, their judgement. Made by a generator; completed by a judge."""
+    """The completions of one lease and, once judged, their judgement. Made by a generator; completed by a judge."""
 
     lease: Lease
     completions: tuple[Completion, ...]
-    """The policy's K, then the opponents' M where these are drawn apart."""
+    """The policy's K, then the opponents' M if these are sampled separately."""
     judgement: Judgement | None = None
 
     @property
@@ -95,7 +93,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A lease that came to nothing: generator or judge could not answer. The prompt goes back with the reason."""
+    """A lease that a generator or judge could not answer; its prompt is returned for this reason."""
 
     lease_index: int
     attempt: int
@@ -104,34 +102,34 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """What a preference loss consumes. Made by `pairing.py`; read by the learner."""
+    """A preferred and a dispreferred completion of one prompt. Made by `pairing.py`; read by losses on pairs."""
 
     lease_index: int
     prompt_token_ids: tuple[int, ...]
     chosen: Completion
     rejected: Completion
     margin: float
-    """Score of chosen minus score of rejected, at least 0; 0 means a tie, which carries no gradient."""
+    """Score of chosen minus score of rejected, at least 0. 0 is a tie, which has no gradient."""
 
     @property
     def tie(self) -> bool:
         return self.margin == 0.0
 
     def staleness(self, version: int) -> int:
-        """Policy versions between the pair's oldest token and `version`."""
+        """Return the policy versions between the oldest token and `version`."""
         return version - min(self.chosen.oldest_version, self.rejected.oldest_version)
 
 
 @dataclass(frozen=True, slots=True)
 class Game:
-    """What a game loss consumes: one prompt's preference game as sampled. Made by `pairing.py`; read by the learner."""
+    """A matrix game between the completions of one prompt. Made by `pairing.py`; read by losses on games."""
 
     lease_index: int
     prompt_token_ids: tuple[int, ...]
     players: tuple[Completion, ...]
-    """K completions of the policy."""
+    """The policy's K completions."""
     opponents: tuple[Completion, ...]
-    """M completions drawn as opponents. Empty: each half of the players plays against the other."""
+    """The M opponents. Empty: each half of the players plays against the other."""
     preferences: tuple[tuple[float, ...], ...]
     """[K + M][K + M], players first: [i][j] = P(completion i is preferred to j); 1/2 on the diagonal."""
     scores: tuple[float, ...]
@@ -142,11 +140,11 @@ class Game:
         return self.players + self.opponents
 
     def staleness(self, version: int) -> int:
-        """Policy versions between the oldest token of the players and `version`."""
+        """Return the policy versions between the players' oldest token and `version`."""
         return version - min(completion.oldest_version for completion in self.players)
 
     def opponent_staleness(self, version: int) -> int:
-        """The same of the opponents; of the players where these are each other's opponents."""
+        """Return the same for the opponents, or for the players if they play against each other."""
         return version - min(completion.oldest_version for completion in self.opponents or self.players)
 
 
@@ -157,27 +155,27 @@ class TensorRecord:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    """torch dtype without the prefix: `float32`, `bfloat16`."""
+    """torch dtype without its prefix: `float32`, `bfloat16`."""
     fingerprint: str
-    """`weights.fingerprint` of its bits."""
+    """Of its bits, by `weights.fingerprint`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """A fixed token sequence and the learner's log-probs of its tokens 1.. under the published weights."""
+    """A fixed token sequence and the learner's log-probs of its tokens under the published weights."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """One fewer than `token_ids`: the first token has no prediction."""
+    """In nats, at temperature 1; one fewer than `token_ids`, because nothing predicts the first token."""
 
 
 SENT_BY_LEARNER = ("nccl", "ipc")
-"""Transports in which the learner sends the bytes itself; in the others generators fetch them."""
+"""Transports by which the learner sends the weights; by the others, generators fetch them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a publication must contain. Made by the learner's publisher; checked by every receiver."""
+    """The content of a publication, for every receiver to verify. Made by the learner's publisher."""
 
     version: int
     tensors: tuple[TensorRecord, ...]
@@ -185,28 +183,28 @@ class Manifest:
     transport: str
     """`shm`, `object_store`, `nccl` or `ipc`."""
     location: str = ""
-    """`shm`: path of the safetensors file. Others: empty."""
+    """Path of the safetensors file; empty unless `transport` is `shm`."""
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratorStatus:
-    """A generator's own account, for metrics and the time budget. Seconds are since its start."""
+    """Counters of one generator since it started, for metrics and the time budget."""
 
     name: str
     version: int
     running: int
     """Leases being generated."""
     waiting: int
-    """Leases held back for newer weights."""
+    """Leases that wait for room or for newer weights."""
     tokens: int
-    """Response tokens sampled since the start."""
+    """Response tokens sampled."""
     generating_seconds: float
     updating_seconds: float
     idle_seconds: float
     process: str
-    """Of whom this is the account: a generator that was started again has another."""
+    """Incarnation id; changes when the process restarts."""
 
 
 def flatten(groups: Sequence[Group]) -> list[Completion]:
-    """All completions of `groups`, in order."""
+    """Return all completions of `groups`, in order."""
     return [completion for group in groups for completion in group.completions]

@@ -1,39 +1,37 @@
-"""The producers as Ray actors. The only module of `actors` that knows Ray; the classes themselves stay plain.
+"""Generators and judges as Ray actors. The only module of `actors` that imports Ray; the classes stay plain.
 
-Placement, concurrency and restarts are decided here; what the actors do is in `generator.py` and `judging.py`.
+Sets placement, concurrency and restarts; `generator.py` and `actors/judges/worker.py` do the work.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from actors.generation.config import GeneratorSpec
 from actors.generation.generator import Generator
-from actors.hub import resolve
 from actors.judges.config import JudgingConfig
 from actors.judges.worker import JudgeWorker
 from actors.records import Manifest
 
 COLLECTING_CALLS = 8
-"""Calls one actor serves at a time: collect blocks, and submit, take_weights and status must get past it."""
+"""Calls one actor serves at a time. `collect` blocks, and `submit`, `take_weights` and `status` must get past it."""
 
 
 class RemoteGenerator(Generator):
-    """A generator whose models may be hub names, and whose chunks arrive as separate arguments, which Ray resolves."""
+    """A generator that finds models on its own host, and takes weight chunks as arguments, which Ray resolves."""
 
     def __init__(self, spec: GeneratorSpec, **settings: Any) -> None:
-        reference_dir = None if spec.reference_dir is None else resolve(spec.reference_dir)
-        super().__init__(replace(spec, model_dir=resolve(spec.model_dir), reference_dir=reference_dir), **settings)
+        super().__init__(spec.on_this_host(), **settings)
 
     def take_published(self, manifest: Manifest, *chunks: Any) -> int:
         return self.take_weights(manifest, list(chunks) or None)
 
 
 class GeneratorHandle:
-    """A generator actor's blocking face for the learner's process, which sends it weights over `nccl` or `ipc`."""
+    """Blocking calls to a generator actor, for the learner process that sends it weights over `nccl` or `ipc`."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
@@ -53,19 +51,19 @@ class GeneratorPlace:
     """Where one generator runs."""
 
     gpus: float
-    """Reserved by the actor: the tensor parallel size, or 0 on CPU."""
+    """GPUs to reserve: the tensor parallel size, or 0 on CPU."""
     host: str | None
-    """Address of the host that it must be on, at every start; None: any."""
+    """Address of the host for every start; None: any host."""
     environment: dict[str, str]
-    """Of the engine's process."""
+    """Environment variables of the engine's process."""
 
 
 def start_generator(spec: GeneratorSpec, place: GeneratorPlace) -> Any:
-    """Start one generator actor and return its handle at once; the engine loads in the background."""
+    """Start a generator actor and return its handle at once; the engine loads in the background."""
     actor = ray.remote(RemoteGenerator).options(
         num_cpus=spec.generators.cpus,
         num_gpus=place.gpus,
-        # Every node of a host has this resource, one of each; an affinity to a node would not outlive it.
+        # Ray gives each node this resource by its host's address; a node affinity would not survive the node.
         resources={} if place.host is None else {f"node:{place.host}": 0.001},
         max_restarts=spec.generators.max_restarts,
         max_concurrency=COLLECTING_CALLS,
@@ -75,9 +73,10 @@ def start_generator(spec: GeneratorSpec, place: GeneratorPlace) -> Any:
 
 
 def start_judge(config: JudgingConfig, *, tokenizer: str | None, environment: dict[str, str]) -> Any:
-    """Starts the judge actor; `tokenizer` is the policy's, whose ids a model with the same one reads as they are.
+    """Start the judge actor. `tokenizer` is the policy's: a judge model with the same one reads its ids unchanged.
 
-    Scalar and closed-form judges take no core of their own; a model may reserve GPUs."""
+    Judges reserve no CPU core; a judge model may reserve GPUs.
+    """
     actor = ray.remote(JudgeWorker).options(
         num_cpus=0, num_gpus=config.gpus, max_restarts=config.max_restarts, runtime_env={"env_vars": environment}
     )

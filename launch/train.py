@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from actors.data.prompts import PromptSource
-from actors.errors import RunError, UsageError
-from actors.files import atomic_write, writing
+from actors.errors import RunError, UsageError, writing
+from actors.files import atomic_write
 from actors.records import Group
 from actors.replay_buffer.buffer import ReplayBuffer, group_from_dict, group_to_dict
 from launch.cluster import wiring

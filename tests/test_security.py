@@ -315,5 +315,5 @@ def test_an_index_of_weights_that_names_files_elsewhere_is_refused(tmp_path: Pat
     model = tmp_path / "model"
     model.mkdir()
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../private.safetensors"}}))
-    with pytest.raises(UsageError, match=r"names '\.\./private\.safetensors', which is no file beside it"):
+    with pytest.raises(UsageError, match=r"names '\.\./private\.safetensors', which is not a file beside it"):
         expected_tensors(model)

@@ -1,7 +1,7 @@
 """One vLLM engine in this process: requests in, completions with behaviour log-probs and token versions out.
 
-Driven step by step by one thread, so that new weights land exactly between two steps. vLLM's public API only, and it is
-imported when an engine is built, after its environment was set. It must not know leases, groups or ray.
+One thread drives it step by step, so that new weights take effect exactly between two steps. Uses vLLM's public API
+only, imported when an engine is built, after its environment is set. Must not depend on leases, groups or Ray.
 """
 
 from __future__ import annotations
@@ -25,47 +25,45 @@ Chunks = Iterable[Mapping[str, np.ndarray]]
 """Payload of the `object_store` transport."""
 
 MAX_REQUESTS = 1024
-"""Requests that run together at most, whatever the number of leases; more wait inside the engine."""
+"""Most requests that run together; more wait inside the engine."""
 
 MAX_BATCHED_TOKENS = 8192
-"""Tokens per engine step at least: a running batch is prefilled again after an update in few steps."""
+"""Lower limit of tokens per engine step, so that a running batch is prefilled in few steps after a weight sync."""
 
 _MIXED = "mixed"
-"""Cache salt of opponents' prompts. The policy's cached blocks hold no keys and values of the second model."""
+"""Cache salt of opponents' prompts: the policy's cached blocks lack keys and values of the second model."""
 
 _CANARY = "canary"
 _CANARY_PRIORITY, _SAMPLE_PRIORITY = 0, 1
 
 
 def engine_environment(generators: GeneratorConfig, *, cuda: bool | None = None) -> dict[str, str]:
-    """Environment that an engine's process needs, for a Ray actor's `runtime_env` or this process.
+    """Return the environment variables that an engine's process needs.
 
-    Args:
-        generators: the engine's settings.
-        cuda: whether it will run on GPUs; unset asks torch about this machine.
+    `cuda`: whether it will run on GPUs; None asks torch about this machine.
     """
     if cuda is None:
         import torch
 
         cuda = torch.cuda.is_available()
     environment = {
-        # Engine core in this process: nothing samples between the steps of an update.
+        # Keep the engine core in this process, so that nothing is sampled during a weight sync.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "OMP_NUM_THREADS": str(max(1, int(generators.cpus))),
     }
     if not cuda:
-        # Tensor-parallel workers would all be pinned to the first core; compiling the sampler costs ten seconds.
+        # Otherwise all tensor-parallel workers are pinned to the first core, and compiling the sampler takes 10 s.
         environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1"}
     return environment
 
 
 class Engine:
-    """A vLLM engine whose weights can be replaced between two steps while its requests are kept.
+    """A vLLM engine whose weights can be replaced between two steps while requests are running.
 
-    If the opponent needs a second model, the engine holds it beside the policy. Raises UsageError if directories or
-    settings of `spec` do not make an engine.
+    If the opponent needs a second model, the engine holds it beside the policy. Raises UsageError if the directories or
+    settings of `spec` do not fit an engine.
     """
 
     def __init__(self, spec: GeneratorSpec) -> None:
@@ -76,9 +74,12 @@ class Engine:
             require_safetensors(directory)
         self._spec = spec
         self._eos = eos_token_ids(spec.model_dir)
-        self._version = 0
-        self._failure: RunError | None = None
-        self._running: dict[str, bool] = {}  # by request id: whether it samples an opponent
+        self.version = 0
+        """Policy version in use."""
+        self.failure: RunError | None = None
+        """Why every further call raises; None while the engine works."""
+        self._running: dict[str, bool] = {}
+        """By request id: whether it samples an opponent."""
         self._finished: list[tuple[str, Completion]] = []
         os.environ.update(engine_environment(spec.generators))
         self._engine_beta = None if spec.opponent is None else spec.opponent.engine_beta
@@ -89,34 +90,18 @@ class Engine:
         self._opponent_params = self._sampling_params(self._engine_beta)
 
     @property
-    def version(self) -> int:
-        """The policy version that samples now."""
-        return self._version
-
-    @property
-    def failure(self) -> RunError | None:
-        """Why this engine must not be used any more; None while it is sound."""
-        return self._failure
-
-    @property
     def busy(self) -> bool:
-        """Whether `step` has something to do."""
+        """Whether `step` has work to do."""
         return bool(self._running or self._finished)
 
     def add(
         self, request_id: str, prompt_token_ids: Sequence[int], opponent: bool = False, seed: int | None = None
     ) -> None:
-        """Queues one request.
+        """Queue one request.
 
-        Args:
-            request_id: not in use.
-            prompt_token_ids: of the model's vocabulary.
-            opponent: sample an opponent: from the second model or the mixture with it, where there is one, else from
-                the policy.
-            seed: of random numbers of its own; unset: those of the engine, which all requests share.
-
-        Raises:
-            UsageError: the prompt is empty, too long, outside the vocabulary, or the id is taken; the engine goes on.
+        An `opponent` is sampled from the second model, or the mixture with it, if the engine holds one. `seed` gives
+        the request its own random stream instead of the engine's. Raises UsageError if the prompt or the id cannot be
+        accepted; the engine keeps working.
         """
         self._check_sound()
         self._check_prompt(request_id, prompt_token_ids)
@@ -131,11 +116,7 @@ class Engine:
         self._running[request_id] = opponent
 
     def step(self) -> list[tuple[str, Completion]]:
-        """Samples one token of every running request; returns those that finished, with their ids.
-
-        Raises:
-            RunError: an earlier `load` left the engine unusable.
-        """
+        """Sample one token of every running request; return the ids and completions of those that finished."""
         self._check_sound()
         finished, self._finished = self._finished, []
         if self._running:
@@ -143,72 +124,67 @@ class Engine:
         return finished
 
     def abort(self, request_ids: Iterable[str]) -> None:
-        """Forgets these requests; nothing of them is returned. Ids that are not running are ignored."""
+        """Drop these requests without returning anything; ignore ids that are not running."""
         known = [request_id for request_id in request_ids if request_id in self._running]
         self._llm.abort_request(known)
         for request_id in known:
             self._running.pop(request_id, None)
 
     def connect(self, init_info: dict[str, Any]) -> None:
-        """Joins the learner's `nccl` or `ipc` transfer; blocks until the learner has joined too.
-
-        Not run on a GPU so far.
-        """
+        """Join the learner's `nccl` or `ipc` transfer; block until both have joined. Untested on GPUs."""
         self._check_sound()
         self._llm.collective_rpc("init_weight_transfer_engine", args=(init_info,))
 
     def load(self, manifest: Manifest, payload: Chunks | dict[str, Any] | None = None) -> None:
-        """Replaces the weights between two steps. Running requests are kept: their tokens so far are prefilled again
-        under the new weights.
+        """Replace the weights between two steps; running requests continue, prefilled again under the new weights.
 
-        Args:
-            manifest: what is published; its canary log-probs are at temperature 1.
-            payload: `shm`: None; `object_store`: all chunks; `nccl` and `ipc`: the transfer's update info.
+        `payload`: None for `shm`, all chunks for `object_store`, the transfer's update info for `nccl` and `ipc`.
 
-        Raises:
-            WeightMismatchError: refused. When `failure` is None the old weights are untouched and at work; otherwise
-                the model was already changed and every later call raises.
+        Raises WeightMismatchError if the publication is refused. If `failure` is then None, the old weights are intact
+        and in use; otherwise the model was already changed and every later call raises.
         """
         from actors.generation.weights import check_not_older  # needs torch
 
         self._check_sound()
-        check_not_older(manifest, self._version)
+        check_not_older(manifest, self.version)
         self._check_canary(manifest)
         try:
             refusal = self._receive(manifest, payload)
             if refusal is None:
                 self._adopt(manifest)
         except RunError as error:
-            self._failure = error
+            self.failure = error
             raise
         except Exception as error:
-            self._failure = RunError(f"loading version {manifest.version} failed halfway: {error}; restart this engine")
-            raise self._failure from error
+            self.failure = RunError(f"loading version {manifest.version} failed halfway: {error}; restart this engine")
+            raise self.failure from error
         if refusal is not None:
             raise WeightMismatchError(refusal)
 
     def _receive(self, manifest: Manifest, payload: Any) -> str | None:
+        """Verify the publication and load it; return why it was refused, or None."""
         if manifest.transport in SENT_BY_LEARNER:
-            replies = self._llm.collective_rpc("receive_publication", args=(manifest, payload))
-            return next((reply for reply in replies if reply is not None), None)
+            return self._call_workers("receive_publication", manifest, payload)
         chunks = list(payload) if manifest.transport == "object_store" else None
-        replies = self._llm.collective_rpc("check_publication", args=(manifest, chunks))
-        refusal = next((reply for reply in replies if reply is not None), None)
-        if refusal is None:
-            self._llm.collective_rpc("load_publication")
-        return refusal
+        refusal = self._call_workers("check_publication", manifest, chunks)
+        return self._call_workers("load_publication") if refusal is None else refusal
+
+    def _call_workers(self, method: str, *arguments: Any) -> str | None:
+        """Call a method of every worker's `WeightReceiver`; return the first refusal, or None."""
+        replies = self._llm.collective_rpc(method, args=arguments)
+        return next((reply for reply in replies if reply is not None), None)
 
     def _adopt(self, manifest: Manifest) -> None:
-        """Makes the loaded weights the ones in use, if the canary agrees.
+        """Put the loaded weights into use if the canary agrees.
 
-        The canary's steps advance the other requests too; what they finish is handed out by the next `step`.
+        The canary's steps advance the other requests too; the next `step` returns those that finish.
         """
-        # Cached keys and values belong to the old weights. Preempting everything frees their blocks, without which
-        # nothing is dropped, and lets the canary, which has the better priority, run in the very next step.
+        # Cached keys and values belong to the old weights. Preempting all requests frees their blocks, without which
+        # nothing is dropped, and lets the canary run in the very next step, because its priority is higher.
         if not self._llm.reset_prefix_cache(reset_running_requests=True):
             raise RunError(
-                f"version {manifest.version}: the engine did not drop what it cached under the weights before; restart "
-                "this generator"
+                f"version {manifest.version}: the engine did not drop what it cached under the previous weights; "
+                "restart this generator"
             )
         self._llm.set_weight_version(str(manifest.version))
         tolerance = self._spec.generators.log_prob_tolerance
@@ -217,14 +193,15 @@ class Engine:
         if not difference <= tolerance:  # also true for NaN
             raise WeightMismatchError(
                 f"version {manifest.version}: engine and learner differ by {difference:.4g} nats on the canary, "
-                f"{tolerance:g} are allowed; what was sampled since is void. Restart this generator; if it recurs, "
+                f"{tolerance:g} are allowed; rollouts since then are discarded. Restart this generator; if it recurs, "
                 f"compare generators.dtype {self._spec.generators.dtype} with learner.dtype, or raise "
-                "generators.canary_tolerance if the difference is rounding"
+                "generators.canary_tolerance if the difference is only rounding"
             )
         self._finished += finished
-        self._version = manifest.version
+        self.version = manifest.version
 
     def _score(self, token_ids: Sequence[int]) -> tuple[list[float], list[tuple[str, Completion]]]:
+        """Return the log-probs of `token_ids` from the second on, and the requests that finished meanwhile."""
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=self._spec.sampling.temperature)
@@ -232,7 +209,7 @@ class Engine:
         finished: list[tuple[str, Completion]] = []
         while True:
             outputs = self._llm.step()
-            finished += self._completions(output for output in outputs if output.request_id != _CANARY)
+            finished += self._completions(outputs)
             for output in outputs:
                 if output.request_id == _CANARY and output.finished:
                     scores = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
@@ -260,13 +237,13 @@ class Engine:
         )
 
     def _check_sound(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
 
     def _check_prompt(self, request_id: str, prompt_token_ids: Sequence[int]) -> None:
         needed = len(prompt_token_ids) + self._spec.sampling.max_new_tokens
         if not prompt_token_ids:
-            raise UsageError(f"request {request_id!r} has an empty prompt; every prompt needs at least one token")
+            raise UsageError(f"request {request_id!r} has an empty prompt; give it at least one token")
         if needed > self._spec.generators.max_model_len:
             raise UsageError(
                 f"request {request_id!r} has a prompt of {len(prompt_token_ids)} tokens, which with "
@@ -279,7 +256,7 @@ class Engine:
                 "that belongs to the model"
             )
         if request_id in self._running or request_id == _CANARY:
-            raise UsageError(f"request id {request_id!r} is taken; give every request its own")
+            raise UsageError(f"request id {request_id!r} is taken; use a new one")
 
     def _check_canary(self, manifest: Manifest) -> None:
         length = len(manifest.canary.token_ids)
@@ -299,7 +276,7 @@ class Engine:
             temperature=self._spec.sampling.temperature,
             max_tokens=self._spec.sampling.max_new_tokens,
             stop_token_ids=sorted(self._eos | set(self._spec.sampling.stop_token_ids)),
-            logprobs=0,  # of the sampled token alone
+            logprobs=0,  # only of the sampled token
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args=None if beta is None else {BETA: beta},
@@ -336,12 +313,12 @@ class Engine:
                 max_num_batched_tokens=max(MAX_BATCHED_TOKENS, config.max_model_len, requests),
                 tensor_parallel_size=config.tensor_parallel_size,
                 seed=spec.seed,
-                logprobs_mode="processed_logprobs",  # of the distribution that is sampled from, temperature included
+                logprobs_mode="processed_logprobs",  # of the sampling distribution, temperature included
                 scheduling_policy="priority",
-                async_scheduling=False,  # a step in flight would carry the label of the next weights
+                async_scheduling=False,  # a step in flight would get the version of the next weights
                 worker_extension_cls="actors.generation.weight_receiver.WeightReceiver",
                 disable_log_stats=True,
-                # What a prompt finds cached changes the shapes that are computed, and with them the rounding.
+                # Cached prefixes change the shapes of computations, and with them the rounding.
                 enable_prefix_caching=not spec.deterministic,
                 **options,
             )
@@ -349,23 +326,26 @@ class Engine:
         except ValueError as error:
             raise UsageError(
                 f"vLLM refuses {model_dir} with generators.max_model_len {config.max_model_len}, dtype {config.dtype}, "
-                f"kv_cache_mib {config.kv_cache_mib}: {error}"
+                f"kv_cache_mib {config.kv_cache_mib}: {error}; change the setting that it names"
             ) from error
 
     def _mixture_options(self, model_dir: str, reference_dir: str) -> dict[str, Any]:
         from actors.generation import mixture
 
-        # The mixture's logits processor is written for vLLM's first model runner, the only one on CPU.
+        # The mixture's logits processor supports only vLLM's first model runner, the only one on CPU.
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
         mixture.register()
-        published = self._spec.opponent is not None and self._spec.opponent.kind == "ema"
-        return mixture.engine_arguments(model_dir, reference_dir, skip_reference=True, published_reference=published)
+        return mixture.engine_arguments(
+            model_dir, reference_dir, skip_reference=True, published_reference=self._spec.publishes_average
+        )
 
 
 @contextlib.contextmanager
 def _gc_paused() -> Iterator[None]:
-    """For imports: what they define lives as long as the process, and Python's garbage collector would look through it
-    again and again, meanwhile and later. With vLLM that is a third of an engine's start on CPU."""
+    """Exempt objects made by imports from garbage collection, now and later.
+
+    They live as long as the process; scanning vLLM's takes a third of an engine's start on CPU.
+    """
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -377,7 +357,7 @@ def _gc_paused() -> Iterator[None]:
 
 
 def eos_token_ids(model_dir: str | Path) -> frozenset[int]:
-    """Every end-of-sequence id that a model directory names, in its generation config or else its config."""
+    """Return every end-of-sequence id in a model directory's generation config, or else in its config."""
     for name in ("generation_config.json", "config.json"):
         path = Path(model_dir) / name
         ids = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None

@@ -1,7 +1,7 @@
-"""A generator: turns leases into groups of completions, and takes new weights while it does.
+"""A generator: turns leases into groups of completions and takes new weights meanwhile.
 
-One thread owns the engine; the methods, which may be called from any thread, only pass messages to it. A plain class:
-`remote.py` makes a Ray actor of it. It must not know the buffer, the judges or who publishes.
+One thread owns the engine; the public methods only pass messages to it and may be called from any thread. `remote.py`
+makes a Ray actor of this plain class. Must not depend on the replay buffer, judges or the publisher.
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from actors.errors import ENGINE_MEMORY, OffbeatError, RunError, UsageError, saying_what_to_lower
+from actors.errors import ENGINE_MEMORY, OffbeatError, RunError, UsageError, oom_hint
 from actors.generation.config import GeneratorSpec, OpponentConfig, SamplingConfig
 from actors.generation.engine import Engine
 from actors.generation.weights import check_expected, check_not_older, expected_tensors
 from actors.records import Completion, Draw, Failure, GeneratorStatus, Group, Lease, Manifest
 
 T = TypeVar("T")
-Activity = str
 GENERATING, UPDATING, IDLE = "generating", "updating", "idle"
 
 
 class EngineLike(Protocol):
-    """What a generator needs of an engine; see `engine.Engine`."""
+    """The part of `engine.Engine` that a generator uses."""
 
     @property
     def version(self) -> int: ...
@@ -47,15 +46,15 @@ class EngineLike(Protocol):
 
 @dataclass
 class _Running:
-    """A lease being generated: its completions by position, as they finish."""
+    """A lease being generated."""
 
     lease: Lease
-    wanted: int
     completions: dict[int, Completion] = field(default_factory=dict)
+    """Finished ones, by position."""
 
 
 def requested_roles(sampling: SamplingConfig, opponent: OpponentConfig | None) -> dict[Draw, tuple[bool, ...]]:
-    """Say for each completion of each kind of draw whether an opponent samples it; the policy's come first."""
+    """Return, for each draw, whether each completion is an opponent's; the policy's come first."""
     players = (False,) * sampling.completions_per_prompt
     opponents = () if opponent is None else (True,) * opponent.completions_per_prompt
     sampled = opponent is not None and opponent.sampled
@@ -63,24 +62,23 @@ def requested_roles(sampling: SamplingConfig, opponent: OpponentConfig | None) -
 
 
 def request_seed(seed: int, lease_index: int, position: int) -> int:
-    """Seed of one completion of a lease, in [0, 2^63): the same at every attempt, independent of all others."""
+    """Return the seed of one completion, in [0, 2^63): the same at every attempt, independent of all others."""
     digest = hashlib.sha256(f"{seed}:{lease_index}:{position}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 class Generator:
-    """Serves leases until closed. `make_engine` builds the engine in the thread that will own it.
+    """Serves leases until closed. `make_engine` runs in the thread that owns the engine.
 
-    The constructor returns when the engine is ready, and raises what building it raised.
+    The constructor returns when the engine is ready, or raises the error of `make_engine`.
     """
 
     def __init__(self, spec: GeneratorSpec, make_engine: Callable[[GeneratorSpec], EngineLike] = Engine) -> None:
-        self._name = name = spec.name
+        self._name = spec.name
         self._process = secrets.token_hex(8)
         self._spec = spec
         self._roles = requested_roles(spec.sampling, spec.opponent)
-        self._build = lambda: make_engine(spec)
-        # Guards everything below; notified whenever any of it changes.
+        # Guards all state below; notified on every change.
         self._changed = threading.Condition()
         self._waiting: deque[Lease] = deque()
         self._running: dict[tuple[int, int], _Running] = {}
@@ -91,16 +89,18 @@ class Generator:
         self._version = 0
         self._tokens = 0
         self._seconds = dict.fromkeys((GENERATING, UPDATING, IDLE), 0.0)
-        self._activity: Activity = IDLE
+        self._activity = IDLE
         self._since = time.monotonic()
         self._requests: dict[str, tuple[tuple[int, int], int]] = {}
+        """By request id: the lease's key in `_running`, and the completion's position."""
         ready: Future[None] = Future()
-        self._thread = threading.Thread(target=self._serve, args=(ready,), name=f"{name}-engine", daemon=True)
+        arguments = (make_engine, ready)
+        self._thread = threading.Thread(target=self._serve, args=arguments, name=f"{self._name}-engine", daemon=True)
         self._thread.start()
         ready.result()
 
     def submit(self, leases: Sequence[Lease]) -> None:
-        """Takes leases. One whose `min_version` is ahead waits for those weights; the rest start as there is room."""
+        """Accept leases. Each starts when there is room and its `min_version` has been loaded."""
         with self._changed:
             self._check()
             known = set(self._running) | {(lease.index, lease.attempt) for lease in self._waiting}
@@ -108,7 +108,7 @@ class Generator:
             self._changed.notify_all()
 
     def collect(self, timeout_seconds: float) -> list[Group | Failure]:
-        """What is ready, as soon as something is; empty when nothing was within `timeout_seconds`."""
+        """Return results as soon as there are any; empty if none arrive within `timeout_seconds`."""
         with self._changed:
             self._changed.wait_for(lambda: self._results or self._failure or self._closed, timeout_seconds)
             self._check()
@@ -116,14 +116,10 @@ class Generator:
             return results
 
     def take_weights(self, manifest: Manifest, chunks: Any = None) -> int:
-        """Loads a publication between two engine steps; returns the version that is then at work.
+        """Load a publication between two engine steps, as `Engine.load` does; return the version then in use.
 
-        Args:
-            manifest: what is published.
-            chunks: the payload of `engine.Engine.load`.
-
-        Raises:
-            WeightMismatchError: refused; unless the model was already changed, generation goes on with the old weights.
+        `chunks` is the payload. Raises WeightMismatchError if it is refused; unless the model was already changed,
+        generation continues with the old weights.
         """
 
         def load(engine: EngineLike) -> int:
@@ -133,18 +129,20 @@ class Generator:
         return self._order(load)
 
     def check_weights(self, manifest: Manifest) -> None:
-        """Raises `WeightMismatchError` when the publication's version is older than the one at work, or its names or
-        shapes do not fit the model. For transports that cannot be refused once the transfer has begun."""
+        """Check version, names and shapes before a transfer that cannot be refused once it has begun.
+
+        Raises WeightMismatchError if the version is older than the one in use, or a name or shape does not fit.
+        """
         check_not_older(manifest, self._version)
-        with_average = self._spec.opponent is not None and self._spec.opponent.kind == "ema"
-        check_expected(manifest, expected_tensors(self._spec.model_dir, with_reference=with_average))
+        expected = expected_tensors(self._spec.model_dir, with_reference=self._spec.publishes_average)
+        check_expected(manifest, expected)
 
     def connect_weights(self, init_info: dict[str, Any]) -> None:
-        """Joins the learner's `nccl` or `ipc` transfer; returns when both have joined."""
+        """Join the learner's `nccl` or `ipc` transfer; return when both have joined."""
         self._order(lambda engine: engine.connect(init_info))
 
     def status(self) -> GeneratorStatus:
-        """The account so far; its three durations add up to the seconds since the engine was ready."""
+        """Return the counters; the three durations add up to the time since the engine was ready."""
         with self._changed:
             self._check()
             self._switch(self._activity)
@@ -161,7 +159,7 @@ class Generator:
             )
 
     def close(self) -> None:
-        """Stops after the current step; leases in progress are dropped. Safe to call twice."""
+        """Stop after the current step and drop leases in progress. Safe to call twice."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -174,7 +172,7 @@ class Generator:
             raise RunError(f"{self._name} is closed; start a new generator")
 
     def _order(self, work: Callable[[EngineLike], T]) -> T:
-        """Runs `work` in the engine's thread between two steps and waits for its result."""
+        """Run `work` in the engine's thread between two steps and wait for its result."""
         done: Future[T] = Future()
         with self._changed:
             self._check()
@@ -184,10 +182,10 @@ class Generator:
 
     # Everything below runs in the engine's thread.
 
-    def _serve(self, ready: Future[None]) -> None:
+    def _serve(self, make_engine: Callable[[GeneratorSpec], EngineLike], ready: Future[None]) -> None:
         try:
-            with saying_what_to_lower(f"the engine of {self._name}", ENGINE_MEMORY):
-                engine = self._build()
+            with oom_hint(f"the engine of {self._name}", ENGINE_MEMORY):
+                engine = make_engine(self._spec)
         except BaseException as error:
             ready.set_exception(error)
             return
@@ -199,8 +197,9 @@ class Generator:
                 self._execute_orders(engine)
                 self._start_leases(engine)
                 if engine.busy:
-                    self._enter(GENERATING)
-                    with saying_what_to_lower(f"the engine of {self._name}", ENGINE_MEMORY):
+                    with self._changed:
+                        self._switch(GENERATING)
+                    with oom_hint(f"the engine of {self._name}", ENGINE_MEMORY):
                         finished = engine.step()
                     self._deliver(finished)
         except Exception as error:
@@ -209,7 +208,7 @@ class Generator:
             self._release(RunError(f"{self._name} was closed before this was done"))
 
     def _await_work(self, engine: EngineLike) -> bool:
-        """Waits until there is something to do; False when closed."""
+        """Wait until there is work; return False once closed."""
         with self._changed:
             if not (engine.busy or self._orders or self._startable() or self._closed):
                 self._switch(IDLE)
@@ -237,7 +236,7 @@ class Generator:
                 done.set_result(result)
 
     def _startable(self) -> Lease | None:
-        """The first lease in line that the current weights may serve, if there is room for one."""
+        """Return the first waiting lease that the current weights may serve, or None if there is no room."""
         if len(self._running) >= self._spec.generators.max_running_prompts:
             return None
         return next((lease for lease in self._waiting if lease.min_version <= self._version), None)
@@ -251,7 +250,7 @@ class Generator:
                 self._waiting.remove(lease)
                 roles = self._roles[lease.draw]
                 key = (lease.index, lease.attempt)
-                self._running[key] = _Running(lease, wanted=len(roles))
+                self._running[key] = _Running(lease)
             request_ids = [f"{lease.index}.{lease.attempt}.{k}" for k in range(len(roles))]
             try:
                 for k, (request_id, opponent) in enumerate(zip(request_ids, roles, strict=True)):
@@ -274,18 +273,15 @@ class Generator:
                 running = self._running[key]
                 running.completions[k] = completion
                 self._tokens += len(completion.token_ids)
-                if len(running.completions) == running.wanted:
+                wanted = len(self._roles[running.lease.draw])
+                if len(running.completions) == wanted:
                     del self._running[key]
-                    completions = tuple(running.completions[k] for k in range(running.wanted))
+                    completions = tuple(running.completions[k] for k in range(wanted))
                     self._results.append(Group(running.lease, completions))
             self._changed.notify_all()
 
-    def _enter(self, activity: Activity) -> None:
-        with self._changed:
-            self._switch(activity)
-
-    def _switch(self, activity: Activity) -> None:
-        """Books the time since the last switch on what was going on, so that the three accounts add up."""
+    def _switch(self, activity: str) -> None:
+        """Add the time since the last switch to the current activity's seconds, then start `activity`."""
         now = time.monotonic()
         self._seconds[self._activity] += now - self._since
         self._activity, self._since = activity, now
@@ -301,7 +297,7 @@ class Generator:
         self._release(failure)
 
     def _release(self, reason: OffbeatError) -> None:
-        """Answers everyone who still waits for an order."""
+        """Fail every pending order with `reason`."""
         with self._changed:
             orders, self._orders = self._orders, deque()
             self._changed.notify_all()

@@ -2,14 +2,14 @@
 
     p(v | prefix) proportional to (policy(v | prefix)^(1 - beta) reference(v | prefix)^beta)^(1 / T)
 
-The mixture of Nash-MD at every prefix (Munos et al. 2023, "Nash Learning from Human Feedback", section 7); T is the
-sampling temperature, applied after mixing. Every request brings its own beta, so one batch holds requests of the policy
-(none, or 0), of the reference (1) and of mixtures. The engine gives the behaviour log-prob, that of p; the log-probs of
-the sampled tokens under policy and reference are recomputed by the learner, which has both.
+This is the mixture of Nash-MD at every prefix (Munos et al. 2023, "Nash Learning from Human Feedback", section 7). T is
+the sampling temperature, applied after mixing. Each request has its own beta, so one batch can hold requests of the
+policy (no beta, or 0), of the reference (1) and of mixtures. The engine reports the behaviour log-prob, under p; the
+learner recomputes the log-probs under policy and reference.
 
-`GeometricMixtureForCausalLM` holds two models of one architecture with key-value caches of their own and returns the
-policy's logits; `MixtureLogitsProcessor` mixes the reference's into the rows that want it. Works without Offbeat, see
-docs/mixture.md. It must not know publications, versions or leases.
+`GeometricMixtureForCausalLM` holds two models of one architecture, each with its own key-value cache, and returns the
+policy's logits; `MixtureLogitsProcessor` mixes in the reference's for rows with a beta. Works without Offbeat, see
+docs/mixture.md. Must not depend on publications, versions or leases.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ BETA = "mixture_beta"
 """Key of `SamplingParams.extra_args`: weight of the reference, in [0, 1]."""
 
 _SETTINGS = "geometric_mixture"
-"""Attribute of the engine's Hugging Face config that `engine_arguments` puts there."""
+"""Attribute that `engine_arguments` adds to the engine's Hugging Face config."""
 
 _POLICY_PREFIX = "policy."
 
 
 def register() -> None:
-    """Makes vLLM know the architecture. The entry point of the plugin; safe to call again."""
+    """Register the architecture with vLLM. The plugin's entry point; safe to call again."""
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
-        # The class, not its name: vLLM inspects a class that is named in a process of its own, for seconds.
+        # The class, not its name: vLLM inspects a named class in a separate process, which takes seconds.
         ModelRegistry.register_model(ARCHITECTURE, GeometricMixtureForCausalLM)
 
 
@@ -60,18 +60,13 @@ def engine_arguments(
     skip_reference: bool = False,
     published_reference: bool = False,
 ) -> dict[str, Any]:
-    """What vLLM's `EngineArgs` or `LLM` of the policy needs besides its usual arguments to hold the mixture.
+    """Return the extra arguments with which vLLM's `EngineArgs` or `LLM` of the policy holds the mixture.
 
-    Args:
-        policy_dir: Hugging Face directory; its `config.json` names the architecture of both models.
-        reference_dir: the second model's.
-        skip_reference: leave the reference out of batches in which no request mixes. Every request with a beta must
-            then be given a `cache_salt` that no request without one has: cached blocks of a batch that left it out
-            hold no keys and values of the reference.
-        published_reference: read by Offbeat's weight receiver: publications bring the reference's weights too.
+    `skip_reference` leaves the reference out of batches in which no request mixes. Then every request with a beta needs
+    a `cache_salt` that no request without one has, because blocks cached without the reference lack its keys and
+    values. `published_reference` tells Offbeat's weight receiver that publications include the reference's weights.
 
-    Raises:
-        UsageError: the two models differ in more than their weights.
+    Raises UsageError if the two models differ in more than their weights.
     """
     policy = read_config(policy_dir).to_dict()
     check_same_architecture(policy_dir, reference_dir)
@@ -88,12 +83,12 @@ def engine_arguments(
 
 
 def settings_of(hf_config: Any) -> dict[str, Any]:
-    """What `engine_arguments` told an engine; empty for an engine without a mixture."""
+    """Return the settings that `engine_arguments` passed to an engine; empty for an engine without a mixture."""
     return getattr(hf_config, _SETTINGS, {})
 
 
 def check_engine(vllm_config: VllmConfig) -> None:
-    """Raises `UsageError` for an engine that would run but not sample from the mixture."""
+    """Refuse an engine that would run but not sample from the mixture. Raises UsageError."""
     model_config, parallel_config = vllm_config.model_config, vllm_config.parallel_config
     if vllm_config.speculative_config is not None:
         raise UsageError("a mixture cannot be sampled with speculative decoding; leave speculative_config unset")
@@ -104,23 +99,23 @@ def check_engine(vllm_config: VllmConfig) -> None:
         )
     if MixtureLogitsProcessor not in (model_config.logits_processors or []):
         raise UsageError(
-            "a mixture needs its logits processor, without which every request would sample the policy; build the "
-            "engine with actors.generation.mixture.engine_arguments"
+            "a mixture needs its logits processor, or every request would sample the policy; build the engine with "
+            "actors.generation.mixture.engine_arguments"
         )
     if model_config.enable_prompt_embeds:
         raise UsageError(
-            "a mixture needs token ids, since its models embed them differently; unset enable_prompt_embeds"
+            "a mixture needs token ids, because its models embed them differently; unset enable_prompt_embeds"
         )
 
 
 class _Mixing:
-    """What the model and the logits processor of one engine share, in each worker."""
+    """State that the model and the logits processor of one engine share, in each worker."""
 
     def __init__(self) -> None:
         self.betas: dict[int, float] = {}
-        """By row of the batch; rows without a beta are absent. Kept by the processor, before each forward."""
+        """By row of the batch, only rows with a beta. Updated by the processor before each forward pass."""
         self.hidden: Tensor | None = None
-        """[rows, hidden]: the reference's last hidden states where the next tokens are sampled. Left by the model."""
+        """[rows, hidden]: the reference's last hidden states at the sampled positions. Set by the model."""
         self.reference: nn.Module | None = None
 
 
@@ -132,12 +127,10 @@ def _mixing_of(vllm_config: VllmConfig) -> _Mixing:
 
 
 class GeometricMixtureForCausalLM(nn.Module):
-    """Policy and reference side by side. Built by vLLM, from what `engine_arguments` returns.
+    """Policy and reference side by side. vLLM builds it from the result of `engine_arguments`.
 
-    Hidden states are [tokens, 2 * hidden], policy first, or [tokens, hidden] where the reference was left out.
-
-    Raises:
-        UsageError: the engine or the architecture cannot do it.
+    Hidden states are [tokens, 2 * hidden], policy first, or [tokens, hidden] if the reference was left out. Raises
+    UsageError if the engine or the architecture does not support mixing.
     """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -146,13 +139,13 @@ class GeometricMixtureForCausalLM(nn.Module):
         settings = settings_of(vllm_config.model_config.hf_config)
         self.policy = _inner(vllm_config, maybe_prefix(prefix, "policy"))
         # Compiled graphs name their attention layers and are cached by this tag: with one tag for both, the reference
-        # could be served the policy's graphs.
+        # could get the policy's graphs.
         with set_model_tag("reference"):
             self.reference = _inner(vllm_config, maybe_prefix(prefix, "reference"))
         self.secondary_weights = [DefaultModelLoader.Source(settings["reference"], None, prefix=REFERENCE_PREFIX)]
         self._mixing = _mixing_of(vllm_config)
         self._mixing.reference = self.reference
-        # A captured CUDA graph replays the same kernels whatever the batch holds, so there both models always run.
+        # A captured CUDA graph replays the same kernels for every batch, so both models must always run.
         self._may_skip = settings["skip_reference"] and vllm_config.model_config.enforce_eager
         self._width = 0
 
@@ -169,13 +162,15 @@ class GeometricMixtureForCausalLM(nn.Module):
         return torch.cat([policy, self.reference(input_ids, positions, None, None)], -1)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
-        """The policy's. The reference's are left to the processor, which knows the rows that need them; prompt
-        log-probs, which pass here too, need none."""
+        """Compute the policy's logits. The processor computes the reference's, only for the rows that need them.
+
+        Prompt log-probs, which are computed here too, never need the reference.
+        """
         self._mixing.hidden = hidden_states[:, self._width :]
         return self.policy.compute_logits(hidden_states[:, : self._width].contiguous())
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Takes the policy's tensors under the names of its checkpoint, the reference's with `reference.` before."""
+        """Load the policy's tensors by the names of its checkpoint, the reference's with the prefix `reference.`."""
         named = ((n if n.startswith(REFERENCE_PREFIX) else _POLICY_PREFIX + n, tensor) for n, tensor in weights)
         return AutoWeightsLoader(self).load_weights(named)
 
@@ -183,15 +178,16 @@ class GeometricMixtureForCausalLM(nn.Module):
 def _inner(vllm_config: VllmConfig, prefix: str) -> nn.Module:
     config = vllm_config.model_config.hf_config
     if vllm_config.model_config.word_embeddings_untied_by_checkpoint:
-        # The policy's files repeat its tied output projection, for which vLLM unties it until it has compared the two
-        # in a model that has one. A publication does not repeat it, nor need the reference's files: config.json holds.
+        # The policy's files repeat its tied output projection, so vLLM unties it until it has compared the two. But
+        # publications do not repeat it, nor must the reference's files: follow config.json.
         config = copy.deepcopy(config)
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = True
     architectures = settings_of(config)["architectures"]
     model = init_vllm_registered_model(vllm_config, prefix=prefix, hf_config=config, architectures=architectures)
     if has_inner_state(model) or supports_multimodal(model):
         raise UsageError(
-            f"{architectures[0]} cannot be mixed: it keeps a state besides its key-value cache, or takes more than text"
+            f"{architectures[0]} cannot be mixed: it keeps state besides its key-value cache, or is multimodal; use a "
+            "text-only decoder with ordinary attention"
         )
     return model
 
@@ -199,18 +195,18 @@ def _inner(vllm_config: VllmConfig, prefix: str) -> nn.Module:
 class MixtureLogitsProcessor(LogitsProcessor):
     """Replaces the logits of rows with a beta by those of the mixture, (1 - beta) policy + beta reference.
 
-    These are the mixture's log-probs up to a constant of the row, which the softmax of sampling removes. A token that
-    was forbidden before (-inf) stays so.
+    They equal the mixture's log-probs up to a constant per row, which the softmax removes. Forbidden tokens (-inf) stay
+    forbidden.
     """
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Raises ValueError, which vLLM turns into a refusal of the request."""
+        """Check a request's beta. Raises ValueError, which vLLM turns into a refusal of the request."""
         _beta(sampling_params)
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
-        # vLLM builds processors before the model, so a worker process without the installed entry point learns the
-        # architecture in time.
+        # vLLM builds processors before the model, so this registers the architecture in time in worker processes that
+        # lack the installed entry point.
         register()
         self._mixing = _mixing_of(vllm_config)
         self._device = device
@@ -222,13 +218,13 @@ class MixtureLogitsProcessor(LogitsProcessor):
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         betas = self._mixing.betas
-        # A beta of 0 is none: such a row needs no reference.
+        # A beta of 0 counts as none: the row needs no reference.
         if process_dict_updates(betas, batch_update, lambda params, *_: _beta(params) or None):
             self._rows = torch.tensor(list(betas), dtype=torch.int64, device=self._device)
             self._betas = torch.tensor(list(betas.values()), dtype=torch.float32, device=self._device)[:, None]
 
     def apply(self, logits: Tensor) -> Tensor:
-        """logits: [rows, vocabulary], float32; changed in place."""
+        """Mix into `logits`, [rows, vocabulary] in float32, in place."""
         if not self._mixing.betas:
             return logits
         hidden, reference = self._mixing.hidden, self._mixing.reference

@@ -1,10 +1,10 @@
-"""The engine's side of a publication: runs inside every vLLM worker, as its `worker_extension_cls`.
+"""Receives publications inside every vLLM worker, as its `worker_extension_cls`.
 
-Nothing touches the model before all of a publication was checked, so a refused one leaves the old weights at work.
-It must not know versions of requests, caches or the canary: those are the engine's (`engine.py`).
+The model changes only after the whole publication was checked, so a refused one leaves the old weights in use. Must not
+handle versions of requests, caches or the canary: `engine.py` does.
 
-Methods return the text of a refusal instead of raising it, because a worker may be another process and its exceptions
-do not keep their type on the way. An exception means that the worker is broken.
+Methods return the text of a refusal, because a worker may be another process and exceptions lose their type on the way.
+An exception means that the worker is broken.
 """
 
 from __future__ import annotations
@@ -17,28 +17,18 @@ from torch import Tensor
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
 from actors.errors import RunError, WeightMismatchError
+from actors.generation import weights
 from actors.generation.mixture import settings_of
-from actors.generation.weights import (
-    Shape,
-    check_against,
-    check_bits,
-    check_expected,
-    expected_tensors,
-    is_tied,
-    read_chunks,
-    read_shm,
-)
 from actors.records import Manifest
 
 
 class WeightReceiver:
-    """Mixed into vLLM's worker class, which provides `model_runner`, `vllm_config`, `weight_transfer_engine` and the
-    methods that reload weights."""
+    """Mixed into vLLM's worker class, which provides the methods that reload weights."""
 
     staged_publication: dict[str, Tensor] | None = None
-    """Checked and waiting for `load_publication`."""
-    expected_publication: dict[str, tuple[Shape, str]] | None = None
-    """What the model was loaded from; read once."""
+    """Checked, waiting for `load_publication`."""
+    expected_publication: dict[str, tuple[weights.Shape, str]] | None = None
+    """Tensors of the files that the model was loaded from; read once."""
 
     # Provided by the worker class:
     model_runner: Any
@@ -46,56 +36,49 @@ class WeightReceiver:
     weight_transfer_engine: Any
 
     def check_publication(self, manifest: Manifest, chunks: Sequence[Mapping[str, Any]] | None) -> str | None:
-        """Reads an `shm` (`chunks` is None) or `object_store` publication and checks all of it.
+        """Read and check an `shm` (`chunks` is None) or `object_store` publication; stage it for `load_publication`.
 
-        Returns:
-            None when it is staged for `load_publication`, else why it was refused.
+        Returns why it was refused, or None.
         """
         self.staged_publication = None
         try:
-            check_expected(manifest, self._expected())
-            tensors = read_shm(manifest) if chunks is None else read_chunks(manifest, chunks)
-            check_against(manifest, tensors)
+            weights.check_expected(manifest, self._expected())
+            tensors = weights.read_shm(manifest) if chunks is None else weights.read_chunks(manifest, chunks)
+            weights.check_against(manifest, tensors)
         except RunError as refusal:
             return str(refusal)
         self.staged_publication = tensors
         return None
 
     def load_publication(self) -> None:
-        """Loads what `check_publication` staged.
-
-        Layer by layer, through vLLM's own reload: on CPU a linear layer's weight lives repacked, and loading into it
-        directly fails halfway.
-        """
+        """Load what `check_publication` staged."""
         staged, self.staged_publication = self.staged_publication, None
         if staged is None:
             raise RuntimeError("load_publication was called without a publication that passed check_publication")
+        # By vLLM's own reload, layer by layer: on CPU a linear layer's weight is stored repacked, and loading into it
+        # directly fails halfway.
         with torch.inference_mode():
             self.reload_weights(weights_iterator=iter(staged.items()))  # type: ignore[attr-defined]
             self._rebuild_tied_head()
 
     def receive_publication(self, manifest: Manifest, update: dict[str, Any]) -> str | None:
-        """Takes part in an `nccl` or `ipc` transfer: checks names, shapes and dtypes before anything is touched, then
-        loads through vLLM's weight transfer engine and checks every tensor's bits as it arrives.
+        """Receive an `nccl` or `ipc` transfer through vLLM's weight transfer engine.
 
-        Not run on a GPU so far; written against vLLM 0.32's `distributed/weight_transfer`.
+        Checks names, shapes and dtypes first; returns why they were refused, or None. Checks each tensor's bits on
+        arrival; raises WeightMismatchError if they differ, and the model, partly changed, must not be used.
 
-        Returns:
-            None, or why it was refused before anything was touched.
-
-        Raises:
-            WeightMismatchError: bits differ; the model then holds a part of the new weights and must not be used.
+        Written against vLLM 0.32's `distributed/weight_transfer`; untested on GPUs.
         """
         try:
-            check_expected(manifest, self._expected())
-            check_update(manifest, update)
+            weights.check_expected(manifest, self._expected())
+            _check_announced(manifest, update)
         except WeightMismatchError as refusal:
             return str(refusal)
         engine = self.weight_transfer_engine
         self.start_weight_update()  # type: ignore[attr-defined]
         loader = _CheckedLoader(engine.model, manifest)
-        # The engine hands each batch of tensors to its target's `load_weights`; the worker's update call resets the
-        # target only on failure, so it is put back here before vLLM finalises the reload on the real model.
+        # The engine passes each batch of tensors to its target's `load_weights`. The worker's update call resets the
+        # target only on failure, so reset it here, before vLLM finalises the reload on the real model.
         engine.set_weight_update_target(loader, engine.model_config)
         try:
             self.update_weights(update)  # type: ignore[attr-defined]
@@ -106,19 +89,22 @@ class WeightReceiver:
         self._rebuild_tied_head()
         return None
 
-    def _expected(self) -> dict[str, tuple[Shape, str]]:
+    def _expected(self) -> dict[str, tuple[weights.Shape, str]]:
         if self.expected_publication is None:
             model_config = self.vllm_config.model_config
             with_reference = settings_of(model_config.hf_config).get("published_reference", False)
-            self.expected_publication = expected_tensors(model_config.model, with_reference=with_reference)
+            self.expected_publication = weights.expected_tensors(model_config.model, with_reference=with_reference)
         return self.expected_publication
 
     def _rebuild_tied_head(self) -> None:
-        """Repacks a tied model's output projection. It gets no tensor of its own, so the reload would leave it with the
-        packed copy of the old embedding: silently wrong log-probs."""
+        """Repack a tied model's output projection.
+
+        No tensor is published for it, so the reload would keep the packed old embedding: silently wrong log-probs.
+        """
         model_config = self.vllm_config.model_config
-        # Files that repeat a tied projection make vLLM clear the config's word, but not for long the tie.
-        if not (getattr(model_config.hf_text_config, "tie_word_embeddings", False) or is_tied(model_config.model)):
+        tied = getattr(model_config.hf_text_config, "tie_word_embeddings", False)
+        # If the files repeat a tied projection, vLLM clears the config's flag, but still ties the weights later.
+        if not (tied or weights.is_tied(model_config.model)):
             return
         for module in self.model_runner.get_model().modules():
             if isinstance(module, ParallelLMHead):
@@ -126,7 +112,7 @@ class WeightReceiver:
 
 
 class _CheckedLoader:
-    """Stands in for the model while tensors arrive: checks each one's bits, then passes it on."""
+    """Replaces the model as target of a transfer: checks each tensor's bits, then passes it on."""
 
     def __init__(self, model: Any, manifest: Manifest) -> None:
         self._model = model
@@ -136,12 +122,15 @@ class _CheckedLoader:
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
         return self._model.load_weights(self._checked(weights))
 
-    def _checked(self, weights: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
-        for name, tensor in weights:
+    def _checked(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
+        for name, tensor in tensors:
             stated = self._pending.pop(name, None)
             if stated is None:
-                raise WeightMismatchError(f"version {self._version}: tensor {name!r} arrived twice or unannounced")
-            check_bits(self._version, name, stated, tensor)
+                raise WeightMismatchError(
+                    f"version {self._version}: tensor {name!r} arrived twice or is not in the manifest; restart this "
+                    "generator and publish again"
+                )
+            weights.check_bits(self._version, name, stated, tensor)
             yield name, tensor
 
     def check_complete(self) -> None:
@@ -152,12 +141,8 @@ class _CheckedLoader:
             )
 
 
-def check_update(manifest: Manifest, update: Mapping[str, Any]) -> None:
-    """Checks the names, shapes and dtypes that a transfer announces against the manifest.
-
-    Raises:
-        WeightMismatchError: naming the first tensor that differs.
-    """
+def _check_announced(manifest: Manifest, update: Mapping[str, Any]) -> None:
+    """Check the names, shapes and dtypes that a transfer announces against the manifest."""
     announced = {
         name: (tuple(shape), dtype)
         for name, shape, dtype in zip(update["names"], update["shapes"], update["dtype_names"], strict=True)
@@ -167,5 +152,5 @@ def check_update(manifest: Manifest, update: Mapping[str, Any]) -> None:
         if announced.get(name) != declared.get(name):
             raise WeightMismatchError(
                 f"version {manifest.version}: tensor {name!r} is announced as {announced.get(name)}, the manifest says "
-                f"{declared.get(name)}; publish the manifest and send the tensors from the same weights"
+                f"{declared.get(name)}; send the weights from which the manifest was made"
             )

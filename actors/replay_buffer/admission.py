@@ -1,28 +1,28 @@
 """Admission: which prompts may be generated now, and which groups the next update consumes, within the staleness bound.
 
-A pure state machine over lease indices. It must not know prompts, tokens, actors or a clock: time is an argument, and
-`buffer.py` keeps what the indices stand for. It is driven from one thread.
+A pure state machine over lease indices, driven from one thread; time is an argument. Must not depend on prompts,
+tokens, actors or a clock: `buffer.py` keeps what the indices stand for.
 
 Units. b = `prompts_per_update`, k = `updates_per_publish`, B = b*k prompts per version, S = `max_staleness`.
-Update u trains version floor(u/k); v is the published version, which lags behind that and never leads it.
+Update u trains version floor(u/k). The published version v lags behind that and never leads it.
 
-The bound. Give every lease a place p in the queue of consumption. It is consumed by update floor(p/b), which trains
-version floor(p/B). A lease is granted only while v >= floor(p/B) - S, with `min_version` = max(0, floor(p/B) - S), and
-so all its tokens are at most S versions old when consumed, however far v lags. Solved for p, both orders admit while
+The bound. Every lease has a place p in the queue of consumption. Update floor(p/b) consumes it and trains version
+floor(p/B). A lease is granted only while v >= floor(p/B) - S, with `min_version` = max(0, floor(p/B) - S). Versions
+never decrease along a completion, so its tokens are at most S versions old when consumed, however far v lags. Solved
+for p, both orders admit while
 
     p < (v + S + 1) * B
 
 * `lease` order: p is the lease index, and update u consumes exactly the leases [ub, (u+1)b). Places are certain, so
-  nothing is ever over the bound.
-* `ready` order: p = consumed + buffered + in flight, with consumed = ub counted in places, so that a reused group
-  takes one each time. Stragglers are overtaken, so places are estimates: a sweep at every consumption discards what
-  is over S.
+  no group ever exceeds the bound.
+* `ready` order: p = consumed + buffered + in flight. Consumed = ub counts places, so a reused group takes one each
+  time. Stragglers can be overtaken, so places are estimates: a sweep at every consumption discards groups older than S.
 
 No deadlock. When v has caught up, u < (v + 1)k, so at least SB + b places are open beyond the ub consumed ones: the b
-groups of the next update can always be granted. A failure, an expiry or a discard gives its place back at once.
+groups of the next update can always be granted. A failure, an expiry or a discard frees its place at once.
 
-A discarded or failed prompt is granted again under its old index with the next attempt number, before any new prompt;
-after `max_attempts` failures it is dropped for good. Every prompt is accounted for exactly once, and so is every grant:
+A failed or discarded prompt is granted again under its old index with the next attempt number, before any new prompt.
+After `max_attempts` failures it is dropped. The ledger counts every prompt and every grant exactly once:
 
     offered = waiting + in flight + buffered + trained + dropped        (prompts)
     leased  = in flight + buffered + trained + returned + dropped       (grants)
@@ -39,14 +39,12 @@ from typing import Any
 from actors.errors import RunError, UsageError
 from actors.replay_buffer.config import ReplayConfig
 
-STALE = "stale"
-EXPIRED = "expired"
-RESTART = "restart"
+_FIXED_BY_STATE = ("order", "prompts_per_update", "updates_per_publish")
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The right to generate for lease `index`. Made by `Admission.grant`; turned into a `Lease` by the buffer."""
+    """The right to generate lease `index`. Made by `Admission.grant`; `ReplayBuffer` makes a `Lease` of it."""
 
     index: int
     attempt: int
@@ -56,41 +54,45 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """What one update consumes. Made by `Admission.take`; turned into a `Batch` by the buffer."""
+    """Leases that one update consumes. Made by `Admission.take`; `ReplayBuffer` makes a `Batch` of it."""
 
     update: int
     version: int
-    """The version that the update trains; `staleness` is counted from it."""
     indices: tuple[int, ...]
-    """Empty when every lease of the update was dropped: the update has nothing to train on, and the run goes on."""
+    """Empty if every lease of the update was dropped; the run continues."""
     staleness: tuple[int, ...]
-    """Policy versions, one per index, each between 0 and `max_staleness`."""
+    """`version` minus the oldest token version, per index; between 0 and `max_staleness`."""
 
 
 @dataclass(slots=True)
 class _Entry:
-    """How far the prompt of one lease has come."""
+    """Progress of one lease's prompt."""
 
     attempt: int = 0
     failures: int = 0
-    """Grants that came to nothing; a restart of the run is nobody's failure and is not among them."""
+    """Failed grants; a restart of the run does not count as one."""
     deadline: float = 0.0
     generated: bool = False
     oldest_version: int = 0
     uses: int = 0
     held: bool = False
-    """It waits on purpose, for opponents say: its deadline does not count."""
+    """Waiting on purpose, for opponents for example: it does not expire."""
 
 
 class Admission:
-    """Grants leases, takes answers and chooses batches, with staleness at most `config.max_staleness`.
+    """Grants leases, records answers and chooses batches, with staleness at most `config.max_staleness`.
 
-    `total_updates`: updates in the whole run; no lease beyond the last one is granted. None: no end.
-    Raises UsageError for settings that no run could meet.
+    `total_updates` are those of the whole run; no lease beyond them is granted. None: no end. Raises UsageError if
+    `config.max_reuse` can never be met. A report on a grant whose lease has moved on returns False and counts as late.
     """
 
     def __init__(self, config: ReplayConfig, total_updates: int | None = None) -> None:
-        _refuse_unmeetable(config, total_updates)
+        if config.max_reuse > config.most_uses:
+            raise UsageError(
+                f"replay.max_reuse {config.max_reuse} can never be met: with max_staleness {config.max_staleness} and "
+                f"updates_per_publish {config.updates_per_publish} a group stays within the bound for at most "
+                f"{config.most_uses} updates; lower max_reuse to {config.most_uses} or raise max_staleness"
+            )
         self.config = config
         self.total_updates = total_updates
         self.version = 0
@@ -101,48 +103,44 @@ class Admission:
         self._buffered: dict[int, _Entry] = {}
         self._reusable: dict[int, _Entry] = {}
         self._gaps: set[int] = set()
-        """Lease order: dropped leases whose update is still to come."""
+        """Dropped leases of future updates, in lease order."""
         self._counts: Counter[str] = Counter()
         self._returned: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
 
     @property
     def training_version(self) -> int:
-        """The version that the next update trains; the published `version` is never above it."""
+        """Policy version that the next update trains; at least the published `version`."""
         return self.updates // self.config.updates_per_publish
 
     @property
     def in_flight(self) -> int:
-        """Leases that are being generated, held or judged."""
+        """Number of leases being generated, held or judged."""
         return len(self._in_flight)
 
     @property
     def buffered(self) -> int:
-        """Judged groups that no update has consumed yet."""
+        """Number of judged groups that no update has consumed yet."""
         return len(self._buffered)
 
     def holds(self, index: int) -> bool:
-        """Whether an update may still consume the group of lease `index`."""
+        """Return whether an update may still consume the group of lease `index`."""
         return index in self._buffered or index in self._reusable
 
     def ages(self) -> list[int]:
-        """Staleness, in versions, that each group would have if the next update consumed it."""
-        held = chain(self._buffered.values(), self._reusable.values())
-        return [self.training_version - entry.oldest_version for entry in held]
+        """Return the staleness (versions) of each held group if the next update consumed it."""
+        return [self.training_version - entry.oldest_version for entry in (self._buffered | self._reusable).values()]
 
     def grant(self, limit: int, now: float) -> list[Grant]:
-        """At most `limit` leases, valid for `lease_seconds`: those to grant again first, by index, then new ones."""
+        """Grant at most `limit` leases, valid for `lease_seconds`: returned ones first, by index, then new ones."""
         grants: list[Grant] = []
         for index in chain(sorted(self._waiting), count(self._next_index)):
             place = self._place(index)
             if len(grants) >= limit or place >= self._places():
                 break
-            entry = self._waiting.pop(index, None)
-            if entry is None:
-                entry = _Entry()
-                self._next_index += 1
+            entry = self._in_flight[index] = self._waiting.pop(index, _Entry())
             entry.deadline = now + self.config.lease_seconds
-            self._in_flight[index] = entry
+            self._next_index = max(self._next_index, index + 1)
             self._counts["leased"] += 1
             min_version = max(0, place // self.config.prompts_per_version - self.config.max_staleness)
             grants.append(Grant(index, entry.attempt, min_version, entry.deadline))
@@ -150,48 +148,41 @@ class Admission:
         return grants
 
     def generated(self, index: int, attempt: int) -> bool:
-        """The lease's completions exist and go to a judge. False: a late or second answer, ignored and counted."""
-        entry = self._current(index, attempt)
-        if entry is None or entry.generated:
-            self._counts["late"] += 1
+        """Record that the lease's completions exist and go to a judge. A second report is late too."""
+        entry = self._current(index, attempt, ungenerated=True)
+        if entry is None:
             return False
         entry.generated = True
         self._counts["generated"] += 1
         return True
 
     def hold(self, index: int, attempt: int) -> bool:
-        """The lease waits on purpose and does not expire until `release`. False: a late answer, ignored and counted."""
+        """Exempt the lease from expiry until `release`."""
         entry = self._current(index, attempt)
-        if entry is None:
-            self._counts["late"] += 1
-            return False
-        entry.held = True
-        return True
+        if entry is not None:
+            entry.held = True
+        return entry is not None
 
     def release(self, index: int, attempt: int, now: float) -> bool:
-        """Ends `hold`: the lease has `lease_seconds` from `now`. False: a late answer, ignored and counted."""
+        """End `hold`: the lease expires `lease_seconds` after `now`."""
         entry = self._current(index, attempt)
-        if entry is None:
-            self._counts["late"] += 1
-            return False
-        entry.held = False
-        entry.deadline = now + self.config.lease_seconds
-        return True
+        if entry is not None:
+            entry.held, entry.deadline = False, now + self.config.lease_seconds
+        return entry is not None
 
     def judged(self, index: int, attempt: int, oldest_version: int, newest_version: int) -> bool:
-        """The lease's group is judged; its tokens span the two versions. False: a late answer, ignored and counted.
+        """Buffer the lease's judged group, whose tokens span the two versions.
 
         Raises RunError for a version that the learner has not made.
         """
         entry = self._current(index, attempt)
         if entry is None:
-            self._counts["late"] += 1
             return False
         if newest_version > self.training_version:
             raise RunError(
                 f"lease {index} came back with tokens of policy version {newest_version}, but the learner has made "
-                f"versions up to {self.training_version} only; a generator of another run, or from before a resume, "
-                "still answers: stop it"
+                f"versions up to {self.training_version}; a generator from another run or before a resume is still "
+                "answering: stop it"
             )
         if not entry.generated:
             self.generated(index, attempt)
@@ -202,32 +193,31 @@ class Admission:
         return True
 
     def returned(self, index: int, attempt: int, reason: str) -> bool:
-        """The lease came to nothing. It is granted again, or dropped after `max_attempts`. False: a late answer."""
+        """Take back a failed lease: it is granted again, or dropped after `max_attempts`."""
         if self._current(index, attempt) is None:
-            self._counts["late"] += 1
             return False
         self._fail(index, self._in_flight.pop(index), reason)
         self._check()
         return True
 
     def lost(self, indices: Iterable[int], reason: str) -> list[int]:
-        """Returns those of `indices` that were being generated; what is already with a judge is not lost."""
+        """Take back those of `indices` that were being generated, and return them; generated groups are not lost."""
         gone = [index for index in indices if index in self._in_flight and not self._in_flight[index].generated]
         for index in gone:
             self.returned(index, self._in_flight[index].attempt, reason)
         return gone
 
     def expire(self, now: float) -> list[int]:
-        """Returns every lease whose deadline has passed and that is not held."""
+        """Take back every lease past its deadline that is not held, and return their indices."""
         late = [index for index, entry in self._in_flight.items() if not entry.held and entry.deadline <= now]
         for index in late:
-            self.returned(index, self._in_flight[index].attempt, EXPIRED)
+            self.returned(index, self._in_flight[index].attempt, "expired")
         return late
 
     def take(self) -> Take | None:
-        """The next update's groups, or None while they are not all there (and after the last update).
+        """Take the next update's groups; return None while some are missing and after the last update.
 
-        Whatever is over the bound is discarded first, in either order and whether or not the update is ready.
+        Discards groups that exceed the bound first, in either order, whether or not the update is ready.
         """
         if self.updates == self.total_updates:
             return None
@@ -245,9 +235,9 @@ class Admission:
         return Take(self.updates - 1, version, tuple(indices), staleness)
 
     def published(self, version: int) -> None:
-        """Generators have acknowledged `version`. Saying it twice is harmless; versions may be skipped.
+        """Record that generators have acknowledged `version`; repeating or skipping a version is harmless.
 
-        Call it for every k-th update, empty ones included: the grants of later leases wait for it.
+        Call it after every k-th update, empty ones included: later leases wait for it.
         Raises RunError for a version below the last one or above what the learner has made.
         """
         if not self.version <= version <= self.training_version:
@@ -259,10 +249,7 @@ class Admission:
         self.version = version
 
     def ledger(self) -> dict[str, Any]:
-        """Counts since the start of the run, by reason where there are several; the module docstring has the sums.
-
-        `reused`: consumptions beyond a group's first. `late`: answers ignored because their lease had moved on.
-        """
+        """Return counts since the start of the run; docs/staleness.md defines each, the module docstring their sums."""
         counts = ("leased", "generated", "judged", "trained", "reused", "late", "empty_updates")
         return {
             "offered": self._next_index,
@@ -275,24 +262,24 @@ class Admission:
         }
 
     def settled(self, below: int) -> bool:
-        """Whether every lease before `below` has been granted and nothing of it is waiting or in flight."""
+        """Return whether every lease before `below` was granted and none of them is waiting or in flight."""
         return self._next_index >= below and not any(index < below for index in chain(self._waiting, self._in_flight))
 
     def state_dict(self, *, below: int | None = None) -> dict[str, Any]:
-        """Everything, as JSON-able values. Save it when no taken batch is waiting to be trained: it would be lost.
+        """Return the state as JSON-able values. Save it only after the taken batch was trained on, or it is lost.
 
-        `below`: leases from this one on are saved as if they were in flight still; None: as they are.
+        `below`: save buffered leases from this one on as still in flight; None: save all as they are.
         """
         later = {i: entry for i, entry in self._buffered.items() if below is not None and i >= below}
-        places = {"waiting": self._waiting, "in_flight": self._in_flight | later}
-        places |= {"buffered": {i: entry for i, entry in self._buffered.items() if i not in later}}
-        places |= {"reusable": self._reusable}
+        kept = {i: entry for i, entry in self._buffered.items() if i not in later}
+        tables = {"waiting": self._waiting, "in_flight": self._in_flight | later, "buffered": kept}
+        tables |= {"reusable": self._reusable}
         return {
             **{name: getattr(self.config, name) for name in _FIXED_BY_STATE},
             "version": self.version,
             "updates": self.updates,
             "next_index": self._next_index,
-            "entries": {name: [[i, *astuple(entry)] for i, entry in held.items()] for name, held in places.items()},
+            "entries": {name: [[i, *astuple(entry)] for i, entry in rows.items()] for name, rows in tables.items()},
             "gaps": sorted(self._gaps),
             "counts": dict(self._counts),
             "returned": dict(self._returned),
@@ -300,21 +287,19 @@ class Admission:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from `state`. What was in flight is granted again, returned for the reason `restart`.
+        """Continue from `state`; leases that were in flight are granted again, for the reason `restart`.
 
-        `max_staleness`, `max_reuse`, `max_attempts` and `lease_seconds` may differ from the saved run's.
-        Raises UsageError for settings that may not.
+        Raises UsageError if a setting of `_FIXED_BY_STATE` differs, or fewer updates are wanted than were done.
         """
         for name in _FIXED_BY_STATE:
             if state[name] != getattr(self.config, name):
                 raise UsageError(
                     f"replay.{name} is {getattr(self.config, name)!r}, but the run to resume was saved with "
-                    f"{state[name]!r}, on which its leases and versions rest; set it back, or start a new run"
+                    f"{state[name]!r}, which its leases and versions depend on; set it back, or start a new run"
                 )
         if self.total_updates is not None and self.total_updates < state["updates"]:
             raise UsageError(
-                f"{self.total_updates} updates in all are fewer than the {state['updates']} that the run to resume has "
-                "done; raise updates"
+                f"{self.total_updates} updates in all are fewer than the {state['updates']} already done; raise updates"
             )
         self.version, self.updates, self._next_index = state["version"], state["updates"], state["next_index"]
         entries = {name: {row[0]: _Entry(*row[1:]) for row in rows} for name, rows in state["entries"].items()}
@@ -324,25 +309,29 @@ class Admission:
         self._counts, self._returned = Counter(state["counts"]), Counter(state["returned"])
         self._dropped = Counter(state["dropped"])
         for index in list(self._in_flight):
-            self._wait(index, self._in_flight.pop(index), RESTART)
+            self._wait(index, self._in_flight.pop(index), "restart")
         self._check()
 
     def _places(self) -> int:
-        """Places open at the published version: the bound of the module docstring, and the end of the run."""
+        """Return the number of open places at the published version: the bound above, capped by the run's end."""
         places = (self.version + self.config.max_staleness + 1) * self.config.prompts_per_version
         if self.total_updates is None:
             return places
         return min(places, self.total_updates * self.config.prompts_per_update)
 
     def _place(self, index: int) -> int:
-        """Where in the queue of consumption lease `index` would stand if it were granted now."""
+        """Return the place in the queue of consumption of lease `index` if it were granted now."""
         if self.config.order == "lease":
             return index
         return self.updates * self.config.prompts_per_update + len(self._buffered) + len(self._in_flight)
 
-    def _current(self, index: int, attempt: int) -> _Entry | None:
+    def _current(self, index: int, attempt: int, *, ungenerated: bool = False) -> _Entry | None:
+        """Return the entry of a lease in flight; count the report as late and return None if it has moved on."""
         entry = self._in_flight.get(index)
-        return entry if entry is not None and entry.attempt == attempt else None
+        if entry is not None and entry.attempt == attempt and not (ungenerated and entry.generated):
+            return entry
+        self._counts["late"] += 1
+        return None
 
     def _fail(self, index: int, entry: _Entry, reason: str) -> None:
         entry.failures += 1
@@ -358,30 +347,27 @@ class Admission:
         self._waiting[index] = _Entry(attempt=entry.attempt + 1, failures=entry.failures)
 
     def _sweep(self) -> None:
-        """Discards what is over the bound. A group that was trained before is only forgotten: it has done its part."""
+        """Discard groups that exceed the bound. One that was already trained on is only forgotten."""
         for index in [index for index, entry in self._buffered.items() if self._over_bound(index, entry)]:
-            self._fail(index, self._buffered.pop(index), STALE)
-        for index in [index for index, entry in self._reusable.items() if self._over_bound(index, entry)]:
-            del self._reusable[index]
+            self._fail(index, self._buffered.pop(index), "stale")
+        self._reusable = {i: entry for i, entry in self._reusable.items() if not self._over_bound(i, entry)}
 
     def _over_bound(self, index: int, entry: _Entry) -> bool:
-        lease_order = self.config.order == "lease"
-        due = index // self.config.prompts_per_version if lease_order else self.training_version
+        due = index // self.config.prompts_per_version if self.config.order == "lease" else self.training_version
         return due - entry.oldest_version > self.config.max_staleness
 
     def _span(self) -> range:
-        """Lease order: the next update's leases."""
+        """Return the next update's leases in lease order."""
         start = self.updates * self.config.prompts_per_update
         return range(start, start + self.config.prompts_per_update)
 
     def _in_lease_order(self) -> list[int] | None:
         span = self._span()
-        if all(index in self._buffered or index in self._gaps for index in span):
-            return [index for index in span if index in self._buffered]
-        return None
+        complete = all(index in self._buffered or index in self._gaps for index in span)
+        return [index for index in span if index in self._buffered] if complete else None
 
     def _in_ready_order(self) -> list[int] | None:
-        """Oldest tokens first. What was never trained goes before any reuse, which fills up what generation lacks."""
+        """Return groups never trained on before reused ones, oldest tokens first: reuse only fills the gaps."""
         held = self._buffered | self._reusable
         ranked = sorted(held, key=lambda index: (held[index].uses, held[index].oldest_version, index))
         wanted = self.config.prompts_per_update
@@ -397,13 +383,13 @@ class Admission:
         return entry
 
     def _check(self) -> None:
-        """A prompt or a grant that went missing stops the run here."""
+        """Stop the run if a prompt or a grant went missing."""
         if text := imbalance(self.ledger()):
-            raise RunError(f"the ledger does not balance: {text}; this is a defect of Offbeat, please report it")
+            raise RunError(f"the ledger does not balance: {text}; this is a bug in Offbeat, please report it")
 
 
 def imbalance(ledger: Mapping[str, Any]) -> str:
-    """Which of the two sums of the module docstring a ledger breaks, with its numbers; empty when both hold."""
+    """Return which of the two sums in the module docstring a ledger breaks, with its numbers; empty if both hold."""
     returned, dropped = sum(ledger["returned"].values()), sum(ledger["dropped"].values())
     settled = ledger["in_flight"] + ledger["buffered"] + ledger["trained"] + dropped
     broken = []
@@ -412,19 +398,3 @@ def imbalance(ledger: Mapping[str, Any]) -> str:
     if ledger["leased"] != settled + returned:
         broken.append(f"{ledger['leased']} grants, {settled + returned} accounted for")
     return ", ".join(broken)
-
-
-_FIXED_BY_STATE = ("order", "prompts_per_update", "updates_per_publish")
-
-
-def _refuse_unmeetable(config: ReplayConfig, total_updates: int | None) -> None:
-    if total_updates is not None and total_updates < 1:
-        raise UsageError(f"total_updates {total_updates} leaves nothing to do; it must be at least 1")
-    # A token of version v is at most S old in the updates [vk, (v + S + 1)k) alone.
-    chances = (config.max_staleness + 1) * config.updates_per_publish
-    if config.max_reuse > chances:
-        raise UsageError(
-            f"replay.max_reuse {config.max_reuse} can never be met: with max_staleness {config.max_staleness} and "
-            f"updates_per_publish {config.updates_per_publish} a group stays within the bound for {chances} updates at "
-            f"most; lower max_reuse to {chances} or raise max_staleness"
-        )

@@ -1,7 +1,7 @@
-"""The replay buffer: leases out, judged groups in, batches out, each within the staleness bound.
+"""The replay buffer: leases out, judged groups in, batches out, all within the staleness bound.
 
-`admission.py` makes every decision, over indices; this module adds prompts and groups. It must not depend on
-generators, judges or the learner. It is driven from one thread, and its whole state is JSON-able.
+`admission.py` makes every decision, over indices; this module adds prompts and groups. Driven from one thread; its
+whole state is JSON-able. Must not depend on generators, judges or the learner.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from actors.replay_buffer.config import ReplayConfig
 
 
 class PromptOrder(Protocol):
-    """The endless order in which prompts are offered; the same position is the same prompt, after a resume too."""
+    """The endless order in which prompts are offered. A position holds the same prompt after a resume."""
 
     def prompt(self, position: int) -> Prompt: ...
 
@@ -27,19 +27,17 @@ class Batch:
 
     update: int
     version: int
-    """The policy version that the update trains: `update // updates_per_publish`."""
+    """Policy version that the update trains: `update // updates_per_publish`."""
     groups: tuple[Group, ...]
-    """By lease index in lease order, oldest tokens first in ready order. Empty: nothing to train on in this update."""
+    """By lease index in lease order, oldest tokens first in ready order. Empty: this update has nothing to train on."""
     staleness: tuple[int, ...]
     """`version` minus the oldest token version of each group; at most `max_staleness`."""
 
 
 class ReplayBuffer(Admission):
-    """Admission with the prompts and groups that its indices stand for.
+    """Admission with the prompts and groups behind its indices; see `Admission` for `total_updates` and errors.
 
-    Lease `i` is for the prompt at position `i` of `prompts`, whenever and however often it is granted.
-    `total_updates`: updates in the whole run; no lease beyond the last one is granted. None: no end.
-    Raises UsageError for settings that no run could meet.
+    Lease `i` is for the prompt at position `i` of `prompts`, however often it is granted.
     """
 
     def __init__(self, config: ReplayConfig, prompts: PromptOrder, total_updates: int | None = None) -> None:
@@ -48,9 +46,9 @@ class ReplayBuffer(Admission):
         self._groups: dict[int, Group] = {}
 
     def lease(self, limit: int, now: float, draw: Draw = "all") -> list[Lease]:
-        """Grant at most `limit` leases, as many as the staleness bound allows; deadlines count from `now` (seconds).
+        """Grant as many leases as the staleness bound allows, at most `limit`; deadlines count from `now` (seconds).
 
-        `draw`: the completions they ask for; with `policy`, the caller must add the opponents before `add`.
+        With `draw` "policy", the caller must add the opponents to a group before `add`.
         """
         return [
             Lease(each.index, each.attempt, self._prompts.prompt(each.index), each.min_version, each.deadline, draw)
@@ -58,7 +56,7 @@ class ReplayBuffer(Admission):
         ]
 
     def add(self, group: Group) -> bool:
-        """Take in a judged group. Returns False, and ignores the group, if its lease has moved on.
+        """Add a judged group. Return False and ignore the group if its lease has moved on.
 
         Raises RunError for tokens of a version that the learner has not made, ValueError for an unjudged group.
         """
@@ -72,16 +70,16 @@ class ReplayBuffer(Admission):
         return accepted
 
     def batch(self) -> Batch | None:
-        """Take the next update's groups; None while some are missing, and after the last update."""
+        """Take the next update's groups; return None while some are missing and after the last update."""
         take = self.take()
         groups = () if take is None else tuple(self._groups[index] for index in take.indices)
         self._groups = {index: group for index, group in self._groups.items() if self.holds(index)}
         return None if take is None else Batch(take.update, take.version, groups, take.staleness)
 
     def state_dict(self, *, below: int | None = None) -> dict[str, Any]:
-        """Return everything as JSON-able values; prompts by position. Save it when no batch waits to be trained.
+        """Return the state as JSON-able values, prompts by position. For the arguments see `Admission.state_dict`.
 
-        `below`: leases from this one on are saved as if they were still in flight, without their groups.
+        Groups of leases from `below` on are left out.
         """
         admission = super().state_dict(below=below)
         held = {row[0] for name in ("buffered", "reusable") for row in admission["entries"][name]}
@@ -93,7 +91,7 @@ class ReplayBuffer(Admission):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`; leases that were in flight are granted again.
 
-        Raises UsageError if settings or prompts are not those of the saved run.
+        Raises UsageError if settings or prompts differ from the saved run's.
         """
         groups = [group_from_dict(data, self._prompts.prompt(data["lease"]["index"])) for data in state["groups"]]
         super().load_state_dict(state["admission"])
@@ -101,7 +99,7 @@ class ReplayBuffer(Admission):
 
 
 def group_to_dict(group: Group) -> dict[str, Any]:
-    """`group` as JSON-able values, its prompt by position and id alone."""
+    """Return `group` as JSON-able values, with only its prompt's position and id."""
     return {
         "lease": _shallow(group.lease) | {"prompt": group.lease.prompt.id},
         "completions": [_shallow(completion) for completion in group.completions],
@@ -110,15 +108,16 @@ def group_to_dict(group: Group) -> dict[str, Any]:
 
 
 def group_from_dict(data: dict[str, Any], prompt: Prompt) -> Group:
-    """The group that `group_to_dict` wrote, after any trip through JSON.
+    """Rebuild the group that `group_to_dict` wrote, also after a round trip through JSON.
 
-    Raises UsageError if `prompt`, the one now at its position, is another.
+    Raises UsageError if `prompt`, the one now at its position, has another id.
     """
     lease, judgement = data["lease"], data["judgement"]
     if prompt.id != lease["prompt"]:
         raise UsageError(
             f"position {lease['index']} of the prompts holds {prompt.id!r} now and held {lease['prompt']!r} when the "
-            "run was saved; resume with the same prompts.source, split, seed and shuffle, or start a new run"
+            "run was saved; resume with the same prompts.source, prompts.split, prompts.seed and prompts.shuffle, or "
+            "start a new run"
         )
     return Group(
         lease=Lease(**{**lease, "prompt": prompt}),
@@ -128,7 +127,7 @@ def group_from_dict(data: dict[str, Any], prompt: Prompt) -> Group:
 
 
 def _shallow(record: Lease | Completion | Judgement) -> dict[str, Any]:
-    """Unlike `dataclasses.asdict`, does not copy every token on the way."""
+    # `dataclasses.asdict` would copy every token.
     return {field.name: getattr(record, field.name) for field in fields(record)}
 
 

@@ -15,19 +15,21 @@ class ReplayConfig(Settings):
     prompts_per_update: int = Field(default=32, ge=1, description="prompts (groups) consumed by one optimizer step")
     updates_per_publish: int = Field(default=1, ge=1, description="optimizer steps per policy version")
     max_staleness: int = Field(
-        default=1, ge=0, description="policy versions; S: no consumed token is older. 0 is synchronous and on-policy"
+        default=1,
+        ge=0,
+        description="policy versions; staleness bound S: no consumed token is older. 0 is synchronous and on-policy",
     )
     order: Literal["lease", "ready"] = Field(
         default="lease",
-        description="`lease` consumes prompts in the order they were leased and drops nothing; "
-        "`ready` takes the first ready ones and drops what is over the bound",
+        description="`lease` consumes prompts in the order they were leased and drops none as stale; "
+        "`ready` takes the first ready groups and drops those that exceed the bound",
     )
-    max_reuse: int = Field(default=1, ge=1, description="times that a group may be consumed; more than 1 needs `ready`")
+    max_reuse: int = Field(default=1, ge=1, description="times a group may be consumed; more than 1 needs order ready")
     lease_seconds: float = Field(
-        default=600.0, gt=0.0, description="seconds until an unanswered lease is granted again"
+        default=600.0, gt=0.0, description="time until an unanswered lease expires and is reissued (seconds)"
     )
     max_attempts: int = Field(
-        default=3, ge=1, description="grants of one lease before its prompt is dropped with the reason"
+        default=3, ge=1, description="failed attempts at one lease before its prompt is dropped with the reason"
     )
 
     @model_validator(mode="after")
@@ -43,3 +45,8 @@ class ReplayConfig(Settings):
     def prompts_per_version(self) -> int:
         """B: prompts consumed between two published versions."""
         return self.prompts_per_update * self.updates_per_publish
+
+    @property
+    def most_uses(self) -> int:
+        """Updates in which a group stays within the bound: [vk, (v + S + 1)k) for tokens of version v."""
+        return (self.max_staleness + 1) * self.updates_per_publish

@@ -1,6 +1,6 @@
-"""From a judged group to the pair or game that a loss consumes. Pure; must not import judges, buffers or losses.
+"""Turn a judged group into the pair or game that a loss consumes. Pure; must not import judges, buffers or losses.
 
-Judgements are trusted here: `actors/judges/worker.py` checks them when they arrive.
+Trusts judgements, which `actors/judges/worker.py` checks on arrival. Raises RunError for a group without one.
 """
 
 from __future__ import annotations
@@ -11,10 +11,7 @@ from actors.records import Game, Group, Judgement, Pair
 
 
 def effective_scores(group: Group, missing_eos_score: float | None) -> tuple[float, ...]:
-    """Return the judge's scores, with `missing_eos_score`, if set, for completions without end-of-sequence.
-
-    Raises RunError if the group has not been judged.
-    """
+    """Return the judge's scores; `missing_eos_score`, if set, replaces those of unfinished completions."""
     scores = _judgement(group).scores
     if missing_eos_score is None:
         return tuple(map(float, scores))
@@ -27,10 +24,8 @@ def effective_scores(group: Group, missing_eos_score: float | None) -> tuple[flo
 def best_and_worst(group: Group, missing_eos_score: float | None) -> Pair:
     """Pair the best and the worst completion (argmax and argmin, as in Noukhovitch et al. 2024, section 3).
 
-    Among equal scores the first index wins. If all scores are equal, both sides are the same completion: the log-ratio
-    is then exactly 0 for any policy and the pair has no gradient, while two different completions would add noise.
-
-    Raises RunError if the group has not been judged.
+    Ties go to the first index. If all scores are equal, both sides are the same completion: its log-ratio is exactly 0
+    for any policy and the pair has no gradient, while two different completions would add noise.
     """
     scores = effective_scores(group, missing_eos_score)
     best = scores.index(max(scores))
@@ -47,11 +42,9 @@ def best_and_worst(group: Group, missing_eos_score: float | None) -> Pair:
 def game_of(group: Group, missing_eos_score: float | None) -> Game:
     """Build the preference game of a judged group: its players, its opponents, and the preference table.
 
-    P(i > j) is the judge's own if it compares pairs, else the Bradley-Terry preference of the effective scores. If
-    `missing_eos_score` is set, an unfinished completion loses every compared pair against a finished one, and ties with
+    P(i > j) comes from the judge if it compares pairs, else from the effective scores by Bradley-Terry. If
+    `missing_eos_score` is set, an unfinished completion loses every compared pair against a finished one and ties with
     other unfinished ones.
-
-    Raises RunError if the group has not been judged.
     """
     scores = effective_scores(group, missing_eos_score)
     given = _judgement(group).preferences

@@ -35,8 +35,8 @@ from actors.data.preferences import (
 )
 from actors.data.rows import Problem, check_problems
 from actors.data.text import load_tokenizer
-from actors.errors import UsageError
-from actors.files import atomic_directory, writing
+from actors.errors import UsageError, writing
+from actors.files import atomic_directory
 from actors.hub import resolve
 from launch.data.config import DataConfig
 from launch.data.report import MEANINGS, DataReport, OwnSamples, Pair, make_report

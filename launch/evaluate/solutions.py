@@ -13,7 +13,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from actors.files import atomic_write, writing
+from actors.errors import writing
+from actors.files import atomic_write
 
 Chat = list[dict[str, str]]
 

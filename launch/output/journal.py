@@ -22,7 +22,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from actors.files import TEMPORARY, atomic_file, replace_file, writing
+from actors.errors import writing
+from actors.files import TEMPORARY, atomic_file, replace_file
 from actors.records import Group
 from actors.replay_buffer.buffer import Batch
 from launch.settings.run import RunConfig

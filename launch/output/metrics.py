@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from actors.files import writing
+from actors.errors import writing
 
 FLUSH_SECONDS = 10
 """Seconds until an event reaches TensorBoard; each JSON line is flushed at once."""

@@ -11,8 +11,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from actors.errors import RunError, UsageError
-from actors.files import TEMPORARY, atomic_write, writing
+from actors.errors import RunError, UsageError, writing
+from actors.files import TEMPORARY, atomic_write
 from launch.settings.loading import LOCK, RECORDED, dump_config
 from launch.settings.run import NamedConfig
 

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from actors.files import atomic_write, writing
+from actors.errors import writing
+from actors.files import atomic_write
 from actors.replay_buffer.admission import imbalance
 from launch.output.board import clock
 from launch.run.win_rate import Reward, WinRate

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from actors.files import atomic_write, writing
+from actors.errors import writing
+from actors.files import atomic_write
 
 WINDOWS = 5
 SHOWN = (

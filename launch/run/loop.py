@@ -24,7 +24,7 @@ from typing import cast
 from actors.errors import RunError
 from actors.records import Failure, Game, Group, Prompt, flatten
 from actors.replay_buffer.buffer import Batch, ReplayBuffer
-from actors.replay_buffer.opponents import OpponentDesk
+from actors.replay_buffer.opponents import OpponentScheduler
 from launch.run import win_rate
 from launch.run.generator_pool import GeneratorPool, PoolEvents, PoolLimits
 from launch.run.judge_pool import BATCHES_EACH
@@ -96,13 +96,13 @@ class TrainingLoop:
         self._evaluation: asyncio.Task[None] | None = None
         self._warn_above = config.generators.log_prob_tolerance
         fresh = None if config.opponent is None else config.opponent.max_staleness
-        self._desk = None if fresh is None else OpponentDesk(config.replay, fresh)
+        self._scheduler = None if fresh is None else OpponentScheduler(config.replay.prompts_per_version, fresh)
         pool = LockstepPool if config.deterministic else GeneratorPool
         limits = PoolLimits(
             max_running=config.generators.max_running_prompts,
             take_seconds=config.publication.timeout_seconds,
             lease_seconds=config.replay.lease_seconds,
-            draw="all" if self._desk is None else "policy",
+            draw="all" if self._scheduler is None else "policy",
         )
         heard = PoolEvents(on_group=self._on_group, on_retire=self._retiring.put_nowait, on_message=events.on_message)
         self.pool = pool(generators, buffer, limits, heard)
@@ -123,7 +123,9 @@ class TrainingLoop:
                 judging = BATCHES_EACH * self.config.judging.count
                 background = [tasks.create_task(each) for each in (self.pool.run(), self._watch(), self._retire())]
                 background += [tasks.create_task(self._judge()) for _ in range(judging)]
-                background += [tasks.create_task(self._draw_opponents(self._desk))] if self._desk is not None else []
+                background += (
+                    [tasks.create_task(self._draw_opponents(self._scheduler))] if self._scheduler is not None else []
+                )
                 await main(self)
                 for task in background:
                     task.cancel()
@@ -300,17 +302,17 @@ class TrainingLoop:
 
     def _on_group(self, group: Group) -> None:
         """Queue a generated group for judging, or hold it until its opponents are drawn."""
-        if self._desk is None:
+        if self._scheduler is None:
             self._judging.put_nowait(group)
         else:
             self.buffer.hold(group.lease.index, group.lease.attempt)
-            self._desk.hold(group)
+            self._scheduler.hold(group)
 
-    async def _draw_opponents(self, desk: OpponentDesk) -> None:
+    async def _draw_opponents(self, scheduler: OpponentScheduler) -> None:
         async with asyncio.TaskGroup() as draws:
             while True:
                 # One task each, so that none waits for the slowest of them.
-                for group, min_version in desk.due(self.buffer.version):
+                for group, min_version in scheduler.due(self.buffer.version):
                     draws.create_task(self._complete(group, min_version))
                 await self.pool.changed.wait()
 

@@ -14,8 +14,8 @@ from actors.data.preference_layouts import MalformedPreferenceError
 from actors.data.preferences import TokenLimits, collect_preferences, preference_tokens
 from actors.data.rows import Problem, check_problems
 from actors.data.text import load_tokenizer
-from actors.errors import UsageError
-from actors.files import atomic_write, writing
+from actors.errors import UsageError, writing
+from actors.files import atomic_write
 from actors.hub import positions_of, read_text_config, resolve
 from launch.output.run_directory import RunDirectory
 from launch.stages.config import DpoRunConfig

@@ -19,8 +19,8 @@ from typing import Any
 
 from rich.console import Console
 
-from actors.errors import UsageError
-from actors.files import atomic_write, writing
+from actors.errors import UsageError, writing
+from actors.files import atomic_write
 from launch.cluster import wiring
 from launch.output.board import clock
 from launch.output.metrics import MetricsWriter

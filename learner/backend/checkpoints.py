@@ -21,8 +21,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from actors.errors import RunError, UsageError
-from actors.files import REPLACED, TEMPORARY, atomic_write, replace_directory, writing
+from actors.errors import RunError, UsageError, writing
+from actors.files import REPLACED, TEMPORARY, atomic_write, replace_directory
 
 ENGINE = "deepspeed"
 MODEL = "hf"

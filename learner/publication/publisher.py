@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.errors import RunError
-from actors.files import atomic_file, writing
+from actors.errors import RunError, writing
+from actors.files import atomic_file
 from actors.generation.weights import DTYPE_NAMES, dtype_name, fingerprint
 from actors.records import Canary, Manifest, TensorRecord
 from learner.config import PublicationConfig

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from actors import files
-from actors.errors import RunError
-from actors.files import atomic_directory, atomic_file, atomic_write, replace_directory, writing
+from actors.errors import RunError, writing
+from actors.files import atomic_directory, atomic_file, atomic_write, replace_directory
 
 
 def full(*_: Any) -> None:

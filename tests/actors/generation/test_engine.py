@@ -239,7 +239,7 @@ def test_a_skipped_version_is_claimed_by_no_token_and_an_older_one_is_refused(wo
         engine.step()
     skipped = world.publish(world.a, 55)
     engine.load(world.publish(world.b, 56))
-    with pytest.raises(WeightMismatchError, match="version 55 is older than version 56, which is at work"):
+    with pytest.raises(WeightMismatchError, match="version 55 is older than version 56, which is in use"):
         engine.load(skipped)
     completion = run(engine)[name]
     assert (engine.version, engine.failure) == (56, None)
@@ -361,7 +361,7 @@ class BrokenLLM:
 def test_a_load_that_fails_after_the_model_was_touched_ends_the_engine(broken, message):
     engine = Engine.__new__(Engine)  # no model is loaded
     engine._spec, engine._llm = spec_of("unused"), BrokenLLM(broken)
-    engine._version, engine._failure, engine._running, engine._finished = 0, None, {"running": False}, []
+    engine.version, engine.failure, engine._running, engine._finished = 0, None, {"running": False}, []
     with pytest.raises(RunError, match=message):
         engine.load(Manifest(1, (), Canary((1, 2), (-0.5,)), "shm"))
     assert engine.version == 0

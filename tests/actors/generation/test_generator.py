@@ -188,7 +188,7 @@ def test_a_skipped_version_is_acknowledged_as_itself_and_an_older_one_is_refused
     generator.submit([lease(0)])
     (group,) = collect(generator, 1)
     assert {version for completion in group.completions for version in completion.versions} == {3}
-    with pytest.raises(WeightMismatchError, match="version 2 is older than version 3, which is at work"):
+    with pytest.raises(WeightMismatchError, match="version 2 is older than version 3, which is in use"):
         generator.check_weights(manifest(2))
 
 

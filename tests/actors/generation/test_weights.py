@@ -200,5 +200,5 @@ def test_the_file_of_another_version_is_refused_though_every_name_and_shape_fits
 def test_versions_may_be_skipped_or_repeated_but_never_taken_back():
     for version in (0, 1, 3):
         weights.check_not_older(manifest_of(TENSORS), version)
-    with pytest.raises(WeightMismatchError, match="version 3 is older than version 4, which is at work"):
+    with pytest.raises(WeightMismatchError, match="version 3 is older than version 4, which is in use"):
         weights.check_not_older(manifest_of(TENSORS), 4)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.errors import UsageError
 from actors.records import Group, Lease
 from actors.replay_buffer.config import ReplayConfig
-from actors.replay_buffer.opponents import OpponentDesk
+from actors.replay_buffer.opponents import OpponentScheduler
 from tests.fakes.generators import FakePrompts, group_of
 
 
@@ -17,17 +15,17 @@ def group(index: int, attempt: int = 0) -> Group:
     return group_of(Lease(index, attempt, FakePrompts().prompt(index), 0, 60.0), (0,), (0,))
 
 
-def desk(max_staleness: int, *, per_update: int = 2, per_publish: int = 1, bound: int = 8) -> OpponentDesk:
-    replay = ReplayConfig(prompts_per_update=per_update, updates_per_publish=per_publish, max_staleness=bound)
-    return OpponentDesk(replay, max_staleness)
+def scheduler(max_staleness: int, *, per_update: int = 2, per_publish: int = 1) -> OpponentScheduler:
+    replay = ReplayConfig(prompts_per_update=per_update, updates_per_publish=per_publish)
+    return OpponentScheduler(replay.prompts_per_version, max_staleness)
 
 
-def due(waiting: OpponentDesk, version: int) -> list[tuple[int, int]]:
+def due(waiting: OpponentScheduler, version: int) -> list[tuple[int, int]]:
     return [(each.lease.index, min_version) for each, min_version in waiting.due(version)]
 
 
 def test_with_bound_one_opponents_are_drawn_one_version_before_they_are_consumed() -> None:
-    waiting = desk(1)
+    waiting = scheduler(1)
     for index in (7, 3, 0, 4, 5, 2, 1):
         waiting.hold(group(index))
     # Two prompts per version: leases 0 and 1 are trained as version 0, 2 and 3 as version 1, 4 and 5 as version 2.
@@ -39,7 +37,7 @@ def test_with_bound_one_opponents_are_drawn_one_version_before_they_are_consumed
 
 
 def test_with_bound_zero_only_the_version_that_is_trained_may_sample_them() -> None:
-    waiting = desk(0, per_update=1, per_publish=3)
+    waiting = scheduler(0, per_update=1, per_publish=3)
     for index in range(6):
         waiting.hold(group(index))
     assert due(waiting, 0) == [(0, 0), (1, 0), (2, 0)]
@@ -47,28 +45,16 @@ def test_with_bound_zero_only_the_version_that_is_trained_may_sample_them() -> N
 
 
 def test_a_group_that_comes_late_is_due_at_once_by_any_version_within_the_bound() -> None:
-    waiting = desk(2)
+    waiting = scheduler(2)
     waiting.hold(group(6))
     assert due(waiting, 3) == [(6, 1)]
 
 
 def test_the_group_handed_out_is_the_one_that_was_left() -> None:
-    waiting = desk(0)
+    waiting = scheduler(0)
     waiting.hold(group(0, attempt=2))
     ((handed, _),) = waiting.due(0)
     assert handed == group(0, attempt=2)
-
-
-@pytest.mark.parametrize(
-    ("replay", "text"),
-    [
-        ({"order": "ready", "max_staleness": 3}, r"opponent\.max_staleness 2 needs replay\.order 'lease'.*'ready'"),
-        ({"max_staleness": 1}, r"opponent\.max_staleness 2 is above replay\.max_staleness 1.*lower the first"),
-    ],
-)
-def test_settings_under_which_the_bound_cannot_be_kept_are_refused(replay: dict, text: str) -> None:
-    with pytest.raises(UsageError, match=text):
-        OpponentDesk(ReplayConfig(**replay), 2)
 
 
 @given(
@@ -82,7 +68,7 @@ def test_opponents_are_drawn_once_as_early_as_the_bound_allows_and_never_too_lat
     per_update: int, per_publish: int, max_staleness: int, arrivals: list[int], skips: list[bool]
 ) -> None:
     """Group i comes while version `arrivals[i]` is out, or before; versions may be skipped by slow generators."""
-    waiting = desk(max_staleness, per_update=per_update, per_publish=per_publish)
+    waiting = scheduler(max_staleness, per_update=per_update, per_publish=per_publish)
     trained = {index: (index // per_update) // per_publish for index in range(len(arrivals))}  # update, then version
     drawn: dict[int, int] = {}
     last = max(trained.values())

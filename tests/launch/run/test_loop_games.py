@@ -176,7 +176,7 @@ def test_a_lease_does_not_expire_while_its_group_waits_for_opponents() -> None:
         async def update(self, items, measure_step=False):
             if not self.batches:
                 # Nine versions of four may be out at version 0, and this update has taken the first.
-                while len(loop._desk) < 32:
+                while len(loop._scheduler) < 32:
                     await asyncio.sleep(0.001)
                 loop.pool._clock = lambda: math.inf
                 loop.pool.expire()

@@ -77,7 +77,8 @@ def test_all_mistakes_of_file_and_overrides_are_reported_at_once(write):
         "learner: {dtype: float16, optimizer: {betas: [0.9, x], lr: .inf}}\n"
         "judging: {judge: {kind: godl}}\n"
     )
-    path_help = "Hugging Face directory or hub name; `world` trains the embedded world's small policy first"
+    path_help = "Hugging Face directory or hub name of the policy to start from; `world` first trains the embedded "
+    path_help += "world's small policy"
     assert sorted(mistakes(path, "foo", "lr=3", "updates.x=4", "learner.zero_stage=5")) == sorted(
         [
             "foo: not an override; write KEY=VALUE, for example replay.max_staleness=2",
