@@ -1,4 +1,4 @@
-"""Errors that a user can cause or must hear of. Each says what was given, what is allowed and what to do next."""
+"""Errors for users. Each message gives what happened, the value, the limit and the next step."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from contextlib import contextmanager
 
 
 class OffbeatError(Exception):
-    """Base of Offbeat's own errors. A run that ends with one exits with code 1 and its message, no traceback."""
+    """Base of Offbeat's errors. Ends a run with code 1 and the message, without a traceback."""
 
     exit_code = 1
 
 
 class UsageError(OffbeatError):
-    """The request itself is wrong: configuration, paths, data. Exit code 2, before anything was started."""
+    """The request is wrong: configuration, paths or data. Raised before anything starts; exit code 2."""
 
     exit_code = 2
 
 
 class RunError(OffbeatError):
-    """The run could not go on: an actor failed for good, a device is full, training diverged. Exit code 1."""
+    """The run cannot continue: an actor failed for good, memory ran out, or training diverged. Exit code 1."""
 
 
 class WeightMismatchError(RunError):
-    """A publication does not hold what its manifest says, or an engine does not compute what the learner computes."""
+    """Published weights differ from their manifest, or engine and learner disagree on the canary's log-probs."""
 
 
 LEARNER_MEMORY = (
@@ -31,15 +31,15 @@ LEARNER_MEMORY = (
     "learner.ranks"
 )
 ENGINE_MEMORY = (
-    "lower generators.gpu_memory_utilization where others share the GPU, generators.max_model_len or "
-    "max_running_prompts, or raise generators.tensor_parallel_size"
+    "lower generators.gpu_memory_utilization if the GPU is shared, generators.max_model_len or "
+    "generators.max_running_prompts, or raise generators.tensor_parallel_size"
 )
-JUDGE_MEMORY = "lower judging.judge.batch_tokens, set its dtype to bfloat16, or give it a GPU of its own"
+JUDGE_MEMORY = "lower judging.judge.batch_tokens, set its dtype to bfloat16, or give the judge its own GPU"
 
 
 @contextmanager
-def saying_what_to_lower(who: str, remedy: str) -> Iterator[None]:
-    """Within it, an allocation that fails, on a GPU or in host memory, becomes a RunError that ends with `remedy`."""
+def oom_hint(who: str, remedy: str) -> Iterator[None]:
+    """Turn a failed allocation, on a GPU or the host, into a RunError: `who` ran out of memory, and the `remedy`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch's errors are RuntimeErrors; no torch is imported here

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from actors.errors import ENGINE_MEMORY, OffbeatError, RunError, UsageError, saying_what_to_lower
+from actors.errors import ENGINE_MEMORY, OffbeatError, RunError, UsageError, oom_hint
 from actors.generation.config import GeneratorSpec, OpponentConfig, SamplingConfig
 from actors.generation.engine import Engine
 from actors.generation.weights import check_expected, check_not_older, expected_tensors
@@ -186,7 +186,7 @@ class Generator:
 
     def _serve(self, ready: Future[None]) -> None:
         try:
-            with saying_what_to_lower(f"the engine of {self._name}", ENGINE_MEMORY):
+            with oom_hint(f"the engine of {self._name}", ENGINE_MEMORY):
                 engine = self._build()
         except BaseException as error:
             ready.set_exception(error)
@@ -200,7 +200,7 @@ class Generator:
                 self._start_leases(engine)
                 if engine.busy:
                     self._enter(GENERATING)
-                    with saying_what_to_lower(f"the engine of {self._name}", ENGINE_MEMORY):
+                    with oom_hint(f"the engine of {self._name}", ENGINE_MEMORY):
                         finished = engine.step()
                     self._deliver(finished)
         except Exception as error:

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from actors.errors import LEARNER_MEMORY, RunError, saying_what_to_lower
+from actors.errors import LEARNER_MEMORY, RunError, oom_hint
 from actors.hub import resolve
 from learner.backend.process import RankPlace
 from learner.records import StageStats
@@ -42,12 +42,12 @@ class StageWorker(RankWorker):
 
     def advance(self, updates: int) -> list[StageStats]:
         """Take the next `updates` optimizer steps."""
-        with saying_what_to_lower("the learner", LEARNER_MEMORY):
+        with oom_hint("the learner", LEARNER_MEMORY):
             return self._trainer.advance(updates)
 
     def evaluate(self) -> dict[str, float]:
         """Return `loss` and metrics on the held-out examples; empty if there are none."""
-        with saying_what_to_lower("the learner", LEARNER_MEMORY):
+        with oom_hint("the learner", LEARNER_MEMORY):
             return self._trainer.evaluate()
 
     def finish(self, directory: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from actors.errors import LEARNER_MEMORY, RunError, saying_what_to_lower
+from actors.errors import LEARNER_MEMORY, RunError, oom_hint
 from actors.records import SENT_BY_LEARNER, Canary, Game, Manifest, Pair
 from learner.backend.process import RankPlace, set_environment, threads
 from learner.config import LearnerSpec, PublicationConfig, TrainerConfig
@@ -67,12 +67,12 @@ class LearnerWorker(RankWorker):
         self._senders: dict[str, tuple[str, Any]] = {}
         self._canary_length = publication.canary_tokens
         self._publisher = Publisher(publication, publish_dir) if place.rank == 0 else None
-        with saying_what_to_lower(f"learner rank {place.rank}", LEARNER_MEMORY):
+        with oom_hint(f"learner rank {place.rank}", LEARNER_MEMORY):
             self._model = self._engine = TrainEngine(spec)
 
     def update(self, items: Sequence[Pair] | Sequence[Game], measure_step: bool = False) -> UpdateStats:
         """Take one optimizer step on the whole batch `items`, of which this rank computes its share."""
-        with saying_what_to_lower(f"learner rank {self.rank}", LEARNER_MEMORY):
+        with oom_hint(f"learner rank {self.rank}", LEARNER_MEMORY):
             return self._engine.update(items, measure_step)
 
     def export(self, version: int) -> Manifest | None:
@@ -126,7 +126,7 @@ class LearnerWorker(RankWorker):
 
     def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[list[float], list[float]]]:
         """Compute log-probs (nats) of each (prompt, response)'s response tokens under policy and reference."""
-        with saying_what_to_lower(f"learner rank {self.rank}", LEARNER_MEMORY):
+        with oom_hint(f"learner rank {self.rank}", LEARNER_MEMORY):
             return self._engine.score(sequences)
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from actors.errors import LEARNER_MEMORY, RunError, saying_what_to_lower
+from actors.errors import LEARNER_MEMORY, RunError, oom_hint
 
 
 def _too_much_for_the_host() -> None:
@@ -22,7 +22,7 @@ def _too_much_for_python() -> None:
 
 @pytest.mark.parametrize("allocate", [_too_much_for_the_host, _too_much_for_a_gpu, _too_much_for_python])
 def test_memory_that_runs_out_says_where_and_which_settings_to_change(allocate) -> None:
-    with pytest.raises(RunError) as error, saying_what_to_lower("learner rank 1", LEARNER_MEMORY):
+    with pytest.raises(RunError) as error, oom_hint("learner rank 1", LEARNER_MEMORY):
         allocate()
     assert str(error.value).startswith("learner rank 1 ran out of memory: ")
     assert "lower learner.micro_batch_tokens" in str(error.value)
@@ -30,5 +30,5 @@ def test_memory_that_runs_out_says_where_and_which_settings_to_change(allocate) 
 
 
 def test_other_errors_are_left_as_they_are() -> None:
-    with pytest.raises(RuntimeError, match="shapes differ"), saying_what_to_lower("a", "b"):
+    with pytest.raises(RuntimeError, match="shapes differ"), oom_hint("a", "b"):
         raise RuntimeError("shapes differ")

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from actors.errors import JUDGE_MEMORY, UsageError, saying_what_to_lower
+from actors.errors import JUDGE_MEMORY, UsageError, oom_hint
 from actors.hub import resolve
 from actors.judges.models.classifier import check_lengths, collate, in_batches, load_classifier, positions
 from actors.judges.models.inputs import Tokens
@@ -181,7 +181,7 @@ class PreferenceModel:
 
     @torch.inference_mode()
     def _forward(self, sequences: Sequence[Tokens]) -> Sequence[Outputs]:
-        with saying_what_to_lower("the preference model", JUDGE_MEMORY):
+        with oom_hint("the preference model", JUDGE_MEMORY):
             return self._network(*collate(sequences, self._device)).cpu().numpy().astype(np.float64)
 
 

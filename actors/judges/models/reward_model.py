@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from actors.errors import JUDGE_MEMORY, UsageError, saying_what_to_lower
+from actors.errors import JUDGE_MEMORY, UsageError, oom_hint
 from actors.judges.config import RewardModelJudgeConfig
 from actors.judges.models.classifier import ModelJudge, check_lengths, collate, in_batches, load_classifier, positions
 from actors.judges.models.inputs import ModelInputs
@@ -54,7 +54,7 @@ class RewardModelJudge(ModelJudge):
             self._model.config.get_text_config().pad_token_id = pad
         input_ids, ends = collate(sequences, self._device, pad)
         mask = torch.arange(input_ids.shape[1], device=self._device) <= ends[:, None]
-        with saying_what_to_lower("the reward model", JUDGE_MEMORY):
+        with oom_hint("the reward model", JUDGE_MEMORY):
             return self._model(input_ids, attention_mask=mask.long()).logits[:, 0].float().tolist()
 
 
