@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +9,8 @@ import pytest
 
 from actors.world import tokenizer
 from learner.world.policy import TINY, build_policy
-from tests.integration.runs import abandoned
-from tests.processes import MARK, Marked
+from tests.integration.runs import leaving_nothing
+from tests.processes import Marked
 
 
 @pytest.fixture(scope="session")
@@ -27,12 +26,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def own(marked: Marked, monkeypatch: pytest.MonkeyPatch) -> Iterator[Marked]:
+def own(marked: Marked) -> Iterator[Marked]:
     """The processes of the test's runs. None of them, and no shared memory of theirs, may outlive the runs."""
-    monkeypatch.setenv(MARK, marked.environ[MARK])
-    before = abandoned()
-    yield marked
-    deadline = time.monotonic() + 20
-    while (left := [*marked.running(), *(abandoned() - before)]) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert not left
+    with leaving_nothing(marked):
+        yield marked

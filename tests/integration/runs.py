@@ -8,13 +8,16 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from launch.output import run_directory as rundir
+from tests.processes import MARK, Marked
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,6 +82,19 @@ def wait_for_updates(process: subprocess.Popen[str], run: Path, updates: int) ->
 
 def summary_of(run: Path) -> dict:
     return json.loads((run / "summary.json").read_text())
+
+
+@contextmanager
+def leaving_nothing(processes: Marked) -> Iterator[Marked]:
+    """Mark every process that is started within; fail if one of them, or its shared memory, outlives the block."""
+    before = abandoned()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MARK, processes.environ[MARK])
+        yield processes
+    deadline = time.monotonic() + 20
+    while (left := [*processes.running(), *(abandoned() - before)]) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not left
 
 
 def abandoned() -> set[Path]:

@@ -6,17 +6,15 @@ import json
 import signal
 import socket
 import subprocess
-import time
-from contextlib import suppress
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-import yaml
 
 from tests.fakes.judges import FakeServer
-from tests.integration.runs import finish, small_run, start, summary_of, wait_for_updates
+from tests.integration.runs import finish, leaving_nothing, small_run, start, summary_of, wait_for_updates
 from tests.processes import Marked
 
 pytestmark = [
@@ -29,6 +27,7 @@ pytestmark = [
 
 ENGINE_GAP = 5e-5
 """Largest log-prob difference, in nats, between the engine and the learner on one token in float32."""
+KEY = "sk-of-nobody-1742"
 
 
 @pytest.fixture
@@ -49,11 +48,47 @@ def _summary(config: Path) -> dict:
     return summary_of(config.parent / "run")
 
 
-def test_an_asynchronous_run_trains_publishes_and_leaves_a_model_that_loads(config: Path) -> None:
+@dataclass(frozen=True)
+class Judged:
+    """A finished run with a judge behind an endpoint."""
+
+    run: Path
+    model_dir: Path
+    server: FakeServer
+    output: str
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator[Judged]:
+    """The key reaches the judge actor by the environment; two answers of 429 and one of garbage are asked for again."""
+
+    def script(n: int, body: Any) -> Any:
+        if n in (3, 5):
+            return 429, {"Retry-After": "0"}, {"error": "slower"}
+        letter = "A" if n % 2 else "B"
+        choice = {"index": 0, "message": {"role": "assistant", "content": letter}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 50, "completion_tokens": 1}
+        return 200, {}, b"<html>" if n == 7 else {"choices": [choice], "usage": usage}
+
+    directory, processes = tmp_path_factory.mktemp("judged"), Marked()
+    config = small_run(directory, model_dir, evaluation={"prompts": 16})
+    with FakeServer(script) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUDGE_KEY", KEY)
+        judge = f"{{kind: endpoint, url: {server.url}/v1, model: judge-1, api_key_env: JUDGE_KEY, input_price: 2.0, "
+        judge += "request_timeout_seconds: 5, longest_pause_seconds: 5}"
+        try:
+            with leaving_nothing(processes):
+                out, err = _run(config, f"judging.judge={judge}")
+        finally:
+            processes.end()
+        yield Judged(directory / "run", model_dir, server, out + err)
+
+
+def test_an_asynchronous_run_trains_publishes_and_leaves_a_model_that_loads(judged: Judged) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    _run(config)
-    summary, run = _summary(config), config.parent / "run"
+    run = judged.run
+    summary = summary_of(run)
     assert summary["status"] == "completed"
     assert summary["updates"] == 8
     assert summary["staleness"]["max"] <= summary["max_staleness_bound"] == 1
@@ -65,10 +100,23 @@ def test_an_asynchronous_run_trains_publishes_and_leaves_a_model_that_loads(conf
     assert len(metrics) == 8
     assert any((run / "tensorboard").iterdir())
     AutoTokenizer.from_pretrained(run / "final")
-    model = AutoModelForCausalLM.from_pretrained(run / "final")
-    start = AutoModelForCausalLM.from_pretrained(yaml.safe_load(config.read_text())["model"]["path"])
-    moved = [name for name, p in model.named_parameters() if not p.equal(dict(start.named_parameters())[name])]
-    assert len(moved) == len(list(model.named_parameters())), "every tensor was trained"
+    model, start = (AutoModelForCausalLM.from_pretrained(path) for path in (run / "final", judged.model_dir))
+    before = dict(start.named_parameters())
+    assert [name for name, p in model.named_parameters() if p.equal(before[name])] == [], "every tensor was trained"
+
+
+def test_a_run_judged_over_http_counts_every_request_and_tells_its_key_to_the_server_alone(judged: Judged) -> None:
+    figures, server = summary_of(judged.run)["judging"], judged.server
+    assert (figures["rate_limited"], figures["garbage"], figures["retries"], figures["given_up"]) == (2, 1, 3, 0)
+    assert figures["requests"] <= len(server.bodies)
+    assert figures["answered"] == figures["comparisons"] - figures["remembered"] > 100
+    assert figures["tokens_in"] == 50 * figures["answered"]
+    assert figures["cost"] == pytest.approx(2e-6 * figures["tokens_in"])
+    assert {headers["Authorization"] for headers in server.headers} == {f"Bearer {KEY}"}
+    written = [path for path in judged.run.rglob("*") if path.is_file()]
+    assert len(written) > 10
+    assert not [path for path in written if KEY.encode() in path.read_bytes()]
+    assert KEY not in judged.output
 
 
 def test_a_run_against_the_mixture_keeps_both_bounds_and_drops_nothing(config: Path) -> None:
@@ -103,39 +151,6 @@ def test_a_run_against_the_mixture_keeps_both_bounds_and_drops_nothing(config: P
     assert "staleness limit: opponents are stable up to" in out + err
 
 
-def test_a_run_judged_over_http_counts_every_request_and_tells_its_key_to_the_server_alone(
-    config: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The key reaches the judge actor by the environment; two answers of 429 and one of garbage are asked for again."""
-    key = "sk-of-nobody-1742"
-    monkeypatch.setenv("JUDGE_KEY", key)
-
-    def script(n: int, body: Any) -> Any:
-        if n in (3, 5):
-            return 429, {"Retry-After": "0"}, {"error": "slower"}
-        letter = "A" if n % 2 else "B"
-        choice = {"index": 0, "message": {"role": "assistant", "content": letter}, "finish_reason": "stop"}
-        usage = {"prompt_tokens": 50, "completion_tokens": 1}
-        return 200, {}, b"<html>" if n == 7 else {"choices": [choice], "usage": usage}
-
-    with FakeServer(script) as server:
-        judge = f"{{kind: endpoint, url: {server.url}/v1, model: judge-1, api_key_env: JUDGE_KEY, input_price: 2.0, "
-        judge += "request_timeout_seconds: 5, longest_pause_seconds: 5}"
-        out, err = _run(config, f"judging.judge={judge}", "evaluation.prompts=0")
-    figures = _summary(config)["judging"]
-    assert (figures["rate_limited"], figures["garbage"], figures["retries"], figures["given_up"]) == (2, 1, 3, 0)
-    assert figures["requests"] <= len(server.bodies)
-    assert figures["answered"] == figures["comparisons"] - figures["remembered"] > 100
-    assert figures["tokens_in"] == 50 * figures["answered"]
-    assert figures["cost"] == pytest.approx(2e-6 * figures["tokens_in"])
-    assert _summary(config)["ledger"]["trained"] == 64
-    assert {headers["Authorization"] for headers in server.headers} == {f"Bearer {key}"}
-    written = [path for path in (config.parent / "run").rglob("*") if path.is_file()]
-    assert len(written) > 10
-    assert not [path for path in written if key.encode() in path.read_bytes()]
-    assert key not in out + err
-
-
 def test_the_demo_ends_with_two_models_a_comparison_and_a_figure(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -160,7 +175,7 @@ def test_at_bound_zero_a_run_resumed_with_more_ranks_and_generators_is_on_policy
     config: Path,
 ) -> None:
     """At staleness 0 every token's behaviour log-prob must be the learner's own, before and after a resume."""
-    arguments = ("replay.max_staleness=0", "updates=40", "checkpoints.every_updates=0")
+    arguments = ("replay.max_staleness=0", "updates=24", "checkpoints.every_updates=0")
     process = _start(config, *arguments)
     metrics = wait_for_updates(process, config.parent / "run", 3)
     process.send_signal(signal.SIGINT)
@@ -168,17 +183,17 @@ def test_at_bound_zero_a_run_resumed_with_more_ranks_and_generators_is_on_policy
     assert process.returncode == 130, f"{out}\n{err}"
     interrupted = _summary(config)
     assert interrupted["status"] == "interrupted"
-    assert 3 <= interrupted["updates"] < 40
+    assert 3 <= interrupted["updates"] < 24
 
     more = ("learner.ranks=2", "cluster.num_cpus=4")
     _, err = _run(config, *arguments, *more, "--generators", "2", "--resume")
     assert "starting 2 generators and 2 learner ranks" in err
     summary = _summary(config)
     assert summary["status"] == "completed"
-    assert summary["updates"] == 40
-    assert summary["ledger"]["trained"] == 40 * 8
+    assert summary["updates"] == 24
+    assert summary["ledger"]["trained"] == 24 * 8
     values = [json.loads(line) for line in metrics.read_text().splitlines()]
-    assert [value["step"] for value in values] == list(range(1, 41))
+    assert [value["step"] for value in values] == list(range(1, 25))
     assert {value["staleness_max"] for value in values} == {0}
     assert 0 < max(value["log_ratio_max"] for value in values) < ENGINE_GAP
 
@@ -194,39 +209,3 @@ def test_a_port_in_use_is_one_sentence_and_leaves_nothing(config: Path) -> None:
         _, err = _run(config, f"learner.port={port}", code=2)
     assert f"learner.port {port} is in use" in err
     assert "Traceback" not in err
-
-
-def _at_work(own: Marked) -> psutil.Process:
-    """A generator that hands out what it samples: Ray names a process after the method it is in, and the other
-    generator may still be loading its engine."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        for process in own.running():
-            with suppress(psutil.Error):
-                if "ray::RemoteGenerator.collect" in " ".join(process.cmdline()):
-                    return process
-        time.sleep(0.05)
-    raise AssertionError("no generator is at work")
-
-
-def test_a_generator_killed_at_work_costs_the_run_nothing(config: Path, own: Marked) -> None:
-    """Two generators fed through the object store; one that is at work is killed with -9."""
-    process = _start(
-        config,
-        "publication.transport=object_store",
-        "generators.count=2",
-        "cluster.num_cpus=3",
-        "updates=60",
-        "evaluation.prompts=0",
-        "checkpoints.every_updates=0",
-    )
-    wait_for_updates(process, config.parent / "run", 5)
-    _at_work(own).kill()
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, f"{out}\n{err}"
-    assert "died and is being restarted" in err
-    summary = _summary(config)
-    assert summary["status"] == "completed"
-    assert summary["staleness"]["max"] <= 1
-    assert summary["ledger"]["trained"] == 60 * 8
-    assert summary["ledger"]["dropped"] == {}
