@@ -24,7 +24,7 @@ class RunError(OffbeatError):
 
 
 class WeightMismatchError(RunError):
-    """A publication differs from its manifest, or an engine computes other log-probs than the learner."""
+    """Published weights differ from their manifest, or engine and learner disagree on the canary's log-probs."""
 
 
 LEARNER_MEMORY = (
@@ -32,10 +32,10 @@ LEARNER_MEMORY = (
     "learner.ranks"
 )
 ENGINE_MEMORY = (
-    "lower generators.gpu_memory_utilization if others share the GPU, generators.max_model_len or "
-    "max_running_prompts, or raise generators.tensor_parallel_size"
+    "lower generators.gpu_memory_utilization if the GPU is shared, generators.max_model_len or "
+    "generators.max_running_prompts, or raise generators.tensor_parallel_size"
 )
-JUDGE_MEMORY = "lower judging.judge.batch_tokens, set its dtype to bfloat16, or give it a GPU of its own"
+JUDGE_MEMORY = "lower judging.judge.batch_tokens, set its dtype to bfloat16, or give the judge its own GPU"
 
 
 @contextmanager

@@ -63,9 +63,10 @@ def read_text_config(setting: str, path: str | Path) -> Any:
         require_safetensors(path)
         return read_config(path).get_text_config()
     except (OSError, ValueError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
         raise UsageError(
-            f"{setting} {str(path)!r} holds no model that transformers can read: {str(error).splitlines()[0]}; give a "
-            "Hugging Face directory with config.json and weights, or a hub name"
+            f"{setting} {str(path)!r} holds no model that transformers can read: {first}; give a Hugging Face "
+            "directory with config.json and weights, or a hub name"
         ) from None
 
 
@@ -87,6 +88,6 @@ def check_same_architecture(policy_dir: str | Path, reference_dir: str | Path) -
         if policy.get(field) != reference.get(field):
             raise UsageError(
                 f"the reference {reference_dir} cannot be mixed with the policy {policy_dir}: its {field} is "
-                f"{reference.get(field)!r}, the policy's {policy.get(field)!r}; use a reference of the policy's own "
+                f"{reference.get(field)!r}, the policy's {policy.get(field)!r}; use a reference with the policy's "
                 "architecture, sizes and vocabulary"
             )

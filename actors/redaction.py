@@ -1,7 +1,6 @@
-"""Masks secrets in what is shown or saved: by the name that they stand under, and by their own shape.
+"""Mask secrets in output: text under a secret's name, and text with the shape of a known key.
 
-A second line of defence: settings ask for the NAME of an environment variable, never for a key. Light by law: settings
-import it.
+A second line of defence: settings take the NAME of an environment variable, never a key. Standard library only.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ MASK = "***"
 SECRET_NAME = re.compile(
     r"(?:^|[_.-])(?:api_?key|access_?key|key|token|secret|password|passwd|credentials?|authorization)$", re.IGNORECASE
 )
-"""Names whose text is a secret. `max_tokens` and `api_key_env` are none: they end otherwise."""
+"""Names of secrets. `max_tokens` and `api_key_env` do not match: only the last word counts."""
 
 _IN_TEXT = (
     (re.compile(r"(?<=://)[^/\s@]+(?=@)"), MASK),  # user:password of a URL
@@ -25,8 +24,10 @@ _IN_TEXT = (
 
 
 def redact(value: Any, name: str = "") -> Any:
-    """`value`, of JSON's types, with every secret replaced by `***`: text under a name that tells of one, users and
-    passwords in URLs, and what has the shape of a known service's key."""
+    """Return JSON-like `value` with every secret replaced by `***`.
+
+    Secrets are text under a name like `SECRET_NAME`, users and passwords in URLs, and keys of known services.
+    """
     if isinstance(value, Mapping):
         return {key: redact(below, str(key)) for key, below in value.items()}
     if isinstance(value, str):
@@ -41,7 +42,7 @@ def redact(value: Any, name: str = "") -> Any:
 
 
 def secret_names(value: Any, path: str = "") -> Iterator[str]:
-    """Dotted names in `value` that hold a secret's text."""
+    """Yield the dotted names in `value` whose text is a secret."""
     if isinstance(value, Mapping):
         for key, below in value.items():
             name = f"{path}.{key}" if path else str(key)

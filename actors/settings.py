@@ -1,14 +1,14 @@
-"""The base of every configuration model. Light by law: it imports pydantic alone."""
+"""Base of every configuration model. Must import nothing but pydantic."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
 WORLD = "world"
-"""Names the embedded world where a path or a data set is asked for."""
+"""Selects the embedded world wherever a setting takes a path or a data set."""
 
 
 class Settings(BaseModel):
-    """Base of every configuration model: frozen; unknown keys, infinities and NaN are errors."""
+    """Base of every configuration model: frozen; rejects unknown keys, infinities and NaN."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())

@@ -14,6 +14,7 @@ from actors.data.rows import (
     Row,
     RowSource,
     check_problems,
+    check_training_rows,
     column_of,
     columns_named,
     held_out,
@@ -28,7 +29,6 @@ from actors.data.text import (
     prompt_token_ids,
     response_token_ids,
 )
-from actors.errors import UsageError
 
 TokenIds = tuple[int, ...]
 
@@ -89,11 +89,8 @@ def load_demonstrations(config: DemonstrationConfig, tokenizer: Any) -> Demonstr
             side = found.validation if held_out(key, config.validation_fraction, "little") else found.train
             side.append((prompt, response))
     check_problems(problems, good, config.source, config.on_malformed, "data.")
-    if not found.train:
-        raise UsageError(
-            f"data.source '{config.source}' leaves no demonstration to train on: all {len(found.validation)} are held "
-            f"out by data.validation_fraction {config.validation_fraction:g}; give more rows, or hold out less"
-        )
+    sides = len(found.train), len(found.validation)
+    check_training_rows(*sides, len(problems), config.source, config.validation_fraction)
     found.skipped = [str(problem) for problem in problems]
     return found
 

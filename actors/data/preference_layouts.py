@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -68,11 +69,14 @@ class PreferenceRow:
 
 
 class MalformedPreferenceError(MalformedRowError):
-    """One row is no preference, with the kind of problem."""
+    """One row cannot be read as a preference; `reason` says what kind of problem it has."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
         self.reason: Reason = reason
+
+
+_bad_conversation = partial(MalformedPreferenceError, "bad_conversation")
 
 
 def normalised(text: str) -> str:
@@ -115,7 +119,7 @@ def parse_preference(columns: Mapping[str, Any], probability_from: ProbabilityFr
 
 def _missing_columns(columns: Mapping[str, Any]) -> MalformedPreferenceError:
     found = ", ".join(name for name, value in columns.items() if value is not None) or "none"
-    return MalformedPreferenceError("missing_column", f"the columns found, {found}, make no preference; {LAYOUTS} do")
+    return MalformedPreferenceError("missing_column", f"columns {found} form no preference; allowed are {LAYOUTS}")
 
 
 def _wrong_type(name: str, value: Any, allowed: str) -> MalformedPreferenceError:
@@ -143,11 +147,11 @@ def _parts(given: Mapping[str, Any], columns: Mapping[str, Any]) -> tuple[str | 
         if not isinstance(given[name], str | list):
             raise _wrong_type(name, given[name], "a text or a list of chat messages")
     if isinstance(chosen, str) != isinstance(rejected, str):
-        raise _wrong_type("rejected", rejected, f"what 'chosen' is, a {type(chosen).__name__}")
+        raise _wrong_type("rejected", rejected, f"the type of 'chosen', {type(chosen).__name__}")
     if isinstance(prompt, list):
         prompt = _messages("prompt", prompt)
         if prompt and prompt[-1]["role"] == "assistant":
-            raise MalformedPreferenceError("bad_conversation", "the prompt ends with an assistant message")
+            raise _bad_conversation("the prompt ends with an assistant message")
         if not prompt:
             raise MalformedPreferenceError("empty_prompt", "'prompt' is an empty list")
     if isinstance(chosen, list):
@@ -163,7 +167,7 @@ def _messages(name: str, value: Sequence[Any]) -> list[Message]:
     for number, message in enumerate(value):
         if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
             raise MalformedPreferenceError(
-                "wrong_type", f"{name}[{number}] is no chat message, an object with the strings 'role' and 'content'"
+                "wrong_type", f"{name}[{number}] is not a chat message: an object with the strings 'role' and 'content'"
             )
     return [{"role": message["role"], "content": message["content"]} for message in value]
 
@@ -174,21 +178,17 @@ def _conversation(
     """Split chats that end in one assistant message each; the shared beginning is the prompt."""
     shared = chosen[:-1]
     if not chosen or not rejected or shared != rejected[:-1]:
-        raise MalformedPreferenceError(
-            "bad_conversation", "chosen and rejected must be the same chat up to their last message"
-        )
+        raise _bad_conversation("chosen and rejected must be the same chat up to their last message")
     if chosen[-1]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
-        raise MalformedPreferenceError("bad_conversation", "chosen and rejected must end with an assistant message")
+        raise _bad_conversation("chosen and rejected must end with an assistant message")
     if not shared and prompt is None:
         raise MalformedPreferenceError("empty_prompt", "there is no message before the response, and no prompt column")
     if not shared:
         shared = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt or []
     elif shared[-1]["role"] == "assistant":
-        raise MalformedPreferenceError("bad_conversation", "the prompt ends with an assistant message")
+        raise _bad_conversation("the prompt ends with an assistant message")
     elif prompt is not None and prompt not in (shared, shared[-1]["content"]):
-        raise MalformedPreferenceError(
-            "bad_conversation", "'prompt' differs from what comes before the response in 'chosen'"
-        )
+        raise _bad_conversation("'prompt' differs from what comes before the response in 'chosen'")
     return shared, chosen[-1]["content"], rejected[-1]["content"]
 
 
@@ -199,12 +199,10 @@ def _transcript(chosen: str, rejected: str) -> tuple[list[Message], str, str]:
     while turns and turns[-1][1] != "Assistant":
         turns.pop()
     if not turns or turns[0].start():
-        raise MalformedPreferenceError(
-            "bad_conversation", "the transcripts must begin with a turn and share all up to their last 'Assistant:'"
-        )
+        raise _bad_conversation("the transcripts must begin with a turn and share all up to their last 'Assistant:'")
     end = turns[-1].end()
     if _TURN.search(chosen, end) or _TURN.search(rejected, end):
-        raise MalformedPreferenceError("bad_conversation", "the transcripts differ before their last 'Assistant:'")
+        raise _bad_conversation("the transcripts differ before their last 'Assistant:'")
     prompt = [
         {"role": _ROLES[turn[1]], "content": common[turn.end() : following.start()].strip()}
         for turn, following in pairwise(turns)
@@ -212,12 +210,12 @@ def _transcript(chosen: str, rejected: str) -> tuple[list[Message], str, str]:
     if not prompt:
         raise MalformedPreferenceError("empty_prompt", "there is no turn before the response")
     if prompt[-1]["role"] == "assistant":
-        raise MalformedPreferenceError("bad_conversation", "two turns of 'Assistant:' follow each other")
+        raise _bad_conversation("two turns of 'Assistant:' follow each other")
     return prompt, chosen[end:].strip(), rejected[end:].strip()
 
 
 def _check_unicode(prompt: str | list[Message], chosen: str, rejected: str) -> None:
-    """Refuse half a surrogate pair, which JSON can write and no file or tokenizer takes."""
+    """Refuse half a surrogate pair: valid in JSON, but not in files or tokenizers."""
     texts = [prompt] if isinstance(prompt, str) else [text for message in prompt for text in message.values()]
     for text in (*texts, chosen, rejected):
         try:
@@ -243,7 +241,7 @@ def _probability(given: Mapping[str, Any], probability_from: ProbabilityFrom) ->
 
 def _number(given: Mapping[str, Any], name: str) -> float:
     if name not in given:
-        raise MalformedPreferenceError("missing_column", f"no column '{name}', which the probability is to come from")
+        raise MalformedPreferenceError("missing_column", f"no column '{name}'; probability_from needs it")
     value = given[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise _wrong_type(name, value, "finite numbers")

@@ -32,7 +32,7 @@ from actors.data.rows import (
 from actors.data.text import (
     ROWS_PER_TOKENIZER_CALL,
     answered_chat,
-    checked_prompt,
+    checked_messages,
     checked_text,
     in_template,
     prompt_token_ids,
@@ -189,10 +189,11 @@ def _sample(row: Row) -> tuple[str | list[Message], str]:
     prompt, response = row.columns.get("prompt"), row.columns.get("response")
     if not isinstance(prompt, str | list) or not isinstance(response, str):
         raise MalformedRowError("'prompt' must be a text or a list of chat messages, and 'response' a text")
-    response, prompt = checked_text(response, "response"), checked_prompt(prompt, "prompt")
+    response = checked_text(response, "response")
     if isinstance(prompt, str):
-        return prompt, response
-    return [{"role": message["role"], "content": message["content"]} for message in prompt], response
+        return checked_text(prompt, "prompt"), response
+    messages = checked_messages(prompt, "prompt")
+    return [{"role": message["role"], "content": message["content"]} for message in messages], response
 
 
 def _known_columns(names: Sequence[str], place: str) -> list[str]:
@@ -200,7 +201,7 @@ def _known_columns(names: Sequence[str], place: str) -> list[str]:
     known = [name for name in COLUMNS if name in names]
     if not ({"chosen", "rejected"} <= set(known) or {"response_a", "response_b", "preference"} <= set(known)):
         raise UsageError(
-            f"{place} has the columns {', '.join(names) or 'none'}, which make no preference; {LAYOUTS} do"
+            f"{place} has the columns {', '.join(names) or 'none'}, which form no preference; allowed are {LAYOUTS}"
         )
     return known
 

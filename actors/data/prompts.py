@@ -144,8 +144,9 @@ class PromptSource:
 def _parse(row: Row, config: PromptConfig, tokenizer: Any) -> _Parsed:
     if row.problem is not None:
         raise MalformedRowError(row.problem)
-    prompt = checked_prompt(column_of(row, config.prompt_field), config.prompt_field)
+    value = column_of(row, config.prompt_field)
     answer = None if config.answer_field is None else _answer(row, config.answer_field)
+    prompt = checked_prompt(value, config.prompt_field)
     if isinstance(prompt, str):
         return _Parsed(row.id, in_template(prompt, config.template), answer, None)
     text = render(prompt, tokenizer, f"field '{config.prompt_field}' of prompts.source '{config.source}'")

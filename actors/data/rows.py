@@ -125,6 +125,16 @@ def check_problems(
         raise UsageError(f"{section}source '{source}' holds no rows; give one with at least one")
 
 
+def check_training_rows(train: int, validation: int, malformed: int, source: str, fraction: float) -> None:
+    """Raise UsageError if no row is left to train on because all good ones are held out."""
+    if not train:
+        skipped = f" and {malformed} rows are malformed" if malformed else ""
+        raise UsageError(
+            f"data.source '{source}' leaves nothing to train on: all {validation} examples are held out by "
+            f"data.validation_fraction {fraction:g}{skipped}; give more rows, or hold out less"
+        )
+
+
 def read_prompt_rows(config: PromptConfig) -> Iterator[Row]:
     """Read all rows of prompts in file order. Raises UsageError as `rows_from`."""
     if config.source == WORLD:
@@ -279,7 +289,7 @@ def _load_from_hub(table: RowSource) -> Any:
         return datasets.load_dataset(name, subset or None, split=table.split)
     except (ImportError, OSError, ValueError, RuntimeError) as error:
         raise UsageError(
-            f"{table.section}source '{table.source}' is no file or directory here (looked in {Path.cwd()}), and split "
+            f"{table.section}source '{table.source}' is not a file or directory (looked in {Path.cwd()}), and split "
             f"'{table.split}' of a hub data set of that name cannot be loaded: {error}; give an existing path, or "
             "`owner/name` or `owner/name:configuration` of a data set that this machine can reach or has cached"
         ) from error

@@ -46,7 +46,7 @@ TokenSequence = tuple[Sequence[int], Sequence[int]]
 
 
 class Scorer(Protocol):
-    """The policy that perplexities are of; `learner.stages.perplexity.PerplexityModel` is one."""
+    """The policy: scores responses and samples. `learner.stages.perplexity.PerplexityModel` implements it."""
 
     context: int | None
 
@@ -74,7 +74,7 @@ class Preparation:
     def left_out(self) -> Iterator[Problem]:
         """Return every row that is not written."""
         yield from self.problems
-        yield from (Problem(each.place, each.why, each.left_out) for each in self.pairs if each.left_out is not None)
+        yield from _left_out(self.pairs)
 
 
 def run_data(config: DataConfig, console: Console | None = None) -> int:
@@ -121,9 +121,8 @@ def prepare(config: DataConfig, tokenizer: Any = None, scorer: Scorer | None = N
     if tokenizer is not None:
         context = None if scorer is None else scorer.context
         _tokenise(pairs, tokenizer, config, TokenLimits(config.max_prompt_tokens, config.max_response_tokens, context))
-    preparation = Preparation(pairs, collected.problems, make_report([], Counter(), config))
     unique = _kept(pairs)
-    check_problems(list(preparation.left_out()), len(unique), config.source, config.on_malformed)
+    check_problems([*collected.problems, *_left_out(pairs)], len(unique), config.source, config.on_malformed)
     check_one_kind([pair.row for pair in unique])
 
     decisions = find_duplicates(
@@ -147,6 +146,10 @@ def prepare(config: DataConfig, tokenizer: Any = None, scorer: Scorer | None = N
 
 def _kept(pairs: Sequence[Pair]) -> list[Pair]:
     return [pair for pair in pairs if pair.left_out is None]
+
+
+def _left_out(pairs: Sequence[Pair]) -> list[Problem]:
+    return [Problem(pair.place, pair.why, pair.left_out) for pair in pairs if pair.left_out is not None]
 
 
 def _tokenise(pairs: Sequence[Pair], tokenizer: Any, config: DataConfig, limits: TokenLimits) -> None:
@@ -205,7 +208,7 @@ def _samples_of_file(path: str, config: DataConfig, tokenizer: Any, scorer: Scor
 
 
 def _sampled(pairs: Sequence[Pair], config: DataConfig, tokenizer: Any, scorer: Scorer) -> list[TokenSequence]:
-    """Sample responses to the data's prompts, each prompt equally often or once more, in random order."""
+    """Sample responses to the prompts of the data: in random order, and again from the start if there are too few."""
     settings = config.filters.ceiling
     prompts = list({prompt_key(pair.row.prompt): pair.tokens.prompt for pair in pairs if pair.tokens}.values())
     order = np.random.default_rng(config.seed).permutation(len(prompts))

@@ -22,7 +22,7 @@ def check_model(config: RunConfig, plugin: RunPlugin) -> None:
         if reference.vocab_size != model.vocab_size:
             raise UsageError(
                 f"model.reference {config.model.reference} has a vocabulary of {reference.vocab_size} tokens and the "
-                f"policy {config.model.path} one of {model.vocab_size}; use a reference of the policy's own vocabulary"
+                f"policy {config.model.path} one of {model.vocab_size}; use a reference with the policy's vocabulary"
             )
         if config.opponent is not None and config.opponent.needs_second_model:
             check_same_architecture(config.model.path, config.model.reference)

@@ -12,7 +12,7 @@ from typing import Any
 from actors.data.preference_filters import split_of
 from actors.data.preference_layouts import MalformedPreferenceError
 from actors.data.preferences import TokenLimits, collect_preferences, preference_tokens
-from actors.data.rows import Problem, check_problems
+from actors.data.rows import Problem, check_problems, check_training_rows
 from actors.data.text import load_tokenizer
 from actors.errors import UsageError, writing
 from actors.files import atomic_write
@@ -76,22 +76,18 @@ def load_pairs(
     found = collect_preferences(data.source, data.split, probability_from=data.probability_from, section="data.")
     limits = TokenLimits(data.max_prompt_tokens, data.max_response_tokens, context)
     encoded = preference_tokens(found.rows, tokenizer, template=data.template, limits=limits)
-    sides: dict[str, list[TokenPair]] = {"train": [], "validation": []}
+    train: list[TokenPair] = []
+    validation: list[TokenPair] = []
     problems = list(found.problems)
     for row, place, tokens in zip(found.rows, found.places, encoded, strict=True):
         if isinstance(tokens, MalformedPreferenceError):
             problems.append(Problem(place, str(tokens), tokens.reason))
             continue
         pair = TokenPair(tuple(tokens.prompt), tuple(tokens.chosen), tuple(tokens.rejected), row.probability)
-        sides[split_of(row, data.validation_fraction, 0)].append(pair)
-    good = len(sides["train"]) + len(sides["validation"])
-    check_problems(problems, good, data.source, data.on_malformed, "data.")
-    if not sides["train"]:
-        raise UsageError(
-            f"data.source '{data.source}' leaves no preference to train on: all {good} are held out by "
-            f"data.validation_fraction {data.validation_fraction:g}; give more prompts, or hold out less"
-        )
-    return (sides["train"], sides["validation"]), [str(problem) for problem in problems]
+        (train if split_of(row, data.validation_fraction, 0) == "train" else validation).append(pair)
+    check_problems(problems, len(train) + len(validation), data.source, data.on_malformed, "data.")
+    check_training_rows(len(train), len(validation), len(problems), data.source, data.validation_fraction)
+    return (train, validation), [str(problem) for problem in problems]
 
 
 def _check_vocabulary(model_dir: Path, reference_dir: Path) -> None:
@@ -99,5 +95,5 @@ def _check_vocabulary(model_dir: Path, reference_dir: Path) -> None:
     if model.vocab_size != reference.vocab_size:
         raise UsageError(
             f"reference {reference_dir} has a vocabulary of {reference.vocab_size} tokens and model.path {model_dir} "
-            f"one of {model.vocab_size}; use a reference of the model's own vocabulary"
+            f"one of {model.vocab_size}; use a reference with the model's vocabulary"
         )

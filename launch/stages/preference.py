@@ -101,5 +101,5 @@ def _within(config: PreferenceRunConfig, sides: Sides, skipped: list[str], conte
             f"model's context of {context} tokens with prompt, both responses and a separator after each; lower "
             "data.max_response_tokens and set data.on_malformed to skip, or set preference.kind to skew"
         )
-    told = [f"{longer} pairs: longer than the model's context of {context} with both responses"] if longer else []
-    return (train, validation), [*skipped, *told]
+    note = [f"{longer} pairs: longer than the model's context of {context} with both responses"] if longer else []
+    return (train, validation), [*skipped, *note]

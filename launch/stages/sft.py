@@ -50,8 +50,8 @@ def starting_model(config: SftRunConfig, directory: Path) -> Path:
         return resolve(config.model.path)
     if config.model.tokenizer is not None:
         raise UsageError(
-            f"model.tokenizer {config.model.tokenizer!r} is given and model.path is scratch, which trains a tokenizer "
-            "of its own; leave model.tokenizer out, or give a model"
+            f"model.tokenizer {config.model.tokenizer!r} is set and model.path is scratch, which trains its own "
+            "tokenizer; leave model.tokenizer out, or give a model"
         )
     if config.data.max_tokens > config.model.scratch.max_tokens:
         raise UsageError(

@@ -73,7 +73,7 @@ def _with_reference(policy: Path, reference: Path, **settings) -> RunConfig:
 def test_a_reference_of_another_vocabulary_is_refused_with_both_sizes(tmp_path: Path) -> None:
     build_policy(TINY).save_pretrained(tmp_path / "policy")
     tiny_llama(tmp_path / "reference", seed=0, vocab_size=96)
-    with pytest.raises(UsageError, match=r"vocabulary of 96 tokens and the policy .* one of 18; use a reference of"):
+    with pytest.raises(UsageError, match=r"vocabulary of 96 tokens and the policy .* one of 18; use a reference with"):
         check_model(_with_reference(tmp_path / "policy", tmp_path / "reference"))
 
 

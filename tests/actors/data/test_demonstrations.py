@@ -118,6 +118,13 @@ def test_a_prompt_is_on_one_side_only_and_rows_added_later_move_nobody(tmp_path:
     assert {prompt for prompt, _ in few.validation} == held_out
 
 
+def test_saved_runs_find_their_demonstrations_on_the_same_sides(tmp_path: Path) -> None:
+    """A resumed run compares its examples with the saved ones, so these sides must never change."""
+    rows = [{"prompt": f"w{i} w{i % 3}", "response": "w1"} for i in range(12)]
+    found = load(write(tmp_path / "d.jsonl", rows), validation_fraction=0.5)
+    assert [prompt[1] - W0 for prompt, _ in found.validation] == [0, 4, 6, 11]
+
+
 def test_about_the_wanted_share_is_held_out_and_more_where_more_is_wanted(tmp_path: Path) -> None:
     file = write(
         tmp_path / "d.jsonl", [{"prompt": f"w{i} w{j}", "response": "w1"} for i in range(40) for j in range(50)]
@@ -229,7 +236,8 @@ def test_only_the_first_problems_are_shown_of_many(tmp_path: Path) -> None:
     [
         ([], {}, "holds no rows; give one with at least one"),
         (["{"], {"on_malformed": "skip"}, "all 1 rows of data.source"),
-        ([PAIR], {"validation_fraction": 0.999999}, "leaves no demonstration to train on: all 1 are held out"),
+        ([PAIR], {"validation_fraction": 0.999999}, "leaves nothing to train on: all 1 examples are held out"),
+        ([PAIR, "{"], {"validation_fraction": 0.999999, "on_malformed": "skip"}, "0.999999 and 1 rows are malformed"),
     ],
 )
 def test_nothing_left_to_train_on_is_refused(tmp_path: Path, rows: list, settings: dict, told: str) -> None:

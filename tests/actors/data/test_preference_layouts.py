@@ -66,16 +66,24 @@ def test_extra_keys_of_messages_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("columns", "reason", "message"),
     [
-        ({"prompt": "q", "better": "a"}, "missing_column", "the columns found, prompt, better, make no preference"),
-        ({"prompt": "q", "chosen": "a", "rejected": None}, "missing_column", "the columns found, prompt, chosen,"),
-        ({}, "missing_column", "the columns found, none,"),
-        ({"chosen": "a", "rejected": "b"}, "missing_column", "chosen, rejected, make no preference"),
+        (
+            {"prompt": "q", "better": "a"},
+            "missing_column",
+            "columns prompt, better form no preference; allowed are {prompt",
+        ),
+        ({"prompt": "q", "chosen": "a", "rejected": None}, "missing_column", "columns prompt, chosen form no"),
+        ({}, "missing_column", "columns none form no preference"),
+        ({"chosen": "a", "rejected": "b"}, "missing_column", "columns chosen, rejected form no preference"),
         ({"prompt": "q", "response_a": "a", "preference": "a"}, "missing_column", "{prompt, response_a, response_b,"),
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, "wrong_type", "'prompt' is 3; allowed are a text or a list"),
         ({"prompt": "q", "chosen": {}, "rejected": "b"}, "wrong_type", "'chosen' is of type dict"),
         ({"prompt": "q", "chosen": "a", "rejected": [said("b")]}, "wrong_type", "'rejected' is of type list"),
-        ({"prompt": ["q"], "chosen": "a", "rejected": "b"}, "wrong_type", "prompt[0] is no chat message"),
-        ({"chosen": [USER, {"role": "assistant"}], "rejected": [USER]}, "wrong_type", "chosen[1] is no chat message"),
+        ({"prompt": ["q"], "chosen": "a", "rejected": "b"}, "wrong_type", "prompt[0] is not a chat message"),
+        (
+            {"chosen": [USER, {"role": "assistant"}], "rejected": [USER]},
+            "wrong_type",
+            "chosen[1] is not a chat message",
+        ),
         (
             {"prompt": "q", "response_a": "a", "response_b": "b", "preference": 1},
             "wrong_type",

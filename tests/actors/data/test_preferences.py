@@ -20,6 +20,7 @@ from actors.data.preferences import (
     collect_preferences,
     preference_tokens,
     read_preferences,
+    read_samples,
     write_preferences,
 )
 from actors.errors import UsageError
@@ -128,7 +129,10 @@ def test_a_source_of_nothing_but_malformed_rows_or_of_none_is_refused(tmp_path: 
         ("empty", "preferences.source '.*empty' holds no .jsonl or .parquet file"),
         ("split", "preferences.source '.*split' has no file of preferences.split 'train'"),
         ("broken.parquet", "preferences.source '.*broken.parquet' is not a readable Parquet file"),
-        ("columns.parquet", "has the columns prompt, answer, which make no preference; {prompt, chosen, rejected}"),
+        (
+            "columns.parquet",
+            "has the columns prompt, answer, which form no preference; allowed are {prompt, chosen, rejected}",
+        ),
         ("saved", "preferences.source '.*saved' has no preferences.split 'train'"),
     ],
 )
@@ -234,3 +238,9 @@ def test_rows_keep_their_order_across_the_tokenizer_s_calls(monkeypatch: pytest.
     rows = [PreferenceRow("red north", word, "red") for word in world.RESPONSE_WORDS[:5]]
     found = preference_tokens(rows, tokenizer())
     assert [each.chosen[0] for each in found if isinstance(each, PreferenceTokens)] == [4, 5, 6, 7, 8]
+
+
+def test_samples_may_follow_a_text_or_any_chat(tmp_path: Path) -> None:
+    turn = {"role": "assistant", "content": "a"}
+    path = write(tmp_path / "s.jsonl", *({"prompt": prompt, "response": "r"} for prompt in ("q", CHAT, [*CHAT, turn])))
+    assert read_samples(str(path)) == [("q", "r"), (CHAT, "r"), ([*CHAT, turn], "r")]

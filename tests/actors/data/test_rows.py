@@ -126,7 +126,7 @@ def test_a_hub_data_set_that_cannot_be_had_says_what_was_tried(monkeypatch: pyte
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(UsageError, match=r"'owner/name' is no file or directory here.*no route to host"):
+    with pytest.raises(UsageError, match=r"'owner/name' is not a file or directory.*no route to host"):
         rows_of("owner/name")
 
 

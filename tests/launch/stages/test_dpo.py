@@ -7,10 +7,11 @@ import pytest
 from actors.errors import UsageError
 from launch.settings.loading import load_config
 from launch.settings.verbs import DPO
-from launch.stages.dpo import prepare_dpo, run_dpo
-from learner.stages.config import ScratchConfig
+from launch.stages.dpo import load_pairs, prepare_dpo, run_dpo
+from learner.stages.config import PreferenceDataConfig, ScratchConfig
 from learner.stages.scratch import make_model
 from learner.tensors.examples import TRAIN, VALIDATION, read_pairs
+from tests.actors.data.test_prompts import W0, make_tokenizer
 
 TEXTS = ["Question: 1+1\nAnswer: 2 or so", "Question: 2+2\nAnswer: 4 or so"]
 ROWS = [
@@ -57,6 +58,16 @@ def test_pairs_are_written_as_the_policy_would_have_sampled_them(config, models,
         assert pair.probability == row["probability"]
 
 
+def test_saved_runs_find_their_pairs_on_the_same_sides(tmp_path):
+    """A resumed run compares its examples with the saved ones, so these sides must never change."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"prompt": "w{i}", "chosen": "w1", "rejected": "w2"}}\n' for i in range(12)))
+    (_, validation), _ = load_pairs(
+        PreferenceDataConfig(source=str(path), validation_fraction=0.5), make_tokenizer(), None
+    )
+    assert [pair.prompt[1] - W0 for pair in validation] == [0, 2, 3, 7, 8, 9, 11]
+
+
 def test_long_rows_are_refused_by_place_or_skipped_and_told(config, tmp_path):
     rows = [*ROWS, {"prompt": "1" * 9, "chosen": "1", "rejected": "2"}]
     with pytest.raises(UsageError, match=r"1 of 21 rows of data.source .*\n.*rows.jsonl.*21: 9 prompt tokens"):
@@ -71,9 +82,9 @@ def test_long_rows_are_refused_by_place_or_skipped_and_told(config, tmp_path):
 def test_wrong_requests_are_refused_before_anything_starts(config, models, tmp_path):
     with pytest.raises(UsageError, match="cannot write yet; give a model, such as one from `offbeat sft`"):
         run_dpo(config("model.path=scratch"))
-    with pytest.raises(UsageError, match=r"reference .*other has a vocabulary of \d+ tokens .*; use a reference of"):
+    with pytest.raises(UsageError, match=r"reference .*other has a vocabulary of \d+ tokens .*; use a reference with"):
         prepare_dpo(config(f"reference={models / 'other'}"), tmp_path / "run")
-    with pytest.raises(UsageError, match=r"all 1 are held out by data.validation_fraction 0.99; give more prompts"):
+    with pytest.raises(UsageError, match=r"all 1 examples are held out by data.validation_fraction 0.99; give more"):
         prepare_dpo(config("data.validation_fraction=0.99", rows=ROWS[:1]), tmp_path / "run")
     with pytest.raises(UsageError, match=r"learner\.loss\.kind"):
         config("learner.loss.kind=nash_pg")

@@ -88,7 +88,7 @@ def test_malformed_rows_are_told(source: Path, run_dir: Path) -> None:
 
 def test_scratch_with_a_tokenizer_is_refused(source: Path, run_dir: Path) -> None:
     model = {"path": "scratch", "tokenizer": "gpt2", "scratch": SCRATCH}
-    with pytest.raises(UsageError, match=r"model.tokenizer 'gpt2' is given and model.path is scratch"):
+    with pytest.raises(UsageError, match=r"model.tokenizer 'gpt2' is set and model.path is scratch"):
         prepare_sft(config_of(source, model), run_dir)
 
 

@@ -58,3 +58,9 @@ def test_a_response_that_ran_out_of_room_has_no_end_and_the_others_one():
     responses = {response for pair in train for response in (pair.chosen, pair.rejected)}
     assert {world.EOS in response for response in responses if len(response) == world.MAX_NEW_TOKENS} == {True, False}
     assert all(response.count(world.EOS) == 1 for response in responses if world.outcome(response) != world.NOEOS)
+
+
+def test_saved_runs_find_their_pairs_on_the_same_sides():
+    """A resumed run compares its examples with the saved ones, so these sides must never change."""
+    _, held_out = world_pairs("intransitive", 16, "soft", 5, 0.3)
+    assert [key(pair) for pair in held_out] == [(11, 5, 37), (6, 35, 46), (7, 22, 41)]
