@@ -15,9 +15,7 @@ from learner.world.exact import (
     corpus_cross_entropy,
     exact_kl,
     exact_policy,
-    exact_win_rate,
     expected_preference,
-    expected_reward,
     exploitability,
     family_shares,
     load_policy,
@@ -25,6 +23,7 @@ from learner.world.exact import (
     relative_family_shares,
 )
 from learner.world.policy import TINY, _train, build_policy
+from tests.learner.world.exact_metrics import exact_win_rate, expected_reward
 
 INTRANSITIVE, TRANSITIVE = World("intransitive"), World("transitive")
 

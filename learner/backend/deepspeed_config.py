@@ -1,0 +1,76 @@
+"""DeepSpeed's configuration, and the learning rate that the trainer sets itself. Must not import torch or deepspeed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from learner.config import OptimizerConfig, TrainerConfig
+
+BUCKET = 500_000_000
+"""Most elements of gradients or weights in one collective call."""
+
+
+def deepspeed_config(config: TrainerConfig, parameters: int) -> dict[str, Any]:
+    """Build DeepSpeed's configuration for a policy of `parameters` elements.
+
+    DeepSpeed's scheduler and accumulation counter stay unused: `ShardedModel` sets the learning rate before each step
+    and counts micro-batches. Gradients are reduced and accumulated in float32 for every dtype of the weights.
+    """
+    optimizer = config.optimizer
+    zero: dict[str, Any] = {
+        "stage": config.zero_stage,
+        "reduce_bucket_size": min(parameters, BUCKET),
+        "allgather_bucket_size": min(parameters, BUCKET),
+        # Tensors below this size are not sharded; what counts as small depends on the model.
+        "stage3_param_persistence_threshold": min(100_000, parameters // 100),
+    }
+    if config.offload_optimizer and config.zero_stage > 0:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "steps_per_print": None,
+        "gradient_clipping": optimizer.max_grad_norm,
+        "bf16": {"enabled": config.dtype == "bfloat16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                # torch's fused kernel is as fast as DeepSpeed's own and needs no compiler.
+                "torch_adam": True,
+                "fused": True,
+                "lr": optimizer.lr,
+                "betas": list(optimizer.betas),
+                "eps": optimizer.eps,
+                "weight_decay": optimizer.weight_decay,
+            },
+        },
+    }
+
+
+def reference_config(config: TrainerConfig, parameters: int) -> dict[str, Any]:
+    """Build the configuration of the frozen reference under ZeRO-3: sharded like the policy, no optimizer."""
+    policy = deepspeed_config(config, parameters)
+    return {key: policy[key] for key in ("train_micro_batch_size_per_gpu", "steps_per_print", "bf16")} | {
+        "zero_optimization": {key: value for key, value in policy["zero_optimization"].items() if "offload" not in key}
+    }
+
+
+def learning_rate(config: OptimizerConfig, update: int, total_updates: int) -> float:
+    """Return the learning rate of update `update`, counted from 0, of `total_updates`.
+
+    Warm-up rises linearly from above 0 and reaches the peak at update `warmup_updates`. Linear and cosine schedules
+    then fall to 0 at update `total_updates`, one after the last, and stay there.
+    """
+    if update < config.warmup_updates:
+        return config.lr * (update + 1) / (config.warmup_updates + 1)
+    if config.schedule == "constant":
+        return config.lr
+    progress = min(1.0, (update - config.warmup_updates) / max(1, total_updates - config.warmup_updates))
+    if config.schedule == "linear":
+        return config.lr * (1.0 - progress)
+    return config.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
