@@ -6,8 +6,7 @@ from pydantic import Field
 
 from launch.settings.loading import PRESETS, Verb
 from launch.settings.run import NAME, TrainingConfig
-from learner.stages.config import DpoConfig, SftConfig, StageConfig
-from learner.stages.preference_config import PreferenceConfig
+from learner.stages.config import DpoConfig, PreferenceConfig, SftConfig, StageConfig
 
 
 class StageRunConfig(StageConfig, TrainingConfig):

@@ -1,4 +1,4 @@
-"""An exponential moving average of a policy's weights, and a model that computes with it. Knows nothing of ranks."""
+"""An exponential moving average of a policy's weights, usable as a model. Must not depend on ranks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from actors.errors import UsageError
 from learner.backend.models import checkpoint_names, unique_tensors
 from learner.tensors.logprobs import PolicyWithLogProbs
 
+AVERAGE = "average.safetensors"
+
 
 class AveragePolicy:
     """The average theta_bar <- decay theta_bar + (1 - decay) theta of a policy's weights theta.
 
-    `model` holds the starting point and computes with the average in its own dtype. The average itself is kept in
-    float32, because on bfloat16's grid most changes of (1 - decay) times a difference would be rounded away.
+    `model` starts as the initial average and computes with the average in its own dtype. The average itself is float32:
+    (1 - decay) times a difference is mostly below the resolution of bfloat16.
     """
 
     def __init__(self, model: PolicyWithLogProbs, decay: float) -> None:
@@ -26,28 +28,29 @@ class AveragePolicy:
 
     @torch.no_grad()
     def update(self, policy: nn.Module) -> None:
-        """Moves the average towards the weights of `policy`, a model of the same class."""
+        """Move the average towards the weights of `policy`, a model of the same class."""
         current = unique_tensors(policy)
         for name, own in unique_tensors(self.model.model).items():
             average = self._weights[name].lerp_(current[name].float(), 1.0 - self._decay)
             own.copy_(average)
 
     def state(self) -> dict[str, Tensor]:
-        """The average on the CPU in the model's dtype, under the names of `save_pretrained`, tied weights once."""
+        """Copy the average to the CPU in the model's dtype, under the names of `save_pretrained`, tied weights once."""
         own = {name: tensor.detach().to("cpu", copy=True) for name, tensor in unique_tensors(self.model.model).items()}
         return checkpoint_names(self.model.model, own)
 
-    def save(self, path: Path) -> None:
-        """Writes the float32 average. Raises OSError or safetensors' error when the disk refuses."""
-        save_file({name: tensor.cpu().contiguous() for name, tensor in self._weights.items()}, path)
+    def save(self, directory: Path) -> None:
+        """Write the float32 average into `directory`. Raises OSError or safetensors' error if the write fails."""
+        save_file({name: tensor.cpu().contiguous() for name, tensor in self._weights.items()}, directory / AVERAGE)
 
     @torch.no_grad()
-    def load(self, path: Path) -> None:
-        """Takes over what `save` wrote. Raises UsageError when there is nothing."""
+    def load(self, directory: Path) -> None:
+        """Load what `save` wrote. Raises UsageError if there is nothing."""
+        path = directory / AVERAGE
         if not path.is_file():
             raise UsageError(
-                f"checkpoint file {path} is missing: the checkpoint was written without opponent.kind ema; resume with "
-                "the opponent it was written with, or start a new run from its model directory"
+                f"checkpoint file {path} is missing: the checkpoint was written without learner.loss.opponent.kind "
+                "ema; resume with the opponent it was written with, or start a new run from its model directory"
             )
         for name, tensor in load_file(path).items():
             self._weights[name].copy_(tensor)

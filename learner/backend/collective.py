@@ -1,34 +1,34 @@
-"""Small agreements between the ranks of the process group. Every function is collective: all ranks must enter it."""
+"""Small agreements between the ranks of a process group. Functions are collective: all ranks must enter them."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from actors.errors import RunError
 
 
-def gather(value: Any) -> list[Any]:
-    """The values that all ranks gave, in rank order, on every rank."""
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+def gather(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Return the values of all ranks, in rank order, on every rank."""
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group)
     return values
 
 
 def agree(error: Exception | None, what: str) -> None:
-    """Raises RunError on every rank when any rank met an error, so that none goes on to wait for one that stopped."""
+    """Raise RunError on every rank if any rank has an error, so that no rank waits for one that stopped."""
     failed = [message for message in gather(None if error is None else f"rank {dist.get_rank()}: {error}") if message]
     if failed:
         raise RunError(f"{what}: {'; '.join(failed)}. Free space or make the directory writable, then resume")
 
 
-def make_directory(directory: Path, what: str) -> None:
-    """Every rank makes `directory` or finds it made. Raises RunError, beginning with `what`, when any cannot."""
-    failure = None
+def write_error(write: Callable[[], Any]) -> Exception | None:
+    """Call `write` and return its error if the disk refuses. Not collective: give the result to `agree`."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        failure = error
-    agree(failure, what)
+        write()
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
+        return error
+    return None

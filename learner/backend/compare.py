@@ -1,4 +1,4 @@
-"""Two models on disk compared bit for bit. Knows files and tensors, not where they come from."""
+"""Compare two models on disk bit for bit. Must not depend on runs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class WeightComparison:
-    """How the weights of two models differ."""
+    """Differences between the weights of two models."""
 
     tensors: int
-    """Names in either."""
+    """Tensor names in either model."""
     different: int
-    """Tensors whose bits, dtype or shape differ, or that one model alone has."""
+    """Tensors that differ in bits, dtype or shape, or exist in one model only."""
     largest_difference: float
-    """Of two elements; infinite where a tensor has no counterpart of its shape."""
+    """Largest difference of two elements; infinite if a tensor has no counterpart of its shape."""
     tensor: str | None
-    """Where that is; None when nothing differs."""
+    """Name of the tensor with the largest difference; None if nothing differs."""
 
     @property
     def identical(self) -> bool:
@@ -31,12 +31,12 @@ class WeightComparison:
 
 
 def compare_models(first: Path, second: Path) -> WeightComparison:
-    """Compares the safetensors files of two model directories. Raises OSError or safetensors' error."""
+    """Compare the safetensors files of two model directories. Raises OSError or safetensors' error."""
     return compare_weights(_load(first), _load(second))
 
 
 def compare_weights(first: dict[str, Tensor], second: dict[str, Tensor]) -> WeightComparison:
-    """Compares tensors by name."""
+    """Compare tensors by name."""
     names = sorted(first.keys() | second.keys())
     gaps = {name: _gap(first.get(name), second.get(name)) for name in names}
     different = {name: gap for name, gap in gaps.items() if gap is not None}
@@ -45,7 +45,7 @@ def compare_weights(first: dict[str, Tensor], second: dict[str, Tensor]) -> Weig
 
 
 def _gap(a: Tensor | None, b: Tensor | None) -> float | None:
-    """Largest difference of two elements; None for the same bits."""
+    """Return the largest difference of two elements; None for identical bits."""
     if a is None or b is None or a.shape != b.shape:
         return math.inf
     if a.dtype == b.dtype and torch.equal(_bits(a), _bits(b)):

@@ -1,8 +1,6 @@
-"""A checkpoint that another number of ranks wrote, loaded through DeepSpeed's universal form, in which each parameter
-and each of its moments is whole.
+"""Load a checkpoint on a different number of ranks, through DeepSpeed's universal form with unsharded tensors.
 
-`sharded.py` gives the functions that convert and load; this module must not import deepspeed. It knows where the form
-stands, how its files are read, and what random state a rank has that there was no such rank of.
+`sharded.py` passes in the functions that convert and load. Must not import deepspeed.
 """
 
 from __future__ import annotations
@@ -20,34 +18,37 @@ from torch import Tensor
 
 from actors.errors import UsageError
 from learner.backend.checkpoints import discard
+from learner.backend.collective import gather
 
 T = TypeVar("T")
-_PATIENCE = timedelta(days=1)
+_CONVERSION_TIMEOUT = timedelta(days=1)
 _FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
-def differs_in_ranks_alone(written: dict[str, Any], own: dict[str, Any]) -> bool:
-    """Whether two layouts are equal but for their number of `ranks`."""
+def only_world_size_differs(written: dict[str, Any], own: dict[str, Any]) -> bool:
+    """Tell whether two layouts differ in `ranks` and in nothing else."""
     return written != own and {**written, "ranks": None} == {**own, "ranks": None}
 
 
 def seed_of_new_rank(random_state: Tensor, rank: int) -> int:
-    """The seed of `rank`, of which nothing was saved: number `rank`, from 0, of the draws from [0, 2^63 - 1) of a CPU
-    generator in rank 0's saved `random_state`."""
+    """Draw the seed of a rank that did not exist when the checkpoint was written.
+
+    It is draw number `rank`, from 0, from [0, 2^63 - 1) by a CPU generator in rank 0's saved `random_state`.
+    """
     generator = torch.Generator()
     generator.set_state(random_state)
     return int(torch.randint(2**63 - 1, (rank + 1,), generator=generator)[rank])
 
 
 @contextmanager
-def tensors_alone(classes: Sequence[Any]) -> Iterator[None]:
-    """Within it torch.load reads tensors, plain values and `classes`, whatever its caller asks for.
+def weights_only(classes: Sequence[Any]) -> Iterator[None]:
+    """Restrict torch.load to tensors, plain values and `classes`, in all threads and whatever its caller asks for.
 
-    DeepSpeed's converter and its loader of the universal form ask for all that a pickle may do. True of all threads.
+    DeepSpeed's converter and its loader of the universal form would run any code that a pickle holds.
     """
     before = os.environ.get(_FORCE_WEIGHTS_ONLY)
     known = torch.serialization.get_safe_globals()
-    # torch's context would, when it ends, also take away what one around it allows.
+    # On exit torch's context would also revoke classes that an enclosing context allows.
     allowed = [item for item in classes if item not in known]
     os.environ[_FORCE_WEIGHTS_ONLY] = "1"
     try:
@@ -61,18 +62,25 @@ def tensors_alone(classes: Sequence[Any]) -> Iterator[None]:
 
 
 def load_converted(checkpoint: Path, convert: Callable[[Path], None], load: Callable[[Path], T]) -> T:
-    """What `load` returns of a directory beside `checkpoint` that `convert` filled on rank 0. Collective.
+    """Let rank 0 `convert` into a directory beside `checkpoint`, and all ranks `load` from it. Collective.
 
-    The directory is removed when all ranks have loaded, or any failed; what a kill leaves of it goes with the next
-    `checkpoints.begin`. Raises UsageError on every rank when it could not be filled.
+    The directory is removed after loading or a failure; if the process is killed, the next `checkpoints.begin` removes
+    it. Raises UsageError on every rank if the conversion fails.
     """
     stage = checkpoint.with_name(f".tmp-universal-{checkpoint.name}")
     first = dist.get_rank() == 0
-    # Collectives of the default group give up after minutes, and rank 0 copies the whole state. A rank that dies ends
-    # the waiting of the others all the same, with its connections.
-    waiting = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    # Collectives of the default group time out after minutes, and rank 0 copies the whole state. If a rank dies, its
+    # closed connections end the wait of the others.
+    waiting = dist.new_group(backend="gloo", timeout=_CONVERSION_TIMEOUT)
     try:
-        _agree(_conversion_failure(stage, convert) if first else None, checkpoint, waiting)
+        failure = _conversion_failure(stage, convert) if first else None
+        reports = gather(None if failure is None else f"{type(failure).__name__}: {failure}", waiting)
+        if any(reports):
+            raise UsageError(
+                f"checkpoint {checkpoint} could not be converted to learner.ranks {len(reports)}: {reports[0]}. The "
+                f"conversion needs up to twice the size of its engine state below {checkpoint.parent}: free space "
+                "there and make it writable, or resume with the learner.ranks it was written with"
+            ) from failure
         loaded = load(stage)
         dist.barrier(waiting)  # the others may still be reading
     finally:
@@ -90,14 +98,3 @@ def _conversion_failure(stage: Path, convert: Callable[[Path], None]) -> Excepti
     except Exception as error:  # a torn file fails in as many ways as it can be torn
         return error
     return None
-
-
-def _agree(failure: Exception | None, checkpoint: Path, group: dist.ProcessGroup) -> None:
-    told: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(told, None if failure is None else f"{type(failure).__name__}: {failure}", group)
-    if any(told):
-        raise UsageError(
-            f"checkpoint {checkpoint} could not be converted to learner.ranks {len(told)}: {told[0]}. The conversion "
-            f"needs up to twice the size of its engine state below {checkpoint.parent}: free space there and make it "
-            "writable, or resume with the learner.ranks it was written with"
-        ) from failure

@@ -1,6 +1,6 @@
-"""A small language model from nothing: a byte-level BPE tokenizer trained on texts, and a Llama of random weights.
+"""A small language model from scratch: a byte-level BPE tokenizer trained on texts, and a Llama with random weights.
 
-For data that a laptop learns from, and for tests. It must not know where texts come from or how the model is trained.
+For small data sets and tests. Must not depend on the source of the texts or on training.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ EOS, PAD = "<|end|>", "<|pad|>"
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
-    """A byte-level BPE tokenizer (Sennrich et al. 2016) of at most `vocabulary` tokens, learnt from `texts`.
+    """Train a byte-level BPE tokenizer (Sennrich et al. 2016) of at most `vocabulary` tokens on `texts`.
 
-    Every digit is a token of its own, so that numbers are written place by place. The same texts give the same
-    tokenizer; every text is encoded and decoded without loss.
+    Each digit is one token, so that numbers are written digit by digit. Encoding is lossless. The same texts give the
+    same tokenizer.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -42,9 +42,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
 
 
 def make_model(directory: str | Path, texts: Iterable[str], config: ScratchConfig) -> int:
-    """Writes tokenizer and model as a Hugging Face directory, whole or not at all; returns the number of parameters.
+    """Write tokenizer and model as a Hugging Face directory, whole or not at all; return the number of parameters.
 
-    Raises OSError when the disk refuses.
+    Raises OSError if the disk refuses.
     """
     final = Path(directory)
     stage = final.with_name(f".tmp-{final.name}")
@@ -68,7 +68,7 @@ def make_model(directory: str | Path, texts: Iterable[str], config: ScratchConfi
             )
         )
     stage.mkdir(parents=True, exist_ok=True)
-    disable_progress_bar()  # it would run through what a run shows
+    disable_progress_bar()  # it would garble the run's own display
     model.save_pretrained(stage)
     tokenizer.save_pretrained(stage)
     replace_directory(stage, final)
