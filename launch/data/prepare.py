@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,8 @@ from launch.data.histograms import histograms_svg
 from launch.data.report import DataReport, OwnSamples, Pair, make_report
 from launch.settings.loading import dump_config
 
-TokenSequence = tuple[Sequence[int], Sequence[int]]
+if TYPE_CHECKING:
+    from learner.tensors.batching import TokenSequence
 
 
 class Scorer(Protocol):

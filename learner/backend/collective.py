@@ -10,6 +10,9 @@ from safetensors import SafetensorError
 
 from actors.errors import RunError
 
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+"""Errors of a disk that refuses a write; torch reports a full disk as RuntimeError."""
+
 
 def gather(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     """Return the values of all ranks, in rank order, on every rank."""
@@ -25,10 +28,10 @@ def agree(error: Exception | None, what: str) -> None:
         raise RunError(f"{what}: {'; '.join(failed)}. Free space or make the directory writable, then resume")
 
 
-def write_error(write: Callable[[], Any]) -> Exception | None:
-    """Call `write` and return its error if the disk refuses. Not collective: give the result to `agree`."""
+def error_of(action: Callable[[], Any], kinds: tuple[type[Exception], ...] = WRITE_ERRORS) -> Exception | None:
+    """Call `action` and return its error of one of `kinds`, to be passed to `agree`. Not collective."""
     try:
-        write()
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
+        action()
+    except kinds as error:
         return error
     return None

@@ -24,11 +24,6 @@ class WeightComparison:
     tensor: str | None
     """Name of the tensor with the largest difference; None if nothing differs."""
 
-    @property
-    def identical(self) -> bool:
-        """Whether all bits are the same."""
-        return self.different == 0
-
 
 def compare_models(first: Path, second: Path) -> WeightComparison:
     """Compare the safetensors files of two model directories. Raises OSError or safetensors' error."""

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import deepspeed
 import torch
@@ -31,8 +31,9 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 
 from actors.errors import RunError, UsageError
+from learner.backend.average import AveragePolicy
 from learner.backend.checkpoints import ENGINE, MODEL
-from learner.backend.collective import agree, gather, write_error
+from learner.backend.collective import agree, error_of, gather
 from learner.backend.deepspeed_config import deepspeed_config, learning_rate, reference_config
 from learner.backend.models import checkpoint_activations, in_parts, replace_directory, unique_tensors, write_model
 from learner.backend.universal import load_converted, only_world_size_differs, seed_of_new_rank, weights_only
@@ -44,16 +45,6 @@ _SAVED_CLASSES: list[Any] = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragm
 """Classes that DeepSpeed saves in an engine's state, beside tensors and plain values."""
 _GATHER_NUMEL = 1 << 26
 """Elements of ZeRO-3 weights that are gathered at a time for publication or saving."""
-
-
-class Companion(Protocol):
-    """State that is saved in the same directory as the engine's."""
-
-    def save(self, directory: Path) -> None:
-        """Called on rank 0."""
-
-    def load(self, directory: Path) -> None:
-        """Called on every rank."""
 
 
 def join_process_group(config: TrainerConfig) -> torch.device:
@@ -93,10 +84,8 @@ class _CheckpointFiles(TorchCheckpointEngine):
         self.error: Exception | None = None
 
     def save(self, state_dict: Any, path: str) -> None:
-        try:
-            super().save(state_dict, path)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            self.error = error
+        save = super().save
+        self.error = error_of(lambda: save(state_dict, path)) or self.error
 
     def load(self, path: str, map_location: Any = None) -> Any:
         with weights_only(_SAVED_CLASSES):
@@ -113,7 +102,7 @@ class ShardedModel:
         device: this rank's, from `join_process_group`.
         tokenizer_source: model directory whose tokenizer files are copied beside written weights.
         failed_batches_dir: receives the batches of skipped updates; None keeps none.
-        companion: is saved and loaded with the engine state.
+        average: moving average of the weights, saved and loaded with the engine state.
     """
 
     def __init__(
@@ -124,23 +113,18 @@ class ShardedModel:
         device: torch.device,
         tokenizer_source: Path,
         failed_batches_dir: str | Path | None = None,
-        companion: Companion | None = None,
+        average: AveragePolicy | None = None,
     ) -> None:
         self.model, self.config, self.total_updates, self.device = module.model, config, total_updates, device
         self.failed_batches_dir = None if failed_batches_dir is None else Path(failed_batches_dir)
-        self.updates = 0
-        self.skipped_updates = 0
+        self.updates = self.skipped_updates = 0
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
-        self._tokenizer_source, self._companion = tokenizer_source, companion
+        self._tokenizer_source, self._average = tokenizer_source, average
         if config.gradient_checkpointing:
             checkpoint_activations(self.model)
         ds_config = deepspeed_config(config, sum(parameter.numel() for parameter in module.parameters()))
         self._engine, *_ = deepspeed.initialize(model=module, model_parameters=module.parameters(), config=ds_config)
         self._writer = self._engine.checkpoint_engine = _CheckpointFiles()
-
-    @property
-    def module(self) -> nn.Module:
-        return self._engine.module
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         """Run the module's forward pass."""
@@ -233,7 +217,7 @@ class ShardedModel:
             self._write_model(stage, state)
             replace_directory(stage, final)
 
-        agree(write_error(write) if self.rank == 0 else None, f"the model could not be written to {final}")
+        agree(error_of(write) if self.rank == 0 else None, f"the model could not be written to {final}")
 
     def _write_model(self, directory: Path, state: dict[str, Tensor]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -246,7 +230,7 @@ class ShardedModel:
         """
         directory = Path(directory)
         engine, what = directory / ENGINE, f"the checkpoint could not be written to {directory}"
-        agree(write_error(lambda: (engine / ENGINE_TAG).mkdir(parents=True, exist_ok=True)), what)
+        agree(error_of(lambda: (engine / ENGINE_TAG).mkdir(parents=True, exist_ok=True)), what)
         random_states = gather(self._random_state())
         own = {"updates": self.updates, "skipped_updates": self.skipped_updates, "random_states": random_states}
         self._writer.error = None
@@ -265,11 +249,11 @@ class ShardedModel:
 
         def write() -> None:
             self._write_model(directory / MODEL, state)
-            if self._companion is not None:
-                self._companion.save(engine)
+            if self._average is not None:
+                self._average.save(engine)
             (engine / LAYOUT).write_text(json.dumps(self._layout()), encoding="utf-8")
 
-        agree((write_error(write) if self.rank == 0 else None) or self._writer.error, what)
+        agree((error_of(write) if self.rank == 0 else None) or self._writer.error, what)
 
     def load(self, checkpoint: str | Path) -> dict[str, Any]:
         """Restore the state that `save` wrote below `checkpoint`, and return its `client_state`. Collective.
@@ -288,8 +272,8 @@ class ShardedModel:
                     f"{_describe(self._layout())}; resume with the settings it was written with, or start a new run "
                     f"from its model directory {Path(checkpoint) / MODEL}"
                 )
-            if self._companion is not None:
-                self._companion.load(directory)
+            if self._average is not None:
+                self._average.load(directory)
             if other_ranks and self.config.zero_stage > 0:
                 path, state = load_converted(
                     Path(checkpoint),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from actors.errors import UsageError
 from learner.backend.checkpoints import discard
-from learner.backend.collective import gather
+from learner.backend.collective import error_of, gather
 
 T = TypeVar("T")
 _CONVERSION_TIMEOUT = timedelta(days=1)
@@ -69,11 +69,18 @@ def load_converted(checkpoint: Path, convert: Callable[[Path], None], load: Call
     """
     stage = checkpoint.with_name(f".tmp-universal-{checkpoint.name}")
     first = dist.get_rank() == 0
+
+    def prepare() -> None:
+        discard(stage)
+        stage.mkdir()
+        convert(stage)
+
     # Collectives of the default group time out after minutes, and rank 0 copies the whole state. If a rank dies, its
     # closed connections end the wait of the others.
     waiting = dist.new_group(backend="gloo", timeout=_CONVERSION_TIMEOUT)
     try:
-        failure = _conversion_failure(stage, convert) if first else None
+        # A torn file fails in as many ways as it can be torn.
+        failure = error_of(prepare, (Exception,)) if first else None
         reports = gather(None if failure is None else f"{type(failure).__name__}: {failure}", waiting)
         if any(reports):
             raise UsageError(
@@ -88,13 +95,3 @@ def load_converted(checkpoint: Path, convert: Callable[[Path], None], load: Call
             discard(stage)
         dist.destroy_process_group(waiting)
     return loaded
-
-
-def _conversion_failure(stage: Path, convert: Callable[[Path], None]) -> Exception | None:
-    try:
-        discard(stage)
-        stage.mkdir()
-        convert(stage)
-    except Exception as error:  # a torn file fails in as many ways as it can be torn
-        return error
-    return None

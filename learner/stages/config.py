@@ -16,6 +16,10 @@ from learner.config import OptimizerConfig, PairLossConfig, TrainerConfig
 
 SCRATCH = "scratch"
 """Value of model.path for a small model built from the data."""
+_PATIENCE = (
+    "stop after this many evaluations without a lower held-out loss, and keep the best model; null: train to the end "
+    "and keep the last model"
+)
 
 
 class ScratchConfig(Settings):
@@ -45,12 +49,7 @@ class PassesConfig(Settings):
     evaluate_every: int = Field(
         default=50, ge=0, description="optimizer steps between held-out evaluations; 0: only at the end"
     )
-    patience: int | None = Field(
-        default=None,
-        ge=1,
-        description="stop after this many evaluations without a lower held-out loss, and keep the best model; unset: "
-        "train to the end and keep the last model",
-    )
+    patience: int | None = Field(default=None, ge=1, description=_PATIENCE)
     seed: int = Field(default=0, ge=0, description="seed of the order; each epoch is shuffled anew")
 
     @model_validator(mode="after")
@@ -100,10 +99,15 @@ class StageSpec:
     """Receives the batches of skipped updates; None keeps none."""
 
 
-class SftTrainerConfig(TrainerConfig):
-    """Ranks and optimizer of supervised fine-tuning."""
+class FineTuningConfig(TrainerConfig):
+    """Ranks and optimizer, with the learning rate of fine-tuning."""
 
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(lr=1e-5))
+
+
+class SftTrainerConfig(FineTuningConfig):
+    """Ranks and optimizer of supervised fine-tuning."""
+
     packing: bool = Field(default=True, description="pack several examples per row, with attention within each")
 
 
@@ -208,18 +212,7 @@ class PreferenceModelConfig(Settings):
 class PreferencePassesConfig(PassesConfig):
     """Passes over the data, and early stopping."""
 
-    patience: int | None = Field(
-        default=3,
-        ge=1,
-        description="stop after this many evaluations without a lower held-out loss, and keep the best model; null: "
-        "train to the end and keep the last model",
-    )
-
-
-class PreferenceTrainerConfig(TrainerConfig):
-    """Ranks and optimizer of a preference model."""
-
-    optimizer: OptimizerConfig = Field(default=OptimizerConfig(lr=1e-5))
+    patience: int | None = Field(default=3, ge=1, description=_PATIENCE)
 
 
 class PreferenceConfig(StageConfig):
@@ -230,7 +223,7 @@ class PreferenceConfig(StageConfig):
     data: PreferenceModelDataConfig
     preference: PreferenceModelConfig = Field(default_factory=PreferenceModelConfig)
     training: PreferencePassesConfig = Field(default_factory=PreferencePassesConfig)
-    learner: PreferenceTrainerConfig = Field(default_factory=PreferenceTrainerConfig)
+    learner: FineTuningConfig = Field(default_factory=FineTuningConfig)
 
     @model_validator(mode="after")
     def _a_margin_needs_scores(self) -> Self:

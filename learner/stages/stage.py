@@ -57,12 +57,6 @@ class StageTrainer:
         del values["seconds"]
         return values
 
-    def finish(self, directory: Path) -> dict[str, Any]:
-        """Run the stage's `finish` on rank 0."""
-        if self._stage.finish is None or self.policy.rank:
-            return {}
-        return self._stage.finish(directory, self.policy.device)
-
     def _update(self) -> StageStats:
         start, objective = self.policy.updates * self._batch_size, self._stage.objective
         order = example_order(len(self._stage.train), range(start, start + self._batch_size), self._seed)

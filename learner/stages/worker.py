@@ -32,6 +32,7 @@ class StageWorker(RankWorker):
         self._model = ShardedModel(
             stage.module, learner, spec.total_updates, device, tokenizer_source, spec.failed_batches_dir
         )
+        self._finish = stage.finish
         self._trainer = StageTrainer(stage, self._model, config.training.batch_size, config.training.seed)
 
     def advance(self, updates: int) -> list[StageStats]:
@@ -43,9 +44,11 @@ class StageWorker(RankWorker):
             return self._trainer.evaluate()
 
     def finish(self, directory: str) -> dict[str, Any]:
-        """Raises RunError if `directory` cannot be written."""
+        """Run `Stage.finish` on rank 0. Raises RunError if `directory` cannot be written."""
+        if self._finish is None or self.rank:
+            return {}
         try:
-            return self._trainer.finish(Path(directory))
+            return self._finish(Path(directory), self._model.device)
         except OSError as error:
             raise RunError(
                 f"model directory {directory} could not be completed: {error}; the weights in it are complete. Free "

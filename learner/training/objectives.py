@@ -83,14 +83,6 @@ class RolloutObjective(Objective):
         """Compute losses and metrics of `members` from the log-probs of their `passes`."""
         raise NotImplementedError
 
-    def counts(self, items: Sequence[Any]) -> dict[str, int]:
-        """Count items as `UpdateStats` names them."""
-        raise NotImplementedError
-
-    def constant_loss(self, items: Sequence[Any]) -> float:
-        """Sum the losses of the items that are in no micro-batch."""
-        return 0.0
-
     def prepare(self, forward: Policies, micro_batch: Sequence[Any]) -> list[TokenLogProbs]:
         *constant, _ = self.passes(micro_batch)
         return [forward.logprobs(self.sequences(micro_batch, part), part) for part in constant]
@@ -122,13 +114,12 @@ class RolloutObjective(Objective):
     def means(self, items: Sequence[Any], sums: Mapping[str, float], maxima: Mapping[str, float]) -> dict[str, Any]:
         added, responses = max(1.0, sums["items"]), max(1.0, sums["responses"])
         return {
-            "loss": (sums["loss"] + self.constant_loss(items)) / len(items),
+            "loss": sums["loss"] / len(items),
             **{name: sums[name] / added for name in self.metrics},
             "log_ratio_max": maxima["log_ratio_max"],
             "opponent_log_ratio_max": maxima.get("opponent_log_ratio_max"),
             "log_ratio_mean": sums["log_ratio"] / responses,
             "behaviour_kl": sums["k3"] / responses,
-            **self.counts(items),
         }
 
 
@@ -172,11 +163,10 @@ class PairObjective(RolloutObjective):
         metrics = {**output.metrics, "kl_chosen": kl_chosen, "kl_rejected": kl_rejected}
         return Losses(output.loss, metrics, own.policy.detach() - behaviour)
 
-    def counts(self, items: Sequence[Pair]) -> dict[str, int]:
-        return {"pairs": len(items), "ties": sum(pair.tie for pair in items)}
-
-    def constant_loss(self, items: Sequence[Pair]) -> float:
-        return sum(pair.tie for pair in items) * tie_loss(self._loss)
+    def means(self, items: Sequence[Pair], sums: Mapping[str, float], maxima: Mapping[str, float]) -> dict[str, Any]:
+        ties = sum(pair.tie for pair in items)
+        loss = sums["loss"] + ties * tie_loss(self._loss)
+        return super().means(items, {**sums, "loss": loss}, maxima) | {"pairs": len(items), "ties": ties}
 
 
 class GameObjective(RolloutObjective):
@@ -247,8 +237,8 @@ class GameObjective(RolloutObjective):
             detail=(members, games.policy.detach()[:, :players].sum(-1), output.advantages),
         )
 
-    def counts(self, items: Sequence[Game]) -> dict[str, int]:
-        return {"games": len(items)}
+    def means(self, items: Sequence[Game], sums: Mapping[str, float], maxima: Mapping[str, float]) -> dict[str, Any]:
+        return super().means(items, sums, maxima) | {"games": len(items)}
 
 
 def game_batch(members: Sequence[Game], parts: Sequence[slice], logprobs: Sequence[TokenLogProbs]) -> GameBatch:

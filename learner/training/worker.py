@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from actors.errors import LEARNER_MEMORY, RunError, saying_what_to_lower
+from actors.errors import LEARNER_MEMORY, saying_what_to_lower
 from actors.records import SENT_BY_LEARNER, Canary, Game, Manifest, Pair
 from learner.backend.process import RankPlace, set_environment, threads
 from learner.config import LearnerSpec, PublicationConfig, TrainerConfig
@@ -66,7 +66,7 @@ class LearnerWorker(RankWorker):
         self._sendable: dict[int, tuple[Manifest, dict[str, Any]]] = {}
         self._senders: dict[str, tuple[str, Any]] = {}
         self._canary_length = publication.canary_tokens
-        self._publisher = Publisher(publication, publish_dir) if place.rank == 0 else None
+        self._publisher: Any = Publisher(publication, publish_dir) if place.rank == 0 else None
         with saying_what_to_lower(f"learner rank {place.rank}", LEARNER_MEMORY):
             self._engine = TrainEngine(spec)
         self._model = self._engine.policy
@@ -114,15 +114,15 @@ class LearnerWorker(RankWorker):
 
     def chunk_count(self) -> int:
         """Count the chunks of the newest publication. Rank 0 only."""
-        return self._publishing().chunk_count
+        return self._publisher.chunk_count
 
     def chunk(self, index: int) -> dict[str, np.ndarray]:
         """Return chunk `index` of the newest publication. Rank 0 only."""
-        return self._publishing().chunk(index)
+        return self._publisher.chunk(index)
 
     def retire(self, version: int) -> None:
         """Free the publication of `version`. Rank 0 only."""
-        self._publishing().retire(version)
+        self._publisher.retire(version)
         self._sendable.pop(version, None)
 
     def score(self, sequences: Sequence[TokenSequence]) -> list[tuple[list[float], list[float]]]:
@@ -145,8 +145,3 @@ class LearnerWorker(RankWorker):
         sequence = (tokens[:1], tokens[1:])
         ((logprobs, _),) = self._engine.policies.score([sequence], temperature=1.0, with_reference=False)
         return Canary(tokens, tuple(logprobs))
-
-    def _publishing(self) -> Any:
-        if self._publisher is None:
-            raise RunError(f"learner rank {self.rank} has no publications; call rank 0 instead")
-        return self._publisher

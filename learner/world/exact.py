@@ -58,12 +58,6 @@ class ExactPolicy:
         outcomes[:, INVALID] = (reached[:, :PREFIXES] * invalid).sum(axis=1)
         return outcomes
 
-    @property
-    def logprobs(self) -> NDArray[np.float64]:
-        """Log-prob (nats) of each outcome, [16, 261]."""
-        with np.errstate(divide="ignore"):
-            return np.log(self.probabilities)
-
 
 @dataclass(frozen=True, eq=False)
 class OutcomeTable:

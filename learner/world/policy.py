@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -88,13 +86,18 @@ def train_sft(
     done = _finished(directory, settings)
     if done is not None:
         return done
-    with _threads(threads), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = build_policy(size)
-        started = time.perf_counter()
-        _train(model, updates=updates, batch=batch, lr=lr, rng=np.random.default_rng(seed))
-        seconds = time.perf_counter() - started
-        loss = corpus_cross_entropy(exact_policy(model.eval()))
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = build_policy(size)
+            started = time.perf_counter()
+            _train(model, updates=updates, batch=batch, lr=lr, rng=np.random.default_rng(seed))
+            seconds = time.perf_counter() - started
+            loss = corpus_cross_entropy(exact_policy(model.eval()))
+    finally:
+        torch.set_num_threads(threads_before)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     report = SftReport(loss, world.corpus_entropy(), updates, seconds, parameters)
     _write(directory, model, settings, report)
@@ -195,14 +198,3 @@ def _write(directory: Path, model: LlamaForCausalLM, settings: dict[str, object]
         if directory.exists():
             directory.rename(old)
         fresh.rename(directory)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Set torch's intra-op threads within the context."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -52,7 +52,7 @@ def whole_state(engine: Any) -> dict[str, dict[str, torch.Tensor]]:
 
     policy = engine.policy
     states = {"weights": engine.full_state(), "master": {}, "exp_avg": {}, "exp_avg_sq": {}}
-    for name, parameter in policy.module.named_parameters():
+    for name, parameter in policy._engine.module.named_parameters():
         if engine.config.zero_stage == 0:
             states["master"][name] = parameter.detach().clone()
             moments = policy._engine.optimizer.state[parameter]

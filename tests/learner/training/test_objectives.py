@@ -222,7 +222,7 @@ def test_completions_go_through_the_models_that_the_loss_reads_and_with_gradient
     use(engine, loss_of(kind, CorrectionConfig(**settings), opponent=OpponentConfig(kind=opponent_kind)), 10_000)
     calls, hooks = [], []
     models = {
-        "policy": engine.policy.module,
+        "policy": engine.policy._engine.module,
         "reference": engine.policies.reference,
         "average": engine.own_average.model,
     }
@@ -319,8 +319,9 @@ def test_no_pass_of_several_games_exceeds_the_budget(case, budget):
 def test_pairs_are_counted_with_their_ties_whose_loss_is_constant():
     objective = PairObjective(CONFIG.model_copy(update={"loss": PairLossConfig(kind="slic")}))
     pairs = random_pairs(0)
-    assert objective.counts(pairs) == {"pairs": 7, "ties": 1}
-    assert objective.constant_loss(pairs) == 1.0
+    means = objective.means(pairs, dict.fromkeys(("loss", *objective.sums), 0.0), {"log_ratio_max": 0.0})
+    assert (means["pairs"], means["ties"]) == (7, 1)
+    assert means["loss"] == 1.0 / 7
 
 
 # One rank and two
