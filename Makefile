@@ -12,6 +12,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-dep
 VERSION := 'import sys; print(*sys.version_info[:2])'
 # Bytecode is kept: without it pytest and every process of a test compile the sources anew, five seconds at each start.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
+# Processes that run tests. A test of a whole run starts up to eight more.
+TEST_JOBS ?= 2
+PARALLEL := -n $(TEST_JOBS) --dist loadgroup --no-loadscope-reorder
 TEST_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -51,10 +54,10 @@ demo: $(STAMP)  ## the whole system on the embedded world: train, evaluate, repo
 	@$(BIN)/offbeat demo
 
 check: lint  ## the linters, then every test that starts no engine; three minutes, before each commit
-	@$(PYTEST) -q -m "not gpu and not slow and not ray and not vllm" $(TEST_ARGS)
+	@$(PYTEST) -q $(PARALLEL) -m "not gpu and not slow and not ray and not vllm" $(TEST_ARGS)
 
 test: $(STAMP)  ## every test that needs no GPU, twenty minutes; TEST_ARGS adds pytest arguments
-	@$(PYTEST) -m "not gpu" --hypothesis-profile=thorough $(TEST_ARGS)
+	@$(PYTEST) $(PARALLEL) -m "not gpu" --hypothesis-profile=thorough $(TEST_ARGS)
 
 lint: $(STAMP)  ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -1,5 +1,5 @@
-"""The learner makes policies from batches of pairs: losses, log-probs, DeepSpeed engine, publication, checkpoints.
+"""The learner makes policies: losses, log-probs, training under DeepSpeed, weight sync and checkpoints.
 
-It may import records and configuration from `actors`, and must not know `launch`, Ray or vLLM.
-`deepspeed` is imported in `sharded.py` only.
+Also the stages that train on fixed data sets. May import records and configuration from `actors`; must not import
+`launch` or Ray. Only `learner/backend/sharded.py` imports deepspeed, only `learner/publication/transfer.py` vllm.
 """

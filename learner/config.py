@@ -1,4 +1,4 @@
-"""Settings of the learner: loss, optimizer, DeepSpeed, publication, checkpoints. Imports nothing heavy."""
+"""Settings of the learner: loss, optimizer, DeepSpeed, publication, checkpoints. Must not import anything heavy."""
 
 from __future__ import annotations
 
@@ -14,17 +14,11 @@ Level = Literal["none", "token", "sequence"]
 
 
 class PairLossConfig(Settings):
-    """A loss on pairs: the best and the worst completion of a prompt, or a given preference."""
+    """A loss on pairs: the best and worst completion of a prompt, or a preference from data."""
 
-    kind: Literal["dpo", "ipo", "slic"] = Field(
-        default="dpo", description="dpo (logistic), ipo (squared) or slic (hinge)"
-    )
-    beta: float = Field(
-        default=0.1, gt=0.0, description="strength of the pull to the reference; also IPO's tau and SLiC's 1/margin"
-    )
-    label_smoothing: float = Field(
-        default=0.0, ge=0.0, lt=0.5, description="assumed probability that a preference label is flipped"
-    )
+    kind: Literal["dpo", "ipo", "slic"] = Field(default="dpo", description="logistic, squared or hinge loss")
+    beta: float = Field(default=0.1, gt=0.0, description="regularisation to the reference; IPO's tau, SLiC's 1/margin")
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5, description="assumed probability of a flipped label")
     opponent: ClassVar[None] = None
     on_pairs: ClassVar[bool] = True
 
@@ -34,18 +28,21 @@ class PlayerCorrectionConfig(Settings):
 
     baseline: Literal["leave_one_out", "constant"] = Field(
         default="leave_one_out",
-        description="leave_one_out: mean advantage of the prompt's other players; constant: 1/2 (0 for reward_pg), as "
+        description="leave_one_out: mean advantage of the prompt's other players; constant: 1/2 (0 for reward_pg) as "
         "in the paper, biased for off-policy completions without player weights",
     )
     kl: Literal["sequence", "reward_to_go"] = Field(
         default="sequence",
-        description="KL penalty per token: of the whole completion, or of this token and later ones (reward-to-go), "
-        "biased for off-policy completions without player weights",
+        description="KL penalty per token: whole sequence, or reward-to-go (this token and later ones), biased for "
+        "off-policy completions without player weights",
     )
-    players: Level = Field(default="none", description="importance weights policy / behaviour of the players")
+    players: Level = Field(
+        default="none",
+        description="importance weights policy / behaviour of the players: none, capped per token, or per sequence",
+    )
     player_cap: float = Field(default=2.0, ge=1.0, description="largest weight of a player or its token")
     beyond_cap: Literal["truncate", "mask"] = Field(
-        default="truncate", description="weights outside [1/cap, cap]: cut to cap from above, or set to 0 on both sides"
+        default="truncate", description="truncate weights at cap, or mask (set to 0) weights outside [1/cap, cap]"
     )
 
     @model_validator(mode="after")
@@ -54,8 +51,8 @@ class PlayerCorrectionConfig(Settings):
         emptied = [name for name, level in levels.items() if level != "none" and getattr(self, name) <= 1.0]
         if self.beyond_cap == "mask" and emptied:
             raise ValueError(
-                f"{' and '.join(emptied)} 1 with beyond_cap mask sets every weight but 1 itself to 0; raise the cap "
-                "above 1, or set beyond_cap to truncate"
+                f"{' and '.join(emptied)} 1 with beyond_cap mask sets every weight except 1 to 0; raise the cap above "
+                "1, or set beyond_cap to truncate"
             )
         return self
 
@@ -66,7 +63,7 @@ class CorrectionConfig(PlayerCorrectionConfig):
     opponents: Level = Field(
         default="sequence",
         description="importance weights opponent / behaviour of the opponents: none, the product of capped token "
-        "weights, or the capped product",
+        "weights (token), or the capped product (sequence)",
     )
     opponent_cap: float = Field(default=2.0, ge=1.0, description="largest weight of an opponent or its token")
 
@@ -75,23 +72,19 @@ class RewardLossConfig(Settings):
     """Policy gradient on the judge's scores, regularised by KL to the reference."""
 
     kind: Literal["reward_pg"] = Field(default="reward_pg", description="policy gradient on scores (RLOO)")
-    tau: float = Field(
-        default=0.05, gt=0.0, description="weight of KL(policy || reference) against score or preference"
-    )
+    tau: float = Field(default=0.05, gt=0.0, description="weight of KL(policy || reference) relative to the score")
     correction: PlayerCorrectionConfig = Field(default_factory=PlayerCorrectionConfig)
     opponent: ClassVar[None] = None
     on_pairs: ClassVar[bool] = False
 
 
 class GameLossConfig(Settings):
-    """A loss on games: a prompt's completions are compared with an opponent's."""
+    """A loss on games: a prompt's completions compared with an opponent's."""
 
     kind: Literal["nash_pg", "online_ipo", "ipo_md"] = Field(
         default="nash_pg", description="nash_pg (Nash-MD-PG, Nash-EMA-PG, self-play), online_ipo or ipo_md"
     )
-    tau: float = Field(
-        default=0.05, gt=0.0, description="weight of KL(policy || reference) against score or preference"
-    )
+    tau: float = Field(default=0.05, gt=0.0, description="weight of KL(policy || reference) relative to the preference")
     correction: CorrectionConfig = Field(default_factory=CorrectionConfig)
     opponent: OpponentConfig = Field(default_factory=OpponentConfig)
     on_pairs: ClassVar[bool] = False
@@ -100,8 +93,8 @@ class GameLossConfig(Settings):
     def _opponents_make_pairs(self) -> Self:
         if self.kind == "ipo_md" and self.opponent.sampled and self.opponent.completions_per_prompt < 2:
             raise ValueError(
-                "opponent.completions_per_prompt 1 makes no pair, and kind ipo_md compares opponents with each other; "
-                "set it to 2 or more"
+                "opponent.completions_per_prompt is 1, and kind ipo_md compares opponents with each other; set it to 2 "
+                "or more"
             )
         return self
 
@@ -115,75 +108,63 @@ LossConfig = PairLossConfig | RewardLossConfig | GameLossConfig
 
 
 class OptimizerConfig(Settings):
-    """AdamW and its schedule."""
+    """AdamW and its learning-rate schedule."""
 
     lr: float = Field(default=1e-6, gt=0.0, description="peak learning rate")
     betas: tuple[float, float] = Field(default=(0.9, 0.95), description="AdamW's moment decay rates, each in [0, 1)")
     eps: float = Field(default=1e-8, gt=0.0, description="AdamW's epsilon")
     weight_decay: float = Field(default=0.0, ge=0.0, description="AdamW's decoupled weight decay")
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="linear", description="after warm-up; the last two fall to 0"
+        default="linear", description="learning rate after warm-up; linear and cosine fall to 0"
     )
     warmup_updates: int = Field(default=0, ge=0, description="optimizer steps of linear warm-up")
-    max_grad_norm: float = Field(default=1.0, gt=0.0, description="gradient norm is clipped to it")
+    max_grad_norm: float = Field(default=1.0, gt=0.0, description="largest gradient norm; larger ones are clipped")
 
     @model_validator(mode="after")
-    def _betas_in_range(self) -> OptimizerConfig:
+    def _betas_in_range(self) -> Self:
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise ValueError(f"betas {self.betas} must each be at least 0 and below 1")
         return self
 
 
 class TrainerConfig(Settings):
-    """Ranks that train one model, and how."""
+    """Ranks that train one model: resources, precision, batching and optimizer."""
 
     ranks: int = Field(default=1, ge=1, description="data-parallel learner processes")
-    gpus_per_rank: float = Field(
-        default=0.0, ge=0.0, description="GPUs that each rank reserves from Ray; 0 trains on CPU"
-    )
-    cpus_per_rank: float = Field(
-        default=1.0, gt=0.0, description="CPU cores that each rank reserves from Ray; also its threads"
-    )
+    gpus_per_rank: float = Field(default=0.0, ge=0.0, description="GPUs per rank, reserved from Ray; 0: train on CPU")
+    cpus_per_rank: float = Field(default=1.0, gt=0.0, description="CPU cores per rank, reserved from Ray; its threads")
     zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="DeepSpeed ZeRO stage; bfloat16 needs at least 1")
     dtype: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="weights and activations; optimizer state is float32"
     )
     offload_optimizer: bool = Field(default=False, description="optimizer state in host memory (ZeRO 1-3 on GPUs)")
-    gradient_checkpointing: bool = Field(
-        default=False, description="recompute activations in the backward pass to save memory"
-    )
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
     micro_batch_tokens: int = Field(
-        default=8192, ge=1, description="padded tokens per forward pass on one rank; what exceeds them is accumulated"
+        default=8192, ge=1, description="padded tokens per forward pass on one rank; larger batches are accumulated"
     )
-    logprob_chunk: int = Field(
-        default=512, ge=1, description="tokens whose logits exist at a time in the chunked log-prob"
-    )
+    logprob_chunk: int = Field(default=512, ge=1, description="tokens per chunk of logits, which bounds their memory")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     max_skipped_updates: int = Field(
         default=5, ge=0, description="updates skipped for a non-finite loss or gradient before the run stops"
     )
-    port: int | None = Field(
-        default=None, ge=1, le=65535, description="port on rank 0's host where the ranks meet; unset: a free one"
-    )
+    port: int | None = Field(default=None, ge=1, le=65535, description="port on rank 0's host; unset: a free one")
     seed: int = Field(default=0, ge=0, description="seed of the learner's random state")
 
     @model_validator(mode="after")
     def _bfloat16_needs_zero(self) -> Self:
         if self.dtype == "bfloat16" and self.zero_stage == 0:
             raise ValueError(
-                "zero_stage 0 with dtype bfloat16 trains without float32 master weights and diverges from every other "
-                "setting; set zero_stage to 1 or more, or dtype to float32"
+                "zero_stage 0 with dtype bfloat16 trains without float32 master weights, unlike every other setting; "
+                "set zero_stage to 1 or more, or dtype to float32"
             )
         return self
 
 
 class LearnerConfig(TrainerConfig):
-    """The learner's ranks and how they train."""
+    """The learner's ranks, and their loss."""
 
     loss: LossConfig = Field(
-        default_factory=PairLossConfig,
-        discriminator="kind",
-        description="the loss: on pairs, on scores or on games; unset: dpo",
+        default_factory=PairLossConfig, discriminator="kind", description="on pairs, scores or games; unset: dpo"
     )
 
     @field_validator("loss", mode="before")
@@ -195,33 +176,31 @@ class LearnerConfig(TrainerConfig):
     def _an_average_needs_whole_weights(self) -> Self:
         if self.loss.opponent is not None and self.loss.opponent.kind == "ema" and self.zero_stage == 3:
             raise ValueError(
-                "loss.opponent.kind ema averages whole weights, and zero_stage 3 shards them; set zero_stage to 2 or "
+                "loss.opponent.kind ema needs unsharded weights, and zero_stage 3 shards them; set zero_stage to 2 or "
                 "less, or choose another opponent"
             )
         return self
 
 
 class PublicationConfig(Settings):
-    """How weights reach the generators."""
+    """Weight sync from learner to generators."""
 
     transport: Literal["shm", "object_store", "nccl", "ipc"] = Field(
         default="shm",
         description="shm: one host; object_store: many hosts; nccl: GPUs; ipc: generator and learner on one GPU",
     )
     chunk_mib: int = Field(default=256, ge=1, description="MiB per message of the object_store transport")
-    timeout_seconds: float = Field(default=600.0, gt=0.0, description="seconds for one generator to take one version")
-    canary_tokens: int = Field(
-        default=32, ge=2, description="length of the fixed sequence that learner and engines both score"
-    )
+    timeout_seconds: float = Field(default=600.0, gt=0.0, description="seconds per weight sync of one generator")
+    canary_tokens: int = Field(default=32, ge=2, description="length of the sequence that learner and engines score")
 
 
 class CheckpointConfig(Settings):
-    """When the run is saved and how much is kept."""
+    """How often checkpoints are saved, and how many are kept."""
 
     every_updates: int = Field(
-        default=100, ge=0, description="optimizer steps between checkpoints; 0 saves only at the end or on an interrupt"
+        default=100, ge=0, description="optimizer steps between checkpoints; 0: only at the end or on an interrupt"
     )
-    keep: int = Field(default=2, ge=1, description="checkpoints kept, newest first")
+    keep: int = Field(default=2, ge=1, description="newest checkpoints to keep")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,8 +214,8 @@ class LearnerSpec:
     tokenizer_dir: str | None = None
     """None: `model_dir`."""
     total_updates: int
-    """Length of the learning-rate schedule."""
+    """Length of the learning-rate schedule (updates)."""
     temperature: float = 1.0
-    """Divides the logits of policy and reference, as it does when sampling."""
+    """Sampling temperature; divides the logits of policy and reference."""
     failed_batches_dir: str | None = None
     """Receives the batches of skipped updates; None keeps none."""

@@ -1,4 +1,4 @@
-"""What the learner reports to the driver: plain Python values, so that unpickling needs neither torch nor deepspeed."""
+"""The learner's reports to the driver: plain Python values, so that unpickling needs neither torch nor deepspeed."""
 
 from __future__ import annotations
 
@@ -7,40 +7,39 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateStats:
-    """One optimizer step over one batch. Made by `TrainEngine.update`, alike on all ranks; read by the driver.
+    """One optimizer step over one batch. Made by `TrainEngine.update`, equal on all ranks; read by the driver.
 
-    Everything is under the policy as it was before the step. In losses on pairs, means over pairs leave ties out,
-    except `loss`, and means over tokens cover both completions of the other pairs; with ties alone those means are 0.
-    In losses on games, means over tokens cover the players, and the fields of games are means over games. Fields that
-    the loss does not have are None.
+    All values are measured under the policy before the step. Losses on pairs: means over pairs leave out ties, except
+    `loss`; means over tokens cover both completions of those pairs; if all pairs are ties, these means are 0. Losses on
+    games: means over tokens cover the players; other values are means over games. Fields of other losses are None.
     """
 
     update: int
-    """Number of this update, from 1; skipped ones count."""
+    """Number of this update, from 1; skipped updates count."""
     loss: float
-    """Mean over all pairs or games; a tie adds the loss of h = 0."""
+    """Mean over all pairs or games; a tie counts with the loss of h = 0."""
     grad_norm: float
-    """Euclidean norm before clipping; `inf` when it was not finite."""
+    """Euclidean norm before clipping; `inf` if it was not finite."""
     lr: float
     log_ratio_max: float
-    """Largest |log pi - log b| of a token, nats; b is the distribution that sampled it."""
+    """Largest |log pi - log b| of a token (nats); b is the behaviour policy."""
     log_ratio_mean: float
-    """Mean |log pi - log b| per token, nats."""
+    """Mean |log pi - log b| per token (nats)."""
     behaviour_kl: float
-    """Estimate of KL(b || pi) per token, nats: mean of r - 1 - log r with r = pi / b (Schulman 2020's k3)."""
+    """Estimate of KL(b || pi) per token (nats): mean of r - 1 - log r with r = pi / b (Schulman 2020's k3)."""
     pairs: int = 0
     """Pairs in the batch, ties included."""
     ties: int = 0
     games: int = 0
     """Games in the batch."""
     tokens: int
-    """Tokens of prompts and completions in all forward passes of the policy, padding not counted."""
+    """Tokens of prompts and completions in all forward passes of the policy, without padding, over all ranks."""
     padded_tokens: int
-    """The same with padding, over all ranks."""
+    """Tokens with padding."""
     seconds: float
     """Wall time of the update on the slowest rank."""
     skipped: bool
-    """True when loss or gradients were not finite on any rank: no rank took the step."""
+    """Whether loss or gradients were not finite on any rank; then no rank took the step."""
     skipped_updates: int
     """Updates skipped since the start of the run."""
 
@@ -49,52 +48,47 @@ class UpdateStats:
     accuracy: float | None = None
     """Pairs: share with h > 0."""
     kl_chosen: float | None = None
-    """Pairs: mean of log pi(y|x) - log mu(y|x) over chosen completions, nats per sequence."""
+    """Pairs: mean of log pi(y|x) - log mu(y|x) over chosen completions (nats per sequence)."""
     kl_rejected: float | None = None
     """Pairs: the same over rejected completions."""
 
     player_preference: float | None = None
-    """Games with opponents: mean weighted preference of a player over its opponents, 1/2 when even."""
+    """Games with opponents: mean weighted preference of a player over its opponents; 1/2 if even."""
     kl_players: float | None = None
-    """Games: mean of log pi(y|x) - log mu(y|x) over players, nats per sequence."""
+    """Games: mean of log pi(y|x) - log mu(y|x) over players (nats per sequence)."""
     advantage_std: float | None = None
     """Games: standard deviation of the players' advantages in a game."""
     player_ess: float | None = None
-    """Games: effective sample size of the players' importance weights, share of the players."""
+    """Games: effective sample size of the players' importance weights (share of the players)."""
     player_truncated: float | None = None
-    """Games: share of players (of their tokens, with `token`) whose ratio is over the cap."""
+    """Games: share of players (of their tokens, with `token`) whose ratio exceeds the cap."""
     opponent_ess: float | None = None
-    """Games with opponents: effective sample size of the opponents' importance weights, share of the opponents."""
+    """Games with opponents: effective sample size of the opponents' importance weights (share of the opponents)."""
     opponent_truncated: float | None = None
-    """Games with opponents: share of opponents (of their tokens, with `token`) whose ratio is over the cap."""
+    """Games with opponents: share of opponents (of their tokens, with `token`) whose ratio exceeds the cap."""
     opponent_log_ratio_max: float | None = None
-    """Games whose opponents have importance weights: largest |log pi' - log b| of an opponent's token, nats; pi' is
-    the opponent as it is at this update."""
+    """Games whose opponents have importance weights: largest |log pi' - log b| of an opponent's token (nats)."""
     step_size: float | None = None
-    """Games, where it was asked for and the step was taken: slope of log pi_{t+1}(y|x) - log pi_t(y|x) on the
-    advantage over the players, with a free constant per prompt: the eta of mirror descent."""
+    """Games, if requested and the step was taken: eta of mirror descent, the slope of log pi_{t+1}(y|x) - log pi_t(y|x)
+    on the players' advantages, with a free constant per prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageStats:
-    """One optimizer step on a fixed data set. Made by `StageTrainer`, alike on all ranks; read by the driver."""
+    """One optimizer step on a fixed data set. Made by `StageTrainer`, equal on all ranks; read by the driver.
+
+    Fields shared with `UpdateStats` have the same meaning.
+    """
 
     update: int
-    """Number of this update, from 1; skipped ones count."""
     loss: float
-    """Mean over tokens (supervised fine-tuning, nats) or over examples (other stages)."""
+    """Mean over response tokens (supervised fine-tuning, nats) or over examples (other stages)."""
     metrics: dict[str, float]
-    """Means of what the objective reports, by name."""
+    """Means of the objective's metrics, by name."""
     grad_norm: float
-    """Euclidean norm before clipping; `inf` when it was not finite."""
     lr: float
     tokens: int
-    """Tokens in all forward passes, padding not counted, over all ranks."""
     padded_tokens: int
-    """The same with padding."""
     seconds: float
-    """Wall time of the update on this rank."""
     skipped: bool
-    """True when loss or gradients were not finite on any rank: no rank took the step."""
     skipped_updates: int
-    """Updates skipped since the start."""

@@ -67,11 +67,7 @@ MOST_ARROWS = {"actors": 29, "learner": 19, "launch": 40}
 CYCLES: set[str] = set()
 LONG_FILES: set[str] = set()
 LONG_FUNCTIONS: set[str] = set()
-MANY_ARGUMENTS = {
-    "learner/tensors/logprobs.py:PolicyWithLogProbs.forward",
-    "learner/tensors/logprobs.py:_LinearLogProb.forward",
-    "learner/tensors/logprobs.py:linear_logprobs",
-}
+MANY_ARGUMENTS: set[str] = set()
 FULL_FOLDERS: set[str] = set()
 CODE_IN_INIT: set[str] = set()
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,8 @@ from launch.data.config import DataConfig
 from launch.data.report import MEANINGS, DataReport, OwnSamples, Pair, make_report
 from launch.settings.loading import dump_config
 
-TokenSequence = tuple[Sequence[int], Sequence[int]]
+if TYPE_CHECKING:
+    from learner.tensors.batching import TokenSequence
 
 
 class Scorer(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from actors.generation.config import OpponentConfig
 from launch.doctor.model_facts import ELEMENT_BYTES, ModelFacts
 from launch.settings.run import RunConfig
-from learner.backend.zero import BUCKET
+from learner.backend.deepspeed_config import BUCKET
 from learner.config import TrainerConfig
 
 PROCESS_BYTES = 1 << 30

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from launch.settings.run import NAME, TrainingConfig
-from learner.stages.config import DpoConfig, SftConfig, StageConfig
-from learner.stages.preference_config import PreferenceConfig
+from learner.stages.config import DpoConfig, PreferenceConfig, SftConfig, StageConfig
 
 
 class StageRunConfig(StageConfig, TrainingConfig):

@@ -1,5 +1,5 @@
-"""Models on ranks: DeepSpeed's engine, checkpoints, model directories, agreement between processes.
+"""DeepSpeed and files: one sharded model on its ranks, its checkpoints, and model directories.
 
-`sharded.py` alone imports DeepSpeed and is given what to train on. `checkpoints.py` works without torch, so that the
-driver can use it. Must not know losses, batches of a run, or Ray.
+Tensors, configuration and checkpoint directories come in; forward passes, optimizer steps and weights go out. Must not
+depend on losses, data, rollouts or Ray.
 """

@@ -1,7 +1,4 @@
-"""An exponential moving average (EMA) of the policy's weights, and a model that computes with it.
-
-Must not know about ranks.
-"""
+"""An exponential moving average of a policy's weights, usable as a model. Must not depend on ranks."""
 
 from __future__ import annotations
 
@@ -15,12 +12,14 @@ from actors.errors import UsageError
 from learner.backend.models import checkpoint_names, unique_tensors
 from learner.tensors.logprobs import PolicyWithLogProbs
 
+AVERAGE = "average.safetensors"
+
 
 class AveragePolicy:
     """The average theta_bar <- decay theta_bar + (1 - decay) theta of a policy's weights theta.
 
-    `model` holds the starting point and computes with the average in its own dtype. The average itself is kept in
-    float32: on bfloat16's grid most changes, (1 - decay) times a difference, would be rounded away.
+    `model` starts as the initial average and computes with the average in its own dtype. The average itself is float32:
+    (1 - decay) times a difference is mostly below the resolution of bfloat16.
     """
 
     def __init__(self, model: PolicyWithLogProbs, decay: float) -> None:
@@ -36,21 +35,22 @@ class AveragePolicy:
             own.copy_(average)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the average on the CPU in the model's dtype, by `save_pretrained` names, tied weights once."""
+        """Copy the average to the CPU in the model's dtype, under the names of `save_pretrained`, tied weights once."""
         own = {name: tensor.detach().to("cpu", copy=True) for name, tensor in unique_tensors(self.model.model).items()}
         return checkpoint_names(self.model.model, own)
 
-    def save(self, path: Path) -> None:
-        """Write the float32 average. Raises OSError or safetensors' error."""
-        save_file({name: tensor.cpu().contiguous() for name, tensor in self._weights.items()}, path)
+    def save(self, directory: Path) -> None:
+        """Write the float32 average into `directory`. Raises OSError or safetensors' error if the write fails."""
+        save_file({name: tensor.cpu().contiguous() for name, tensor in self._weights.items()}, directory / AVERAGE)
 
     @torch.no_grad()
-    def load(self, path: Path) -> None:
-        """Read what `save` wrote. Raises UsageError if the file is missing."""
+    def load(self, directory: Path) -> None:
+        """Load what `save` wrote. Raises UsageError if there is nothing."""
+        path = directory / AVERAGE
         if not path.is_file():
             raise UsageError(
-                f"checkpoint file {path} is missing: the checkpoint was written without opponent.kind ema; resume with "
-                "the opponent it was written with, or start a new run from its model directory"
+                f"checkpoint file {path} is missing: the checkpoint was written without learner.loss.opponent.kind "
+                "ema; resume with the opponent it was written with, or start a new run from its model directory"
             )
         for name, tensor in load_file(path).items():
             self._weights[name].copy_(tensor)

@@ -1,4 +1,4 @@
-"""Compare two models on disk bit for bit. Knows files and tensors, not where they come from."""
+"""Compare two models on disk bit for bit. Must not depend on runs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class WeightComparison:
     """Differences between the weights of two models."""
 
     tensors: int
-    """Names in either model."""
+    """Tensor names in either model."""
     different: int
-    """Tensors with other bits, dtype or shape, or in one model only."""
+    """Tensors that differ in bits, dtype or shape, or exist in one model only."""
     largest_difference: float
-    """Between two elements; infinite if a tensor has no counterpart of its shape."""
+    """Largest difference of two elements; infinite if a tensor has no counterpart of its shape."""
     tensor: str | None
-    """The tensor with the largest difference."""
+    """Name of the tensor with the largest difference; None if nothing differs."""
 
 
 def compare_models(first: Path, second: Path) -> WeightComparison:
@@ -40,7 +40,7 @@ def compare_weights(first: dict[str, Tensor], second: dict[str, Tensor]) -> Weig
 
 
 def _gap(a: Tensor | None, b: Tensor | None) -> float | None:
-    """Largest difference between two elements; None if all bits are the same."""
+    """Return the largest difference of two elements; None for identical bits."""
     if a is None or b is None or a.shape != b.shape:
         return math.inf
     if a.dtype == b.dtype and torch.equal(_bits(a), _bits(b)):

@@ -1,4 +1,4 @@
-"""The environment of a rank's process. Torch and deepspeed read it when they are imported, so it is set before."""
+"""The environment of a rank's process. Set before torch and deepspeed are imported, because they read it then."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from learner.config import TrainerConfig
 
 @dataclass(frozen=True, slots=True)
 class RankPlace:
-    """One rank among the ranks of a learner. Made by the wiring; read by the rank's worker."""
+    """One rank among the learner's ranks. Made by the wiring; read by the rank's worker."""
 
     rank: int
     world_size: int
     master_addr: str
-    """Rank 0's host, where the ranks meet."""
+    """Host of rank 0, where the ranks meet."""
     master_port: int
 
 
 def set_environment(config: TrainerConfig, place: RankPlace) -> None:
-    """Set what torch.distributed and DeepSpeed read at import."""
+    """Set the variables that torch.distributed and DeepSpeed read at import."""
     os.environ |= {
         "RANK": str(place.rank),
         "WORLD_SIZE": str(place.world_size),
@@ -33,10 +33,10 @@ def set_environment(config: TrainerConfig, place: RankPlace) -> None:
     if config.gpus_per_rank > 0:
         import torch
 
-        # A rank that Ray gave one GPU sees only that one; otherwise the ranks of a host take turns.
+        # A rank to which Ray gave one GPU sees only that one; otherwise the ranks of a host take GPUs in turn.
         os.environ["LOCAL_RANK"] = str(place.rank % max(1, torch.cuda.device_count()))
 
 
 def threads(config: TrainerConfig) -> int:
-    """Return the rank's threads. More than its cores would contend, and a fixed number keeps results reproducible."""
+    """Return the rank's thread count. More than its cores would contend; a fixed number keeps results reproducible."""
     return max(1, int(config.cpus_per_rank))

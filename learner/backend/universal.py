@@ -1,8 +1,6 @@
-"""Load a checkpoint written by another number of ranks, through DeepSpeed's universal form.
+"""Load a checkpoint on a different number of ranks, through DeepSpeed's universal form with unsharded tensors.
 
-In that form each parameter and each of its moments is whole. Knows where the converted files go, how they are read, and
-how to seed ranks that did not exist when the checkpoint was written. Must not import DeepSpeed: `sharded.py` passes the
-functions that convert and load.
+`sharded.py` passes in the functions that convert and load. Must not import deepspeed.
 """
 
 from __future__ import annotations
@@ -21,20 +19,23 @@ from torch import Tensor
 from actors.errors import UsageError
 from actors.files import TEMPORARY
 from learner.backend.checkpoints import discard
-from learner.backend.collective import gather
+from learner.backend.collective import error_of, gather
 
 T = TypeVar("T")
-_PATIENCE = timedelta(days=1)
+_CONVERSION_TIMEOUT = timedelta(days=1)
 _FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def only_world_size_differs(written: dict[str, Any], own: dict[str, Any]) -> bool:
-    """Return whether two layouts differ in their number of `ranks` and in nothing else."""
+    """Tell whether two layouts differ in `ranks` and in nothing else."""
     return written != own and {**written, "ranks": None} == {**own, "ranks": None}
 
 
 def seed_of_new_rank(random_state: Tensor, rank: int) -> int:
-    """Return the seed of a rank without a saved state: draw `rank` (from 0) in [0, 2^63 - 1) of rank 0's generator."""
+    """Draw the seed of a rank that did not exist when the checkpoint was written.
+
+    It is draw number `rank`, from 0, from [0, 2^63 - 1) by a CPU generator in rank 0's saved `random_state`.
+    """
     generator = torch.Generator()
     generator.set_state(random_state)
     return int(torch.randint(2**63 - 1, (rank + 1,), generator=generator)[rank])
@@ -42,13 +43,13 @@ def seed_of_new_rank(random_state: Tensor, rank: int) -> int:
 
 @contextmanager
 def weights_only(classes: Sequence[Any]) -> Iterator[None]:
-    """Restrict torch.load, in all threads and whatever its caller asks for, to tensors, plain values and `classes`.
+    """Restrict torch.load to tensors, plain values and `classes`, in all threads and whatever its caller asks for.
 
-    DeepSpeed's converter and its loader of the universal form ask for unrestricted unpickling.
+    DeepSpeed's converter and its loader of the universal form would run any code that a pickle holds.
     """
     before = os.environ.get(_FORCE_WEIGHTS_ONLY)
     known = torch.serialization.get_safe_globals()
-    # torch's context would, on exit, also remove classes that an enclosing context allows.
+    # On exit torch's context would also revoke classes that an enclosing context allows.
     allowed = [item for item in classes if item not in known]
     os.environ[_FORCE_WEIGHTS_ONLY] = "1"
     try:
@@ -62,17 +63,32 @@ def weights_only(classes: Sequence[Any]) -> Iterator[None]:
 
 
 def load_converted(checkpoint: Path, convert: Callable[[Path], None], load: Callable[[Path], T]) -> T:
-    """Convert on rank 0 into a temporary neighbour of `checkpoint`, and load from it on every rank. Collective.
+    """Let rank 0 `convert` into a directory beside `checkpoint`, and all ranks `load` from it. Collective.
 
-    Raises UsageError on every rank if the conversion fails. `checkpoints.begin` removes what a kill may leave.
+    The directory is removed after loading or a failure; if the process is killed, the next `checkpoints.begin` removes
+    it. Raises UsageError on every rank if the conversion fails.
     """
     stage = checkpoint.with_name(f"{TEMPORARY}universal-{checkpoint.name}")
     first = dist.get_rank() == 0
+
+    def prepare() -> None:
+        discard(stage)
+        stage.mkdir()
+        convert(stage)
+
     # Collectives of the default group time out after minutes, and rank 0 copies the whole state. If a rank dies, its
-    # connections close and the others stop waiting all the same.
-    waiting = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    # closed connections end the wait of the others.
+    waiting = dist.new_group(backend="gloo", timeout=_CONVERSION_TIMEOUT)
     try:
-        _agree(_conversion_failure(stage, convert) if first else None, checkpoint, waiting)
+        # A torn file fails in as many ways as it can be torn.
+        failure = error_of(prepare, (Exception,)) if first else None
+        reports = gather(None if failure is None else f"{type(failure).__name__}: {failure}", waiting)
+        if any(reports):
+            raise UsageError(
+                f"checkpoint {checkpoint} could not be converted to learner.ranks {len(reports)}: {reports[0]}. The "
+                f"conversion needs up to twice the size of its engine state below {checkpoint.parent}: free space "
+                "there and make it writable, or resume with the learner.ranks it was written with"
+            ) from failure
         loaded = load(stage)
         dist.barrier(waiting)  # the others may still be reading
     finally:
@@ -80,23 +96,3 @@ def load_converted(checkpoint: Path, convert: Callable[[Path], None], load: Call
             discard(stage)
         dist.destroy_process_group(waiting)
     return loaded
-
-
-def _conversion_failure(stage: Path, convert: Callable[[Path], None]) -> Exception | None:
-    try:
-        discard(stage)
-        stage.mkdir()
-        convert(stage)
-    except Exception as error:  # a damaged file can raise almost anything
-        return error
-    return None
-
-
-def _agree(failure: Exception | None, checkpoint: Path, group: dist.ProcessGroup) -> None:
-    causes = gather(None if failure is None else f"{type(failure).__name__}: {failure}", group)
-    if any(causes):
-        raise UsageError(
-            f"checkpoint {checkpoint} could not be converted to learner.ranks {len(causes)}: {causes[0]}. The "
-            f"conversion needs up to twice the size of its engine state below {checkpoint.parent}: free space there "
-            "and make it writable, or resume with the learner.ranks it was written with"
-        ) from failure

@@ -1,7 +1,7 @@
-"""Offline preference learning (DPO, IPO, SLiC) on given pairs. The reference is asked once, before training.
+"""Offline preference learning (DPO, IPO, SLiC) on given pairs.
 
-What the reference says of a pair never changes, so its log-probs become part of the examples and the model itself is
-gone before the first step.
+The reference never changes, so its log-probs are computed once, stored with the examples, and the model is freed before
+the first step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from learner.config import PairLossConfig, TrainerConfig
 from learner.losses.pairs import preference_loss
 from learner.stages.config import DpoConfig
 from learner.stages.stage import Stage
-from learner.tensors.batching import TokenSequence, collate, schedule, sum_by_sequence
+from learner.tensors.batching import TokenBatch, collate, pair_sequences, schedule, sum_by_sequence
 from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, read_pairs
 from learner.training.trainer import Measured, Objective
 
@@ -32,18 +32,18 @@ Scores = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class ScoredPair:
-    """A preference, and what the reference says of it."""
+    """A preference with the reference's log-probs."""
 
     pair: TokenPair
     reference: Scores
 
 
 class OfflineObjective(Objective):
-    """The mean loss of a batch's pairs, with soft labels if preferences have a probability.
+    """Mean loss over a batch's pairs, with soft labels if preferences have a probability.
 
-    Reported beside it: `margin`, the implicit reward beta log(pi/mu) of the more probable response less that of the
-    other; `accuracy`, how often it is positive, one half for a pair of probability 1/2; `chosen_log_ratio` and
-    `rejected_log_ratio`, log(pi/mu) of either response as the data order them, in nats.
+    Metrics: `margin`, the implicit reward beta log(pi/mu) of the more probable response minus that of the other;
+    `accuracy`, the share of positive margins, counting 1/2 for a pair of probability 1/2; `chosen_log_ratio` and
+    `rejected_log_ratio`, log(pi/mu) of either response in the data's order (nats).
     """
 
     sums = ("margin", "accuracy", "chosen_log_ratio", "rejected_log_ratio")
@@ -57,7 +57,7 @@ class OfflineObjective(Objective):
 
     def measure(self, forward: Any, micro_batch: Sequence[ScoredPair], prepared: Any = None) -> Measured:
         pairs, device = [example.pair for example in micro_batch], forward.device
-        chosen, rejected, tokens, padded_tokens = _pair_logprobs(forward, pairs, device)
+        batch, chosen, rejected = _pair_logprobs(forward, pairs, device)
         mu_chosen, mu_rejected = torch.tensor([example.reference for example in micro_batch], device=device).unbind(1)
         p = torch.tensor([pair.probability for pair in pairs], device=device)
         output = preference_loss(chosen, rejected, mu_chosen, mu_rejected, self._loss, p)
@@ -68,13 +68,13 @@ class OfflineObjective(Objective):
             "chosen_log_ratio": (chosen.detach() - mu_chosen).sum(),
             "rejected_log_ratio": (rejected.detach() - mu_rejected).sum(),
         }
-        return Measured(output.loss.sum(), sums, tokens, padded_tokens)
+        return Measured(output.loss.sum(), sums, batch.tokens, batch.padded_tokens)
 
 
 def make_stage(config: DpoConfig, model_dir: str | Path, data_dir: str | Path) -> Stage:
-    """The model of `model_dir` and the pairs of `data_dir`, scored by the reference. Collective.
+    """Load the model of `model_dir` and the pairs of `data_dir`, scored by the reference. Collective.
 
-    Raises UsageError when a model cannot be loaded or is no supported architecture.
+    Raises UsageError if a model cannot be loaded or its architecture is unsupported.
     """
     learner = config.learner
     train, validation = (read_pairs(Path(data_dir) / name) for name in (TRAIN, VALIDATION))
@@ -84,7 +84,6 @@ def make_stage(config: DpoConfig, model_dir: str | Path, data_dir: str | Path) -
     policy = load_policy(Path(model_dir), learner.dtype, learner.logprob_chunk)
     return Stage(
         module=policy,
-        model=policy.model,
         objective=OfflineObjective(learner.loss, learner.micro_batch_tokens),
         train=scored[: len(train)],
         validation=scored[len(train) :],
@@ -93,9 +92,9 @@ def make_stage(config: DpoConfig, model_dir: str | Path, data_dir: str | Path) -
 
 @torch.no_grad()
 def reference_scores(directory: Path, pairs: Sequence[TokenPair], learner: TrainerConfig) -> list[Scores]:
-    """What the frozen model of `directory` says of `pairs`, in order, on every rank; each scores its share. Collective.
+    """Score `pairs` with the frozen model of `directory`, in order; every rank gets all scores. Collective.
 
-    Raises UsageError as `load_policy`.
+    Ranks share the work. Raises UsageError as `load_policy`.
     """
     cuda = learner.gpus_per_rank > 0
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
@@ -103,28 +102,23 @@ def reference_scores(directory: Path, pairs: Sequence[TokenPair], learner: Train
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     own: dict[int, Scores] = {}
     for shares in schedule([_length(pair) for pair in pairs], 2, ranks, learner.micro_batch_tokens):
-        # Under ZeRO-3 a forward pass gathers weights, so a rank without a share goes through it all the same.
+        # Under ZeRO-3 a forward pass gathers weights, so a rank without a share must run one too.
         indices = shares[rank] or shares[0][-1:]
-        chosen, rejected, *_ = _pair_logprobs(model, [pairs[index] for index in indices], device)
+        _, chosen, rejected = _pair_logprobs(model, [pairs[index] for index in indices], device)
         own |= dict(zip(indices, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True))
     if hasattr(model, "destroy"):
         model.destroy()
-    scores: dict[int, Scores] = {}
-    for part in gather(own):
-        scores |= part
+    scores = {index: score for part in gather(own) for index, score in part.items()}
     return [scores[index] for index in range(len(pairs))]
 
 
-def _pair_logprobs(module: Any, pairs: Sequence[TokenPair], device: torch.device) -> tuple[Tensor, Tensor, int, int]:
-    """Log-probs [b] (nats) of chosen and of rejected responses; tokens of the pass, without and with padding."""
-    sequences: list[TokenSequence] = [(pair.prompt, pair.chosen) for pair in pairs]
-    sequences += [(pair.prompt, pair.rejected) for pair in pairs]
-    batch = collate(sequences, device)
-    logprobs = module(batch.input_ids, batch.rows, batch.columns, batch.targets)
-    chosen, rejected = sum_by_sequence(logprobs, batch.rows, len(sequences)).chunk(2)
-    return chosen, rejected, batch.tokens, batch.input_ids.numel()
+def _pair_logprobs(module: Any, pairs: Sequence[TokenPair], device: torch.device) -> tuple[TokenBatch, Tensor, Tensor]:
+    """Compute log-probs [b] (nats) of chosen and of rejected responses in one pass."""
+    batch = collate(pair_sequences((pair.prompt, pair.chosen, pair.rejected) for pair in pairs), device)
+    chosen, rejected = sum_by_sequence(module(batch), batch.rows, 2 * len(pairs)).chunk(2)
+    return batch, chosen, rejected
 
 
 def _length(pair: TokenPair) -> int:
-    """Tokens of the longer of the two sequences."""
+    """Count the tokens of the longer sequence."""
     return len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))

@@ -1,4 +1,4 @@
-"""How likely a policy finds given responses, and responses that it gives itself. Knows token ids, not preferences."""
+"""Perplexity of responses under a policy, and sampling from it. Must not depend on preferences."""
 
 from __future__ import annotations
 
@@ -16,50 +16,43 @@ from learner.tensors.batching import TokenSequence, collate, schedule, sum_by_se
 
 
 class PerplexityModel:
-    """A causal language model that scores and samples responses, many at a time."""
+    """A causal language model that scores and samples responses in batches."""
 
     def __init__(
         self, directory: Path, *, dtype: str = "float32", device: str = "cpu", micro_batch_tokens: int = 8192
     ) -> None:
-        """Loads the model.
+        """Load the Hugging Face model in `directory`; `micro_batch_tokens` are the padded tokens per forward pass.
 
-        Args:
-            directory: a Hugging Face causal language model.
-            dtype: `float32` or `bfloat16`.
-            device: as torch names it.
-            micro_batch_tokens: padded tokens that go through the model together.
-
-        Raises:
-            UsageError: the model cannot be loaded, or has no linear head over a decoder.
+        Raises UsageError if the model cannot be loaded, or has no linear head over a decoder.
         """
         self._policy = load_policy(directory, dtype).to(device).eval()
         self._device = device
         self._micro_batch_tokens = micro_batch_tokens
         config = self._policy.model.config.get_text_config()
         self.context: int | None = getattr(config, "max_position_embeddings", None)
-        """Tokens that the model was made for, prompt and response together; None where it does not say."""
+        """Context length (tokens), prompt and response together; None if the model's configuration has none."""
         self._vocabulary = int(config.vocab_size)
 
     @torch.no_grad()
     def log_perplexities(self, sequences: Sequence[TokenSequence]) -> NDArray[np.float64]:
-        """Log-perplexity [n] (nats per token) of each response y given its prompt x:
+        """Compute the log-perplexity [n] (nats per token) of each response y given its prompt x:
 
             log ppl(y | x) = -(1 / |y|) sum_t log pi(y_t | x, y_<t)
 
-        over the response's tokens alone, end-of-sequence included where `sequences` hold it.
-        Raises UsageError for an empty prompt or response, or token ids outside the model's vocabulary.
+        The sum includes end-of-sequence if `sequences` hold it. Raises UsageError for an empty prompt or response, or
+        token ids outside the model's vocabulary.
         """
         largest = max((max(*prompt, *response) for prompt, response in sequences if prompt and response), default=0)
         if largest >= self._vocabulary:
             raise UsageError(
-                f"token id {largest} is outside the model's vocabulary of {self._vocabulary}; give the tokenizer that "
-                "belongs to the model"
+                f"token id {largest} is outside the model's vocabulary of {self._vocabulary}; use the model's own "
+                "tokenizer"
             )
         result = np.empty(len(sequences), dtype=np.float64)
         lengths = [len(prompt) + len(response) for prompt, response in sequences]
         for ((*indices,),) in schedule(lengths, 1, 1, self._micro_batch_tokens):
             batch = collate([sequences[index] for index in indices], self._device)
-            logprobs = self._policy(batch.input_ids, batch.rows, batch.columns, batch.targets)
+            logprobs = self._policy(batch)
             counts = torch.tensor([len(sequences[index][1]) for index in indices])
             result[indices] = (-sum_by_sequence(logprobs, batch.rows, len(indices)).cpu().double() / counts).numpy()
         return result
@@ -68,11 +61,11 @@ class PerplexityModel:
     def sample(
         self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, eos: int, seed: int
     ) -> list[TokenSequence]:
-        """One response to each of `prompts` from the model's own distribution, at temperature 1 and untruncated.
+        """Sample one response per prompt at temperature 1, untruncated.
 
-        A response ends with `eos` unless it reached `max_new_tokens` before, or its batch the model's context; prompts
-        that fill the context get none. The same `seed` gives the same responses on the same machine; the global random
-        state is left as it was.
+        A response ends with `eos` unless it reaches `max_new_tokens`, or its batch reaches the model's context; prompts
+        that fill the context are left out. The same `seed` gives the same responses on the same machine. The global
+        random state is restored.
         """
         if self.context is not None:
             prompts = [prompt for prompt in prompts if len(prompt) < self.context]
@@ -93,7 +86,7 @@ class PerplexityModel:
             ids[row, longest - len(prompt) :] = torch.tensor(list(prompt))
             mask[row, longest - len(prompt) :] = 1
         room = max_new_tokens if self.context is None else min(max_new_tokens, self.context - longest)
-        # The model directory's own generation settings may truncate; its samples would then not be the policy's.
+        # Overrides the model directory's generation settings, which may truncate the distribution.
         settings = GenerationConfig(
             do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=room, eos_token_id=eos, pad_token_id=eos
         )

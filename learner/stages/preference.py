@@ -1,5 +1,7 @@
-"""Training preference models on pairs: Bradley-Terry, pairwise and skew-symmetric. What they compute is in
-`actors/judges/models/preference_network.py`, how good they are in `learner/stages/preference_card.py`."""
+"""Training preference models on pairs: Bradley-Terry, pairwise and skew-symmetric.
+
+`actors/judges/models/preference_network.py` defines the models, `learner/stages/preference_card.py` evaluates them.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +18,21 @@ from actors.data.text import load_tokenizer
 from actors.errors import UsageError
 from actors.judges.models.classifier import collate, load_classifier
 from actors.judges.models.preference_network import PreferenceForm, PreferenceNetwork
+from learner.stages.config import PreferenceConfig
 from learner.stages.preference_card import finish
-from learner.stages.preference_config import PreferenceConfig
 from learner.stages.stage import Stage
 from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, read_pairs
 from learner.training.trainer import Measured, Objective
 
 SMALLEST_PROBABILITY = 1e-6
-"""Labels are kept this far from 0 and 1 where a score difference is read off them."""
+"""Labels are clipped this far from 0 and 1 before the logit that gives the score difference."""
 
 
 class PreferenceObjective(Objective):
-    """Cross-entropy of soft labels, mean over a batch's pairs, nats; both sequences of a pair in one forward pass.
+    """Mean cross-entropy (nats) of soft labels over a batch's pairs; one forward pass holds both sequences of a pair.
 
     L = -p log sigmoid(s - m) - (1 - p) log sigmoid(-s - m), with p smoothed. The margin m is 0, or a multiple of the
-    source's score difference |logit p| with p made hard (Touvron et al. 2023, equation 2).
+    source's score difference |logit p|, with p then rounded to a hard label (Touvron et al. 2023, equation 2).
     """
 
     sums = ("accuracy",)
@@ -55,7 +57,7 @@ class PreferenceObjective(Objective):
         return Measured(self.losses(s, p).sum(), {"accuracy": right.sum()}, sum(map(len, sequences)), input_ids.numel())
 
     def losses(self, s: Tensor, p: Tensor) -> Tensor:
-        """[b] from logits s [b] and labels p [b]."""
+        """Compute losses [b] from logits s [b] and labels p [b]."""
         lead = torch.zeros_like(s)
         if self._margin:
             lead = self._margin * p.clamp(SMALLEST_PROBABILITY, 1.0 - SMALLEST_PROBABILITY).logit().abs()
@@ -67,23 +69,22 @@ class PreferenceObjective(Objective):
 
 
 def make_stage(config: PreferenceConfig, model_dir: str | Path, data_dir: str | Path) -> Stage:
-    """The body of the model in `model_dir` with a new head, and the pairs of `data_dir`.
+    """Load the body of the model in `model_dir`, with a new head, and the pairs of `data_dir`.
 
-    Held-out pairs are measured without smoothing and margin. Raises UsageError when the model cannot be loaded or is no
-    decoder.
+    Held-out pairs are measured without smoothing and margin. Raises UsageError if the model cannot be loaded or is not
+    a decoder.
     """
     settings, tokens = config.preference, config.learner.micro_batch_tokens
     tokenizer = load_tokenizer(config.model.tokenizer or str(model_dir))
     form = PreferenceForm(settings.kind, tokenizer.eos_token_id, settings.skew_blocks if settings.kind == "skew" else 0)
     network = start_network(Path(model_dir), form, config.learner.dtype, config.learner.seed)
-    # Readers of sequence-classification models find the last token as the last one that is no padding, and a finished
-    # response ends with end-of-sequence: the two must differ.
+    # Sequence-classification models read the last token that is not padding, and a finished response ends with
+    # end-of-sequence: the two tokens must differ.
     pad = tokenizer.pad_token_id
     network.model.config.get_text_config().pad_token_id = None if pad == tokenizer.eos_token_id else pad
     train, validation = (read_pairs(Path(data_dir) / name) for name in (TRAIN, VALIDATION))
     return Stage(
         module=network,
-        model=network.model,
         objective=PreferenceObjective(form, tokens, label_smoothing=settings.label_smoothing, margin=settings.margin),
         train=train,
         validation=validation,
@@ -93,16 +94,16 @@ def make_stage(config: PreferenceConfig, model_dir: str | Path, data_dir: str | 
 
 
 def start_network(directory: Path, form: PreferenceForm, dtype: str, seed: int) -> PreferenceNetwork:
-    """The model of `directory` with as many outputs as `form` asks for.
+    """Load the model of `directory` with the number of outputs of `form`.
 
-    A head that is missing, as in a language model, is drawn anew: normal with standard deviation 1 / (d + 1), d the
-    width of the model, for reward and pairwise outputs, and 1 / (2 sqrt(d)) for the entries of u, because a product of
-    two small numbers has no gradient to speak of. Raises UsageError when other weights are missing.
+    A missing head, as in a language model, is initialised: normal with standard deviation 1 / (d + 1), d the width of
+    the model, for reward and pairwise outputs, and 1 / (2 sqrt(d)) for the entries of u, because products of two small
+    numbers have almost no gradient. Raises UsageError if other weights are missing.
     """
     model, missing = load_classifier(directory, form.outputs, dtype)
     network = PreferenceNetwork(model)
     if [name for name in missing if name != "score.weight"]:
-        raise UsageError(f"'{directory}' lacks the weights {missing}; give the directory of a whole model")
+        raise UsageError(f"model '{directory}' lacks the weights {missing}; give the directory of a complete model")
     if missing:
         width = model.score.in_features
         deviations = torch.full((form.outputs, 1), 0.5 * width**-0.5)

@@ -1,6 +1,6 @@
-"""A small language model from nothing: a byte-level BPE tokenizer trained on texts, and a Llama of random weights.
+"""A small language model from scratch: a byte-level BPE tokenizer trained on texts, and a Llama with random weights.
 
-For data that a laptop learns from, and for tests. It must not know where texts come from or how the model is trained.
+For small data sets and tests. Must not depend on the source of the texts or on training.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ EOS, PAD = "<|end|>", "<|pad|>"
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
-    """A byte-level BPE tokenizer (Sennrich et al. 2016) of at most `vocabulary` tokens, learnt from `texts`.
+    """Train a byte-level BPE tokenizer (Sennrich et al. 2016) of at most `vocabulary` tokens on `texts`.
 
-    Every digit is a token of its own, so that numbers are written place by place. The same texts give the same
-    tokenizer; every text is encoded and decoded without loss.
+    Each digit is one token, so that numbers are written digit by digit. Encoding is lossless. The same texts give the
+    same tokenizer.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the mean negative log-prob of response tokens. Prompts are read and never learnt."""
+"""Supervised fine-tuning: the mean negative log-prob of response tokens. Prompt tokens have no loss."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from actors.errors import UsageError
 from learner.backend.models import load_policy, log_prob_tolerance
 from learner.stages.config import SftConfig
 from learner.stages.stage import Stage
-from learner.tensors.batching import TokenBatch, TokenSequence, collate, schedule
+from learner.tensors.batching import TokenBatch, TokenSequence, collate, collate_rows, pack, schedule
 from learner.tensors.examples import TRAIN, VALIDATION, read_sequences
 from learner.tensors.logprobs import PolicyWithLogProbs
-from learner.tensors.packing import collate_packed, pack
 from learner.training.trainer import Measured, Objective
 
 Rows = list[list[TokenSequence]]
@@ -23,9 +22,9 @@ Rows = list[list[TokenSequence]]
 
 
 class SupervisedObjective(Objective):
-    """Completion-only loss: the mean over the response tokens of a batch, in nats per token.
+    """Mean loss over the response tokens of a batch, in nats per token.
 
-    With `packing` several sequences share a row, as long as the batch's longest one; none attends to another.
+    With `packing`, sequences share rows as long as the batch's longest sequence, with attention within each sequence.
     """
 
     def __init__(self, micro_batch_tokens: int, *, packing: bool = True) -> None:
@@ -51,40 +50,37 @@ class SupervisedObjective(Objective):
 
     def collate(self, rows: Rows, device: torch.device | str = "cpu") -> TokenBatch:
         """Turn rows of sequences into tensors."""
-        return collate_packed(rows, device) if self._packing else collate([row[0] for row in rows], device)
+        return collate_rows(rows, device, positions=self._packing)
 
     def measure(self, forward: Any, micro_batch: Rows, prepared: Any = None) -> Measured:
         batch = self.collate(micro_batch, forward.device)
-        logprobs = forward(batch.input_ids, batch.rows, batch.columns, batch.targets, position_ids=batch.position_ids)
-        return Measured(-logprobs.sum(), {}, batch.tokens, batch.input_ids.numel())
+        return Measured(-forward(batch).sum(), {}, batch.tokens, batch.padded_tokens)
 
 
 @torch.no_grad()
 def check_packing(policy: PolicyWithLogProbs, tolerance: float) -> None:
-    """Compares log-probs of two short sequences in one row with those of each alone.
+    """Compare log-probs of two short sequences packed in one row with those of each alone.
 
-    Raises UsageError when one differs by more than `tolerance` nats: the architecture does not tell sequences apart by
-    their positions, and packed training would let them see each other.
+    Raises UsageError if one differs by more than `tolerance` nats: the architecture does not separate sequences by
+    position, so packed sequences would attend to each other.
     """
     vocabulary = policy.head.weight.shape[0]
     sequences = [((1, 2, 3), (4, 5)), ((6, 7), (8, 9, 10))]
     sequences = [(tuple(i % vocabulary for i in p), tuple(i % vocabulary for i in r)) for p, r in sequences]
     device = policy.head.weight.device
-    packed, alone = collate_packed([sequences], device), collate(sequences, device)
-    ours = policy(packed.input_ids, packed.rows, packed.columns, packed.targets, position_ids=packed.position_ids)
-    theirs = policy(alone.input_ids, alone.rows, alone.columns, alone.targets)
-    difference = float((ours - theirs).abs().max())
+    packed, alone = policy(collate_rows([sequences], device, positions=True)), policy(collate(sequences, device))
+    difference = float((packed - alone).abs().max())
     if not difference <= tolerance:
         raise UsageError(
-            f"{type(policy.model).__name__} gives sequences that share a row other log-probs than alone, by "
-            f"{difference:.3g} nats: it does not keep them apart by their positions; set learner.packing to false"
+            f"log-probs of {type(policy.model).__name__} change by {difference:.3g} nats (tolerance {tolerance:g}) if "
+            "sequences share a row: it does not separate them by position; set learner.packing to false"
         )
 
 
 def make_stage(config: SftConfig, model_dir: str | Path, data_dir: str | Path) -> Stage:
-    """The model of `model_dir` and the examples `train.parquet` and `validation.parquet` of `data_dir`.
+    """Load the model of `model_dir` and the examples of `data_dir`.
 
-    Raises UsageError when the model cannot be loaded, is no supported architecture, or cannot be packed for.
+    Raises UsageError if the model cannot be loaded, or its architecture does not support log-probs or packing.
     """
     learner = config.learner
     policy = load_policy(Path(model_dir), learner.dtype, learner.logprob_chunk)
@@ -92,7 +88,6 @@ def make_stage(config: SftConfig, model_dir: str | Path, data_dir: str | Path) -
         check_packing(policy, log_prob_tolerance(learner.dtype))
     return Stage(
         module=policy,
-        model=policy.model,
         objective=SupervisedObjective(learner.micro_batch_tokens, packing=learner.packing),
         train=read_sequences(Path(data_dir) / TRAIN),
         validation=read_sequences(Path(data_dir) / VALIDATION),

@@ -1,7 +1,7 @@
-"""What a stage trains, on what: examples in a seeded order, held-out evaluation, and what it adds to its model.
+"""Training on a fixed data set: examples in a seeded order, and evaluation on the held-out set.
 
-The stages (`sft.py`, `dpo.py`, `preference.py`) define the loss; the step itself is `learner/training/trainer.py`.
-Methods are collective: all ranks enter them with equal arguments.
+`sft.py`, `dpo.py` and `preference.py` define losses; `learner/training/trainer.py` takes the step. Methods are
+collective: all ranks must enter them with equal arguments.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from actors.errors import UsageError
 from learner.backend.sharded import ShardedModel
@@ -23,35 +22,34 @@ from learner.training.trainer import Objective, Trainer
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage's model, loss and data."""
+    """Model, loss and data of one stage."""
 
-    module: nn.Module
-    model: Any
-    """The Hugging Face model inside `module`."""
+    module: Any
+    """As `ShardedModel`'s."""
     objective: Objective
     train: Sequence[Any]
     validation: Sequence[Any]
     held_out_objective: Objective | None = None
-    """Measures held-out examples; None: `objective`."""
+    """Objective of the held-out set; None: `objective`."""
     finish: Callable[[Path, torch.device], dict[str, Any]] | None = None
-    """Called on rank 0 with the directory of the trained model, which it may add to; returns values for the summary."""
+    """Called on rank 0 to add files to the trained model's directory; returns values for the summary."""
 
 
 class StageTrainer:
-    """Steps over the training examples of a stage, in a seeded order that depends on the update's number alone."""
+    """Takes steps over a stage's training examples, in a seeded order that depends only on the update's number."""
 
     def __init__(self, stage: Stage, policy: ShardedModel, batch_size: int, seed: int) -> None:
         if not stage.train:
-            raise UsageError("no training example is left; give more data, or hold out less of it")
+            raise UsageError("no training example is left; provide more data, or lower data.validation_fraction")
         self._stage, self.policy, self._batch_size, self._seed = stage, policy, batch_size, seed
         self._trainer = Trainer(policy)
 
     def advance(self, updates: int) -> list[StageStats]:
-        """Take the next `updates` optimizer steps. Raises RunError once too many were skipped."""
+        """Take the next `updates` optimizer steps. Raises RunError if too many were skipped."""
         return [self._update() for _ in range(updates)]
 
     def evaluate(self) -> dict[str, float]:
-        """Return `loss` and the objective's metrics over the held-out examples; empty if there are none."""
+        """Return `loss` and the objective's metrics over the held-out set; empty if it is empty."""
         stage = self._stage
         if not stage.validation:
             return {}
@@ -59,30 +57,15 @@ class StageTrainer:
         del values["seconds"]
         return values
 
-    def finish(self, directory: Path) -> dict[str, Any]:
-        """Add to the trained model in `directory` what the stage adds. Does nothing except on rank 0."""
-        if self._stage.finish is None or self.policy.rank:
-            return {}
-        return self._stage.finish(directory, self.policy.device)
-
     def _update(self) -> StageStats:
         start, objective = self.policy.updates * self._batch_size, self._stage.objective
         order = example_order(len(self._stage.train), range(start, start + self._batch_size), self._seed)
-        step = self._trainer.update([self._stage.train[index] for index in order], objective)
-        values = dict(step.values)
-        return StageStats(
-            update=step.update,
-            metrics={name: values.pop(name) for name in objective.sums},
-            grad_norm=step.grad_norm,
-            lr=step.lr,
-            skipped=not step.applied,
-            skipped_updates=self.policy.skipped_updates,
-            **values,
-        )
+        values = self._trainer.update([self._stage.train[index] for index in order], objective).values
+        return StageStats(metrics={name: values.pop(name) for name in objective.sums}, **values)
 
 
 def example_order(count: int, positions: range, seed: int) -> list[int]:
-    """Return the examples at `positions` of the endless order: epoch e is a permutation drawn from (seed, e)."""
+    """Return the examples at `positions` of an endless order whose epoch e is a permutation drawn from (seed, e)."""
     wanted = []
     epochs: dict[int, np.ndarray] = {}
     for position in positions:

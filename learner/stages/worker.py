@@ -1,4 +1,4 @@
-"""One rank of a stage as an actor. `launch/cluster/wiring.py` makes a Ray actor of it for each rank."""
+"""One rank of a stage. A plain class that `launch/cluster/wiring.py` turns into a Ray actor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from learner.training.worker import RankWorker
 
 
 class StageWorker(RankWorker):
-    """A rank that trains on a fixed data set. Raises UsageError or RunError as the stage does."""
+    """A rank that trains on a fixed data set, with the methods of `StageTrainer`. Raises the stage's errors."""
 
     def __init__(self, spec: StageSpec, place: RankPlace) -> None:
         config, learner = spec.config, spec.config.learner
@@ -30,14 +30,9 @@ class StageWorker(RankWorker):
         stage = importlib.import_module(config.stage).make_stage(config, spec.model_dir, spec.data_dir)
         tokenizer_source = resolve(config.model.tokenizer or spec.model_dir)
         self._model = ShardedModel(
-            stage.module,
-            stage.model,
-            learner,
-            spec.total_updates,
-            device,
-            tokenizer_source,
-            spec.failed_batches_dir,
+            stage.module, learner, spec.total_updates, device, tokenizer_source, spec.failed_batches_dir
         )
+        self._finish = stage.finish
         self._trainer = StageTrainer(stage, self._model, config.training.batch_size, config.training.seed)
 
     def advance(self, updates: int) -> list[StageStats]:
@@ -51,11 +46,13 @@ class StageWorker(RankWorker):
             return self._trainer.evaluate()
 
     def finish(self, directory: str) -> dict[str, Any]:
-        """Add to the model in `directory` what the stage adds; return rank 0's values for the summary.
-
-        Raises RunError if the directory cannot be written.
-        """
+        """Run `Stage.finish` on rank 0. Raises RunError if `directory` cannot be written."""
+        if self._finish is None or self.rank:
+            return {}
         try:
-            return self._trainer.finish(Path(directory))
+            return self._finish(Path(directory), self._model.device)
         except OSError as error:
-            raise RunError(f"cannot write to {directory}: {error}; the weights in it are whole") from error
+            raise RunError(
+                f"model directory {directory} could not be completed: {error}; the weights in it are complete. Free "
+                "space or make it writable, then resume"
+            ) from error

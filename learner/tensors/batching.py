@@ -1,10 +1,14 @@
-"""Pairs and games into micro-batches of similar length, as many on every rank. Pure; knows nothing of models."""
+"""Token sequences, alone or packed, into padded batches of similar length, equally many on every rank.
+
+Everything depends on arguments only. Must not depend on models or ranks' communication.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,33 +21,38 @@ TokenSequence = tuple[Sequence[int], Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """Right-padded sequences and where their response tokens are predicted. Made by `collate`; read by the policy."""
+    """Right-padded rows, and the positions that predict response tokens. Made by `collate`; read by the policy."""
 
     input_ids: Tensor
     """[b, t] int64."""
     rows: Tensor
-    """[n] int64: sequence of each response token, in order."""
+    """[n] int64: row of each response token, in order."""
     columns: Tensor
-    """[n] int64: position whose logits predict it, one before its own."""
+    """[n] int64: position whose logits predict the token, one before its own."""
     targets: Tensor
     """[n] int64: the response token itself."""
     tokens: int
     """Tokens without padding."""
     position_ids: Tensor | None = None
-    """[b, t] int64 where a row holds several sequences: they start again at each; None: one sequence per row."""
+    """[b, t] int64, restarting at 0 for each packed sequence; None: one sequence per row."""
+
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens with padding."""
+        return self.input_ids.numel()
 
 
 def schedule(
     lengths: Sequence[int], rows_per_item: int, ranks: int, micro_batch_tokens: int
 ) -> list[list[tuple[int, ...]]]:
-    """Rounds of micro-batches: `result[round][rank]` holds indices into `lengths`.
+    """Plan rounds of micro-batches: `result[round][rank]` holds indices into `lengths`.
 
-    Items are taken longest first (equal lengths in order), so that each micro-batch wastes little padding and memory
-    peaks at once. A micro-batch of n items holds `n * rows_per_item * longest` padded tokens, at most
-    `micro_batch_tokens` unless one item alone exceeds them. Every rank takes part in every round, because gathering and
-    reducing are collective; in the last round some may get an empty tuple. Depends on its arguments only.
+    Longest items come first (equal lengths in order), so that micro-batches waste little padding and memory peaks at
+    once. A micro-batch of n items holds `n * rows_per_item * longest` padded tokens, at most `micro_batch_tokens`
+    unless one item alone exceeds them. Every rank takes part in every round, because gathering and reducing are
+    collective; in the last round some ranks may get an empty tuple.
     """
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    order = _longest_first(lengths)
     rounds = []
     start = 0
     while start < len(order):
@@ -54,71 +63,115 @@ def schedule(
     return rounds
 
 
-def sequences_of(pairs: Sequence[Pair]) -> Sequence[TokenSequence]:
-    """All chosen sequences, then all rejected ones."""
-    chosen = [(pair.prompt_token_ids, pair.chosen.token_ids) for pair in pairs]
-    return chosen + [(pair.prompt_token_ids, pair.rejected.token_ids) for pair in pairs]
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Pack items into rows of at most `capacity` tokens, unless one item alone exceeds it; return indices per row.
+
+    First fit, longest first (Johnson 1973): at most 11/9 of the optimal number of rows, plus one (Yue 1991).
+    """
+    rows: list[list[int]] = []
+    room = np.full(len(lengths), capacity)
+    for index in _longest_first(lengths):
+        fits = room[: len(rows)] >= lengths[index]
+        place = int(fits.argmax()) if fits.any() else len(rows)
+        if place == len(rows):
+            rows.append([])
+        rows[place].append(index)
+        room[place] -= lengths[index]
+    return rows
+
+
+def _longest_first(lengths: Sequence[int]) -> list[int]:
+    return sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+
+
+def collate(sequences: Sequence[TokenSequence], device: torch.device | str = "cpu") -> TokenBatch:
+    """Pad `sequences`, one per row, as `collate_rows` without positions."""
+    return collate_rows([[sequence] for sequence in sequences], device)
+
+
+def collate_rows(
+    rows: Sequence[Sequence[TokenSequence]], device: torch.device | str = "cpu", *, positions: bool = False
+) -> TokenBatch:
+    """Pad rows of sequences on the right to the longest row.
+
+    Padding is token 0, an arbitrary valid id: no real token attends to it and no loss reads it. With `positions`, which
+    packed rows need, each sequence and each row's padding count from 0; given positions and no attention mask,
+    transformers masks attention where they restart.
+
+    Raises UsageError for an empty prompt or response: there would be nothing to predict from, or nothing to predict.
+    """
+    longest = max(sum(len(prompt) + len(response) for prompt, response in row) for row in rows)
+    input_ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+    position_ids = torch.arange(longest).repeat(len(rows), 1)
+    of_rows: list[int] = []
+    columns: list[int] = []
+    targets: list[int] = []
+    tokens = 0
+    for row, sequences in enumerate(rows):
+        start = 0
+        for prompt, response in sequences:
+            if not prompt or not response:
+                raise UsageError(
+                    f"a sequence has {len(prompt)} prompt and {len(response)} response tokens; both must be at least "
+                    "1. Check the prompt data and the sampling settings"
+                )
+            end = start + len(prompt) + len(response)
+            input_ids[row, start:end] = torch.tensor([*prompt, *response])
+            position_ids[row, end:] = torch.arange(longest - end)
+            of_rows += [row] * len(response)
+            columns += range(start + len(prompt) - 1, end - 1)
+            targets += response
+            tokens += end - start
+            start = end
+    return TokenBatch(
+        input_ids=input_ids.to(device),
+        rows=torch.tensor(of_rows, device=device),
+        columns=torch.tensor(columns, device=device),
+        targets=torch.tensor(targets, device=device),
+        tokens=tokens,
+        position_ids=position_ids.to(device) if positions else None,
+    )
+
+
+def pair_sequences(pairs: Iterable[tuple[Sequence[int], Sequence[int], Sequence[int]]]) -> list[TokenSequence]:
+    """List all chosen sequences, then all rejected ones, of (prompt, chosen, rejected)."""
+    pairs = list(pairs)
+    return [(prompt, chosen) for prompt, chosen, _ in pairs] + [(prompt, rejected) for prompt, _, rejected in pairs]
+
+
+def sequences_of(pairs: Sequence[Pair]) -> list[TokenSequence]:
+    """As `pair_sequences`."""
+    return pair_sequences((pair.prompt_token_ids, pair.chosen.token_ids, pair.rejected.token_ids) for pair in pairs)
 
 
 def behaviour_logprobs(pairs: Sequence[Pair]) -> list[float]:
-    """Recorded behaviour log-probs (nats) of all response tokens, in the order of `sequences_of`."""
+    """List recorded behaviour log-probs (nats) of all response tokens, in the order of `sequences_of`."""
     completions = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     return [logprob for completion in completions for logprob in completion.logprobs]
 
 
 def game_sequences(games: Sequence[Game], part: slice) -> list[TokenSequence]:
-    """Game by game, the sequences of completions in `part`: of the players and then of the opponents."""
+    """List the sequences of completions in `part`, game by game, players before opponents."""
     return [(game.prompt_token_ids, completion.token_ids) for game in games for completion in game.completions[part]]
 
 
 def token_rows(lengths: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Sequence of each token [n] of sequences of these `lengths`, in order."""
+    """Return the sequence index [n] of each token of sequences of these `lengths`, in order."""
     counts = torch.tensor(lengths, device=device)
     return torch.arange(len(lengths), device=device).repeat_interleave(counts)
 
 
 def pad_by_sequence(values: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Token values [n] of `count` sequences, `rows` [n] in order, as [count, t] with zeros as padding; and the mask.
+    """Pad token values [n] of `count` sequences with zeros to [count, t], and return them with their mask.
 
-    t is the length of the longest sequence; the mask is 1 (True) at tokens. The gradient passes through.
+    `rows` [n] holds each token's sequence, in order; t is the longest length; the mask is True at tokens. The gradient
+    passes through.
     """
     lengths = torch.bincount(rows, minlength=count)
     mask = torch.arange(int(lengths.max()), device=values.device) < lengths[:, None]
     return values.new_zeros(mask.shape).masked_scatter(mask, values), mask
 
 
-def collate(sequences: Sequence[TokenSequence], device: torch.device | str = "cpu") -> TokenBatch:
-    """Pads on the right to the longest of `sequences`.
-
-    The padding token is 0, an arbitrary valid id: no real token attends to it and no loss reads it.
-    Raises UsageError for an empty prompt or response, which has nothing to predict from or nothing to predict.
-    """
-    for prompt, response in sequences:
-        if not prompt or not response:
-            raise UsageError(
-                f"a sequence has {len(prompt)} prompt and {len(response)} response tokens; both must be at least 1. "
-                "Check the prompt data and the sampling settings"
-            )
-    longest = max(len(prompt) + len(response) for prompt, response in sequences)
-    input_ids = torch.zeros(len(sequences), longest, dtype=torch.int64)
-    rows: list[int] = []
-    columns: list[int] = []
-    targets: list[int] = []
-    for row, (prompt, response) in enumerate(sequences):
-        end = len(prompt) + len(response)
-        input_ids[row, :end] = torch.tensor([*prompt, *response])
-        rows += [row] * len(response)
-        columns += range(len(prompt) - 1, end - 1)
-        targets += response
-    return TokenBatch(
-        input_ids=input_ids.to(device),
-        rows=torch.tensor(rows, device=device),
-        columns=torch.tensor(columns, device=device),
-        targets=torch.tensor(targets, device=device),
-        tokens=sum(len(prompt) + len(response) for prompt, response in sequences),
-    )
-
-
 def sum_by_sequence(values: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Sums token values [n] into their sequences: [count]."""
+    """Sum token values [n] into their sequences: [count]."""
     return torch.zeros(count, dtype=values.dtype, device=values.device).index_add(0, rows, values)

@@ -1,6 +1,6 @@
 """The learner of one rank: policy, frozen reference and opponent, trained on rollouts and exported as weights.
 
-It must not depend on where rollouts come from, policy versions or Ray. Methods marked collective must be entered by all
+Must not depend on the source of rollouts, policy versions or Ray. Methods marked collective must be entered by all
 ranks with equal arguments.
 """
 
@@ -22,21 +22,17 @@ from learner.backend.models import checkpoint_names, load_policy
 from learner.backend.sharded import ShardedModel, frozen, join_process_group
 from learner.config import LearnerSpec
 from learner.records import UpdateStats
-from learner.tensors.batching import TokenSequence
 from learner.tensors.logprobs import PolicyWithLogProbs
 from learner.training.objectives import Players, objective_of, step_size
 from learner.training.policies import Policies
 from learner.training.trainer import Trainer
 
-AVERAGE = "average.safetensors"
-
 
 class TrainEngine:
     """Policy, reference, optimizer and loss of one rank. Construction is collective.
 
-    Every rank loads both models whole into host memory once; ZeRO-3 then shards them over the ranks, the frozen
-    reference too, while under ZeRO 0-2 each rank keeps a full copy of both. Raises UsageError if a model cannot be
-    loaded or has no supported architecture.
+    Every rank loads both models whole into host memory once. ZeRO-3 then shards both over the ranks; under ZeRO 0-2
+    each rank keeps a full copy. Raises UsageError if a model cannot be loaded or its architecture is unsupported.
     """
 
     def __init__(self, spec: LearnerSpec) -> None:
@@ -53,28 +49,19 @@ class TrainEngine:
         if opponent is not None and opponent.kind == "ema":
             average = AveragePolicy(self._load(reference_source).to(device), opponent.ema_decay)
         policy = self._load(source)
-        self.model = policy.model
         self.vocab_size = policy.head.weight.shape[0]
         tokenizer_source = source if spec.tokenizer_dir is None else resolve(spec.tokenizer_dir)
-        self._policy = ShardedModel(
-            policy, self.model, config, spec.total_updates, device, tokenizer_source, spec.failed_batches_dir
+        self.policy = ShardedModel(
+            policy, config, spec.total_updates, device, tokenizer_source, spec.failed_batches_dir, average
         )
-        self._policies = Policies(self._policy, reference, average, opponent, spec.temperature)
-        self._trainer = Trainer(self._policy, self._policies)
-        self.rank, self.ranks = self._policy.rank, self._policy.ranks
-
-    @property
-    def updates(self) -> int:
-        """Updates so far; skipped ones count."""
-        return self._policy.updates
-
-    # Training
+        self.policies = Policies(self.policy, reference, average, opponent, spec.temperature)
+        self._trainer = Trainer(self.policy, self.policies)
 
     def update(self, items: Sequence[Pair] | Sequence[Game], measure_step: bool = False) -> UpdateStats:
         """Take one optimizer step on the mean loss over `items`, the whole batch on every rank. Collective.
 
-        `measure_step`, for games, scores the players again after the step, for `step_size`. Raises UsageError for items
-        that the loss does not consume, RunError once more than `max_skipped_updates` were skipped.
+        `measure_step` scores the players of games again after the step, for `step_size`. Raises UsageError for items
+        that the loss does not consume, RunError if more than `max_skipped_updates` updates were skipped.
         """
         self._objective.check(items)
         if measure_step and self._objective.kind is Pair:
@@ -83,66 +70,30 @@ class TrainEngine:
                 "leave measure_step out"
             )
         step = self._trainer.update(items, self._objective)
-        if step.applied and self._policies.average is not None:
-            self._policies.average.update(self.model)
-        return UpdateStats(
-            update=step.update,
-            grad_norm=step.grad_norm,
-            lr=step.lr,
-            skipped=not step.applied,
-            skipped_updates=self._policy.skipped_updates,
-            step_size=self._step_size(step.details) if measure_step and step.applied else None,
-            **step.values,
-        )
+        if step.applied and self.policies.average is not None:
+            self.policies.average.update(self.policy.model)
+        measured = self._step_size(step.details) if measure_step and step.applied else None
+        return UpdateStats(step_size=measured, **step.values)
 
     def _step_size(self, details: list[Any]) -> float:
-        """Measure the step just taken, on the players of all ranks. Collective."""
+        """Measure the last step on the players of all ranks. Collective."""
         players = gather(Players.of(details))
-        after = self.score([sequence for part in players for sequence in part.sequences], with_reference=False)
+        sequences = [sequence for part in players for sequence in part.sequences]
+        after = self.policies.score(sequences, with_reference=False)
         return step_size(players, [sum(policy) for policy, _ in after])
-
-    def score(
-        self, sequences: Sequence[TokenSequence], temperature: float | None = None, *, with_reference: bool = True
-    ) -> list[tuple[list[float], list[float]]]:
-        """As `Policies.score`. Collective."""
-        return self._policies.score(sequences, temperature, with_reference=with_reference)
-
-    # Weights
 
     def full_state(self) -> dict[str, Tensor]:
         """Gather the policy's weights on rank 0's CPU, under the names and dtypes of `save_pretrained`. Collective.
 
         Tied weights appear once. Other ranks get an empty dictionary.
         """
-        state = self._policy.gather_state()
-        return checkpoint_names(self.model, state) if self.rank == 0 else state
+        state = self.policy.gather_state()
+        return checkpoint_names(self.policy.model, state) if self.policy.rank == 0 else state
 
     def average_state(self) -> dict[str, Tensor]:
-        """Return the averaged weights of opponent kind `ema`, as `full_state`; empty with other kinds."""
-        average = self._policies.average
-        return average.state() if average is not None and self.rank == 0 else {}
-
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write the policy as a Hugging Face directory, whole or not at all. Collective. Raises RunError."""
-        self._policy.save_pretrained(directory)
-
-    # Checkpoints
-
-    def save(self, directory: str | Path, client_state: dict[str, Any] | None = None) -> None:
-        """As `ShardedModel.save`, with the averaged weights if there are any. Collective."""
-        average = self._policies.average
-        beside = None if average is None else lambda engine: average.save(engine / AVERAGE)
-        self._policy.save(directory, client_state, beside=beside)
-
-    def load(self, checkpoint: str | Path) -> dict[str, Any]:
-        """As `ShardedModel.load`, with the averaged weights if the opponent needs them. Collective."""
-        average = self._policies.average
-        beside = None if average is None else lambda engine: average.load(engine / AVERAGE)
-        return self._policy.load(checkpoint, beside=beside)
-
-    def close(self) -> None:
-        """Leave the process group."""
-        self._policy.close()
+        """Return the averaged weights of opponent kind `ema`, as `full_state`; empty for other kinds."""
+        average = self.policies.average
+        return average.state() if average is not None and self.policy.rank == 0 else {}
 
     def _load(self, directory: Path) -> PolicyWithLogProbs:
         return load_policy(directory, self.config.dtype, self.config.logprob_chunk, self.spec.temperature)

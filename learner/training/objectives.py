@@ -1,7 +1,7 @@
 """Losses on rollouts as objectives of the trainer: pairs (best and worst of a prompt) and games (all completions).
 
-An objective says which completions go through which models and what the loss reads of them; the maths is in
-`learner/losses`. It must not depend on ranks' communication or optimizers.
+An objective picks the completions that go through each model and the log-probs that the loss needs; the maths is in
+`learner/losses`. Must not depend on ranks' communication or optimizers.
 """
 
 from __future__ import annotations
@@ -28,31 +28,29 @@ from learner.training.trainer import Measured, Objective
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """A micro-batch of b items."""
+    """Losses and metrics of a micro-batch of b items."""
 
     loss: Tensor
-    """[b]; carries the gradient."""
+    """Losses [b], with gradient."""
     metrics: Mapping[str, Tensor]
-    """[b] each, detached."""
+    """Values [b] each, detached."""
     behaviour_log_ratio: Tensor
-    """[tokens] log pi - log b."""
+    """log pi - log b [tokens]."""
     opponent_log_ratio: Tensor | None = None
-    """[tokens] log pi' - log b of the opponents' tokens, if pi' was computed."""
-    player_logprobs: Tensor | None = None
-    """Games: [b, K] log pi of each player, detached."""
-    advantages: Tensor | None = None
-    """Games: [b, K] A of each player, detached."""
+    """log pi' - log b [tokens] of the opponents, if pi' was computed."""
+    detail: Any = None
+    """Games: for `Players.of`, the items, and log pi and A of each player [b, K], detached."""
 
 
 class RolloutObjective(Objective):
-    """What losses on pairs and on games share. Items are of one kind; `UpdateStats` names the reported values."""
+    """Base of losses on pairs and on games. `UpdateStats` defines the reported values."""
 
     metrics: tuple[str, ...]
     """Names of the values averaged over items."""
     kind: type
-    """Of the items."""
+    """Type of the items."""
     weighs_opponents: bool = False
-    """Whether a pass computes the opponent's log-probs."""
+    """Whether any pass computes the opponent's log-probs."""
 
     def __init__(self, config: LearnerConfig, metrics: tuple[str, ...]) -> None:
         super().__init__(config.micro_batch_tokens)
@@ -61,7 +59,7 @@ class RolloutObjective(Objective):
         self.maxima = ("log_ratio_max", *(("opponent_log_ratio_max",) if self.weighs_opponents else ()))
 
     def check(self, items: Sequence[Any]) -> None:
-        """Raise UsageError unless `items` are at least one, all of the kind and shape that the loss consumes."""
+        """Raise UsageError if `items` is empty or holds an item of the wrong kind or shape for the loss."""
         name = self.kind.__name__.lower()
         if not items:
             raise UsageError(f"the batch is empty; an update needs at least one {name}")
@@ -74,28 +72,16 @@ class RolloutObjective(Objective):
                 )
 
     def passes(self, items: Sequence[Any]) -> tuple[Pass, ...]:
-        """Return the forward passes of every micro-batch: the last has the gradient, those before it have none."""
+        """Return the forward passes of a micro-batch. Only the last has a gradient."""
         return (Pass(slice(None)),)
 
     def sequences(self, members: Sequence[Any], part: Pass) -> Sequence[TokenSequence]:
-        """Return what goes through the models for `members` in one of the `passes`."""
+        """Return the sequences of `members` in one of the `passes`."""
         raise NotImplementedError
 
     def losses(self, members: Sequence[Any], logprobs: Sequence[TokenLogProbs]) -> Losses:
-        """Compute losses and metrics of `members` from the log-probs of each of their `passes`."""
+        """Compute losses and metrics of `members` from the log-probs of their `passes`."""
         raise NotImplementedError
-
-    def counts(self, items: Sequence[Any]) -> dict[str, int]:
-        """Count items as `UpdateStats` names them."""
-        raise NotImplementedError
-
-    def constant_loss(self, items: Sequence[Any]) -> float:
-        """Sum the losses of the items that no micro-batch holds."""
-        return 0.0
-
-    def detail(self, members: Sequence[Any], losses: Losses) -> Any:
-        """Keep what a measured step size needs, on the device and detached."""
-        return None
 
     def prepare(self, forward: Policies, micro_batch: Sequence[Any]) -> list[TokenLogProbs]:
         *constant, _ = self.passes(micro_batch)
@@ -122,19 +108,18 @@ class RolloutObjective(Objective):
             tokens=sum(each.tokens for each in logprobs),
             padded_tokens=sum(each.padded_tokens for each in logprobs),
             maxima=maxima,
-            detail=self.detail(micro_batch, losses),
+            detail=losses.detail,
         )
 
     def means(self, items: Sequence[Any], sums: Mapping[str, float], maxima: Mapping[str, float]) -> dict[str, Any]:
         added, responses = max(1.0, sums["items"]), max(1.0, sums["responses"])
         return {
-            "loss": (sums["loss"] + self.constant_loss(items)) / len(items),
+            "loss": sums["loss"] / len(items),
             **{name: sums[name] / added for name in self.metrics},
             "log_ratio_max": maxima["log_ratio_max"],
             "opponent_log_ratio_max": maxima.get("opponent_log_ratio_max"),
             "log_ratio_mean": sums["log_ratio"] / responses,
             "behaviour_kl": sums["k3"] / responses,
-            **self.counts(items),
         }
 
 
@@ -144,7 +129,7 @@ def objective_of(config: LearnerConfig) -> RolloutObjective:
 
 
 class PairObjective(RolloutObjective):
-    """Losses on pairs. Ties are not computed: their loss is constant."""
+    """Losses on pairs. Ties skip the forward pass: their loss is constant."""
 
     kind = Pair
 
@@ -154,7 +139,7 @@ class PairObjective(RolloutObjective):
         self._loss: PairLossConfig = config.loss
 
     def active(self, items: Sequence[Pair]) -> list[Pair]:
-        """Leave out ties: their gradient is zero. They count in the batch's mean."""
+        """Leave out ties: their gradient is zero. They still count in the batch's mean."""
         return [pair for pair in items if not pair.tie]
 
     def length(self, item: Pair) -> int:
@@ -171,22 +156,21 @@ class PairObjective(RolloutObjective):
         rows = token_rows(lengths, own.policy.device)
         policy = sum_by_sequence(own.policy, rows, len(lengths))
         reference = sum_by_sequence(own.reference, rows, len(lengths))
-        (chosen, rejected), (reference_chosen, reference_rejected) = policy.chunk(2), reference.chunk(2)
-        output = preference_loss(chosen, rejected, reference_chosen, reference_rejected, self._loss)
+        (chosen, rejected), (mu_chosen, mu_rejected) = policy.chunk(2), reference.chunk(2)
+        output = preference_loss(chosen, rejected, mu_chosen, mu_rejected, self._loss)
         kl_chosen, kl_rejected = (policy - reference).detach().chunk(2)
         behaviour = torch.tensor(batching.behaviour_logprobs(members), device=rows.device)
         metrics = {**output.metrics, "kl_chosen": kl_chosen, "kl_rejected": kl_rejected}
         return Losses(output.loss, metrics, own.policy.detach() - behaviour)
 
-    def counts(self, items: Sequence[Pair]) -> dict[str, int]:
-        return {"pairs": len(items), "ties": sum(pair.tie for pair in items)}
-
-    def constant_loss(self, items: Sequence[Pair]) -> float:
-        return sum(pair.tie for pair in items) * tie_loss(self._loss)
+    def means(self, items: Sequence[Pair], sums: Mapping[str, float], maxima: Mapping[str, float]) -> dict[str, Any]:
+        ties = sum(pair.tie for pair in items)
+        loss = sums["loss"] + ties * tie_loss(self._loss)
+        return super().means(items, {**sums, "loss": loss}, maxima) | {"pairs": len(items), "ties": ties}
 
 
 class GameObjective(RolloutObjective):
-    """Losses on games. If opponents are rollouts of their own, players and opponents have separate passes."""
+    """Losses on games. If opponents are separate rollouts, players and opponents have separate passes."""
 
     kind = Game
 
@@ -213,14 +197,14 @@ class GameObjective(RolloutObjective):
         return len(item.prompt_token_ids) + max(responses)
 
     def rows(self, items: Sequence[Game]) -> int:
-        """All completions of a game stay together, and the largest pass is to fit the budget."""
+        """Count the completions of a game's largest pass: they stay together, and must fit the budget."""
         return max(len(items[0].completions[part]) for part in self._parts(items))
 
     def passes(self, items: Sequence[Game]) -> tuple[Pass, ...]:
         """Return the passes of players and opponents.
 
-        With `ipo_md` the opponents carry the gradient, and players are only measured. With other losses opponents have
-        no gradient: only their log pi' is needed, and only when importance weights are on.
+        With `ipo_md` the opponents have the gradient, and players are only measured. With other losses opponents have
+        no gradient: only their log pi' is needed, and only if they have importance weights.
         """
         players = len(items[0].players)
         if not items[0].opponents:
@@ -250,23 +234,17 @@ class GameObjective(RolloutObjective):
             output.metrics,
             log_ratio,
             opponent_log_ratio,
-            games.policy.detach()[:, :players].sum(-1),
-            output.advantages,
+            detail=(members, games.policy.detach()[:, :players].sum(-1), output.advantages),
         )
 
-    def detail(self, members: Sequence[Game], losses: Losses) -> tuple[Sequence[Game], Tensor, Tensor]:
-        assert losses.player_logprobs is not None
-        assert losses.advantages is not None
-        return members, losses.player_logprobs, losses.advantages
-
-    def counts(self, items: Sequence[Game]) -> dict[str, int]:
-        return {"games": len(items)}
+    def means(self, items: Sequence[Game], sums: Mapping[str, float], maxima: Mapping[str, float]) -> dict[str, Any]:
+        return super().means(items, sums, maxima) | {"games": len(items)}
 
 
 def game_batch(members: Sequence[Game], parts: Sequence[slice], logprobs: Sequence[TokenLogProbs]) -> GameBatch:
-    """Pad `members`, games of one shape, from the log-probs of the completions in each of `parts`.
+    """Pad `members`, games of one shape, into a batch with the log-probs of the completions in each of `parts`.
 
-    A log-prob that no pass computed is replaced by the recorded one, so that its ratio is 1; the loss ignores it.
+    Recorded log-probs replace those that no pass computed, so that their ratio is 1; the loss ignores them.
     """
     completions = [completion for game in members for completion in game.completions]
     assert logprobs[-1].policy is not None
@@ -301,18 +279,18 @@ def game_batch(members: Sequence[Game], parts: Sequence[slice], logprobs: Sequen
 
 @dataclass(frozen=True, slots=True)
 class Players:
-    """Players of some games as they were before a step."""
+    """Players of some games before a step."""
 
     sequences: list[TokenSequence]
-    """Game by game."""
+    """Prompts and responses, game by game."""
     logprobs: list[list[float]]
-    """[games][K] log pi(y|x), nats."""
+    """log pi(y|x) (nats), [games][K]."""
     advantages: list[list[float]]
-    """[games][K]"""
+    """Advantages, [games][K]."""
 
     @classmethod
     def of(cls, details: Sequence[tuple[Sequence[Game], Tensor, Tensor]]) -> Players:
-        """Collect the players of several micro-batches, from `GameObjective.detail`."""
+        """Collect the players of several micro-batches, from `Losses.detail`."""
         games = [game for members, _, _ in details for game in members]
         return cls(
             [(game.prompt_token_ids, player.token_ids) for game in games for player in game.players],
@@ -322,7 +300,7 @@ class Players:
 
 
 def step_size(players: Sequence[Players], logprobs_after: Sequence[float]) -> float:
-    """Estimate eta of a step: the slope of the players' change of log pi(y|x) on their advantages (`stability`).
+    """Estimate eta of a step: the slope of the change in the players' log pi(y|x) on their advantages.
 
     `logprobs_after` holds the log-probs (nats) of all sequences of `players`, in order, after the step.
     """

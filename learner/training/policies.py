@@ -1,6 +1,6 @@
 """Forward passes of the policy in training, its frozen reference and the opponent, on tokens.
 
-It must not depend on losses, optimizers or Ray. Methods marked collective must be entered by all ranks.
+Must not depend on losses, optimizers or Ray. Methods marked collective must be entered by all ranks.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from actors.generation.config import OpponentConfig
 from learner.backend.average import AveragePolicy
 from learner.backend.collective import gather
 from learner.backend.sharded import ShardedModel, gathered
-from learner.tensors.batching import TokenSequence, collate, schedule
+from learner.tensors.batching import TokenBatch, TokenSequence, collate, schedule
 from learner.tensors.logprobs import Mixture
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Completions of each item that share a forward pass, and what is read of their tokens."""
+    """Completions of each item that share a forward pass, and the log-probs that the loss needs."""
 
     completions: slice
     log_ratio: bool = True
-    """log pi and log mu."""
+    """Whether log pi and log mu are needed."""
     opponent: bool = False
-    """log pi', of the opponent as it is at this update."""
+    """Whether log pi' is needed, of the opponent at this update."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class TokenLogProbs:
     """Log-probs [n] (nats) of a pass's response tokens, in the order of its sequences; None if not computed."""
 
     policy: Tensor | None
-    """Carries the gradient in the pass that has it."""
+    """With gradient in the pass that has one."""
     reference: Tensor | None
     opponent: Tensor | None = None
     tokens: int = 0
@@ -45,43 +45,43 @@ class TokenLogProbs:
 
 @dataclass(slots=True)
 class Policies:
-    """What a loss on rollouts compares: pi, mu and pi'."""
+    """The policies that a loss on rollouts compares: pi, mu and pi'."""
 
     policy: ShardedModel
     reference: Any
     average: AveragePolicy | None
-    """Opponent kind `ema`: the moving average of the policy's weights."""
+    """Moving average of the policy's weights, for opponent kind `ema`."""
     opponent: OpponentConfig | None
     temperature: float
 
     def logprobs(self, sequences: Sequence[TokenSequence], part: Pass) -> TokenLogProbs:
-        """Compute what `part` reads, with gradient through the policy if gradients are enabled."""
+        """Compute the log-probs that `part` needs, with gradient through the policy if gradients are enabled."""
         batch = collate(sequences, self.policy.device)
-        arguments = (batch.input_ids, batch.rows, batch.columns, batch.targets)
-        counts = (batch.tokens, batch.input_ids.numel())
+        counts = (batch.tokens, batch.padded_tokens)
         beta = self.opponent.target_beta if self.opponent is not None else 0.0
         if part.opponent and 0.0 < beta < 1.0:
-            return TokenLogProbs(*self.mixture(arguments, beta), *counts)
-        policy = self.policy(*arguments) if part.log_ratio else None
+            return TokenLogProbs(*self.mixture(batch, beta), *counts)
+        policy = self.policy(batch) if part.log_ratio else None
         with torch.no_grad():
-            reference = self.reference(*arguments) if part.log_ratio else None
+            reference = self.reference(batch) if part.log_ratio else None
             if not part.opponent:
-                return TokenLogProbs(policy, reference, None, *counts)
-            if self.average is not None:
-                return TokenLogProbs(policy, reference, self.average.model(*arguments), *counts)
-            model, known = (self.policy, policy) if beta == 0.0 else (self.reference, reference)
-            opponent = model(*arguments) if known is None else known.detach()
-            return TokenLogProbs(policy, reference, opponent, *counts)
+                opponent = None
+            elif self.average is not None:
+                opponent = self.average.model(batch)
+            else:
+                model, known = (self.policy, policy) if beta == 0.0 else (self.reference, reference)
+                opponent = model(batch) if known is None else known.detach()
+        return TokenLogProbs(policy, reference, opponent, *counts)
 
-    def mixture(self, arguments: tuple[Tensor, ...], beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    def mixture(self, batch: TokenBatch, beta: float) -> tuple[Tensor, Tensor, Tensor]:
         """Compute log pi, log mu and log pi' [n] each, with pi' = pi^(1-beta) mu^beta normalised at every token."""
         with torch.no_grad():
-            reference, hidden = self.reference(*arguments, with_hidden=True)
+            reference, hidden = self.reference(batch, with_hidden=True)
         head = getattr(self.reference, "module", self.reference).head
-        # ZeRO-3 gathers the policy's own head inside its forward pass; gathering it here would clash with the copy
-        # that it prefetches for the backward pass.
+        # Only the reference's head: ZeRO-3 gathers the policy's in its forward pass, and gathering it here would clash
+        # with the copy prefetched for the backward pass.
         with gathered(list(head.parameters())):
-            policy, opponent = self.policy(*arguments, mixture=Mixture(beta, hidden, head))
+            policy, opponent = self.policy(batch, mixture=Mixture(beta, hidden, head))
         return policy, reference, opponent
 
     @torch.no_grad()
@@ -90,19 +90,19 @@ class Policies:
     ) -> list[tuple[list[float], list[float]]]:
         """Compute log-probs (nats) of each response token under policy and reference, for each sequence. Collective.
 
-        Ranks share the work; all get all results. Without reference its lists are empty, and under ZeRO-3 its weights
-        are not gathered.
+        Ranks share the work, and each gets all results. Without reference its lists are empty, and ZeRO-3 does not
+        gather its weights.
         """
+        temperature = temperature or self.temperature
         rank, ranks = self.policy.rank, self.policy.ranks
         lengths = [len(prompt) + len(response) for prompt, response in sequences]
         own: dict[int, tuple[list[float], list[float]]] = {}
         for shares in schedule(lengths, 1, ranks, self.policy.config.micro_batch_tokens):
             share = shares[rank] or shares[0][:1]
             batch = collate([sequences[index] for index in share], self.policy.device)
-            arguments = (batch.input_ids, batch.rows, batch.columns, batch.targets, temperature or self.temperature)
             sizes = [len(sequences[index][1]) for index in share]
-            policy = _lists(self.policy(*arguments), sizes)
-            reference = _lists(self.reference(*arguments), sizes) if with_reference else [[] for _ in share]
+            policy = _lists(self.policy(batch, temperature), sizes)
+            reference = _lists(self.reference(batch, temperature), sizes) if with_reference else [[] for _ in share]
             if shares[rank]:
                 own |= {i: (p, r) for i, p, r in zip(share, policy, reference, strict=True)}
         merged = {index: result for part in gather(own) for index, result in part.items()}

@@ -1,7 +1,7 @@
-"""One learner rank as an actor: environment, engine, and on rank 0 the publisher.
+"""One rank of the learner: its environment, its engine and, on rank 0, the publisher.
 
-Plain classes; `launch/cluster/wiring.py` makes Ray actors of them and calls the methods of all ranks together. Torch
-and deepspeed are imported when an instance is made, after its environment is set.
+Plain classes that `launch/cluster/wiring.py` turns into Ray actors. Torch and deepspeed are imported at construction,
+after the environment is set.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from actors.errors import LEARNER_MEMORY, RunError, oom_hint
+from actors.errors import LEARNER_MEMORY, oom_hint
 from actors.records import SENT_BY_LEARNER, Canary, Game, Manifest, Pair
 from learner.backend.process import RankPlace, set_environment, threads
 from learner.config import LearnerSpec, PublicationConfig, TrainerConfig
@@ -19,13 +19,17 @@ from learner.records import UpdateStats
 if TYPE_CHECKING:
     import numpy as np
 
+    from learner.backend.sharded import ShardedModel
+    from learner.tensors.batching import TokenSequence
+
 
 class RankWorker:
-    """What the ranks of the loop and of the stages have in common. All ranks are made together: they wait for each
-    other. Every method but `ready` is collective."""
+    """Base of the ranks of the loop and of the stages: the methods of `ShardedModel` that both need.
 
-    _model: Any
-    """Has `save`, `load`, `save_pretrained` and `close`."""
+    Construction and all methods but `ready` are collective.
+    """
+
+    _model: ShardedModel
 
     def __init__(self, config: TrainerConfig, place: RankPlace) -> None:
         set_environment(config, place)
@@ -35,27 +39,23 @@ class RankWorker:
         self.rank = place.rank
 
     def ready(self) -> None:
-        """Return once models are loaded and all ranks have met."""
+        """Return after construction: models are loaded and all ranks have met."""
 
     def save(self, stage: str, client_state: dict[str, Any] | None = None) -> None:
-        """Write this rank's part of a checkpoint into `stage`, a directory of `checkpoints.begin`."""
         self._model.save(stage, client_state)
 
     def load(self, checkpoint: str) -> dict[str, Any]:
-        """Continue from `checkpoint`; return the `client_state` it was saved with."""
         return self._model.load(checkpoint)
 
     def save_pretrained(self, directory: str) -> None:
-        """Write the model as a Hugging Face directory, whole or not at all."""
         self._model.save_pretrained(directory)
 
     def close(self) -> None:
-        """Leave the other ranks."""
         self._model.close()
 
 
 class LearnerWorker(RankWorker):
-    """A rank that trains on rollouts. Raises UsageError or RunError as `TrainEngine` and `Publisher` do."""
+    """A rank that trains on rollouts. Raises errors of `TrainEngine` and `Publisher`."""
 
     def __init__(self, spec: LearnerSpec, place: RankPlace, publication: PublicationConfig, publish_dir: str) -> None:
         super().__init__(spec.config, place)
@@ -66,19 +66,20 @@ class LearnerWorker(RankWorker):
         self._sendable: dict[int, tuple[Manifest, dict[str, Any]]] = {}
         self._senders: dict[str, tuple[str, Any]] = {}
         self._canary_length = publication.canary_tokens
-        self._publisher = Publisher(publication, publish_dir) if place.rank == 0 else None
+        self._publisher: Any = Publisher(publication, publish_dir) if place.rank == 0 else None
         with oom_hint(f"learner rank {place.rank}", LEARNER_MEMORY):
-            self._model = self._engine = TrainEngine(spec)
+            self._engine = TrainEngine(spec)
+        self._model = self._engine.policy
 
     def update(self, items: Sequence[Pair] | Sequence[Game], measure_step: bool = False) -> UpdateStats:
-        """Take one optimizer step on the whole batch `items`, of which this rank computes its share."""
+        """As `TrainEngine.update`: each rank gets the whole batch and computes its share."""
         with oom_hint(f"learner rank {self.rank}", LEARNER_MEMORY):
             return self._engine.update(items, measure_step)
 
     def export(self, version: int) -> Manifest | None:
         """Publish the current weights as `version`; return the manifest on rank 0, None elsewhere.
 
-        With opponent kind `ema` the averaged weights are included, under names that begin with
+        With opponent kind `ema` the averaged weights are included, under names prefixed with
         `weights.REFERENCE_PREFIX`.
         """
         from actors.generation.weights import REFERENCE_PREFIX
@@ -94,10 +95,10 @@ class LearnerWorker(RankWorker):
         return manifest
 
     def deliver(self, name: str, process: str, generator: Any, version: int, workers: int) -> int:
-        """Send the publication of `version` to one generator over `nccl` or `ipc`; return when it is in use.
+        """Send the publication of `version` to one generator over `nccl` or `ipc`, and wait until it is in use.
 
-        Each generator process has its own transfer group, made again when `process` changes. `generator` and `workers`
-        are those of `WeightSender`. Rank 0 only. Never run on a GPU so far.
+        Each generator process has its own transfer group, rebuilt when `process` changes. `generator` and `workers` are
+        those of `WeightSender`. Rank 0 only. Not yet run on a GPU.
         """
         from learner.publication.transfer import WeightSender
 
@@ -112,25 +113,24 @@ class LearnerWorker(RankWorker):
         return version
 
     def chunk_count(self) -> int:
-        """Return the number of chunks of the newest publication. Rank 0 only."""
-        return self._publishing().chunk_count
+        """Count the chunks of the newest publication. Rank 0 only."""
+        return self._publisher.chunk_count
 
     def chunk(self, index: int) -> dict[str, np.ndarray]:
         """Return chunk `index` of the newest publication. Rank 0 only."""
-        return self._publishing().chunk(index)
+        return self._publisher.chunk(index)
 
     def retire(self, version: int) -> None:
         """Free the publication of `version`. Rank 0 only."""
-        self._publishing().retire(version)
+        self._publisher.retire(version)
         self._sendable.pop(version, None)
 
-    def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[list[float], list[float]]]:
-        """Compute log-probs (nats) of each (prompt, response)'s response tokens under policy and reference."""
+    def score(self, sequences: Sequence[TokenSequence]) -> list[tuple[list[float], list[float]]]:
         with oom_hint(f"learner rank {self.rank}", LEARNER_MEMORY):
-            return self._engine.score(sequences)
+            return self._engine.policies.score(sequences)
 
     def close(self) -> None:
-        """Remove what was published and leave the other ranks."""
+        """Remove publications and leave the process group."""
         for _, sender in self._senders.values():
             sender.close()
         if self._publisher is not None:
@@ -141,11 +141,7 @@ class LearnerWorker(RankWorker):
         from actors.generation.weights import canary_tokens
 
         tokens = canary_tokens(self._engine.vocab_size, self._canary_length)
-        # Engines report log-probs of given tokens without their sampling temperature.
-        ((logprobs, _),) = self._engine.score([(tokens[:1], tokens[1:])], temperature=1.0, with_reference=False)
+        # Engines score given tokens at temperature 1, whatever they sample at.
+        sequence = (tokens[:1], tokens[1:])
+        ((logprobs, _),) = self._engine.policies.score([sequence], temperature=1.0, with_reference=False)
         return Canary(tokens, tuple(logprobs))
-
-    def _publishing(self) -> Any:
-        if self._publisher is None:
-            raise RunError(f"learner rank {self.rank} publishes nothing; ask rank 0")
-        return self._publisher

@@ -1,11 +1,11 @@
-"""Exact targets in the embedded world: where Nash-MD, self-play and a Bradley-Terry reward end, given the reference.
+"""Exact optima in the embedded world of Nash-MD, self-play and a Bradley-Terry reward, given the reference.
 
-Solved per prompt by `learner.games.tabular`, on the game in which outcomes that fare alike against every outcome are
-one action: a solution is the reference times a factor, and the factor of two such outcomes is the same. The world's 261
-outcomes come down to about sixteen, and nothing is lost. This module must not know how a policy was trained.
+Solved per prompt by `learner.games.tabular`. Outcomes with equal preferences against all outcomes are merged into one
+action, about sixteen instead of 261. This is exact: a solution is mu times a factor, and the factor depends on
+preferences only. Must not depend on training.
 
 Throughout, mu [16, 261] holds the reference's outcome probabilities (`ExactPolicy.probabilities`), rows sum to 1, and
-tau > 0 is the coefficient of KL(pi || mu). Outcomes without probability under mu have none in any solution.
+tau > 0 is the coefficient of KL(pi || mu). Outcomes without mass under mu have none in any solution.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from learner.world import exact
 Array = NDArray[np.float64]
 
 LOWEST_TAU, HIGHEST_TAU = 1e-3, 1e3
-"""Where `bradley_terry_tau_at_kl` looks."""
+"""Range that `bradley_terry_tau_at_kl` searches."""
 
 
 @dataclass(frozen=True, eq=False)
 class Equilibrium(exact.OutcomeTable):
-    """A policy over outcomes with what is worth knowing of it, as means over the 16 prompts."""
+    """A policy over outcomes with its metrics, as means over the 16 prompts."""
 
     exploitability: float
     """max_y P(y > pi) - 1/2 over all 261 outcomes."""
     regularised_gap: float
     """Duality gap of the game regularised towards mu; see `exact.regularised_gap`."""
     kl: float
-    """KL(pi || mu) between outcomes, nats."""
+    """KL(pi || mu) between outcomes (nats)."""
     preference: float
     """P(pi > mu)."""
 
 
 def measured(world: World, probabilities: Array, mu: Array, tau: float) -> Equilibrium:
-    """Any table of outcome probabilities [16, 261] with its figures; `tau` is the regularised gap's."""
+    """Measure a table of outcome probabilities [16, 261]; `tau` is for the regularised gap."""
     policy, reference = exact.OutcomeTable(probabilities), exact.OutcomeTable(mu)
     return Equilibrium(
         probabilities=probabilities,
@@ -53,18 +53,19 @@ def measured(world: World, probabilities: Array, mu: Array, tau: float) -> Equil
 
 
 def nash(world: World, mu: Array, tau: float) -> Equilibrium:
-    """The Nash policy of the regularised game: pi = mu exp(P(. > pi) / tau), normalised (Munos et al. 2023, section 4).
+    """Solve pi = mu exp(P(. > pi) / tau), normalised: the Nash policy of the regularised game.
 
-    Where online IPO and self-play end. Raises UsageError unless tau > 0.
+    Munos et al. 2023, section 4. The limit of online IPO and self-play. Raises UsageError unless tau > 0.
     """
     games = _games(world, mu)
     return measured(world, _table(games, [tabular.regularised_nash(g.preferences, g.mu, tau) for g in games]), mu, tau)
 
 
 def nash_md_fixed_point(world: World, mu: Array, tau: float, beta: float) -> Equilibrium:
-    """Where Nash-MD-PG and IPO-MD with a constant beta end: pi = mu exp(P(. > pi^(1-beta) mu^beta) / tau), normalised.
+    """Solve pi = mu exp(P(. > pi^(1-beta) mu^beta) / tau), normalised.
 
-    The mixture itself is the Nash policy at tau / (1 - beta). Raises UsageError unless tau > 0 and 0 <= beta <= 1.
+    The limit of Nash-MD-PG and IPO-MD with a constant beta. The mixture itself is the Nash policy at tau / (1 - beta).
+    Raises UsageError unless tau > 0 and 0 <= beta <= 1.
     """
     games = _games(world, mu)
     solutions = [tabular.nash_md_fixed_point(g.preferences, g.mu, tau, beta) for g in games]
@@ -72,21 +73,20 @@ def nash_md_fixed_point(world: World, mu: Array, tau: float, beta: float) -> Equ
 
 
 def bradley_terry_optimum(world: World, mu: Array, tau: float, pairs: Array | None = None) -> Equilibrium:
-    """What RLHF with a reward model ends at: pi = mu exp(r / tau), normalised, r the Bradley-Terry fit.
+    """Compute pi = mu exp(r / tau), normalised, with r the Bradley-Terry fit: the limit of RLHF with a reward model.
 
-    The reward is fitted to pairs of outcomes drawn from `pairs` [16, 261], from mu if not given; with
-    `world.corpus_outcome_probabilities()` it is the reward of the judge `bradley_terry`. Offline DPO on the same pairs
-    ends there too, with tau its beta (Rafailov et al. 2023, "Direct Preference Optimization", eq. 4).
-
-    Raises UsageError unless tau > 0, and for pairs that lack a kind of outcome that mu has.
+    The reward is fitted to pairs of outcomes drawn from `pairs` [16, 261], by default mu; with
+    `world.corpus_outcome_probabilities()` it is the reward of the judge `bradley_terry`. Offline DPO with beta = tau on
+    the same pairs has the same limit (Rafailov et al. 2023, "Direct Preference Optimization", eq. 4). Raises UsageError
+    unless tau > 0, or if `pairs` has no mass on a class of outcomes that mu has.
     """
     return measured(world, _bradley_terry_table(_rewarded(world, mu, pairs), tau), mu, tau)
 
 
 def bradley_terry_tau_at_kl(world: World, mu: Array, kl: float, pairs: Array | None = None) -> float:
-    """The tau at which `bradley_terry_optimum` has this KL (nats, mean over prompts): for comparisons at equal KL.
+    """Find the tau at which `bradley_terry_optimum` has this KL (nats, mean over prompts), for comparisons at equal KL.
 
-    Raises UsageError for a KL that no tau between 1e-3 and 1e3 gives; the error names the range.
+    Raises UsageError if no tau between 1e-3 and 1e3 gives it.
     """
     rewarded = _rewarded(world, mu, pairs)
 
@@ -97,8 +97,8 @@ def bradley_terry_tau_at_kl(world: World, mu: Array, kl: float, pairs: Array | N
     least, most = kl_at(HIGHEST_TAU), kl_at(LOWEST_TAU)
     if not least < kl < most:
         raise UsageError(
-            f"a Bradley-Terry optimum with a KL of {kl:g} nats is asked for; this reference allows {least:.3g} to "
-            f"{most:.4g}: choose one between them"
+            f"no Bradley-Terry optimum has a KL of {kl:g} nats; with this reference it is between {least:.3g} and "
+            f"{most:.4g}: choose a KL in that range"
         )
     low, high = np.log(LOWEST_TAU), np.log(HIGHEST_TAU)
     while high - low > 1e-10:
@@ -109,23 +109,23 @@ def bradley_terry_tau_at_kl(world: World, mu: Array, kl: float, pairs: Array | N
 
 @dataclass(frozen=True, eq=False)
 class _Game:
-    """One prompt's game between kinds of outcomes: those of one row in the preference matrix, with mass under mu."""
+    """One prompt's game between classes of outcomes with equal preferences and mass under mu."""
 
     preferences: Array
-    """[k, k]"""
+    """Preferences between classes, [k, k]."""
     mu: Array
-    """[k]: mass of each kind."""
+    """Mass of each class, [k]."""
     kind: NDArray[np.intp]
-    """[261]: the kind of each outcome; k where it has none."""
+    """Class of each outcome, [261]; k for outcomes without mass."""
     outcomes: Array
-    """[261]: mu of each outcome."""
+    """mu of each outcome, [261]."""
 
     def spread(self, pi: Array) -> Array:
-        """[261] from a policy over kinds [k]: within a kind as mu has it."""
+        """Expand a policy over classes [k] to outcomes [261], in proportion to mu within a class."""
         return self.outcomes * np.append(pi / self.mu, 0.0)[self.kind]
 
-    def gathered(self, probabilities: Array) -> Array:
-        """[k] from a distribution over outcomes [261], of which those without a kind are left out."""
+    def merged(self, probabilities: Array) -> Array:
+        """Reduce a distribution over outcomes [261] to one over classes [k], renormalised."""
         mass = np.bincount(self.kind, weights=probabilities, minlength=len(self.mu) + 1)[:-1]
         return mass / mass.sum()
 
@@ -135,7 +135,7 @@ def _games(world: World, mu: Array) -> list[_Game]:
 
 
 def _game(preferences: Array, mu: Array) -> _Game:
-    # Rounded, since equal logits may come out of the sigmoid with different last bits.
+    # Rounded, because the sigmoid of equal logits may differ in the last bits.
     _, first, kind = np.unique(np.round(preferences, 12), axis=0, return_index=True, return_inverse=True)
     mass = np.bincount(kind.reshape(-1), weights=mu).astype(np.float64)
     held = np.flatnonzero(mass > 0.0)
@@ -152,7 +152,7 @@ def _table(games: list[_Game], policies: list[Array]) -> Array:
 def _rewarded(world: World, mu: Array, pairs: Array | None) -> list[tuple[_Game, Array]]:
     sampled = mu if pairs is None else pairs
     games = _games(world, mu)
-    return [(g, tabular.bradley_terry(g.preferences, g.gathered(sampled[x]))) for x, g in enumerate(games)]
+    return [(g, tabular.bradley_terry(g.preferences, g.merged(sampled[x]))) for x, g in enumerate(games)]
 
 
 def _bradley_terry_table(rewarded: list[tuple[_Game, Array]], tau: float) -> Array:

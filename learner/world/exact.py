@@ -1,7 +1,7 @@
-"""Exact evaluation in the embedded world: probabilities by enumeration instead of samples.
+"""Exact evaluation in the embedded world, by enumeration instead of sampling.
 
-A response is one of 259, so a policy is a table and win rates, divergences and exploitability are sums over it,
-without sampling error. This module must not know how a policy was trained or where prompts come from.
+A response is one of 259, so a policy is a table, and preferences, KL and exploitability are sums over it without
+sampling error. Must not depend on training or on the source of prompts.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from actors.world import EOS, FIRST_COLOUR, FIRST_SYMBOL, INVALID, MAX_SYMBOLS, 
 from learner.games import tabular
 
 PREFIXES = NOEOS
-"""A policy decides after each of the 259 nodes with fewer than four symbols."""
+"""Number of prefixes after which a policy chooses a token: the nodes with fewer than four symbols."""
 LEVELS = np.cumsum([0] + [SYMBOLS**length for length in range(MAX_SYMBOLS + 2)])
-"""The nodes with L symbols are LEVELS[L] .. LEVELS[L + 1] - 1."""
+"""Nodes with L symbols are LEVELS[L] .. LEVELS[L + 1] - 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +33,11 @@ class ExactPolicy:
     """A policy as a table of its next-token distributions."""
 
     token_logprobs: NDArray[np.float64]
-    """[16, 259, 18]: log-prob (nats) of each token after each prefix, per prompt; prefixes are `world.RESPONSES`."""
+    """Log-prob (nats) of each token after each prefix of `world.RESPONSES`, per prompt, [16, 259, 18]."""
 
     @cached_property
     def node_logprobs(self) -> NDArray[np.float64]:
-        """[16, 1555]: log-prob that a response begins with the symbols of each node of `world.SEQUENCES`."""
+        """Log-prob (nats) that a response begins with the symbols of each node of `world.SEQUENCES`, [16, 1555]."""
         nodes = np.zeros((PROMPTS, LEVELS[-1]))
         for length in range(MAX_SYMBOLS + 1):
             parents = slice(LEVELS[length], LEVELS[length + 1])
@@ -48,7 +48,7 @@ class ExactPolicy:
 
     @cached_property
     def probabilities(self) -> NDArray[np.float64]:
-        """[16, 261]: probability of each outcome; each row sums to 1."""
+        """Probability of each outcome, [16, 261]; each row sums to 1."""
         reached = np.exp(self.node_logprobs)
         tokens = np.exp(self.token_logprobs)
         invalid = tokens[..., world_module.STOP_TOKEN_IDS].sum(axis=-1)
@@ -58,38 +58,31 @@ class ExactPolicy:
         outcomes[:, INVALID] = (reached[:, :PREFIXES] * invalid).sum(axis=1)
         return outcomes
 
-    @property
-    def logprobs(self) -> NDArray[np.float64]:
-        """[16, 261]: log-prob (nats) of each outcome."""
-        with np.errstate(divide="ignore"):
-            return np.log(self.probabilities)
-
 
 @dataclass(frozen=True, eq=False)
 class OutcomeTable:
-    """A policy of which only the probabilities of outcomes are known, such as the corpus or a Nash policy."""
+    """A policy given only by the probabilities of outcomes, such as the corpus or a Nash policy."""
 
     probabilities: NDArray[np.float64]
-    """[16, 261]; each row sums to 1."""
+    """Probability of each outcome, [16, 261]; each row sums to 1."""
 
 
 Policy = ExactPolicy | OutcomeTable
-"""What metrics over outcomes read: anything with `probabilities`."""
+"""Anything with outcome `probabilities`."""
 
 
 @torch.no_grad()
 def exact_policy(model: PreTrainedModel, temperature: float = 1.0) -> ExactPolicy:
-    """The table of `model`, sampled at `temperature`, from one forward pass over the tree of all prefixes.
+    """Compute the table of `model` at `temperature` in one forward pass over the tree of all prefixes.
 
-    Every prefix sees its prompt and its own beginning alone, at the positions that it would have by itself.
-
-    Raises UsageError when the model's vocabulary is not the world's.
+    Each prefix attends only to its prompt and its own beginning, at its usual positions. Raises UsageError if the
+    model's vocabulary is not the world's.
     """
     vocabulary = len(world_module.VOCABULARY)
     if model.config.vocab_size != vocabulary:
         raise UsageError(
             f"exact evaluation needs a policy over the embedded world's {vocabulary} tokens, and this model has "
-            f"{model.config.vocab_size}; evaluate it by sampling, or train one with `offbeat sft` on the world"
+            f"{model.config.vocab_size}; evaluate it by sampling, or use a model trained in the embedded world"
         )
     input_ids, positions, visible = (tensor.to(model.device) for tensor in _prefix_tree())
     logits = model(
@@ -100,9 +93,9 @@ def exact_policy(model: PreTrainedModel, temperature: float = 1.0) -> ExactPolic
 
 @cache
 def _prefix_tree() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Token ids [16, t] of each prompt and its prefixes, positions [1, t] and who sees whom [1, 1, t, t].
+    """Return token ids [16, t] of each prompt and its prefixes, positions [1, t] and attention mask [1, 1, t, t].
 
-    The prompt comes first, then the last symbol of each prefix but the empty one, which the prompt itself stands for.
+    The prompt comes first and stands for the empty prefix; then comes the last symbol of every other prefix.
     """
     prompts = torch.tensor([world_module.prompt_token_ids(index) for index in range(PROMPTS)])
     start = prompts.shape[1]
@@ -122,17 +115,17 @@ def _prefix_tree() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def load_policy(directory: str | Path, temperature: float = 1.0) -> ExactPolicy:
-    """The table of the Hugging Face model in `directory`, computed in float32.
+    """Compute the table of the Hugging Face model in `directory`, in float32.
 
-    Raises UsageError when there is no model, or not one of the embedded world's.
+    Raises UsageError if there is no model, or its vocabulary is not the world's.
     """
     if not (Path(directory) / "config.json").is_file():
         raise UsageError(
-            f"no model in {str(directory)!r}: it has no config.json; give a Hugging Face model directory, such as a "
-            "run's final/"
+            f"no model in {str(directory)!r}: it has no config.json; give a Hugging Face model directory, such as "
+            "final/ of a run"
         )
     require_safetensors(directory)
-    disable_progress_bar()  # it would run through what a run shows
+    disable_progress_bar()  # it would garble the run's own display
     model = AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
     )
@@ -140,11 +133,11 @@ def load_policy(directory: str | Path, temperature: float = 1.0) -> ExactPolicy:
 
 
 def exact_kl(policy: ExactPolicy, reference: ExactPolicy) -> float:
-    """KL(policy || reference) in nats per response, mean over prompts.
+    """Compute KL(policy || reference) in nats per response, mean over prompts.
 
-    By the chain rule over tokens: the sum over prefixes of the policy's probability to get there times the divergence
-    of the next token there. NOEOS and INVALID are thus not lumped together; it is the expectation of the sampled
-    sum of log-ratios over up to four tokens.
+    Uses the chain rule over tokens: the sum over prefixes of the policy's probability of the prefix times the KL of the
+    next token. So it is the expectation of the sampled sum of log-ratios, and tells apart responses that share the
+    outcome NOEOS or INVALID.
     """
     reached = np.exp(policy.node_logprobs[:, :PREFIXES])
     probs = np.exp(policy.token_logprobs)
@@ -153,48 +146,25 @@ def exact_kl(policy: ExactPolicy, reference: ExactPolicy) -> float:
 
 
 def expected_preference(policy: Policy, reference: Policy, world: World) -> float:
-    """P(y > y') for y of the policy and y' of the reference, mean over prompts; 1/2 when they are the same."""
+    """Compute P(y > y') for y from the policy and y' from the reference, mean over prompts; 1/2 if they are equal."""
     return float(np.mean([policy.probabilities[x] @ _preferences_over(reference, world, x) for x in range(PROMPTS)]))
 
 
-def exact_win_rate(policy: Policy, reference: Policy, world: World) -> float:
-    """How often the policy's response is the better one, mean over prompts.
-
-    Transitive task: P(r* > r*') + P(r* = r*') / 2. Intransitive task, where no response is better in itself: the
-    expected preference.
-    """
-    if world.task == "intransitive":
-        return expected_preference(policy, reference, world)
-    wins = 0.0
-    for x in range(PROMPTS):
-        rewards = world.rewards[x]
-        better = 0.5 * (1.0 + np.sign(rewards[:, None] - rewards[None, :]))
-        wins += policy.probabilities[x] @ better @ reference.probabilities[x]
-    return float(wins / PROMPTS)
-
-
-def expected_reward(policy: Policy, world: World) -> float:
-    """Mean gold reward r* of the policy's outcomes, over prompts."""
-    return float((policy.probabilities * world.rewards).sum(axis=1).mean())
-
-
 def exploitability(policy: Policy, world: World) -> float:
-    """How far the best answer to the policy beats it: max_y P(y > policy) - 1/2, mean over prompts.
+    """Compute the gain of the best response to the policy: max_y P(y > policy) - 1/2, mean over prompts.
 
-    0 for a Nash policy of the preference, which no competitor beats; at most 1/2. A best response needs no mixing,
-    so the maximum over single outcomes is the maximum over all policies.
+    0 for a Nash policy of the preference; at most 1/2. A best response needs no mixing, so the maximum over single
+    outcomes is the maximum over all policies.
     """
     return float(np.mean([_preferences_over(policy, world, x).max() - 0.5 for x in range(PROMPTS)]))
 
 
 def regularised_gap(policy: Policy, reference: Policy, world: World, tau: float) -> float:
-    """Duality gap of the regularised game at (policy, policy), mean over prompts; 0 at its Nash policy alone.
+    """Compute the duality gap of the regularised game at (policy, policy), mean over prompts.
 
-    The regularised preference is P(pi > pi') - tau KL(pi || reference) + tau KL(pi' || reference), with divergences
-    between outcomes, in which all of NOEOS is one and all of INVALID another. inf where the policy has mass and the
-    reference none.
-
-    Raises UsageError unless tau > 0.
+    The gap is 0 only at the game's Nash policy. The regularised preference is P(pi > pi') - tau KL(pi || reference) +
+    tau KL(pi' || reference), with KL between outcomes; NOEOS and INVALID are one outcome each. inf if the policy has
+    mass on an outcome and the reference none. Raises UsageError unless tau > 0.
     """
     gaps = np.empty(PROMPTS)
     for x in range(PROMPTS):
@@ -206,24 +176,26 @@ def regularised_gap(policy: Policy, reference: Policy, world: World, tau: float)
 
 
 def family_shares(policy: Policy) -> NDArray[np.float64]:
-    """[16, 4]: per prompt the probability of rock, paper, scissors and of no family (empty, NOEOS, INVALID)."""
+    """Compute the probability of rock, paper, scissors and no family (empty, NOEOS, INVALID) per prompt, [16, 4]."""
     families = world_module.outcome_families()
     shares = [policy.probabilities[:, families == f].sum(axis=1) for f in range(len(world_module.FAMILIES))]
     return np.stack([*shares, policy.probabilities[:, families == world_module.NO_FAMILY].sum(axis=1)], axis=1)
 
 
 def relative_family_shares(policy: Policy) -> NDArray[np.float64]:
-    """[16, 4]: `family_shares` with each prompt's families in the order of `world.family_cycle`.
+    """Reorder `family_shares` by each prompt's `world.family_cycle`, so that prompts can be averaged, [16, 4].
 
-    The corpus's favourite, the family that beats it, the family that beats that, none: in this order prompts can be
-    averaged, though their favourites and the direction of the game differ.
+    The order is the corpus's favourite, the family that beats it, the family that beats that one, none.
     """
     shares = family_shares(policy)
     return np.concatenate([np.take_along_axis(shares, world_module.family_cycle(), axis=1), shares[:, 3:]], axis=1)
 
 
 def corpus_cross_entropy(policy: ExactPolicy) -> float:
-    """Expected supervised loss on the corpus, in nats per response, mean over prompts; at least `corpus_entropy()`."""
+    """Compute the expected supervised loss on the corpus in nats per response, mean over prompts.
+
+    At least `world.corpus_entropy()`.
+    """
     responses = np.concatenate(
         [policy.node_logprobs[:, :PREFIXES] + policy.token_logprobs[..., EOS], policy.node_logprobs[:, PREFIXES:]],
         axis=1,
@@ -233,5 +205,5 @@ def corpus_cross_entropy(policy: ExactPolicy) -> float:
 
 
 def _preferences_over(policy: Policy, world: World, prompt_index: int) -> NDArray[np.float64]:
-    """[261]: probability that each outcome is preferred to a response of the policy."""
+    """Compute the probability that each outcome is preferred to a response of the policy, [261]."""
     return world.preference_matrix(prompt_index) @ policy.probabilities[prompt_index]

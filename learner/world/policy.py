@@ -1,15 +1,13 @@
-"""Supervised training of the embedded world's small policy: the run's starting point and frozen reference.
+"""Supervised training of the embedded world's small policy, the starting model and frozen reference of runs.
 
-A Llama of 1.3 million parameters learns the world's corpus from fresh examples, and is written as an ordinary Hugging
-Face model directory. This module must not know preferences, Ray, vLLM or DeepSpeed.
+A Llama of 1.3 million parameters learns the world's corpus from fresh examples and is written as a Hugging Face model
+directory. Must not depend on preferences, Ray, vLLM or DeepSpeed.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,9 +23,9 @@ from learner.world.exact import corpus_cross_entropy, exact_policy
 
 SETTINGS_FILE = world.POLICY_SETTINGS_FILE
 RECIPE = 1
-"""Raised with every change of the training below that changes its result, so that no older model is reused for it."""
+"""Incremented when a change below changes the trained model, so that models of older code are not reused."""
 HEAD_SIZE = 32
-"""The least that vLLM's CPU attention takes."""
+"""Smallest head size of vLLM's CPU attention."""
 
 
 @dataclass(frozen=True)
@@ -37,28 +35,28 @@ class PolicySize:
     hidden: int = 192
     layers: int = 3
     heads: int = 6
-    """Attention heads of 32 each."""
+    """Attention heads of 32 dimensions."""
     intermediate: int = 512
 
 
 TINY = PolicySize(hidden=64, layers=2, heads=2, intermediate=128)
-"""For tests: a twentieth of the parameters."""
+"""Size for tests: a twentieth of the parameters."""
 
 
 @dataclass(frozen=True)
 class SftReport:
-    """What supervised training reached. Made by `train_sft`."""
+    """Result of supervised training. Made by `train_sft`."""
 
     loss: float
-    """Exact expected loss on the corpus, in nats per response."""
+    """Exact expected loss on the corpus (nats per response)."""
     corpus_entropy: float
-    """The least loss there is; the difference is the divergence of the policy from the corpus."""
+    """Lowest possible loss; the difference is KL(corpus || policy)."""
     updates: int
     seconds: float
-    """Seconds spent in optimizer steps; those of the first training when the model was reused."""
+    """Time spent in optimizer steps; of the original training if the model was reused."""
     parameters: int
     reused: bool = False
-    """True when the directory already held this very model."""
+    """Whether the directory already held the requested model."""
 
 
 def train_sft(
@@ -71,15 +69,13 @@ def train_sft(
     lr: float = 2e-3,
     size: PolicySize = PolicySize(),
 ) -> SftReport:
-    """Train the policy on `updates` batches of the corpus and write it to `directory`, unless it is there already.
+    """Train the policy on `updates` batches of the corpus and write it to `directory`, unless it is already there.
 
-    AdamW with a linear warm-up and decay of `lr`; float32; every batch holds each prompt `batch / 16` times, and only
-    the response tokens are learned.
-    The directory appears whole or not at all. It holds weights, tokenizer and generation config, as transformers and
-    vLLM load them, and `sft.json` with the settings, by which an equal request finds its model done. Another
-    model of this function is replaced.
+    AdamW with linear warm-up and decay of `lr`, float32. Every batch holds each prompt `batch / 16` times; only
+    response tokens have a loss. The directory is written whole or not at all, with `sft.json`, whose settings identify
+    the model for reuse; a model trained with other settings is replaced.
 
-    Raises UsageError when `directory` holds anything else, or when `batch` is no multiple of the 16 prompts.
+    Raises UsageError if `directory` holds anything else, or if `batch` is not a multiple of the 16 prompts.
     """
     if updates < 1 or batch < world.PROMPTS or batch % world.PROMPTS:
         raise UsageError(
@@ -90,13 +86,18 @@ def train_sft(
     done = _finished(directory, settings)
     if done is not None:
         return done
-    with _threads(threads), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = build_policy(size)
-        started = time.perf_counter()
-        _train(model, updates=updates, batch=batch, lr=lr, rng=np.random.default_rng(seed))
-        seconds = time.perf_counter() - started
-        loss = corpus_cross_entropy(exact_policy(model.eval()))
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = build_policy(size)
+            started = time.perf_counter()
+            _train(model, updates=updates, batch=batch, lr=lr, rng=np.random.default_rng(seed))
+            seconds = time.perf_counter() - started
+            loss = corpus_cross_entropy(exact_policy(model.eval()))
+    finally:
+        torch.set_num_threads(threads_before)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     report = SftReport(loss, world.corpus_entropy(), updates, seconds, parameters)
     _write(directory, model, settings, report)
@@ -104,7 +105,7 @@ def train_sft(
 
 
 def build_policy(size: PolicySize = PolicySize()) -> LlamaForCausalLM:
-    """A Llama over the world's 18 tokens with random weights, float32, tied embeddings."""
+    """Build a Llama over the world's 18 tokens with random weights, float32 and tied embeddings."""
     config = LlamaConfig(
         vocab_size=len(world.VOCABULARY),
         hidden_size=size.hidden,
@@ -143,11 +144,11 @@ def _train(model: LlamaForCausalLM, *, updates: int, batch: int, lr: float, rng:
 
 
 def packed_loss(model: LlamaForCausalLM, responses: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy (nats per token) of the responses [16, k, 4] to the 16 prompts.
+    """Compute the mean cross-entropy (nats per token) of the responses [16, k, 4] to the 16 prompts.
 
-    The k responses to a prompt follow it in one row, each seeing the prompt and itself alone, at the positions that it
-    would have by itself: less than half of the work of k rows that repeat the prompt. The last token of a response is
-    only a target; padding needs no mask, because no real token sees it.
+    The k responses to a prompt follow it in one row, each attending only to the prompt and itself, at its usual
+    positions: less than half of the work of k rows that repeat the prompt. The last token of a response is only a
+    target. Padding needs no mask, because no real token attends to it.
     """
     prompts, k, _ = responses.shape
     prompt = torch.tensor([world.prompt_token_ids(index) for index in range(prompts)])
@@ -166,7 +167,7 @@ def packed_loss(model: LlamaForCausalLM, responses: torch.Tensor) -> torch.Tenso
 
 
 def _finished(directory: Path, settings: dict[str, object]) -> SftReport | None:
-    """The report of an equal, earlier training in `directory`; None when there is work to do."""
+    """Return the report of an earlier training with equal settings in `directory`; None if there is none."""
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return None
     try:
@@ -174,7 +175,7 @@ def _finished(directory: Path, settings: dict[str, object]) -> SftReport | None:
     except (OSError, ValueError):
         raise UsageError(
             f"{str(directory)!r} exists and holds no model of the embedded world ({SETTINGS_FILE} is missing or "
-            "unreadable); it is left as it is: give a new directory, or remove this one"
+            "unreadable); it was not changed: give a new directory, or remove this one"
         ) from None
     if written["settings"] != settings:
         return None
@@ -192,14 +193,3 @@ def _write(directory: Path, model: LlamaForCausalLM, settings: dict[str, object]
         ).save_pretrained(fresh)
         document = {"settings": settings, "report": asdict(report)}
         (fresh / SETTINGS_FILE).write_text(json.dumps(document, indent=2) + "\n")
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """torch's intra-op threads, put back afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

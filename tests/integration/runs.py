@@ -86,7 +86,10 @@ def summary_of(run: Path) -> dict:
 
 @contextmanager
 def leaving_nothing(processes: Marked) -> Iterator[Marked]:
-    """Mark every process that is started within; fail if one of them, or its shared memory, outlives the block."""
+    """Mark every process that is started within; fail if one of them, or its shared memory, outlives the block.
+
+    No other test may kill a run meanwhile: such tests share the `xdist_group` "shared memory".
+    """
     before = abandoned()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(MARK, processes.environ[MARK])

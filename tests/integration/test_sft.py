@@ -22,6 +22,7 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.timeout(600),
     pytest.mark.usefixtures("own"),
+    pytest.mark.xdist_group("shared memory"),
 ]
 
 

@@ -7,7 +7,7 @@ from launch.doctor import footprint
 from launch.doctor.footprint import activation_bytes, kv_bytes_per_token, learner_memory, size
 from launch.doctor.model_facts import WORLD_POLICY, ModelFacts
 from launch.settings.loading import load_config
-from learner.backend.zero import BUCKET
+from learner.backend.deepspeed_config import BUCKET
 from learner.config import TrainerConfig
 
 GIB = 1 << 30

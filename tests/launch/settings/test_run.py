@@ -117,7 +117,7 @@ def test_a_split_group_needs_two_players_on_each_side():
 
 
 def test_ipo_md_compares_two_opponents():
-    with pytest.raises(ValidationError, match="completions_per_prompt 1 makes no pair"):
+    with pytest.raises(ValidationError, match="completions_per_prompt is 1, and kind ipo_md compares"):
         _game(
             learner={"loss": {"kind": "ipo_md"}},
             opponent={"kind": "mixture", "completions_per_prompt": 1},
@@ -125,7 +125,7 @@ def test_ipo_md_compares_two_opponents():
 
 
 def test_an_average_of_policies_is_refused_where_weights_are_in_parts():
-    with pytest.raises(ValidationError, match=r"opponent\.kind ema averages whole weights, and zero_stage 3 shards"):
+    with pytest.raises(ValidationError, match=r"opponent\.kind ema needs unsharded weights, and zero_stage 3 shards"):
         _game(learner={"zero_stage": 3}, opponent={"kind": "ema"})
 
 

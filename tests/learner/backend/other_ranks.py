@@ -50,9 +50,9 @@ def whole_state(engine: Any) -> dict[str, dict[str, torch.Tensor]]:
     """Weights, and each parameter's float32 weights and Adam moments, put together from the ranks. Collective."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    policy = engine._policy
+    policy = engine.policy
     states = {"weights": engine.full_state(), "master": {}, "exp_avg": {}, "exp_avg_sq": {}}
-    for name, parameter in policy.module.named_parameters():
+    for name, parameter in policy._engine.module.named_parameters():
         if engine.config.zero_stage == 0:
             states["master"][name] = parameter.detach().clone()
             moments = policy._engine.optimizer.state[parameter]
@@ -68,14 +68,19 @@ def whole_state(engine: Any) -> dict[str, dict[str, torch.Tensor]]:
 
 def _advance(engine: Any) -> dict[str, Any]:
     """Three updates, and all that came of them."""
-    first = engine.updates
+    first = engine.policy.updates
     result = {"stats": [engine.update(batch) for batch in BATCHES[first : first + 3]], "state": whole_state(engine)}
-    return result | {"steps": {int(state["step"]) for state in engine._policy._engine.optimizer.state.values()}}
+    return result | {"steps": {int(state["step"]) for state in engine.policy._engine.optimizer.state.values()}}
 
 
 def _resume(engine: Any, checkpoint: Path) -> dict[str, Any]:
-    client = engine.load(checkpoint)
-    return {"client": client, "updates": engine.updates, "loaded": whole_state(engine), "random": torch.get_rng_state()}
+    client = engine.policy.load(checkpoint)
+    return {
+        "client": client,
+        "updates": engine.policy.updates,
+        "loaded": whole_state(engine),
+        "random": torch.get_rng_state(),
+    }
 
 
 def _refusal(engine: Any, checkpoint: Path) -> str:
@@ -88,7 +93,7 @@ def _refusal(engine: Any, checkpoint: Path) -> str:
 
     real, sharded._convert = sharded._convert, fail
     try:
-        engine.load(checkpoint)
+        engine.policy.load(checkpoint)
     except UsageError as error:
         return str(error)
     finally:
@@ -112,10 +117,10 @@ def _run(rank: int, world: int, directory: Path, scenario: str) -> None:
         if scenario != "end":
             # Random states of the ranks apart from each other, as dropout would leave them.
             torch.manual_seed(rank)
-            engine.save(checkpoint_of(directory, world, case), {"note": case})
+            engine.policy.save(checkpoint_of(directory, world, case), {"note": case})
             result["random"] = torch.get_rng_state()
             result["went on"] = _advance(engine)
-        engine._policy.destroy()
+        engine.policy.destroy()
         results[case] = result
     torch.save(results, directory / f"{scenario}-rank{rank}.pt")
 

@@ -170,24 +170,24 @@ def _train(rank: int, world: int, port: int, directory: Path) -> None:
         config = CONFIG.model_copy(update={"zero_stage": stage, "gradient_checkpointing": stage in (2, 3)})
         model = directory / ("tied" if stage == 3 else "model")
         engine = TrainEngine(spec_of(model, config, failed_batches_dir=str(directory / "failed")))
-        result = {"score": engine.score(sequences), "updates": [engine.update(batch) for batch in batches]}
+        result = {"score": engine.policies.score(sequences), "updates": [engine.update(batch) for batch in batches]}
         result["state"] = engine.full_state()
 
-        policies, whole = engine._policies, engine._policies.reference
+        policies, whole = engine.policies, engine.policies.reference
         policies.reference = lambda *inputs, whole=whole: whole(*inputs) * (float("nan") if rank == 1 else 1.0)
         result["skipped"] = engine.update(batches[0])
         policies.reference = whole
         result["state after skip"] = engine.full_state()
 
-        engine.save(directory / f"stage{stage}", {"note": stage})
+        engine.policy.save(directory / f"stage{stage}", {"note": stage})
         result["went on"] = engine.update(batches[1])
         result["state that went on"] = engine.full_state()
-        engine._policy.destroy()
+        engine.policy.destroy()
         resumed = TrainEngine(spec_of(model, config))
-        result["client state"] = resumed.load(directory / f"stage{stage}")
+        result["client state"] = resumed.policy.load(directory / f"stage{stage}")
         result["resumed"] = resumed.update(batches[1])
         result["resumed state"] = resumed.full_state()
-        resumed._policy.destroy()
+        resumed.policy.destroy()
         results[stage] = result
     if rank == 0:
         torch.save(results, directory / "results.pt")
@@ -222,7 +222,7 @@ def train_on_games(directory: Path, kind: str) -> dict[str, Any]:
         stats.append(engine.update(games, measure_step=True))
         states.append(engine.full_state())
     result = {"stats": stats, "states": states, "average": engine.average_state()}
-    engine._policy.destroy()
+    engine.policy.destroy()
     return result
 
 
@@ -270,7 +270,7 @@ def make_supervised(directory: Path, zero_stage: int, *, packing: bool = True) -
     device = join_process_group(config.learner)
     stage = make_stage(config, directory / "model", data)
     policy = ShardedModel(
-        stage.module, stage.model, config.learner, TOTAL_UPDATES, device, directory / "model", directory / "failed"
+        stage.module, config.learner, TOTAL_UPDATES, device, directory / "model", directory / "failed"
     )
     return StageTrainer(stage, policy, batch_size=5, seed=3)
 
@@ -331,7 +331,7 @@ def train_offline(directory: Path, zero_stage: int) -> dict[str, Any]:
         write_pairs(data / name, offline_pairs(4, 7))
     device = join_process_group(config.learner)
     stage = make_stage(config, directory / "model", data)
-    policy = ShardedModel(stage.module, stage.model, config.learner, TOTAL_UPDATES, device, directory / "model")
+    policy = ShardedModel(stage.module, config.learner, TOTAL_UPDATES, device, directory / "model")
     trainer = StageTrainer(stage, policy, batch_size=5, seed=0)
     result = {"examples": stage.train, "start": policy.gather_state(), "held out at start": trainer.evaluate()}
     result |= {"stats": trainer.advance(3), "held out": trainer.evaluate(), "state": policy.gather_state()}

@@ -53,16 +53,16 @@ def make_engine(models):
 
     yield make
     for engine in engines[1:]:
-        engine._policy.destroy()
+        engine.policy.destroy()
     if engines:
-        engines[0].close()
+        engines[0].policy.close()
     os.environ.clear()
     os.environ.update(environment)
 
 
 def save_as_of_two_ranks(engine, checkpoint: Path) -> None:
     """Writes a checkpoint of one rank that says it is of two, so that one rank can convert it."""
-    engine.save(checkpoint)
+    engine.policy.save(checkpoint)
     layout = checkpoint / "deepspeed" / "layout.json"
     layout.write_text(json.dumps(json.loads(layout.read_text()) | {"ranks": 2}))
 
@@ -151,7 +151,7 @@ def test_offloaded_optimizers_are_converted_whatever_the_path_is_called(make_eng
     engine, other = make_engine(**settings), make_engine(**settings)
     engine.update(BATCHES[0])
     save_as_of_two_ranks(engine, checkpoint)
-    other.load(checkpoint)
+    other.policy.load(checkpoint)
     assert_equal(whole_state(other), whole_state(engine))
     went_on, resumed = engine.update(BATCHES[1]), other.update(BATCHES[1])
     assert replace(resumed, seconds=0.0) == replace(went_on, seconds=0.0)
@@ -173,11 +173,11 @@ def test_every_group_of_parameters_counts_its_own_steps(make_engine, tmp_path, m
     engine, other = make_engine(zero_stage=3), make_engine(zero_stage=3)
     engine.update(BATCHES[0])
     save_as_of_two_ranks(engine, tmp_path / "update-1")
-    other.load(tmp_path / "update-1")
+    other.policy.load(tmp_path / "update-1")
     for batch in BATCHES[1:3]:
         engine.update(batch)
         other.update(batch)
-    steps = [int(state["step"]) for state in other._policy._engine.optimizer.state.values()]
+    steps = [int(state["step"]) for state in other.policy._engine.optimizer.state.values()]
     assert len(steps) > 1
     assert set(steps) == {3}
     assert_equal(whole_state(other), whole_state(engine))
@@ -207,7 +207,7 @@ def test_a_conversion_runs_no_code_of_the_checkpoint(make_engine, tmp_path, stag
     state = torch.load(path, weights_only=False)
     torch.save(state | {"more": Payload(tmp_path / "ran")}, path)
     with pytest.raises(UsageError, match=r"could not be converted to learner\.ranks 1: UnpicklingError: Weights only"):
-        engine.load(tmp_path / "update-0")
+        engine.policy.load(tmp_path / "update-0")
     assert [path.name for path in tmp_path.iterdir()] == ["update-0"]
 
 
@@ -224,7 +224,7 @@ def test_a_converted_checkpoint_is_read_as_restricted_as_any(make_engine, tmp_pa
     engine = make_engine(zero_stage=2)
     save_as_of_two_ranks(engine, tmp_path / "update-0")
     with pytest.raises(UsageError, match="update-0 cannot be read: Weights only load failed"):
-        engine.load(tmp_path / "update-0")
+        engine.policy.load(tmp_path / "update-0")
     assert [path.name for path in tmp_path.iterdir()] == ["update-0"]
 
 
@@ -241,15 +241,15 @@ def test_a_conversion_that_fails_says_what_to_do_and_leaves_nothing(make_engine,
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
         with pytest.raises(UsageError, match=r"No space left.* free space there .*or resume with the learner\.ranks"):
-            engine.load(tmp_path / "update-0")
+            engine.policy.load(tmp_path / "update-0")
     assert [path.name for path in tmp_path.iterdir()] == ["update-0"]
     (tmp_path / ".tmp-universal-update-0").mkdir()
     (tmp_path / ".tmp-universal-update-0" / "of a run that was killed").touch()
-    engine.load(tmp_path / "update-0")
+    engine.policy.load(tmp_path / "update-0")
     assert [path.name for path in tmp_path.iterdir()] == ["update-0"]
     shutil.rmtree(tmp_path / "update-0" / "deepspeed" / "engine")
     with pytest.raises(UsageError, match=r"update-0 could not be converted.*can't find"):
-        engine.load(tmp_path / "update-0")
+        engine.policy.load(tmp_path / "update-0")
 
 
 def test_layouts_differ_in_their_ranks_alone_or_in_more():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from actors.world import sigmoid
-from learner.stages import calibration
+from learner.stages import preference_card as calibration
 
 
 def logit(p):

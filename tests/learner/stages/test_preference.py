@@ -10,8 +10,8 @@ from torch.nn.functional import logsigmoid
 from actors import world
 from actors.errors import UsageError
 from actors.judges.models.preference_network import PreferenceForm, PreferenceModel, PreferenceNetwork
+from learner.stages.config import PreferenceConfig
 from learner.stages.preference import PreferenceObjective, make_stage, start_network
-from learner.stages.preference_config import PreferenceConfig
 from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, write_pairs
 from learner.world.pairs import world_pairs
 from tests.fakes.models import tiny_preference_model
@@ -146,7 +146,7 @@ def test_held_out_pairs_are_measured_without_smoothing_and_margin(tmp_path):
     s, p = torch.tensor([2.0]), torch.tensor([1.0])
     assert stage.held_out_objective.losses(s, p).item() == pytest.approx(minus_log_sigmoid(2.0))
     assert stage.objective.losses(s, p).item() > minus_log_sigmoid(2.0) + 0.5
-    assert stage.model.config.pad_token_id == world.PAD
+    assert stage.module.model.config.pad_token_id == world.PAD
 
 
 def test_a_tokenizer_that_pads_with_its_end_leaves_the_model_without_padding_token(tmp_path):
@@ -158,7 +158,7 @@ def test_a_tokenizer_that_pads_with_its_end_leaves_the_model_without_padding_tok
     pair = TokenPair((1,), (5, 2), (6, 2), 1.0)
     for name in (TRAIN, VALIDATION):
         write_pairs(tmp_path / name, [pair])
-    assert make_stage(config(tmp_path), tmp_path, tmp_path).model.config.pad_token_id is None
+    assert make_stage(config(tmp_path), tmp_path, tmp_path).module.model.config.pad_token_id is None
 
 
 def test_a_margin_needs_scores():

@@ -10,8 +10,7 @@ import torch
 from actors.judges.models.preference_network import PreferenceModel, read_form
 from actors.world import EOS, prompt_token_ids
 from learner.stages import preference_card as card
-from learner.stages.calibration import negative_log_likelihood
-from learner.stages.preference_config import PreferenceConfig
+from learner.stages.config import PreferenceConfig
 from learner.tensors.examples import TokenPair
 from learner.world.pairs import world_pairs
 from tests.fakes.models import tiny_preference_model
@@ -92,7 +91,7 @@ def test_order_bias_by_hand():
 
 def test_a_model_that_likes_length_is_found_to_like_repetition_and_not_truncation():
     pairs = [TokenPair((x,), (4, 5 + x, EOS), (9, EOS), 1.0) for x in range(4)]
-    figures = card.degraded_figures(Scripted(table=lambda a, b: float(len(a) - len(b))), pairs, EOS)
+    figures = card.degraded_metrics(Scripted(table=lambda a, b: float(len(a) - len(b))), pairs, EOS)
     assert {name: entry["loses"] for name, entry in figures.items()} == {
         "shuffled": 0.5,
         "repeated": 0.0,
@@ -123,7 +122,7 @@ def test_a_finished_model_is_calibrated_and_tells_its_figures(tmp_path, kind, bl
     model = PreferenceModel.load(tmp_path)
     assert model.form.temperature == told["temperature"] != 1.0
     z, p = card.logits(model, validation), np.array([each.probability for each in validation])
-    assert told["nll"] == pytest.approx(negative_log_likelihood(z, p), abs=1e-6)
+    assert told["nll"] == pytest.approx(card.negative_log_likelihood(z, p), abs=1e-6)
     assert told["label_entropy"] < told["nll"] < told["nll_before"]
     assert (told["curl"]["mean_absolute"] == 0.0) == (told["curl"]["cyclic_share"] == 0.0) == (kind == "bradley_terry")
     assert (told["order_bias"]["mean_absolute"] == 0.0) == (kind != "pairwise")

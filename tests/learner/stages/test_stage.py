@@ -68,7 +68,7 @@ def test_patience_without_evaluations_is_refused():
 
 
 def test_nothing_to_train_on_is_refused():
-    stage = Stage(module=None, model=None, objective=None, train=[], validation=[])
+    stage = Stage(module=None, objective=None, train=[], validation=[])
     with pytest.raises(UsageError, match="no training example is left"):
         StageTrainer(stage, policy=None, batch_size=1, seed=0)
 

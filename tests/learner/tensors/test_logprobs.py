@@ -8,7 +8,15 @@ from transformers import Gemma2Config, GPT2Config, GraniteConfig, LlamaConfig
 from transformers.models.auto import AutoModelForCausalLM
 
 from actors.errors import UsageError
-from learner.tensors.logprobs import LogProbHead, Mixture, PolicyWithLogProbs, linear_logprobs, mixture_logprobs
+from learner.tensors.batching import TokenBatch
+from learner.tensors.logprobs import (
+    LogitTransform,
+    LogProbHead,
+    Mixture,
+    PolicyWithLogProbs,
+    linear_logprobs,
+    mixture_logprobs,
+)
 
 N, D, V = 37, 8, 23
 
@@ -47,7 +55,7 @@ def test_values_and_gradients_equal_those_of_log_softmax_in_float64(chunk, with_
     single = [t.detach().float().requires_grad_() for t in leaves]
     ours = linear_logprobs(
         single[0], single[1], targets, single[2] if with_bias else None,
-        chunk=chunk, logit_scale=scale, softcap=softcap, temperature=temperature,
+        chunk=chunk, transform=LogitTransform(scale, softcap, temperature),
     )  # fmt: skip
     ours_grads = torch.autograd.grad((ours * upstream).sum(), single)
 
@@ -84,9 +92,8 @@ def test_no_tensor_larger_than_chunk_times_vocabulary_exists_forward_or_backward
     hidden = torch.randn(tokens, D, requires_grad=True)
     weight = torch.randn(vocabulary, D, requires_grad=True)
     with LargestTensor() as largest:
-        linear_logprobs(
-            hidden, weight, torch.zeros(tokens, dtype=torch.int64), chunk=chunk, softcap=5.0
-        ).sum().backward()
+        targets = torch.zeros(tokens, dtype=torch.int64)
+        linear_logprobs(hidden, weight, targets, chunk=chunk, transform=LogitTransform(softcap=5.0)).sum().backward()
     assert largest.elements == chunk * vocabulary
 
 
@@ -95,7 +102,7 @@ def head(weight, bias, chunk, scale, softcap):
     linear.weight.data = weight.float()
     if bias is not None:
         linear.bias.data = bias.float()
-    return LogProbHead(linear, chunk, scale, softcap)
+    return LogProbHead(linear, chunk, LogitTransform(scale, softcap))
 
 
 @pytest.mark.parametrize("chunk", [5, 512])
@@ -163,7 +170,7 @@ def test_completion_log_probs_and_gradients_equal_those_of_the_models_own_logits
     policy.check(1e-4)
     input_ids = torch.tensor([first, [*second, 0, 0, 0]])
     rows, columns = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([2, 3, 4, 0, 1])
-    ours = policy(input_ids, rows, columns, torch.tensor([11, 4, 5, 2, 6]))
+    ours = policy(TokenBatch(input_ids, rows, columns, torch.tensor([11, 4, 5, 2, 6]), tokens=9))
     (ours * upstream).sum().backward()
     ours_grads = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
@@ -187,10 +194,11 @@ def test_a_forward_pass_with_a_mixture_gives_both_log_probs_at_their_positions(n
         for parameter in other.parameters():
             parameter.mul_(1.1)
     ids = torch.tensor([[3, 7, 9, 11, 4]])
-    rows, columns, targets = torch.tensor([0, 0]), torch.tensor([2, 3]), torch.tensor([11, 4])
+    targets = torch.tensor([11, 4])
+    batch = TokenBatch(ids, torch.tensor([0, 0]), torch.tensor([2, 3]), targets, tokens=5)
     policy, reference = (PolicyWithLogProbs(each, chunk=1, temperature=0.7) for each in (model, other))
-    reference_logprobs, hidden = reference(ids, rows, columns, targets, with_hidden=True)
-    logprobs, mixed = policy(ids, rows, columns, targets, mixture=Mixture(0.25, hidden, reference.head))
+    reference_logprobs, hidden = reference(batch, with_hidden=True)
+    logprobs, mixed = policy(batch, mixture=Mixture(0.25, hidden, reference.head))
 
     pi, mu = ((each(input_ids=ids).logits[0, 2:4].double() / 0.7).log_softmax(-1) for each in (model, other))
     expected = (0.75 * pi + 0.25 * mu).log_softmax(-1)

@@ -11,9 +11,8 @@ from transformers import Gemma2Config, GPT2Config, LlamaConfig, Qwen2Config
 from transformers.models.auto import AutoModelForCausalLM
 
 from actors.errors import UsageError
-from learner.tensors.batching import collate
+from learner.tensors.batching import collate, collate_rows, pack
 from learner.tensors.logprobs import PolicyWithLogProbs
-from learner.tensors.packing import collate_packed, pack
 
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}
 # Weights so large that a token's neighbours matter by nats.
@@ -85,7 +84,7 @@ def test_a_large_held_out_set_is_packed_in_seconds():
 
 
 def test_a_packed_batch_by_hand():
-    batch = collate_packed([[((1, 2), (3,)), ((4,), (5, 6))], [((7,), (8,))]])
+    batch = collate_rows([[((1, 2), (3,)), ((4,), (5, 6))], [((7,), (8,))]], positions=True)
     assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6], [7, 8, 0, 0, 0, 0]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2], [0, 1, 0, 1, 2, 3]]
     # Token 3 is predicted at 2, tokens 5 and 6 at 4 and 5, token 8 at 7.
@@ -97,7 +96,7 @@ def test_a_packed_batch_by_hand():
 @pytest.mark.parametrize("sequence", [((), (1,)), ((1,), ())])
 def test_an_empty_prompt_or_response_is_refused(sequence):
     with pytest.raises(UsageError, match="both must be at least 1"):
-        collate_packed([[((1,), (2,)), sequence]])
+        collate_rows([[((1,), (2,)), sequence]], positions=True)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -110,17 +109,11 @@ def test_log_probs_of_sequences_that_share_a_row_are_those_of_each_alone(name):
         return tuple(torch.randint(40, (count,), generator=generator).tolist())
 
     rows = [[(tokens(p), tokens(r)) for p, r in row] for row in ([(3, 4), (1, 2), (6, 5)], [(2, 8), (5, 1)], [(1, 1)])]
-    packed = collate_packed(rows)
+    packed = collate_rows(rows, positions=True)
     with torch.no_grad():
-        together = policy(
-            packed.input_ids, packed.rows, packed.columns, packed.targets, position_ids=packed.position_ids
-        )
-        alone = []
-        for row in rows:
-            for sequence in row:
-                batch = collate([sequence])
-                alone.append(policy(batch.input_ids, batch.rows, batch.columns, batch.targets))
-        without_positions = policy(packed.input_ids, packed.rows, packed.columns, packed.targets)
+        together = policy(packed)
+        alone = [policy(collate([sequence])) for row in rows for sequence in row]
+        without_positions = policy(collate_rows(rows))
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
     first = len(rows[0][0][1])
     torch.testing.assert_close(without_positions[:first], together[:first], atol=1e-5, rtol=0)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from actors.errors import RunError, UsageError
 from actors.generation.config import OpponentConfig
-from learner.backend.schedules import learning_rate
+from learner.backend.deepspeed_config import learning_rate
 from learner.config import CorrectionConfig, GameLossConfig, OptimizerConfig, PairLossConfig
 from learner.losses.pairs import tie_loss
 from tests.learner.backend.ranks import (
@@ -70,8 +70,8 @@ def make_engine(directory, tmp_path):
     yield make
     if engines:
         for engine in engines[1:]:
-            engine._policy.destroy()
-        engines[0].close()
+            engine.policy.destroy()
+        engines[0].policy.close()
     os.environ.clear()
     os.environ.update(environment)
 
@@ -143,9 +143,9 @@ def test_scores_are_in_the_order_of_the_sequences_whatever_rank_computed_them(tw
 def test_scores_without_reference_are_the_policy_s_alone(make_engine):
     engine = make_engine()
     sequences = [(pair.prompt_token_ids, pair.chosen.token_ids) for pair in random_pairs(0)[:3]]
-    both = engine.score(sequences)
+    both = engine.policies.score(sequences)
     assert all(reference for _, reference in both)
-    assert engine.score(sequences, with_reference=False) == [(policy, []) for policy, _ in both]
+    assert engine.policies.score(sequences, with_reference=False) == [(policy, []) for policy, _ in both]
 
 
 def test_statistics_follow_their_definitions(make_engine):
@@ -154,7 +154,7 @@ def test_statistics_follow_their_definitions(make_engine):
     pairs = random_pairs(5, count=5)
     active = [pair for pair in pairs if not pair.tie]
     completions = [(pair, completion) for pair in active for completion in (pair.chosen, pair.rejected)]
-    scores = engine.score([(pair.prompt_token_ids, completion.token_ids) for pair, completion in completions])
+    scores = engine.policies.score([(pair.prompt_token_ids, completion.token_ids) for pair, completion in completions])
     differences = [
         ours - theirs
         for (policy, _), (_, completion) in zip(scores, completions, strict=True)
@@ -189,7 +189,7 @@ def test_ties_alone_change_nothing_and_cost_the_tie_loss(make_engine):
 
 def test_too_many_skipped_updates_stop_the_run_naming_the_saved_batch(make_engine, tmp_path):
     engine = make_engine(max_skipped_updates=1)
-    policies, whole = engine._policies, engine._policies.reference
+    policies, whole = engine.policies, engine.policies.reference
     policies.reference = lambda *inputs: whole(*inputs) * math.nan
     assert engine.update(random_pairs(0)).skipped
     path = tmp_path / "failed" / "skipped-update-000002.jsonl"
@@ -220,16 +220,16 @@ def test_bfloat16_and_offloaded_runs_skip_and_resume_like_the_others(make_engine
     settings = {"dtype": "bfloat16", "zero_stage": stage, "offload_optimizer": offload}
     engine = make_engine(**settings)
     engine.update(random_pairs(0))
-    policies, whole = engine._policies, engine._policies.reference
+    policies, whole = engine.policies, engine.policies.reference
     policies.reference = lambda *inputs: whole(*inputs) * math.nan
     assert engine.update(random_pairs(1)).skipped
     policies.reference = whole
-    engine.save(tmp_path / "update-2")
+    engine.policy.save(tmp_path / "update-2")
     ahead = engine.update(random_pairs(2))
     assert not ahead.skipped
     state = engine.full_state()
     other = make_engine(**settings)
-    other.load(tmp_path / "update-2")
+    other.policy.load(tmp_path / "update-2")
     assert replace(other.update(random_pairs(2)), seconds=0.0) == replace(ahead, seconds=0.0)
     assert all(torch.equal(tensor, state[name]) for name, tensor in other.full_state().items())
     assert all(tensor.dtype == torch.bfloat16 for tensor in state.values())
@@ -240,7 +240,7 @@ def test_gradient_checkpointing_recomputes_each_layer_and_keeps_dropout_off(make
     calls = []
     for recompute in (False, True):
         engine = make_engine(gradient_checkpointing=recompute, micro_batch_tokens=10_000, model="dropout")
-        layer = engine.model.model.layers[0]
+        layer = engine.policy.model.model.layers[0]
         layer.register_forward_hook(lambda *_, recompute=recompute: calls.append(recompute))
         stats = engine.update(random_pairs(0))
         assert stats.loss == pytest.approx(math.log(2.0), abs=1e-7)
@@ -251,7 +251,7 @@ def test_the_final_model_is_replaced_as_a_whole(make_engine, tmp_path):
     engine = make_engine()
     (tmp_path / "final").mkdir()
     (tmp_path / "final" / "old").write_text("")
-    engine.save_pretrained(tmp_path / "final")
+    engine.policy.save_pretrained(tmp_path / "final")
     names = {path.name for path in (tmp_path / "final").iterdir()}
     assert names == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
@@ -259,7 +259,7 @@ def test_the_final_model_is_replaced_as_a_whole(make_engine, tmp_path):
 
 def test_a_checkpoint_of_other_settings_or_with_a_torn_file_is_refused(make_engine, tmp_path):
     engine = make_engine()
-    engine.save(tmp_path / "update-1")
+    engine.policy.save(tmp_path / "update-1")
     layout = tmp_path / "update-1" / "deepspeed" / "layout.json"
     written = layout.read_text()
     for name, other in (("zero_stage", 3), ("dtype", "bfloat16")):
@@ -267,19 +267,19 @@ def test_a_checkpoint_of_other_settings_or_with_a_torn_file_is_refused(make_engi
         with pytest.raises(
             UsageError, match=rf"was written with .*learner\.{name} {other}.*this run has learner\.ranks 1"
         ):
-            engine.load(tmp_path / "update-1")
+            engine.policy.load(tmp_path / "update-1")
     layout.write_text(written)
     shard = next((tmp_path / "update-1" / "deepspeed" / "engine").glob("*optim_states.pt"))
     shard.write_bytes(shard.read_bytes()[:1000])
     with pytest.raises(UsageError, match=r"update-1 cannot be read: .*resume from an older one"):
-        engine.load(tmp_path / "update-1")
+        engine.policy.load(tmp_path / "update-1")
 
 
 def test_a_path_that_is_a_pattern_to_deepspeed_is_loaded_from(make_engine, tmp_path):
     """DeepSpeed looks for its files with the whole path as a pattern, in which [b] is a b."""
     engine = make_engine()
-    engine.save(tmp_path / "a[b]" / "update-0", {"note": 1})
-    assert engine.load(tmp_path / "a[b]" / "update-0") == {"note": 1}
+    engine.policy.save(tmp_path / "a[b]" / "update-0", {"note": 1})
+    assert engine.policy.load(tmp_path / "a[b]" / "update-0") == {"note": 1}
 
 
 def test_a_full_disk_fails_the_save_with_a_clear_error_and_training_goes_on(make_engine, tmp_path, monkeypatch):
@@ -295,9 +295,9 @@ def test_a_full_disk_fails_the_save_with_a_clear_error_and_training_goes_on(make
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
         with pytest.raises(RunError, match=r"could not be written to .*update-1: rank 0: .*No space left"):
-            engine.save(tmp_path / "update-1")
+            engine.policy.save(tmp_path / "update-1")
     assert not engine.update(random_pairs(0)).skipped
-    engine.save(tmp_path / "update-2")
+    engine.policy.save(tmp_path / "update-2")
 
 
 def test_wrong_requests_are_refused_before_anything_is_loaded(make_engine, tmp_path):
@@ -325,15 +325,15 @@ def test_the_average_is_checkpointed_and_stands_still_when_a_step_is_skipped(mak
     engine.update(games)
     average = engine.average_state()
     assert any(not torch.equal(average[name], tensor) for name, tensor in engine.full_state().items())
-    policies, whole = engine._policies, engine._policies.reference
+    policies, whole = engine.policies, engine.policies.reference
     policies.reference = lambda *inputs: whole(*inputs) * math.nan
     assert engine.update(games, measure_step=True).step_size is None
     policies.reference = whole
     assert all(torch.equal(tensor, average[name]) for name, tensor in engine.average_state().items())
 
-    engine.save(tmp_path / "update-2")
+    engine.policy.save(tmp_path / "update-2")
     other = make_engine(loss=against_average(0.75), dtype=dtype)
-    other.load(tmp_path / "update-2")
+    other.policy.load(tmp_path / "update-2")
     for each in (engine, other):
         each.update(games)
     ahead, resumed = engine.average_state(), other.average_state()
@@ -342,18 +342,18 @@ def test_the_average_is_checkpointed_and_stands_still_when_a_step_is_skipped(mak
     assert {str(tensor.dtype) for tensor in ahead.values()} == {f"torch.{dtype}"}
 
     (tmp_path / "update-2" / "deepspeed" / "average.safetensors").unlink()
-    with pytest.raises(UsageError, match=r"average\.safetensors is missing: .*without opponent\.kind ema"):
-        other.load(tmp_path / "update-2")
+    with pytest.raises(UsageError, match=r"average\.safetensors is missing: .*without learner\.loss\.opponent\.kind"):
+        other.policy.load(tmp_path / "update-2")
 
 
 def test_small_changes_add_up_in_the_average_of_bfloat16_weights(make_engine):
     """At a decay of 0.99 an update moves the average by 1% of 2^-7, far below bfloat16's grid of 2^-7 at 1."""
     engine = make_engine(dtype="bfloat16", loss=against_average(0.99))
-    norm = engine.model.model.norm.weight
+    norm = engine.policy.model.model.norm.weight
     with torch.no_grad():
         norm.add_(2.0**-7)
     for _ in range(80):
-        engine._policies.average.update(engine.model)
+        engine.policies.average.update(engine.policy.model)
     # 1 - 0.99^80 = 0.55 of the way is nearer to the next number of the grid than to 1.
     assert torch.equal(engine.average_state()["model.norm.weight"], norm.detach())
 

@@ -69,13 +69,13 @@ def engine(directory, environment):
     engine.own_average = AveragePolicy(engine._load(directory / "average"), 0.9)
 
     def step():
-        engine.gradient = {name: p.grad.clone() for name, p in engine.model.named_parameters()}
-        engine._policy.zero_grad()
+        engine.gradient = {name: p.grad.clone() for name, p in engine.policy.model.named_parameters()}
+        engine.policy.model.zero_grad()
         return True, 1.0
 
-    engine._policy._step = step
+    engine.policy._step = step
     yield engine
-    engine.close()
+    engine.policy.close()
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +91,9 @@ def models(directory):
 def use(engine, loss, micro_batch_tokens=60):
     """Gives the engine other settings; its weights stay. The moving average is not to move between cases."""
     engine.config = engine.config.model_copy(update={"loss": loss, "micro_batch_tokens": micro_batch_tokens})
-    engine._objective, engine._policies.opponent = objective_of(engine.config), loss.opponent
+    engine._objective, engine.policies.opponent = objective_of(engine.config), loss.opponent
     averaged = loss.opponent is not None and loss.opponent.kind == "ema"
-    engine._policies.average = engine.own_average if averaged else None
+    engine.policies.average = engine.own_average if averaged else None
     engine.own_average.update = lambda model: None
 
 
@@ -222,14 +222,14 @@ def test_completions_go_through_the_models_that_the_loss_reads_and_with_gradient
     use(engine, loss_of(kind, CorrectionConfig(**settings), opponent=OpponentConfig(kind=opponent_kind)), 10_000)
     calls, hooks = [], []
     models = {
-        "policy": engine._policy.module,
-        "reference": engine._policies.reference,
+        "policy": engine.policy._engine.module,
+        "reference": engine.policies.reference,
         "average": engine.own_average.model,
     }
     for name, model in models.items():
 
         def note(module, inputs, name=name):
-            calls.append((name, "gradient" if torch.is_grad_enabled() else "", len(inputs[0])))
+            calls.append((name, "gradient" if torch.is_grad_enabled() else "", len(inputs[0].input_ids)))
 
         hooks.append(model.register_forward_pre_hook(note))
     games = random_games(6, 2, *shape, vocabulary=VOCABULARY)
@@ -322,8 +322,9 @@ def test_no_pass_of_several_games_exceeds_the_budget():
 def test_pairs_are_counted_with_their_ties_whose_loss_is_constant():
     objective = PairObjective(CONFIG.model_copy(update={"loss": PairLossConfig(kind="slic")}))
     pairs = random_pairs(0)
-    assert objective.counts(pairs) == {"pairs": 7, "ties": 1}
-    assert objective.constant_loss(pairs) == 1.0
+    means = objective.means(pairs, dict.fromkeys(("loss", *objective.sums), 0.0), {"log_ratio_max": 0.0})
+    assert (means["pairs"], means["ties"]) == (7, 1)
+    assert means["loss"] == 1.0 / 7
 
 
 # One rank and two

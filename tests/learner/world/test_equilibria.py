@@ -206,7 +206,7 @@ def test_a_divergence_out_of_reach_is_refused_with_the_range() -> None:
     rewards = np.stack([fit_bradley_terry(WORLD.preference_matrix(x), MU[x]) for x in range(PROMPTS)])
     best = rewards > rewards.max(axis=1, keepdims=True) - 1e-9
     most = -np.log((MU * best).sum(axis=1)).mean()
-    with pytest.raises(UsageError, match=rf"KL of 50 nats .* allows .* to {most:.4g}: choose one between them"):
+    with pytest.raises(UsageError, match=rf"KL of 50 nats; .* between .* and {most:.4g}: choose a KL in that range"):
         bradley_terry_tau_at_kl(WORLD, MU, 50.0)
 
 

@@ -1,27 +1,28 @@
-"""DeepSpeed's configuration as plain dictionaries. Pure; imports neither torch nor deepspeed."""
+"""DeepSpeed's configuration, and the learning rate that the trainer sets itself. Must not import torch or deepspeed."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from learner.config import TrainerConfig
+from learner.config import OptimizerConfig, TrainerConfig
 
 BUCKET = 500_000_000
-"""Gradients or weights that are communicated together, at most."""
+"""Most elements of gradients or weights in one collective call."""
 
 
 def deepspeed_config(config: TrainerConfig, parameters: int) -> dict[str, Any]:
-    """DeepSpeed's configuration for a policy of `parameters` elements.
+    """Build DeepSpeed's configuration for a policy of `parameters` elements.
 
-    The learning rate is set before every step and micro-batches are counted here, so DeepSpeed's scheduler and its
-    accumulation counter stay unused. Gradients are reduced and accumulated in float32 whatever the weights are.
+    DeepSpeed's scheduler and accumulation counter stay unused: `ShardedModel` sets the learning rate before each step
+    and counts micro-batches. Gradients are reduced and accumulated in float32 for every dtype of the weights.
     """
     optimizer = config.optimizer
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
         "reduce_bucket_size": min(parameters, BUCKET),
         "allgather_bucket_size": min(parameters, BUCKET),
-        # Small tensors stay whole on every rank; small is relative to the model.
+        # Tensors below this size are not sharded; what counts as small depends on the model.
         "stage3_param_persistence_threshold": min(100_000, parameters // 100),
     }
     if config.offload_optimizer and config.zero_stage > 0:
@@ -52,8 +53,24 @@ def deepspeed_config(config: TrainerConfig, parameters: int) -> dict[str, Any]:
 
 
 def reference_config(config: TrainerConfig, parameters: int) -> dict[str, Any]:
-    """DeepSpeed's configuration for the frozen reference under ZeRO-3: partitioned like the policy, no optimizer."""
+    """Build the configuration of the frozen reference under ZeRO-3: sharded like the policy, no optimizer."""
     policy = deepspeed_config(config, parameters)
     return {key: policy[key] for key in ("train_micro_batch_size_per_gpu", "steps_per_print", "bf16")} | {
         "zero_optimization": {key: value for key, value in policy["zero_optimization"].items() if "offload" not in key}
     }
+
+
+def learning_rate(config: OptimizerConfig, update: int, total_updates: int) -> float:
+    """Return the learning rate of update `update`, counted from 0, of `total_updates`.
+
+    Warm-up rises linearly from above 0 and reaches the peak at update `warmup_updates`. Linear and cosine schedules
+    then fall to 0 at update `total_updates`, one after the last, and stay there.
+    """
+    if update < config.warmup_updates:
+        return config.lr * (update + 1) / (config.warmup_updates + 1)
+    if config.schedule == "constant":
+        return config.lr
+    progress = min(1.0, (update - config.warmup_updates) / max(1, total_updates - config.warmup_updates))
+    if config.schedule == "linear":
+        return config.lr * (1.0 - progress)
+    return config.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
