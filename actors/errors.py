@@ -1,10 +1,10 @@
 """Errors that users can cause or must see. Each says what happened, the value, the limit and the next step."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+INTERRUPTED = 130  # exit code after Ctrl-C or SIGTERM
 
 
 class OffbeatError(Exception):

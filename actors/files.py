@@ -3,8 +3,6 @@
 A reader never sees half a file, and a full disk leaves the old one. Standard library only.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

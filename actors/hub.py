@@ -1,7 +1,5 @@
 """A model's files, by directory or hub name, and what its configuration says."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

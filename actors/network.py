@@ -1,7 +1,5 @@
 """TCP ports of this host. Standard library only."""
 
-from __future__ import annotations
-
 import socket
 
 

@@ -3,8 +3,6 @@
 Entry [i][j] is P(completion i is preferred to completion j). Pure; must not import judges or the replay buffer.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -3,8 +3,6 @@
 Plain Python values only, so that any process can unpickle them without torch, Ray or vLLM.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,8 +16,7 @@ class Prompt:
     """Stable name, `<source>:<row>`; the same in every epoch and after a resume."""
     token_ids: tuple[int, ...]
     """Tokens the engine reads, including chat template and special tokens."""
-    text: str
-    """Text a judge reads."""
+    text: str  # text a judge reads
     answer: str | None = None
     """Gold answer for verifiers, verbatim from the data; None if the data has none."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -38,8 +35,7 @@ class Lease:
     attempt: int
     """Earlier grants of this lease; an answer to an older attempt is ignored."""
     prompt: Prompt
-    min_version: int
-    """Oldest policy version that may generate it."""
+    min_version: int  # oldest policy version that may generate it
     deadline: float
     """Time on the driver's clock (seconds) after which the lease may be granted again."""
     draw: Draw = "all"
@@ -53,10 +49,8 @@ class Completion:
     """Response tokens, including the end-of-sequence token if any. Never empty."""
     logprobs: tuple[float, ...]
     """Behaviour log-prob of each token (nats), under exactly the distribution that sampled it."""
-    versions: tuple[int, ...]
-    """Policy version that sampled each token; never decreasing."""
-    text: str
-    """Decoded response without special tokens."""
+    versions: tuple[int, ...]  # policy version that sampled each token; never decreasing
+    text: str  # decoded response without special tokens
     finished: bool
     """True if it ended with end-of-sequence, False if it was cut at the length limit or by another stop token."""
     opponent: bool = False
@@ -126,14 +120,12 @@ class Game:
 
     lease_index: int
     prompt_token_ids: tuple[int, ...]
-    players: tuple[Completion, ...]
-    """The policy's K completions."""
+    players: tuple[Completion, ...]  # the policy's K completions
     opponents: tuple[Completion, ...]
     """The M opponents. Empty: each half of the players plays against the other."""
     preferences: tuple[tuple[float, ...], ...]
     """[K + M][K + M], players first: [i][j] = P(completion i is preferred to j); 1/2 on the diagonal."""
-    scores: tuple[float, ...]
-    """[K + M]: the judge's scores."""
+    scores: tuple[float, ...]  # [K + M]: the judge's scores
 
     @property
     def completions(self) -> tuple[Completion, ...]:
@@ -154,10 +146,8 @@ class TensorRecord:
 
     name: str
     shape: tuple[int, ...]
-    dtype: str
-    """torch dtype without its prefix: `float32`, `bfloat16`."""
-    fingerprint: str
-    """Of its bits, by `weights.fingerprint`."""
+    dtype: str  # torch dtype without its prefix: `float32`, `bfloat16`
+    fingerprint: str  # of its bits, by `weights.fingerprint`
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +170,7 @@ class Manifest:
     version: int
     tensors: tuple[TensorRecord, ...]
     canary: Canary
-    transport: str
-    """`shm`, `object_store`, `nccl` or `ipc`."""
+    transport: str  # `shm`, `object_store`, `nccl` or `ipc`
     location: str = ""
     """Path of the safetensors file; empty unless `transport` is `shm`."""
 
@@ -192,19 +181,25 @@ class GeneratorStatus:
 
     name: str
     version: int
-    running: int
-    """Leases being generated."""
+    running: int  # leases being generated
     waiting: int
     """Leases that wait for room or for newer weights."""
-    tokens: int
-    """Response tokens sampled."""
+    tokens: int  # response tokens sampled
     generating_seconds: float
     updating_seconds: float
     idle_seconds: float
-    process: str
-    """Incarnation id; changes when the process restarts."""
+    process: str  # incarnation id; changes when the process restarts
 
 
 def flatten(groups: Sequence[Group]) -> list[Completion]:
     """Return all completions of `groups`, in order."""
     return [completion for group in groups for completion in group.completions]
+
+
+def with_tuples(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `row` with every list, nested ones too, as a tuple: what records hold, and JSON and Parquet do not."""
+    return {name: _as_tuple(value) for name, value in row.items()}
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, list | tuple) else value

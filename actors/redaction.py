@@ -3,8 +3,6 @@
 A second line of defence: settings take the NAME of an environment variable, never a key. Standard library only.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

@@ -3,8 +3,6 @@
 Sets placement, concurrency and restarts; `generator.py` and `actors/judges/worker.py` do the work.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +52,7 @@ class GeneratorPlace:
     """GPUs to reserve: the tensor parallel size, or 0 on CPU."""
     host: str | None
     """Address of the host for every start; None: any host."""
-    environment: dict[str, str]
-    """Environment variables of the engine's process."""
+    environment: dict[str, str]  # environment variables of the engine's process
 
 
 def start_generator(spec: GeneratorSpec, place: GeneratorPlace) -> Any:

@@ -1,7 +1,5 @@
 """Base of every configuration model. Must import nothing but pydantic."""
 
-from __future__ import annotations
-
 from pydantic import BaseModel, ConfigDict
 
 WORLD = "world"

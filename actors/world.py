@@ -56,8 +56,7 @@ SEQUENCES: tuple[tuple[int, ...], ...] = tuple(
 RESPONSES = SEQUENCES[: sum(SYMBOLS**length for length in range(MAX_NEW_TOKENS))]
 NOEOS = len(RESPONSES)
 """Outcome of a completion whose first four tokens are symbols."""
-INVALID = NOEOS + 1
-"""Outcome of a completion with any other token."""
+INVALID = NOEOS + 1  # outcome of a completion with any other token
 OUTCOMES = INVALID + 1
 
 NO_FAMILY = -1
@@ -189,8 +188,7 @@ class World:
         """r* of every outcome, [16, 261]."""
         self.qualities = _table([[quality(p, q, y) for y in RESPONSES] for p, q in prompts], WORST_QUALITY)
         """q of every outcome, [16, 261]."""
-        self.families = outcome_families()
-        """Family of every outcome, [261]; -1 for none."""
+        self.families = outcome_families()  # family of every outcome, [261]; -1 for none
 
     def preference_matrix(self, prompt_index: int) -> NDArray[np.float64]:
         """Return P [261, 261]: entry [i, j] is the probability that outcome i is preferred to outcome j."""

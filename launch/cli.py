@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer import Argument, Option
 
-from actors.errors import OffbeatError, UsageError
+from actors.errors import INTERRUPTED, OffbeatError, UsageError
 from launch.settings.options import Config, Debug, DryRun, Help, Output, Overrides, Resume, StageConfig, Version
 from launch.settings.verbs import TRAIN, VERBS
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from launch.cluster.submit import Training
     from launch.settings.run import NamedConfig
 
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="offbeat",

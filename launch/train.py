@@ -4,8 +4,6 @@ The order matters: everything that a user can get wrong is checked before an act
 started is ended whatever happens.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
@@ -13,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from actors.data.prompts import PromptSource
-from actors.errors import RunError, UsageError, writing
+from actors.errors import INTERRUPTED, RunError, UsageError, writing
 from actors.files import atomic_write
 from actors.records import Group
 from actors.replay_buffer.buffer import ReplayBuffer, group_from_dict, group_to_dict
@@ -25,7 +23,7 @@ from launch.output.journal import Journal
 from launch.output.metrics import MetricsWriter, numbers
 from launch.output.reporter import Reporter
 from launch.output.run_directory import SharedMemory
-from launch.output.session import INTERRUPTED, Session, Status, ending_on_sigterm, stopping_on_signals, tell_skipped
+from launch.output.session import Session, Status, ending_on_sigterm, stopping_on_signals, tell_skipped
 from launch.run.judge_pool import JudgePool
 from launch.run.loop import EvaluationSet, LoopEvents, TrainingLoop
 from launch.run.plugins import plugin_of
@@ -42,9 +40,8 @@ def run_training(config: RunConfig, *, resume: bool = False) -> int:
     Returns:
         The exit code: 0 when all updates are done, 130 after an interrupt that was checkpointed.
 
-    Raises:
-        UsageError: wrong paths, data or settings; nothing was trained.
-        RunError: the run failed; the last checkpoint stands.
+    Raises UsageError before training if paths, data or settings are wrong; RunError if the run fails, whose last
+    checkpoint is whole.
     """
     plugin = plugin_of(config)
     config = plugin.resolve(config)
@@ -77,7 +74,7 @@ def run_training(config: RunConfig, *, resume: bool = False) -> int:
 
 def check_machine(config: RunConfig) -> None:
     """Raise UsageError with every failed preflight check of `offbeat doctor`."""
-    found = [f"{finding.name}: {finding.text}; {finding.remedy}" for finding in fatal_checks(config)]
+    found = [f"{finding.text}; {finding.remedy}" for finding in fatal_checks(config)]
     if found:
         raise UsageError("\n".join(found) if len(found) > 1 else found[0])
 

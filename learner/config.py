@@ -1,7 +1,5 @@
 """Settings of the learner: loss, optimizer, DeepSpeed, publication, checkpoints. Must not import anything heavy."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -209,12 +207,9 @@ class LearnerSpec:
 
     config: LearnerConfig
     model_dir: str
-    reference_dir: str | None = None
-    """None: `model_dir`."""
-    tokenizer_dir: str | None = None
-    """None: `model_dir`."""
-    total_updates: int
-    """Length of the learning-rate schedule (updates)."""
+    reference_dir: str | None = None  # None: `model_dir`
+    tokenizer_dir: str | None = None  # None: `model_dir`
+    total_updates: int  # length of the learning-rate schedule (updates)
     temperature: float = 1.0
     """Sampling temperature; divides the logits of policy and reference."""
     failed_batches_dir: str | None = None

@@ -1,7 +1,5 @@
 """The learner's reports to the driver: plain Python values, so that unpickling needs neither torch nor deepspeed."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 
@@ -27,30 +25,23 @@ class UpdateStats:
     """Mean |log pi - log b| per token (nats)."""
     behaviour_kl: float
     """Estimate of KL(b || pi) per token (nats): mean of r - 1 - log r with r = pi / b (Schulman 2020's k3)."""
-    pairs: int = 0
-    """Pairs in the batch, ties included."""
+    pairs: int = 0  # pairs in the batch, ties included
     ties: int = 0
-    games: int = 0
-    """Games in the batch."""
+    games: int = 0  # games in the batch
     tokens: int
     """Tokens of prompts and completions in all forward passes of the policy, without padding, over all ranks."""
-    padded_tokens: int
-    """Tokens with padding."""
+    padded_tokens: int  # tokens with padding
     seconds: float
     """Wall time of the update on the slowest rank."""
     skipped: bool
     """Whether loss or gradients were not finite on any rank; then no rank took the step."""
-    skipped_updates: int
-    """Updates skipped since the start of the run."""
+    skipped_updates: int  # updates skipped since the start of the run
 
-    margin: float | None = None
-    """Pairs: mean implicit reward margin beta * h."""
-    accuracy: float | None = None
-    """Pairs: share with h > 0."""
+    margin: float | None = None  # pairs: mean implicit reward margin beta * h
+    accuracy: float | None = None  # pairs: share with h > 0
     kl_chosen: float | None = None
     """Pairs: mean of log pi(y|x) - log mu(y|x) over chosen completions (nats per sequence)."""
-    kl_rejected: float | None = None
-    """Pairs: the same over rejected completions."""
+    kl_rejected: float | None = None  # pairs: the same over rejected completions
 
     player_preference: float | None = None
     """Games with opponents: mean weighted preference of a player over its opponents; 1/2 if even."""
@@ -83,8 +74,7 @@ class StageStats:
     update: int
     loss: float
     """Mean over response tokens (supervised fine-tuning, nats) or over examples (other stages)."""
-    metrics: dict[str, float]
-    """Means of the objective's metrics, by name."""
+    metrics: dict[str, float]  # means of the objective's metrics, by name
     grad_norm: float
     lr: float
     tokens: int

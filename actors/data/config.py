@@ -1,7 +1,5 @@
 """Settings of every data source: prompts, demonstrations, preferences. Imports nothing heavy."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -15,8 +13,7 @@ def _has_prompt(template: str) -> str:
     return template
 
 
-Template = Annotated[str, AfterValidator(_has_prompt)]
-"""Text with one `{prompt}`; other braces are kept."""
+Template = Annotated[str, AfterValidator(_has_prompt)]  # text with one `{prompt}`; other braces are kept
 ProbabilityFrom = Literal["probability", "margin", "scores"]
 
 

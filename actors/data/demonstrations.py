@@ -1,7 +1,5 @@
 """Demonstrations: rows become prompt and response tokens once. Must not know models or training."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -70,11 +68,9 @@ def load_demonstrations(config: DemonstrationConfig, tokenizer: Any) -> Demonstr
     """Read, check, tokenise and split all demonstrations.
 
     `config.template` surrounds a string prompt, tokenised as `train` tokenises its prompts; its response ends with
-    end-of-sequence. In a conversation every assistant message is one demonstration: everything before it is the
-    prompt, in the tokenizer's chat template.
-
-    Raises:
-        UsageError: the source cannot be read, rows are malformed (unless skipped), or none is left.
+    end-of-sequence. In a conversation every assistant message is one demonstration: everything before it is the prompt,
+    in the tokenizer's chat template. Raises UsageError if the source cannot be read, rows are malformed (unless
+    skipped), or none is left.
     """
     found, problems, good = Demonstrations(), [], 0
     for row in demonstration_rows(config):

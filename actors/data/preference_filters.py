@@ -4,8 +4,6 @@ Pure: numbers and rows in, one decision per row out: the reason why the row is l
 know files or models.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,10 +78,8 @@ class RuleOutcome:
     """The effect of one rule."""
 
     rule: Selection
-    judged: int
-    """Pairs that the rules before it had kept."""
-    rejected: int
-    """Of these."""
+    judged: int  # pairs that the rules before it had kept
+    rejected: int  # of these
     rejected_alone: int
     """Of all pairs, if it were the only rule."""
 

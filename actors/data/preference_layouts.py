@@ -3,8 +3,6 @@
 Pure: columns in, a row or a reason out. Must not know files, tokenizers or models.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -20,8 +18,7 @@ from typing import Any, Literal, get_args
 from actors.data.config import ProbabilityFrom
 from actors.data.rows import MalformedRowError
 
-Message = dict[str, str]
-"""A chat message: the strings `role` and `content`."""
+Message = dict[str, str]  # A chat message: the strings `role` and `content`
 Reason = Literal[
     "not_json",
     "wrong_encoding",
@@ -95,10 +92,8 @@ def parse_preference(columns: Mapping[str, Any], probability_from: ProbabilityFr
     """Parse a row of any layout in `LAYOUTS`; a null column counts as absent.
 
     `probability_from` names the source of the probability: the column `probability` (1 without it), the sigmoid of
-    `margin`, or the sigmoid of `score_chosen - score_rejected` (Bradley and Terry's model).
-
-    Raises:
-        MalformedPreferenceError: with the reason.
+    `margin`, or the sigmoid of `score_chosen - score_rejected` (Bradley and Terry's model). Raises
+    MalformedPreferenceError with the reason.
     """
     given = {name: columns[name] for name in COLUMNS if columns.get(name) is not None}
     if "preference" in given and "chosen" not in given:

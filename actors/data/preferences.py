@@ -4,8 +4,6 @@ Knows files and what happens to malformed rows. Must not know models or which pr
 is `preference_filters.py`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,10 +45,8 @@ class Collected:
     """All rows of a source: `len(rows) + len(problems)` of them, blank lines not counted."""
 
     rows: list[PreferenceRow] = field(default_factory=list)
-    places: list[str] = field(default_factory=list)
-    """The place of each of `rows`."""
-    problems: list[Problem] = field(default_factory=list)
-    """Malformed rows, in file order."""
+    places: list[str] = field(default_factory=list)  # the place of each of `rows`
+    problems: list[Problem] = field(default_factory=list)  # malformed rows, in file order
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +64,7 @@ class TokenLimits:
 
     prompt: int | None = None
     response: int | None = None
-    context: int | None = None
-    """Prompt and response together, end-of-sequence included."""
+    context: int | None = None  # prompt and response together, end-of-sequence included
 
 
 def read_preferences(
@@ -89,8 +84,7 @@ def read_preferences(
         probability_from: see `parse_preference`.
         section: prefix of the names `source`, `split` and `on_malformed` in errors, such as `preferences.`.
 
-    Raises:
-        UsageError: the source cannot be read, rows are malformed (unless skipped), or no row is left.
+    Raises UsageError if the source cannot be read, rows are malformed (unless skipped), or no row is left.
     """
     collected = collect_preferences(source, split, probability_from=probability_from, section=section)
     check_problems(collected.problems, len(collected.rows), source, on_malformed, section)
@@ -143,9 +137,7 @@ def check_one_kind(rows: Sequence[PreferenceRow]) -> None:
 def write_preferences(path: Path, rows: Sequence[PreferenceRow]) -> None:
     """Write `rows` as Parquet with the columns prompt, chosen, rejected, probability and id; whole or not at all.
 
-    Raises:
-        UsageError: as `check_one_kind`.
-        OSError: the disk refuses.
+    Raises UsageError as `check_one_kind`; OSError if the disk refuses.
     """
     import pyarrow
     import pyarrow.parquet
@@ -172,10 +164,7 @@ def preference_tokens(
 
     A text goes into `template` and gets the tokenizer's special tokens, without a final end-of-sequence; its responses
     get an end-of-sequence only. A chat goes into the chat template; its responses are what they add to it, up to the
-    first end-of-sequence.
-
-    Raises:
-        UsageError: there are chats, and the tokenizer has no chat template.
+    first end-of-sequence. Raises UsageError if there are chats, and the tokenizer has no chat template.
     """
     results: list[PreferenceTokens | MalformedPreferenceError] = []
     for start in range(0, len(rows), ROWS_PER_TOKENIZER_CALL):

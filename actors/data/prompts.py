@@ -4,8 +4,6 @@ The order is a pure function of position, so one integer is a run's place in the
 generators.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,8 +51,7 @@ class PromptSource:
             config: the source, and whether malformed rows are skipped.
             tokenizer: the policy's transformers tokenizer.
 
-        Raises:
-            UsageError: the source cannot be read, rows are malformed (unless skipped), or no row is left.
+        Raises UsageError if the source cannot be read, rows are malformed (unless skipped), or no row is left.
         """
         self._config = config
         self._tokenizer = tokenizer

@@ -4,8 +4,6 @@ Knows file formats and places in files. Must not import tokenizers or decide wha
 `demonstrations.py` and `preferences.py` do.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -23,8 +21,7 @@ from actors.settings import WORLD
 SUFFIXES = (".jsonl", ".parquet")
 KNOWN_SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
-REPORTED_PROBLEMS = 5
-"""Malformed rows that an error message lists."""
+REPORTED_PROBLEMS = 5  # malformed rows that an error message lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +41,9 @@ class Row:
 class Problem:
     """A malformed row."""
 
-    place: str
-    """Path and line, or path and row."""
+    place: str  # path and line, or path and row
     message: str
-    reason: str = ""
-    """The kind of problem, for reports that count."""
+    reason: str = ""  # the kind of problem, for reports that count
 
     def __str__(self) -> str:
         return f"{self.place}: {self.message}"
@@ -64,8 +59,7 @@ class RowSource:
 
     source: str
     """A file, a directory or a hub data set."""
-    split: str
-    """For sources with several."""
+    split: str  # for sources with several
     section: str
     """Prefix of the names `source` and `split` in errors, such as `prompts.`."""
     choose: Callable[[Sequence[str], str], list[str]]
@@ -147,8 +141,7 @@ def read_prompt_rows(config: PromptConfig) -> Iterator[Row]:
 def rows_from(table: RowSource) -> Iterator[Row]:
     """Read all rows of `table` in file order.
 
-    Raises:
-        UsageError: the source is missing, of an unknown format, unreadable, or lacks a column.
+    Raises UsageError if the source is missing, of an unknown format, unreadable, or lacks a column.
     """
     path, section = Path(table.source).expanduser(), table.section
     if path.is_dir():

@@ -4,8 +4,6 @@ Prompts, demonstrations and preferences share it, so that training and sampling 
 files of rows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,7 @@ def load_tokenizer(path: str, *, needs_eos: bool = True) -> Any:
         path: directory or hub name.
         needs_eos: True if completions will be written with it; they end with an end-of-sequence token.
 
-    Raises:
-        UsageError: it cannot be loaded, or lacks the end-of-sequence token that it needs.
+    Raises UsageError if it cannot be loaded, or lacks the end-of-sequence token that it needs.
     """
     from transformers import AutoTokenizer
 
@@ -98,9 +95,8 @@ def in_template(prompt: str, template: str) -> str:
 def render(messages: Sequence[Mapping[str, Any]], tokenizer: Any, what: str, *, answered: bool = False) -> str:
     """Render `messages` in the chat template up to the start of the answer, or whole if they are `answered`.
 
-    Raises:
-        UsageError: the tokenizer has no chat template; `what` names the source of the messages.
-        MalformedRowError: the template refuses them.
+    Raises UsageError, naming `what`, if the tokenizer has no chat template; MalformedRowError if the template refuses
+    them.
     """
     from jinja2 import TemplateError
 

@@ -129,25 +129,21 @@ class GeneratorConfig(Settings):
 class GeneratorSpec:
     """All inputs of one generator and its engine. Made by `launch/cluster/wiring.py`."""
 
-    name: str = "generator"
-    """For messages and metrics."""
+    name: str = "generator"  # for messages and metrics
     model_dir: str | Path
     """Hugging Face directory with safetensors weights and a tokenizer; its weights are version 0."""
     reference_dir: str | Path | None = None
     """Directory of the engine's second model, if the opponent needs one; None: `model_dir`. Opponent kind `ema` starts
     its average from it."""
-    tokenizer: str | None = None
-    """Directory or hub name; None: the model's own."""
+    tokenizer: str | None = None  # directory or hub name; None: the model's own
     generators: GeneratorConfig
     sampling: SamplingConfig
-    opponent: OpponentConfig | None = None
-    """None if the loss has no opponent."""
+    opponent: OpponentConfig | None = None  # None if the loss has no opponent
     seed: int = 0
     """Of the engine's sampler; must differ between the engines of one run."""
     deterministic: bool = False
     """A lease's rollouts depend on seed, weights and the leases submitted with it, but not on earlier leases."""
-    transport: str = "shm"
-    """How publications reach the engine; see `Manifest.transport`."""
+    transport: str = "shm"  # how publications reach the engine; see `Manifest.transport`
 
     def on_this_host(self) -> GeneratorSpec:
         """Replace hub names by local directories; download what is missing."""

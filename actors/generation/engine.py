@@ -4,8 +4,6 @@ One thread drives it step by step, so that new weights take effect exactly betwe
 only, imported when an engine is built, after its environment is set. Must not depend on leases, groups or Ray.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import json
@@ -21,8 +19,7 @@ from actors.generation.config import GeneratorConfig, GeneratorSpec
 from actors.hub import require_safetensors
 from actors.records import SENT_BY_LEARNER, Completion, Manifest
 
-Chunks = Iterable[Mapping[str, np.ndarray]]
-"""Payload of the `object_store` transport."""
+Chunks = Iterable[Mapping[str, np.ndarray]]  # payload of the `object_store` transport
 
 MAX_REQUESTS = 1024
 """Most requests that run together; more wait inside the engine."""
@@ -74,12 +71,10 @@ class Engine:
             require_safetensors(directory)
         self._spec = spec
         self._eos = eos_token_ids(spec.model_dir)
-        self.version = 0
-        """Policy version in use."""
+        self.version = 0  # policy version in use
         self.failure: RunError | None = None
         """Why every further call raises; None while the engine works."""
-        self._running: dict[str, bool] = {}
-        """By request id: whether it samples an opponent."""
+        self._running: dict[str, bool] = {}  # by request id: whether it samples an opponent
         self._finished: list[tuple[str, Completion]] = []
         os.environ.update(engine_environment(spec.generators))
         self._engine_beta = None if spec.opponent is None else spec.opponent.engine_beta

@@ -4,8 +4,6 @@ One thread owns the engine; the public methods only pass messages to it and may 
 makes a Ray actor of this plain class. Must not depend on the replay buffer, judges or the publisher.
 """
 
-from __future__ import annotations
-
 import hashlib
 import secrets
 import threading
@@ -49,8 +47,7 @@ class _Running:
     """A lease being generated."""
 
     lease: Lease
-    completions: dict[int, Completion] = field(default_factory=dict)
-    """Finished ones, by position."""
+    completions: dict[int, Completion] = field(default_factory=dict)  # finished ones, by position
 
 
 def requested_roles(sampling: SamplingConfig, opponent: OpponentConfig | None) -> dict[Draw, tuple[bool, ...]]:

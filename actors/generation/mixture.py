@@ -12,8 +12,6 @@ policy's logits; `MixtureLogitsProcessor` mixes in the reference's for rows with
 docs/mixture.md. Must not depend on publications, versions or leases.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable
 from pathlib import Path

@@ -7,8 +7,6 @@ Methods return the text of a refusal, because a worker may be another process an
 An exception means that the worker is broken.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,8 +23,7 @@ from actors.records import Manifest
 class WeightReceiver:
     """Mixed into vLLM's worker class, which provides the methods that reload weights."""
 
-    staged_publication: dict[str, Tensor] | None = None
-    """Checked, waiting for `load_publication`."""
+    staged_publication: dict[str, Tensor] | None = None  # checked, waiting for `load_publication`
     expected_publication: dict[str, tuple[weights.Shape, str]] | None = None
     """Tensors of the files that the model was loaded from; read once."""
 

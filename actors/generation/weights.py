@@ -4,8 +4,6 @@ Shared by the publisher and every receiver. Must import torch, numpy and safeten
 decided here. All checks raise WeightMismatchError with the version and the first tensor that does not fit.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import struct

@@ -1,7 +1,5 @@
 """Several judges as one, averaged by weight. Must not import any kind of judge."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """From a judge's configuration to the judge. Each kind is imported only when it is made."""
 
-from __future__ import annotations
-
 from actors.judges import config as kinds
 from actors.judges.protocol import Judge
 

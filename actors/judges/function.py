@@ -1,7 +1,5 @@
 """A user's Python function as a judge."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import math

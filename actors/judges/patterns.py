@@ -1,7 +1,5 @@
 """Regular expressions from settings, whose last match holds an answer in group 1."""
 
-from __future__ import annotations
-
 import re
 
 from actors.errors import UsageError

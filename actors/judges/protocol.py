@@ -1,7 +1,5 @@
 """The contract of a judge, and the check of its answers. Must not import any kind of judge."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable

@@ -1,7 +1,5 @@
 """Blocking calls outside the event loop, in threads that can be abandoned."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import Callable

@@ -4,8 +4,6 @@ Two formats: what follows a marker, as in GSM8K (`#### 72`, Cobbe et al. 2021), 
 (Hendrycks et al. 2021). Below the judge are pure functions that find, normalise and compare answers.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from fractions import Fraction
@@ -15,8 +13,7 @@ from actors.judges.config import VerifierJudgeConfig
 from actors.judges.patterns import compile_pattern, last_match
 from actors.records import Group, Judgement, Prompt
 
-LONGEST_ANSWER = 1000
-"""Characters; nothing longer is read as a number."""
+LONGEST_ANSWER = 1000  # characters; nothing longer is read as a number
 
 _BRACE = re.compile(r"(?P<box>\\f?box(?:ed)?\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
 

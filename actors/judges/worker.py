@@ -3,8 +3,6 @@
 A group that cannot be judged comes back as a `Failure` with the reason. It never gets a made-up score.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence

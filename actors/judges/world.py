@@ -3,8 +3,6 @@
 Must not know the policy: both stay fixed while the policy moves.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -28,8 +28,6 @@ After `max_attempts` failures it is dropped. The ledger counts every prompt and 
     leased  = in flight + buffered + trained + returned + dropped       (grants)
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
@@ -102,8 +100,7 @@ class Admission:
         self._in_flight: dict[int, _Entry] = {}
         self._buffered: dict[int, _Entry] = {}
         self._reusable: dict[int, _Entry] = {}
-        self._gaps: set[int] = set()
-        """Dropped leases of future updates, in lease order."""
+        self._gaps: set[int] = set()  # dropped leases of future updates, in lease order
         self._counts: Counter[str] = Counter()
         self._returned: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()

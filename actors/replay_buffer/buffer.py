@@ -4,13 +4,11 @@
 whole state is JSON-able. Must not depend on generators, judges or the learner.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from actors.errors import UsageError
-from actors.records import Completion, Draw, Group, Judgement, Lease, Prompt
+from actors.records import Completion, Draw, Group, Judgement, Lease, Prompt, with_tuples
 from actors.replay_buffer.admission import Admission
 from actors.replay_buffer.config import ReplayConfig
 
@@ -121,19 +119,11 @@ def group_from_dict(data: dict[str, Any], prompt: Prompt) -> Group:
         )
     return Group(
         lease=Lease(**{**lease, "prompt": prompt}),
-        completions=tuple(Completion(**_tuples(completion)) for completion in data["completions"]),
-        judgement=None if judgement is None else Judgement(**_tuples(judgement)),
+        completions=tuple(Completion(**with_tuples(completion)) for completion in data["completions"]),
+        judgement=None if judgement is None else Judgement(**with_tuples(judgement)),
     )
 
 
 def _shallow(record: Lease | Completion | Judgement) -> dict[str, Any]:
     # `dataclasses.asdict` would copy every token.
     return {field.name: getattr(record, field.name) for field in fields(record)}
-
-
-def _tuples(data: dict[str, Any]) -> dict[str, Any]:
-    return {name: _as_tuple(value) for name, value in data.items()}
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(_as_tuple(item) for item in value) if isinstance(value, list | tuple) else value

@@ -14,8 +14,6 @@ No deadlock. Once the version that an update trains is published, the opponents 
 S' >= 1, opponents for the next version are drawn while this one is trained.
 """
 
-from __future__ import annotations
-
 from actors.records import Group
 
 

@@ -3,8 +3,6 @@
 Trusts judgements, which `actors/judges/worker.py` checks on arrival. Raises RunError for a group without one.
 """
 
-from __future__ import annotations
-
 from actors.errors import RunError
 from actors.preferences import antisymmetric, bradley_terry, finished_first
 from actors.records import Game, Group, Judgement, Pair

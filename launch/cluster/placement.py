@@ -1,7 +1,5 @@
 """Which Ray a run joins and what it reserves there. Imports nothing heavy, and not Ray."""
 
-from __future__ import annotations
-
 import os
 
 from launch.settings.run import ClusterConfig, RunConfig

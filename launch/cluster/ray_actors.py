@@ -3,8 +3,6 @@
 Each adapter gets actor handles; `wiring.py` starts the actors and decides where.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import re
@@ -51,10 +49,8 @@ def origin(error: Exception) -> Exception:
 class Delivery:
     """A publication that learner rank 0 sends to each generator (`nccl`, `ipc`). Never run on a GPU so far."""
 
-    sender: Any
-    """Rank 0's actor."""
-    workers: int
-    """Tensor parallel size of a generator."""
+    sender: Any  # rank 0's actor
+    workers: int  # tensor parallel size of a generator
 
 
 class RayGenerator:
@@ -63,8 +59,7 @@ class RayGenerator:
     def __init__(self, name: str, actor: Any) -> None:
         self.name = name
         self._actor = actor
-        self._process: str | None = None
-        """Incarnation that answered last."""
+        self._process: str | None = None  # incarnation that answered last
         self._killed = False
         self._unreachable = False
         self._collect_seconds = 0.0
@@ -245,8 +240,7 @@ class RayLearner(RayRanks):
 
     def __init__(self, ranks: Sequence[Any], transport: str, generator_workers: int = 1, host: str = "") -> None:
         super().__init__(ranks)
-        self.host = host
-        """Address of rank 0's host."""
+        self.host = host  # address of rank 0's host
         self._transport = transport
         self._generator_workers = generator_workers
 

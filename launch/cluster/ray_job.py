@@ -4,8 +4,6 @@
 only when a job is submitted, so that a dry run needs no Ray.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os
@@ -19,12 +17,11 @@ from time import sleep
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from actors.errors import RunError, UsageError
+from actors.errors import INTERRUPTED, RunError, UsageError
 from launch.cluster import security_warnings
 
 EXCLUDED_FOLDERS = (".venv", ".git", "runs", "models", "build", ".mypy_cache", ".pytest_cache", ".ruff_cache")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-INTERRUPTED = 130
 SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
 
 

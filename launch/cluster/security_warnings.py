@@ -3,8 +3,6 @@
 Must not import Ray: it reads only the environment, files and addresses by which Ray is configured.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ipaddress
 import sys

@@ -5,8 +5,6 @@ passes the exit code on. All end in the same command, `python -m launch train CO
 run does, and imports nothing heavy until a runner needs it.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
@@ -18,8 +16,8 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
-from actors.errors import RunError, UsageError
-from launch.cluster.ray_job import EXCLUDED_FOLDERS, INTERRUPTED, RayJob, job_server, ray_command_line, run_ray_job
+from actors.errors import INTERRUPTED, RunError, UsageError
+from launch.cluster.ray_job import EXCLUDED_FOLDERS, RayJob, job_server, ray_command_line, run_ray_job
 
 COMPOSE_FILE = Path(__file__).resolve().parents[2] / "docker" / "compose.yaml"
 SLURM_TEMPLATE = Path(__file__).with_name("slurm.sbatch")
@@ -31,8 +29,7 @@ SLURM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,-]*")
 class Training:
     """The run to submit; its configuration was loaded once, so that file and overrides are valid."""
 
-    config: Path
-    """Absolute."""
+    config: Path  # absolute
     overrides: tuple[str, ...] = ()
     resume: bool = False
 
@@ -77,8 +74,7 @@ class SlurmOptions:
     """Options of sbatch by their names there. Raises UsageError for values that Slurm would misread."""
 
     nodes: int
-    time: str
-    """Limit: minutes, HH:MM:SS or D-HH:MM:SS."""
+    time: str  # limit: minutes, HH:MM:SS or D-HH:MM:SS
     gpus_per_node: int
     partition: str | None = None
     account: str | None = None

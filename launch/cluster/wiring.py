@@ -3,8 +3,6 @@
 The only module that decides where things run. Everything it starts ends with `ray_session`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket
@@ -19,6 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.errors import RunError, UsageError
 from actors.generation.config import GeneratorSpec
+from actors.network import free_port
 from actors.records import SENT_BY_LEARNER
 from launch.cluster import security_warnings
 from launch.cluster.placement import address_to_join, generator_gpus, resources_needed, resources_to_sample
@@ -249,15 +248,13 @@ def run_on_all_cores(function: Any, *arguments: Any, **keywords: Any) -> Any:
 def _meeting_point(port: int | None) -> tuple[str, int]:
     """Return this node's address and a free port, where the learner's ranks meet."""
     address = ray.util.get_node_ip_address()
-    with socket.socket() as probe:
-        try:
-            probe.bind((address, port or 0))
-        except OSError as error:
-            raise UsageError(
-                f"learner.port {port} cannot be used on {address}: {error.strerror}; choose a free port, or leave "
-                "learner.port unset"
-            ) from None
-        return address, probe.getsockname()[1]
+    try:
+        return address, free_port(address, port)
+    except OSError as error:
+        raise UsageError(
+            f"learner.port {port} cannot be used on {address}: {error.strerror}; choose a free port, or leave "
+            "learner.port unset"
+        ) from None
 
 
 def _import_path() -> dict[str, str]:

@@ -62,10 +62,8 @@ class Scorer(Protocol):
 class Preparation:
     """All rows, the decision on each, and the report."""
 
-    pairs: list[Pair]
-    """Well-formed rows, with those left out."""
-    problems: list[Problem]
-    """Rows that never became a pair."""
+    pairs: list[Pair]  # well-formed rows, with those left out
+    problems: list[Problem]  # rows that never became a pair
     report: DataReport
 
     def rows(self, split: str) -> list[PreferenceRow]:
@@ -79,11 +77,9 @@ class Preparation:
 
 
 def run_data(config: DataConfig, console: Console | None = None) -> int:
-    """Prepare and write `config.source`. Returns the exit code 0.
+    """Prepare and write `config.source`; return the exit code 0.
 
-    Raises:
-        UsageError: wrong paths, data or settings; nothing was written.
-        RunError: the output directory cannot be written.
+    Raises UsageError before writing if paths, data or settings are wrong; RunError if the disk refuses.
     """
     output = Path(config.output).expanduser()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

@@ -3,8 +3,6 @@
 Names in the file are relied on: add, never rename. Counts rows; must not decide on them.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -47,14 +45,11 @@ class Pair:
     """A well-formed row and the decision on it. `launch/data/prepare.py` fills it in."""
 
     row: PreferenceRow
-    place: str
-    """Path and line, or path and row."""
-    tokens: PreferenceTokens | None = None
-    """None without a tokenizer."""
+    place: str  # path and line, or path and row
+    tokens: PreferenceTokens | None = None  # None without a tokenizer
     log_perplexities: tuple[float, float] | None = None
     """Of chosen and rejected, nats per token; None without a model, or if the row was left out before."""
-    left_out: Reason | Selection | None = None
-    """None while it is kept."""
+    left_out: Reason | Selection | None = None  # None while it is kept
     why: str = ""
     split: Split = "train"
 
@@ -65,8 +60,7 @@ class OwnSamples:
 
     count: int
     quantile: float
-    mean_log_perplexity: float
-    """Nats per token."""
+    mean_log_perplexity: float  # nats per token
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +69,12 @@ class Histogram:
 
     title: str
     unit: str
-    logarithmic: bool
-    """Whether the bins have equal ratios."""
+    logarithmic: bool  # whether the bins have equal ratios
     edges: list[float]
     """[bins + 1], rising; a bin holds its left edge, the last one both."""
-    before: list[int]
-    """[bins]"""
-    after: list[int]
-    """[bins]; never more than `before`."""
-    marks: tuple[float, ...] = ()
-    """Thresholds of filters."""
+    before: list[int]  # [bins]
+    after: list[int]  # [bins]; never more than `before`
+    marks: tuple[float, ...] = ()  # thresholds of filters
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +85,7 @@ class DataReport:
     split: str
     read: int
     kept: int
-    left_out: dict[str, int]
-    """By every reason, 0 included."""
+    left_out: dict[str, int]  # by every reason, 0 included
     splits: dict[str, int]
     model: str | None
     ceiling: float | None

@@ -47,12 +47,10 @@ class Targets:
     """The routes' limits, by enumeration."""
 
     world: World
-    reference: ExactPolicy
-    """The common start."""
+    reference: ExactPolicy  # the common start
     bradley_terry_tau: float
     """The tau at which the Bradley-Terry optimum has the KL of the Nash-MD limit."""
-    exact: dict[str, Equilibrium]
-    """By route."""
+    exact: dict[str, Equilibrium]  # by route
 
 
 class Demo:

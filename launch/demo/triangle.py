@@ -5,8 +5,6 @@ that. Its position is the mean of the corners weighted by the shares, so a pure 
 equal shares, which no family beats, in the middle. Must not depend on runs or models.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

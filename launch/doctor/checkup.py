@@ -4,8 +4,6 @@ Measures the machine and reads model and prompt files. Must not download anythin
 warning. Imports torch, transformers and Ray only inside the checks that need them.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 from collections.abc import Callable, Iterator

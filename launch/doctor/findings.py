@@ -1,7 +1,5 @@
 """The result of a check, a line with a level and a remedy, and its printing. Must not depend on any check."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -21,13 +19,11 @@ NAME_WIDTH = 13
 class Finding:
     """The result of one check."""
 
-    name: str
-    """Subject of the check, one or two words."""
+    name: str  # subject of the check, one or two words
     level: Level
     """`error` if the run cannot work, `warning` if it may still work."""
     text: str
-    remedy: str = ""
-    """Next step; empty if none is needed."""
+    remedy: str = ""  # next step; empty if none is needed
 
 
 def graded(name: str, text: str, remedy: str = "", *, fatal: bool = False, doubtful: bool = False) -> Finding:

@@ -4,8 +4,6 @@ Notation: Psi parameters of a model, N learner ranks, e bytes per weight (4 in f
 lower bound: it leaves out fragmentation and the libraries' own buffers.
 """
 
-from __future__ import annotations
-
 from actors.generation.config import OpponentConfig
 from launch.doctor.model_facts import ELEMENT_BYTES, ModelFacts
 from launch.settings.run import RunConfig

@@ -3,8 +3,6 @@
 Container limits count, not the host's totals. Checks are pure: facts are their arguments. Must not import torch or Ray.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -3,8 +3,6 @@
 Must not import anything heavy; `huggingface_hub` only if a hub name has to be looked up in the local cache.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import struct
@@ -23,8 +21,7 @@ ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
 class ModelFacts:
     """The dimensions of a model that decide its memory."""
 
-    parameters: int
-    """Elements of all weights; tied weights count once."""
+    parameters: int  # elements of all weights; tied weights count once
     layers: int
     hidden: int
     kv_heads: int

@@ -1,7 +1,5 @@
 """Checks of a run against a machine: placement, memory, disk, keys. Pure: every fact is an argument."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +25,7 @@ class Models:
     policy: ModelFacts
     reference: ModelFacts | None
     """None if it is not on this machine. Equals `policy` if the run sets no reference."""
-    judge_bytes: float = 0.0
-    """Bytes of weights in one judge actor."""
+    judge_bytes: float = 0.0  # bytes of weights in one judge actor
 
 
 def check_placement(config: RunConfig, cpus: int, gpus: int) -> Finding:

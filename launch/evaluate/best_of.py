@@ -4,8 +4,6 @@ A prompt has K candidates, each correct or not. Results are means over prompts w
 conservative for the estimates in [0, 1] that a prompt contributes (`launch.run.win_rate.wilson_interval`).
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -21,8 +19,7 @@ class Candidates:
     correct: tuple[bool, ...]
     answers: tuple[Hashable | None, ...] | None = None
     """Final answers, equal if they mean the same; None for a candidate without one. None: the judge extracts none."""
-    scores: tuple[tuple[float, ...], ...] = ()
-    """One tuple per verifier; higher is better."""
+    scores: tuple[tuple[float, ...], ...] = ()  # one tuple per verifier; higher is better
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +36,7 @@ class Row:
     """Accuracy of a selection among k candidates."""
 
     k: int
-    oracle: Estimate
-    """pass@k: at least one is correct."""
+    oracle: Estimate  # pass@k: at least one is correct
     verifiers: list[Estimate]
     """The candidate with the verifier's best score is correct, for each verifier."""
 
@@ -50,13 +46,11 @@ class Report:
     """The results of one evaluation."""
 
     prompts: int
-    candidates: int
-    """Per prompt; K."""
+    candidates: int  # per prompt; K
     pass_at_1: Estimate
     majority: Estimate | None
     """The most frequent of all K answers is correct; None if the judge extracts no final answers."""
-    rows: list[Row]
-    """k = 1, 2, 4, ... and K."""
+    rows: list[Row]  # k = 1, 2, 4, ... and K
 
 
 def pass_at_k(correct: Sequence[bool], k: int) -> float:

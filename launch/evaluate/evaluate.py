@@ -4,8 +4,6 @@ Samples with the run's own engines and asks the run's own judge, both as Ray act
 process. User errors are checked before an actor starts.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import math
@@ -46,8 +44,7 @@ class Request:
     rank: Rank = "likelihood"
     prompts: int | None = None
     """Number of prompts; None: `evaluation.prompts`, or all if there are fewer."""
-    threshold: float = 1.0
-    """Lowest score of a correct answer."""
+    threshold: float = 1.0  # lowest score of a correct answer
     max_pairs: int = 8
     output: Path | None = None
     solutions: Path | None = None

@@ -3,8 +3,6 @@
 Pure, except for the files. Must not know engines or judges.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,15 +24,11 @@ class Solution:
     prompt_id: str
     prompt: str | Chat
     """The policy's input after its template, or the chat that it was made from."""
-    response: str
-    """Without special tokens."""
+    response: str  # without special tokens
     correct: bool
-    score: float
-    """The judge's."""
-    finished: bool
-    """Whether it ended before the length limit."""
-    verifier_scores: tuple[float, ...] = ()
-    """One per verifier."""
+    score: float  # the judge's
+    finished: bool  # whether it ended before the length limit
+    verifier_scores: tuple[float, ...] = ()  # one per verifier
 
 
 def pairs_of(solutions: Iterable[Solution], max_pairs: int, seed: int) -> list[dict[str, Any]]:

@@ -3,8 +3,6 @@
 Draws `RunSnapshot`s. Must not know where they come from, and must never delay a run.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -43,27 +41,20 @@ class RunSnapshot:
     tokens_per_second: float
     groups_per_second: float
     generators: tuple[GeneratorStatus, ...]
-    ages: tuple[int, ...]
-    """Current staleness of each buffered group."""
+    ages: tuple[int, ...]  # current staleness of each buffered group
     max_staleness: int
-    buffered: int
-    """Judged groups that are not yet consumed."""
-    in_flight: int
-    """Leases at a generator or judge."""
-    learner_state: str
-    """`training`, `waiting`, `publishing`, `checkpointing` or `evaluating`."""
-    learner_seconds: Mapping[str, float]
-    """Seconds spent in each state so far."""
+    buffered: int  # judged groups that are not yet consumed
+    in_flight: int  # leases at a generator or judge
+    learner_state: str  # `training`, `waiting`, `publishing`, `checkpointing` or `evaluating`
+    learner_seconds: Mapping[str, float]  # seconds spent in each state so far
     loss: float | None = None
     accuracy: float | None = None
-    kl: float | None = None
-    """KL to the reference (nats per completion)."""
+    kl: float | None = None  # KL to the reference (nats per completion)
     log_ratio_max: float | None = None
     """Largest |log policy - log behaviour| of a token (nats)."""
     win_rate: float | None = None
     win_rate_interval: tuple[float, float] | None = None
-    dropped: Mapping[str, int] = field(default_factory=dict)
-    """Groups dropped, by reason."""
+    dropped: Mapping[str, int] = field(default_factory=dict)  # groups dropped, by reason
 
     @property
     def progress(self) -> float:

@@ -9,8 +9,6 @@ checkpoint covers is on disk. Groups are written update by update: memory holds 
 them back. Must not know loop, learner or judges.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re
@@ -74,8 +72,7 @@ class Segment:
     """A closed pair of files."""
 
     first: int
-    last: int
-    """Update numbers, inclusive."""
+    last: int  # update numbers, inclusive
     directory: Path
 
     @property

@@ -3,8 +3,6 @@
 Knows the files of `journal.py`. Must not know the learner.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,14 +14,13 @@ import pyarrow
 import pyarrow.parquet
 
 from actors.errors import UsageError
-from actors.records import Completion, Group, Judgement, Lease, Prompt
+from actors.records import Completion, Group, Judgement, Lease, Prompt, with_tuples
 from actors.replay_buffer.buffer import Batch
 from launch.output.journal import SETTINGS, Segment, segments
 from launch.settings.loading import with_current_keys
 from launch.settings.run import RunConfig
 
-_ROWS = 64
-"""Groups decoded at a time."""
+_ROWS = 64  # groups decoded at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +51,7 @@ class JournalReader:
         self._leases: dict[Segment, list[int]] = {}
         for segment in self._segments:
             table = _read(segment.updates)
-            self._rows[segment] = [UpdateRow(**_tuples(row)) for row in table.to_pylist()]
+            self._rows[segment] = [UpdateRow(**with_tuples(row)) for row in table.to_pylist()]
             self._settings[segment] = with_current_keys(json.loads(table.schema.metadata[SETTINGS]), RunConfig)
             self._leases[segment] = _read(segment.groups, ["lease_index"]).column("lease_index").to_pylist()
         self.first = covered_from(self.rows, {index for leases in self._leases.values() for index in leases})
@@ -120,16 +117,11 @@ def _groups(segment: Segment) -> Iterator[Group]:
 
 def _group(row: Mapping[str, Any]) -> Group:
     prompt = Prompt(row["prompt_id"], tuple(row["prompt_token_ids"]), row["prompt"])
-    preferences = row["preferences"]
     return Group(
         Lease(row["lease_index"], row["attempt"], prompt, row["min_version"], deadline=0.0),
-        tuple(Completion(**_tuples(completion)) for completion in row["completions"]),
-        Judgement(tuple(row["scores"]), preferences and tuple(tuple(each) for each in preferences)),
+        tuple(Completion(**with_tuples(completion)) for completion in row["completions"]),
+        Judgement(**with_tuples({"scores": row["scores"], "preferences": row["preferences"]})),
     )
-
-
-def _tuples(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
 
 
 def _read(path: Path, columns: list[str] | None = None) -> pyarrow.Table:

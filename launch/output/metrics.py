@@ -3,8 +3,6 @@
 Must not know what the numbers mean. Uses TensorBoard's own event writer, so that the process needs no torch.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Turns the loop's state into snapshots for the board and the summary at the end. Changes nothing in the loop."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 
@@ -14,8 +12,7 @@ from launch.run.loop import TrainingLoop
 from launch.run.protocols import RunPlugin
 from launch.settings.run import RunConfig
 
-RATE_SECONDS = 20.0
-"""Window of the board's rates."""
+RATE_SECONDS = 20.0  # window of the board's rates
 
 
 class Reporter:

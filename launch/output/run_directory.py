@@ -30,8 +30,7 @@ class RunDirectory:
         self.config = path / RECORDED
         self.checkpoints = path / "checkpoints"
         self.final = path / "final"
-        self.start = path / "start"
-        """The embedded world's supervised policy."""
+        self.start = path / "start"  # the embedded world's supervised policy
         self.baseline = path / "evaluation" / "baseline.json"
         self.journal = path / "journal"
         self.summary = path / "summary.json"

@@ -1,7 +1,5 @@
 """What every verb that trains has in common: a directory, checkpoints, signals, and a summary however the run ends."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import signal
@@ -16,10 +14,7 @@ from launch.settings.renamed import new_key
 from launch.settings.run import TrainingConfig
 from learner.backend import checkpoints
 
-INTERRUPTED = 130
-"""Exit code after an interrupt."""
-SHOWN_SKIPS = 5
-"""Malformed rows shown one by one."""
+SHOWN_SKIPS = 5  # malformed rows shown one by one
 
 Status = Literal["completed", "interrupted", "failed"]
 

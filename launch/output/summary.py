@@ -33,8 +33,7 @@ class _Record(BaseModel):
 class Staleness(_Record):
     """Policy versions between a consumed group's oldest token and the version that trained on it."""
 
-    max: int | None
-    """None if nothing was consumed."""
+    max: int | None  # None if nothing was consumed
     mean: float | None
     histogram: dict[int, int]
     """Groups consumed at each staleness. In JSON the keys are strings."""
@@ -54,36 +53,26 @@ class Summary(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     status: Literal["completed", "interrupted", "failed"]
-    error: str | None = None
-    """Message of a failed run."""
+    error: str | None = None  # message of a failed run
     name: str = ""
-    output: str = ""
-    """The run's directory."""
-    updates: int
-    """Optimizer steps, including those before a resume."""
-    version: int = 0
-    """Last policy version that generators acknowledged."""
+    output: str = ""  # the run's directory
+    updates: int  # optimizer steps, including those before a resume
+    version: int = 0  # last policy version that generators acknowledged
     wall_seconds: float = 0.0
     """Wall time of this process's part of the run, including evaluation."""
-    max_staleness_bound: int
-    """`replay.max_staleness`."""
+    max_staleness_bound: int  # `replay.max_staleness`
     staleness: Staleness
-    groups_per_second: float
-    """Groups consumed per second of learning."""
+    groups_per_second: float  # groups consumed per second of learning
     tokens_per_second: float = 0.0
     """Response tokens of the consumed groups per second of learning."""
     time_budget: dict[str, dict[str, float]]
     """Seconds by role (`generator`, `learner`, `judge`) and activity."""
-    dropped_tokens: int = 0
-    """Response tokens sampled and never trained on."""
-    ties: int = 0
-    """Pairs with equal scores, which carry no gradient."""
-    skipped_updates: int = 0
-    """Updates skipped for a non-finite loss or gradient."""
+    dropped_tokens: int = 0  # response tokens sampled and never trained on
+    ties: int = 0  # pairs with equal scores, which carry no gradient
+    skipped_updates: int = 0  # updates skipped for a non-finite loss or gradient
     ledger: dict[str, Any]
     """Prompts offered, leased, generated, judged, trained; returned and dropped by reason."""
-    judge: str = ""
-    """Kind of the judge."""
+    judge: str = ""  # kind of the judge
     judging: dict[str, float] = Field(default_factory=dict)
     """The judges' counters since their last start."""
     opponent: str = "the starting policy"
@@ -91,15 +80,12 @@ class Summary(BaseModel):
     """Against `opponent`, ties count half, with the 95% interval."""
     reward: Reward | None = None
     """The judge's mean score beside the starting policy's, with the 95% interval of the rise."""
-    kl: float | None = None
-    """KL(policy || reference) in nats per completion."""
+    kl: float | None = None  # KL(policy || reference) in nats per completion
     log_ratio_max: float | None = None
     """Largest |log policy - log behaviour| (nats) of a token scored with the weights that sampled it: the gap between
     vLLM and learner. None if there was no such token."""
-    loss: str = ""
-    """`learner.loss.kind`."""
-    opponent_bound: int | None = None
-    """`learner.loss.opponent.max_staleness`, if set."""
+    loss: str = ""  # `learner.loss.kind`
+    opponent_bound: int | None = None  # `learner.loss.opponent.max_staleness`, if set
     opponent_staleness: Staleness | None = None
     """The same of opponents, if they are separate rollouts."""
     exploitability: float | None = None
@@ -107,10 +93,8 @@ class Summary(BaseModel):
     are the next three."""
     exploitability_tail: float | None = None
     """Mean of the evaluations by enumeration over the last tenth of the updates."""
-    exact_kl: float | None = None
-    """KL(policy || reference) by enumeration, nats per completion."""
-    preference: float | None = None
-    """P(policy > reference) by enumeration, mean over prompts."""
+    exact_kl: float | None = None  # KL(policy || reference) by enumeration, nats per completion
+    preference: float | None = None  # p(policy > reference) by enumeration, mean over prompts
     staleness_law: dict[str, float] | None = None
     """Largest stable staleness of opponents by this run's measured step size (docs/tabular.md)."""
     versions: dict[str, str] = Field(default_factory=lambda: package_versions())

@@ -4,8 +4,6 @@ Only the learner's ranks are started; batches go to them through the loop's own 
 changed they reach the run's weights; what is changed answers what would have become of the policy on the same samples.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import time
@@ -43,8 +41,7 @@ from learner.backend import checkpoints
 
 CHANGEABLE = ("learner", "cluster")
 """Sections that may be changed: how the learner trains, and where."""
-REPORTS = 10
-"""Progress lines in total."""
+REPORTS = 10  # progress lines in total
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +51,7 @@ class Request:
     run: Path
     loss: str | None = None
     max_staleness: int | None = None
-    settings: tuple[str, ...] = ()
-    """KEY=VALUE."""
+    settings: tuple[str, ...] = ()  # KEY=VALUE
     start: str | None = None
     """Name of the checkpoint to start from; None: the run's start if the journal covers it, else the oldest covered."""
     output: Path | None = None
@@ -102,10 +98,8 @@ def replay_config(recorded: RunConfig, request: Request) -> RunConfig:
 class Start:
     """Where a replay begins."""
 
-    update: int
-    """Updates before it, which are not replayed."""
-    checkpoint: Path | None
-    """None: the run's start."""
+    update: int  # updates before it, which are not replayed
+    checkpoint: Path | None  # None: the run's start
 
 
 def starting_point(request: Request, first: int, end: int) -> Start:
@@ -163,8 +157,7 @@ class Counts:
     trained: int = 0
     groups: int = 0
     left_out: int = 0
-    observed: dict[str, float] = field(default_factory=dict)
-    """What observers measured last."""
+    observed: dict[str, float] = field(default_factory=dict)  # what observers measured last
     observed_update: int = -1
 
 
@@ -229,11 +222,10 @@ async def observe(
 
 
 def run_replay(recorded: RunConfig, config: RunConfig, request: Request) -> int:
-    """Replays the run that `recorded` configured into `config.directory`. Returns the exit code 0.
+    """Replay the run that `recorded` configured into `config.directory`; return the exit code 0.
 
-    Raises:
-        UsageError: no journal, no such checkpoint, or settings that do not fit the run; nothing was trained.
-        RunError: the learner failed, or the disk refused.
+    Raises UsageError before training if journal or checkpoint are missing, or settings do not fit the run; RunError if
+    the learner fails or the disk refuses.
     """
     plugin = plugin_of(config)
     config = plugin.resolve(config)

@@ -1,7 +1,5 @@
 """Compare a replay with its run: metrics in, a JSON record and a table out. Pure, except for writing and printing."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -34,12 +32,10 @@ Lines = Mapping[int, Mapping[str, float | None]]
 class Weights:
     """The final weights of replay and run, compared."""
 
-    recorded: str
-    """Model directory of the run."""
+    recorded: str  # model directory of the run
     tensors: int
     different: int
-    largest_difference: float | None
-    """None: infinite or not a number."""
+    largest_difference: float | None  # None: infinite or not a number
     tensor: str | None
 
 
@@ -48,18 +44,12 @@ class ReplayReport:
     """`report.json`. Scripts rely on the names: add, never rename."""
 
     run: str
-    first: int
-    """First replayed update, counted from 0."""
-    end: int
-    """Last replayed update plus 1."""
-    trained: int
-    """Updates with anything to train on."""
-    groups: int
-    """Consumed groups, counted once per consumption."""
-    left_out: int = 0
-    """Groups above `max_staleness`."""
-    max_staleness: int | None = None
-    """As requested."""
+    first: int  # first replayed update, counted from 0
+    end: int  # last replayed update plus 1
+    trained: int  # updates with anything to train on
+    groups: int  # consumed groups, counted once per consumption
+    left_out: int = 0  # groups above `max_staleness`
+    max_staleness: int | None = None  # as requested
     changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     """Settings that differ from the run's: (recorded, replayed)."""
     resumed_with: dict[str, list[str]] = field(default_factory=dict)

@@ -3,8 +3,6 @@
 It must not depend on the learner or the judges: finished groups leave through a callback.
 """
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import math
@@ -19,8 +17,7 @@ from actors.records import Draw, Failure, GeneratorStatus, Group, Lease, Prompt
 from actors.replay_buffer.buffer import ReplayBuffer
 from launch.run.protocols import GeneratorDeadError, GeneratorPort, GeneratorUnavailableError, Publication
 
-COLLECT_SECONDS = 2.0
-"""Longest wait of one collect or status call."""
+COLLECT_SECONDS = 2.0  # longest wait of one collect or status call
 READY_SECONDS = 120.0
 """Time until the first message that a started generator does not answer; doubles each time."""
 END_SECONDS = 30.0
@@ -73,8 +70,7 @@ class Member:
     port: GeneratorPort
     version: int = -1
     """Last version that it acknowledged; -1 before the first."""
-    working: bool = False
-    """Whether it has verified weights and takes leases."""
+    working: bool = False  # whether it has verified weights and takes leases
     outstanding: dict[tuple[int, int], Lease] = field(default_factory=dict)
     """Leases granted to it and not answered, by index and attempt."""
     unsent: list[Lease] = field(default_factory=list)
@@ -86,21 +82,17 @@ class Member:
 class PoolLimits:
     """What a pool asks of its generators."""
 
-    max_running: int
-    """Leases that one generator holds at a time."""
-    take_seconds: float
-    """Time for one generator to take one version."""
+    max_running: int  # leases that one generator holds at a time
+    take_seconds: float  # time for one generator to take one version
     lease_seconds: float
-    draw: Draw = "all"
-    """Completions that training leases ask for."""
+    draw: Draw = "all"  # completions that training leases ask for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolEvents:
     """Whom a pool calls."""
 
-    on_group: Callable[[Group], None]
-    """With each finished training group."""
+    on_group: Callable[[Group], None]  # with each finished training group
     on_retire: Callable[[int], None]
     """With each version that no generator needs any more."""
     on_message: Callable[[str], None]

@@ -3,8 +3,6 @@
 Knows nothing about judge kinds.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 

@@ -6,8 +6,6 @@ most `max_staleness` + 1 of them, and are taken in turn. How a generator makes i
 `actors/generation/generator.py`.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Coroutine, Sequence
 from typing import Any

@@ -53,14 +53,11 @@ class EvaluationSet:
 class LoopEvents:
     """Whom a loop calls."""
 
-    on_update: Callable[[Progress, Mapping[str, float]], None]
-    """With the metrics of each update."""
-    on_watch: Callable[[TrainingLoop], None]
-    """About every second."""
+    on_update: Callable[[Progress, Mapping[str, float]], None]  # with the metrics of each update
+    on_watch: Callable[[TrainingLoop], None]  # about every second
     on_checkpoint: Callable[[TrainingLoop], Awaitable[None]]
     on_message: Callable[[str], None]
-    on_batch: Callable[[Batch], None] = lambda batch: None
-    """With each batch before it is trained on."""
+    on_batch: Callable[[Batch], None] = lambda batch: None  # with each batch before it is trained on
 
 
 class TrainingLoop:

@@ -1,7 +1,5 @@
 """Which plug-in a run has: the only place on the production path that names one."""
 
-from __future__ import annotations
-
 from actors.judges.config import BradleyTerryJudgeConfig, GoldJudgeConfig
 from actors.settings import WORLD
 from launch.run.protocols import RunPlugin

@@ -1,7 +1,5 @@
 """What `offbeat train` checks of its models before it starts anything, and what a resumed run must not change."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from actors.data.prompts import PromptSource

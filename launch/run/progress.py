@@ -21,8 +21,7 @@ class Consumed:
     """One update's groups as its loss consumes them, with their staleness in policy versions."""
 
     items: Sequence[Pair] | Sequence[Game]
-    staleness: tuple[int, ...]
-    """Of the policy's completions."""
+    staleness: tuple[int, ...]  # of the policy's completions
     opponent_staleness: tuple[int, ...] = ()
     """Of the opponents; empty if the loss has none."""
 
@@ -109,12 +108,10 @@ class Progress:
     opponent_staleness: dict[int, int] = field(default_factory=dict)
     """Groups consumed at each staleness of their opponents; empty if the loss has none."""
     groups: int = 0
-    tokens: int = 0
-    """Response tokens of the groups consumed, all completions."""
+    tokens: int = 0  # response tokens of the groups consumed, all completions
     ties: int = 0
     skipped: int = 0
-    stats: UpdateStats | None = None
-    """Of the last update."""
+    stats: UpdateStats | None = None  # of the last update
     log_ratio_max: float | None = None
     """Largest |log policy - log behaviour| of a token scored with the weights that sampled it: the gap between vLLM and
     learner (nats). None if there was no such token."""

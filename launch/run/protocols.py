@@ -139,8 +139,7 @@ class PublicationObserver(Protocol):
 class RunPlugin:
     """What a run's surroundings may change. The defaults suit models and prompts from outside."""
 
-    opponent_name = "the starting policy"
-    """What the policy is evaluated against."""
+    opponent_name = "the starting policy"  # what the policy is evaluated against
 
     def resolve(self, config: RunConfig) -> RunConfig:
         """Fill in settings that were left unset."""

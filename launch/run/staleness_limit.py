@@ -3,8 +3,6 @@
 `learner/games/stability.py` computes it; this module feeds it with the run's measurements and reports the result.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,14 +26,12 @@ class StalenessLimit:
     beta: float
     step_size: float
     """eta: the learner's step in log-probs per unit of preference, at the peak learning rate."""
-    frequency: float
-    """omega of the sampled preferences, biased upwards (`stability.total_rotation`)."""
+    frequency: float  # omega of the sampled preferences, biased upwards (`stability.total_rotation`)
     largest_lag: float
     """Policy versions; infinite if nothing rotates, -1 if even opponents of the newest version are unstable."""
     bound: int
     """The run's bound on the opponents' staleness, in versions."""
-    lowered_by: str = "learner.loss.opponent.max_staleness"
-    """The setting that lowers it."""
+    lowered_by: str = "learner.loss.opponent.max_staleness"  # the setting that lowers it
 
     @property
     def kept(self) -> bool:

@@ -4,8 +4,6 @@ The starting policy answers the evaluation prompts once, before training; every 
 with those. The loop samples and judges.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence
@@ -21,10 +19,8 @@ class WinRate:
 
     value: float
     low: float
-    high: float
-    """95% interval of the mean over prompts."""
-    n: int
-    """Prompts, each with K completions per side."""
+    high: float  # 95% interval of the mean over prompts
+    n: int  # prompts, each with K completions per side
 
 
 @dataclass(frozen=True)
@@ -32,15 +28,11 @@ class Reward:
     """The judge's mean score over prompts; unfinished completions count as in training."""
 
     value: float
-    start: float
-    """Of the starting policy on the same prompts."""
-    rise: float
-    """value - start."""
+    start: float  # of the starting policy on the same prompts
+    rise: float  # value - start
     low: float
-    high: float
-    """95% interval of the rise."""
-    n: int
-    """Prompts."""
+    high: float  # 95% interval of the rise
+    n: int  # prompts
 
 
 def against(policy: Group, baseline: Group) -> Group:

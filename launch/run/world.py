@@ -97,12 +97,9 @@ class ExactFigures:
 
     update: int
     exploitability: float
-    exact_kl: float
-    """KL(policy || reference), nats per completion."""
-    preference: float
-    """P(policy > reference)."""
-    family_shares: tuple[float, float, float] | None
-    """Intransitive task: `mean_shares`."""
+    exact_kl: float  # KL(policy || reference), nats per completion
+    preference: float  # p(policy > reference)
+    family_shares: tuple[float, float, float] | None  # intransitive task: `mean_shares`
 
     def metrics(self) -> dict[str, float]:
         """Return the figures as `metrics.jsonl` names them."""
@@ -136,8 +133,7 @@ class ExactEvaluation:
     reference_dir: Path
     temperature: float = 1.0
     every: int = 1
-    updates: int = 0
-    """Of the whole run."""
+    updates: int = 0  # of the whole run
     updates_per_publish: int = 1
     threads: int = 1
     """As the learner's, so that equal weights give equal figures."""

@@ -27,23 +27,19 @@ WIDTH_WITHOUT_TERMINAL = 120
 class Setting:
     """One leaf of the configuration."""
 
-    key: str
-    """Dotted, as in an override: `replay.max_staleness`."""
+    key: str  # dotted, as in an override: `replay.max_staleness`
     section: str
     """The key without its last part; empty at the top."""
-    title: str
-    """One line about the section."""
+    title: str  # one line about the section
     allowed: str
     """Type, choices and bounds in words: `integer >= 0`, `lease | ready`."""
-    default: str
-    """As printed; `required` if there is none."""
+    default: str  # as printed; `required` if there is none
     description: str
     types: frozenset[type]
     """Plain Python types of allowed values, `NoneType` included; element types for lists."""
     only_for: tuple[str, ...] = ()
     """Kinds of the section that have this setting; empty if the section comes in one kind."""
-    kinds_of: str = ""
-    """The section that comes in these kinds."""
+    kinds_of: str = ""  # the section that comes in these kinds
 
 
 def settings(model: type[BaseModel], section: str = "", title: str = "") -> Iterator[Setting]:

@@ -4,8 +4,6 @@ Reports every mistake at once, one line each: the dotted key, what was given, wh
 pydantic's errors. Must not know the terminal, and starts nothing.
 """
 
-from __future__ import annotations
-
 import copy
 import difflib
 import math
@@ -23,8 +21,7 @@ from launch.settings.renamed import Tree, new_key, remove, with_new_keys
 from launch.settings.run import RunConfig
 from launch.settings.verbs import TRAIN, Verb
 
-RECORDED = "config.yaml"
-"""In a run's directory: its resolved configuration."""
+RECORDED = "config.yaml"  # in a run's directory: its resolved configuration
 LOCK = ".lock"
 """In a run's directory: a file that a live process holds locked. Unlike a process id, valid across containers."""
 

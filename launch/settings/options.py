@@ -1,7 +1,5 @@
 """Arguments and options that several verbs of the command line share. Imports nothing heavy."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Renamed settings: error messages name the new key, and the configuration of an older run is read with it."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

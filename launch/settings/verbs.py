@@ -1,7 +1,5 @@
 """The verbs that a file configures: settings, entry point and presets of each. Imports nothing heavy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,8 +18,7 @@ class Verb:
     run_place: str
     example: str
     """An override that the model accepts, for error messages."""
-    presets: Path = PRESETS
-    """Directory of .yaml files; need not exist."""
+    presets: Path = PRESETS  # directory of .yaml files; need not exist
 
     @property
     def model(self) -> Any:

@@ -1,7 +1,5 @@
 """Whole configurations of the stages before the loop. Imports nothing heavy."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from launch.settings.run import NAME, TrainingConfig

@@ -3,8 +3,6 @@
 `launch/stages/driver.py` trains; the loss is in `learner/stages/dpo.py`.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -30,11 +28,8 @@ def run_dpo(config: DpoRunConfig, *, resume: bool = False) -> int:
     """Train on given preferences. Returns the exit code: 0 at the end, 130 after an interrupt with a checkpoint.
 
     Writes `dpo.json` beside the final model: reference, loss and beta, which the implicit reward beta log(pi/mu) needs
-    (Rafailov et al. 2023, eq. 5).
-
-    Raises:
-        UsageError: wrong paths, data or settings; nothing was trained.
-        RunError: the run failed; the last checkpoint is whole.
+    (Rafailov et al. 2023, eq. 5). Raises UsageError before
+    training if paths, data or settings are wrong; RunError if the run fails, whose last checkpoint is whole.
     """
     code = StageRun(config, prepare_dpo, resume=resume).run()
     if code == 0:
@@ -49,9 +44,7 @@ def run_dpo(config: DpoRunConfig, *, resume: bool = False) -> int:
 def prepare_dpo(config: DpoRunConfig, directory: Path) -> Prepared:
     """Write the tokenised preferences below `directory`.
 
-    Raises:
-        UsageError: a model, the tokenizer or the data cannot be used.
-        RunError: the directory cannot be written.
+    Raises UsageError if a model, the tokenizer or the data cannot be used; RunError if the directory cannot be written.
     """
     if config.model.path == SCRATCH:
         raise UsageError(

@@ -4,8 +4,6 @@ One driver for all stages; `learner/stages` says what they learn. The order matt
 wrong is checked before an actor starts, and everything that was started is ended whatever happens.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -19,12 +17,12 @@ from typing import Any
 
 from rich.console import Console
 
-from actors.errors import UsageError, writing
+from actors.errors import INTERRUPTED, UsageError, writing
 from actors.files import atomic_write
 from launch.cluster import wiring
 from launch.output.board import clock
 from launch.output.metrics import MetricsWriter
-from launch.output.session import INTERRUPTED, Session, Status, ending_on_sigterm, stopping_on_signals, tell_skipped
+from launch.output.session import Session, Status, ending_on_sigterm, stopping_on_signals, tell_skipped
 from launch.output.summary import package_versions
 from launch.run.protocols import StagePort
 from launch.stages.config import StageRunConfig
@@ -51,16 +49,14 @@ class State:
     """How far a stage is; what a checkpoint keeps of the driver."""
 
     updates: int = 0
-    loss: float | None = None
-    """Of the newest step that was taken."""
+    loss: float | None = None  # of the newest step that was taken
     tokens: int = 0
     held_out_at_start: dict[str, float] = field(default_factory=dict)
     held_out: dict[str, float] = field(default_factory=dict)
     """Of the newest evaluation; empty if nothing is held out."""
     best_held_out_loss: float | None = None
     best_update: int | None = None
-    waited: int = 0
-    """Evaluations since the best one."""
+    waited: int = 0  # evaluations since the best one
 
 
 class StageRun:

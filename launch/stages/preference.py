@@ -3,8 +3,6 @@
 `launch/stages/driver.py` trains; the loss is in `learner/stages/preference.py`.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -25,11 +23,8 @@ Sides = tuple[list[TokenPair], list[TokenPair]]
 def run_preference(config: PreferenceRunConfig, *, resume: bool = False) -> int:
     """Train a preference model. Returns the exit code: 0 at the end, 130 after an interrupt with a checkpoint.
 
-    Writes `preference.json`, `model_card.json` and `README.md` beside the final model.
-
-    Raises:
-        UsageError: wrong paths, data or settings; nothing was trained.
-        RunError: the run failed; the last checkpoint is whole.
+    Writes `preference.json`, `model_card.json` and `README.md` beside the final model. Raises UsageError before
+    training if paths, data or settings are wrong; RunError if the run fails, whose last checkpoint is whole.
     """
     return StageRun(config, prepare_preference, resume=resume).run()
 
@@ -37,9 +32,8 @@ def run_preference(config: PreferenceRunConfig, *, resume: bool = False) -> int:
 def prepare_preference(config: PreferenceRunConfig, directory: Path) -> Prepared:
     """Write the tokenised preferences, and the embedded world's starting model, below `directory`.
 
-    Raises:
-        UsageError: the model, the tokenizer or the data cannot be used.
-        RunError: the directory cannot be written.
+    Raises UsageError if the model, the tokenizer or the data cannot be used; RunError if the directory cannot be
+    written.
     """
     with writing_to(directory):
         skipped: list[str] = []

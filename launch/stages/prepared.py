@@ -1,7 +1,5 @@
 """What preparing a stage hands to its driver: a model and tokenised examples on disk."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,12 +13,9 @@ class Prepared:
     """A stage's model and data on disk."""
 
     model_dir: Path
-    train: int
-    """Training examples."""
-    validation: int
-    """Held-out examples."""
-    skipped: list[str]
-    """Malformed rows that were left out."""
+    train: int  # training examples
+    validation: int  # held-out examples
+    skipped: list[str]  # malformed rows that were left out
 
 
 @contextlib.contextmanager

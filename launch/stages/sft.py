@@ -3,8 +3,6 @@
 Preparation runs in the driver before any actor starts, so that every mistake in the request is reported at once.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from actors.data.demonstrations import Demonstrations, load_demonstrations, texts_of
@@ -21,9 +19,8 @@ from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
 def run_sft(config: SftRunConfig, *, resume: bool = False) -> int:
     """Fine-tune on demonstrations. Returns the exit code: 0 at the end, 130 after an interrupt with a checkpoint.
 
-    Raises:
-        UsageError: wrong paths, data or settings; nothing was trained.
-        RunError: the run failed; the last checkpoint is whole.
+    Raises UsageError before training if paths, data or settings are wrong; RunError if the run fails, whose last
+    checkpoint is whole.
     """
     return StageRun(config, prepare_sft, resume=resume).run()
 
@@ -31,9 +28,7 @@ def run_sft(config: SftRunConfig, *, resume: bool = False) -> int:
 def prepare_sft(config: SftRunConfig, directory: Path) -> Prepared:
     """Write the starting model and the tokenised demonstrations below `directory`.
 
-    Raises:
-        UsageError: model, tokenizer or data cannot be used.
-        RunError: the directory cannot be written.
+    Raises UsageError if model, tokenizer or data cannot be used; RunError if the directory cannot be written.
     """
     with writing_to(directory):
         model_dir = starting_model(config, directory / "start")

@@ -1,7 +1,5 @@
 """An exponential moving average of a policy's weights, usable as a model. Must not depend on ranks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -12,8 +12,6 @@ The driver calls `begin`, every rank writes into the stage, the driver calls `wr
 moment leaves `latest` naming a whole checkpoint. All ranks must share one file system.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

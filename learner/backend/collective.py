@@ -1,7 +1,5 @@
 """Small agreements between the ranks of a process group. Functions are collective: all ranks must enter them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Compare two models on disk bit for bit. Must not depend on runs."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +13,7 @@ from torch import Tensor
 class WeightComparison:
     """Differences between the weights of two models."""
 
-    tensors: int
-    """Tensor names in either model."""
+    tensors: int  # tensor names in either model
     different: int
     """Tensors that differ in bits, dtype or shape, or exist in one model only."""
     largest_difference: float

@@ -1,7 +1,5 @@
 """DeepSpeed's configuration, and the learning rate that the trainer sets itself. Must not import torch or deepspeed."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Hugging Face model directories: load a causal language model, and write one that other tools load unchanged."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

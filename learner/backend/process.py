@@ -1,7 +1,5 @@
 """The environment of a rank's process. Set before torch and deepspeed are imported, because they read it then."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 
@@ -14,8 +12,7 @@ class RankPlace:
 
     rank: int
     world_size: int
-    master_addr: str
-    """Host of rank 0, where the ranks meet."""
+    master_addr: str  # host of rank 0, where the ranks meet
     master_port: int
 
 

@@ -4,13 +4,10 @@ The only module that imports deepspeed. Must not depend on losses, data, referen
 marked collective must be entered by all ranks with equal arguments.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math
 import os
-import socket
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -32,6 +29,7 @@ from torch import Tensor, nn
 
 from actors.errors import RunError, UsageError
 from actors.files import replace_directory
+from actors.network import free_port
 from learner.backend.average import AveragePolicy
 from learner.backend.checkpoints import ENGINE, MODEL
 from learner.backend.collective import agree, error_of, gather
@@ -62,7 +60,8 @@ def join_process_group(config: TrainerConfig) -> torch.device:
         )
     deepspeed.utils.logger.setLevel(logging.WARNING)
     if not dist.is_initialized():
-        alone = {} if "RANK" in os.environ else {"init_method": _free_address(), "rank": 0, "world_size": 1}
+        here = f"tcp://127.0.0.1:{free_port('127.0.0.1')}"
+        alone = {} if "RANK" in os.environ else {"init_method": here, "rank": 0, "world_size": 1}
         os.environ.setdefault("LOCAL_RANK", "0")
         # Used for inference only; building it needs a compiler and leaves shared memory behind.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -370,11 +369,6 @@ def _linked(*directories: Path) -> Iterator[list[Path]]:
         for link, directory in zip(links, directories, strict=True):
             link.symlink_to(directory.resolve(), target_is_directory=True)
         yield links
-
-
-def _free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"tcp://127.0.0.1:{server.getsockname()[1]}"
 
 
 def _describe(layout: dict[str, Any]) -> str:

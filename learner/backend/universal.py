@@ -3,8 +3,6 @@
 `sharded.py` passes in the functions that convert and load. Must not import deepspeed.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

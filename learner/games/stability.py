@@ -14,8 +14,6 @@ is outside the unit circle, and shrinks if all are inside. Lags count learner st
 nats per unit of probability and step, tau in probability per nat. Pure NumPy; must not depend on runs.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

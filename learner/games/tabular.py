@@ -10,8 +10,6 @@ Human Feedback", section 4). beta is the weight of mu in the geometric mixture p
 Every function raises UsageError if an argument is not a game, not a distribution, or out of range.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -12,8 +12,6 @@ the policy gradient of Nash-MD-PG (Munos et al. 2023, "Nash Learning from Human 
 w_i grad log pi(y_i) (A_i - baseline). The advantages A and all importance weights are constants.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -36,28 +34,24 @@ class GameBatch:
 
     policy: Tensor
     """[g, n, t] log pi of each token; carries the gradient. 0 at padding, as are all log-probs."""
-    reference: Tensor
-    """[g, n, t] log mu."""
+    reference: Tensor  # [g, n, t] log mu
     behaviour: Tensor
     """[g, n, t] log b, recorded when the token was sampled."""
     opponent: Tensor
     """[g, n, t] log pi' of each token, with the current opponent; used only for the opponents' importance weights."""
     mask: Tensor
     """[g, n, t] 1 at tokens, 0 at padding."""
-    preferences: Tensor
-    """[g, n, n] P."""
+    preferences: Tensor  # [g, n, n] P
     scores: Tensor
     """[g, n] the judge's scores; used only by `reward_pg`."""
-    players: int
-    """K."""
+    players: int  # K
 
 
 @dataclass(frozen=True, slots=True)
 class GameOutput(LossOutput):
     """One loss per game [g], and its metrics, [g] each."""
 
-    advantages: Tensor
-    """[g, K] A of each player, detached."""
+    advantages: Tensor  # [g, K] A of each player, detached
 
 
 def importance_weights(log_ratio: Tensor, mask: Tensor, level: str, cap: float, beyond_cap: str) -> Tensor:

@@ -7,8 +7,6 @@ Every loss is a convex function f of one number per pair, the log-ratio differen
 with y_w chosen, y_l rejected, pi the policy and mu the frozen reference.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +20,7 @@ from learner.config import PairLossConfig
 class LossOutput:
     """One loss per pair, and its metrics."""
 
-    loss: Tensor
-    """[b], nats for dpo; carries the gradient."""
+    loss: Tensor  # [b], nats for dpo; carries the gradient
     metrics: dict[str, Tensor]
     """[b] each, detached: `margin` (implicit reward margin beta * h) and `accuracy` (1 if h > 0, else 0)."""
 

@@ -5,8 +5,6 @@ them, or Ray. For the transports `nccl` and `ipc`, which carry the bytes themsel
 manifest.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import struct

@@ -5,8 +5,6 @@ group. Must not know DeepSpeed or Ray: full tensors come in, and a generator is 
 sender is built. Written against vLLM 0.32's `distributed/weight_transfer`; not yet run on a GPU.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -17,8 +15,7 @@ from actors.errors import RunError, UsageError
 from actors.network import free_port
 from actors.records import SENT_BY_LEARNER, Manifest
 
-ParamMetas = list[Any]
-"""vLLM's `ParamMeta` records: name, dtype, shape."""
+ParamMetas = list[Any]  # vLLM's `ParamMeta` records: name, dtype, shape
 
 
 class ReceivingGenerator(Protocol):

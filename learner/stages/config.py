@@ -3,8 +3,6 @@
 Must not import torch, transformers or pyarrow.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -89,12 +87,9 @@ class StageSpec:
     """Everything that one rank of a stage is built from. Made by the wiring; read by `StageWorker`."""
 
     config: StageConfig
-    model_dir: str
-    """Directory of the starting model and its tokenizer."""
-    data_dir: str
-    """Directory of the tokenised examples."""
-    total_updates: int
-    """Length of the learning-rate schedule."""
+    model_dir: str  # directory of the starting model and its tokenizer
+    data_dir: str  # directory of the tokenised examples
+    total_updates: int  # length of the learning-rate schedule
     failed_batches_dir: str | None = None
     """Receives the batches of skipped updates; None keeps none."""
 

@@ -4,8 +4,6 @@ The reference never changes, so its log-probs are computed once, stored with the
 the first step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Perplexity of responses under a policy, and sampling from it. Must not depend on preferences."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 `actors/judges/models/preference_network.py` defines the models, `learner/stages/preference_card.py` evaluates them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path

@@ -4,8 +4,6 @@ Measures the model on disk, through the code that the judge runs. Must not depen
 Throughout, z [n] are logits that the first of two responses is preferred, p [n] the labels: probabilities of the same.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from collections import defaultdict

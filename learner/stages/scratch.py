@@ -3,8 +3,6 @@
 For small data sets and tests. Must not depend on the source of the texts or on training.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any

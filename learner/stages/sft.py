@@ -1,7 +1,5 @@
 """Supervised fine-tuning: the mean negative log-prob of response tokens. Prompt tokens have no loss."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,7 @@ from learner.tensors.examples import TRAIN, VALIDATION, read_sequences
 from learner.tensors.logprobs import PolicyWithLogProbs
 from learner.training.trainer import Measured, Objective
 
-Rows = list[list[TokenSequence]]
-"""A micro-batch: rows of sequences."""
+Rows = list[list[TokenSequence]]  # A micro-batch: rows of sequences
 
 
 class SupervisedObjective(Objective):

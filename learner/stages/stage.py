@@ -4,8 +4,6 @@
 collective: all ranks must enter them with equal arguments.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +22,11 @@ from learner.training.trainer import Objective, Trainer
 class Stage:
     """Model, loss and data of one stage."""
 
-    module: Any
-    """As `ShardedModel`'s."""
+    module: Any  # as `ShardedModel`'s
     objective: Objective
     train: Sequence[Any]
     validation: Sequence[Any]
-    held_out_objective: Objective | None = None
-    """Objective of the held-out set; None: `objective`."""
+    held_out_objective: Objective | None = None  # objective of the held-out set; None: `objective`
     finish: Callable[[Path, torch.device], dict[str, Any]] | None = None
     """Called on rank 0 to add files to the trained model's directory; returns values for the summary."""
 

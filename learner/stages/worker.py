@@ -1,7 +1,5 @@
 """One rank of a stage. A plain class that `launch/cluster/wiring.py` turns into a Ray actor."""
 
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 Everything depends on arguments only. Must not depend on models or ranks' communication.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,24 +13,20 @@ from torch import Tensor
 from actors.errors import UsageError
 from actors.records import Game, Pair
 
-TokenSequence = tuple[Sequence[int], Sequence[int]]
-"""Prompt and response token ids."""
+TokenSequence = tuple[Sequence[int], Sequence[int]]  # prompt and response token ids
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
     """Right-padded rows, and the positions that predict response tokens. Made by `collate`; read by the policy."""
 
-    input_ids: Tensor
-    """[b, t] int64."""
+    input_ids: Tensor  # [b, t] int64
     rows: Tensor
     """[n] int64: row of each response token, in order."""
     columns: Tensor
     """[n] int64: position whose logits predict the token, one before its own."""
-    targets: Tensor
-    """[n] int64: the response token itself."""
-    tokens: int
-    """Tokens without padding."""
+    targets: Tensor  # [n] int64: the response token itself
+    tokens: int  # tokens without padding
     position_ids: Tensor | None = None
     """[b, t] int64, restarting at 0 for each packed sequence; None: one sequence per row."""
 

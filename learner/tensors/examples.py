@@ -1,7 +1,5 @@
 """Tokenised examples on disk as Parquet: the driver reads the data once, and every rank reads the same examples."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +26,7 @@ class TokenPair:
     prompt: tuple[int, ...]
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
-    probability: float
-    """Probability that `chosen` is preferred to `rejected`."""
+    probability: float  # probability that `chosen` is preferred to `rejected`
 
 
 def write_sequences(path: Path, sequences: Sequence[TokenSequence]) -> None:

@@ -146,12 +146,9 @@ class LogProbHead(nn.Module):
 class Mixture:
     """The model mu that a policy pi is mixed with at the same positions, and its weight."""
 
-    beta: float
-    """b of pi^(1-b) mu^b."""
-    hidden: Tensor
-    """Last hidden states of mu, [n, d]."""
-    head: LogProbHead
-    """Head of mu, its weights gathered."""
+    beta: float  # b of pi^(1-b) mu^b
+    hidden: Tensor  # last hidden states of mu, [n, d]
+    head: LogProbHead  # head of mu, its weights gathered
 
 
 @torch.no_grad()

@@ -4,8 +4,6 @@ Must not depend on the source of rollouts, policy versions or Ray. Methods marke
 ranks with equal arguments.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -30,12 +30,9 @@ from learner.training.trainer import Measured, Objective
 class Losses:
     """Losses and metrics of a micro-batch of b items."""
 
-    loss: Tensor
-    """Losses [b], with gradient."""
-    metrics: Mapping[str, Tensor]
-    """Values [b] each, detached."""
-    behaviour_log_ratio: Tensor
-    """log pi - log b [tokens]."""
+    loss: Tensor  # losses [b], with gradient
+    metrics: Mapping[str, Tensor]  # values [b] each, detached
+    behaviour_log_ratio: Tensor  # log pi - log b [tokens]
     opponent_log_ratio: Tensor | None = None
     """log pi' - log b [tokens] of the opponents, if pi' was computed."""
     detail: Any = None
@@ -45,12 +42,9 @@ class Losses:
 class RolloutObjective(Objective):
     """Base of losses on pairs and on games. `UpdateStats` defines the reported values."""
 
-    metrics: tuple[str, ...]
-    """Names of the values averaged over items."""
-    kind: type
-    """Type of the items."""
-    weighs_opponents: bool = False
-    """Whether any pass computes the opponent's log-probs."""
+    metrics: tuple[str, ...]  # names of the values averaged over items
+    kind: type  # type of the items
+    weighs_opponents: bool = False  # whether any pass computes the opponent's log-probs
 
     def __init__(self, config: LearnerConfig, metrics: tuple[str, ...]) -> None:
         super().__init__(config.micro_batch_tokens)
@@ -281,12 +275,9 @@ def game_batch(members: Sequence[Game], parts: Sequence[slice], logprobs: Sequen
 class Players:
     """Players of some games before a step."""
 
-    sequences: list[TokenSequence]
-    """Prompts and responses, game by game."""
-    logprobs: list[list[float]]
-    """log pi(y|x) (nats), [games][K]."""
-    advantages: list[list[float]]
-    """Advantages, [games][K]."""
+    sequences: list[TokenSequence]  # prompts and responses, game by game
+    logprobs: list[list[float]]  # log pi(y|x) (nats), [games][K]
+    advantages: list[list[float]]  # advantages, [games][K]
 
     @classmethod
     def of(cls, details: Sequence[tuple[Sequence[Game], Tensor, Tensor]]) -> Players:

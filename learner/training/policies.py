@@ -3,8 +3,6 @@
 Must not depend on losses, optimizers or Ray. Methods marked collective must be entered by all ranks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +23,7 @@ class Pass:
     """Completions of each item that share a forward pass, and the log-probs that the loss needs."""
 
     completions: slice
-    log_ratio: bool = True
-    """Whether log pi and log mu are needed."""
+    log_ratio: bool = True  # whether log pi and log mu are needed
     opponent: bool = False
     """Whether log pi' is needed, of the opponent at this update."""
 
@@ -35,8 +32,7 @@ class Pass:
 class TokenLogProbs:
     """Log-probs [n] (nats) of a pass's response tokens, in the order of its sequences; None if not computed."""
 
-    policy: Tensor | None
-    """With gradient in the pass that has one."""
+    policy: Tensor | None  # with gradient in the pass that has one
     reference: Tensor | None
     opponent: Tensor | None = None
     tokens: int = 0

@@ -25,18 +25,14 @@ from learner.tensors.batching import schedule
 class Measured:
     """Loss and metrics of one micro-batch."""
 
-    loss: Tensor
-    """Scalar sum over the micro-batch, with gradient."""
-    sums: Mapping[str, Tensor]
-    """Scalar sums of the objective's `sums`, detached."""
+    loss: Tensor  # scalar sum over the micro-batch, with gradient
+    sums: Mapping[str, Tensor]  # scalar sums of the objective's `sums`, detached
     tokens: int
     """Tokens in all forward passes of the policy, without padding."""
-    padded_tokens: int
-    """Tokens with padding."""
+    padded_tokens: int  # tokens with padding
     maxima: Mapping[str, Tensor] = field(default_factory=dict)
     """Scalar maxima of the objective's `maxima`, detached."""
-    detail: Any = None
-    """Passed through to `Step.details`."""
+    detail: Any = None  # passed through to `Step.details`
 
 
 class Objective:
@@ -45,10 +41,8 @@ class Objective:
     A micro-batch holds at most `micro_batch_tokens` padded tokens, unless one item alone exceeds them.
     """
 
-    sums: tuple[str, ...] = ()
-    """Names of values to sum, beside the loss."""
-    maxima: tuple[str, ...] = ()
-    """Names of values whose maximum is kept."""
+    sums: tuple[str, ...] = ()  # names of values to sum, beside the loss
+    maxima: tuple[str, ...] = ()  # names of values whose maximum is kept
 
     def __init__(self, micro_batch_tokens: int) -> None:
         self._micro_batch_tokens = micro_batch_tokens
@@ -102,8 +96,7 @@ class Step:
     """False if loss or gradients were not finite on any rank; then no rank took the step."""
     values: dict[str, Any]
     """The objective's `means` and every other field that `UpdateStats` and `StageStats` share."""
-    details: list[Any]
-    """`Measured.detail` of this rank's micro-batches."""
+    details: list[Any]  # `Measured.detail` of this rank's micro-batches
 
 
 class Trainer:

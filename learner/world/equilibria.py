@@ -8,8 +8,6 @@ Throughout, mu [16, 261] holds the reference's outcome probabilities (`ExactPoli
 tau > 0 is the coefficient of KL(pi || mu). Outcomes without mass under mu have none in any solution.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +20,7 @@ from learner.world import exact
 
 Array = NDArray[np.float64]
 
-LOWEST_TAU, HIGHEST_TAU = 1e-3, 1e3
-"""Range that `bradley_terry_tau_at_kl` searches."""
+LOWEST_TAU, HIGHEST_TAU = 1e-3, 1e3  # range that `bradley_terry_tau_at_kl` searches
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +31,8 @@ class Equilibrium(exact.OutcomeTable):
     """max_y P(y > pi) - 1/2 over all 261 outcomes."""
     regularised_gap: float
     """Duality gap of the game regularised towards mu; see `exact.regularised_gap`."""
-    kl: float
-    """KL(pi || mu) between outcomes (nats)."""
-    preference: float
-    """P(pi > mu)."""
+    kl: float  # KL(pi || mu) between outcomes (nats)
+    preference: float  # p(pi > mu)
 
 
 def measured(world: World, probabilities: Array, mu: Array, tau: float) -> Equilibrium:
@@ -111,14 +106,11 @@ def bradley_terry_tau_at_kl(world: World, mu: Array, kl: float, pairs: Array | N
 class _Game:
     """One prompt's game between classes of outcomes with equal preferences and mass under mu."""
 
-    preferences: Array
-    """Preferences between classes, [k, k]."""
-    mu: Array
-    """Mass of each class, [k]."""
+    preferences: Array  # preferences between classes, [k, k]
+    mu: Array  # mass of each class, [k]
     kind: NDArray[np.intp]
     """Class of each outcome, [261]; k for outcomes without mass."""
-    outcomes: Array
-    """mu of each outcome, [261]."""
+    outcomes: Array  # mu of each outcome, [261]
 
     def spread(self, pi: Array) -> Array:
         """Expand a policy over classes [k] to outcomes [261], in proportion to mu within a class."""

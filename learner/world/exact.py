@@ -4,8 +4,6 @@ A response is one of 259, so a policy is a table, and preferences, KL and exploi
 sampling error. Must not depend on training or on the source of prompts.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -67,8 +65,7 @@ class OutcomeTable:
     """Probability of each outcome, [16, 261]; each row sums to 1."""
 
 
-Policy = ExactPolicy | OutcomeTable
-"""Anything with outcome `probabilities`."""
+Policy = ExactPolicy | OutcomeTable  # anything with outcome `probabilities`
 
 
 @torch.no_grad()

@@ -1,7 +1,5 @@
 """Preferences of the embedded world as training data, with known probabilities. Must not know models."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import numpy as np

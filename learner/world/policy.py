@@ -4,8 +4,6 @@ A Llama of 1.3 million parameters learns the world's corpus from fresh examples 
 directory. Must not depend on preferences, Ray, vLLM or DeepSpeed.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -24,8 +22,7 @@ from learner.world.exact import corpus_cross_entropy, exact_policy
 SETTINGS_FILE = world.POLICY_SETTINGS_FILE
 RECIPE = 1
 """Incremented when a change below changes the trained model, so that models of older code are not reused."""
-HEAD_SIZE = 32
-"""Smallest head size of vLLM's CPU attention."""
+HEAD_SIZE = 32  # smallest head size of vLLM's CPU attention
 
 
 @dataclass(frozen=True)
@@ -34,8 +31,7 @@ class PolicySize:
 
     hidden: int = 192
     layers: int = 3
-    heads: int = 6
-    """Attention heads of 32 dimensions."""
+    heads: int = 6  # attention heads of 32 dimensions
     intermediate: int = 512
 
 
@@ -55,8 +51,7 @@ class SftReport:
     seconds: float
     """Time spent in optimizer steps; of the original training if the model was reused."""
     parameters: int
-    reused: bool = False
-    """Whether the directory already held the requested model."""
+    reused: bool = False  # whether the directory already held the requested model
 
 
 def train_sft(

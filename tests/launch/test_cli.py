@@ -206,7 +206,8 @@ def test_submit_options_fit_what_launch_submit_takes(capsys):
     assert "#SBATCH --nodes=2" in capsys.readouterr().out
 
 
-def test_train_help_shows_every_setting_with_its_bounds(capsys):
+def test_train_help_shows_every_setting_with_its_bounds(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     assert main(["train", "--help"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert not {setting.key for setting in settings(RunConfig)} - {row[0] for row in rows}

@@ -3,8 +3,6 @@
 The key is read from the environment, sent in one header, and removed from every text that leaves this module.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os
@@ -23,12 +21,9 @@ from actors.judges.config import HttpJudgeConfig
 
 T = TypeVar("T")
 
-RETRIED = (408, 425, 429)
-"""Statuses below 500 that are worth a retry."""
-LARGEST_ANSWER = 16 << 20
-"""Bytes; a longer answer counts as garbage."""
-EXCERPT = 300
-"""Characters of an answer quoted in an error."""
+RETRIED = (408, 425, 429)  # statuses below 500 that are worth a retry
+LARGEST_ANSWER = 16 << 20  # bytes; a longer answer counts as garbage
+EXCERPT = 300  # characters of an answer quoted in an error
 
 
 class _AttemptError(Exception):
@@ -36,10 +31,8 @@ class _AttemptError(Exception):
 
     def __init__(self, reason: str, count: str, retry_after: float | None = None) -> None:
         super().__init__(reason)
-        self.count = count
-        """The field of `RequestCounts` to add to."""
-        self.retry_after = retry_after
-        """Pause that the server asks for (seconds)."""
+        self.count = count  # the field of `RequestCounts` to add to
+        self.retry_after = retry_after  # pause that the server asks for (seconds)
 
 
 @dataclass
@@ -52,16 +45,12 @@ class RequestCounts:
     timeouts: int = 0
     garbage: int = 0
     """Answers that are not JSON or not of the expected shape."""
-    server_errors: int = 0
-    """5xx, 408, 425 and broken connections."""
-    refused: int = 0
-    """Other statuses: wrong requests, not retried."""
+    server_errors: int = 0  # 5xx, 408, 425 and broken connections
+    refused: int = 0  # other statuses: wrong requests, not retried
     retries: int = 0
-    given_up: int = 0
-    """Requests without an answer after their last attempt."""
+    given_up: int = 0  # requests without an answer after their last attempt
     latency_sum: float = field(default=0.0, repr=False)
-    latency_max: float = 0.0
-    """Of answered attempts (seconds)."""
+    latency_max: float = 0.0  # of answered attempts (seconds)
 
     def metrics(self) -> dict[str, float]:
         """Return the counts by name, and latencies in seconds."""
@@ -100,11 +89,8 @@ class HttpClient:
         """Post `body` as JSON to the configured URL + `path`, with retries, and return `read(answer)`.
 
         `read` raises KeyError, IndexError, TypeError or ValueError for an answer of the wrong shape, which is garbage
-        and asked for again.
-
-        Raises:
-            RunError: no answer after the configured attempts, or the server asks for too long a pause.
-            UsageError: the server refused the request as wrong; a retry would not help.
+        and asked for again. Raises RunError if no attempt succeeds, or the server asks for too
+        long a pause; UsageError if the server refuses the request itself, which no retry would help.
         """
         config, url = self._config, f"{self._config.url}{path}"
         # The slot is kept during pauses, so that an overloaded server gets fewer requests.

@@ -4,8 +4,6 @@ Each pair is shown in both orders and the answers are averaged, so that a positi
 "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", section 3.4). HTTP itself is in `client.py`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import json
@@ -47,10 +45,8 @@ do what was asked, is it clear? Length and order do not matter.
 Which answer is better? Reply with exactly one letter: A, B, or C if neither is better."""
 
 VARIABLES = {"prompt", "messages", "answer", "first", "second"}
-VERDICTS = {"A": 1.0, "B": 0.0, "C": 0.5}
-"""Preference for the answer shown first."""
-TOP_LOGPROBS = 20
-"""The API's maximum."""
+VERDICTS = {"A": 1.0, "B": 0.0, "C": 0.5}  # preference for the answer shown first
+TOP_LOGPROBS = 20  # the API's maximum
 REMEMBERED = 10_000
 """Comparisons whose verdicts are kept, so that a batch that is retried pays for none of them twice."""
 
@@ -60,18 +56,14 @@ class Counts:
     """Totals since the judge was made. A pair is two comparisons."""
 
     comparisons: int = 0
-    remembered: int = 0
-    """Comparisons answered from memory."""
-    abstentions: int = 0
-    """Answers without a verdict."""
-    pairs: int = 0
-    """Pairs with a verdict in both orders."""
+    remembered: int = 0  # comparisons answered from memory
+    abstentions: int = 0  # answers without a verdict
+    pairs: int = 0  # pairs with a verdict in both orders
     order_disagreements: int = 0
     """Such pairs in which the two orders prefer different completions."""
     tokens_in: int = 0
     tokens_out: int = 0
-    unmetered: int = 0
-    """Answers whose tokens the endpoint did not report."""
+    unmetered: int = 0  # answers whose tokens the endpoint did not report
 
 
 class EndpointJudge:

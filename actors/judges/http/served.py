@@ -1,7 +1,5 @@
 """A reward model behind vLLM's server as a judge: one logit per completion, from `/classify` of the pooling runner."""
 
-from __future__ import annotations
-
 import asyncio
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Sequence-classification models as judges: loading, padding, batching, threads. Must not know what outputs mean."""
 
-from __future__ import annotations
-
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Token ids that a judge model reads for a prompt and a completion. Must not import torch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from actors.data.preference_layouts import MalformedPreferenceError, PreferenceRow

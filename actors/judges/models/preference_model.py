@@ -1,7 +1,5 @@
 """A trained preference model as a judge: probabilities among a prompt's completions, and scores made from them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

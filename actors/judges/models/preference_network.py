@@ -46,8 +46,7 @@ class PreferenceForm:
     from an unfinished one."""
     skew_blocks: int = 0
     """k: rotations in R; u has 2k entries. 0 for the other kinds."""
-    temperature: float = 1.0
-    """Divides the logits."""
+    temperature: float = 1.0  # divides the logits
 
     @property
     def outputs(self) -> int:

@@ -3,8 +3,6 @@
 Score r(x, y) as in Ouyang et al. 2022, equation 1, read at the last token, without normalisation and without KL term.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from itertools import islice
