@@ -74,7 +74,7 @@ def run_training(config: RunConfig, *, resume: bool = False) -> int:
 
 def check_machine(config: RunConfig) -> None:
     """Raise UsageError with every failed preflight check of `offbeat doctor`."""
-    found = [f"{finding.text}; {finding.remedy}" for finding in fatal_checks(config)]
+    found = [f"{finding.name}: {finding.text}; {finding.remedy}" for finding in fatal_checks(config)]
     if found:
         raise UsageError("\n".join(found) if len(found) > 1 else found[0])
 

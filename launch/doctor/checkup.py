@@ -105,7 +105,7 @@ def _static_checks(config: RunConfig, gpus: list[Gpu]) -> Iterator[Finding]:
         yield run_checks.check_shared_memory(config.cluster, published, free)
         if (port := config.learner.port) is not None:
             in_use, remedy = not machine.port_free(port), "choose a free port, or leave learner.port unset"
-            yield graded("port", f"learner.port {port} is {'in use' if in_use else 'free'}", remedy, fatal=in_use)
+            yield graded("learner.port", f"{port} is {'in use' if in_use else 'free'}", remedy, fatal=in_use)
     folder, writable = machine.nearest_folder(config.directory)
     if writable:
         yield run_checks.check_disk(config, None if models is None else models.policy, folder, disk_usage(folder).free)

@@ -94,7 +94,7 @@ class Summary(BaseModel):
     exploitability_tail: float | None = None
     """Mean of the evaluations by enumeration over the last tenth of the updates."""
     exact_kl: float | None = None  # KL(policy || reference) by enumeration, nats per completion
-    preference: float | None = None  # p(policy > reference) by enumeration, mean over prompts
+    preference: float | None = None  # P(policy > reference) by enumeration, mean over prompts
     staleness_law: dict[str, float] | None = None
     """Largest stable staleness of opponents by this run's measured step size (docs/tabular.md)."""
     versions: dict[str, str] = Field(default_factory=lambda: package_versions())

@@ -98,7 +98,7 @@ class ExactFigures:
     update: int
     exploitability: float
     exact_kl: float  # KL(policy || reference), nats per completion
-    preference: float  # p(policy > reference)
+    preference: float  # P(policy > reference)
     family_shares: tuple[float, float, float] | None  # intransitive task: `mean_shares`
 
     def metrics(self) -> dict[str, float]:

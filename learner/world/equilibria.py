@@ -32,7 +32,7 @@ class Equilibrium(exact.OutcomeTable):
     regularised_gap: float
     """Duality gap of the game regularised towards mu; see `exact.regularised_gap`."""
     kl: float  # KL(pi || mu) between outcomes (nats)
-    preference: float  # p(pi > mu)
+    preference: float  # P(pi > mu)
 
 
 def measured(world: World, probabilities: Array, mu: Array, tau: float) -> Equilibrium:

@@ -208,5 +208,5 @@ def test_a_port_in_use_is_one_sentence_and_leaves_nothing(config: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         _, err = _run(config, f"learner.port={port}", code=2)
-    assert f"learner.port {port} is in use" in err
+    assert f"learner.port: {port} is in use; choose a free port" in err
     assert "Traceback" not in err
