@@ -14,7 +14,7 @@ VERSION := 'import sys; print(*sys.version_info[:2])'
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 # Processes that run tests. A test of a whole run starts up to eight more.
 TEST_JOBS ?= 2
-PARALLEL := -n $(TEST_JOBS) --dist loadgroup --no-loadscope-reorder
+PARALLEL := -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 TEST_ARGS ?=
 
 .DEFAULT_GOAL := help

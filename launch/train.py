@@ -59,7 +59,7 @@ def run_training(config: RunConfig, *, resume: bool = False) -> int:
         tell_skipped(prompts.skipped, board.message)
         if prompts.skipped:
             board.message(f"{len(prompts.skipped)} malformed rows skipped, {len(prompts)} prompts left")
-        shared_memory = SharedMemory()
+        shared_memory = SharedMemory(config.directory)
         stack.callback(shared_memory.close)
         address = address_to_join(config.cluster)
         if address is None:

@@ -22,24 +22,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """On several processes, keep the tests of a file together, for their fixtures; files with most engine tests first.
-
-    Files of one `xdist_group` never run at the same time.
-    """
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return
-    engines: Counter[str] = Counter()
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(item.config.rootpath).as_posix()))
-        engines[_group(item)] += any(item.get_closest_marker(name) for name in ("slow", "ray", "vllm"))
-    items.sort(key=lambda item: (-engines[_group(item)], _group(item)))
-
-
-def _group(item: pytest.Item) -> str:
-    marker = item.get_closest_marker("xdist_group")
-    assert marker is not None
-    return marker.args[0]
+    """On several processes, which take file after file, put the files with most engine tests first."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        engines = Counter(item.path for item in items if any(map(item.get_closest_marker, ("slow", "ray", "vllm"))))
+        items.sort(key=lambda item: (-engines[item.path], item.path))
 
 
 @pytest.fixture

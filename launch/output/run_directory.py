@@ -95,10 +95,11 @@ class RunDirectory:
 class SharedMemory:
     """A folder of this process under /dev/shm for published weights; removed on `close`.
 
-    Folders of killed processes, recognised by their released locks, are removed by the next process.
+    Folders of killed processes, recognised by their released locks, are removed by the next process. The lock file
+    names the directory of its `run`.
     """
 
-    def __init__(self, root: Path | None = None) -> None:
+    def __init__(self, run: Path, root: Path | None = None) -> None:
         root = root or SHARED_MEMORY
         for folder in left_behind(root):
             shutil.rmtree(folder, ignore_errors=True)
@@ -106,6 +107,7 @@ class SharedMemory:
         hidden = Path(tempfile.mkdtemp(prefix=f".{SHM_PREFIX}", dir=root))
         self._lock: int | None = os.open(hidden / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         _try_lock(self._lock)
+        os.write(self._lock, f"{run.absolute()}\n".encode())
         self.path = hidden.rename(root / hidden.name.removeprefix("."))
 
     def require(self, nbytes: int, *, what: str) -> None:

@@ -16,7 +16,6 @@ pytestmark = [
     pytest.mark.vllm,
     pytest.mark.timeout(600),
     pytest.mark.usefixtures("own"),
-    pytest.mark.xdist_group("shared memory"),
 ]
 
 UPDATES = 80

@@ -24,13 +24,7 @@ from launch.output.journal_reader import JournalReader
 from tests.integration.runs import finish, leaving_nothing, small_run, start, summary_of, wait_for_updates
 from tests.processes import Marked
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.ray,
-    pytest.mark.vllm,
-    pytest.mark.timeout(600),
-    pytest.mark.xdist_group("shared memory"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(600)]
 
 UPDATES = 16
 EVERY = 3

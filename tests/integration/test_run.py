@@ -23,7 +23,6 @@ pytestmark = [
     pytest.mark.vllm,
     pytest.mark.timeout(400),
     pytest.mark.usefixtures("own"),
-    pytest.mark.xdist_group("shared memory"),
 ]
 
 ENGINE_GAP = 5e-5

@@ -22,7 +22,6 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.timeout(600),
     pytest.mark.usefixtures("own"),
-    pytest.mark.xdist_group("shared memory"),
 ]
 
 

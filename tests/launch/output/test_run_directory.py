@@ -76,16 +76,16 @@ def test_a_dead_process_s_shared_memory_is_removed_and_a_live_one_s_is_kept(tmp_
     """By its lock: process ids repeat between containers that share /dev/shm, whose runs then met in one folder."""
     script = (
         "from launch.output.run_directory import *\n"
-        f"print(SharedMemory(Path({str(tmp_path)!r})).path, flush=True); os._exit(1)"
+        f"print(SharedMemory(Path('run'), Path({str(tmp_path)!r})).path, flush=True); os._exit(1)"
     )
     dead = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     gone, other = Path(dead.stdout.strip()), tmp_path / "somebody-else"
     assert gone.parent == tmp_path
     assert gone.is_dir()
     other.mkdir()
-    mine = SharedMemory(tmp_path)
+    mine = SharedMemory(tmp_path / "run", tmp_path)
     assert not gone.exists()
-    SharedMemory(tmp_path).close()
+    SharedMemory(tmp_path / "run", tmp_path).close()
     assert mine.path.is_dir()
     assert other.exists()
     mine.close()
@@ -94,7 +94,7 @@ def test_a_dead_process_s_shared_memory_is_removed_and_a_live_one_s_is_kept(tmp_
 
 
 def test_looking_for_folders_of_dead_processes_leaves_them_and_their_locks(tmp_path: Path) -> None:
-    running = SharedMemory(tmp_path)
+    running = SharedMemory(tmp_path / "run", tmp_path)
     dead, unlocked = tmp_path / "offbeat-dead", tmp_path / "offbeat-early"
     dead.mkdir()
     (dead / LOCK).write_text("")
@@ -109,7 +109,7 @@ def test_looking_for_folders_of_dead_processes_leaves_them_and_their_locks(tmp_p
 
 def test_too_little_shared_memory_is_refused_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"MiB free and .* are needed for .*shm_size"):
-        SharedMemory(tmp_path).require(1 << 60, what="a test")
+        SharedMemory(tmp_path / "run", tmp_path).require(1 << 60, what="a test")
 
 
 def test_next_free_counts_up(tmp_path: Path) -> None:
