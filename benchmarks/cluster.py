@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
+from actors.network import free_port
 
 NODE = "OFFBEAT_NODE"
 """In the environment of every process of a node: which."""
@@ -112,10 +114,3 @@ class Cluster:
                 self.__exit__()
                 raise RuntimeError(f"the Ray head cannot be reached at {self.address}:\n{self._log.read_text()}")
             time.sleep(0.2)
-
-
-def free_port() -> int:
-    """Of this host, on all its addresses."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

@@ -256,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _load(
     verb: str, config: str | None, overrides: Sequence[str] | None, output: Path | None = None, *, resume: bool = False
 ) -> Any:
-    """The configuration of a verb; a resumed run may have been started before settings were renamed."""
+    """Load a verb's configuration; a resumed run may have been started before settings were renamed."""
     from launch.settings.loading import load_config
 
     extra = [] if output is None else [f"output={_quoted(str(output))}"]
@@ -269,7 +269,7 @@ def _quoted(text: str) -> str:
 
 
 def _training(config: str, overrides: Sequence[str] | None, resume: bool) -> Training:
-    """The run to submit; its settings are checked before it is queued."""
+    """Return the run to submit, with its settings checked before it is queued."""
     from launch.cluster.submit import Training
     from launch.settings.loading import config_file
 
@@ -311,7 +311,7 @@ def _run(config: NamedConfig, run: Callable[[], int]) -> int:
 
 
 def _origin(error: BaseException) -> BaseException:
-    """The error that a remote task raised; Ray wraps it and puts both tracebacks into the message."""
+    """Return the error that a remote task raised; Ray wraps it, with both tracebacks in the message."""
     while isinstance(cause := getattr(error, "cause", None), BaseException):
         error = cause
     return error

@@ -76,7 +76,7 @@ def run_evaluation(config: RunConfig, request: Request) -> int:
 
 
 def _for_sampling(config: RunConfig) -> RunConfig:
-    """`config` with the policy alone in the engine, as evaluation has no opponents, and one judge."""
+    """Return `config` for sampling: one judge, and an engine without a second model."""
     plugin = plugin_of(config)
     if not plugin.check_model(config):
         raise UsageError(f"model.path is {config.model.path}, which a run makes first; name a model with --model DIR")
@@ -185,7 +185,7 @@ def find_verifier(path: str, rank: Rank) -> Verifier:
 
 
 def _sequence_logprobs(directory: Path, groups: Sequence[Group], config: RunConfig) -> list[float]:
-    """Log-probs (nats, temperature 1) of all completions, each summed over its tokens."""
+    """Compute the log-prob (nats, temperature 1) of each completion, summed over its tokens."""
     import torch
 
     from learner.stages.perplexity import PerplexityModel
@@ -225,7 +225,7 @@ def judged(
 
 
 def _final_answers(config: RunConfig) -> Any:
-    """A function from a text to its final answer; None if the judge extracts no final answers."""
+    """Return a function from a text to its final answer; None if the judge extracts none."""
     if not isinstance(config.judging.judge, VerifierJudgeConfig):
         return None
     from actors.judges.verifier import VerifierJudge, normalise, number

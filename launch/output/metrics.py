@@ -74,7 +74,7 @@ def _truncate_after(path: Path, step: int) -> None:
 
 
 def _step_of(line: bytes) -> float:
-    """The line's step; infinity for an invalid line, which ends the part that is kept."""
+    """Return the line's step; infinity for an invalid line, which ends the part that is kept."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

@@ -314,7 +314,7 @@ class _Replay:
         return 0
 
     def _bounds_kept(self) -> RunConfig:
-        """A run may have gone on under a lower bound than it began with; its early batches kept to theirs."""
+        """Raise the staleness bound to the oldest recorded batch: the run may have lowered it on a resume."""
         ages = [age for row in self._journal.rows for age in row.staleness]
         bound = max([self._config.replay.max_staleness, *ages])
         replay = self._config.replay.model_copy(update={"max_staleness": bound})
@@ -355,7 +355,7 @@ class _Replay:
         )
 
     def _weights(self) -> Weights | None:
-        """The replay's weights beside those that the run had after the same update."""
+        """Compare the replay's weights with the run's after the same update."""
         from learner.backend.compare import compare_models
 
         end = self._journal.end

@@ -130,7 +130,7 @@ class PublicationObserver(Protocol):
     """One more receiver of publications, which measures the policy that they hold."""
 
     def due(self, update: int) -> bool:
-        """Whether to measure the policy published after `update` updates."""
+        """Return whether to measure the policy published after `update` updates."""
 
     async def observe(self, update: int, publication: Publication) -> dict[str, float]:
         """Measure; return metrics of this update by name."""

@@ -72,7 +72,7 @@ def first_line(text: str | None) -> str:
 
 
 def _variants(key: str, info: FieldInfo, variants: dict[str, type[BaseModel]]) -> Iterator[Setting]:
-    """Leaves of a section that comes in several kinds: the kind first, then the settings of each kind."""
+    """Return the leaves of a section of several kinds: the kind first, then the settings of each kind."""
     tag_field = str(info.discriminator)
     title = info.description or ""
     default = info.get_default(call_default_factory=True)

@@ -122,7 +122,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def _read(path: str | Path | None, verb: Verb, mistakes: list[str]) -> Tree | None:
-    """The file's mapping; on any failure None and a line in `mistakes`."""
+    """Return the file's mapping; on failure None, and a line in `mistakes`."""
     if path is None:
         return {}
     try:
@@ -211,7 +211,7 @@ def _validate(tree: Tree, model: type[BaseModel], known: Sequence[Setting], mist
 
 
 def _checked(tree: Tree, model: type[BaseModel]) -> tuple[BaseModel | None, list[Any]]:
-    """The configuration, or None and all of pydantic's errors."""
+    """Return the configuration, or None and all of pydantic's errors."""
     try:
         return model.model_validate(tree), []
     except ValidationError as error:
@@ -292,7 +292,7 @@ def _applies(setting: Setting, variant: str) -> bool:
 
 
 def _owned(key: str, known: Sequence[Setting]) -> list[Setting]:
-    """Settings at or below `key` that only some kinds of their section have."""
+    """Return the settings at or below `key` that only some kinds of their section have."""
     return [entry for entry in known if entry.only_for and f"{entry.key}.".startswith(f"{key}.")]
 
 
@@ -340,7 +340,7 @@ def _unknown(key: str, variant: str, known: Sequence[Setting]) -> str:
 
 
 def _nearest(key: str, known: Sequence[Setting]) -> str | None:
-    """The key most like a mistyped or misplaced one, by its last part; its own section is preferred."""
+    """Return the key whose last part is most like that of an unknown one; prefer keys of its section."""
     section, _, name = key.rpartition(".")
 
     def likeness(candidate: str) -> float:
@@ -354,7 +354,7 @@ def _nearest(key: str, known: Sequence[Setting]) -> str | None:
 
 
 def _show(value: Any) -> str:
-    """A value on one short line."""
+    """Format a value as one short line."""
     if isinstance(value, dict):
         return f"a section with {', '.join(map(str, value)) or 'nothing in it'}"
     if isinstance(value, str):

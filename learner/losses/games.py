@@ -177,7 +177,7 @@ def opponent_weights(batch: GameBatch, correction: CorrectionConfig) -> Tensor:
 def advantages(
     batch: GameBatch, w_opponent: Tensor | None, config: RewardLossConfig | GameLossConfig
 ) -> tuple[Tensor, Tensor]:
-    """v and A [g, n] of every completion, detached, from w' [g, n]; without w' (reward_pg) v is the score.
+    """Compute v and A [g, n] of every completion, detached, from w' [g, n]; without w' (reward_pg) v is the score.
 
     Undefined for non-players.
     """

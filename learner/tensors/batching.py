@@ -134,7 +134,7 @@ def pair_sequences(pairs: Iterable[tuple[Sequence[int], Sequence[int], Sequence[
 
 
 def sequences_of(pairs: Sequence[Pair]) -> list[TokenSequence]:
-    """As `pair_sequences`."""
+    """Return prompts and responses of rollout pairs, in the order of `pair_sequences`."""
     return pair_sequences((pair.prompt_token_ids, pair.chosen.token_ids, pair.rejected.token_ids) for pair in pairs)
 
 

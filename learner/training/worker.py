@@ -72,7 +72,7 @@ class LearnerWorker(RankWorker):
         self._model = self._engine.policy
 
     def update(self, items: Sequence[Pair] | Sequence[Game], measure_step: bool = False) -> UpdateStats:
-        """As `TrainEngine.update`: each rank gets the whole batch and computes its share."""
+        """Take one optimizer step on `items`, the whole batch, of which this rank computes its share."""
         with oom_hint(f"learner rank {self.rank}", LEARNER_MEMORY):
             return self._engine.update(items, measure_step)
 

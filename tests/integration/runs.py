@@ -103,7 +103,8 @@ def abandoned() -> set[Path]:
     ours = f"popen-{os.environ.get('PYTEST_XDIST_WORKER')}"  # part of the temporary directories of this process
     for folder in rundir.SHARED_MEMORY.glob(f"*{rundir.SHM_PREFIX}*"):
         with suppress(FileNotFoundError), (folder / rundir.LOCK).open() as lock, suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if not folder.name.startswith("."):  # a hidden one is about to be locked, which must not fail
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             run = lock.read()
             if "popen-" not in run or ours in run:
                 folders.add(folder)

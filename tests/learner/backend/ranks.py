@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from actors.network import free_port
 from actors.records import Completion, Pair
 from learner.backend.process import RankPlace
 from learner.config import (
@@ -102,14 +102,9 @@ def plain_learner(
     return {name: tensor.detach() for name, tensor in policy.state_dict().items()}, history
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
 def run_ranks(directory: Path, scenario: str, world: int = 2, program: str = __name__) -> list[int]:
     """Runs `scenario` of `program` on all ranks and returns their exit codes; what they print goes to `directory`."""
-    port = free_port()
+    port = free_port("127.0.0.1")
     command = [sys.executable, "-W", "ignore", "-m", program]
     # Nothing of a distributed launcher that this very process might run under.
     environment = {
@@ -136,7 +131,7 @@ def run_ranks(directory: Path, scenario: str, world: int = 2, program: str = __n
 
 
 def place_of(rank: int = 0, world: int = 1, port: int | None = None) -> RankPlace:
-    return RankPlace(rank, world, "127.0.0.1", port or free_port())
+    return RankPlace(rank, world, "127.0.0.1", port or free_port("127.0.0.1"))
 
 
 def spec_of(model: Path, config: LearnerConfig, **settings: Any) -> LearnerSpec:
