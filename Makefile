@@ -53,10 +53,10 @@ $(STAMP): requirements-cpu.lock pyproject.toml
 demo: $(STAMP)  ## the whole system on the embedded world: train, evaluate, report
 	@$(BIN)/offbeat demo
 
-check: lint  ## the linters, then every test that starts no engine; three minutes, before each commit
+check: lint  ## the linters, then every test that starts no engine; two minutes, before each commit
 	@$(PYTEST) -q $(PARALLEL) -m "not gpu and not slow and not ray and not vllm" $(TEST_ARGS)
 
-test: $(STAMP)  ## every test that needs no GPU, twenty minutes; TEST_ARGS adds pytest arguments
+test: $(STAMP)  ## every test that needs no GPU, thirteen minutes; TEST_ARGS adds pytest arguments
 	@$(PYTEST) $(PARALLEL) -m "not gpu" --hypothesis-profile=thorough $(TEST_ARGS)
 
 lint: $(STAMP)  ## ruff and mypy
