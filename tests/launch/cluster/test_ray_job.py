@@ -150,6 +150,8 @@ def head(marked, short_dir: Path) -> Iterator[Head]:
     command = ["ray", "start", "--head", "--block", "--port", str(free_port()), "--num-cpus", "1"]
     command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(port), "--temp-dir", str(short_dir / "ray")]
     command += ["--object-store-memory", "100000000", "--ray-client-server-port", str(free_port())]
+    # Ray's default is one fixed port for the agent that starts jobs: a second Ray on this host would have none.
+    command += ["--dashboard-agent-listen-port", str(free_port())]
     with (short_dir / "log").open("w") as log:
         process = subprocess.Popen(command, env=environ | {"RAY_AUTH_MODE": "token"}, stdout=log, stderr=log)
     deadline = time.monotonic() + 60

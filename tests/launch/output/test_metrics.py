@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import time
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -41,6 +42,9 @@ def test_a_resume_takes_back_what_was_written_after_the_checkpoint(tmp_path):
     for step in (1, 2, 3, 4):
         first.write(step, {"loss": float(step)})
     first.close()
+    started = int(time.time())
+    while int(time.time()) == started:  # TensorBoard reads files in the order of their names, which hold the second
+        time.sleep(0.05)
     second = MetricsWriter(tmp_path, resume_from=2)
     second.write(3, {"loss": 30.0})
     second.close()
