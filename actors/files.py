@@ -94,3 +94,12 @@ def sync_tree(root: Path) -> None:
         for name in names:
             sync(Path(directory, name))
         sync(Path(directory))
+
+
+def discard(path: str | Path) -> None:
+    """Remove a file, or a directory with everything in it, if it exists."""
+    path = Path(path)
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

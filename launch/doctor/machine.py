@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from actors.network import free_port
 from launch.doctor.findings import Finding, graded
 from launch.doctor.footprint import size
 
@@ -169,7 +170,7 @@ def nearest_folder(path: Path) -> tuple[Path, bool]:
 def port_free(port: int) -> bool:
     """Return whether a server could listen on this host's `port`."""
     try:
-        socket.create_server(("", port)).close()
+        free_port(port=port)
     except OSError:
         return False
     return True

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from actors.errors import RunError, UsageError, writing
-from actors.files import TEMPORARY, atomic_write
+from actors.files import TEMPORARY, atomic_write, discard
 from launch.settings.loading import LOCK, RECORDED, dump_config
 from launch.settings.run import NamedConfig
 
@@ -80,10 +80,7 @@ class RunDirectory:
     def clear(self) -> None:
         """Remove everything written by a run that was refused before it began."""
         for path in self.path.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            discard(path)
 
     def close(self) -> None:
         """Release the lock."""

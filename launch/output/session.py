@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from actors.errors import OffbeatError, UsageError
+from actors.files import discard
 from launch.output.run_directory import RunDirectory
 from launch.settings.renamed import new_key
 from launch.settings.run import TrainingConfig
@@ -55,7 +56,7 @@ class Session:
             await write(stage)
             checkpoints.write_state(stage, dict(state))
         except BaseException:
-            checkpoints.discard(stage)
+            discard(stage)
             raise
         checkpoints.commit(root, tag, self.config.checkpoints.keep)
 

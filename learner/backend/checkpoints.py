@@ -15,12 +15,11 @@ moment leaves `latest` naming a whole checkpoint. All ranks must share one file 
 import contextlib
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 from actors.errors import RunError, UsageError, writing
-from actors.files import REPLACED, TEMPORARY, atomic_write, replace_directory
+from actors.files import REPLACED, TEMPORARY, atomic_write, discard, replace_directory
 
 ENGINE = "deepspeed"
 MODEL = "hf"
@@ -52,15 +51,6 @@ def clear_stale(root: str | Path) -> None:
     _restore_replaced(Path(root))
     for path in Path(root).glob(f"{TEMPORARY}*"):
         discard(path)
-
-
-def discard(stage: str | Path) -> None:
-    """Remove the stage of a failed save."""
-    path = Path(stage)
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

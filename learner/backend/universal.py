@@ -15,8 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from actors.errors import UsageError
-from actors.files import TEMPORARY
-from learner.backend.checkpoints import discard
+from actors.files import TEMPORARY, discard
 from learner.backend.collective import error_of, gather
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ import pytest
 
 from actors import files
 from actors.errors import RunError, writing
-from actors.files import atomic_directory, atomic_file, atomic_write, replace_directory
+from actors.files import atomic_directory, atomic_file, atomic_write, discard, replace_directory
 
 
 def full(*_: Any) -> None:
@@ -165,3 +165,11 @@ def test_what_could_not_be_written_why_and_what_to_do_are_one_sentence(tmp_path:
         raise ValueError("torn")
     with pytest.raises(ValueError, match="torn"), writing("the table", "free space"):
         raise ValueError("torn")
+
+
+def test_files_and_directories_are_discarded_and_what_is_missing_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "below").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    for name in ("folder", "file", "missing"):
+        discard(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
