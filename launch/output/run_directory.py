@@ -5,6 +5,7 @@ Also the run's folder in shared memory, which must not outlive the run.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -104,7 +105,8 @@ class SharedMemory:
         hidden = Path(tempfile.mkdtemp(prefix=f".{SHM_PREFIX}", dir=root))
         self._lock: int | None = os.open(hidden / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         _try_lock(self._lock)
-        os.write(self._lock, f"{run.absolute()}\n".encode())
+        with contextlib.suppress(OSError):  # a full device is reported where its space is needed
+            os.write(self._lock, f"{run.absolute()}\n".encode())
         self.path = hidden.rename(root / hidden.name.removeprefix("."))
 
     def require(self, nbytes: int, *, what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -117,3 +118,17 @@ def test_next_free_counts_up(tmp_path: Path) -> None:
     (tmp_path / "demo-2").mkdir()
     assert next_free(tmp_path / "demo") == tmp_path / "demo-3"
     assert next_free(tmp_path / "other") == tmp_path / "other"
+
+
+def test_a_full_device_is_refused_with_the_remedy_and_not_at_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock file names its run, which a full device refuses to write before `require` can say what to do."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    folder = SharedMemory(tmp_path / "run", tmp_path)
+    assert left_behind(tmp_path) == []
+    folder.close()
