@@ -31,6 +31,7 @@ FILE = "model.safetensors"
 @dataclass
 class Stats(FakeStats):
     grad_norm: float = 0.0
+    accuracy: float | None = None  # the board shows it, about every second
 
 
 class Learner(FakeLearner):
