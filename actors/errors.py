@@ -27,6 +27,21 @@ class WeightMismatchError(RunError):
     """Published weights differ from their manifest, or engine and learner disagree on the canary's log-probs."""
 
 
+class EngineStartError(RunError):
+    """An engine that has worked does not start again. `process` identifies the process in which it failed."""
+
+    def __init__(self, message: str, process: str) -> None:
+        super().__init__(message, process)
+        self.process = process
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class TransferInterruptedError(OffbeatError):
+    """A transfer of weights ended early because another generator failed. The weights in use are unchanged."""
+
+
 LEARNER_MEMORY = (
     "lower learner.micro_batch_tokens, set learner.gradient_checkpointing=true, or raise learner.zero_stage with more "
     "learner.ranks"

@@ -4,10 +4,14 @@ A reader never sees half a file, and a full disk leaves the old one. Standard li
 """
 
 import contextlib
+import errno
+import json
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 TEMPORARY = ".tmp-"
 """Prefix of names that no reader looks at; a crash may leave some behind."""
@@ -19,6 +23,12 @@ def atomic_write(path: Path, content: str | bytes, *, durable: bool = False) -> 
     """Write a whole file, text as UTF-8, or leave `path` as it was. Raises OSError."""
     with atomic_file(path, durable=durable) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """Write one JSON value per line, and the file's directory if there is none. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -94,6 +104,20 @@ def sync_tree(root: Path) -> None:
         for name in names:
             sync(Path(directory, name))
         sync(Path(directory))
+
+
+def open_lock(path: str | Path, *, create: bool = True, mode: int = 0o600, own: bool = True) -> int:
+    """Open a lock file in a place where others may have put something else; return its descriptor.
+
+    Raises OSError, also unless it is a regular file and, if `own`, of this user. A pipe or a link is not waited for.
+    """
+    flags = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and (found.st_uid == os.geteuid() or not own):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EPERM, "it is no regular file" + " of this user" * own, str(path))
 
 
 def discard(path: str | Path) -> None:

@@ -1,22 +1,43 @@
-"""A model's files, by directory or hub name, and what its configuration says."""
+"""A model's files, by directory or hub name: its configuration, and the weights that it must hold.
 
+Every process that loads a model or reads what its directory says does so here, so that all of them decide alike.
+transformers and torch are imported by the functions that need them.
+"""
+
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actors.errors import UsageError
+from actors.foreign.documents import RESTORE, read_object
+from actors.foreign.tensor_files import read_header, weight_files
 
-_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+Shape = tuple[int, ...]
+Mismatch = tuple[str, Shape, Shape]  # name, shape in the files, shape in the model
+
+CLASSIFIER_HEAD, LANGUAGE_HEAD = "score.weight", "lm_head.weight"
+"""Names of the output projections of decoders of transformers: the only weights in which the two kinds differ."""
+
+_HUB_FILES, _HUB_WEIGHTS = ["*.json", "*.txt", "*.model", "*.jinja"], ["*.safetensors"]
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+DTYPE_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+"""Dtype names of safetensors to those of torch."""
 
 # Fields of config.json that do not change what a model computes.
 _IMMATERIAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "initializer_range"}
 _IMMATERIAL_SUFFIXES = ("_token_id", "dropout", "_pdrop")
 
 
-def resolve(path: str | Path) -> Path:
+def resolve(path: str | Path, *, weights: bool = True) -> Path:
     """Return the local directory of a model or tokenizer; download it if `path` is a hub name.
 
-    Raises UsageError if it is neither.
+    Without `weights` only configuration and tokenizer are downloaded. Raises UsageError if it is neither.
     """
     if Path(path).is_dir():
         return Path(path)
@@ -24,7 +45,7 @@ def resolve(path: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(path), allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(str(path), allow_patterns=[*_HUB_FILES, *(_HUB_WEIGHTS if weights else [])]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UsageError(
             f"model {str(path)!r} is neither a directory nor a hub name that can be downloaded ({error}); "
@@ -48,11 +69,19 @@ def require_safetensors(path: str | Path) -> None:
 def read_config(path: str | Path) -> Any:
     """Read the transformers configuration of a directory or hub name. Never runs code that comes with a model.
 
-    Raises what transformers raises: OSError, ValueError.
+    Raises OSError and ValueError as transformers, and UsageError if config.json is no JSON object or its values make no
+    configuration.
     """
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    if (file := Path(path).expanduser() / "config.json").is_file():
+        read_object(file)
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # values of a wrong type or size raise anything
+        raise UsageError(f"config.json of '{path}' makes no configuration: {_first_line(error)}; {RESTORE}") from error
 
 
 def read_text_config(setting: str, path: str | Path) -> Any:
@@ -61,11 +90,21 @@ def read_text_config(setting: str, path: str | Path) -> Any:
         require_safetensors(path)
         return read_config(path).get_text_config()
     except (OSError, ValueError) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
         raise UsageError(
-            f"{setting} {str(path)!r} holds no model that transformers can read: {first}; give a Hugging Face "
-            "directory with config.json and weights, or a hub name"
+            f"{setting} {str(path)!r} holds no model that transformers can read: {_first_line(error)}; give a "
+            "Hugging Face directory with config.json and weights, or a hub name"
         ) from None
+
+
+def require_unquantised(path: str | Path) -> None:
+    """Raise UsageError if a model's weights are quantised: training and weight sync need them whole."""
+    quantisation = getattr(read_config(path), "quantization_config", None)
+    if quantisation:
+        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else type(quantisation).__name__
+        raise UsageError(
+            f"'{path}' is quantised ({method}), and training and weight sync need whole weights; give the model that "
+            "it was made from"
+        )
 
 
 def positions_of(config: Any) -> int | None:
@@ -89,3 +128,247 @@ def check_same_architecture(policy_dir: str | Path, reference_dir: str | Path) -
                 f"{reference.get(field)!r}, the policy's {policy.get(field)!r}; use a reference with the policy's "
                 "architecture, sizes and vocabulary"
             )
+
+
+# ---------------------------------------------------------------- weights
+
+
+def file_tensors(model_dir: str | Path) -> dict[str, tuple[Shape, str]]:
+    """Read names, shapes and dtypes from the safetensors headers of a Hugging Face directory.
+
+    Raises UsageError if there are no weights, or a file is damaged or named outside the directory.
+    """
+    directory = Path(model_dir)
+    files = weight_files(directory)
+    if not files:
+        raise UsageError(
+            f"{directory} has no *.safetensors weights; save the model there with transformers' "
+            "`model.save_pretrained(directory)`, or use a directory that has them"
+        )
+    return {
+        name: (tuple(entry["shape"]), DTYPE_NAMES.get(entry["dtype"], entry["dtype"]))
+        for file in files
+        for name, entry in read_header(file).items()
+    }
+
+
+def load_complete(
+    model_class: Any, path: str | Path, dtype: str, *, may_lack: Collection[str] = (), **options: Any
+) -> tuple[Any, list[str]]:
+    """Load a transformers model on the CPU, in evaluation mode, if its files hold all of its weights.
+
+    Args:
+        model_class: an auto class of transformers, such as `AutoModelForCausalLM`.
+        path: directory or hub name.
+        dtype: `float32` or `bfloat16`.
+        may_lack: names of weights that may be missing and then are random: those of a new head.
+        options: further arguments of `from_pretrained`.
+
+    Returns the model, and the weights that were missing. Raises UsageError that names weights that are missing or have
+    another shape; OSError, ValueError and RuntimeError as transformers. `outline` lists names that are not used.
+    """
+    import torch
+
+    local = Path(path).expanduser()
+    require_safetensors(local)
+    options = {**attention_of(read_config(path)), **options}
+    with _quiet():
+        model, loading = model_class.from_pretrained(
+            str(local) if local.is_dir() else str(path),
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            **options,
+        )
+    missing, kind = sorted(loading["missing_keys"]), type(model).__name__
+    lacking = [name for name in missing if name not in may_lack]
+    _refuse_incomplete(path, kind, lacking, _mismatches(loading["mismatched_keys"]))
+    _refuse_untied(path, model)
+    return model.eval(), missing
+
+
+def attention_of(config: Any) -> dict[str, str]:
+    """Return the options that make transformers build a model with the attention that its engine computes."""
+    # Torch's fused attention leaves a cap on attention's logits out without a word: another function than the engine's.
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    return {"attn_implementation": "eager"} if capped else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """The tensors of a model, and how those of its files differ. Made by `outline`."""
+
+    kind: str  # class of the model in transformers
+    tensors: dict[str, tuple[Shape, str]]
+    """Shape and dtype of each tensor, by the name that training saves it under; tied ones once."""
+    missing: list[str]  # tensors of the model that no file holds
+    mismatched: list[Mismatch]
+    unused: list[str]  # names in the files that the model does not load
+
+    def require_complete(self, path: str | Path, may_lack: Collection[str] = ()) -> None:
+        """Raise UsageError for what `load_complete` would refuse."""
+        lacking = [name for name in self.missing if name not in may_lack]
+        _refuse_incomplete(path, self.kind, lacking, self.mismatched)
+
+
+def outline(model_dir: str | Path, model_class: Any = None, **options: Any) -> Outline:
+    """Compare the model of a `config.json` with its files, by their headers. Reads no weight.
+
+    `model_class` is an auto class of transformers, None for `AutoModelForCausalLM`; `options` override fields of the
+    configuration. Names are renamed and merged as transformers does on loading and saving, on torch's meta device.
+    Raises UsageError if there is no such model or a file is damaged.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import convert_and_load_state_dict_in_model
+    from transformers.modeling_utils import LoadStateDictConfig
+
+    require_safetensors(model_dir)
+    held = {
+        name: torch.empty(shape, dtype=getattr(torch, dtype, torch.uint8), device="meta")
+        for name, (shape, dtype) in file_tensors(model_dir).items()
+    }
+    try:
+        config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False, **options)
+        with torch.device("meta"), _quiet():
+            model = (model_class or AutoModelForCausalLM).from_config(config, trust_remote_code=False)
+            settings = LoadStateDictConfig(
+                ignore_mismatched_sizes=True,
+                device_map={"": torch.device("meta")},
+                weight_mapping=get_model_conversion_mapping(model),
+            )
+            loading, _ = convert_and_load_state_dict_in_model(model, _once(held, model), settings)
+            unused = sorted(loading.unexpected_keys)  # before transformers leaves out what it never mentions
+            model.tie_weights(missing_keys=loading.missing_keys, recompute_mapping=False)
+            model._adjust_missing_and_unexpected_keys(loading)
+    except Exception as error:  # values of a wrong type or size raise anything
+        raise UsageError(
+            f"{model_dir} holds no model that transformers can build: {_first_line(error)}; give a Hugging Face "
+            "directory with config.json and weights"
+        ) from None
+    saved = checkpoint_names(model, unique_tensors(model))
+    return Outline(
+        kind=type(model).__name__,
+        tensors={name: (tuple(each.shape), str(each.dtype).removeprefix("torch.")) for name, each in saved.items()},
+        missing=sorted(loading.missing_keys),
+        mismatched=_mismatches(loading.mismatched_keys),
+        unused=unused,
+    )
+
+
+def unique_tensors(model: Any) -> dict[str, Any]:
+    """Return parameters and persistent buffers by name, as a checkpoint holds them: tied ones once, first name."""
+    named: dict[str, Any] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            named[name] = tensor
+    return named
+
+
+def checkpoint_names(model: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """Return `state` in the names and layout of `save_pretrained`, which for some architectures differ in memory."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return revert_weight_conversion(model, state)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' report on a checkpoint: what matters in it is refused or listed in words of ours."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _once(held: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Leave out tensors that the files repeat although the model ties them."""
+    repeated = {target for target, source in model.all_tied_weights_keys.items() if source in held}
+    return {name: tensor for name, tensor in held.items() if name not in repeated}
+
+
+def _mismatches(keys: Collection[Any]) -> list[Mismatch]:
+    return sorted((name, tuple(found), tuple(wanted)) for name, found, wanted in keys)
+
+
+def _refuse_incomplete(path: str | Path, kind: str, missing: Sequence[str], mismatched: Sequence[Mismatch]) -> None:
+    if mismatched:
+        name, found, wanted = mismatched[0]
+        others = f" ({len(mismatched)} such weights in all)" if len(mismatched) > 1 else ""
+        raise UsageError(
+            f"the weight {name!r} of '{path}' has the shape {found} in its files, and {kind} needs {wanted}"
+            f"{others}; use the config.json that belongs to the weights, or another model"
+        )
+    if missing:
+        raise UsageError(
+            f"'{path}' lacks the weights {listed(missing)} of {kind}, which would be random; restore its files, or "
+            "give the directory of such a model"
+        )
+
+
+def _refuse_untied(path: str | Path, model: Any) -> None:
+    """Refuse weights that config.json ties and that differ in the files: engine and learner would untie them
+    differently."""
+    if getattr(model.config.get_text_config(), "tie_word_embeddings", False):
+        head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+        if head is not None and head.weight is not embedding.weight:
+            raise UsageError(
+                f"config.json of '{path}' ties the output projection to the embedding, and its files hold two "
+                'different ones; set "tie_word_embeddings": false in config.json if both are meant'
+            )
+
+
+def listed(names: Sequence[str], shown: int = 3) -> str:
+    """Return the first names, quoted, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(f"{name!r}" for name in names[:shown]) + more
+
+
+def answer_ends(model_dir: str | Path, tokenizer: Any) -> tuple[int, ...]:
+    """Return every token id that ends an answer, ascending.
+
+    They are the end-of-sequence ids of the tokenizer, of `generation_config.json` and of `config.json` together: models
+    name their end of turn in one and their end of text in another. Raises UsageError if none names one, or a file is
+    unreadable.
+    """
+    ends = {each for name in ("generation_config.json", "config.json") for each in _eos_of(Path(model_dir) / name)}
+    if tokenizer.eos_token_id is not None:
+        ends.add(tokenizer.eos_token_id)
+    if not ends:
+        raise UsageError(
+            f"nothing ends an answer of {model_dir}: neither its tokenizer nor generation_config.json or config.json "
+            "has an end-of-sequence token; set eos_token in tokenizer_config.json"
+        )
+    return tuple(sorted(ends))
+
+
+def _eos_of(path: Path) -> Iterator[int]:
+    """Yield the values of `eos_token_id` in a configuration file, and in that of its text part."""
+    if not path.is_file():
+        return
+    try:
+        config = read_object(path)
+        for part in (config, config.get("text_config") or {}):
+            ids = part.get("eos_token_id")
+            for each in [] if ids is None else ids if isinstance(ids, list) else [ids]:
+                if isinstance(each, bool) or not isinstance(each, int):
+                    raise ValueError(f"eos_token_id is {ids!r}, not a token id or a list of them")
+                yield each
+    except (ValueError, AttributeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}; restore it from its source") from error

@@ -28,12 +28,12 @@ def mean_win_probabilities(preferences: Sequence[Sequence[float]]) -> tuple[floa
     )
 
 
-def check_preferences(preferences: Sequence[Sequence[float]], count: int, prompt_id: str) -> None:
+def check_preferences(preferences: Sequence[Sequence[float]], count: int) -> None:
     """Raise RunError unless `preferences` is a `count` x `count` table of probabilities. The diagonal is not read.
 
     Each entry must be in [0, 1], and the two entries of each pair must add up to 1, both within `TOLERANCE`.
     """
-    who = f"the judge gave prompt '{prompt_id}' preferences"
+    who = "the judge gave preferences"
     if len(preferences) != count or any(len(row) != count for row in preferences):
         raise RunError(f"{who} that are not {count} x {count}; return one row and column per completion")
     for i in range(count):

@@ -3,9 +3,13 @@
 Plain Python values only, so that any process can unpickle them without torch, Ray or vLLM.
 """
 
+import os
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,7 @@ class Prompt:
     answer: str | None = None
     """Gold answer for verifiers, verbatim from the data; None if the data has none."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    """If the data have them: `messages` of a chat, `tools`, `columns` for judges, and a structured `answer`."""
 
 
 Draw = Literal["all", "policy", "opponents"]
@@ -48,17 +53,35 @@ class Completion:
     token_ids: tuple[int, ...]
     """Response tokens, including the end-of-sequence token if any. Never empty."""
     logprobs: tuple[float, ...]
-    """Behaviour log-prob of each token (nats), under exactly the distribution that sampled it."""
-    versions: tuple[int, ...]  # policy version that sampled each token; never decreasing
-    text: str  # decoded response without special tokens
+    """Behaviour log-prob of each token (nats), under exactly the distribution that sampled it; 0 if it is `given`."""
+    versions: tuple[int, ...]  # policy version that sampled or read each token; never decreasing
+    text: str  # decoded response without special tokens; in a conversation, the policy's last message
     finished: bool
     """True if it ended with end-of-sequence, False if it was cut at the length limit or by another stop token."""
     opponent: bool = False
     """True if it was sampled as an opponent, from the mixture for example; False if it is the policy's own."""
+    given: tuple[tuple[int, int], ...] = ()
+    """Ranges [start, end) of tokens that an environment wrote. They are context: no loss, ratio or KL counts them."""
+    messages: tuple[tuple[str, str], ...] = ()
+    """Role and content of each message of a conversation, from the policy's first; empty without an environment."""
 
     @property
     def oldest_version(self) -> int:
         return min(self.versions)
+
+    @property
+    def transcript(self) -> str:
+        """The text or, of a conversation, every message under its role."""
+        return "\n\n".join(f"{role}: {content}" for role, content in self.messages) if self.given else self.text
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Count the tokens that the policy sampled."""
+        return len(self.token_ids) - sum(end - start for start, end in self.given)
+
+    def sampled(self, values: Sequence[T]) -> list[T]:
+        """Return those of `values`, one per token, whose tokens the policy sampled."""
+        return without(values, self.given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,15 +175,49 @@ class TensorRecord:
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """A fixed token sequence and the learner's log-probs of its tokens under the published weights."""
+    """A prompt with an answer of the policy's, and the learner's log-probs of it under the published weights."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """In nats, at temperature 1; one fewer than `token_ids`, because nothing predicts the first token."""
+    """In nats, at temperature 1: of the last tokens, those of the answer."""
 
 
-SENT_BY_LEARNER = ("nccl", "ipc")
-"""Transports by which the learner sends the weights; by the others, generators fetch them."""
+@dataclass(frozen=True, slots=True)
+class Transport:
+    """What the rest of a run has to know of one way of weight sync."""
+
+    one_host: bool = False  # generators must run on the learner's host
+    in_files: bool = False  # of a memory-backed file system
+    readable: bool = False  # anyone who has the manifest may read the weights, not only generators
+    broadcast: bool = False  # one transfer reaches all generators, in which the learner takes part
+    needs_gpus: bool = False
+
+    @property
+    def beside_updates(self) -> bool:
+        """Whether the learner serves generators while it computes an update."""
+        return not self.readable
+
+
+TRANSPORTS = {
+    "shm": Transport(one_host=True, in_files=True, readable=True),
+    "object_store": Transport(readable=True),
+    "gloo": Transport(broadcast=True),
+    "nccl": Transport(broadcast=True, needs_gpus=True),
+    "ipc": Transport(one_host=True, needs_gpus=True),
+}
+"""By the name in `publication.transport`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A place in a transfer group. Made by the learner and the driver; read by whoever joins."""
+
+    group: str  # a new name for every membership
+    address: str  # of the store at which all meet
+    port: int
+    seconds: float  # longest time for one publication
+    size: int  # workers of all generators, and the learner
+    rank: int = 0  # of the generator's first worker; 0 is the learner
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +226,11 @@ class Manifest:
 
     version: int
     tensors: tuple[TensorRecord, ...]
-    canary: Canary
-    transport: str  # `shm`, `object_store`, `nccl` or `ipc`
+    canary: Canary  # with the same tokens at every version of one learner
+    transport: str  # a key of `TRANSPORTS`
     location: str = ""
     """Path of the safetensors file; empty unless `transport` is `shm`."""
+    fresh: Canary | None = None  # of a rollout that was just trained on
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +247,15 @@ class GeneratorStatus:
     updating_seconds: float
     idle_seconds: float
     process: str  # incarnation id; changes when the process restarts
+    gap: float | None = None
+    """Largest difference (nats) from the learner's log-probs on a rollout that both scored with this version's weights;
+    None before the first."""
+
+
+def without(values: Sequence[T], given: Sequence[tuple[int, int]]) -> list[T]:
+    """Return `values` outside the ranges [start, end) of `given`, which are in order."""
+    edges = [0, *(edge for span in given for edge in span), len(values)]
+    return [value for start, end in zip(edges[::2], edges[1::2], strict=True) for value in values[start:end]]
 
 
 def flatten(groups: Sequence[Group]) -> list[Completion]:
@@ -203,3 +270,17 @@ def with_tuples(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _as_tuple(value: Any) -> Any:
     return tuple(_as_tuple(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """A sign of life of an actor's process. Made by the actor; read by the watchdog."""
+
+    host: str
+    process: int
+    stalled_seconds: float = 0.0
+    """Since its last progress, if it has work; 0 if it cannot say."""
+
+    @classmethod
+    def of_this_process(cls, stalled_seconds: float = 0.0) -> "Pulse":
+        return cls(socket.gethostname(), os.getpid(), stalled_seconds)

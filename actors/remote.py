@@ -3,45 +3,72 @@
 Sets placement, concurrency and restarts; `generator.py` and `actors/judges/worker.py` do the work.
 """
 
-from dataclasses import dataclass
+import contextlib
+import fcntl
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 
+from actors.errors import writing
+from actors.files import open_lock
 from actors.generation.config import GeneratorSpec
-from actors.generation.generator import Generator
+from actors.generation.generator import Generator, did_not_start_again
 from actors.judges.config import JudgingConfig
 from actors.judges.worker import JudgeWorker
-from actors.records import Manifest
+from actors.records import GeneratorStatus, Manifest
 
 COLLECTING_CALLS = 8
 """Calls one actor serves at a time. `collect` blocks, and `submit`, `take_weights` and `status` must get past it."""
 
 
 class RemoteGenerator(Generator):
-    """A generator that finds models on its own host, and takes weight chunks as arguments, which Ray resolves."""
+    """A generator that finds models on its own host, and takes payloads as arguments, which Ray resolves.
 
-    def __init__(self, spec: GeneratorSpec, **settings: Any) -> None:
-        super().__init__(spec.on_this_host(), **settings)
+    `after` is for Ray alone: values that must exist before it starts. A first start that fails raises, because its
+    settings are wrong. A restart that fails, as when a dead process still holds GPU memory, lets `status` raise
+    EngineStartError: Ray would give up an actor whose constructor raises, whatever restarts it has left.
+    """
 
-    def take_published(self, manifest: Manifest, *chunks: Any) -> int:
-        return self.take_weights(manifest, list(chunks) or None)
+    def __init__(self, spec: GeneratorSpec, *after: Any, **settings: Any) -> None:
+        self._start_failure: Exception | None = None
+        again = ray.get_runtime_context().was_current_actor_reconstructed
+        if again:  # or it would draw the random numbers of its first life once more
+            spec = replace(spec, start=secrets.randbits(32))
+        try:
+            with _turn_on_gpu() if spec.generators.gpus < 1.0 else contextlib.nullcontext():
+                super().__init__(spec.on_this_host(), **settings)
+        except Exception as error:
+            if not again:
+                raise
+            self._start_failure = did_not_start_again(error)
+
+    def status(self) -> GeneratorStatus:
+        if self._start_failure is not None:
+            raise self._start_failure
+        return super().status()
+
+    def take_published(self, manifest: Manifest, *payload: Any) -> int:
+        return self.take_weights(manifest, payload)
 
 
-class GeneratorHandle:
-    """Blocking calls to a generator actor, for the learner process that sends it weights over `nccl` or `ipc`."""
-
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-
-    def check_weights(self, manifest: Manifest) -> None:
-        ray.get(self._actor.check_weights.remote(manifest))
-
-    def connect_weights(self, init_info: dict[str, Any]) -> None:
-        ray.get(self._actor.connect_weights.remote(init_info))
-
-    def take_weights(self, manifest: Manifest, chunks: Any = None) -> int:
-        return ray.get(self._actor.take_weights.remote(manifest, chunks))
+@contextlib.contextmanager
+def _turn_on_gpu() -> Iterator[None]:
+    """Keep other engines from starting on this process's GPU meanwhile: each measures what the others leave."""
+    card = re.sub(r"\W", "-", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    path = os.path.join(tempfile.gettempdir(), f"offbeat-{os.getuid()}-gpu-{card}.lock")
+    with writing(path, "remove it, or set TMPDIR to a directory of your own"):
+        descriptor = open_lock(path)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # released when the process dies, too
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +76,11 @@ class GeneratorPlace:
     """Where one generator runs."""
 
     gpus: float
-    """GPUs to reserve: the tensor parallel size, or 0 on CPU."""
+    """GPUs to reserve, over all workers of the engine; 0 on CPU."""
     host: str | None
     """Address of the host for every start; None: any host."""
     environment: dict[str, str]  # environment variables of the engine's process
+    after: Sequence[Any] = ()  # Ray references; its first start waits until all of them resolve
 
 
 def start_generator(spec: GeneratorSpec, place: GeneratorPlace) -> Any:
@@ -66,7 +94,7 @@ def start_generator(spec: GeneratorSpec, place: GeneratorPlace) -> Any:
         max_concurrency=COLLECTING_CALLS,
         runtime_env={"env_vars": place.environment},
     )
-    return actor.remote(spec)
+    return actor.remote(spec, *place.after)
 
 
 def start_judge(config: JudgingConfig, *, tokenizer: str | None, environment: dict[str, str]) -> Any:

@@ -1,10 +1,11 @@
-"""Chaos: kill -9 at random among all actors and the driver of one run, which must end as if nothing had happened.
+"""Chaos: faults at random among all processes of one run, which must end as if nothing had happened.
 
     python -m benchmarks.chaos [--kills 30] [--seed 0] [--updates 1200] [--output benchmarks/results/chaos.json]
 
-Two generators, two judges, one learner rank, a small model, on Ray, vLLM and DeepSpeed. Each kill is of one of the six
-processes, drawn at random, at a random update, or when it is there again; a driver that ended, killed or because the
-learner was, is started again with `--resume`. At the end the run must have made all its updates, every staleness within
+Two generators, two judges, one learner rank, a small model, on Ray, vLLM and DeepSpeed. A fault is kill -9 of one of
+these, of the driver, or of Ray's raylet or GCS, or SIGSTOP of an actor, which the watchdog has to notice. It is drawn
+at random and comes at a random update, or when its process is there again; a driver that ended, for whatever reason,
+is started again with `--resume`. At the end the run must have made all its updates, every staleness within
 the bound, the ledger balanced, and by the journal every prompt trained exactly once and in its place.
 """
 
@@ -38,8 +39,14 @@ ROLES = {
     "ray::JudgeWorker": "judge",
     "ray::LearnerWorker": "learner",
 }
-PROCESSES = {"generator": 2, "judge": 2, "learner": 1, "driver": 1}
-"""Of a run, by role; a kill takes any of them with the same probability."""
+RAY = {"raylet": "raylet", "gcs_server": "gcs"}
+"""Ray's own processes, by the name of their program."""
+STOPPED = "stopped "
+FAULTS = {
+    **{"generator": 4, "judge": 4, "learner": 2, "driver": 2, "raylet": 1, "gcs": 1},
+    **{"stopped generator": 2, "stopped judge": 2, "stopped learner": 1},
+}
+"""What may happen, by weight: the end of a process of a role, or its stop."""
 PROMPTS_PER_UPDATE = 8
 STALENESS = 2
 LAST_KILL = 0.9
@@ -101,8 +108,11 @@ class Driver:
         found = [("driver", psutil.Process(self._process.pid))] if self.code is None else []
         for process in self.running():
             with suppress(psutil.Error):
-                title = " ".join(process.cmdline())
-                found += [(role, process) for name, role in ROLES.items() if title.startswith(name)]
+                program, *rest = process.cmdline() or [""]
+                found += [
+                    (role, process) for name, role in ROLES.items() if " ".join([program, *rest]).startswith(name)
+                ]
+                found += [(RAY[name], process) for name in RAY if Path(program).name == name]
         return found
 
     def end(self) -> None:
@@ -142,6 +152,7 @@ def configuration(directory: Path, model: Path, updates: int) -> Path:
         "checkpoints": {"every_updates": 20},
         "evaluation": {"prompts": 0, "exact_every_updates": 0},
         "cluster": {"address": "local", "num_cpus": 4, "object_store_mib": 128},
+        "watchdog": {"tell_seconds": 3.0, "end_seconds": 10.0},
     }
     path = directory / "chaos.yaml"
     path.write_text(yaml.safe_dump(document))
@@ -157,9 +168,9 @@ def torment(driver: Driver, kills: Sequence[tuple[str, int]], rng: random.Random
         due = time.monotonic() + rng.uniform(0.0, longest_wait)
         victim = _await_victim(driver, role, rng, due, updates, account)
         with suppress(psutil.Error):
-            victim[1].kill()
-        account.kills[victim[0]] += 1
-        print(f"kill {account.kills.total()} of {len(kills)}: {victim[0]}", flush=True)
+            victim[1].suspend() if role.startswith(STOPPED) else victim[1].kill()
+        account.kills[role] += 1
+        print(f"fault {account.kills.total()} of {len(kills)}: {role}", flush=True)
     while driver.await_end() or driver.code != 0:
         _again(driver, account)
     account.starts = driver.starts
@@ -177,7 +188,7 @@ def _await_victim(
                 raise SystemExit(f"the run ended after {account.kills.total()} kills; raise --updates")
             _again(driver, account)
         if time.monotonic() >= due and driver.updates() >= updates:
-            victims = [victim for victim in driver.victims() if role == victim[0]]
+            victims = [victim for victim in driver.victims() if role.removeprefix(STOPPED) == victim[0]]
             if victims:
                 return rng.choice(victims)
         time.sleep(0.05)
@@ -236,7 +247,7 @@ def main() -> None:
         started = time.monotonic()
         driver = Driver(config, arguments.output.with_suffix(".log"))
         rng = random.Random(arguments.seed)
-        roles = rng.choices(list(PROCESSES), weights=list(PROCESSES.values()), k=arguments.kills)
+        roles = rng.choices(list(FAULTS), weights=list(FAULTS.values()), k=arguments.kills)
         moments = sorted(rng.randrange(int(LAST_KILL * arguments.updates)) for _ in roles)
         account = torment(driver, list(zip(roles, moments, strict=True)), rng, arguments.longest_wait)
         result = {

@@ -16,7 +16,20 @@ import typer
 from typer import Argument, Option
 
 from actors.errors import INTERRUPTED, OffbeatError, UsageError
-from launch.settings.options import Config, Debug, DryRun, Help, Output, Overrides, Resume, StageConfig, Version
+from actors.foreign.text import WHOLE, shown
+from launch.settings.options import (
+    LATEST,
+    Config,
+    Debug,
+    DryRun,
+    Help,
+    Output,
+    Overrides,
+    Resume,
+    StageConfig,
+    Version,
+    with_resume_values,
+)
 from launch.settings.verbs import TRAIN, VERBS
 
 if TYPE_CHECKING:
@@ -44,7 +57,7 @@ def _before_the_verb(debug: Debug = False, version: Version = False) -> None:
 def train(
     config: Config,
     overrides: Overrides = None,
-    resume: Resume = False,
+    resume: Resume = None,
     output: Output = None,
     generators: Annotated[
         int | None, Option(metavar="N", help="same as generators.count=N; a resumed run may change it")
@@ -61,7 +74,7 @@ def _add_stage(name: str, summary: str) -> None:
     def run(
         config: StageConfig,
         overrides: Overrides = None,
-        resume: Resume = False,
+        resume: Resume = None,
         output: Output = None,
         help_: Help = False,
     ) -> int:
@@ -103,7 +116,9 @@ def evaluate(
         Literal["likelihood", "reward"], Option(help="rank by the verifier's log-likelihood or implicit reward")
     ] = "likelihood",
     prompts: Annotated[int | None, Option(metavar="N", help="unset: evaluation.prompts, at most all")] = None,
-    threshold: Annotated[float, Option(help="lowest score of a correct answer")] = 1.0,
+    threshold: Annotated[
+        float | None, Option(help="lowest score of a correct answer; unset: 1 if all scores are 0 or 1, else none")
+    ] = None,
     max_pairs: Annotated[int, Option(metavar="N", min=1, help="pairs per prompt")] = 8,
     output: Annotated[Path | None, Option(metavar="FILE", help="write the results here, as JSON")] = None,
     solutions: Annotated[Path | None, Option(metavar="FILE", help="write the answers here, as JSONL")] = None,
@@ -139,6 +154,17 @@ def replay(
     recorded = recorded_config(run)
     config = replay_config(recorded, request)
     return _run(config, lambda: run_replay(recorded, config, request))
+
+
+@app.command()
+def verify(
+    run: Annotated[Path, Argument(metavar="RUN", help="directory of a run, of a checkpoint, or of a model of a run")],
+    json: Annotated[bool, Option("--json", help="print one JSON object instead of lines")] = False,
+) -> int:
+    """Compare everything that a run has stored with its checksums."""
+    from launch.verify import run_verify
+
+    return run_verify(run, json=json)
 
 
 @app.command()
@@ -189,7 +215,7 @@ def submit_to_ray(
     env: Annotated[
         list[str] | None, Option(metavar="NAME=VALUE", help="environment variable of the job; may be repeated")
     ] = None,
-    resume: Resume = False,
+    resume: Resume = None,
     dry_run: DryRun = False,
 ) -> int:
     """Run training as a Ray job and follow its log."""
@@ -209,7 +235,7 @@ def submit_to_slurm(
     time: Annotated[str, Option(metavar="LIMIT", help="minutes, HH:MM:SS or D-HH:MM:SS")] = "24:00:00",
     partition: Annotated[str | None, Option(help="unset: the site's default")] = None,
     account: Annotated[str | None, Option(help="unset: the site's default")] = None,
-    resume: Resume = False,
+    resume: Resume = None,
     dry_run: DryRun = False,
 ) -> int:
     """Run training as a Slurm batch job on its own Ray cluster."""
@@ -221,7 +247,7 @@ def submit_to_slurm(
 
 @submit_app.command(name="compose")
 def submit_to_compose(
-    config: Config, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+    config: Config, overrides: Overrides = None, resume: Resume = None, dry_run: DryRun = False
 ) -> int:
     """Run training with docker compose on this host."""
     training = _training(config, overrides, resume)
@@ -232,7 +258,7 @@ def submit_to_compose(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; every error ends here as one text on stderr."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    arguments = list(with_resume_values(sys.argv[1:] if arguments is None else arguments)) or ["--help"]
     debug = "--debug" in arguments
     try:
         return int(app(arguments, prog_name="offbeat", standalone_mode=False) or 0)
@@ -244,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{message}\n`offbeat --help` lists the verbs, `offbeat VERB --help` their options", 2)
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            print(shown(traceback.format_exc(), WHOLE, lines=True), file=sys.stderr)
         cause = _origin(error)
         code = cause.exit_code if isinstance(cause, OffbeatError) else 1
         expected = debug or isinstance(cause, OffbeatError)
@@ -268,13 +294,17 @@ def _quoted(text: str) -> str:
     return f"'{text.replace(chr(39), chr(39) * 2)}'"
 
 
-def _training(config: str, overrides: Sequence[str] | None, resume: bool) -> Training:
+def _training(config: str, overrides: Sequence[str] | None, resume: str | None) -> Training:
     """Return the run to submit, with its settings checked before it is queued."""
     from launch.cluster.submit import Training
     from launch.settings.loading import config_file
 
-    _load("train", config, overrides, resume=resume)
-    return Training(config_file(config).resolve(), tuple(overrides or ()), resume)
+    _load("train", config, overrides, resume=resume is not None)
+    return Training(config_file(config).resolve(), tuple(overrides or ()), _resume(resume))
+
+
+def _resume(value: str | None) -> bool | str:
+    return value is not None if value in (None, LATEST) else value
 
 
 def _name_and_value(entry: str) -> tuple[str, str]:
@@ -284,9 +314,9 @@ def _name_and_value(entry: str) -> tuple[str, str]:
     return name, value
 
 
-def _train(name: str, config: str, overrides: Sequence[str] | None, resume: bool, output: Path | None) -> int:
-    run_config = _load(name, config, overrides, output, resume=resume)
-    return _run(run_config, lambda: VERBS[name].run(run_config, resume=resume))
+def _train(name: str, config: str, overrides: Sequence[str] | None, resume: str | None, output: Path | None) -> int:
+    run_config = _load(name, config, overrides, output, resume=resume is not None)
+    return _run(run_config, lambda: VERBS[name].run(run_config, resume=_resume(resume)))
 
 
 def _run(config: NamedConfig, run: Callable[[], int]) -> int:
@@ -298,7 +328,7 @@ def _run(config: NamedConfig, run: Callable[[], int]) -> int:
     except Exception as error:
         path = config.directory / "error.txt"
         try:
-            path.write_text(traceback.format_exc(), encoding="utf-8")
+            path.write_text(shown(traceback.format_exc(), WHOLE, lines=True), encoding="utf-8")
         except OSError:
             raise error from None
         error.add_note(f"full traceback in {path}")
@@ -325,5 +355,5 @@ def _message(error: BaseException) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"offbeat: error: {message}", file=sys.stderr)
+    print(shown(f"offbeat: error: {message}", WHOLE, lines=True), file=sys.stderr)
     return code

@@ -11,31 +11,46 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from actors.data.prompts import PromptSource
+from actors.data.text import save_template
 from actors.errors import INTERRUPTED, RunError, UsageError, writing
 from actors.files import atomic_write
 from actors.records import Group
 from actors.replay_buffer.buffer import ReplayBuffer, group_from_dict, group_to_dict
 from launch.cluster import wiring
 from launch.cluster.placement import address_to_join
+from launch.cluster.watchdog import Watchdog
 from launch.doctor.checkup import fatal_checks
 from launch.output.board import Board
 from launch.output.journal import Journal
 from launch.output.metrics import MetricsWriter, numbers
 from launch.output.reporter import Reporter
 from launch.output.run_directory import SharedMemory
-from launch.output.session import Session, Status, ending_on_sigterm, stopping_on_signals, tell_skipped
+from launch.output.session import Resume, Session, Status, ending_on_sigterm, stopping_on_signals, tell_skipped
+from launch.run.divergence import DivergedError, DivergenceGuard
 from launch.run.judge_pool import JudgePool
 from launch.run.loop import EvaluationSet, LoopEvents, TrainingLoop
 from launch.run.plugins import plugin_of
-from launch.run.preflight import check_model, fixed_settings
+from launch.run.preflight import (
+    check_model,
+    check_prompts,
+    check_tokenizer,
+    fixed_settings,
+    meet_judges,
+    repetition,
+)
 from launch.run.progress import Progress
 from launch.run.protocols import RunPlugin
 from launch.run.staleness_limit import announce
+from launch.settings.loading import with_recorded_defaults
 from launch.settings.run import RunConfig
+from learner.backend.deepspeed_config import schedule_notes
+
+CANARY_CANDIDATES = 32
+"""Prompts of which the shortest is scored after every weight sync."""
 
 
-def run_training(config: RunConfig, *, resume: bool = False) -> int:
-    """Run `config` to its end, or on from its last checkpoint.
+def run_training(config: RunConfig, *, resume: Resume = False) -> int:
+    """Run `config` to its end, or on from a checkpoint; go back and on again if it diverges and is to.
 
     Returns:
         The exit code: 0 when all updates are done, 130 after an interrupt that was checkpointed.
@@ -43,24 +58,48 @@ def run_training(config: RunConfig, *, resume: bool = False) -> int:
     Raises UsageError before training if paths, data or settings are wrong; RunError if the run fails, whose last
     checkpoint is whole.
     """
+    for left in reversed(range(config.divergence.max_rollbacks + 1)):
+        try:
+            return _run(config, resume=resume)
+        except DivergedError as error:
+            if not left:
+                raise
+            # The whole run is begun again: a checkpoint is where ledger, weights and journal are known to agree.
+            resume = True
+            with Board() as board:
+                board.message(f"warning: {error}")
+                most = config.divergence.max_rollbacks
+                board.message(f"going back: rollback {most - left + 1} of {most}")
+    raise AssertionError("unreachable: the last part returns or raises")
+
+
+def _run(config: RunConfig, *, resume: Resume) -> int:
     plugin = plugin_of(config)
-    config = plugin.resolve(config)
-    prompts = PromptSource(config.prompts, plugin.tokenizer(config))
-    check_model(config, plugin)
+    config = plugin.resolve(with_recorded_defaults(config) if resume else config)
+    tokenizer = plugin.tokenizer(config)
+    prompts = PromptSource(config.prompts, tokenizer)
+    notes = [*check_model(config, plugin), *check_tokenizer(config, tokenizer), *check_prompts(config, prompts)]
+    notes += repetition(config, prompts)
     session = Session(config, resume=resume)
     session.check_same(fixed_settings(config, prompts, plugin))
     buffer = ReplayBuffer(config.replay, prompts, config.updates)
     if session.state:
         buffer.load_state_dict(session.state["buffer"])
     check_machine(config)
+    notes += session.notes
+    notes += meet_judges(config, prompts, tokenizer, elsewhere=address_to_join(config.cluster) is not None)
     with contextlib.ExitStack() as stack:
         stack.enter_context(session.running())
         board = stack.enter_context(Board())
         tell_skipped(prompts.skipped, board.message)
+        for note in notes:
+            board.message(note)
         if prompts.skipped:
             board.message(f"{len(prompts.skipped)} malformed rows skipped, {len(prompts)} prompts left")
         shared_memory = SharedMemory(config.directory)
         stack.callback(shared_memory.close)
+        for path in shared_memory.planted:
+            board.message(f"{path} has the name of a run's folder, and it or its lock is none; it is left alone")
         address = address_to_join(config.cluster)
         if address is None:
             shared_memory.require(config.cluster.object_store_mib << 20, what="Ray's object store")
@@ -95,25 +134,36 @@ class TrainingRun:
         self.buffer = buffer
         self.directory = session.directory
         self.metrics = MetricsWriter(self.directory.path, resume_from=buffer.updates)
-        self.journal = Journal(self.directory.journal, config, board.message, resume_from=buffer.updates)
-        self.reporter = Reporter(config, self.directory, plugin)
+        self.journal = Journal(
+            self.directory.journal, config, board.message, resume_from=buffer.updates, run=session.directory.run_id
+        )
+        self.reporter = Reporter(config, self.directory, plugin, len(prompts))
         self.learner: wiring.RayLearner
         self.judge: JudgePool
         self.loop: TrainingLoop
+        self.watchdog: Watchdog
 
     def run(self, shared_memory: Path) -> int:
         """Start the actors and train. Returns the exit code."""
         config, say = self.config, self.board.message
+        for note in schedule_notes(config.learner.optimizer, config.updates, self.metrics.last):
+            say(note)
         model_dir = self.plugin.starting_policy(config, self.directory.start, say, wiring.run_on_all_cores)
+        self.session.keep(self.directory.start)
         reference_dir = config.model.reference or model_dir
-        self.judge = JudgePool(wiring.start_judges(config, model_dir), say)
+        judges = wiring.start_judges(config, model_dir)
+        self.judge = JudgePool(judges, say)
         self.learner = wiring.start_learner(
-            config, model_dir, reference_dir, shared_memory, self.directory.failed_batches
+            config, model_dir, reference_dir, shared_memory, self.directory.failed_batches, self._canary_prompt()
         )
         # Last: there may be more generators than there is room for.
-        host = self.learner.host if config.publication.transport == "shm" else None
-        generators = wiring.start_generators(config, model_dir, reference_dir, host)
+        generators = wiring.start_generators(
+            config, model_dir, reference_dir, self.learner, judges, updates=self.buffer.updates
+        )
         say(f"starting {len(generators)} generators and {config.learner.ranks} learner ranks")
+        guard = DivergenceGuard(
+            config.divergence.action, self.directory.checkpoints, self.directory.failed_batches, say
+        )
         self.loop = TrainingLoop(
             config,
             buffer=self.buffer,
@@ -126,8 +176,12 @@ class TrainingRun:
                 on_checkpoint=self._save,
                 on_message=say,
                 on_batch=self.journal.add,
+                on_departure=lambda departure: guard.heed(departure, lambda: self._save(self.loop)),
             ),
             observers=self.plugin.observers(config, Path(reference_dir), say),
+        )
+        self.watchdog = Watchdog(
+            [*generators, *judges, *self.learner.each()], config.watchdog, say, self.directory.record_hang
         )
         if config.opponent is not None:
             say(announce(config))
@@ -138,6 +192,11 @@ class TrainingRun:
             with contextlib.suppress(RunError):
                 self.journal.flush()
 
+    def _canary_prompt(self) -> tuple[int, ...]:
+        """Return a short prompt: engines read it at every weight sync."""
+        first = (self.prompts.prompt(number) for number in range(min(CANARY_CANDIDATES, len(self.prompts))))
+        return min((prompt.token_ids for prompt in first), key=len)
+
     async def _drive(self) -> int:
         try:
             with stopping_on_signals(self._stop, self.board.message):
@@ -145,7 +204,7 @@ class TrainingRun:
                 if self.session.checkpoint is not None:
                     await self.learner.load(self.session.checkpoint)
                     self.board.message(f"resumed from {self.session.checkpoint} after {self.buffer.updates} updates")
-                await self.loop.run(self._main)
+                await self.watchdog.guard(self.loop.run(self._main))
         finally:
             await self.reporter.ask(self.judge)
         await self.learner.close()
@@ -168,7 +227,7 @@ class TrainingRun:
         if self.config.evaluation.prompts:
             loop.evaluation_set = await self._evaluation_set(loop)
         await loop.learn()
-        await loop.pool.refresh()
+        await loop.refresh()
         with loop.progress.clock.spend("checkpointing"):
             await self._save(loop)
         if loop.buffer.updates < self.config.updates:
@@ -176,9 +235,13 @@ class TrainingRun:
             return
         # The model before its evaluation, which may fail and must not cost it.
         await self.learner.save_pretrained(self.directory.final)
+        save_template(self.config.model, self.directory.final)
+        self.session.seal(self.directory.final, loop.buffer.updates)
         with loop.progress.clock.spend("evaluating"):
             await loop.evaluate()
-        await loop.pool.refresh()
+        if (departure := loop.divergence.take()) is not None:
+            self.board.message(f"warning: the final policy left the band: {departure.describe()}")
+        await loop.refresh()
 
     async def _evaluation_set(self, loop: TrainingLoop) -> EvaluationSet:
         """Return the starting policy's completions: sampled before the first update, read back on a resume."""
@@ -196,6 +259,7 @@ class TrainingRun:
         with writing(path, "free space there, then use --resume"):
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, json.dumps([group_to_dict(group) for group in baseline]))
+        self.session.seal(path.parent)
         return EvaluationSet(prompts, baseline)
 
     async def _save(self, loop: TrainingLoop) -> None:
@@ -203,7 +267,7 @@ class TrainingRun:
         state = {
             "updates": self.buffer.updates,
             "version": self.buffer.version,
-            "fixed": fixed_settings(self.config, self.prompts, self.plugin),
+            "fixed": self.session.fixed,
             "buffer": self.buffer.state_dict(below=below),
         }
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from actors.generation.config import OpponentConfig
-from actors.settings import Settings
+from actors.settings import SMALLEST_SHARE, GpuShare, Settings
 
 Level = Literal["none", "token", "sequence"]
 
@@ -64,6 +64,11 @@ class CorrectionConfig(PlayerCorrectionConfig):
         "weights (token), or the capped product (sequence)",
     )
     opponent_cap: float = Field(default=2.0, ge=1.0, description="largest weight of an opponent or its token")
+    renormalise: bool = Field(
+        default=False,
+        description="divide the opponents' weights by their mean over the batch, so that a cap does not shrink the "
+        "preference against tau",
+    )
 
 
 class RewardLossConfig(Settings):
@@ -116,7 +121,21 @@ class OptimizerConfig(Settings):
         default="linear", description="learning rate after warm-up; linear and cosine fall to 0"
     )
     warmup_updates: int = Field(default=0, ge=0, description="optimizer steps of linear warm-up")
+    schedule_updates: int | None = Field(
+        default=None,
+        ge=1,
+        description="optimizer steps until the schedule ends at 0, warm-up included; unset: all of the run's",
+    )
     max_grad_norm: float = Field(default=1.0, gt=0.0, description="largest gradient norm; larger ones are clipped")
+
+    @model_validator(mode="after")
+    def _schedule_outlasts_the_warm_up(self) -> Self:
+        if self.schedule_updates is not None and self.schedule_updates <= self.warmup_updates:
+            raise ValueError(
+                f"schedule_updates {self.schedule_updates} with warmup_updates {self.warmup_updates} ends before the "
+                "peak learning rate; raise schedule_updates, or lower warmup_updates"
+            )
+        return self
 
     @model_validator(mode="after")
     def _betas_in_range(self) -> Self:
@@ -129,8 +148,16 @@ class TrainerConfig(Settings):
     """Ranks that train one model: resources, precision, batching and optimizer."""
 
     ranks: int = Field(default=1, ge=1, description="data-parallel learner processes")
-    gpus_per_rank: float = Field(default=0.0, ge=0.0, description="GPUs per rank, reserved from Ray; 0: train on CPU")
-    cpus_per_rank: float = Field(default=1.0, gt=0.0, description="CPU cores per rank, reserved from Ray; its threads")
+    gpus_per_rank: GpuShare = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="share of a GPU per rank, reserved from Ray; 0: train on CPU, below 1: generators and judges may "
+        "share its card",
+    )
+    cpus_per_rank: float = Field(
+        default=1.0, ge=SMALLEST_SHARE, description="CPU cores per rank, reserved from Ray; its threads"
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="DeepSpeed ZeRO stage; bfloat16 needs at least 1")
     dtype: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="weights and activations; optimizer state is float32"
@@ -147,6 +174,16 @@ class TrainerConfig(Settings):
     )
     port: int | None = Field(default=None, ge=1, le=65535, description="port on rank 0's host; unset: a free one")
     seed: int = Field(default=0, ge=0, description="seed of the learner's random state")
+
+    @model_validator(mode="after")
+    def _every_rank_has_a_card(self) -> Self:
+        share = self.gpus_per_rank
+        if self.ranks > 1 and 0.0 < share <= 0.5:
+            raise ValueError(
+                f"gpus_per_rank {share:g} with ranks {self.ranks}: two ranks could get the same GPU, which NCCL "
+                "refuses; set gpus_per_rank to 1, or above 0.5 if other roles share the cards, or ranks to 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _bfloat16_needs_zero(self) -> Self:
@@ -183,13 +220,20 @@ class LearnerConfig(TrainerConfig):
 class PublicationConfig(Settings):
     """Weight sync from learner to generators."""
 
-    transport: Literal["shm", "object_store", "nccl", "ipc"] = Field(
+    transport: Literal["shm", "object_store", "gloo", "nccl", "ipc"] = Field(
         default="shm",
-        description="shm: one host; object_store: many hosts; nccl: GPUs; ipc: generator and learner on one GPU",
+        description="shm: one host; object_store: many hosts; gloo, nccl: one broadcast over CPUs, GPUs; ipc: "
+        "generators and learner on one GPU",
     )
     chunk_mib: int = Field(default=256, ge=1, description="MiB per message of the object_store transport")
-    timeout_seconds: float = Field(default=600.0, gt=0.0, description="seconds per weight sync of one generator")
-    canary_tokens: int = Field(default=32, ge=2, description="length of the sequence that learner and engines score")
+    timeout_seconds: float = Field(
+        default=600.0,
+        gt=0.0,
+        description="seconds for one generator to take one version, its wait for a transfer not counted",
+    )
+    canary_tokens: int = Field(
+        default=32, ge=2, description="tokens of the answer that learner and engines score at each version, at most"
+    )
 
 
 class CheckpointConfig(Settings):
@@ -212,5 +256,9 @@ class LearnerSpec:
     total_updates: int  # length of the learning-rate schedule (updates)
     temperature: float = 1.0
     """Sampling temperature; divides the logits of policy and reference."""
+    ends: tuple[int, ...] = ()
+    """Token ids that end an answer, which saved models name; empty keeps the directory's own."""
+    canary_prompt: tuple[int, ...] = (0,)  # token ids of the prompt whose answer learner and engines score
+    canary_tokens: int = 32  # length of that answer
     failed_batches_dir: str | None = None
     """Receives the batches of skipped updates; None keeps none."""

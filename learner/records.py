@@ -57,6 +57,8 @@ class UpdateStats:
     """Games with opponents: effective sample size of the opponents' importance weights (share of the opponents)."""
     opponent_truncated: float | None = None
     """Games with opponents: share of opponents (of their tokens, with `token`) whose ratio exceeds the cap."""
+    opponent_weight_mean: float | None = None
+    """Games with opponents: mean importance weight of the opponents; below 1 their cap shrinks the preference."""
     opponent_log_ratio_max: float | None = None
     """Games whose opponents have importance weights: largest |log pi' - log b| of an opponent's token (nats)."""
     step_size: float | None = None

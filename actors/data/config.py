@@ -1,6 +1,7 @@
 """Settings of every data source: prompts, demonstrations, preferences. Imports nothing heavy."""
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -15,6 +16,31 @@ def _has_prompt(template: str) -> str:
 
 Template = Annotated[str, AfterValidator(_has_prompt)]  # text with one `{prompt}`; other braces are kept
 ProbabilityFrom = Literal["probability", "margin", "scores"]
+
+
+SHIPPED_PROMPTS = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.jsonl"))}
+"""Prompt files that come with Offbeat, by the name that prompts.source accepts for each."""
+
+
+_GIVEN_BY_US = {"messages", "tools", "documents", "add_generation_prompt"}
+
+
+def _checked_names(options: dict[str, Any]) -> dict[str, Any]:
+    wrong = [name for name in options if not name.isidentifier() or name in _GIVEN_BY_US]
+    if wrong:
+        raise ValueError(f"{wrong[0]!r} cannot be set; allowed are variables of the template's own")
+    return options
+
+
+class ChatTemplateConfig(Settings):
+    """How a tokenizer writes chats. Part of the section that names the tokenizer."""
+
+    chat_template: str | None = Field(
+        default=None, description="Jinja file, or Jinja text, to use for chats; unset: the tokenizer's own template"
+    )
+    chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_checked_names)] = Field(
+        default_factory=dict, description="variables for the chat template, such as `enable_thinking: false`"
+    )
 
 
 class SourceConfig(Settings):
@@ -42,24 +68,42 @@ class SplitSourceConfig(SourceConfig):
     )
 
 
+class HeldOutConfig(SplitSourceConfig):
+    """Rows to train on, and rows to hold out: of a split that the source has, or a share."""
+
+    validation_split: str = Field(
+        default="auto",
+        description="split that is held out instead of a share of the rows; auto: `validation`, if `source` is a "
+        "directory that has it beside the split `train`; none: always a share",
+    )
+
+
 class PromptConfig(SourceConfig):
     """Where prompts come from, and their order."""
 
     source: str = Field(
         default=WORLD,
-        description="`world` (the embedded one), a .jsonl or .parquet file, a directory of them or one written by "
-        "`datasets.save_to_disk`, or a hub data set, `owner/name` or `owner/name:configuration`",
+        description="`world` (the embedded one), `instructions` (chat prompts that come with Offbeat), a .jsonl or "
+        ".parquet file, a directory of them or one written by `datasets.save_to_disk`, or a hub data set, `owner/name` "
+        "or `owner/name:configuration`",
     )
     prompt_field: str = Field(
         default="prompt", description="column with the prompt: a string, or a list of chat messages"
     )
-    answer_field: str | None = Field(default=None, description="column with the gold answer, for verifiers")
+    answer_field: str | tuple[str, ...] | None = Field(
+        default=None,
+        description="column with the gold answer, for verifiers: a string, a number or a list; or several columns, "
+        "for judges of kind code and instructions",
+    )
+    columns: tuple[str, ...] = Field(
+        default=(), description="further columns that judges and environments read, as metadata of the prompt"
+    )
     max_prompt_tokens: int = Field(default=512, ge=1, description="tokens; a longer prompt is a malformed row")
     seed: int = Field(default=0, ge=0, description="seed of the order; each epoch has its own")
     shuffle: bool = Field(default=True, description="False keeps file order, epoch after epoch")
 
 
-class DemonstrationConfig(SplitSourceConfig):
+class DemonstrationConfig(HeldOutConfig):
     """Demonstrations to imitate: prompt and response, or conversations with every assistant turn imitated."""
 
     prompt_field: str = Field(default="prompt", description="column with the prompt: a string, or chat messages")
@@ -73,6 +117,13 @@ class DemonstrationConfig(SplitSourceConfig):
 class PreferenceSourceConfig(SplitSourceConfig):
     """Preferences: a prompt, a chosen and a rejected response per row."""
 
+    ranked_pairs: Literal["all", "best_worst"] = Field(
+        default="all", description="pairs of a row that ranks K responses: all that differ, or the best and the worst"
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="columns of the source by the name that they are read under, such as {prompt: question}",
+    )
     probability_from: ProbabilityFrom = Field(
         default="probability",
         description="source of the probability that chosen is preferred; probability: that column, 1 without it; "

@@ -4,6 +4,7 @@ Pure: numbers and rows in, one decision per row out: the reason why the row is l
 know files or models.
 """
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,38 +13,55 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.data.preference_layouts import PreferenceRow, normalised, prompt_key
+from actors.data.preference_layouts import PreferenceRow
 from actors.data.rows import held_out
 
 Selection = Literal["duplicate", "contradictory", "unlike_own_samples", "fluency_gap", "no_mistake"]
 """Why a well-formed row is left out."""
 SELECTIONS: tuple[Selection, ...] = get_args(Selection)
 Split = Literal["train", "validation"]
+DIGEST = 16  # bytes
 
 
-def find_duplicates(
-    rows: Sequence[PreferenceRow], *, duplicates: bool = True, contradictory: Literal["keep", "drop"] = "keep"
+def duplicates_among(
+    keys: Sequence[bytes], *, duplicates: bool = True, contradictory: Literal["keep", "drop"] = "keep"
 ) -> list[Selection | None]:
-    """Find rows that repeat or contradict others, compared after `normalised`.
+    """Find rows, by their `comparison_key`, that repeat or contradict others.
 
     With `duplicates` every row after the first with the same prompt, chosen and rejected is a duplicate. If a pair
     occurs both ways round, `drop` makes all its rows contradictory, because neither order is more credible; `keep`
     leaves both, which together say that the responses are about equally good.
     """
-    orders: dict[tuple[str, frozenset[str]], set[str]] = defaultdict(set)
-    keys = [(prompt_key(row.prompt), normalised(row.chosen), normalised(row.rejected)) for row in rows]
-    for prompt, chosen, rejected in keys:
-        orders[prompt, frozenset((chosen, rejected))].add(chosen)
-    seen: set[tuple[str, str, str]] = set()
+    orders: dict[tuple[bytes, frozenset[bytes]], set[bytes]] = defaultdict(set)
+    if contradictory == "drop":
+        for key in keys:
+            orders[_unordered(key)].add(key[DIGEST : 2 * DIGEST])
+    seen: set[bytes] = set()
     decisions: list[Selection | None] = []
     for key in keys:
-        both_ways = len(orders[key[0], frozenset(key[1:])]) > 1
-        if both_ways and contradictory == "drop":
+        if contradictory == "drop" and len(orders[_unordered(key)]) > 1:
             decisions.append("contradictory")
         else:
             decisions.append("duplicate" if duplicates and key in seen else None)
         seen.add(key)
     return decisions
+
+
+def comparison_key(prompt: str, chosen: str, rejected: str) -> bytes:
+    """Shorten the `keys` of a row to 48 bytes: a million whole rows would fill the memory."""
+    return b"".join(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST).digest()
+        for text in (prompt, chosen, rejected)
+    )
+
+
+def prompt_of(key: bytes) -> bytes:
+    """Return the part of a `comparison_key` that stands for the prompt."""
+    return key[:DIGEST]
+
+
+def _unordered(key: bytes) -> tuple[bytes, frozenset[bytes]]:
+    return prompt_of(key), frozenset((key[DIGEST : 2 * DIGEST], key[2 * DIGEST :]))
 
 
 def split_of(row: PreferenceRow, validation_fraction: float, seed: int) -> Split:
@@ -52,8 +70,12 @@ def split_of(row: PreferenceRow, validation_fraction: float, seed: int) -> Split
     A prompt is on one side only, and new rows move no other. `validation_fraction` is the expected share of prompts;
     the share of rows differs if prompts have several.
     """
-    key = f"{seed}:{prompt_key(row.prompt)}".encode()
-    return "validation" if held_out(key, validation_fraction) else "train"
+    return side_of(row.keys[0], validation_fraction, seed)
+
+
+def side_of(prompt: str, validation_fraction: float, seed: int) -> Split:
+    """Return `split_of` a row with this `prompt_key`."""
+    return "validation" if held_out(f"{seed}:{prompt}".encode(), validation_fraction) else "train"
 
 
 @dataclass(frozen=True, slots=True)

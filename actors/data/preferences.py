@@ -4,15 +4,21 @@ Knows files and what happens to malformed rows. Must not know models or which pr
 is `preference_filters.py`.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow
+
 from actors.data.config import ProbabilityFrom
+from actors.data.conversations import BrokenConversationError, Conversation, conversation_tokens, written
+from actors.data.preference_forms import FormError, Halves, RankedPairs, columns_for, pairs_of
 from actors.data.preference_layouts import (
     COLUMNS,
     LAYOUTS,
+    MESSAGE_PARTS,
     MalformedPreferenceError,
     Message,
     PreferenceRow,
@@ -26,27 +32,82 @@ from actors.data.rows import (
     check_problems,
     columns_named,
     rows_from,
+    suggestion,
 )
 from actors.data.text import (
     ROWS_PER_TOKENIZER_CALL,
-    answered_chat,
     checked_messages,
     checked_text,
-    in_template,
-    prompt_token_ids,
-    response_token_ids,
 )
 from actors.errors import UsageError
-from actors.files import atomic_file
+
+Answered = tuple[list[int], list[int]] | BrokenConversationError
+_TEXTS = {"role": pyarrow.string(), "content": pyarrow.string()}
+MESSAGES = pyarrow.list_(pyarrow.struct(list(_TEXTS.items())))
+WHOLE_MESSAGES = pyarrow.list_(pyarrow.struct(list((_TEXTS | dict.fromkeys(MESSAGE_PARTS, pyarrow.string())).items())))
+"""Of chats with more than roles and texts; `tool_calls` are JSON, because a column has one type only."""
+COLUMN_TYPES = {
+    "prompt": pyarrow.string(),
+    "chosen": pyarrow.string(),
+    "rejected": pyarrow.string(),
+    "probability": pyarrow.float64(),
+    "id": pyarrow.string(),
+}
+"""Of the files of preferences; a chat prompt is of `MESSAGES`."""
+WHOLE_TYPES = (
+    COLUMN_TYPES | dict.fromkeys(("prompt", "chosen", "rejected"), WHOLE_MESSAGES) | {"tools": pyarrow.string()}
+)
+"""Of the files that hold a row which is not `is_plain`; responses are chats of one message, `tools` JSON."""
+ROWS_PER_GROUP = 20_000
+"""Rows that are held as a table while a file is written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """All rows of a source: `len(rows) + len(problems)` of them, blank lines not counted."""
+    """All pairs of a source and its malformed rows, blank lines not counted; a row of K responses may be several."""
 
     rows: list[PreferenceRow] = field(default_factory=list)
     places: list[str] = field(default_factory=list)  # the place of each of `rows`
     problems: list[Problem] = field(default_factory=list)  # malformed rows, in file order
+
+
+class PreferenceColumns:
+    """The columns of a source, the names that they are read under, and which of them make preferences."""
+
+    def __init__(self, columns: Mapping[str, str] | None = None) -> None:
+        """Take the source's columns by the name that they are read under."""
+        self._ours = {theirs: ours for ours, theirs in (columns or {}).items()}
+        self._read: dict[tuple[str, ...], set[str]] = {}  # the columns to read, by all columns of rows
+
+    def choose(self, names: Sequence[str], place: str) -> list[str]:
+        """Return a table's columns that make preferences. Raises UsageError if they make none."""
+        for name in self._ours:
+            if name not in names:
+                raise UsageError(f"{place} has no column '{name}' (columns); {suggestion(name, names)}")
+        back = {ours: theirs for theirs, ours in self._ours.items()}
+        read = dict.fromkeys(self._ours.get(name, name) for name in names)
+        chosen = [back.get(name, name) for name in _columns_of_layout(list(read), place)]
+        self._read[tuple(names)] = set(chosen)
+        return chosen
+
+    def renamed(self, columns: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Give columns the names that they are read under; one that is there under both names is read as told."""
+        names = tuple(name for name, value in columns.items() if value is not None)
+        if names not in self._read:
+            with suppress(UsageError):  # of no layout: the row is malformed
+                self.choose(names, "")
+        if not self._ours:
+            return columns
+        told = {self._ours[name]: value for name, value in columns.items() if name in self._ours}
+        return {**{name: value for name, value in columns.items() if name not in self._ours}, **told}
+
+    def layouts(self) -> list[str]:
+        """Return the columns that were read of each layout, under the source's names."""
+        return sorted({", ".join(name for name in names if name in read) for names, read in self._read.items()})
+
+    def unread(self) -> list[str]:
+        """Return the columns of well-formed rows that were not read."""
+        return sorted({name for names, read in self._read.items() for name in names if name not in read})
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +136,7 @@ def read_preferences(
     probability_from: ProbabilityFrom = "probability",
     section: str = "",
 ) -> list[PreferenceRow]:
-    """Read preferences in file order, raw in one of `LAYOUTS` or as `write_preferences` writes them.
+    """Read preferences in file order, raw in one of `LAYOUTS` or as `offbeat data` writes them.
 
     Args:
         source: a .jsonl or .parquet file, a directory of them or one written by `datasets.save_to_disk`, or a hub name.
@@ -92,20 +153,67 @@ def read_preferences(
 
 
 def collect_preferences(
-    source: str, split: str = "train", *, probability_from: ProbabilityFrom = "probability", section: str = ""
+    source: str,
+    split: str = "train",
+    *,
+    probability_from: ProbabilityFrom = "probability",
+    columns: Mapping[str, str] | None = None,
+    ranked_pairs: RankedPairs = "all",
+    section: str = "",
 ) -> Collected:
-    """Read preferences and keep every malformed row as a `Problem`. Raises UsageError if the source is unreadable."""
+    """Read preferences and keep every malformed row as a `Problem`; arguments and errors as in `each_preference`."""
     collected = Collected()
-    for row in rows_from(RowSource(source, split, section, _known_columns)):
+    for place, found in each_preference(
+        source,
+        split,
+        probability_from=probability_from,
+        columns=PreferenceColumns(columns),
+        ranked_pairs=ranked_pairs,
+        section=section,
+    ):
+        if isinstance(found, Problem):
+            collected.problems.append(found)
+        else:
+            collected.rows.append(found)
+            collected.places.append(place)
+    return collected
+
+
+def each_preference(
+    source: str,
+    split: str = "train",
+    *,
+    probability_from: ProbabilityFrom = "probability",
+    columns: PreferenceColumns | None = None,
+    ranked_pairs: RankedPairs = "all",
+    section: str = "",
+) -> Iterator[tuple[str, PreferenceRow | Problem]]:
+    """Yield the place of each row with its pair, or with what is wrong; a row of K responses may be several pairs.
+
+    `columns` tell afterwards what was read; `ranked_pairs` is as in `pairs_of`. Raises UsageError if the source is
+    unreadable.
+    """
+    halves, columns = Halves(), columns or PreferenceColumns()
+    for row in rows_from(RowSource(source, split, section, columns.choose)):
         try:
             if row.problem is not None:
                 encoding = row.problem.startswith("not UTF-8")
                 raise MalformedPreferenceError("wrong_encoding" if encoding else "not_json", row.problem)
-            collected.rows.append(parse_preference(row.columns, probability_from))
-            collected.places.append(row.place)
+            given = columns.renamed(row.columns)
+            pairs = halves.add(given, row.place) if halves.holds(given) else pairs_of(given, ranked_pairs)
         except MalformedPreferenceError as error:
-            collected.problems.append(Problem(row.place, str(error), error.reason))
-    return collected
+            yield row.place, Problem(row.place, str(error), error.reason)
+            continue
+        except FormError as error:
+            yield row.place, Problem(row.place, str(error), "wrong_type")
+            continue
+        for pair in pairs:
+            try:
+                yield row.place, parse_preference(pair, probability_from)
+            except MalformedPreferenceError as error:
+                yield row.place, Problem(row.place, str(error), error.reason)
+    for place in halves.left():
+        yield place, Problem(place, "no row of its prompt has the other label", "no_pair")
 
 
 def read_samples(source: str, section: str = "") -> list[tuple[str | list[Message], str]]:
@@ -124,51 +232,47 @@ def read_samples(source: str, section: str = "") -> list[tuple[str | list[Messag
     return samples
 
 
-def check_one_kind(rows: Sequence[PreferenceRow]) -> None:
-    """Raise UsageError if some prompts are texts and others chats: one column cannot hold both."""
-    texts = sum(isinstance(row.prompt, str) for row in rows)
-    if 0 < texts < len(rows):
-        raise UsageError(
-            f"{texts} prompts are texts and {len(rows) - texts} are chats, and one column holds only one kind; prepare "
-            "them as two sources, or write the texts as chats of one user message"
-        )
+def whole_columns(rows: Sequence[PreferenceRow]) -> list[pyarrow.Array]:
+    """Return rows of chats as columns of `WHOLE_TYPES`."""
 
+    def chat(messages: Sequence[Message]) -> list[Message]:
+        return [
+            {**message, "tool_calls": json.dumps(message["tool_calls"])} if "tool_calls" in message else message
+            for message in messages
+        ]
 
-def write_preferences(path: Path, rows: Sequence[PreferenceRow]) -> None:
-    """Write `rows` as Parquet with the columns prompt, chosen, rejected, probability and id; whole or not at all.
+    def answer(response: str | Message) -> list[Message]:
+        return chat([{"role": "assistant", "content": response} if isinstance(response, str) else response])
 
-    Raises UsageError as `check_one_kind`; OSError if the disk refuses.
-    """
-    import pyarrow
-    import pyarrow.parquet
-
-    check_one_kind(rows)
-    texts = any(isinstance(row.prompt, str) for row in rows)
-    message = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
     columns = {
-        "prompt": pyarrow.string() if texts or not rows else pyarrow.list_(message),
-        "chosen": pyarrow.string(),
-        "rejected": pyarrow.string(),
-        "probability": pyarrow.float64(),
-        "id": pyarrow.string(),
+        "prompt": [chat(row.prompt) for row in rows if not isinstance(row.prompt, str)],
+        "chosen": [answer(row.chosen) for row in rows],
+        "rejected": [answer(row.rejected) for row in rows],
+        "probability": [row.probability for row in rows],
+        "id": [row.id for row in rows],
+        "tools": [None if row.tools is None else json.dumps(row.tools) for row in rows],
     }
-    arrays = [pyarrow.array([getattr(row, name) for row in rows], kind) for name, kind in columns.items()]
-    with atomic_file(path) as temporary:
-        pyarrow.parquet.write_table(pyarrow.table(arrays, names=list(columns)), temporary)
+    return [pyarrow.array(columns[name], kind) for name, kind in WHOLE_TYPES.items()]
 
 
 def preference_tokens(
-    rows: Sequence[PreferenceRow], tokenizer: Any, *, template: str = "{prompt}", limits: TokenLimits = TokenLimits()
+    rows: Sequence[PreferenceRow],
+    tokenizer: Any,
+    ends: Collection[int] = (),
+    *,
+    template: str = "{prompt}",
+    limits: TokenLimits = TokenLimits(),
 ) -> list[PreferenceTokens | MalformedPreferenceError]:
     """Tokenise each row as the policy would sample it; an error for a row beyond `limits` or refused by the template.
 
     A text goes into `template` and gets the tokenizer's special tokens, without a final end-of-sequence; its responses
     get an end-of-sequence only. A chat goes into the chat template; its responses are what they add to it, up to the
-    first end-of-sequence. Raises UsageError if there are chats, and the tokenizer has no chat template.
+    first token that ends an answer; `ends` are as in `response_token_ids`. Raises UsageError if there are chats, and
+    the tokenizer has no chat template.
     """
     results: list[PreferenceTokens | MalformedPreferenceError] = []
     for start in range(0, len(rows), ROWS_PER_TOKENIZER_CALL):
-        results += _tokens_of_chunk(rows[start : start + ROWS_PER_TOKENIZER_CALL], tokenizer, template, limits)
+        results += _tokens_of_chunk(rows[start : start + ROWS_PER_TOKENIZER_CALL], tokenizer, ends, template, limits)
     return results
 
 
@@ -185,9 +289,11 @@ def _sample(row: Row) -> tuple[str | list[Message], str]:
     return [{"role": message["role"], "content": message["content"]} for message in messages], response
 
 
-def _known_columns(names: Sequence[str], place: str) -> list[str]:
-    """Return a table's columns that make preferences. Raises UsageError if they make none."""
+def _columns_of_layout(names: Sequence[str], place: str) -> list[str]:
     known = [name for name in COLUMNS if name in names]
+    form = columns_for(names)
+    if form is not None and not {"prompt", "chosen", "rejected"} <= set(known):
+        return form
     if not ({"chosen", "rejected"} <= set(known) or {"response_a", "response_b", "preference"} <= set(known)):
         raise UsageError(
             f"{place} has the columns {', '.join(names) or 'none'}, which form no preference; allowed are {LAYOUTS}"
@@ -196,39 +302,40 @@ def _known_columns(names: Sequence[str], place: str) -> list[str]:
 
 
 def _tokens_of_chunk(
-    rows: Sequence[PreferenceRow], tokenizer: Any, template: str, limits: TokenLimits
+    rows: Sequence[PreferenceRow], tokenizer: Any, ends: Collection[int], template: str, limits: TokenLimits
 ) -> list[PreferenceTokens | MalformedPreferenceError]:
-    texts: list[tuple[str, str, str]] = []
-    refused: dict[int, MalformedPreferenceError] = {}
-    for number, row in enumerate(rows):
+    conversations: list[Conversation] = []
+    results: list[PreferenceTokens | MalformedPreferenceError | None] = []
+    for row in rows:
         try:
-            texts.append(_texts(row, tokenizer, template))
-        except MalformedRowError as error:
-            refused[number] = MalformedPreferenceError("bad_conversation", str(error))
-            texts.append(("", "", ""))
-    prompts, chosen, rejected = (list(column) for column in zip(*texts, strict=True))
-    chats = [not isinstance(row.prompt, str) for row in rows]
-    parts = zip(
-        prompt_token_ids(prompts, chats, tokenizer),
-        response_token_ids(chosen, tokenizer),
-        response_token_ids(rejected, tokenizer),
-        strict=True,
-    )
-    return [refused.get(number) or _within(PreferenceTokens(*part), limits) for number, part in enumerate(parts)]
+            both = [
+                written(row.prompt, answer, tokenizer, "a preference", template=template, tools=row.tools)
+                for answer in (row.chosen, row.rejected)
+            ]
+        except BrokenConversationError as error:
+            results.append(MalformedPreferenceError(error.reason, str(error)))
+        else:
+            conversations += both
+            results.append(None)
+    tokens = iter(conversation_tokens(conversations, tokenizer, ends))
+    return [result or _pair(row, next(tokens), next(tokens), limits) for row, result in zip(rows, results, strict=True)]
 
 
-def _texts(row: PreferenceRow, tokenizer: Any, template: str) -> tuple[str, str, str]:
-    if isinstance(row.prompt, str):
-        return in_template(row.prompt, template), row.chosen, row.rejected
-    chats = [[*row.prompt, {"role": "assistant", "content": response}] for response in (row.chosen, row.rejected)]
-    (before, chosen), (_, rejected) = (answered_chat(chat, tokenizer, "a preference") for chat in chats)
-    return before, chosen, rejected
+def _pair(
+    row: PreferenceRow, chosen: Answered, rejected: Answered, limits: TokenLimits
+) -> PreferenceTokens | MalformedPreferenceError:
+    if isinstance(chosen, BrokenConversationError):
+        return MalformedPreferenceError(chosen.reason, str(chosen))
+    if isinstance(rejected, BrokenConversationError):
+        return MalformedPreferenceError(rejected.reason, str(rejected))
+    (prompt, one), (_, other) = chosen, rejected
+    if one == other and row.chosen != row.rejected:  # samples are given with one response twice
+        return MalformedPreferenceError("identical_pair", "chosen and rejected are the same tokens")
+    return _within(PreferenceTokens(prompt, one, other), limits)
 
 
 def _within(tokens: PreferenceTokens, limits: TokenLimits) -> PreferenceTokens | MalformedPreferenceError:
     prompt, response = len(tokens.prompt), max(len(tokens.chosen), len(tokens.rejected))
-    if not prompt:
-        return MalformedPreferenceError("empty_prompt", "the prompt has no tokens")
     for limit, words in ((limits.prompt, "max_prompt_tokens"), (limits.context, "the model's context of")):
         if limit is not None and prompt > limit:
             return MalformedPreferenceError("long_prompt", f"{prompt} prompt tokens, more than {words} {limit}")

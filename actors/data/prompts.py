@@ -5,22 +5,25 @@ generators.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from actors.data.config import PromptConfig
+from actors.data.conversations import render
 from actors.data.rows import MalformedRowError, Problem, Row, check_problems, column_of, read_prompt_rows
 from actors.data.text import (
     ROWS_PER_TOKENIZER_CALL,
     checked_prompt,
     checked_text,
+    holds_bos,
     in_template,
     prompt_token_ids,
-    render,
+    tools_of,
 )
 from actors.records import Prompt
 
@@ -35,6 +38,9 @@ class _Parsed:
     text: str
     answer: str | None
     messages: Sequence[Mapping[str, Any]] | None
+    structure: Any  # of an answer that is a list or several columns, else None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    tools: Sequence[Any] | None = None
 
 
 class PromptSource:
@@ -67,6 +73,10 @@ class PromptSource:
         self.skipped = [str(problem) for problem in found]
         """`place: problem` of each malformed row, in file order."""
         self._token_ids = np.concatenate(token_ids)
+        self.largest_token_id = int(self._token_ids.max())
+        self.bos_token = tokenizer.bos_token
+        self.doubled_bos = sum(holds_bos(each.text, tokenizer) for each in self._prompts if each.messages is None)
+        """Texts with a beginning-of-sequence token, to which the tokenizer would have added a second one."""
         self._ends = np.cumsum([len(ids) for ids in token_ids])
 
     def __len__(self) -> int:
@@ -90,6 +100,8 @@ class PromptSource:
         digest = hashlib.sha256()
         for parsed in self._prompts:
             digest.update(repr((parsed.text, parsed.answer)).encode())
+            if parsed.columns:
+                digest.update(repr(sorted(parsed.columns.items())).encode())
         digest.update(self._token_ids.astype("<u4").tobytes())
         digest.update(self._ends.astype("<i8").tobytes())
         return digest.hexdigest()
@@ -114,7 +126,10 @@ class PromptSource:
             token_ids=tuple(self._token_ids[start : self._ends[index]].tolist()),
             text=parsed.text,
             answer=parsed.answer,
-            metadata={} if parsed.messages is None else {"messages": parsed.messages},
+            metadata=({} if parsed.messages is None else {"messages": parsed.messages})
+            | ({"columns": parsed.columns} if parsed.columns else {})
+            | ({"tools": parsed.tools} if parsed.tools else {})
+            | ({} if parsed.structure is None else {"answer": parsed.structure}),
         )
 
     def _add_rows(
@@ -142,16 +157,33 @@ def _parse(row: Row, config: PromptConfig, tokenizer: Any) -> _Parsed:
     if row.problem is not None:
         raise MalformedRowError(row.problem)
     value = column_of(row, config.prompt_field)
-    answer = None if config.answer_field is None else _answer(row, config.answer_field)
+    columns = {name: _column(row, name) for name in config.columns}
+    answer, structure = (None, None) if config.answer_field is None else _answer(row, config.answer_field)
     prompt = checked_prompt(value, config.prompt_field)
+    tools = tools_of(row.columns, prompt)
     if isinstance(prompt, str):
-        return _Parsed(row.id, in_template(prompt, config.template), answer, None)
-    text = render(prompt, tokenizer, f"field '{config.prompt_field}' of prompts.source '{config.source}'")
-    return _Parsed(row.id, text, answer, prompt)
+        return _Parsed(row.id, in_template(prompt, config.template), answer, None, structure, columns)
+    what = f"field '{config.prompt_field}' of prompts.source '{config.source}'"
+    text = render(prompt, tokenizer, what, tools=tools)
+    return _Parsed(row.id, text, answer, prompt, structure, columns, tools)
 
 
-def _answer(row: Row, name: str) -> str:
-    value = column_of(row, name)
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise MalformedRowError(f"field '{name}' is of type {type(value).__name__}; allowed are a string or a number")
-    return checked_text(str(value), name)
+def _column(row: Row, name: str) -> Any:
+    """Return a column that may be null. Raises MalformedRowError if it is absent."""
+    return None if row.columns.get(name, name) is None else column_of(row, name)
+
+
+def _answer(row: Row, field: str | tuple[str, ...]) -> tuple[str, Any]:
+    """Return an answer as text, and its structure: None, a list, or a dict of columns; its text is then JSON."""
+    value = column_of(row, field) if isinstance(field, str) else {name: column_of(row, name) for name in field}
+    name = field if isinstance(field, str) else ", ".join(field)
+    if isinstance(value, bool) or not isinstance(value, str | int | float | list | dict):
+        raise MalformedRowError(
+            f"field '{name}' is of type {type(value).__name__}; allowed are a string, a number, a list or a dict"
+        )
+    if isinstance(value, str | int | float):
+        return checked_text(str(value), name), None
+    try:
+        return checked_text(json.dumps(value, ensure_ascii=False), name), value
+    except (TypeError, ValueError, RecursionError) as error:
+        raise MalformedRowError(f"field '{name}' holds what is no JSON: {error}") from None

@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from actors.data.config import PromptConfig
+from actors.data.config import SHIPPED_PROMPTS, HeldOutConfig, PromptConfig
+from actors.data.formats import ALLOWED, SUFFIXES, records, suffix_of
 from actors.errors import UsageError
 from actors.settings import WORLD
 
-SUFFIXES = (".jsonl", ".parquet")
 KNOWN_SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 REPORTED_PROBLEMS = 5  # malformed rows that an error message lists
@@ -92,6 +92,33 @@ def held_out(key: bytes, fraction: float, byteorder: Literal["big", "little"] = 
     return int.from_bytes(hashlib.sha256(key).digest()[:8], byteorder) < fraction * 2**64
 
 
+def held_out_split(config: HeldOutConfig) -> str | None:
+    """Return the split to hold out, or None if a share of the rows is. Reads no rows."""
+    if config.validation_split != "auto":
+        return None if config.validation_split == "none" else config.validation_split
+    path = Path(config.source).expanduser()
+    if config.split != "train" or not path.is_dir():
+        return None
+    saved = (path / "dataset_dict.json").exists()
+    names = [file.name for file in (path.iterdir() if saved else _data_files(path))]
+    both = all(any(_belongs(name, split) for name in names) for split in ("train", "validation"))
+    return "validation" if both else None
+
+
+def splits_to_read(config: HeldOutConfig) -> dict[str, Literal["train", "validation"] | None]:
+    """Return the side of each split's rows; None if a hash decides."""
+    held = held_out_split(config)
+    return {config.split: None} if held is None else {config.split: "train", held: "validation"}
+
+
+def held_out_notes(config: HeldOutConfig) -> list[str]:
+    """Return what to say about a split that is held out."""
+    held = held_out_split(config)
+    if held is None:
+        return []
+    return [f"held out: split '{held}' of data.source '{config.source}'; data.validation_fraction is not used"]
+
+
 def check_problems(
     problems: Sequence[Problem], good: int, source: str, on_malformed: Literal["error", "skip"], section: str = ""
 ) -> None:
@@ -133,9 +160,12 @@ def read_prompt_rows(config: PromptConfig) -> Iterator[Row]:
     """Read all rows of prompts in file order. Raises UsageError as `rows_from`."""
     if config.source == WORLD:
         return _world_rows()
-    fields = {"prompts.prompt_field": config.prompt_field, "prompts.answer_field": config.answer_field}
-    wanted = {setting: column for setting, column in fields.items() if column}
-    return rows_from(RowSource(config.source, config.split, "prompts.", columns_named(wanted)))
+    answers = [config.answer_field] if isinstance(config.answer_field, str) else config.answer_field or ()
+    wanted = {f"prompts.answer_field {name}" if len(answers) > 1 else "prompts.answer_field": name for name in answers}
+    wanted |= {"prompts.prompt_field": config.prompt_field}
+    wanted |= {f"prompts.columns.{number}": column for number, column in enumerate(config.columns)}
+    source = str(SHIPPED_PROMPTS.get(config.source, config.source))
+    return rows_from(RowSource(source, config.split, "prompts.", columns_named(wanted)))
 
 
 def rows_from(table: RowSource) -> Iterator[Row]:
@@ -149,13 +179,13 @@ def rows_from(table: RowSource) -> Iterator[Row]:
             return _table_rows(_load_saved(path, table), table)
         return _file_rows(_files_of_split(path, table), table)
     if path.exists():
-        if path.suffix not in SUFFIXES:
+        if suffix_of(path) not in SUFFIXES:
             raise UsageError(
-                f"{section}source '{path}' ends in '{path.suffix}'; allowed are .jsonl (one JSON object per line) and "
-                ".parquet, directories of them, and directories written by datasets.save_to_disk"
+                f"{section}source '{path}' ends in '{suffix_of(path)}'; allowed are {ALLOWED}, "
+                "directories of them, and directories written by datasets.save_to_disk"
             )
         return _file_rows([path], table)
-    if path.suffix in SUFFIXES or not HUB_NAME.fullmatch(table.source) or table.source.startswith("."):
+    if suffix_of(path) in SUFFIXES or not HUB_NAME.fullmatch(table.source) or table.source.startswith("."):
         raise UsageError(f"{section}source '{path}' does not exist (looked in {Path.cwd()}); give an existing path")
     return _table_rows(_load_from_hub(table), table)
 
@@ -167,20 +197,29 @@ def _world_rows() -> Iterator[Row]:
         yield Row(id=f"world:{number}", place=f"world row {number}", columns=columns)
 
 
+def _belongs(name: str, split: str) -> bool:
+    return re.match(rf"{re.escape(split)}([-_.]|$)", name) is not None
+
+
+def _data_files(directory: Path) -> list[Path]:
+    """Return the .jsonl and .parquet files, or without any all of the other formats: .json may describe the data."""
+    files = sorted(file for file in directory.iterdir() if file.is_file() and not file.name.startswith("."))
+    return [file for file in files if file.suffix in (".jsonl", ".parquet")] or [
+        file for file in files if suffix_of(file) in SUFFIXES
+    ]
+
+
 def _files_of_split(directory: Path, table: RowSource) -> list[Path]:
     """Return the data files of the split; all files if no file is named after a split."""
 
-    def belongs(file: Path, split: str) -> bool:
-        return re.match(rf"{re.escape(split)}([-_.]|$)", file.stem) is not None
-
-    files = sorted(file for file in directory.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))
+    files = _data_files(directory)
     if not files:
         raise UsageError(
-            f"{table.section}source '{directory}' holds no .jsonl or .parquet file and was not written by "
-            "datasets.save_to_disk; give a directory that does"
+            f"{table.section}source '{directory}' holds no .jsonl or .parquet file, none of {ALLOWED}, and was not "
+            "written by datasets.save_to_disk; give a directory that does"
         )
-    wanted = [file for file in files if belongs(file, table.split)]
-    split_named = any(belongs(file, split) for file in files for split in KNOWN_SPLITS)
+    wanted = [file for file in files if _belongs(file.name, table.split)]
+    split_named = any(_belongs(file.name, split) for file in files for split in KNOWN_SPLITS)
     if not wanted and (split_named or table.split != "train"):
         choice = suggestion(table.split, [file.name for file in files])
         raise UsageError(
@@ -192,39 +231,38 @@ def _files_of_split(directory: Path, table: RowSource) -> list[Path]:
 def _file_rows(files: Sequence[Path], table: RowSource) -> Iterator[Row]:
     for file in files:
         try:
-            yield from _jsonl_rows(file) if file.suffix == ".jsonl" else _parquet_rows(file, table)
+            yield from _parquet_rows(file, table) if file.suffix == ".parquet" else _text_rows(file)
         except OSError as error:
             raise UsageError(
                 f"{table.section}source '{file}' cannot be read: {error}; give a file that this user may read"
             ) from error
 
 
-def _jsonl_rows(file: Path) -> Iterator[Row]:
-    """Decode line by line, so that an error names its line. Skip blank lines."""
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            row_id, place = f"{file.name}:{number}", f"{file}:{number}"
-            try:
-                # Editors may put a byte-order mark at the start of the file.
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                columns = json.loads(text) if text else None
-            except UnicodeDecodeError as error:
-                yield Row(row_id, place, problem=f"not UTF-8: {error.reason} at byte {error.start} of the line")
-            except (json.JSONDecodeError, RecursionError) as error:
-                yield Row(row_id, place, problem=f"not JSON: {error}; each line must be one JSON object")
-            else:
-                if isinstance(columns, dict):
-                    yield Row(row_id, place, columns)
-                elif text:
-                    problem = f"a JSON {type(columns).__name__}; each line must be one JSON object"
-                    yield Row(row_id, place, problem=problem)
+def _text_rows(file: Path) -> Iterator[Row]:
+    document = suffix_of(file).startswith(".json") and not suffix_of(file).startswith(".jsonl")
+    for record in records(file):
+        number = record.number
+        place = f"{file} item {number}" if document else f"{file}:{number}"
+        yield Row(f"{file.name}:{number}", place, record.columns or {}, record.problem)
+
+
+def list_or_json(value: Any, what: str, of: str) -> list[Any] | None:
+    """Return a list, or that of a JSON text; None if there is none or it is empty. Raises MalformedRowError."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise MalformedRowError(f"{what} is a string that is not JSON: {error}") from error
+    if value is not None and not isinstance(value, list):
+        raise MalformedRowError(f"{what} is of type {type(value).__name__}, not a list of {of}, or its JSON")
+    return value or None
 
 
 def _require_columns(wanted: Mapping[str, str], names: Sequence[str], place: str) -> list[str]:
     for setting, column in wanted.items():
         if column not in names:
             raise UsageError(f"{place} has no column '{column}' ({setting}); {suggestion(column, names)}")
-    return list(dict.fromkeys(wanted.values()))
+    return list(dict.fromkeys([*wanted.values(), *(name for name in names if name == "tools")]))
 
 
 def _parquet_rows(file: Path, table: RowSource) -> Iterator[Row]:
@@ -233,7 +271,11 @@ def _parquet_rows(file: Path, table: RowSource) -> Iterator[Row]:
 
     try:
         content = pyarrow.parquet.ParquetFile(file)
-        names = table.choose(content.schema_arrow.names, f"{table.section}source '{file}'")
+        place = f"{table.section}source '{file}'"
+        names = table.choose(content.schema_arrow.names, place)
+        for name in names:
+            if content.schema_arrow.names.count(name) > 1:
+                raise UsageError(f"{place} has several columns '{name}'; keep one of them, or rename the others")
         number = 0
         for batch in content.iter_batches(columns=names):
             columns = [batch.column(name) for name in names]
@@ -252,6 +294,8 @@ def _arrow_row(file: Path, number: int, scalars: Mapping[str, Any]) -> Row:
         return Row(row_id, place, {name: scalar.as_py() for name, scalar in scalars.items()})
     except UnicodeDecodeError as error:
         return Row(row_id, place, problem=f"not UTF-8: {error.reason} at byte {error.start}")
+    except (ValueError, OverflowError, RecursionError) as error:  # such as a date that Python has not
+        return Row(row_id, place, problem=f"not readable: {error}")
 
 
 def _load_saved(directory: Path, table: RowSource) -> Any:

@@ -4,31 +4,45 @@ Prompts, demonstrations and preferences share it, so that training and sampling 
 files of rows.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from actors.data.rows import MalformedRowError
+from actors.data.config import ChatTemplateConfig
+from actors.data.preference_forms import SPEAKERS
+from actors.data.rows import MalformedRowError, list_or_json
 from actors.errors import UsageError
+from actors.files import atomic_write
+from actors.foreign.documents import read_object, unreadable
+from actors.foreign.templates import check_chat_template
+from actors.settings import missing_model_remedy
 
 ROWS_PER_TOKENIZER_CALL = 1024
+LARGEST_TOKENIZER = 256 << 20
+"""Bytes of a tokenizer's file; those of the largest vocabularies have some 30 MB."""
 
 
-def load_tokenizer(path: str, *, needs_eos: bool = True) -> Any:
+def load_tokenizer(path: str, *, needs_eos: bool = True, chats: ChatTemplateConfig | None = None) -> Any:
     """Load the tokenizer of a directory or hub name. Never runs code from a model repository.
 
     Args:
         path: directory or hub name.
         needs_eos: True if completions will be written with it; they end with an end-of-sequence token.
+        chats: a template of one's own and its variables; None for the tokenizer's.
 
-    Raises UsageError if it cannot be loaded, or lacks the end-of-sequence token that it needs.
+    Raises UsageError if it cannot be loaded, lacks the end-of-sequence token that it needs, has a chat template that
+    does not end, or as `own_template`.
     """
     from transformers import AutoTokenizer
 
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     local = Path(path).expanduser()
     if looks_local and not local.is_dir():
-        raise UsageError(f"tokenizer directory '{path}' does not exist (looked in {Path.cwd()}); give an existing one")
+        raise UsageError(
+            f"tokenizer directory '{path}' does not exist (looked in {Path.cwd()}); {missing_model_remedy(path)}"
+        )
+    check_tokenizer_files(local)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(local) if local.is_dir() else path, trust_remote_code=False)
     except Exception as error:  # damaged tokenizer files raise bare Exception from the Rust library
@@ -42,7 +56,71 @@ def load_tokenizer(path: str, *, needs_eos: bool = True) -> Any:
             f"the tokenizer of '{path}' has no end-of-sequence token, so no completion could ever finish; "
             "set eos_token in its tokenizer_config.json"
         )
+    template = None if chats is None else own_template(chats, tokenizer.chat_template)
+    if template is not None:
+        tokenizer.chat_template = template
+    check_chat_template(tokenizer.chat_template, f"the chat template of '{path}'")
     return tokenizer
+
+
+def check_tokenizer_files(directory: Path) -> None:
+    """Raise UsageError, naming the file, if a local tokenizer's configuration is no JSON object or a file is huge."""
+    for path in sorted(directory.glob("*.json")) if directory.is_dir() else []:
+        if path.stat().st_size > LARGEST_TOKENIZER:
+            raise unreadable(path, f"it has {path.stat().st_size:,} bytes, of at most {LARGEST_TOKENIZER:,}")
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json"):
+        if (directory / name).is_file():
+            read_object(directory / name)
+
+
+def own_template(chats: ChatTemplateConfig, default: Any = None) -> str | None:
+    """Return the template of `chats` with its variables set in its first line; None if nothing is set.
+
+    `default` is the tokenizer's own, which is read if only variables are set. Raises UsageError if a file or a template
+    is missing, or the template does not read a variable.
+    """
+    if chats.chat_template is None and not chats.chat_template_kwargs:
+        return None
+    template = default if chats.chat_template is None else _template_text(chats.chat_template)
+    if not isinstance(template, str):
+        raise UsageError(
+            "chat_template_kwargs is set, and the tokenizer has no chat template, or several; set chat_template to one"
+        )
+    for name in chats.chat_template_kwargs:
+        if not re.search(rf"\b{name}\b", template):
+            raise UsageError(
+                f"chat_template_kwargs sets {name!r}, which the chat template does not read; correct the name, or "
+                "leave it out"
+            )
+    # As defaults: what is set later, for a model that was saved with variables, comes first.
+    options = "".join(
+        f"{{% set {name} = {name} | default({value!r}) %}}" for name, value in chats.chat_template_kwargs.items()
+    )
+    return f"{options}{{{{ '' }}}}{template}" if options else template  # a line break after a block would be lost
+
+
+def save_template(chats: ChatTemplateConfig, directory: Path) -> None:
+    """Write the template of `chats` into a saved model, which will be asked as it was trained. Raises OSError."""
+    from transformers import AutoTokenizer
+
+    if chats.chat_template is not None or chats.chat_template_kwargs:
+        saved = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False).chat_template
+        template = own_template(chats, saved)
+        if template is not None:
+            atomic_write(directory / "chat_template.jinja", template)
+
+
+def _template_text(given: str) -> str:
+    """Return Jinja text, or that of a file. Raises UsageError if it is neither."""
+    if "{{" in given or "{%" in given:
+        return given
+    try:
+        return Path(given).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"chat_template {given!r} is neither Jinja text, which has {{{{ or {{%, nor a file that can be read: "
+            f"{error}; correct the path (looked in {Path.cwd()})"
+        ) from error
 
 
 def checked_text(text: str, name: str) -> str:
@@ -59,18 +137,35 @@ def checked_text(text: str, name: str) -> str:
 
 
 def checked_messages(messages: Sequence[Any], name: str) -> Sequence[Mapping[str, Any]]:
-    """Return chat messages. Raises MalformedRowError unless each has the strings `role` and `content`."""
+    """Return chat messages; one with tool calls may lack a content, which is then empty.
+
+    ShareGPT's `from` and `value` are read as well. Raises MalformedRowError unless each has the strings `role` and
+    `content`.
+    """
     if not messages:
         raise MalformedRowError(f"field '{name}' is an empty list; at least one chat message is needed")
-    for index, message in enumerate(messages):
-        place, needed = f"{name}[{index}]", "a chat message is an object with the strings 'role' and 'content'"
-        if not isinstance(message, dict):
-            raise MalformedRowError(f"{place} is of type {type(message).__name__}; {needed}")
-        for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
-                raise MalformedRowError(f"{place} has no string '{key}'; {needed}")
+    return [_checked_message(message, f"{name}[{index}]") for index, message in enumerate(messages)]
+
+
+def _checked_message(message: Any, place: str) -> Mapping[str, Any]:
+    needed = "a chat message is an object with the strings 'role' and 'content'"
+    if not isinstance(message, dict):
+        raise MalformedRowError(f"{place} is of type {type(message).__name__}; {needed}")
+    if "from" in message and "role" not in message:
+        others = {key: value for key, value in message.items() if key not in ("from", "value")}
+        speaker = message["from"]
+        if not isinstance(speaker, str) or speaker not in SPEAKERS:
+            raise MalformedRowError(f"{place} is from {str(speaker)[:30]!r}; allowed are {', '.join(SPEAKERS)}")
+        message = {**others, "role": SPEAKERS[speaker], "content": message.get("value")}
+    calls = list_or_json(message.get("tool_calls"), f"{place}.tool_calls", "calls")
+    if calls:
+        message = {**message, "tool_calls": calls, "content": message.get("content") or ""}
+    for key in ("role", "content"):
+        if not isinstance(message.get(key), str):
+            raise MalformedRowError(f"{place} has no string '{key}'; {needed}")
+        if message[key] or not calls:
             checked_text(message[key], f"{place}.{key}")
-    return messages
+    return message
 
 
 def checked_prompt(value: Any, name: str) -> str | Sequence[Mapping[str, Any]]:
@@ -87,62 +182,67 @@ def checked_prompt(value: Any, name: str) -> str | Sequence[Mapping[str, Any]]:
     return messages
 
 
+def tools_of(columns: Mapping[str, Any], prompt: str | Sequence[Any]) -> list[Any] | None:
+    """Return the column `tools`, a list or its JSON, for the chat template of `prompt`; None without it.
+
+    Raises MalformedRowError if it is something else, or the prompt is a text, which has no place for tools.
+    """
+    tools = list_or_json(columns.get("tools"), "field 'tools'", "tools")
+    if tools and isinstance(prompt, str):
+        raise MalformedRowError(
+            "field 'tools' stands beside a text, and only a chat template shows tools; give the prompt as chat messages"
+        )
+    return tools
+
+
 def in_template(prompt: str, template: str) -> str:
     """Put `prompt` in place of `{prompt}`; other braces are kept."""
     return template.replace("{prompt}", prompt)
 
 
-def render(messages: Sequence[Mapping[str, Any]], tokenizer: Any, what: str, *, answered: bool = False) -> str:
-    """Render `messages` in the chat template up to the start of the answer, or whole if they are `answered`.
-
-    Raises UsageError, naming `what`, if the tokenizer has no chat template; MalformedRowError if the template refuses
-    them.
-    """
-    from jinja2 import TemplateError
-
-    if not tokenizer.chat_template:
-        raise UsageError(
-            f"{what} holds chat messages, but the policy's tokenizer has no chat template; give prompts as strings or "
-            "a tokenizer with a chat_template"
-        )
-    try:
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=not answered, tokenize=False)
-    except (TemplateError, TypeError, ValueError) as error:
-        raise MalformedRowError(f"the tokenizer's chat template refuses the messages: {error}") from error
-
-
-def answered_chat(messages: Sequence[Mapping[str, Any]], tokenizer: Any, what: str) -> tuple[str, str]:
-    """Render a chat that ends with the answer; return the text before the answer, and the rest.
-
-    Raises as `render`, and MalformedRowError if the template renders an answered prompt differently.
-    """
-    before = render(messages[:-1], tokenizer, what)
-    whole = render(messages, tokenizer, what, answered=True)
-    if not whole.startswith(before):
-        raise MalformedRowError("the tokenizer's chat template renders an answered prompt differently")
-    return before, whole[len(before) :]
-
-
 def prompt_token_ids(all_texts: Sequence[str], chats: Sequence[bool], tokenizer: Any) -> list[list[int]]:
     """Tokenise prompts. A chat has its special tokens in the text; plain text gets the tokenizer's, without a final
-    end-of-sequence, because the policy continues it."""
+    end-of-sequence, because the policy continues it. A text that holds a beginning-of-sequence gets no second one."""
     ids: list[list[int]] = [[] for _ in all_texts]
     for chat in (False, True):
         chosen = [index for index, is_chat in enumerate(chats) if is_chat == chat]
         if not chosen:
             continue
-        encoded = _encoded([all_texts[index] for index in chosen], tokenizer, add_special_tokens=not chat)
-        for index, sequence in zip(chosen, encoded, strict=True):
-            ids[index] = list(sequence) if chat else without_trailing(sequence, tokenizer.eos_token_id)
+        sequences = encoded([all_texts[index] for index in chosen], tokenizer, add_special_tokens=not chat)
+        for index, sequence in zip(chosen, sequences, strict=True):
+            one = list(sequence) if chat else without_trailing(sequence, tokenizer.eos_token_id)
+            while len(one) > 1 and one[0] == one[1] == getattr(tokenizer, "bos_token_id", None):
+                del one[0]
+            ids[index] = one
     return ids
 
 
-def response_token_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    """Tokenise responses apart from their prompts, as a policy samples them: up to the first end-of-sequence, which
-    chat templates write themselves, and with one at the end."""
+def holds_bos(text: str, tokenizer: Any) -> bool:
+    """Return whether a text begins with the beginning-of-sequence token that the tokenizer adds to texts itself."""
+    bos = getattr(tokenizer, "bos_token", None)
+    if bos is None or not text.lstrip().startswith(bos):
+        return False
+    return encoded([text], tokenizer, add_special_tokens=True)[0][:1] == [tokenizer.bos_token_id]
+
+
+def response_token_ids(
+    encodings: Sequence[Sequence[int]], tokenizer: Any, ends: Collection[int] = ()
+) -> list[list[int]]:
+    """Close the token ids of responses as a policy samples them: at the first token that ends an answer.
+
+    `ends` are those of `answer_ends`; the tokenizer's end-of-sequence always counts. Chat templates write one
+    themselves; a response without any gets end-of-sequence.
+    """
     eos = tokenizer.eos_token_id
-    encoded = _encoded(texts, tokenizer, add_special_tokens=False)
-    return [[*(ids[: ids.index(eos)] if eos in ids else ids), eos] for ids in encoded]
+    return [closed(ids, {*ends, eos}) or [*ids, eos] for ids in encodings]
+
+
+def closed(ids: Sequence[int], ends: Collection[int]) -> list[int] | None:
+    """Return `ids` up to their first one in `ends`, which is kept; None if there is none."""
+    for position, token in enumerate(ids):
+        if token in ends:
+            return list(ids[: position + 1])
+    return None
 
 
 def without_trailing(sequence: Sequence[int], eos: int | None) -> list[int]:
@@ -153,8 +253,10 @@ def without_trailing(sequence: Sequence[int], eos: int | None) -> list[int]:
     return list(sequence[:end])
 
 
-def _encoded(texts: Sequence[str], tokenizer: Any, *, add_special_tokens: bool) -> list[list[int]]:
+def encoded(texts: Sequence[str], tokenizer: Any, *, add_special_tokens: bool) -> list[list[int]]:
     """Tokenise texts. Raises UsageError if the tokenizer has no token for a word."""
+    if not texts:
+        return []
     try:
         return tokenizer(
             list(texts), add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False

@@ -2,5 +2,5 @@
 
 `generator.py` runs one `engine.py` (vLLM), which may hold a second model (`mixture.py`) and receives weights inside
 vLLM's workers (`weight_receiver.py`); `weights.py` defines and verifies a publication. Must not import Ray, the replay
-buffer or judges. vLLM is imported only by `engine.py`, `mixture.py` and `weight_receiver.py`.
+buffer or judges. `proof` says whether a publication is in use. Few modules import vLLM: see docs/architecture.md.
 """

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from actors.environments.config import EnvironmentConfig
 from actors.hub import resolve
-from actors.settings import Settings
+from actors.settings import SMALLEST_SHARE, Settings
+
+LOWEST_TEMPERATURE = 0.01
+"""vLLM samples at it instead of any lower one."""
 
 
 class SamplingConfig(Settings):
@@ -22,6 +27,24 @@ class SamplingConfig(Settings):
         default=(),
         description="token ids that end a completion besides end-of-sequence; such a completion is not `finished`",
     )
+    environment: EnvironmentConfig | None = Field(
+        default=None,
+        description="what answers the policy between its turns, a tool for example; unset: each completion is one turn",
+    )
+
+    @field_validator("temperature")
+    @classmethod
+    def _the_engine_samples_at_it(cls, temperature: float) -> float:
+        if temperature < LOWEST_TEMPERATURE:
+            raise ValueError(
+                f"vLLM samples at {LOWEST_TEMPERATURE} instead of any temperature below it, and the learner would "
+                f"divide by {temperature:g}; set {LOWEST_TEMPERATURE} or more"
+            )
+        return temperature
+
+
+MEAN_SHARE = 0.15
+"""Mean difference of a sequence that is refused, as a fraction of the tolerance of one token."""
 
 
 class OpponentConfig(Settings):
@@ -81,26 +104,37 @@ class GeneratorConfig(Settings):
         default=None,
         ge=1,
         description="generators that must be scheduled before training starts; the rest join when resources appear "
-        "(on another host only with publication.transport object_store or nccl). Unset: all",
+        "(on another host only with publication.transport object_store, gloo or nccl). Unset: all",
     )
-    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs per engine")
+    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs per engine; on CPU, processes")
+    gpus: float = Field(
+        default=1.0,
+        ge=SMALLEST_SHARE,
+        le=1.0,
+        description="share of a GPU that each worker of an engine reserves from Ray, if learner.gpus_per_rank is above "
+        "0; below 1 it may share the card with the learner, a judge or another generator",
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="weights and activations of the engine"
     )
     max_model_len: int = Field(default=1024, ge=2, description="tokens, prompt and completion together")
     max_running_prompts: int = Field(default=64, ge=1, description="leases that one generator serves at a time")
     kv_cache_mib: int = Field(default=128, ge=16, description="key-value cache (MiB); CPU engines only")
-    gpu_memory_utilization: float = Field(
-        default=0.85, gt=0.0, le=1.0, description="fraction of GPU memory to use; GPU engines only"
+    gpu_memory_utilization: float | None = Field(
+        default=None,
+        gt=0.0,
+        le=1.0,
+        description="fraction of a whole card's memory to use; GPU engines only. Unset: 0.85 of `gpus`",
     )
     enforce_eager: bool = Field(default=False, description="disable CUDA graphs; always true on CPU")
-    cpus: float = Field(default=1.0, gt=0.0, description="CPU cores reserved per actor; also its threads")
+    cpus: float = Field(default=1.0, ge=SMALLEST_SHARE, description="CPU cores reserved per actor; also its threads")
     max_restarts: int = Field(default=3, ge=0, description="times Ray restarts a dead generator")
     canary_tolerance: float | None = Field(
         default=None,
         gt=0.0,
-        description="nats; largest accepted difference between engine and learner on a canary token. Unset: 1e-3 for "
-        "float32, 1.0 for bfloat16",
+        description="nats; largest expected difference between engine and learner on a token. A weight sync is refused "
+        "if the mean exceeds 0.15 of it, or one token it (bfloat16: five times it). Unset: 1e-3 for float32, 1.0 for "
+        "bfloat16",
     )
 
     @model_validator(mode="after")
@@ -111,18 +145,51 @@ class GeneratorConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _workers_of_an_engine_have_whole_gpus(self) -> GeneratorConfig:
+        if self.tensor_parallel_size > 1 and self.gpus < 1.0:
+            raise ValueError(
+                f"tensor_parallel_size {self.tensor_parallel_size} with gpus {self.gpus:g}: the workers of one engine "
+                "talk over NCCL, which needs a whole GPU for each; set gpus to 1, or tensor_parallel_size to 1"
+            )
+        return self
+
+    @property
+    def gpu_memory_share(self) -> float:
+        """Fraction of each of its cards' memory that an engine takes."""
+        return 0.85 * self.gpus if self.gpu_memory_utilization is None else self.gpu_memory_utilization
+
     @property
     def log_prob_tolerance(self) -> float:
-        """Accepted difference between engine and learner on one token (nats).
+        """Expected largest difference between engine and learner on one token (nats).
 
         bfloat16 kernels of two libraries differ by tenths of a nat on peaked models; wrong weights by several nats.
         """
         return self.canary_tolerance or {"float32": 1e-3, "bfloat16": 1.0}[self.dtype]
 
     @property
+    def canary_limits(self) -> tuple[float, float]:
+        """Mean and largest difference on the tokens of one sequence (nats) above which a publication is refused.
+
+        In bfloat16 single tokens that the policy finds unlikely differ by more than a nat; their mean tells.
+        """
+        tolerance = self.log_prob_tolerance
+        return MEAN_SHARE * tolerance, tolerance * (5.0 if self.dtype == "bfloat16" else 1.0)
+
+    @property
     def required(self) -> int:
         """Generators that must be scheduled before training starts."""
         return self.count if self.min_count is None else self.min_count
+
+
+def seed_of(*keys: str | int, bits: int = 63) -> int:
+    """Return the seed of the random stream that `keys` name, in [0, 2^bits).
+
+    Name all that sets a stream apart, the run's seed first. Sums are no names: the run seed 0 with generator 1 has the
+    sum of run seed 1 with generator 0. Needs bits <= 64.
+    """
+    digest = hashlib.sha256(":".join(map(str, keys)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> (64 - bits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,19 +203,26 @@ class GeneratorSpec:
     """Directory of the engine's second model, if the opponent needs one; None: `model_dir`. Opponent kind `ema` starts
     its average from it."""
     tokenizer: str | None = None  # directory or hub name; None: the model's own
+    chat_template: str | None = None  # for an environment's messages; None: the tokenizer's own
     generators: GeneratorConfig
     sampling: SamplingConfig
     opponent: OpponentConfig | None = None  # None if the loss has no opponent
-    seed: int = 0
-    """Of the engine's sampler; must differ between the engines of one run."""
+    seed: int = 0  # of the run
+    number: int = 0  # among the generators of the run
+    start: int = 0
+    """Sets the engine's random stream apart from those of this generator's earlier starts."""
     deterministic: bool = False
     """A lease's rollouts depend on seed, weights and the leases submitted with it, but not on earlier leases."""
-    transport: str = "shm"  # how publications reach the engine; see `Manifest.transport`
 
     def on_this_host(self) -> GeneratorSpec:
         """Replace hub names by local directories; download what is missing."""
         reference_dir = None if self.reference_dir is None else resolve(self.reference_dir)
         return replace(self, model_dir=resolve(self.model_dir), reference_dir=reference_dir)
+
+    @property
+    def engine_seed(self) -> int:
+        """Seed of the engine's sampler, of which no two engines of one run or of two have the same."""
+        return seed_of(self.seed, "generator", self.number, "engine", self.start, bits=32)  # as many as numpy takes
 
     @property
     def publishes_average(self) -> bool:

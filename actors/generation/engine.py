@@ -6,20 +6,19 @@ only, imported when an engine is built, after its environment is set. Must not d
 
 import contextlib
 import gc
-import json
+import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from actors.errors import RunError, UsageError, WeightMismatchError
+from actors.errors import RunError, TransferInterruptedError, UsageError, WeightMismatchError
+from actors.generation import start_files
 from actors.generation.config import GeneratorConfig, GeneratorSpec
-from actors.hub import require_safetensors
-from actors.records import SENT_BY_LEARNER, Completion, Manifest
-
-Chunks = Iterable[Mapping[str, np.ndarray]]  # payload of the `object_store` transport
+from actors.generation.detokenize import text_after
+from actors.generation.proof.canary import CanaryCheck, newest_canary
+from actors.hub import answer_ends, require_safetensors
+from actors.records import Canary, Completion, Manifest
 
 MAX_REQUESTS = 1024
 """Most requests that run together; more wait inside the engine."""
@@ -70,19 +69,43 @@ class Engine:
                 raise UsageError(f"{directory} is not a Hugging Face model directory: it has no config.json")
             require_safetensors(directory)
         self._spec = spec
-        self._eos = eos_token_ids(spec.model_dir)
         self.version = 0  # policy version in use
         self.failure: RunError | None = None
         """Why every further call raises; None while the engine works."""
+        self._canaries = CanaryCheck(spec.generators)
         self._running: dict[str, bool] = {}  # by request id: whether it samples an opponent
         self._finished: list[tuple[str, Completion]] = []
         os.environ.update(engine_environment(spec.generators))
         self._engine_beta = None if spec.opponent is None else spec.opponent.engine_beta
-        self._llm = self._build(str(spec.model_dir), str(reference_dir))
+        with start_files.noted():
+            self._llm = self._build(str(spec.model_dir), str(reference_dir))
+            self._remove_start_files()
         self._llm.set_weight_version("0")
         self._vocab_size = self._llm.model_config.get_vocab_size()
+        self._tokenizer = self._llm.get_tokenizer()
+        self._ends = answer_ends(spec.model_dir, self._tokenizer)
         self._params = self._sampling_params()
         self._opponent_params = self._sampling_params(self._engine_beta)
+
+    def _remove_start_files(self) -> None:
+        start_files.expect_missing()
+        names = {*start_files.of_process(), *itertools.chain(*self._llm.collective_rpc("start_files"))}
+        start_files.remove(names)
+        start_files.forget(names)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._tokenizer
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Token ids that end an answer."""
+        return tuple(self._ends)
+
+    @property
+    def gap(self) -> float | None:
+        """Largest difference (nats) from the learner on a rollout, both with the weights in use; None if unknown."""
+        return self._canaries.gap
 
     @property
     def busy(self) -> bool:
@@ -90,23 +113,28 @@ class Engine:
         return bool(self._running or self._finished)
 
     def add(
-        self, request_id: str, prompt_token_ids: Sequence[int], opponent: bool = False, seed: int | None = None
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        opponent: bool = False,
+        seed: int | None = None,
+        max_tokens: int | None = None,
     ) -> None:
-        """Queue one request.
+        """Queue one request of at most `max_tokens` new tokens; None: `sampling.max_new_tokens`.
 
         An `opponent` is sampled from the second model, or the mixture with it, if the engine holds one. `seed` gives
         the request its own random stream instead of the engine's. Raises UsageError if the prompt or the id cannot be
         accepted; the engine keeps working.
         """
         self._check_sound()
-        self._check_prompt(request_id, prompt_token_ids)
+        self._check_prompt(request_id, prompt_token_ids, max_tokens or self._spec.sampling.max_new_tokens)
         prompt: dict[str, Any] = {"prompt_token_ids": list(prompt_token_ids)}
         if opponent and self._engine_beta is not None:
             prompt["cache_salt"] = _MIXED
         params = self._opponent_params if opponent else self._params
-        if seed is not None:
+        if seed is not None or max_tokens is not None:
             params = params.clone()
-            params.seed = seed
+            params.seed, params.max_tokens = seed, max_tokens or params.max_tokens
         self._llm.add_request(request_id, prompt, params, priority=_SAMPLE_PRIORITY)
         self._running[request_id] = opponent
 
@@ -125,28 +153,32 @@ class Engine:
         for request_id in known:
             self._running.pop(request_id, None)
 
-    def connect(self, init_info: dict[str, Any]) -> None:
-        """Join the learner's `nccl` or `ipc` transfer; block until both have joined. Untested on GPUs."""
-        self._check_sound()
-        self._llm.collective_rpc("init_weight_transfer_engine", args=(init_info,))
-
-    def load(self, manifest: Manifest, payload: Chunks | dict[str, Any] | None = None) -> None:
+    def load(self, manifest: Manifest, payload: Sequence[Any] | None = None) -> None:
         """Replace the weights between two steps; running requests continue, prefilled again under the new weights.
 
-        `payload`: None for `shm`, all chunks for `object_store`, the transfer's update info for `nccl` and `ipc`.
+        `payload`: what the transport's receiver needs beside the manifest; see `receivers.py`.
 
-        Raises WeightMismatchError if the publication is refused. If `failure` is then None, the old weights are intact
-        and in use; otherwise the model was already changed and every later call raises.
+        Raises WeightMismatchError if the publication is refused, TransferInterruptedError if another generator's
+        failure ended its transfer. If `failure` is then None, the old weights are intact and in use; otherwise the
+        model was already changed and every later call raises.
         """
         from actors.generation.weights import check_not_older  # needs torch
 
         self._check_sound()
         check_not_older(manifest, self.version)
-        self._check_canary(manifest)
+        self._canaries.check_before(manifest)
         try:
-            refusal = self._receive(manifest, payload)
+            refusal = self._call_workers("check_publication", manifest, list(payload or ()))
             if refusal is None:
+                wrong = self._call_workers("load_publication", self._canaries.changed(manifest))
+                if wrong is not None:
+                    raise WeightMismatchError(
+                        f"version {manifest.version}: after loading, {wrong}; rollouts since then are discarded. "
+                        "Restart this generator; if it recurs, report it with the model's config.json"
+                    )
                 self._adopt(manifest)
+        except TransferInterruptedError:
+            raise
         except RunError as error:
             self.failure = error
             raise
@@ -156,18 +188,16 @@ class Engine:
         if refusal is not None:
             raise WeightMismatchError(refusal)
 
-    def _receive(self, manifest: Manifest, payload: Any) -> str | None:
-        """Verify the publication and load it; return why it was refused, or None."""
-        if manifest.transport in SENT_BY_LEARNER:
-            return self._call_workers("receive_publication", manifest, payload)
-        chunks = list(payload) if manifest.transport == "object_store" else None
-        refusal = self._call_workers("check_publication", manifest, chunks)
-        return self._call_workers("load_publication") if refusal is None else refusal
-
     def _call_workers(self, method: str, *arguments: Any) -> str | None:
         """Call a method of every worker's `WeightReceiver`; return the first refusal, or None."""
-        replies = self._llm.collective_rpc(method, args=arguments)
-        return next((reply for reply in replies if reply is not None), None)
+        from actors.generation.weight_receiver import Interruption
+
+        replies = [reply for reply in self._llm.collective_rpc(method, args=arguments) if reply is not None]
+        # A worker that refuses says why; the others of this engine may only have been interrupted by it.
+        replies.sort(key=lambda reply: isinstance(reply, Interruption))
+        if replies and isinstance(replies[0], Interruption):
+            raise TransferInterruptedError(replies[0])
+        return replies[0] if replies else None
 
     def _adopt(self, manifest: Manifest) -> None:
         """Put the loaded weights into use if the canary agrees.
@@ -182,32 +212,28 @@ class Engine:
                 "restart this generator"
             )
         self._llm.set_weight_version(str(manifest.version))
-        tolerance = self._spec.generators.log_prob_tolerance
-        scored, finished = self._score(manifest.canary.token_ids)
-        difference = float(np.max(np.abs(np.subtract(scored, manifest.canary.logprobs))))
-        if not difference <= tolerance:  # also true for NaN
-            raise WeightMismatchError(
-                f"version {manifest.version}: engine and learner differ by {difference:.4g} nats on the canary, "
-                f"{tolerance:g} are allowed; rollouts since then are discarded. Restart this generator; if it recurs, "
-                f"compare generators.dtype {self._spec.generators.dtype} with learner.dtype, or raise "
-                "generators.canary_tolerance if the difference is only rounding"
-            )
+        scored, finished = self._score(newest_canary(manifest))
+        self._canaries.check(manifest, scored)
         self._finished += finished
         self.version = manifest.version
 
-    def _score(self, token_ids: Sequence[int]) -> tuple[list[float], list[tuple[str, Completion]]]:
-        """Return the log-probs of `token_ids` from the second on, and the requests that finished meanwhile."""
+    def _score(self, canary: Canary) -> tuple[list[float], list[tuple[str, Completion]]]:
+        """Return the log-probs of the canary's answer, and the requests that finished meanwhile."""
         from vllm import SamplingParams
 
-        params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=self._spec.sampling.temperature)
-        self._llm.add_request(_CANARY, {"prompt_token_ids": list(token_ids)}, params, priority=_CANARY_PRIORITY)
+        params = SamplingParams(
+            max_tokens=1, prompt_logprobs=0, temperature=self._spec.sampling.temperature, detokenize=False
+        )
+        prompt = {"prompt_token_ids": list(canary.token_ids)}
+        self._llm.add_request(_CANARY, prompt, params, priority=_CANARY_PRIORITY)
         finished: list[tuple[str, Completion]] = []
         while True:
             outputs = self._llm.step()
             finished += self._completions(outputs)
             for output in outputs:
                 if output.request_id == _CANARY and output.finished:
-                    scores = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
+                    answer = slice(-len(canary.logprobs), None)
+                    scores = zip(canary.token_ids[answer], output.prompt_logprobs[answer], strict=True)
                     return [position[token].logprob for token, position in scores], finished
 
     def _completions(self, outputs: Iterable[Any]) -> list[tuple[str, Completion]]:
@@ -215,19 +241,21 @@ class Engine:
         for output in outputs:
             if output.finished and output.request_id in self._running:
                 opponent = self._running.pop(output.request_id)
-                finished.append((output.request_id, self._completion(output.outputs[0], opponent)))
+                finished.append((output.request_id, self._completion(output, opponent)))
         return finished
 
-    def _completion(self, output: Any, opponent: bool) -> Completion:
+    def _completion(self, request: Any, opponent: bool) -> Completion:
+        output = request.outputs[0]
         if output.finish_reason not in ("stop", "length"):
             raise RunError(f"the engine ended a request with {output.finish_reason!r}; see its log")
         token_ids = tuple(output.token_ids)
+        written = token_ids[:-1] if output.finish_reason == "stop" else token_ids
         return Completion(
             token_ids=token_ids,
             logprobs=tuple(output.logprobs.logprobs),
             versions=tuple(int(span.version) for span in output.weight_versions for _ in range(span.start, span.end)),
-            text=output.text,
-            finished=token_ids[-1] in self._eos,
+            text=text_after(request.prompt_token_ids, written, self._tokenizer),
+            finished=token_ids[-1] in self._ends,
             opponent=opponent,
         )
 
@@ -235,8 +263,8 @@ class Engine:
         if self.failure is not None:
             raise self.failure
 
-    def _check_prompt(self, request_id: str, prompt_token_ids: Sequence[int]) -> None:
-        needed = len(prompt_token_ids) + self._spec.sampling.max_new_tokens
+    def _check_prompt(self, request_id: str, prompt_token_ids: Sequence[int], new_tokens: int) -> None:
+        needed = len(prompt_token_ids) + new_tokens
         if not prompt_token_ids:
             raise UsageError(f"request {request_id!r} has an empty prompt; give it at least one token")
         if needed > self._spec.generators.max_model_len:
@@ -253,34 +281,30 @@ class Engine:
         if request_id in self._running or request_id == _CANARY:
             raise UsageError(f"request id {request_id!r} is taken; use a new one")
 
-    def _check_canary(self, manifest: Manifest) -> None:
-        length = len(manifest.canary.token_ids)
-        if not 2 <= length < self._spec.generators.max_model_len:
-            raise UsageError(
-                f"a canary of {length} tokens cannot be scored: it needs at least 2 and fewer than "
-                f"generators.max_model_len {self._spec.generators.max_model_len}; change publication.canary_tokens"
-            )
-
     def _sampling_params(self, beta: float | None = None) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         from actors.generation.mixture import BETA
 
+        stops = {*self._ends, *self._spec.sampling.stop_token_ids}
         return SamplingParams(
             temperature=self._spec.sampling.temperature,
             max_tokens=self._spec.sampling.max_new_tokens,
-            stop_token_ids=sorted(self._eos | set(self._spec.sampling.stop_token_ids)),
+            # Exactly these end a completion: vLLM's own reading of the model's files may name others.
+            ignore_eos=True,
+            stop_token_ids=sorted(token for token in stops if token < self._vocab_size),
             logprobs=0,  # only of the sampled token
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            # vLLM would also write each log-prob's token as text, and fails for rows of the model beyond the tokenizer.
+            detokenize=False,
             extra_args=None if beta is None else {BETA: beta},
         )
 
     def _build(self, model_dir: str, reference_dir: str) -> Any:
         with _gc_paused():
             from vllm import EngineArgs, LLMEngine
-            from vllm.config import WeightTransferConfig
             from vllm.platforms import current_platform
 
         spec, config, opponent = self._spec, self._spec.generators, self._spec.opponent
@@ -291,23 +315,21 @@ class Engine:
         if current_platform.is_cpu():
             options |= {"enforce_eager": True, "kv_cache_memory_bytes": config.kv_cache_mib << 20}
         else:
-            options |= {"enforce_eager": config.enforce_eager, "gpu_memory_utilization": config.gpu_memory_utilization}
+            options |= {"enforce_eager": config.enforce_eager, "gpu_memory_utilization": config.gpu_memory_share}
+        options |= self._load_options(model_dir, reference_dir)
         if config.tensor_parallel_size > 1:
             options["distributed_executor_backend"] = "mp"
-        if spec.transport in SENT_BY_LEARNER:
-            options["weight_transfer_config"] = WeightTransferConfig(backend=spec.transport)
         try:
             arguments = EngineArgs(
                 model=model_dir,
                 tokenizer=spec.tokenizer,
                 trust_remote_code=False,
-                load_format="safetensors",
                 dtype=config.dtype,
                 max_model_len=config.max_model_len,
                 max_num_seqs=requests,
                 max_num_batched_tokens=max(MAX_BATCHED_TOKENS, config.max_model_len, requests),
                 tensor_parallel_size=config.tensor_parallel_size,
-                seed=spec.seed,
+                seed=spec.engine_seed,
                 logprobs_mode="processed_logprobs",  # of the sampling distribution, temperature included
                 scheduling_policy="priority",
                 async_scheduling=False,  # a step in flight would get the version of the next weights
@@ -318,11 +340,20 @@ class Engine:
                 **options,
             )
             return LLMEngine.from_engine_args(arguments)
-        except ValueError as error:
-            raise UsageError(
-                f"vLLM refuses {model_dir} with generators.max_model_len {config.max_model_len}, dtype {config.dtype}, "
-                f"kv_cache_mib {config.kv_cache_mib}: {error}; change the setting that it names"
-            ) from error
+        except (ValueError, AssertionError) as error:  # AssertionError: others on the GPU gave memory back meanwhile
+            raise UsageError(_refusal(model_dir, config, error, cpu=current_platform.is_cpu())) from error
+
+    def _load_options(self, model_dir: str, reference_dir: str) -> dict[str, Any]:
+        """Return the arguments with which the engine loads the tensors that the learner loads too, and no others."""
+        from actors.generation.known_tensors import LOAD_FORMAT, UNUSED
+        from actors.generation.weights import REFERENCE_PREFIX, outline_once
+
+        unused = outline_once(model_dir).unused
+        if self._engine_beta is not None:
+            unused = [*unused, *(REFERENCE_PREFIX + name for name in outline_once(reference_dir).unused)]
+        if not unused:
+            return {"load_format": "safetensors"}
+        return {"load_format": LOAD_FORMAT, "model_loader_extra_config": {UNUSED: unused}}
 
     def _mixture_options(self, model_dir: str, reference_dir: str) -> dict[str, Any]:
         from actors.generation import mixture
@@ -333,6 +364,16 @@ class Engine:
         return mixture.engine_arguments(
             model_dir, reference_dir, skip_reference=True, published_reference=self._spec.publishes_average
         )
+
+
+def _refusal(model_dir: str, config: GeneratorConfig, error: Exception, *, cpu: bool) -> str:
+    """Say why vLLM did not start, with the setting that decides its memory on this platform."""
+    memory = f"kv_cache_mib {config.kv_cache_mib}" if cpu else f"gpu_memory_utilization {config.gpu_memory_share:g}"
+    shared = "" if cpu else "; if other processes hold the GPU's memory (`nvidia-smi`), end them or lower the last"
+    return (
+        f"vLLM refuses {model_dir} with generators.max_model_len {config.max_model_len}, dtype {config.dtype}, "
+        f"{memory}: {error}; change the setting that it names{shared}"
+    )
 
 
 @contextlib.contextmanager
@@ -349,13 +390,3 @@ def _gc_paused() -> Iterator[None]:
         gc.freeze()
         if collecting:
             gc.enable()
-
-
-def eos_token_ids(model_dir: str | Path) -> frozenset[int]:
-    """Return every end-of-sequence id in a model directory's generation config, or else in its config."""
-    for name in ("generation_config.json", "config.json"):
-        path = Path(model_dir) / name
-        ids = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
-        if ids is not None:
-            return frozenset([ids] if isinstance(ids, int) else ids)
-    return frozenset()

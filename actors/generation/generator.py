@@ -4,7 +4,6 @@ One thread owns the engine; the public methods only pass messages to it and may 
 makes a Ray actor of this plain class. Must not depend on the replay buffer, judges or the publisher.
 """
 
-import hashlib
 import secrets
 import threading
 import time
@@ -14,32 +13,30 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from actors.errors import ENGINE_MEMORY, OffbeatError, RunError, UsageError, oom_hint
-from actors.generation.config import GeneratorSpec, OpponentConfig, SamplingConfig
+from actors.environments.rollouts import Rollouts, TurnEngine
+from actors.errors import ENGINE_MEMORY, EngineStartError, OffbeatError, RunError, UsageError, oom_hint
+from actors.foreign.text import shown
+from actors.generation.config import GeneratorSpec, OpponentConfig, SamplingConfig, seed_of
 from actors.generation.engine import Engine
 from actors.generation.weights import check_expected, check_not_older, expected_tensors
-from actors.records import Completion, Draw, Failure, GeneratorStatus, Group, Lease, Manifest
+from actors.records import Completion, Draw, Failure, GeneratorStatus, Group, Lease, Manifest, Pulse
 
 T = TypeVar("T")
 GENERATING, UPDATING, IDLE = "generating", "updating", "idle"
 
 
-class EngineLike(Protocol):
-    """The part of `engine.Engine` that a generator uses."""
+class EngineLike(TurnEngine, Protocol):
+    """The part of `engine.Engine` that a generator uses. `tokenizer` and `ends` only in conversations."""
 
-    @property
-    def version(self) -> int: ...
     @property
     def failure(self) -> RunError | None: ...
     @property
-    def busy(self) -> bool: ...
-    def add(
-        self, request_id: str, prompt_token_ids: Sequence[int], opponent: bool = False, seed: int | None = None
-    ) -> None: ...
-    def step(self) -> list[tuple[str, Completion]]: ...
-    def abort(self, request_ids: Sequence[str]) -> None: ...
-    def connect(self, init_info: dict[str, Any]) -> None: ...
-    def load(self, manifest: Manifest, payload: Any = None) -> None: ...
+    def gap(self) -> float | None: ...
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def ends(self) -> tuple[int, ...]: ...
+    def load(self, manifest: Manifest, payload: Sequence[Any] | None = None) -> None: ...
 
 
 @dataclass
@@ -60,8 +57,13 @@ def requested_roles(sampling: SamplingConfig, opponent: OpponentConfig | None) -
 
 def request_seed(seed: int, lease_index: int, position: int) -> int:
     """Return the seed of one completion, in [0, 2^63): the same at every attempt, independent of all others."""
-    digest = hashlib.sha256(f"{seed}:{lease_index}:{position}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+    return seed_of(seed, lease_index, position)
+
+
+def did_not_start_again(error: Exception) -> EngineStartError:
+    """Return what a generator says whose process was restarted and whose engine failed to start with `error`."""
+    cause = str(error) if isinstance(error, OffbeatError) else f"{type(error).__name__}: {error}"
+    return EngineStartError(f"its engine did not start again: {cause}", secrets.token_hex(8))
 
 
 class Generator:
@@ -84,6 +86,7 @@ class Generator:
         self._failure: OffbeatError | None = None
         self._closed = False
         self._version = 0
+        self._gap: float | None = None
         self._tokens = 0
         self._seconds = dict.fromkeys((GENERATING, UPDATING, IDLE), 0.0)
         self._activity = IDLE
@@ -112,15 +115,16 @@ class Generator:
             results, self._results = self._results, []
             return results
 
-    def take_weights(self, manifest: Manifest, chunks: Any = None) -> int:
+    def take_weights(self, manifest: Manifest, payload: Sequence[Any] | None = None) -> int:
         """Load a publication between two engine steps, as `Engine.load` does; return the version then in use.
 
-        `chunks` is the payload. Raises WeightMismatchError if it is refused; unless the model was already changed,
-        generation continues with the old weights.
+        `payload` is what the transport brings beside the manifest. Raises WeightMismatchError if it is refused, and
+        TransferInterruptedError if another generator's failure ended its transfer; unless the model was already
+        changed, generation continues with the old weights.
         """
 
         def load(engine: EngineLike) -> int:
-            engine.load(manifest, chunks)
+            engine.load(manifest, payload)
             return engine.version
 
         return self._order(load)
@@ -133,10 +137,6 @@ class Generator:
         check_not_older(manifest, self._version)
         expected = expected_tensors(self._spec.model_dir, with_reference=self._spec.publishes_average)
         check_expected(manifest, expected)
-
-    def connect_weights(self, init_info: dict[str, Any]) -> None:
-        """Join the learner's `nccl` or `ipc` transfer; return when both have joined."""
-        self._order(lambda engine: engine.connect(init_info))
 
     def status(self) -> GeneratorStatus:
         """Return the counters; the three durations add up to the time since the engine was ready."""
@@ -153,7 +153,13 @@ class Generator:
                 updating_seconds=self._seconds[UPDATING],
                 idle_seconds=self._seconds[IDLE],
                 process=self._process,
+                gap=self._gap,
             )
+
+    def pulse(self) -> Pulse:
+        """Return a sign of life, with the time since the engine's step under way began."""
+        # Without the lock: its holder may be what hangs.
+        return Pulse.of_this_process(time.monotonic() - self._since if self._activity == GENERATING else 0.0)
 
     def close(self) -> None:
         """Stop after the current step and drop leases in progress. Safe to call twice."""
@@ -183,6 +189,7 @@ class Generator:
         try:
             with oom_hint(f"the engine of {self._name}", ENGINE_MEMORY):
                 engine = make_engine(self._spec)
+            rollouts = self._rollouts(engine)
         except BaseException as error:
             ready.set_exception(error)
             return
@@ -190,24 +197,41 @@ class Generator:
             self._since = time.monotonic()
         ready.set_result(None)
         try:
-            while self._await_work(engine):
+            while self._await_work(rollouts):
                 self._execute_orders(engine)
-                self._start_leases(engine)
-                if engine.busy:
+                self._start_leases(rollouts)
+                if rollouts.busy:
                     with self._changed:
                         self._switch(GENERATING)
                     with oom_hint(f"the engine of {self._name}", ENGINE_MEMORY):
-                        finished = engine.step()
-                    self._deliver(finished)
+                        finished = rollouts.step()
+                    self._deliver(finished, rollouts)
         except Exception as error:
             self._fail(error)
         finally:
             self._release(RunError(f"{self._name} was closed before this was done"))
 
-    def _await_work(self, engine: EngineLike) -> bool:
+    def _rollouts(self, engine: EngineLike) -> Rollouts:
+        environment = self._spec.sampling.environment
+        if environment is None:
+            return Rollouts(engine)
+        tokenizer = engine.tokenizer
+        if self._spec.chat_template is not None:
+            tokenizer.chat_template = self._spec.chat_template
+        return Rollouts(
+            engine,
+            environment,
+            tokenizer=tokenizer,
+            ends=engine.ends,
+            stops=self._spec.sampling.stop_token_ids,
+            limit=self._spec.sampling.max_new_tokens,
+            in_order=self._spec.deterministic,
+        )
+
+    def _await_work(self, rollouts: Rollouts) -> bool:
         """Wait until there is work; return False once closed."""
         with self._changed:
-            if not (engine.busy or self._orders or self._startable() or self._closed):
+            if not (rollouts.busy or self._orders or self._startable() or self._closed):
                 self._switch(IDLE)
                 self._changed.wait_for(lambda: self._orders or self._startable() or self._closed)
             return not self._closed
@@ -228,7 +252,7 @@ class Generator:
                     raise
             else:
                 with self._changed:
-                    self._version = engine.version
+                    self._version, self._gap = engine.version, engine.gap
                     self._orders.popleft()
                 done.set_result(result)
 
@@ -238,7 +262,7 @@ class Generator:
             return None
         return next((lease for lease in self._waiting if lease.min_version <= self._version), None)
 
-    def _start_leases(self, engine: EngineLike) -> None:
+    def _start_leases(self, rollouts: Rollouts) -> None:
         while True:
             with self._changed:
                 lease = self._startable()
@@ -252,24 +276,34 @@ class Generator:
             try:
                 for k, (request_id, opponent) in enumerate(zip(request_ids, roles, strict=True)):
                     seed = request_seed(self._spec.seed, lease.index, k) if self._spec.deterministic else None
-                    engine.add(request_id, lease.prompt.token_ids, opponent, seed)
+                    rollouts.add(request_id, lease.prompt, opponent, seed)
                     self._requests[request_id] = (key, k)
             except UsageError as error:
-                engine.abort(request_ids)
-                for request_id in request_ids:
-                    self._requests.pop(request_id, None)
-                with self._changed:
-                    del self._running[key]
-                    self._results.append(Failure(lease.index, lease.attempt, str(error)))
-                    self._changed.notify_all()
+                self._give_up(lease, error, rollouts)
 
-    def _deliver(self, finished: Sequence[tuple[str, Completion]]) -> None:
+    def _give_up(self, lease: Lease, error: OffbeatError, rollouts: Rollouts) -> None:
+        """Answer a lease with a failure, and drop all of its requests."""
+        request_ids = [f"{lease.index}.{lease.attempt}.{k}" for k in range(len(self._roles[lease.draw]))]
+        rollouts.abort(request_ids)
+        for request_id in request_ids:
+            self._requests.pop(request_id, None)
+        with self._changed:
+            del self._running[lease.index, lease.attempt]
+            self._results.append(Failure(lease.index, lease.attempt, shown(error)))
+            self._changed.notify_all()
+
+    def _deliver(self, finished: Sequence[tuple[str, Completion | OffbeatError]], rollouts: Rollouts) -> None:
         with self._changed:
             for request_id, completion in finished:
+                if request_id not in self._requests:  # its lease was given up with another of its requests
+                    continue
                 key, k = self._requests.pop(request_id)
                 running = self._running[key]
+                if isinstance(completion, OffbeatError):
+                    self._give_up(running.lease, completion, rollouts)
+                    continue
                 running.completions[k] = completion
-                self._tokens += len(completion.token_ids)
+                self._tokens += completion.sampled_tokens
                 wanted = len(self._roles[running.lease.draw])
                 if len(running.completions) == wanted:
                     del self._running[key]

@@ -136,8 +136,7 @@ class GeometricMixtureForCausalLM(nn.Module):
         check_engine(vllm_config)
         settings = settings_of(vllm_config.model_config.hf_config)
         self.policy = _inner(vllm_config, maybe_prefix(prefix, "policy"))
-        # Compiled graphs name their attention layers and are cached by this tag: with one tag for both, the reference
-        # could get the policy's graphs.
+        # Graphs compiled in this process are kept by this tag, those of earlier processes by the hash in `_inner`.
         with set_model_tag("reference"):
             self.reference = _inner(vllm_config, maybe_prefix(prefix, "reference"))
         self.secondary_weights = [DefaultModelLoader.Source(settings["reference"], None, prefix=REFERENCE_PREFIX)]
@@ -174,13 +173,15 @@ class GeometricMixtureForCausalLM(nn.Module):
 
 
 def _inner(vllm_config: VllmConfig, prefix: str) -> nn.Module:
-    config = vllm_config.model_config.hf_config
+    config = copy.deepcopy(vllm_config.model_config.hf_config)
     if vllm_config.model_config.word_embeddings_untied_by_checkpoint:
         # The policy's files repeat its tied output projection, so vLLM unties it until it has compared the two. But
         # publications do not repeat it, nor must the reference's files: follow config.json.
-        config = copy.deepcopy(config)
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = True
     architectures = settings_of(config)["architectures"]
+    # vLLM keeps compiled models in files named by a hash of the configuration. With one hash for both, the reference
+    # would load and overwrite the policy's file, whose graphs name the policy's attention layers.
+    settings_of(config)["part"] = prefix
     model = init_vllm_registered_model(vllm_config, prefix=prefix, hf_config=config, architectures=architectures)
     if has_inner_state(model) or supports_multimodal(model):
         raise UsageError(

@@ -7,97 +7,113 @@ Methods return the text of a refusal, because a worker may be another process an
 An exception means that the worker is broken.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.config import set_current_vllm_config
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.platforms import current_platform
 
-from actors.errors import RunError, WeightMismatchError
-from actors.generation import weights
+import actors.generation.known_tensors  # noqa: F401, registers its load format in this process
+from actors.errors import RunError, TransferInterruptedError
+from actors.generation import start_files, weights
 from actors.generation.mixture import settings_of
+from actors.generation.proof.loaded_weights import LoadedWeights
+from actors.generation.receivers import Receiver, receiver_of
 from actors.records import Manifest
+
+
+class Interruption(str):
+    """Why a transfer ended early, as a worker's answer. The same publication may come again."""
 
 
 class WeightReceiver:
     """Mixed into vLLM's worker class, which provides the methods that reload weights."""
 
+    publication_receivers: dict[str, Receiver] | None = None  # by transport, each made for its first publication
     staged_publication: dict[str, Tensor] | None = None  # checked, waiting for `load_publication`
+    loaded_weights: LoadedWeights | None = None  # made for the first publication
     expected_publication: dict[str, tuple[weights.Shape, str]] | None = None
     """Tensors of the files that the model was loaded from; read once."""
 
     # Provided by the worker class:
     model_runner: Any
     vllm_config: Any
-    weight_transfer_engine: Any
+    device: Any
+    rank: int  # among the engine's tensor-parallel workers
+    distributed_init_method: str
 
-    def check_publication(self, manifest: Manifest, chunks: Sequence[Mapping[str, Any]] | None) -> str | None:
-        """Read and check an `shm` (`chunks` is None) or `object_store` publication; stage it for `load_publication`.
+    def start_files(self) -> list[str]:
+        """Return the names that this worker does not need any more, and expect their removal."""
+        start_files.expect_missing()
+        return start_files.of_process(rendezvous=self.distributed_init_method)
 
-        Returns why it was refused, or None.
+    def check_publication(self, manifest: Manifest, payload: Sequence[Any]) -> str | None:
+        """Fetch and check a publication; stage it for `load_publication`.
+
+        `payload` is what the transport's receiver needs beside the manifest. Returns why it was refused, or None; the
+        text is an `Interruption` if nothing is wrong with the publication.
         """
         self.staged_publication = None
         try:
             weights.check_expected(manifest, self._expected())
-            tensors = weights.read_shm(manifest) if chunks is None else weights.read_chunks(manifest, chunks)
-            weights.check_against(manifest, tensors)
+            self.staged_publication = dict(self._receiver(manifest.transport).fetch(manifest, payload))
+        except TransferInterruptedError as interruption:
+            return Interruption(interruption)
         except RunError as refusal:
             return str(refusal)
-        self.staged_publication = tensors
         return None
 
-    def load_publication(self) -> None:
-        """Load what `check_publication` staged."""
+    def load_publication(self, changed: float) -> str | None:
+        """Load what `check_publication` staged; return what is wrong with the model then, or None.
+
+        `changed` is the fraction of tensors that differ from those in use.
+        """
         staged, self.staged_publication = self.staged_publication, None
         if staged is None:
             raise RuntimeError("load_publication was called without a publication that passed check_publication")
         # By vLLM's own reload, layer by layer: on CPU a linear layer's weight is stored repacked, and loading into it
         # directly fails halfway.
+        if self.loaded_weights is None:
+            self.loaded_weights = LoadedWeights(self.model_runner.get_model(), self._frozen())
         with torch.inference_mode():
-            self.reload_weights(weights_iterator=iter(staged.items()))  # type: ignore[attr-defined]
+            with self.loaded_weights.reloading() as taken:
+                self.reload_weights(weights_iterator=iter(staged.items()))  # type: ignore[attr-defined]
             self._rebuild_tied_head()
+            return self.loaded_weights.verdict(taken, staged, changed=changed)
 
-    def receive_publication(self, manifest: Manifest, update: dict[str, Any]) -> str | None:
-        """Receive an `nccl` or `ipc` transfer through vLLM's weight transfer engine.
+    def _frozen(self) -> str | None:
+        """Return the prefix of layers that no publication changes: those of a mixture's reference."""
+        settings = settings_of(self.vllm_config.model_config.hf_config)
+        return weights.REFERENCE_PREFIX if settings and not settings["published_reference"] else None
 
-        Checks names, shapes and dtypes first; returns why they were refused, or None. Checks each tensor's bits on
-        arrival; raises WeightMismatchError if they differ, and the model, partly changed, must not be used.
-
-        Written against vLLM 0.32's `distributed/weight_transfer`; untested on GPUs.
-        """
-        try:
-            weights.check_expected(manifest, self._expected())
-            _check_announced(manifest, update)
-        except WeightMismatchError as refusal:
-            return str(refusal)
-        engine = self.weight_transfer_engine
-        self.start_weight_update()  # type: ignore[attr-defined]
-        loader = _CheckedLoader(engine.model, manifest)
-        # The engine passes each batch of tensors to its target's `load_weights`. The worker's update call resets the
-        # target only on failure, so reset it here, before vLLM finalises the reload on the real model.
-        engine.set_weight_update_target(loader, engine.model_config)
-        try:
-            self.update_weights(update)  # type: ignore[attr-defined]
-        finally:
-            engine.reset_weight_update_target()
-        loader.check_complete()
-        self.finish_weight_update()  # type: ignore[attr-defined]
-        self._rebuild_tied_head()
-        return None
+    def _receiver(self, transport: str) -> Receiver:
+        made = self.publication_receivers = self.publication_receivers or {}
+        if transport not in made:
+            made[transport] = receiver_of(transport, torch.device(self.device), worker=self.rank)
+        return made[transport]
 
     def _expected(self) -> dict[str, tuple[weights.Shape, str]]:
         if self.expected_publication is None:
             model_config = self.vllm_config.model_config
             with_reference = settings_of(model_config.hf_config).get("published_reference", False)
-            self.expected_publication = weights.expected_tensors(model_config.model, with_reference=with_reference)
+            # A worker of its own has built vLLM's model before, whose changes to transformers' classes need the config.
+            with set_current_vllm_config(self.vllm_config):
+                self.expected_publication = weights.expected_tensors(model_config.model, with_reference=with_reference)
         return self.expected_publication
 
     def _rebuild_tied_head(self) -> None:
-        """Repack a tied model's output projection.
+        """Repack what the reload leaves as it is: a tied model's output projection and, on CPU, experts.
 
-        No tensor is published for it, so the reload would keep the packed old embedding: silently wrong log-probs.
+        No tensor is published for a tied projection, so the reload would keep the packed old embedding: silently wrong
+        log-probs. vLLM packs experts for its CPU kernel at the first load only, and would run it on unpacked ones.
         """
+        for module in self.model_runner.get_model().modules() if current_platform.is_cpu() else ():
+            kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
+            if kernel is not None:
+                kernel.fused_experts.process_weights_after_loading(module)
         model_config = self.vllm_config.model_config
         tied = getattr(model_config.hf_text_config, "tie_word_embeddings", False)
         # If the files repeat a tied projection, vLLM clears the config's flag, but still ties the weights later.
@@ -106,48 +122,3 @@ class WeightReceiver:
         for module in self.model_runner.get_model().modules():
             if isinstance(module, ParallelLMHead):
                 module.quant_method.process_weights_after_loading(module)
-
-
-class _CheckedLoader:
-    """Replaces the model as target of a transfer: checks each tensor's bits, then passes it on."""
-
-    def __init__(self, model: Any, manifest: Manifest) -> None:
-        self._model = model
-        self._version = manifest.version
-        self._pending = {record.name: record.fingerprint for record in manifest.tensors}
-
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
-        return self._model.load_weights(self._checked(weights))
-
-    def _checked(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
-        for name, tensor in tensors:
-            stated = self._pending.pop(name, None)
-            if stated is None:
-                raise WeightMismatchError(
-                    f"version {self._version}: tensor {name!r} arrived twice or is not in the manifest; restart this "
-                    "generator and publish again"
-                )
-            weights.check_bits(self._version, name, stated, tensor)
-            yield name, tensor
-
-    def check_complete(self) -> None:
-        if self._pending:
-            raise WeightMismatchError(
-                f"version {self._version}: tensor {next(iter(self._pending))!r} never arrived "
-                f"({len(self._pending)} in all); restart this generator and publish again"
-            )
-
-
-def _check_announced(manifest: Manifest, update: Mapping[str, Any]) -> None:
-    """Check the names, shapes and dtypes that a transfer announces against the manifest."""
-    announced = {
-        name: (tuple(shape), dtype)
-        for name, shape, dtype in zip(update["names"], update["shapes"], update["dtype_names"], strict=True)
-    }
-    declared = {record.name: (record.shape, record.dtype) for record in manifest.tensors}
-    for name in declared.keys() | announced.keys():
-        if announced.get(name) != declared.get(name):
-            raise WeightMismatchError(
-                f"version {manifest.version}: tensor {name!r} is announced as {announced.get(name)}, the manifest says "
-                f"{declared.get(name)}; send the weights from which the manifest was made"
-            )

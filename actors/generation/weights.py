@@ -1,16 +1,16 @@
 """The content of a weight publication and its verification: names, shapes, fingerprints and a canary sequence.
 
-Shared by the publisher and every receiver. Must import torch, numpy and safetensors only; how the bytes travel is not
-decided here. All checks raise WeightMismatchError with the version and the first tensor that does not fit.
+Shared by the publisher and every receiver. How the bytes travel is not decided here. All checks raise
+WeightMismatchError with the version and the first tensor that does not fit.
 """
 
-import json
-import random
-import struct
+import functools
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,27 +18,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from actors.errors import RunError, UsageError, WeightMismatchError
+from actors.errors import RunError, WeightMismatchError
+from actors.foreign.documents import read_object
+from actors.hub import Outline, Shape, outline
 from actors.records import Manifest
-
-Shape = tuple[int, ...]
-
-TIED_HEAD = "lm_head.weight"
-"""Hugging Face's name of the output projection; a tied model publishes only its embedding."""
 
 REFERENCE_PREFIX = "reference."
 """Prefix of the tensor names of an engine's second model."""
 
-DTYPE_NAMES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
-    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
-}  # fmt: skip
-"""Dtype names of safetensors to those of torch."""
-
-_CHUNK_WORDS = 1 << 21
-_STRIDE = 0x1E3779B97F4A7C15
-_MULTIPLIER = 0x3F58476D1CE4E5B9
 _MASK = (1 << 64) - 1
+_BLOCK = 1 << 17
+"""Words of a block. A block, its keys and what becomes of it fit a CPU's cache."""
+_BLOCKS_AT_ONCE = {"cpu": 1}
+"""Of other devices 32: each operation has to be worth its launch."""
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -50,9 +42,10 @@ def fingerprint(tensor: Tensor) -> str:
     """Return a 128-bit fingerprint of a tensor's bits in row-major order; the same on CPU and CUDA.
 
     The bytes are read as 64-bit words, zero-padded at the end. The first half is the sum of the words modulo 2^64: it
-    detects any single changed word. The second half is the sum of the words after each was mixed with its position
-    (add, xor-shift, multiply, xor-shift, as in SplitMix64): it also detects swapped and moved words. This guards
-    against faults, not against an adversary. Needs a few chunks of 16 MiB beyond the tensor.
+    detects any single changed word. The second half mixes each word with the key of its place in a block of 2^17 words,
+    sums each block, mixes the sums with the keys of their blocks, and sums those: it also detects swapped and moved
+    words. `_mix` is one-to-one, so no two words, and no two sums, mix to the same at one place. This guards against
+    faults, not against an adversary. Needs a few blocks of 1 MiB (CPU) or 32 MiB beyond the tensor.
 
     Shape and dtype are not included: the manifest states both.
     """
@@ -60,33 +53,55 @@ def fingerprint(tensor: Tensor) -> str:
     whole = data.numel() // 8 * 8
     # A view needs an offset that is a multiple of eight bytes; a mapped file does not guarantee one.
     words = (data if data.storage_offset() % 8 == 0 else data.clone())[:whole].view(torch.int64)
-    plain = mixed = 0
-    for start in range(0, words.numel(), _CHUNK_WORDS):
-        chunk = words[start : start + _CHUNK_WORDS]
-        plain += int(chunk.sum())
-        mixed += _mixed_sum(chunk, start)
+    plain, sums = int(words.sum()) if whole else 0, _block_sums(words)
     if whole < data.numel():
-        tail = torch.zeros(8, dtype=torch.uint8)
-        tail[: data.numel() - whole] = data[whole:].cpu()
-        last = tail.view(torch.int64)
-        plain += int(last)
-        mixed += _mixed_sum(last, words.numel())
+        last = int.from_bytes(bytes(data[whole:].tolist()), "little")
+        block, place = divmod(words.numel(), _BLOCK)
+        sums = [*sums, 0][: block + 1]
+        plain, sums[block] = plain + last, sums[block] + _mix(last, place)
+    mixed = sum(_mix(total, block) for block, total in enumerate(sums))
     return f"{plain & _MASK:016x}{mixed & _MASK:016x}"
 
 
-def _mixed_sum(words: Tensor, start: int) -> int:
-    # On every device int64 arithmetic wraps modulo 2^64 and shifts are arithmetic.
-    mixed = torch.arange(start, start + words.numel(), dtype=torch.int64, device=words.device)
-    mixed.mul_(_STRIDE).add_(words)
-    mixed ^= mixed >> 29
-    mixed *= _MULTIPLIER
-    mixed ^= mixed >> 32
-    return int(mixed.sum())
+def _key(place: Any) -> Any:
+    """Return the odd key of a place, a Python integer or an array of uint64: SplitMix64 (Steele et al. 2014)."""
+    x = (place + 1) * 0x9E3779B97F4A7C15 & _MASK
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & _MASK
+    return x ^ x >> 31 | 1
 
 
-def canary_tokens(vocab_size: int, length: int) -> tuple[int, ...]:
-    """Return the fixed token sequence that learner and engines score: the same in every process and run."""
-    return tuple(random.Random(20).choices(range(vocab_size), k=length))
+def _mix(word: int, place: int) -> int:
+    """Mix an integer modulo 2^64 with the key of its place. Each step has an inverse, so that it is one-to-one."""
+    x = word & _MASK
+    x = (x ^ x >> 32) * _key(place) & _MASK
+    return x ^ x >> 32
+
+
+@lru_cache(maxsize=4)
+def _keys(count: int, device: torch.device) -> Tensor:
+    return torch.from_numpy(_key(np.arange(count, dtype=np.uint64)).view(np.int64)).to(device)
+
+
+def _block_sums(words: Tensor) -> list[int]:
+    """Sum `_mix` over the words of each block; the last may be shorter. On every device int64 wraps modulo 2^64."""
+    keys, at_once = _keys(_BLOCK, words.device), _BLOCKS_AT_ONCE.get(words.device.type, 32)
+    whole = words.numel() // _BLOCK * _BLOCK
+    rest = [words[None, whole:]] if whole < words.numel() else []
+    mixed, shifted = torch.empty((2, min(at_once * _BLOCK, words.numel())), dtype=torch.int64, device=words.device)
+    sums = []
+    for blocks in [*words[:whole].view(-1, _BLOCK).split(at_once), *rest]:
+        x, high = (buffer[: blocks.numel()].view(blocks.shape) for buffer in (mixed, shifted))
+        torch.bitwise_xor(blocks, _shifted(blocks, high), out=x)
+        x *= keys[: blocks.shape[1]]
+        x ^= _shifted(x, high)
+        sums.append(x.sum(1))
+    return torch.cat(sums).tolist() if sums else []
+
+
+def _shifted(x: Tensor, out: Tensor) -> Tensor:
+    """Return the high halves of 64-bit words. The shift of int64 alone would fill with the sign: x and ~x mix alike."""
+    return torch.bitwise_right_shift(x, 32, out=out).bitwise_and_(0xFFFFFFFF)
 
 
 def is_tied(model_dir: str | Path) -> bool:
@@ -94,57 +109,32 @@ def is_tied(model_dir: str | Path) -> bool:
     path = Path(model_dir) / "config.json"
     if not path.is_file():
         return False
-    config = json.loads(path.read_text())
-    return bool(config.get("tie_word_embeddings", config.get("text_config", {}).get("tie_word_embeddings", False)))
+    config = read_object(path)
+    text = config.get("text_config")
+    part = text if isinstance(text, dict) and "tie_word_embeddings" not in config else config
+    return bool(part.get("tie_word_embeddings", False))
+
+
+@functools.cache
+def outline_once(model_dir: str) -> Outline:
+    """Return the `outline` of a directory that does not change while this process lives.
+
+    Engines ask before vLLM builds its model: for some architectures it changes transformers' classes.
+    """
+    return outline(model_dir)
 
 
 def expected_tensors(model_dir: str | Path, *, with_reference: bool = False) -> dict[str, tuple[Shape, str]]:
-    """Read names, shapes and dtypes of a Hugging Face directory's weights from the safetensors headers.
+    """Return names, shapes and dtypes of the tensors that a learner of this model directory publishes.
 
-    Leaves out a tied model's output projection, even if the files repeat it. `with_reference` adds every tensor again
-    as `reference.<name>`, as in publications with an averaged second model. Raises UsageError if there are no weights.
+    They are those that its training saves, by the directory's `config.json`: so an engine tells whether the learner
+    trains the model that it holds itself, whatever else its files hold. `with_reference` adds every tensor again as
+    `reference.<name>`, as in publications with an averaged second model. Raises UsageError as `outline`.
     """
-    directory = Path(model_dir)
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        outside = [name for name in names if Path(name).name != name]
-        if outside:
-            raise UsageError(f"{index} names {outside[0]!r}, which is not a file beside it; restore the directory")
-        files = [directory / name for name in names]
-    elif (directory / "model.safetensors").is_file():
-        files = [directory / "model.safetensors"]
-    else:
-        files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise UsageError(
-            f"{directory} has no *.safetensors weights; save the model there with transformers' "
-            "`model.save_pretrained(directory)`, or use a directory that has them"
-        )
-    expected: dict[str, tuple[Shape, str]] = {}
-    for file in files:
-        for name, entry in read_header(file).items():
-            expected[name] = (tuple(entry["shape"]), DTYPE_NAMES.get(entry["dtype"], entry["dtype"]))
-    if is_tied(directory):
-        expected.pop(TIED_HEAD, None)
+    expected = dict(outline_once(str(model_dir)).tensors)
     if with_reference:
         expected |= {REFERENCE_PREFIX + name: entry for name, entry in expected.items()}
     return expected
-
-
-def read_header(path: Path) -> dict[str, dict]:
-    """Return a safetensors file's header, `{name: {"dtype", "shape", "data_offsets"}}`.
-
-    Raises UsageError if it is missing or truncated.
-    """
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, path.stat().st_size)))
-    except (OSError, ValueError, struct.error) as error:
-        raise UsageError(f"{path} is not readable as safetensors ({error}); restore it from its source") from error
-    header.pop("__metadata__", None)
-    return header
 
 
 def check_expected(manifest: Manifest, expected: Mapping[str, tuple[Shape, str]]) -> None:
@@ -205,8 +195,8 @@ def _check_names(manifest: Manifest, given: Iterable[str], wanted: Iterable[str]
         found, has = ("missing", "has") if missing else ("extra", "does not have")
         names = missing or extra
         raise WeightMismatchError(
-            f"version {manifest.version}: tensor {names[0]!r} is {found} ({len(names)} in all), {by} {has} it; publish "
-            "exactly the tensors of the model's safetensors files, under the same names"
+            f"version {manifest.version}: tensor {names[0]!r} is {found} ({len(names)} in all), {by} {has} it; start "
+            "the generators from the learner's own model"
         )
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal, TypeAlias
-from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
-from actors.redaction import secret_names
-from actors.settings import Settings
+from actors.judges.answers.config import CodeJudgeConfig, InstructionsJudgeConfig, VerifierJudgeConfig
+from actors.judges.http.config import EndpointJudgeConfig, HttpJudgeConfig, ServedRewardModelJudgeConfig
+from actors.settings import GpuShare, Settings, item_mistakes
 
 Task = Literal["transitive", "intransitive"]
 
@@ -41,7 +40,9 @@ class ModelJudgeConfig(Settings):
     path: str = Field(description="directory or hub name of the model")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype of the judge's weights")
     batch_tokens: int = Field(default=16384, ge=1, description="padded tokens per forward pass")
-    gpus: float = Field(default=0.0, ge=0.0, description="GPUs that the judge actor reserves from Ray")
+    gpus: GpuShare = Field(
+        default=0.0, ge=0.0, le=1.0, description="share of a GPU that the judge actor reserves from Ray; 0: on CPU"
+    )
 
 
 class RewardModelJudgeConfig(ModelJudgeConfig):
@@ -57,24 +58,6 @@ class PreferenceModelJudgeConfig(ModelJudgeConfig):
     path: str = Field(description="directory or hub name of the model, with its preference.json")
 
 
-class VerifierJudgeConfig(Settings):
-    """Exact-answer match, in the GSM8K format by default: 1 for the right final answer, 0 otherwise."""
-
-    kind: Literal["verifier"] = "verifier"
-    format: Literal["pattern", "boxed"] = Field(
-        default="pattern",
-        description=r"where the final answer is: `pattern`, found by answer_pattern; `boxed`, the last \boxed{...}",
-    )
-    answer_pattern: str = Field(
-        default=r"####\s*([^\n]+)",
-        description="regular expression; group 1 of its last match is the final answer. With format boxed, it is used "
-        "only for gold answers without a box",
-    )
-    format_score: float = Field(
-        default=0.0, ge=0.0, lt=1.0, description="score of a wrong answer in the right format; any other wrong one: 0"
-    )
-
-
 class FunctionJudgeConfig(Settings):
     """A Python function: `f(prompt: Prompt, completions: Sequence[Completion])`, plain or async.
 
@@ -82,102 +65,11 @@ class FunctionJudgeConfig(Settings):
 
     kind: Literal["function"] = "function"
     path: str = Field(description="`package.module:function`, importable where the judge runs")
-
-
-class HttpJudgeConfig(Settings):
-    """Shared by judges behind HTTP: the server, its key, time limits, retries and concurrency."""
-
-    url: str = Field(description="address of the server, `http://` or `https://`, without key, query and fragment")
-    model: str = Field(description="name of the model on the server")
-    api_key_env: str | None = Field(
-        default=None,
-        description="NAME of the environment variable with the key, read where the judge runs. Unset: no key is sent",
+    memory_mb: int | None = Field(
+        default=None, ge=256, description="MiB of address space for the function's process; unset: no limit"
     )
-    max_concurrent_requests: int = Field(default=16, ge=1, description="requests in flight at a time")
-    request_timeout_seconds: float = Field(default=30.0, gt=0.0, description="seconds per attempt of a request")
-    request_retries: int = Field(
-        default=3, ge=0, description="retries after 408, 425, 429, 5xx, timeouts, broken connections and garbage"
-    )
-    request_backoff_seconds: float = Field(
-        default=1.0, ge=0.0, description="seconds before the first retry, doubled each time, with jitter down to half"
-    )
-    longest_pause_seconds: float = Field(
-        default=20.0, gt=0.0, description="longest pause before a retry; a longer Retry-After fails the request"
-    )
-
-    @field_validator("url")
-    @classmethod
-    def _is_plain(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError("must be http://HOST[:PORT][/PATH] or https://..., without query and fragment")
-        if parts.username is not None or parts.password is not None:
-            raise ValueError("must hold no user or password; put the key into an environment variable, see api_key_env")
-        return url.rstrip("/")
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _is_a_name(cls, name: str | None) -> str | None:
-        # The value is not shown: it may be a key, put here by mistake.
-        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
-            raise ValueError("must be the NAME of an environment variable, in capitals; the key itself never goes here")
-        return name
-
-    @property
-    def longest_request_seconds(self) -> float:
-        """Longest time for one request with all its attempts and pauses (seconds)."""
-        pauses = self.request_retries * self.longest_pause_seconds
-        return self.request_timeout_seconds * (1 + self.request_retries) + pauses
-
-
-class EndpointJudgeConfig(HttpJudgeConfig):
-    """A language model behind an OpenAI-compatible endpoint that compares completions in pairs, in both orders."""
-
-    kind: Literal["endpoint"] = "endpoint"
-    url: str = Field(description="base URL of the API, such as https://api.openai.com/v1")
-    system: str | None = Field(default=None, description="system message; unset: none")
-    template: str | None = Field(
-        default=None,
-        description="Jinja template of the user message, with `prompt`, `messages`, `answer`, `first` and `second`; "
-        "unset: the one in docs/judges.md",
-    )
-    verdict_pattern: str = Field(
-        default=r"(?im)^[^\w\n]*(?:(?:answer|verdict)[^\w\n]*)?([ABC])[^\w\n]*$",
-        description="regular expression; group 1 of its last match is the verdict: A first, B second, C neither",
-    )
-    use_logprobs: bool = Field(
-        default=False, description="read probabilities from the log-probs of the verdict token, instead of 1, 0 and 1/2"
-    )
-    abstention: Literal["tie", "fail"] = Field(
-        default="tie", description="an answer without a verdict: `tie` counts it as 1/2; `fail` fails the group"
-    )
-    temperature: float | None = Field(default=0.0, ge=0.0, description="of the judging model; null omits it")
-    max_tokens: int | None = Field(default=16, ge=1, description="tokens per answer; null omits it")
-    extra_body: dict[str, Any] = Field(
-        default_factory=dict, description="more fields of the request body; they override the judge's own"
-    )
-    input_price: float = Field(default=0.0, ge=0.0, description="price per million input tokens, in any currency")
-    output_price: float = Field(default=0.0, ge=0.0, description="price per million output tokens, same currency")
-
-    @field_validator("extra_body")
-    @classmethod
-    def _holds_no_secret(cls, body: dict[str, Any]) -> dict[str, Any]:
-        # The value is not shown, and the configuration is saved with the run.
-        for name in secret_names(body):
-            raise ValueError(
-                f"must hold no secret, and {name} looks like one; put a key into an environment variable and name that "
-                "in api_key_env"
-            )
-        return body
-
-
-class ServedRewardModelJudgeConfig(HttpJudgeConfig):
-    """A reward model served by vLLM (`vllm serve MODEL --runner pooling`), at its `/classify`."""
-
-    kind: Literal["served"] = "served"
-    url: str = Field(description="address of the server, such as http://127.0.0.1:8000, without /v1")
-    tokenizer: str | None = Field(
-        default=None, description="directory or hub name of the reward model's tokenizer; unset: `model`"
+    import_timeout_seconds: float = Field(
+        default=300.0, gt=0.0, description="seconds to import the module, which judging.timeout_seconds does not count"
     )
 
 
@@ -187,6 +79,8 @@ SingleJudgeConfig: TypeAlias = (
     | RewardModelJudgeConfig
     | PreferenceModelJudgeConfig
     | VerifierJudgeConfig
+    | CodeJudgeConfig
+    | InstructionsJudgeConfig
     | FunctionJudgeConfig
     | EndpointJudgeConfig
     | ServedRewardModelJudgeConfig
@@ -214,7 +108,7 @@ class EnsembleJudgeConfig(Settings):
         try:
             return handler(members)
         except ValidationError as error:
-            raise ValueError("; ".join(map(_mistake, error.errors(include_url=False)))) from None
+            raise ValueError(item_mistakes(error, "member")) from None
 
     @model_validator(mode="after")
     def _fits_one_gpu(self) -> EnsembleJudgeConfig:
@@ -227,13 +121,6 @@ class EnsembleJudgeConfig(Settings):
         return self
 
 
-def _mistake(detail: Any) -> str:
-    """Format one of pydantic's errors in a list of members, without the value: it may be a misplaced secret."""
-    index, *path = detail["loc"] or ("",)
-    where = f"member {index + 1}" if isinstance(index, int) else "members"
-    return f"{where}{''.join(f'.{part}' for part in path)}: {detail['msg'].removeprefix('Value error, ')}"
-
-
 JudgeKind = Annotated[SingleJudgeConfig | EnsembleJudgeConfig, Field(discriminator="kind")]
 
 
@@ -241,9 +128,10 @@ class JudgingConfig(Settings):
     """How judges are run, whatever their kind."""
 
     judge: JudgeKind = Field(default_factory=GoldJudgeConfig, description="which judge")
-    missing_eos_score: float | None = Field(
-        default=-1.0,
-        description="score that replaces the judge's for a completion without end-of-sequence; null keeps the judge's",
+    missing_eos_score: float | Literal["below_finished"] | None = Field(
+        default="below_finished",
+        description="score that replaces the judge's for a completion without end-of-sequence; `below_finished` is "
+        "below every finished completion of its prompt, whatever the unit of the scores; null keeps the judge's",
     )
     count: int = Field(default=1, ge=1, description="judge actors, each with its own models or connections")
     max_restarts: int = Field(default=3, ge=0, description="times Ray restarts a judge that died")
@@ -281,6 +169,11 @@ class JudgingConfig(Settings):
     def gpus(self) -> float:
         """GPUs reserved by one judge actor."""
         return sum(getattr(judge, "gpus", 0.0) for judge in self.judges)
+
+    def in_time(self, completions: int) -> bool:
+        """Return whether a batch of `completions` ends within `timeout_seconds` even if every program hangs."""
+        programs = [judge for judge in self.judges if isinstance(judge, CodeJudgeConfig)]
+        return all(judge.longest_seconds(completions) <= self.timeout_seconds for judge in programs)
 
     @property
     def longest_seconds(self) -> float:

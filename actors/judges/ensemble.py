@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from actors.errors import OffbeatError, RunError, UsageError
 from actors.judges.config import EnsembleJudgeConfig
-from actors.judges.protocol import Judge, MeasuredJudge, check_answers
+from actors.judges.protocol import HostedJudge, Judge, MeasuredJudge, check_answers
 from actors.preferences import antisymmetric, bradley_terry
 from actors.records import Group, Judgement
 
@@ -35,6 +35,23 @@ class EnsembleJudge:
                 raise answer
             answers.append(answer)
         return [self._mean(of_group) for of_group in zip(*answers, strict=True)]
+
+    @property
+    def name(self) -> str:
+        """Name the members that work in processes of their own; `the judge` without any."""
+        names = [member.name for member in self._members.values() if isinstance(member, HostedJudge)]
+        return f"the ensemble with {' and '.join(names)}" if names else "the judge"
+
+    async def prepare(self) -> None:
+        """Prepare the members that work in processes of their own."""
+        hosted = [member for member in self._members.values() if isinstance(member, HostedJudge)]
+        await asyncio.gather(*[member.prepare() for member in hosted])
+
+    def close(self) -> None:
+        """Close those members."""
+        for member in self._members.values():
+            if isinstance(member, HostedJudge):
+                member.close()
 
     def metrics(self) -> dict[str, float]:
         """Return the members' counts as `NUMBER_KIND.NAME`."""

@@ -30,11 +30,19 @@ def make_judge(config: kinds.JudgeKind, tokenizer: str | None = None) -> Judge:
 
             return PreferenceModelJudge(config, tokenizer)
         case kinds.VerifierJudgeConfig():
-            from actors.judges.verifier import VerifierJudge
+            from actors.judges.answers.verifier import VerifierJudge
 
             return VerifierJudge(config)
+        case kinds.CodeJudgeConfig():
+            from actors.judges.answers.code import CodeJudge
+
+            return CodeJudge(config)
+        case kinds.InstructionsJudgeConfig():
+            from actors.judges.answers.instructions import InstructionsJudge
+
+            return InstructionsJudge(config)
         case kinds.FunctionJudgeConfig():
-            from actors.judges.function import FunctionJudge
+            from actors.judges.functions.judge import FunctionJudge
 
             return FunctionJudge(config)
         case kinds.EndpointJudgeConfig():

@@ -1,12 +1,26 @@
 """The contract of a judge, and the check of its answers. Must not import any kind of judge."""
 
+import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 from actors.errors import OffbeatError, RunError
 from actors.preferences import check_preferences
 from actors.records import Group, Judgement
+
+
+class JudgeTimeoutError(RunError):
+    """The judge did not answer in time."""
+
+    did = "timed out"
+
+
+class JudgeDeathError(RunError):
+    """The process in which a judge works ended, or did not start again."""
+
+    did = "ended its process"
 
 
 class Judge(Protocol):
@@ -30,9 +44,54 @@ class MeasuredJudge(Protocol):
         ...
 
 
+@runtime_checkable
+class HostedJudge(Protocol):
+    """A judge that works in a process which it starts itself."""
+
+    @property
+    def name(self) -> str:
+        """Name it in messages, with the user's file and line."""
+        ...
+
+    async def prepare(self) -> None:
+        """Start the process again if it has ended; takes no time of the batch's. Raises RunError if it cannot."""
+        ...
+
+    def close(self) -> None:
+        """End the process and all that it started."""
+        ...
+
+
+@contextmanager
+def closing(judge: Judge) -> Iterator[Judge]:
+    """Close a judge that works in a process of its own at the end."""
+    try:
+        yield judge
+    finally:
+        if isinstance(judge, HostedJudge):
+            judge.close()
+
+
+async def judge_in_time(judge: Judge, groups: Sequence[Group], seconds: float) -> Sequence[Judgement | OffbeatError]:
+    """Return the judge's checked answers. Raises JudgeTimeoutError after `seconds`, and what the judge raises."""
+    if isinstance(judge, HostedJudge):
+        await judge.prepare()
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            answers = await judge.judge(groups)
+    except TimeoutError as error:
+        if not limit.expired():
+            raise  # the judge's own, of a request that it made
+        who = judge.name if isinstance(judge, HostedJudge) else "the judge"
+        raise JudgeTimeoutError(f"{who} did not answer within {seconds:g} s") from error
+    check_answers(answers, groups)
+    return answers
+
+
 def check_answers(answers: Sequence[Judgement | OffbeatError], groups: Sequence[Group]) -> None:
     """Raise RunError unless every group has an error or a judgement: finite scores and, if given, valid preferences.
 
+    Reasons are counted, so they name no prompt.
     Judgements are checked nowhere else; everything after the worker trusts them.
     """
     answered = len(answers) if isinstance(answers, Sequence) else 0
@@ -41,11 +100,10 @@ def check_answers(answers: Sequence[Judgement | OffbeatError], groups: Sequence[
     for group, judgement in zip(groups, answers, strict=True):
         if isinstance(judgement, OffbeatError):
             continue
-        count, prompt_id = len(group.completions), group.lease.prompt.id
-        who = f"the judge gave prompt '{prompt_id}'"
+        count = len(group.completions)
         if len(judgement.scores) != count:
-            raise RunError(f"{who} {len(judgement.scores)} scores for {count} completions")
+            raise RunError(f"the judge gave {len(judgement.scores)} scores for {count} completions")
         if not all(math.isfinite(score) for score in judgement.scores):
-            raise RunError(f"{who} scores {judgement.scores}; every score must be finite")
+            raise RunError("the judge gave a score that is NaN or infinite; every score must be finite")
         if judgement.preferences is not None:
-            check_preferences(judgement.preferences, count, prompt_id)
+            check_preferences(judgement.preferences, count)

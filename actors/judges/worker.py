@@ -9,14 +9,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from actors.errors import OffbeatError, UsageError
+from actors.foreign.text import LONGEST_FAILURE, shown
 from actors.judges.config import JudgingConfig
 from actors.judges.factory import make_judge
-from actors.judges.protocol import Judge, MeasuredJudge, check_answers
-from actors.records import Failure, Group
-
-
-class _JudgeTimeoutError(Exception):
-    """The judge did not answer in time."""
+from actors.judges.protocol import Judge, JudgeDeathError, JudgeTimeoutError, MeasuredJudge, judge_in_time
+from actors.records import Failure, Group, Pulse
 
 
 class JudgeWorker:
@@ -38,7 +35,7 @@ class JudgeWorker:
         self._counts = dict.fromkeys(("groups", "failed_groups"), 0.0)
 
     async def judge(self, groups: Sequence[Group]) -> list[Group | Failure]:
-        """Judge `groups` in batches of at most `max_batch_groups`.
+        """Judge `groups` in batches of at most `max_batch_groups`, and of no more programs than end in time.
 
         A batch is tried `1 + retries` times, with pauses of `retry_backoff_seconds`, doubled each time. If it still
         fails, each of its groups is tried once alone, so that one bad group does not fail the others.
@@ -46,11 +43,10 @@ class JudgeWorker:
         Returns, per group and in order, the group with its judgement, or the `Failure` of its lease with the reason.
         """
         started = time.monotonic()
-        size = self._config.max_batch_groups
         answers: list[Group | Failure] = []
         try:
-            for start in range(0, len(groups), size):
-                answers += await self._judge_batch(groups[start : start + size])
+            for batch in batches(groups, self._config):
+                answers += await self._judge_batch(batch)
         finally:
             self._seconds += time.monotonic() - started
         self._counts["groups"] += len(answers)
@@ -60,6 +56,10 @@ class JudgeWorker:
     async def seconds(self) -> float:
         """Return the seconds spent judging since the start."""
         return self._seconds
+
+    async def pulse(self) -> Pulse:
+        """Return a sign of life."""
+        return Pulse.of_this_process()
 
     async def figures(self) -> dict[str, float]:
         """Return the counts since the start: `groups`, `failed_groups` among them, and the judge's own."""
@@ -80,43 +80,51 @@ class JudgeWorker:
         return [_failure(batch[0], reason)] if len(batch) == 1 else await self._judge_one_by_one(batch)
 
     async def _judge_one_by_one(self, batch: Sequence[Group]) -> list[Group | Failure]:
-        """Try each group once. After more than `retries` timeouts in a row, fail the rest untried."""
+        """Try each group once. After more than `retries` groups in a row without any answer, fail the rest untried."""
         results: list[Group | Failure] = []
-        timeouts = 0
+        lost, did = 0, ""
         for group in batch:
-            if timeouts > self._config.retries:
-                results.append(_failure(group, f"not tried: the judge timed out on {timeouts} groups in a row"))
+            if lost > self._config.retries:
+                results.append(_failure(group, f"not tried: the judge {did} on {lost} groups in a row"))
                 continue
             try:
                 results += await self._judge_once([group])
-                timeouts = 0
+                lost = 0
             except Exception as error:  # as above
                 results.append(_failure(group, _reason(error)))
-                timeouts = timeouts + 1 if isinstance(error, _JudgeTimeoutError) else 0
+                if isinstance(error, JudgeTimeoutError | JudgeDeathError):
+                    lost, did = lost + 1, error.did
+                else:
+                    lost = 0
         return results
 
     async def _judge_once(self, groups: Sequence[Group]) -> list[Group | Failure]:
-        seconds = self._config.timeout_seconds
-        try:
-            async with asyncio.timeout(seconds) as limit:
-                answers = await self._judge.judge(groups)
-        except TimeoutError as error:
-            if not limit.expired():
-                raise  # the judge's own, of a request that it made
-            raise _JudgeTimeoutError(f"the judge did not answer within {seconds:g} s") from error
-        check_answers(answers, groups)
+        answers = await judge_in_time(self._judge, groups, self._config.timeout_seconds)
         return [
             _failure(group, _reason(answer)) if isinstance(answer, OffbeatError) else replace(group, judgement=answer)
             for group, answer in zip(groups, answers, strict=True)
         ]
 
 
+def batches(groups: Sequence[Group], config: JudgingConfig) -> list[list[Group]]:
+    """Split `groups`, in order, into batches that `config` allows; a group that is too large alone is one."""
+    split: list[list[Group]] = []
+    completions = 0
+    for group in groups:
+        completions += len(group.completions)
+        if not split or len(split[-1]) == config.max_batch_groups or not config.in_time(completions):
+            split.append([])
+            completions = len(group.completions)
+        split[-1].append(group)
+    return split
+
+
 def _failure(group: Group, reason: str) -> Failure:
-    return Failure(lease_index=group.lease.index, attempt=group.lease.attempt, reason=reason)
+    return Failure(lease_index=group.lease.index, attempt=group.lease.attempt, reason=shown(reason, LONGEST_FAILURE))
 
 
 def _reason(error: Exception) -> str:
     """Return the message of our own errors, which stand alone, and type and message of any other."""
-    if isinstance(error, OffbeatError | _JudgeTimeoutError):
+    if isinstance(error, OffbeatError):
         return str(error)
     return f"the judge raised {type(error).__name__}: {error}"

@@ -35,6 +35,7 @@ from itertools import chain, count
 from typing import Any
 
 from actors.errors import RunError, UsageError
+from actors.foreign.text import by_kind, count_reason
 from actors.replay_buffer.config import ReplayConfig
 
 _FIXED_BY_STATE = ("order", "prompts_per_update", "updates_per_publish")
@@ -102,8 +103,7 @@ class Admission:
         self._reusable: dict[int, _Entry] = {}
         self._gaps: set[int] = set()  # dropped leases of future updates, in lease order
         self._counts: Counter[str] = Counter()
-        self._returned: Counter[str] = Counter()
-        self._dropped: Counter[str] = Counter()
+        self._returned, self._dropped = Counter[str](), Counter[str]()
 
     @property
     def training_version(self) -> int:
@@ -303,8 +303,8 @@ class Admission:
         self._waiting, self._in_flight = entries["waiting"], entries["in_flight"]
         self._buffered, self._reusable = entries["buffered"], entries["reusable"]
         self._gaps = set(state["gaps"])
-        self._counts, self._returned = Counter(state["counts"]), Counter(state["returned"])
-        self._dropped = Counter(state["dropped"])
+        self._counts = Counter(state["counts"])
+        self._returned, self._dropped = by_kind(state["returned"]), by_kind(state["dropped"])
         for index in list(self._in_flight):
             self._wait(index, self._in_flight.pop(index), "restart")
         self._check()
@@ -335,12 +335,12 @@ class Admission:
         if entry.failures < self.config.max_attempts:
             self._wait(index, entry, reason)
             return
-        self._dropped[reason] += 1
+        count_reason(self._dropped, reason)
         if self.config.order == "lease":
             self._gaps.add(index)
 
     def _wait(self, index: int, entry: _Entry, reason: str) -> None:
-        self._returned[reason] += 1
+        count_reason(self._returned, reason)
         self._waiting[index] = _Entry(attempt=entry.attempt + 1, failures=entry.failures)
 
     def _sweep(self) -> None:

@@ -3,23 +3,44 @@
 Trusts judgements, which `actors/judges/worker.py` checks on arrival. Raises RunError for a group without one.
 """
 
+import math
+from typing import Literal
+
 from actors.errors import RunError
 from actors.preferences import antisymmetric, bradley_terry, finished_first
 from actors.records import Game, Group, Judgement, Pair
 
-
-def effective_scores(group: Group, missing_eos_score: float | None) -> tuple[float, ...]:
-    """Return the judge's scores; `missing_eos_score`, if set, replaces those of unfinished completions."""
-    scores = _judgement(group).scores
-    if missing_eos_score is None:
-        return tuple(map(float, scores))
-    return tuple(
-        float(score if completion.finished else missing_eos_score)
-        for score, completion in zip(scores, group.completions, strict=True)
-    )
+MissingEos = float | Literal["below_finished"] | None
+"""`judging.missing_eos_score`."""
 
 
-def best_and_worst(group: Group, missing_eos_score: float | None) -> Pair:
+def effective_scores(group: Group, missing_eos_score: MissingEos) -> tuple[float, ...]:
+    """Return the judge's scores; those of unfinished completions are replaced if `missing_eos_score` is not None.
+
+    `below_finished` puts all of them as far below the group's lowest finished score as the judge's scores spread,
+    whatever their unit; if none finished, all get the lowest score of the group.
+    """
+    scores = [float(score) for score in _judgement(group).scores]
+    finished = [completion.finished for completion in group.completions]
+    if missing_eos_score is None or all(finished):
+        return tuple(scores)
+    if missing_eos_score == "below_finished":
+        missing_eos_score = _below(
+            min((s for s, ended in zip(scores, finished, strict=True) if ended), default=None), scores
+        )
+    return tuple(score if ended else float(missing_eos_score) for score, ended in zip(scores, finished, strict=True))
+
+
+def unfinished_won(group: Group, missing_eos_score: MissingEos) -> bool | None:
+    """Return whether an unfinished completion has the best score of its group; None unless some of both kinds exist."""
+    finished = [completion.finished for completion in group.completions]
+    if all(finished) or not any(finished):
+        return None
+    scores = effective_scores(group, missing_eos_score)
+    return not finished[scores.index(max(scores))]
+
+
+def best_and_worst(group: Group, missing_eos_score: MissingEos) -> Pair:
     """Pair the best and the worst completion (argmax and argmin, as in Noukhovitch et al. 2024, section 3).
 
     Ties go to the first index. If all scores are equal, both sides are the same completion: its log-ratio is exactly 0
@@ -37,21 +58,18 @@ def best_and_worst(group: Group, missing_eos_score: float | None) -> Pair:
     )
 
 
-def game_of(group: Group, missing_eos_score: float | None) -> Game:
+def game_of(group: Group, missing_eos_score: MissingEos) -> Game:
     """Build the preference game of a judged group: its players, its opponents, and the preference table.
 
-    P(i > j) comes from the judge if it compares pairs, else from the effective scores by Bradley-Terry. If
-    `missing_eos_score` is set, an unfinished completion loses every compared pair against a finished one and ties with
-    other unfinished ones.
+    P(i > j) comes from the judge if it compares pairs, else from the effective scores by Bradley-Terry. With
+    `below_finished`, and in compared pairs with any `missing_eos_score` but None, an unfinished completion loses
+    against every finished one and ties with other unfinished ones.
     """
     scores = effective_scores(group, missing_eos_score)
     given = _judgement(group).preferences
-    if given is None:
-        preferences = bradley_terry(scores)
-    else:
-        preferences = antisymmetric(given)
-        if missing_eos_score is not None:
-            preferences = finished_first(preferences, [completion.finished for completion in group.completions])
+    preferences = bradley_terry(scores) if given is None else antisymmetric(given)
+    if missing_eos_score == "below_finished" or (given is not None and missing_eos_score is not None):
+        preferences = finished_first(preferences, [completion.finished for completion in group.completions])
     return Game(
         lease_index=group.lease.index,
         prompt_token_ids=group.lease.prompt.token_ids,
@@ -60,6 +78,13 @@ def game_of(group: Group, missing_eos_score: float | None) -> Game:
         preferences=preferences,
         scores=scores,
     )
+
+
+def _below(lowest_finished: float | None, scores: list[float]) -> float:
+    if lowest_finished is None:
+        return min(scores)
+    spread = max(scores) - min(scores)
+    return min(lowest_finished - (spread or 1.0), math.nextafter(lowest_finished, -math.inf))
 
 
 def _judgement(group: Group) -> Judgement:

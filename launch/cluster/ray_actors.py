@@ -7,15 +7,15 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 
-from actors.errors import RunError, UsageError, WeightMismatchError
-from actors.records import SENT_BY_LEARNER, Failure, Game, GeneratorStatus, Group, Lease, Manifest, Pair
+from actors.errors import EngineStartError, RunError, UsageError, WeightMismatchError
+from actors.records import Failure, Game, GeneratorStatus, Group, Lease, Manifest, Pair, Pulse
+from launch.cluster.carriers import PULSE, carrier_of
 from launch.run.protocols import GeneratorDeadError, GeneratorUnavailableError, Publication
 from learner.records import StageStats, UpdateStats
 
@@ -26,8 +26,8 @@ ANSWER_SECONDS = 2.0
 CLOSE_SECONDS = 10.0
 RESTART_POLL_SECONDS = 0.1
 """Poll interval for a restarting actor; Ray's own retry notices later."""
-PUBLISHING = "publishing"
-"""Concurrency group of the learner's actors, for weight transfers."""
+START_PAUSE_SECONDS = 5.0
+"""Pause before the next try if a restarted engine did not start; doubles each time."""
 
 
 async def _answer(reference: Awaitable[Any]) -> Any:
@@ -45,16 +45,18 @@ def origin(error: Exception) -> Exception:
     return error
 
 
-@dataclass(frozen=True)
-class Delivery:
-    """A publication that learner rank 0 sends to each generator (`nccl`, `ipc`). Never run on a GPU so far."""
+class _StartFailedError(GeneratorUnavailableError):
+    """The generator's new process lives, but its engine did not start."""
 
-    sender: Any  # rank 0's actor
-    workers: int  # tensor parallel size of a generator
+    def __init__(self, message: str, process: str) -> None:
+        super().__init__(message)
+        self.process = process
 
 
 class RayGenerator:
     """A generator actor."""
+
+    vital = False
 
     def __init__(self, name: str, actor: Any) -> None:
         self.name = name
@@ -63,6 +65,8 @@ class RayGenerator:
         self._killed = False
         self._unreachable = False
         self._collect_seconds = 0.0
+        self._failed_starts: dict[str, str] = {}
+        """By process: why its engine did not start, since one did last."""
 
     async def ready(self) -> None:
         # A restarting actor answers "unavailable" until it is back.
@@ -70,13 +74,26 @@ class RayGenerator:
             try:
                 process = (await self.status()).process
                 break
+            except _StartFailedError as error:
+                await self._restart(error)
             except GeneratorUnavailableError:
                 await asyncio.sleep(RESTART_POLL_SECONDS)
+        self._failed_starts.clear()
         if self._unreachable and process == self._process:
             # Only the connection broke: an abandoned collect call may still run and would swallow the next results.
             await asyncio.sleep(self._collect_seconds)
         self._process = process
         self._killed = self._unreachable = False
+
+    async def _restart(self, failed: _StartFailedError) -> None:
+        """Use up one more restart, after a pause in which memory may become free. Raises `failed`, once per process."""
+        if failed.process in self._failed_starts:
+            await asyncio.sleep(RESTART_POLL_SECONDS)  # it has not ended yet
+            return
+        await asyncio.sleep(START_PAUSE_SECONDS * 2 ** len(self._failed_starts))
+        self._failed_starts[failed.process] = str(failed)
+        ray.kill(self._actor, no_restart=False)
+        raise failed
 
     async def submit(self, leases: Sequence[Lease]) -> None:
         await self._call("submit", list(leases))
@@ -86,17 +103,26 @@ class RayGenerator:
         return await self._call("collect", timeout_seconds)
 
     async def take_weights(self, manifest: Manifest, chunks: Any) -> int:
-        if isinstance(chunks, Delivery):
-            from actors.remote import GeneratorHandle
+        take = getattr(chunks, "take", None)
+        return await (self.receive(manifest, *(chunks or ())) if take is None else take(self, manifest))
 
-            deliver = chunks.sender.deliver.options(concurrency_group=PUBLISHING)
-            arguments = (self.name, self._process, GeneratorHandle(self._actor), manifest.version, chunks.workers)
-            return await self._delivered(deliver.remote(*arguments))
-        # Chunks are object references: passed as separate arguments, Ray resolves them.
-        return await self._call("take_published", manifest, *(chunks or ()))
+    async def check(self, manifest: Manifest) -> None:
+        await self._call("check_weights", manifest)
+
+    async def receive(self, manifest: Manifest, *payload: Any) -> int:
+        """Pass the payload, whose object references Ray resolves, to the actor."""
+        return await self._call("take_published", manifest, *payload)
+
+    @property
+    def process(self) -> str | None:
+        """Incarnation that answered last."""
+        return self._process
 
     async def status(self) -> GeneratorStatus:
         return await self._call("status")
+
+    async def pulse(self) -> Pulse:
+        return await self._call("pulse")
 
     def kill(self) -> None:
         # Once: every call in progress asks for it, and a second kill would hit the new process.
@@ -110,21 +136,16 @@ class RayGenerator:
         except RayError as error:
             raise self._translated(origin(error)) from None
 
-    async def _delivered(self, reference: Awaitable[Any]) -> int:
-        try:
-            return await reference
-        except RayTaskError as error:
-            raise self._translated(origin(error)) from None
-        except RayActorError as error:
-            raise _learner_died(error) from None
-
     def _translated(self, error: Exception) -> Exception:
+        if isinstance(error, EngineStartError):
+            return _StartFailedError(f"{self.name} ({error})", error.process)
         if isinstance(error, RunError) and not isinstance(error, WeightMismatchError):
             # The process lives but its engine is broken: Ray starts a new process while restarts are left.
             self.kill()
             return GeneratorUnavailableError(f"{self.name}: {error}")
         if isinstance(error, ActorDiedError):
-            return GeneratorDeadError(f"{self.name}: {reason(error)}")
+            why = [f"{self.name}: {reason(error)}", *self._failed_starts.values()]
+            return GeneratorDeadError(why[-1])
         if isinstance(error, RayActorError):
             self._unreachable = True
             return GeneratorUnavailableError(self.name)
@@ -132,10 +153,13 @@ class RayGenerator:
 
 
 class RayJudge:
-    """The judge actor."""
+    """A judge actor."""
 
-    def __init__(self, actor: Any) -> None:
+    vital = False
+
+    def __init__(self, actor: Any, name: str = "judge") -> None:
         self._actor = actor
+        self.name = name
         self._seconds = 0.0
         self._figures: dict[str, float] = {}
 
@@ -157,6 +181,17 @@ class RayJudge:
         except ActorDiedError as error:
             kind = UsageError if error.actor_init_failed else RunError
             raise kind(f"the judge could not start: {reason(error)}") from None
+
+    def loaded(self) -> list[Any]:
+        """Return references that resolve once the judge has been built."""
+        return [self._actor.seconds.options(max_task_retries=-1).remote()]
+
+    async def pulse(self) -> Pulse:
+        return await _answer(self._actor.pulse.remote())
+
+    def kill(self) -> None:
+        """Kill its process; it is restarted while restarts are left."""
+        ray.kill(self._actor, no_restart=False)
 
     async def seconds(self) -> float:
         """Ask for its seconds; return the last answer if it does not reply."""
@@ -182,6 +217,22 @@ class RayJudge:
                 await asyncio.sleep(RESTART_POLL_SECONDS)
 
 
+class RayRank:
+    """One rank, as the watchdog sees it."""
+
+    vital = True
+
+    def __init__(self, name: str, actor: Any) -> None:
+        self.name = name
+        self._actor = actor
+
+    async def pulse(self) -> Pulse:
+        return await _answer(self._actor.pulse.options(concurrency_group=PULSE).remote())
+
+    def kill(self) -> None:
+        ray.kill(self._actor)
+
+
 class RayRanks:
     """All ranks of a learner or a stage as one: a call enters every rank, as collectives require; rank 0 answers.
 
@@ -193,6 +244,14 @@ class RayRanks:
 
     async def ready(self) -> None:
         await self._all("ready")
+
+    def each(self) -> list[RayRank]:
+        """Return the ranks one by one."""
+        return [RayRank(f"learner rank {number}", rank) for number, rank in enumerate(self._ranks)]
+
+    def loaded(self) -> list[Any]:
+        """Return references that resolve once every rank has been built."""
+        return [rank.ready.remote() for rank in self._ranks]
 
     async def save(self, stage: Path) -> None:
         await self._all("save", str(stage))
@@ -212,8 +271,11 @@ class RayRanks:
     async def _all(self, method: str, *arguments: Any) -> Any:
         return (await self._gather([getattr(rank, method).remote(*arguments) for rank in self._ranks]))[0]
 
-    async def _first(self, method: str, *arguments: Any) -> Any:
-        return (await self._gather([getattr(self._ranks[0], method).remote(*arguments)]))[0]
+    async def first(self, method: str, *arguments: Any, group: str | None = None) -> Any:
+        """Call rank 0 alone; with `group`, in that concurrency group of its actor."""
+        call = getattr(self._ranks[0], method)
+        call = call if group is None else call.options(concurrency_group=group)
+        return (await self._gather([call.remote(*arguments)]))[0]
 
     async def _gather(self, references: Sequence[Awaitable[Any]]) -> list[Any]:
         try:
@@ -238,32 +300,39 @@ class RayStage(RayRanks):
 class RayLearner(RayRanks):
     """The ranks that train on rollouts; see `learner.training.worker.LearnerWorker`."""
 
-    def __init__(self, ranks: Sequence[Any], transport: str, generator_workers: int = 1, host: str = "") -> None:
+    def __init__(
+        self,
+        ranks: Sequence[Any],
+        transport: str,
+        generator_workers: int = 1,
+        *,
+        host: str = "",
+        take_seconds: float = 600.0,
+    ) -> None:
         super().__init__(ranks)
         self.host = host  # address of rank 0's host
-        self._transport = transport
-        self._generator_workers = generator_workers
+        self._carrier = carrier_of(transport, self, generator_workers, take_seconds)
 
     async def update(self, items: Sequence[Pair] | Sequence[Game], measure_step: bool = False) -> UpdateStats:
         return await self._all("update", ray.put(list(items)), measure_step)
 
     async def export(self, version: int) -> Publication:
-        manifest = await self._all("export", version)
-        chunks: Any = None
-        if self._transport in SENT_BY_LEARNER:
-            chunks = Delivery(self._ranks[0], self._generator_workers)
-        if self._transport == "object_store":
-            count = await self._first("chunk_count")
-            # Return values outlive the learner; what an actor puts itself dies with it.
-            chunks = [self._ranks[0].chunk.remote(index) for index in range(count)]
-            await self._gather(chunks)
-        return Publication(manifest, chunks)
+        return await self._carrier.publication(await self._all("export", version))
+
+    async def chunks(self, count: int) -> Sequence[Any]:
+        """Return references to the chunks of the newest publication, once rank 0 has made them."""
+        # Return values outlive the learner; what an actor puts itself dies with it.
+        references = [self._ranks[0].chunk.remote(index) for index in range(count)]
+        await self._gather(references)
+        return references
 
     async def retire(self, version: int) -> None:
-        await self._first("retire", version)
+        await self.first("retire", version)
 
-    async def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Any]:
-        return await self._all("score", ray.put([(tuple(p), tuple(r)) for p, r in sequences]))
+    async def score(
+        self, sequences: Sequence[tuple[Sequence[int], Sequence[int], Sequence[tuple[int, int]]]]
+    ) -> list[Any]:
+        return await self._all("score", ray.put([tuple(map(tuple, sequence)) for sequence in sequences]))
 
 
 def _learner_died(error: Exception) -> RunError:

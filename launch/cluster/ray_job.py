@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from actors.errors import INTERRUPTED, RunError, UsageError
+from actors.foreign.text import WHOLE, shown
 from launch.cluster import security_warnings
 
 EXCLUDED_FOLDERS = (".venv", ".git", "runs", "models", "build", ".mypy_cache", ".pytest_cache", ".ruff_cache")
@@ -87,6 +88,9 @@ def exit_code(status: str, entrypoint_code: int | None) -> int:
     return entrypoint_code if entrypoint_code > 0 else 128 - entrypoint_code
 
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
 class LogFollower:
     """Print a job's log as it grows. After a broken connection the server sends it again; skip what was printed."""
 
@@ -97,7 +101,8 @@ class LogFollower:
         """Return when the server closes the log, which it does once the job has ended."""
         seen = 0
         async for chunk in self._client.tail_job_logs(self._job_id):
-            print(chunk[max(0, self._printed - seen) :], end="", flush=True)
+            new = _COLOUR.sub("", chunk[max(0, self._printed - seen) :]).replace("\r", "\n")
+            print(shown(new, WHOLE, lines=True), end="", flush=True)
             seen += len(chunk)
             self._printed = max(self._printed, seen)
 
@@ -183,15 +188,15 @@ def run_ray_job(job: RayJob, address: str) -> int:
             f"the job was not accepted: {str(error).strip()}; if the upload is too large, keep data and models out of "
             f"{job.working_dir}, or in a folder that is not uploaded ({', '.join(EXCLUDED_FOLDERS)})"
         ) from error
-    print(f"submitted {job_id} to {address}", flush=True)
+    print(shown(f"submitted {job_id} to {address}"), flush=True)
     try:
         status, code = wait_for_job(client, job_id)
     except KeyboardInterrupt:
-        print(f"\ninterrupted: stopping {job_id}", flush=True)
+        print(shown(f"\ninterrupted: stopping {job_id}", lines=True), flush=True)
         client.stop_job(job_id)
         status, _ = wait_for_job(client, job_id)
-        print(f"{job_id} is {status}", flush=True)
+        print(shown(f"{job_id} is {status}"), flush=True)
         return INTERRUPTED
     result = exit_code(status, code)
-    print(f"{job_id} {status}, exit code {result}", flush=True)
+    print(shown(f"{job_id} {status}, exit code {result}"), flush=True)
     return result

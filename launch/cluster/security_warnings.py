@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from actors.foreign.text import shown
 from actors.judges.config import HttpJudgeConfig, JudgeKind
 from actors.redaction import redact
 
@@ -81,7 +82,7 @@ def warn(*warnings: str | None) -> None:
     """Print the warnings that are not None to standard error."""
     for text in warnings:
         if text is not None:
-            print(f"offbeat: warning: {text}", file=sys.stderr)
+            print(shown(f"offbeat: warning: {text}"), file=sys.stderr)
 
 
 def keep_token_private(home: Path) -> None:

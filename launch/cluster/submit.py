@@ -17,6 +17,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from actors.errors import INTERRUPTED, RunError, UsageError
+from actors.foreign.text import shown
 from launch.cluster.ray_job import EXCLUDED_FOLDERS, RayJob, job_server, ray_command_line, run_ray_job
 
 COMPOSE_FILE = Path(__file__).resolve().parents[2] / "docker" / "compose.yaml"
@@ -31,11 +32,12 @@ class Training:
 
     config: Path  # absolute
     overrides: tuple[str, ...] = ()
-    resume: bool = False
+    resume: bool | str = False  # or the checkpoint to go on from
 
     def command(self, config: str) -> list[str]:
         """Return the words of the command that trains; `config` is the file's path where it runs."""
-        return ["python", "-m", "launch", "train", config, *self.overrides, *(["--resume"] if self.resume else [])]
+        resume = f"--resume={self.resume}" if isinstance(self.resume, str) else "--resume"
+        return ["python", "-m", "launch", "train", config, *self.overrides, *([resume] if self.resume else [])]
 
 
 # ---------------------------------------------------------------- Ray: the job runs from an uploaded copy
@@ -134,7 +136,7 @@ def run_sbatch(script: str) -> int:
     assert process.stdout is not None
     process.stdin.write(script)
     process.stdin.close()
-    job_id = process.stdout.readline().strip().partition(";")[0]
+    job_id = shown(process.stdout.readline().strip().partition(";")[0])
     try:
         if job_id:
             print(f"queued Slurm job {job_id}, log offbeat-{job_id}.log; waiting for its end", flush=True)

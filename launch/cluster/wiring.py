@@ -6,7 +6,7 @@ The only module that decides where things run. Everything it starts ends with `r
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ from ray.exceptions import RayTaskError
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.data.text import load_tokenizer
 from actors.errors import RunError, UsageError
 from actors.generation.config import GeneratorSpec
+from actors.hub import answer_ends, resolve
 from actors.network import free_port
-from actors.records import SENT_BY_LEARNER
-from launch.cluster import security_warnings
-from launch.cluster.placement import address_to_join, generator_gpus, resources_needed, resources_to_sample
-from launch.cluster.ray_actors import PUBLISHING, RayGenerator, RayJudge, RayLearner, RayStage, origin, reason
+from actors.records import TRANSPORTS
+from launch.cluster import placement, security_warnings
+from launch.cluster.carriers import CONCURRENCY_GROUPS, PULSE
+from launch.cluster.placement import Node, address_to_join, generator_gpus
+from launch.cluster.ray_actors import RayGenerator, RayJudge, RayLearner, RayStage, origin, reason
 from launch.cluster.ray_job import auth_token
 from launch.settings.run import ClusterConfig, RunConfig
 from learner.backend.process import RankPlace
@@ -87,35 +90,37 @@ def _check_answers(address: str) -> None:
 
 def check_resources(config: RunConfig) -> None:
     """Raise UsageError if Ray cannot place the run's actors; they would wait forever."""
-    have = ray.cluster_resources()
-    needed = resources_needed(config)
+    needed = placement.resources_needed(placement.run_actors(config))
     _check_amounts(
         needed,
-        have,
+        ray.cluster_resources(),
         f"{config.generators.required} generators, {config.learner.ranks} learner ranks, {config.judging.count} judges",
         "generators.count, learner.ranks or their shares",
     )
-    if (
-        config.publication.transport == "shm"
-        and len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) > 1
-    ):
+    transport = config.publication.transport
+    if TRANSPORTS[transport].one_host and len(_hosts()) > 1:
         raise UsageError(
-            "publication.transport shm works on one host, and this Ray cluster has several; set it to nccl (GPUs) or "
-            "object_store"
+            f"publication.transport {transport} works on one host, and this Ray cluster has several; set it to nccl "
+            "(GPUs), gloo or object_store"
         )
+    placement.plan(config, _nodes())
 
 
 def check_sampling_resources(config: RunConfig) -> None:
     """Raise UsageError if Ray cannot place generators and judges; they would wait forever."""
-    needed = resources_to_sample(config, config.generators.count)
+    actors = placement.sampling_actors(config)
     by = f"{config.generators.count} generators, {config.judging.count} judges"
+    needed = placement.resources_needed(actors)
     _check_amounts(needed, ray.cluster_resources(), by, "generators.count or their shares")
+    placement.place(actors, _nodes())
 
 
 def check_stage_resources(learner: TrainerConfig) -> None:
     """Raise UsageError if Ray cannot place a stage's ranks; they would wait forever."""
-    needed = {"CPU": learner.ranks * learner.cpus_per_rank, "GPU": learner.ranks * learner.gpus_per_rank}
+    actors = placement.rank_actors(learner)
+    needed = placement.resources_needed(actors)
     _check_amounts(needed, ray.cluster_resources(), f"{learner.ranks} learner ranks", "learner.ranks or their shares")
+    placement.place(actors, _nodes())
 
 
 def _check_amounts(needed: Mapping[str, float], have: Mapping[str, float], by: str, lowered: str) -> None:
@@ -127,30 +132,57 @@ def _check_amounts(needed: Mapping[str, float], have: Mapping[str, float], by: s
             )
 
 
+def _nodes() -> list[Node]:
+    """List the live nodes of the Ray cluster."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(resources.get("CPU", 0.0), int(resources.get("GPU", 0.0))) for resources in alive]
+
+
+def _hosts() -> set[str]:
+    return {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+
+
 def start_generators(
-    config: RunConfig, model_dir: str, reference_dir: str, host: str | None = None
+    config: RunConfig,
+    model_dir: str,
+    reference_dir: str,
+    learner: RayLearner | None = None,
+    judges: Sequence[RayJudge] = (),
+    *,
+    updates: int = 0,
 ) -> list[RayGenerator]:
     """Start all generator actors; their engines load in the background.
 
-    `host`: address of the host that they must stay on, whatever joins the cluster later; None: any.
+    `learner`, `judges`: those of the run. Generators stay on the learner's host if its publications do; engines that
+    may share a GPU with them start when they have loaded, because vLLM measures the memory that others leave.
+    `updates`: those that a resumed run begins with.
     """
+    from actors.data.text import load_tokenizer
     from actors.generation.engine import engine_environment
     from actors.remote import GeneratorPlace, start_generator
 
     gpus = generator_gpus(config)
-    place = GeneratorPlace(gpus, host, {**engine_environment(config.generators, cuda=gpus > 0), **_import_path()})
+    host = learner.host if learner is not None and placement.on_learner_host(config) else None
+    after = [ref for other in (learner, *judges) if other is not None for ref in other.loaded()] if 0 < gpus < 1 else []
+    environment = engine_environment(config.generators, cuda=gpus > 0) | _import_path()
+    place = GeneratorPlace(gpus, host, environment, after)
+    chat_template = None
+    if config.sampling.environment is not None:
+        chat_template = load_tokenizer(config.model.tokenizer or model_dir, chats=config.model).chat_template
     specs = [
         GeneratorSpec(
             name=f"generator-{number}",
             model_dir=model_dir,
             reference_dir=reference_dir,
             tokenizer=config.model.tokenizer,
+            chat_template=chat_template,
             generators=config.generators,
             sampling=config.sampling,
             opponent=config.opponent,
-            seed=config.seed + number,
+            seed=config.seed,
+            number=number,
+            start=updates,
             deterministic=config.deterministic,
-            transport=config.publication.transport,
         )
         for number in range(config.generators.count)
     ]
@@ -164,15 +196,23 @@ def start_judges(config: RunConfig, model_dir: str) -> list[RayJudge]:
     security_warnings.warn(*map(security_warnings.http_judge, config.judging.judges))
     tokenizer = config.model.tokenizer or model_dir
     return [
-        RayJudge(remote.start_judge(config.judging, tokenizer=tokenizer, environment=_import_path()))
-        for _ in range(config.judging.count)
+        RayJudge(remote.start_judge(config.judging, tokenizer=tokenizer, environment=_import_path()), f"judge-{number}")
+        for number in range(config.judging.count)
     ]
 
 
 def start_learner(
-    config: RunConfig, model_dir: str, reference_dir: str, shared_memory: Path, failed_batches: Path
+    config: RunConfig,
+    model_dir: str,
+    reference_dir: str,
+    shared_memory: Path,
+    failed_batches: Path,
+    prompt: Sequence[int] = (0,),
 ) -> RayLearner:
-    """Start all learner ranks, packed together, with rank 0's host as their meeting point."""
+    """Start all learner ranks, packed together, with rank 0's host as their meeting point.
+
+    `prompt`: token ids of the one that learner and engines score an answer of after each weight sync.
+    """
     from learner.training.worker import LearnerWorker
 
     transport = config.publication.transport
@@ -183,34 +223,55 @@ def start_learner(
         tokenizer_dir=config.model.tokenizer,
         total_updates=config.updates,
         temperature=config.sampling.temperature,
+        ends=_ends(model_dir, config.model.tokenizer),
         failed_batches_dir=str(failed_batches),
+        **_canary(config, prompt),
     )
-    # Weights are sent beside the next update, not after it.
-    options = {"concurrency_groups": {PUBLISHING: 1}} if transport in SENT_BY_LEARNER else {}
+    # Weights are sent beside the next update, not after it. `.options()` refuses concurrency groups.
+    beside = CONCURRENCY_GROUPS if TRANSPORTS[transport].beside_updates else {}
+    actor = ray.remote(concurrency_groups={PULSE: 1, **beside})(LearnerWorker)
 
     def start(options: dict[str, Any], place: RankPlace) -> Any:
-        actor = ray.remote(LearnerWorker).options(**options)
-        return actor.remote(spec, place, config.publication, str(shared_memory))
+        return actor.options(**options).remote(spec, place, config.publication, str(shared_memory))
 
-    ranks, host = _start_ranks(start, config.learner, options)
-    return RayLearner(ranks, transport, config.generators.tensor_parallel_size, host=host)
+    ranks, host = _start_ranks(start, config.learner)
+    workers, seconds = config.generators.tensor_parallel_size, config.publication.timeout_seconds
+    return RayLearner(ranks, transport, workers, host=host, take_seconds=seconds)
 
 
 def start_stage(config: StageConfig, model_dir: Path, directory: Path, total_updates: int) -> RayStage:
     """Start all ranks of a stage, which read `directory`/data."""
     from learner.stages.worker import StageWorker
 
-    spec = StageSpec(config, str(model_dir), str(directory / "data"), total_updates, str(directory / "failed_batches"))
+    spec = StageSpec(
+        config,
+        str(model_dir),
+        str(directory / "data"),
+        total_updates,
+        str(directory / "failed_batches"),
+        _ends(model_dir, config.model.tokenizer),
+    )
 
     def start(options: dict[str, Any], place: RankPlace) -> Any:
-        return ray.remote(StageWorker).options(**options).remote(spec, place)
+        return ray.remote(concurrency_groups={PULSE: 1})(StageWorker).options(**options).remote(spec, place)
 
-    return RayStage(_start_ranks(start, config.learner, {})[0])
+    return RayStage(_start_ranks(start, config.learner)[0])
 
 
-def _start_ranks(
-    start: Callable[[dict[str, Any], RankPlace], Any], trainer: TrainerConfig, options: dict[str, Any]
-) -> tuple[list[Any], str]:
+def _canary(config: RunConfig, prompt: Sequence[int]) -> dict[str, Any]:
+    """Return a prompt and the length of its answer, of which an engine can still sample one token."""
+    answer = min(config.publication.canary_tokens, config.sampling.max_new_tokens)
+    room = config.generators.max_model_len - 1 - answer
+    return {"canary_prompt": tuple(prompt)[-room:], "canary_tokens": answer}
+
+
+def _ends(model_dir: str | Path, tokenizer: str | None) -> tuple[int, ...]:
+    """Return the token ids that end an answer, for the models that the learner saves."""
+    directory = resolve(model_dir, weights=False)
+    return answer_ends(directory, load_tokenizer(tokenizer or str(directory)))
+
+
+def _start_ranks(start: Callable[[dict[str, Any], RankPlace], Any], trainer: TrainerConfig) -> tuple[list[Any], str]:
     """Call `start` with the options and the place of each rank, packed together; return actors and rank 0's address."""
     bundle = {"CPU": trainer.cpus_per_rank, **({"GPU": trainer.gpus_per_rank} if trainer.gpus_per_rank else {})}
     group = placement_group([bundle] * trainer.ranks, strategy="PACK")
@@ -222,7 +283,7 @@ def _start_ranks(
     strategies = [PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=n) for n in range(trainer.ranks)]
     meeting_point = ray.remote(_meeting_point).options(num_cpus=0, scheduling_strategy=strategies[0])
     address, port = ray.get(meeting_point.remote(trainer.port))
-    options = options | {
+    options = {
         "num_cpus": trainer.cpus_per_rank,
         "num_gpus": trainer.gpus_per_rank,
         "runtime_env": {"env_vars": _import_path()},

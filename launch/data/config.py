@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from actors.data.config import PreferenceSourceConfig
+from actors.data.config import ChatTemplateConfig, PreferenceSourceConfig
 from actors.settings import Settings
 
 
@@ -59,7 +59,7 @@ class FilterConfig(Settings):
         return self.ceiling.kind != "off" or self.max_gap is not None or self.mistakes_only
 
 
-class DataConfig(PreferenceSourceConfig):
+class DataConfig(ChatTemplateConfig, PreferenceSourceConfig):
     """One preparation of preference data."""
 
     output: str = Field(description="directory to write, which must be empty or absent")

@@ -9,41 +9,55 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.text import Text
 
 from actors.data.preference_filters import (
     PerplexityRules,
     RuleOutcome,
     apply_rules,
     ceiling_of,
-    find_duplicates,
-    split_of,
+    duplicates_among,
+    prompt_of,
 )
-from actors.data.preference_layouts import MalformedPreferenceError, PreferenceRow, prompt_key
+from actors.data.preference_layouts import MalformedPreferenceError, PreferenceRow
 from actors.data.preferences import (
+    ROWS_PER_GROUP,
+    PreferenceColumns,
+    PreferenceTokens,
     TokenLimits,
-    check_one_kind,
-    collect_preferences,
+    each_preference,
     preference_tokens,
     read_samples,
-    write_preferences,
 )
 from actors.data.rows import Problem, check_problems
 from actors.data.text import load_tokenizer
 from actors.errors import UsageError, writing
 from actors.files import atomic_directory
-from actors.hub import resolve
+from actors.foreign.text import shown
+from actors.hub import answer_ends, resolve
 from launch.data.config import DataConfig
 from launch.data.report import MEANINGS, DataReport, OwnSamples, Pair, make_report
+from launch.data.store import PairStore
 from launch.settings.loading import dump_config
+from learner.backend import manifest
 
 if TYPE_CHECKING:
     from learner.tensors.batching import TokenSequence
+
+
+class Tokenise(Protocol):
+    """`preference_tokens` with its settings."""
+
+    def __call__(
+        self, rows: Sequence[PreferenceRow], *, limits: TokenLimits = ...
+    ) -> list[PreferenceTokens | MalformedPreferenceError]: ...
 
 
 class Scorer(Protocol):
@@ -54,7 +68,7 @@ class Scorer(Protocol):
     def log_perplexities(self, sequences: Sequence[TokenSequence]) -> NDArray[np.float64]: ...
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, eos: int, seed: int
+        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, ends: Sequence[int], seed: int
     ) -> list[TokenSequence]: ...
 
 
@@ -62,13 +76,18 @@ class Scorer(Protocol):
 class Preparation:
     """All rows, the decision on each, and the report."""
 
+    store: PairStore  # of the rows of `pairs`
     pairs: list[Pair]  # well-formed rows, with those left out
     problems: list[Problem]  # rows that never became a pair
     report: DataReport
 
     def rows(self, split: str) -> list[PreferenceRow]:
         """Return the rows to write for `split`, in file order."""
-        return [pair.row for pair in _kept(self.pairs) if pair.split == split]
+        return list(self.store.rows(self.numbers(split)))
+
+    def numbers(self, split: str) -> list[int]:
+        """Return the numbers in the store of the rows to write for `split`."""
+        return [pair.number for pair in _kept(self.pairs) if pair.split == split]
 
     def left_out(self) -> Iterator[Problem]:
         """Return every row that is not written."""
@@ -85,13 +104,16 @@ def run_data(config: DataConfig, console: Console | None = None) -> int:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"output {output} exists and is not an empty directory; choose another with --output DIR")
     directory = None if config.model is None else resolve(config.model)
+    if directory is not None:
+        manifest.check(directory)
     tokenizer_path = config.tokenizer or (None if directory is None else str(directory))
-    tokenizer = None if tokenizer_path is None else load_tokenizer(tokenizer_path)
-    preparation = prepare(config, tokenizer, None if directory is None else _load_scorer(directory, config))
+    tokenizer = None if tokenizer_path is None else load_tokenizer(tokenizer_path, chats=config)
+    ends = () if directory is None else answer_ends(directory, tokenizer)
+    preparation = prepare(config, tokenizer, None if directory is None else _load_scorer(directory, config), ends)
     _write(output, config, preparation)
     console = console or Console(highlight=False)
     console.print(preparation.report.renderable())
-    console.print(f"\nwritten to {output}", soft_wrap=True)
+    console.print(Text(shown(f"\nwritten to {output}", lines=True)), soft_wrap=True)
     return 0
 
 
@@ -106,24 +128,31 @@ def _load_scorer(directory: Path, config: DataConfig) -> Scorer:
     return PerplexityModel(directory, dtype=config.dtype, device=device, micro_batch_tokens=config.micro_batch_tokens)
 
 
-def prepare(config: DataConfig, tokenizer: Any = None, scorer: Scorer | None = None) -> Preparation:
+def prepare(
+    config: DataConfig, tokenizer: Any = None, scorer: Scorer | None = None, ends: Sequence[int] = ()
+) -> Preparation:
     """Decide on every row of `config.source`; write nothing.
 
     The checks come in this order: well-formed, within the limits (with a `tokenizer`), no duplicate, and the rules on
-    perplexity (with a `scorer`). A row is left out for the first that it fails.
+    perplexity (with a `scorer`). A row is left out for the first that it fails. `ends` are the token ids that end an
+    answer.
     Raises UsageError as `read_preferences` does.
     """
-    collected = collect_preferences(config.source, config.split, probability_from=config.probability_from)
-    pairs = [Pair(row, place) for row, place in zip(collected.rows, collected.places, strict=True)]
+    columns = PreferenceColumns(config.columns)
+    store, pairs, problems = _read(config, columns)
+    tokenise = partial(preference_tokens, tokenizer=tokenizer, ends=ends, template=config.template)
     if tokenizer is not None:
         context = None if scorer is None else scorer.context
-        _tokenise(pairs, tokenizer, config, TokenLimits(config.max_prompt_tokens, config.max_response_tokens, context))
+        limits = TokenLimits(config.max_prompt_tokens, config.max_response_tokens, context)
+        _count_tokens(pairs, partial(tokenise, limits=limits))
     unique = _kept(pairs)
-    check_problems([*collected.problems, *_left_out(pairs)], len(unique), config.source, config.on_malformed)
-    check_one_kind([pair.row for pair in unique])
+    check_problems([*problems, *_left_out(pairs)], len(unique), config.source, config.on_malformed)
+    store.check_one_kind([pair.number for pair in unique])
 
-    decisions = find_duplicates(
-        [pair.row for pair in unique], duplicates=config.deduplicate, contradictory=config.contradictory
+    decisions = duplicates_among(
+        [store.keys[pair.number] for pair in unique],
+        duplicates=config.deduplicate,
+        contradictory=config.contradictory,
     )
     for pair, decision in zip(unique, decisions, strict=True):
         pair.left_out, pair.why = decision, MEANINGS[decision] if decision else ""
@@ -131,14 +160,32 @@ def prepare(config: DataConfig, tokenizer: Any = None, scorer: Scorer | None = N
     ceiling, own_samples, outcomes = None, None, []
     scored = _kept(pairs)
     if scorer is not None and scored:
-        _score(scored, scorer)
-        ceiling, own_samples = _ceiling(scored, config, tokenizer, scorer)
+        _score(scored, scorer, tokenise)
+        ceiling, own_samples = _ceiling(scored, config, tokenise, ends or (tokenizer.eos_token_id,), scorer)
         outcomes = _judge(scored, PerplexityRules(ceiling, config.filters.max_gap, config.filters.mistakes_only))
-    for pair in _kept(pairs):
-        pair.split = split_of(pair.row, config.validation_fraction, config.seed)
-    malformed = Counter(problem.reason for problem in collected.problems)
-    report = make_report(pairs, malformed, config, ceiling, own_samples, outcomes)
-    return Preparation(pairs, collected.problems, report)
+    malformed = Counter(problem.reason for problem in problems)
+    report = make_report(pairs, malformed, config, columns, ceiling, own_samples, outcomes)
+    return Preparation(store, pairs, problems, report)
+
+
+def _read(config: DataConfig, columns: PreferenceColumns) -> tuple[PairStore, list[Pair], list[Problem]]:
+    """Read the source into a store; return it with its pairs and the malformed rows."""
+    store, pairs, problems = PairStore(config.validation_fraction, config.seed), list[Pair](), list[Problem]()
+    rows = each_preference(
+        config.source,
+        config.split,
+        probability_from=config.probability_from,
+        columns=columns,
+        ranked_pairs=config.ranked_pairs,
+    )
+    with writing("the temporary file of the pairs", "set TMPDIR to a directory with room"):
+        for place, found in rows:
+            if isinstance(found, Problem):
+                problems.append(found)
+            else:
+                pairs.append(Pair(store, len(store), place))
+                store.add(found)
+    return store, pairs, problems
 
 
 def _kept(pairs: Sequence[Pair]) -> list[Pair]:
@@ -149,22 +196,34 @@ def _left_out(pairs: Sequence[Pair]) -> list[Problem]:
     return [Problem(pair.place, pair.why, pair.left_out) for pair in pairs if pair.left_out is not None]
 
 
-def _tokenise(pairs: Sequence[Pair], tokenizer: Any, config: DataConfig, limits: TokenLimits) -> None:
-    found = preference_tokens([pair.row for pair in pairs], tokenizer, template=config.template, limits=limits)
-    for pair, tokens in zip(pairs, found, strict=True):
-        if isinstance(tokens, MalformedPreferenceError):
-            pair.left_out, pair.why = tokens.reason, str(tokens)
-        else:
-            pair.tokens = tokens
+def _groups(pairs: Sequence[Pair]) -> Iterator[Sequence[Pair]]:
+    """Return pairs in groups whose tokens the memory can hold."""
+    return (pairs[start : start + ROWS_PER_GROUP] for start in range(0, len(pairs), ROWS_PER_GROUP))
 
 
-def _score(pairs: Sequence[Pair], scorer: Scorer) -> None:
-    tokens = [pair.tokens for pair in pairs if pair.tokens is not None]
-    sequences: list[TokenSequence] = [(each.prompt, each.chosen) for each in tokens]
-    sequences += [(each.prompt, each.rejected) for each in tokens]
-    scores = scorer.log_perplexities(sequences).reshape(2, -1)
-    for pair, (chosen, rejected) in zip(pairs, scores.T.tolist(), strict=True):
-        pair.log_perplexities = chosen, rejected
+def _count_tokens(pairs: Sequence[Pair], tokenise: Tokenise) -> None:
+    for group in _groups(pairs):
+        for pair, tokens in zip(group, tokenise([pair.row for pair in group]), strict=True):
+            if isinstance(tokens, MalformedPreferenceError):
+                pair.left_out, pair.why = tokens.reason, str(tokens)
+            else:
+                pair.tokens = len(tokens.prompt), len(tokens.chosen), len(tokens.rejected)
+
+
+def _score(pairs: Sequence[Pair], scorer: Scorer, tokenise: Tokenise) -> None:
+    for group in _groups(pairs):
+        tokens = _tokens_of(group, tokenise)
+        sequences: list[TokenSequence] = [(each.prompt, each.chosen) for each in tokens]
+        sequences += [(each.prompt, each.rejected) for each in tokens]
+        scores = scorer.log_perplexities(sequences).reshape(2, -1)
+        for pair, (chosen, rejected) in zip(group, scores.T.tolist(), strict=True):
+            pair.log_perplexities = chosen, rejected
+
+
+def _tokens_of(pairs: Sequence[Pair], tokenise: Tokenise) -> list[PreferenceTokens]:
+    """Tokenise pairs that were tokenised before, without a fault."""
+    found = tokenise([pair.row for pair in pairs])
+    return [tokens for tokens in found if not isinstance(tokens, MalformedPreferenceError)]
 
 
 def _judge(pairs: Sequence[Pair], rules: PerplexityRules) -> list[RuleOutcome]:
@@ -178,39 +237,43 @@ def _judge(pairs: Sequence[Pair], rules: PerplexityRules) -> list[RuleOutcome]:
 
 
 def _ceiling(
-    pairs: Sequence[Pair], config: DataConfig, tokenizer: Any, scorer: Scorer
+    pairs: Sequence[Pair], config: DataConfig, tokenise: Tokenise, ends: Sequence[int], scorer: Scorer
 ) -> tuple[float | None, OwnSamples | None]:
     """Return rule 1's threshold, and the model's own samples if it comes from them."""
     settings = config.filters.ceiling
     if settings.kind in ("off", "value"):
         return settings.log_perplexity, None
     if settings.kind == "file":
-        sequences = _samples_of_file(str(settings.source), config, tokenizer, scorer)
+        sequences = _samples_of_file(
+            str(settings.source), partial(tokenise, limits=TokenLimits(context=scorer.context))
+        )
     else:
-        sequences = _sampled(pairs, config, tokenizer, scorer)
+        sequences = _sampled(pairs, config, tokenise, ends, scorer)
     own = scorer.log_perplexities(sequences)
     return ceiling_of(own.tolist(), settings.quantile), OwnSamples(len(own), settings.quantile, float(own.mean()))
 
 
-def _samples_of_file(path: str, config: DataConfig, tokenizer: Any, scorer: Scorer) -> list[TokenSequence]:
+def _samples_of_file(path: str, tokenise: Tokenise) -> list[TokenSequence]:
     samples = read_samples(path, "filters.ceiling.")
     rows = [PreferenceRow(prompt, response, response) for prompt, response in samples]
-    limits = TokenLimits(context=scorer.context)
     sequences: list[TokenSequence] = []
-    for number, tokens in enumerate(preference_tokens(rows, tokenizer, template=config.template, limits=limits)):
+    for number, tokens in enumerate(tokenise(rows)):
         if isinstance(tokens, MalformedPreferenceError):
             raise UsageError(f"filters.ceiling.source '{path}', sample {number}: {tokens}; correct it or remove it")
         sequences.append((tokens.prompt, tokens.chosen))
     return sequences
 
 
-def _sampled(pairs: Sequence[Pair], config: DataConfig, tokenizer: Any, scorer: Scorer) -> list[TokenSequence]:
+def _sampled(
+    pairs: Sequence[Pair], config: DataConfig, tokenise: Tokenise, ends: Sequence[int], scorer: Scorer
+) -> list[TokenSequence]:
     """Sample responses to the prompts of the data: in random order, and again from the start if there are too few."""
     settings = config.filters.ceiling
-    prompts = list({prompt_key(pair.row.prompt): pair.tokens.prompt for pair in pairs if pair.tokens}.values())
-    order = np.random.default_rng(config.seed).permutation(len(prompts))
-    chosen = [prompts[order[number % len(order)]] for number in range(settings.samples)]
-    return scorer.sample(chosen, max_new_tokens=settings.max_new_tokens, eos=tokenizer.eos_token_id, seed=config.seed)
+    prompts = list({prompt_of(pair.store.keys[pair.number]): pair for pair in pairs}.values())
+    order = np.random.default_rng(config.seed).permutation(len(prompts))[: settings.samples]
+    tokens = [each.prompt for each in _tokens_of([prompts[number] for number in order], tokenise)]
+    chosen = [tokens[number % len(tokens)] for number in range(settings.samples)]
+    return scorer.sample(chosen, max_new_tokens=settings.max_new_tokens, ends=ends, seed=config.seed)
 
 
 def _write(output: Path, config: DataConfig, preparation: Preparation) -> None:
@@ -218,7 +281,7 @@ def _write(output: Path, config: DataConfig, preparation: Preparation) -> None:
     report = preparation.report
     with writing(output, "choose another with --output DIR"), atomic_directory(output) as stage:
         for split in report.splits:
-            write_preferences(stage / f"{split}.parquet", preparation.rows(split))
+            preparation.store.write(stage / f"{split}.parquet", preparation.numbers(split))
         lines = [json.dumps({"place": p.place, "reason": p.reason, "why": p.message}) for p in preparation.left_out()]
         (stage / "left_out.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         (stage / "report.json").write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")

@@ -5,7 +5,7 @@ Names in the file are relied on: add, never rename. Counts rows; must not decide
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,10 @@ from rich.text import Text
 
 from actors.data.preference_filters import SELECTIONS, RuleOutcome, Selection, Split
 from actors.data.preference_layouts import REASONS, PreferenceRow, Reason
-from actors.data.preferences import PreferenceTokens
+from actors.data.preferences import PreferenceColumns
+from actors.foreign.text import shown
 from launch.data.config import DataConfig
+from launch.data.store import PairStore
 
 BINS = 40
 LEFT_OUT: tuple[Reason | Selection, ...] = (*REASONS, *SELECTIONS)
@@ -27,9 +29,13 @@ MEANINGS: dict[Reason | Selection, str] = {
     "missing_column": "a column is missing",
     "wrong_type": "a column has another type",
     "bad_conversation": "not a chat with one response",
+    "lost_text": "the chat template or an end loses text",
     "empty_prompt": "the prompt is empty",
     "empty_response": "a response is empty",
     "identical_pair": "chosen and rejected are the same",
+    "unread_content": "a message has content that is not read",
+    "contrary_scores": "the rejected response has the higher score",
+    "no_pair": "no row of its prompt has the other label",
     "long_prompt": "the prompt is too long",
     "long_response": "a response is too long",
     "duplicate": "repeats an earlier row",
@@ -44,14 +50,22 @@ MEANINGS: dict[Reason | Selection, str] = {
 class Pair:
     """A well-formed row and the decision on it. `launch/data/prepare.py` fills it in."""
 
-    row: PreferenceRow
+    store: PairStore = field(repr=False)
+    number: int  # in the store
     place: str  # path and line, or path and row
-    tokens: PreferenceTokens | None = None  # None without a tokenizer
+    tokens: tuple[int, int, int] | None = None  # counted in prompt, chosen and rejected; None without a tokenizer
     log_perplexities: tuple[float, float] | None = None
     """Of chosen and rejected, nats per token; None without a model, or if the row was left out before."""
     left_out: Reason | Selection | None = None  # None while it is kept
     why: str = ""
-    split: Split = "train"
+
+    @property
+    def row(self) -> PreferenceRow:
+        return self.store.row(self.number)
+
+    @property
+    def split(self) -> Split:
+        return self.store.sides[self.number]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +97,8 @@ class DataReport:
 
     source: str
     split: str
+    columns: list[str]  # those that were read of each layout
+    unread_columns: list[str]
     read: int
     kept: int
     left_out: dict[str, int]  # by every reason, 0 included
@@ -107,12 +123,16 @@ class DataReport:
         rows.add_column(justify="right", no_wrap=True)
         rows.add_column(no_wrap=True)
         rows.add_column(style="dim")
-        rows.add_row(f"{self.read:,}", "read", Text(f"{self.source}, split {self.split}"))
+        rows.add_row(f"{self.read:,}", "read", Text(shown(f"{self.source}, split {self.split}")))
+        for layout in self.columns:
+            rows.add_row("", "columns", Text(shown(layout)))
+        if self.unread_columns:
+            rows.add_row("", "not read", Text(shown(", ".join(self.unread_columns))))
         for reason in LEFT_OUT:
             if self.left_out[reason]:
                 rows.add_row(f"-{self.left_out[reason]:,}", reason, MEANINGS[reason])
         parts = ", ".join(f"{count:,} {name}" for name, count in self.splits.items())
-        rows.add_row(Text(f"{self.kept:,}", style="bold"), Text("kept", style="bold"), parts)
+        rows.add_row(Text(f"{self.kept:,}", style="bold"), Text("kept", style="bold"), Text(shown(parts)))
         if not self.rules:
             return Group(rows)
         rules = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
@@ -121,7 +141,7 @@ class DataReport:
         for outcome in self.rules:
             share = "" if outcome.acceptance is None else f"{outcome.acceptance:.1%}"
             counts = (f"{outcome.judged:,}", f"{outcome.rejected:,}", share, f"{outcome.rejected_alone:,}")
-            rules.add_row(outcome.rule, *counts)
+            rules.add_row(Text(shown(outcome.rule)), *counts)
         return Group(rows, "", rules)
 
 
@@ -129,9 +149,10 @@ def make_report(
     pairs: Sequence[Pair],
     malformed: Counter[str],
     config: DataConfig,
-    ceiling: float | None = None,
-    own_samples: OwnSamples | None = None,
-    rules: Sequence[RuleOutcome] = (),
+    columns: PreferenceColumns,
+    ceiling: float | None,
+    own_samples: OwnSamples | None,
+    rules: Sequence[RuleOutcome],
 ) -> DataReport:
     """Count `pairs` and, by reason, the `malformed` rows that never became one."""
     counts = malformed + Counter(pair.left_out for pair in pairs if pair.left_out is not None)
@@ -139,6 +160,8 @@ def make_report(
     return DataReport(
         source=config.source,
         split=config.split,
+        columns=columns.layouts(),
+        unread_columns=columns.unread(),
         read=len(pairs) + malformed.total(),
         kept=len(kept),
         left_out={reason: counts[reason] for reason in LEFT_OUT},
@@ -210,7 +233,6 @@ def _histograms(pairs: Sequence[Pair], ceiling: float | None, max_gap: float | N
 
 def _lengths(pair: Pair) -> tuple[int, int, int]:
     if pair.tokens is not None:
-        return len(pair.tokens.prompt), len(pair.tokens.chosen), len(pair.tokens.rejected)
-    prompt = pair.row.prompt
-    text = prompt if isinstance(prompt, str) else "".join(message["content"] for message in prompt)
-    return len(text), len(pair.row.chosen), len(pair.row.rejected)
+        return pair.tokens
+    prompt, chosen, rejected = pair.store.lengths[3 * pair.number : 3 * pair.number + 3]
+    return prompt, chosen, rejected

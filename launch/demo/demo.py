@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from actors.errors import UsageError
+from actors.foreign.text import shown
 from actors.settings import WORLD
 from actors.world import MAX_NEW_TOKENS, World, corpus_outcome_probabilities
 from launch.demo.triangle import Curve, triangle_text
@@ -163,7 +164,7 @@ class Demo:
         return time.monotonic() - self._started
 
     def _say(self, text: str) -> None:
-        self._console.print(Text(text), soft_wrap=True)
+        self._console.print(Text(shown(text, lines=True)), soft_wrap=True)
 
 
 def find_targets(route: RunConfig, start: Path) -> Targets:

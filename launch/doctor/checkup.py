@@ -6,15 +6,18 @@ warning. Imports torch, transformers and Ray only inside the checks that need th
 
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from shutil import disk_usage
 from typing import Any
 
+from actors.data.config import SHIPPED_PROMPTS
 from actors.errors import OffbeatError
-from actors.settings import WORLD
+from actors.judges.config import FunctionJudgeConfig, ModelJudgeConfig
+from actors.settings import WORLD, missing_model_remedy
 from launch.cluster.placement import address_to_join
 from launch.doctor import machine, run_checks
 from launch.doctor.findings import Finding, from_exception, graded, report
@@ -25,6 +28,8 @@ from launch.doctor.run_checks import Models
 from launch.output import run_directory
 from launch.settings.run import ClusterConfig, RunConfig
 
+LARGEST_LOADED = 500_000_000
+"""Parameters of a judge's model that the doctor loads to try it."""
 _HUB_REMEDY = "make sure that the hub can be reached when the run starts, or give a path"
 
 
@@ -56,8 +61,9 @@ def _all(config: RunConfig | None) -> Iterator[Finding]:
     yield from _static_checks(config, gpus)
     if address := address_to_join(config.cluster):
         yield _attempt("cluster", f"{address}: the run can be placed", partial(_join, config))
-    yield from _judges(config)
-    yield from _model_and_prompts(config)
+    problems = {url: machine.connection_problem(url) for url in _judge_urls(config)}
+    yield from _servers(problems)
+    yield from _model_and_prompts(config, silent={url for url, problem in problems.items() if problem})
 
 
 def _attempt(name: str, text: str, action: Callable[[], object]) -> Finding:
@@ -67,6 +73,15 @@ def _attempt(name: str, text: str, action: Callable[[], object]) -> Finding:
     except OffbeatError as exception:
         return from_exception(name, exception)
     return graded(name, text)
+
+
+def _noted(name: str, text: str, check: Callable[[], list[str]]) -> Finding:
+    """Return `text` as ok, or as a warning with what `check` notes, or the error that it raised."""
+    try:
+        notes = check()
+    except OffbeatError as exception:
+        return from_exception(name, exception)
+    return Finding(name, "warning", "; ".join([text, *notes])) if notes else graded(name, text)
 
 
 def _requirements(config: RunConfig | None) -> Iterator[Finding]:
@@ -96,6 +111,8 @@ def _static_checks(config: RunConfig, gpus: list[Gpu]) -> Iterator[Finding]:
     published = 0 if models is None else run_checks.published_bytes(config, models.policy)
     if models is not None:
         yield run_checks.check_cache(config, models.policy)
+        yield from run_checks.check_tensor_parallel(config, models.policy)
+        yield from run_checks.check_attention(config, models.policy)
         yield from run_checks.check_gpu_memory(config, models, gpus)
         if not joins:
             yield run_checks.check_memory(config, models, machine.memory())
@@ -129,7 +146,7 @@ def _models(config: RunConfig) -> tuple[Models | None, list[Finding]]:
             findings.append(Finding(name, "warning", text, _HUB_REMEDY))
         elif model is None:
             text = f"{setting} {path} does not exist (from {Path.cwd()})"
-            findings.append(Finding(name, "error", text, "give an existing directory"))
+            findings.append(Finding(name, "error", text, missing_model_remedy(path)))
         return model
 
     policy = facts("model", "model.path", config.model.path)
@@ -152,20 +169,22 @@ def _join(config: RunConfig) -> None:
         wiring.check_resources(config)
 
 
-def _judges(config: RunConfig) -> Iterator[Finding]:
-    """Connect to the judges' servers; import the judges that are Python functions, as the judge actor will."""
-    from actors.judges.function import load_function
+def _judge_urls(config: RunConfig) -> list[str]:
+    return list(dict.fromkeys(judge.url for judge in run_checks.http_judges(config)))
 
-    for url in dict.fromkeys(judge.url for judge in run_checks.http_judges(config)):
-        problem = machine.connection_problem(url)
+
+def _servers(problems: Mapping[str, str | None]) -> Iterator[Finding]:
+    """Say which of the judges' servers answer."""
+    for url, problem in problems.items():
         remedy = "start the server before the run, or correct judging.judge.url"
         yield graded("judge server", f"{url}: {problem or 'connected'}", remedy, doubtful=problem is not None)
-    for path in [judge.path for judge in config.judging.judges if judge.kind == "function"]:
-        yield _attempt("judge", f"{path} can be imported", partial(load_function, path))
 
 
-def _model_and_prompts(config: RunConfig) -> Iterator[Finding]:
-    """Read model settings, tokenizer and every prompt as `train` does."""
+def _model_and_prompts(config: RunConfig, silent: Collection[str]) -> Iterator[Finding]:
+    """Read model settings, tokenizer and every prompt, and try the judges, as `train` does.
+
+    Judges behind `silent` servers are left out: these may be started later.
+    """
     from actors import world
     from actors.data.text import load_tokenizer
     from launch.run.plugins import plugin_of
@@ -175,31 +194,41 @@ def _model_and_prompts(config: RunConfig) -> Iterator[Finding]:
     local = _with_local_models(config)
     if local is not None:  # otherwise `_models` has reported it
         path = local.model.tokenizer or local.model.path
-        yield _attempt("model", f"{local.model.path} fits the run", partial(check_model, local, plugin_of(local)))
+        yield _noted("model", f"{local.model.path} fits the run", partial(check_model, local, plugin_of(local)))
         try:
-            tokenizer = world.tokenizer() if path == WORLD else load_tokenizer(path)
+            tokenizer = world.tokenizer() if path == WORLD else load_tokenizer(path, chats=local.model)
         except OffbeatError as exception:
             yield from_exception("tokenizer", exception)
         else:
-            yield _check_tokenizer(tokenizer, read_model(local.model.path))
-    yield from _prompts(config, tokenizer)
+            yield _check_tokenizer(local, tokenizer, read_model(local.model.path))
+    prompts = yield from _prompts(config, tokenizer)
+    yield from _functions(config) if prompts is None else _met(config, prompts, tokenizer, silent)
 
 
-def _check_tokenizer(tokenizer: Any, model: ModelFacts | None) -> Finding:
-    limit = len(tokenizer) if model is None else model.vocabulary
+def _check_tokenizer(config: RunConfig, tokenizer: Any, model: ModelFacts | None) -> Finding:
+    from actors.hub import answer_ends
+    from launch.run.preflight import check_tokenizer
+
     template = "a chat template" if tokenizer.chat_template else "no chat template"
-    text = f"{len(tokenizer):,} tokens of the model's {limit:,}, end of sequence {tokenizer.eos_token!r}, {template}"
-    remedy = "set model.tokenizer to the model's own, or leave it out"
-    return graded("tokenizer", text, remedy, fatal=len(tokenizer) > limit)
+    limit = len(tokenizer) if model is None else model.vocabulary
+    try:
+        ends = tokenizer.convert_ids_to_tokens(list(answer_ends(config.model.path, tokenizer)))
+    except OffbeatError as exception:
+        return from_exception("tokenizer", exception)
+    text = (
+        f"{len(tokenizer):,} tokens of the model's {limit:,}, answers end with {', '.join(map(repr, ends))}, {template}"
+    )
+    return _noted("tokenizer", text, partial(check_tokenizer, config, tokenizer))
 
 
-def _prompts(config: RunConfig, tokenizer: Any) -> Iterator[Finding]:
-    """Read every prompt as `train` does; without a tokenizer only the first row."""
+def _prompts(config: RunConfig, tokenizer: Any) -> Generator[Finding, None, Any]:
+    """Read every prompt as `train` does and return them; without a tokenizer only the first row. None if they fail."""
     from actors.data.prompts import PromptSource
     from actors.data.rows import SUFFIXES, read_prompt_rows
+    from launch.run.preflight import check_prompts
 
     source = config.prompts.source
-    if source != WORLD and is_hub_name(source) and not source.endswith(SUFFIXES):
+    if source not in (WORLD, *SHIPPED_PROMPTS) and is_hub_name(source) and not source.endswith(SUFFIXES):
         text = f"prompts.source {source} is not on this machine; it will be downloaded"
         yield Finding("prompts", "warning", text, _HUB_REMEDY)
     elif tokenizer is None:
@@ -210,10 +239,51 @@ def _prompts(config: RunConfig, tokenizer: Any) -> Iterator[Finding]:
             prompts = PromptSource(config.prompts, tokenizer)
         except OffbeatError as exception:
             yield from_exception("prompts", exception)
-            return
+            return None
+        try:
+            notes = check_prompts(config, prompts)
+        except OffbeatError as exception:
+            yield from_exception("prompts", exception)
+            return None
+        yield from (Finding("prompts", "warning", note) for note in notes)
         text = f"{len(prompts):,} in {source}, {len(prompts.skipped):,} malformed rows skipped"
         remedy = f"correct them; the first: {prompts.skipped[0]}" if prompts.skipped else ""
         yield graded("prompts", text, remedy, doubtful=bool(prompts.skipped))
+        return prompts
+    return None
+
+
+def _met(config: RunConfig, prompts: Any, tokenizer: Any, silent: Collection[str]) -> Iterator[Finding]:
+    """Let judges judge two completions, as `train` does; models too if they are small and meant for the CPU."""
+    from launch.run.preflight import meet_judges
+
+    for judge in config.judging.judges:
+        if getattr(judge, "url", None) in silent:
+            continue
+        one = config.model_copy(update={"judging": config.judging.model_copy(update={"judge": judge})})
+        model = read_model(judge.path) if isinstance(judge, ModelJudgeConfig) else None
+        load = model is not None and model.parameters <= LARGEST_LOADED and config.judging.gpus == 0
+        try:
+            yield from (graded("judge", text) for text in meet_judges(one, prompts, tokenizer, load=load))
+        except OffbeatError as exception:
+            found = from_exception("judge", exception)
+            elsewhere = "judges run on the cluster, which may have what is missing here"
+            joins = address_to_join(config.cluster) is not None
+            yield replace(found, level="warning", remedy=elsewhere) if joins else found
+
+
+def _functions(config: RunConfig) -> Iterator[Finding]:
+    """Import the judges that are Python functions: without prompts they cannot be tried."""
+    for judge in config.judging.judges:
+        if judge.kind == "function":
+            yield _attempt("judge", f"{judge.path} can be imported", partial(_import, judge))
+
+
+def _import(judge: FunctionJudgeConfig) -> None:
+    """Import a judge's function in a process of its own, as a run does."""
+    from actors.judges.functions.judge import FunctionJudge
+
+    FunctionJudge(judge).close()
 
 
 def _with_local_models(config: RunConfig) -> RunConfig | None:

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.text import Text
 
 from actors.errors import OffbeatError
+from actors.foreign.text import shown
+from actors.redaction import redact
 
 Level = Literal["ok", "warning", "error"]
 STYLES: dict[Level, str] = {"ok": "green", "warning": "bold yellow", "error": "bold red"}
@@ -41,25 +43,27 @@ def from_exception(name: str, exception: OffbeatError) -> Finding:
 
 def report(findings: Iterable[Finding], *, as_json: bool = False) -> int:
     """Print each finding as it comes, then a summary; or one JSON object at the end. Return 1 on any error, else 0."""
-    console, shown = Console(highlight=False), []
+    console, given = Console(highlight=False), []
     for finding in findings:
-        shown.append(finding)
+        given.append(finding)
         if not as_json:
             show(finding, console)
-    levels = [finding.level for finding in shown]
+    levels = [finding.level for finding in given]
     counts = {"errors": levels.count("error"), "warnings": levels.count("warning")}
     if as_json:
-        listed = [asdict(finding) for finding in shown]
+        listed = [redact(asdict(finding)) for finding in given]
         print(json.dumps({"ok": not counts["errors"], **counts, "findings": listed}, indent=2))
     else:
         parts = [f"{count} {what if count > 1 else what[:-1]}" for what, count in counts.items() if count]
-        console.print(", ".join(parts) or f"all {len(shown)} checks passed", style="bold")
+        console.print(", ".join(parts) or f"all {len(given)} checks passed", style="bold")
     return int(counts["errors"] > 0)
 
 
 def show(finding: Finding, console: Console) -> None:
     """Print a finding, with its remedy on the next line."""
     level = Text(f"{finding.level:<8}", style=STYLES[finding.level])
-    console.print(Text.assemble(level, (f"{finding.name:<{NAME_WIDTH}} ", "dim"), finding.text), soft_wrap=True)
+    console.print(
+        Text.assemble(level, (f"{finding.name:<{NAME_WIDTH}} ", "dim"), shown(finding.text, lines=True)), soft_wrap=True
+    )
     if finding.remedy:
-        console.print(Text(" " * (NAME_WIDTH + 9) + finding.remedy, style="bold"), soft_wrap=True)
+        console.print(Text(" " * (NAME_WIDTH + 9) + shown(finding.remedy), style="bold"), soft_wrap=True)

@@ -5,6 +5,7 @@ lower bound: it leaves out fragmentation and the libraries' own buffers.
 """
 
 from actors.generation.config import OpponentConfig
+from actors.records import TRANSPORTS
 from launch.doctor.model_facts import ELEMENT_BYTES, ModelFacts
 from launch.settings.run import RunConfig
 from learner.backend.deepspeed_config import BUCKET
@@ -12,6 +13,10 @@ from learner.config import TrainerConfig
 
 PROCESS_BYTES = 1 << 30
 """Rough host memory of an actor without a model: libraries and their allocators."""
+CONTEXT_BYTES = 500 << 20
+"""Rough GPU memory of a process before its first tensor: CUDA's context and the libraries' kernels."""
+LIVE = 1_000_000_000
+"""Most weights that ZeRO-3 gathers at a time: DeepSpeed's `stage3_max_live_parameters`."""
 PUBLISHED_VERSIONS = 2
 """Publications that exist at a time: the one that generators are loading, and the next."""
 
@@ -24,7 +29,9 @@ def learner_memory(
     Mixed-precision Adam under ZeRO: Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion
     Parameter Models", sections 3.1 and 5. Offload: Ren et al. 2021, "ZeRO-Offload", section 3. Unlike there, gradients
     are summed in float32 (4 Psi), and stage 0 trains in float32 without a second copy (8 Psi for the optimizer).
-    DeepSpeed also keeps 2 Psi of unsummed gradients at stage 1 in bfloat16, and one bucket at stage 3.
+    DeepSpeed also keeps 2 Psi of unsummed gradients at stage 1 in bfloat16, and one bucket at stage 3. With offload
+    it sums gradients on the device, except at stage 3 and, in float32, at stage 2; the host gets a copy, and at stages
+    1 and 2 the new weights too (DeepSpeed 0.19.8, its module of stages 1 and 2).
     """
     stage, ranks, element = config.zero_stage, config.ranks, ELEMENT_BYTES[config.dtype]
     psi = policy.parameters
@@ -38,23 +45,75 @@ def learner_memory(
     frozen = element * reference.parameters / (ranks if stage == 3 else 1) if reference is not None else 0.0
     averaged = (4 + element) * psi if average else 0.0
     if config.gpus_per_rank > 0 and config.offload_optimizer and stage > 0:
-        return weights + frozen + averaged, states + 4 * psi / ranks
+        moved = stage == 3 or (stage == 2 and config.dtype == "float32")
+        device = weights + frozen + averaged + (0.0 if moved else gradients)
+        return device, states + (4 + (element if stage < 3 else 0)) * psi / ranks
     return weights + gradients + states + frozen + averaged, 0.0
 
 
-def activation_bytes(policy: ModelFacts, config: TrainerConfig, tokens: int) -> float:
-    """Estimate the activations that a forward pass over `tokens` tokens keeps for its backward pass.
+def loading_bytes(policy: ModelFacts, reference: ModelFacts | None, config: TrainerConfig) -> float:
+    """Estimate the host memory that a learner on GPUs needs while it loads, on rank 0's host.
 
-    Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", section 4.1: a layer
-    keeps 34 bytes per token and hidden unit in 16 bits, which is 16 elements without dropout masks and with fused
-    attention. With checkpointing (section 5) each layer keeps its input, and one layer at a time keeps all 16. Logits
-    and their gradient are float32, for `logprob_chunk` tokens.
+    Rank 0 reads each model whole, one after the other; the other ranks get its weights on their GPUs. On CPU the ranks'
+    own memory is more. Under ZeRO-3 no GPU holds more than one weight whole.
     """
-    per_layer = 16 * ELEMENT_BYTES[config.dtype] * policy.hidden * tokens
-    kept = per_layer * policy.layers
+    largest = max(policy.parameters, 0 if reference is None else reference.parameters)
+    return float(ELEMENT_BYTES[config.dtype] * largest) if config.gpus_per_rank > 0 else 0.0
+
+
+def activation_bytes(policy: ModelFacts, config: TrainerConfig, tokens: int) -> float:
+    """Estimate what a pass over `tokens` tokens with gradient takes at its peak: activations and buffers.
+
+    With checkpointing (Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models",
+    section 5) each layer keeps its input, and one layer at a time the rest. The peak is at the head, with the
+    activations of all layers, or later, where gradients are reduced.
+    """
+    psi, bucket = policy.parameters, min(policy.parameters, BUCKET)
+    layer = layer_activations(policy, config.dtype) * ELEMENT_BYTES[config.dtype] * tokens
+    kept = layer * policy.layers
     if config.gradient_checkpointing:
-        kept = per_layer // 16 * policy.layers + per_layer
-    return kept + 2 * 4 * policy.vocabulary * min(config.logprob_chunk, tokens)
+        kept = ELEMENT_BYTES[config.dtype] * policy.hidden * tokens * policy.layers
+    at_head = kept + head_bytes(policy, config, tokens)
+    # A bucket is full when the layers above it, whose gradients it holds, have freed their activations.
+    at_reduction = kept * (1.0 - bucket / psi) + layer * config.gradient_checkpointing + reduction_bytes(policy, config)
+    return max(at_head, at_reduction) + gathered_bytes(policy, config)
+
+
+def layer_activations(policy: ModelFacts, dtype: str) -> int:
+    """Count the elements per token that one layer keeps for its backward pass.
+
+    Counted in transformers' classes with fused attention: norms, attention's queries and output, and residuals 8 h,
+    in bfloat16 10 h for norms in float32 (Llama, Qwen 2, Mistral); keys and values; a gated MLP four times its width
+    i (gate, its activation, up, their product), another twice. Where queries and keys have norms of their own, or
+    layers four norms, it is more.
+    """
+    base = 10 if dtype == "bfloat16" and policy.gated else 8
+    width = policy.intermediate or 4 * policy.hidden
+    return base * policy.hidden + 2 * policy.kv_heads * policy.head_size + (4 if policy.gated else 2) * width
+
+
+def head_bytes(policy: ModelFacts, config: TrainerConfig, tokens: int) -> float:
+    """Estimate what the log-probs of a chunk of tokens take, forward or backward, beside the layers' activations.
+
+    Forward: float32 logits, and their exponentials. Backward: the gradient of the logits in float32 and in the weights'
+    dtype; the gradient of the head's weights in float32, and a chunk's product in their own.
+    """
+    element, chunk = ELEMENT_BYTES[config.dtype], min(config.logprob_chunk, tokens)
+    cast = element if config.dtype == "bfloat16" else 0
+    backward = (4 + cast) * chunk * policy.vocabulary + (4 + element) * policy.vocabulary * policy.hidden
+    return max(8 * chunk * policy.vocabulary, backward)
+
+
+def reduction_bytes(policy: ModelFacts, config: TrainerConfig) -> float:
+    """Estimate what reducing one bucket of gradients takes: the bucket, flattened once more, and summed in float32."""
+    return (8 if config.zero_stage > 0 else 4) * min(policy.parameters, BUCKET)
+
+
+def gathered_bytes(policy: ModelFacts, config: TrainerConfig) -> float:
+    """Estimate the whole weights that ZeRO-3 holds at a time on several ranks, of policy and reference each."""
+    if config.zero_stage < 3 or config.ranks == 1:
+        return 0.0
+    return 2 * ELEMENT_BYTES[config.dtype] * min(policy.parameters, LIVE)
 
 
 def kv_bytes_per_token(model: ModelFacts, dtype: str) -> int:
@@ -91,6 +150,30 @@ def has_average(config: RunConfig) -> bool:
 def publication_bytes(policy: ModelFacts, config: RunConfig) -> int:
     """Return the size of one publication: the policy, and its average if there is one."""
     return (2 if has_average(config) else 1) * ELEMENT_BYTES[config.learner.dtype] * policy.parameters
+
+
+def kept_on_gpu(policy: ModelFacts, config: RunConfig) -> int:
+    """Return the bytes of publications on the GPU of learner rank 0.
+
+    `nccl` keeps a version there until it is sent, or in host memory if ZeRO-3 shards the model; `ipc` every one that
+    generators may still map.
+    """
+    kind, one = TRANSPORTS[config.publication.transport], publication_bytes(policy, config)
+    if not kind.needs_gpus or (kind.broadcast and config.learner.zero_stage == 3 and config.learner.ranks > 1):
+        return 0
+    return (1 if kind.broadcast else PUBLISHED_VERSIONS) * one
+
+
+def kept_on_host(policy: ModelFacts, config: RunConfig) -> int:
+    """Return the bytes of publications in the host memory of all processes.
+
+    Files in /dev/shm, or the copies of a broadcast at the learner and in each engine process.
+    """
+    kind, generators = TRANSPORTS[config.publication.transport], config.generators
+    one = publication_bytes(policy, config)
+    sent_from = PUBLISHED_VERSIONS * one if kind.in_files or kind.broadcast else 0
+    received = generators.count * generators.tensor_parallel_size * one if kind.broadcast else 0
+    return sent_from + received
 
 
 def checkpoint_bytes(policy: ModelFacts, config: TrainerConfig, *, average: bool) -> int:

@@ -3,17 +3,20 @@
 Must not import anything heavy; `huggingface_hub` only if a hub name has to be looked up in the local cache.
 """
 
-import json
 import math
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actors.data.rows import HUB_NAME
+from actors.errors import UsageError
+from actors.foreign.documents import read_object
+from actors.foreign.tensor_files import read_header, weight_files
 from actors.settings import WORLD
 
+_GATED = ("silu", "swish", "gelu_pytorch_tanh")
+"""Activations of gated MLPs: Llama, Qwen, Mistral, Phi-3, OLMo 2, Gemma. Others (GPT-2, GPT-NeoX) have none."""
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -27,9 +30,13 @@ class ModelFacts:
     kv_heads: int
     head_size: int
     vocabulary: int
+    heads: int = 0  # query heads; 0 if unknown
+    intermediate: int = 0
+    """Hidden units of a layer's MLP; 0 if unknown."""
+    gated: bool = True  # whether the MLP multiplies two branches, as SwiGLU does
 
 
-WORLD_POLICY = ModelFacts(parameters=1_331_904, layers=3, hidden=192, kv_heads=6, head_size=32, vocabulary=18)
+WORLD_POLICY = ModelFacts(1_331_904, 3, 192, 6, 32, vocabulary=18, heads=6, intermediate=512)
 """The embedded world's policy (learner/world/policy.py). It has no files until the run has trained it."""
 
 
@@ -63,54 +70,55 @@ def read_model(path: str) -> ModelFacts | None:
 
 def facts_of(config: Mapping[str, Any], parameters: int) -> ModelFacts:
     """Find sizes in a `config.json`, by the names of several architectures. Raises ValueError if one is missing."""
-    text = config.get("text_config") or config
+    section = config.get("text_config")
+    text = section if isinstance(section, dict) and section else config
     heads = _first(text, "num_attention_heads", "n_head", "num_heads")
     hidden = _first(text, "hidden_size", "n_embd", "d_model")
     return ModelFacts(
         parameters=parameters,
         layers=_first(text, "num_hidden_layers", "n_layer", "num_layers"),
         hidden=hidden,
-        kv_heads=text.get("num_key_value_heads") or heads,
-        head_size=text.get("head_dim") or hidden // heads,
+        kv_heads=_whole(text, "num_key_value_heads") or heads,
+        head_size=_whole(text, "head_dim") or hidden // heads,
         vocabulary=_first(text, "vocab_size"),
+        heads=heads,
+        intermediate=_intermediate(text) or 4 * hidden,
+        gated=(text.get("hidden_act") or text.get("hidden_activation")) in _GATED,
     )
+
+
+def _intermediate(text: Mapping[str, Any]) -> int:
+    """Return the width of the MLP; 0 if the config leaves it to its class."""
+    return next(filter(None, (_whole(text, name) for name in ("intermediate_size", "n_inner", "ffn_dim"))), 0)
 
 
 def count_parameters(directory: Path) -> int:
     """Count the elements of all tensors in a directory's safetensors files; raises ValueError as `read_model` does."""
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        files = [directory / name for name in sorted(set(_json(index).get("weight_map", {}).values()))]
-    else:
-        files = sorted(directory.glob("*.safetensors"))
+    try:
+        files = weight_files(directory)
+        elements = [math.prod(entry["shape"]) for file in files for entry in read_header(file).values()]
+    except UsageError as error:
+        raise ValueError(str(error)) from None
     if not files:
         raise ValueError(f"{directory} holds no .safetensors file")
-    return sum(_elements(file) for file in files)
-
-
-def _elements(file: Path) -> int:
-    """Count the elements in one file. Its first eight bytes are the length of its JSON header, little-endian."""
-    try:
-        with file.open("rb") as content:
-            (length,) = struct.unpack("<Q", content.read(8))
-            header = json.loads(content.read(min(length, 100 << 20)))  # at most what the safetensors library reads
-        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} cannot be read as safetensors: {error}") from None
+    return sum(elements)
 
 
 def _json(path: Path) -> Mapping[str, Any]:
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return loaded
+        return read_object(path)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
 
 
 def _first(config: Mapping[str, Any], *names: str) -> int:
     for name in names:
-        if isinstance(config.get(name), int):
-            return int(config[name])
+        if size := _whole(config, name):
+            return size
     raise ValueError(f"config.json has no {' or '.join(names)}")
+
+
+def _whole(config: Mapping[str, Any], name: str) -> int:
+    """Return a size; 0 if there is none, or something that is no size."""
+    value = config.get(name)
+    return value if type(value) is int and value > 0 else 0

@@ -1,18 +1,26 @@
 """Checks of a run against a machine: placement, memory, disk, keys. Pure: every fact is an argument."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors.errors import UsageError
 from actors.judges.config import HttpJudgeConfig
-from launch.cluster.placement import resources_needed
+from actors.records import TRANSPORTS
+from launch.cluster import placement
+from launch.cluster.placement import GENERATOR, JUDGE, RANK, Node
 from launch.doctor import footprint
-from launch.doctor.findings import Finding, graded
+from launch.doctor.findings import Finding, from_exception, graded
 from launch.doctor.footprint import size
 from launch.doctor.machine import Gpu, Memory
 from launch.doctor.model_facts import ModelFacts
 from launch.settings.run import ClusterConfig, RunConfig
 
+VOCABULARY_STEP = 64
+"""vLLM pads the vocabulary to a multiple of this before it splits it."""
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Head sizes of vLLM's attention on CPU."""
 NEARLY_ALL = 0.9
 """Share of a memory above which an estimate leaves too little for what it does not count."""
 OTHER_DIRECTORY = "choose another directory with --output DIR or output=DIR"
@@ -30,15 +38,23 @@ class Models:
 
 def check_placement(config: RunConfig, cpus: int, gpus: int) -> Finding:
     """Compare the actors' reservations with a Ray started on this machine."""
-    needed = resources_needed(config)
-    have = {"CPU": float(config.cluster.num_cpus or cpus), "GPU": float(gpus)}
+    node = Node(float(config.cluster.num_cpus or cpus), gpus)
+    needed = placement.resources_needed(placement.run_actors(config))
+    have = {"CPU": node.cpus, "GPU": float(node.gpus)}
     counts = {"generator": config.generators.count, "learner rank": config.learner.ranks, "judge": config.judging.count}
     actors = ", ".join(f"{count} {actor}{'' if count == 1 else 's'}" for actor, count in counts.items())
     amounts = ", ".join(f"{needed[what]:g} of {have[what]:g} {what}s" for what in needed if needed[what] or have[what])
-    remedy = "lower generators.count, learner.ranks, judging.count or their shares, or join a larger cluster"
-    if needed["CPU"] > have["CPU"]:
-        remedy += "; cluster.num_cpus oversubscribes cores"
-    return graded("placement", f"{actors}: {amounts}", remedy, fatal=any(needed[what] > have[what] for what in needed))
+    text = f"{actors}: {amounts}"
+    if any(needed[what] > have[what] for what in needed):
+        remedy = "lower generators.count, learner.ranks, judging.count or their shares, or join a larger cluster"
+        if needed["CPU"] > have["CPU"]:
+            remedy += "; cluster.num_cpus oversubscribes cores"
+        return Finding("placement", "error", text, remedy)
+    try:
+        shared = placement.describe(placement.plan(config, [node]))
+    except UsageError as problem:
+        return from_exception("placement", problem)
+    return graded("placement", "; ".join(filter(None, (text, shared))))
 
 
 def check_cache(config: RunConfig, policy: ModelFacts) -> Finding:
@@ -52,37 +68,138 @@ def check_cache(config: RunConfig, policy: ModelFacts) -> Finding:
     return graded("policy", text, remedy, fatal=fatal)
 
 
+def check_tensor_parallel(config: RunConfig, policy: ModelFacts) -> Iterator[Finding]:
+    """Check that vLLM can split the policy over the workers of an engine; silent without tensor parallelism."""
+    size = config.generators.tensor_parallel_size
+    if size == 1:
+        return
+    split = {
+        "query heads": policy.heads,
+        "rows of the padded vocabulary": -(-policy.vocabulary // VOCABULARY_STEP) * VOCABULARY_STEP,
+    }
+    split["hidden units of the MLP"] = policy.intermediate
+    wrong = [f"{count:,} {what}" for what, count in split.items() if count % size]
+    if policy.kv_heads % size and size % policy.kv_heads:
+        wrong.append(f"{policy.kv_heads} key-value heads")
+    text = f"generators.tensor_parallel_size {size}"
+    fits = [other for other in range(1, size) if not any(count % other for count in split.values())]
+    remedy = f"set generators.tensor_parallel_size to {fits[-1] if fits else 1}"
+    text += f" does not divide {', '.join(wrong)}" if wrong else " divides heads, vocabulary and MLP"
+    yield graded("tensor parallel", text, remedy, fatal=bool(wrong))
+
+
+def check_attention(config: RunConfig, policy: ModelFacts) -> Iterator[Finding]:
+    """Report a head size that vLLM's attention on CPU does not have."""
+    if config.learner.gpus_per_rank == 0 and policy.head_size not in CPU_HEAD_SIZES:
+        sizes = ", ".join(map(str, CPU_HEAD_SIZES))
+        text = f"heads of {policy.head_size} dimensions, and vLLM's attention on CPU has those of {sizes}"
+        yield graded("attention", text, "use another model, or generators on GPUs (learner.gpus_per_rank)", fatal=True)
+
+
 def check_gpu_memory(config: RunConfig, models: Models, gpus: Sequence[Gpu]) -> Iterator[Finding]:
-    """Compare each role's memory with its share of the smallest of `gpus`; report it alone if there are none."""
+    """Compare each role's memory with the smallest of `gpus`, and those that share one with all of it.
+
+    Without any GPU the estimates are told alone.
+    """
     if config.learner.gpus_per_rank == 0:
         return
+    card = min((gpu.total for gpu in gpus), default=None)
+    roles = _gpu_roles(config, models, card)
+    for role in roles.values():
+        yield _compared(role.name, role.text, role.remedy, role.sure, role.likely, role.limit)
+    for together in _sharing(config, len(gpus)):
+        yield _shared_gpu([roles[role] for role in together if role in roles], card)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _GpuRole:
+    """Memory of one role's process on its GPU (bytes)."""
+
+    role: str
+    name: str  # of the finding
+    text: str
+    remedy: str
+    sure: float  # what it needs at least
+    likely: float = 0.0  # what it needs besides by estimate
+    taken: float  # what it keeps from others: at least `sure`
+    limit: float | None  # what it may use; None if no GPU is known
+
+
+def _gpu_roles(config: RunConfig, models: Models, card: int | None) -> dict[str, _GpuRole]:
+    """Estimate each role's memory on a GPU with `card` bytes."""
     learner, active = _learner_memory(config, models)[0], _activations(config, models)
-    engine, engine_share = footprint.generator_memory(models.policy, config), config.generators.gpu_memory_utilization
+    engine, share = footprint.generator_memory(models.policy, config), config.generators.gpu_memory_share
+    budget = None if card is None else card * share
     roles = {
-        "learner GPU": (
-            (learner, active, config.learner.gpus_per_rank),
-            f"a rank needs {size(learner)} and about {size(active)} of activations",
-            "raise learner.ranks or learner.zero_stage, set learner.gradient_checkpointing or "
+        RANK: _GpuRole(
+            role=RANK,
+            name="learner GPU",
+            text=f"a rank needs {size(learner)} and about {size(active)} of activations and buffers",
+            remedy="raise learner.ranks or learner.zero_stage, set learner.gradient_checkpointing or "
             "learner.offload_optimizer, or lower learner.micro_batch_tokens",
+            sure=learner,
+            likely=active,
+            taken=learner,
+            limit=None if card is None else card * config.learner.gpus_per_rank,
         ),
-        "engine GPU": (
-            (engine, 0.0, engine_share),
-            f"weights and the longest sequence need {size(engine)}; vLLM takes {engine_share:.0%} of the GPU",
-            "raise generators.tensor_parallel_size or generators.gpu_memory_utilization, or lower "
+        GENERATOR: _GpuRole(
+            role=GENERATOR,
+            name="engine GPU",
+            text=f"weights and the longest sequence need {size(engine)}; vLLM takes {share:.0%} of the GPU",
+            remedy="raise generators.tensor_parallel_size or generators.gpu_memory_utilization, or lower "
             "generators.max_model_len",
+            sure=engine,
+            taken=engine if budget is None else budget,
+            limit=budget,
         ),
     }
     if models.judge_bytes and config.judging.gpus:
-        text = f"weights need {size(models.judge_bytes)}"
-        remedy = "raise judging.judge.gpus, or use a served model (judging.judge.kind served)"
-        roles["judge GPU"] = (models.judge_bytes, 0.0, config.judging.gpus), text, remedy
-    for name, ((sure, extra, share), text, remedy) in roles.items():
-        if not gpus:
-            yield graded(name, f"{text} (no GPU here to compare with)")
-            continue
-        total = min(gpu.total for gpu in gpus) * min(1.0, share)
-        doubtful = extra > 0.0 and sure + extra > NEARLY_ALL * total
-        yield graded(name, f"{text}, of {size(total)}", remedy, fatal=sure > total, doubtful=doubtful)
+        roles[JUDGE] = _GpuRole(
+            role=JUDGE,
+            name="judge GPU",
+            text=f"weights need {size(models.judge_bytes)}",
+            remedy="raise judging.judge.gpus, or use a served model (judging.judge.kind served)",
+            sure=models.judge_bytes,
+            taken=models.judge_bytes,
+            limit=None if card is None else card * config.judging.gpus,
+        )
+    return roles
+
+
+def _shared_gpu(together: Sequence[_GpuRole], card: int | None) -> Finding:
+    """Add up the memory of processes that share one GPU of `card` bytes."""
+    names = [each.role for each in together]
+    parts = []
+    for each in {each.role: each for each in together}.values():
+        count = names.count(each.role)
+        parts.append(f"{placement.counted([each.role] * count)} {size(count * (each.taken + each.likely))}")
+    contexts = len(together) * footprint.CONTEXT_BYTES
+    text = f"{', '.join(parts)}, {len(together)} CUDA contexts {size(contexts)} on one GPU"
+    remedy = (
+        "lower generators.gpu_memory_utilization or learner.micro_batch_tokens, set learner.offload_optimizer with "
+        "learner.zero_stage 3, or give a role its own GPU"
+    )
+    likely = sum(each.likely for each in together) + contexts
+    return _compared("shared GPU", text, remedy, sum(each.taken for each in together), likely, card)
+
+
+def _sharing(config: RunConfig, gpus: int) -> list[tuple[str, ...]]:
+    """Return each different set of roles that share a GPU, on a machine with room for the run."""
+    actors = placement.run_actors(config)
+    needed = placement.resources_needed(actors)
+    node = Node(needed["CPU"], max(gpus, sum(math.ceil(actor.gpus) for actor in actors)))
+    cards: dict[int, list[str]] = {}
+    for place in placement.place(actors, [node]):
+        for number in place.cards:
+            cards.setdefault(number, []).append(place.actor.role)
+    return sorted({tuple(roles) for roles in cards.values() if len(roles) > 1})
+
+
+def _compared(name: str, text: str, remedy: str, sure: float, likely: float, limit: float | None) -> Finding:
+    if limit is None:
+        return graded(name, f"{text} (no GPU here to compare with)")
+    doubtful = likely > 0.0 and sure + likely > NEARLY_ALL * limit
+    return graded(name, f"{text}, of {size(limit)}", remedy, fatal=sure > limit, doubtful=doubtful)
 
 
 def check_memory(config: RunConfig, models: Models, memory: Memory) -> Finding:
@@ -91,7 +208,7 @@ def check_memory(config: RunConfig, models: Models, memory: Memory) -> Finding:
     likely = sure | {
         "activations": 0.0 if on_gpu else config.learner.ranks * _activations(config, models),
         "object store": float(config.cluster.object_store_mib << 20),
-        "publications": float(published_bytes(config, models.policy)),
+        "publications": float(footprint.kept_on_host(models.policy, config)),
     }
     processes = config.generators.count + config.learner.ranks + config.judging.count + 1  # the driver
     total = sum(likely.values()) + processes * footprint.PROCESS_BYTES
@@ -104,9 +221,10 @@ def check_memory(config: RunConfig, models: Models, memory: Memory) -> Finding:
 def host_memory(config: RunConfig, models: Models) -> dict[str, float]:
     """Estimate the least host memory of each role (bytes), summed over its actors."""
     on_gpu, (device, host) = config.learner.gpus_per_rank > 0, _learner_memory(config, models)
+    loading = footprint.loading_bytes(models.policy, models.reference, config.learner)
     engine = 0.0 if on_gpu else footprint.generator_memory(models.policy, config)
     return {
-        "learner": config.learner.ranks * (host if on_gpu else device),
+        "learner": max(loading, config.learner.ranks * (host if on_gpu else device)),
         "generators": config.generators.count * engine,
         "judges": 0.0 if config.judging.gpus else config.judging.count * models.judge_bytes,
     }
@@ -151,13 +269,14 @@ def http_judges(config: RunConfig) -> list[HttpJudgeConfig]:
 
 def published_bytes(config: RunConfig, policy: ModelFacts) -> int:
     """Return the bytes that publications keep in /dev/shm."""
-    versions = footprint.PUBLISHED_VERSIONS if config.publication.transport == "shm" else 0
+    versions = footprint.PUBLISHED_VERSIONS if TRANSPORTS[config.publication.transport].in_files else 0
     return versions * footprint.publication_bytes(policy, config)
 
 
 def _learner_memory(config: RunConfig, models: Models) -> tuple[float, float]:
     average = footprint.has_average(config)
-    return footprint.learner_memory(models.policy, models.reference, config.learner, average=average)
+    device, host = footprint.learner_memory(models.policy, models.reference, config.learner, average=average)
+    return device + footprint.kept_on_gpu(models.policy, config), host
 
 
 def _activations(config: RunConfig, models: Models) -> float:

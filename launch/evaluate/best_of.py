@@ -1,56 +1,71 @@
-"""Accuracy of a selection among K sampled answers: by a verifier, by majority, by an oracle. Pure; knows only numbers.
+"""What a choice among K sampled answers reaches: by a verifier, by majority, by an oracle. Pure; knows only numbers.
 
-A prompt has K candidates, each correct or not. Results are means over prompts with 95% Wilson intervals, which are
-conservative for the estimates in [0, 1] that a prompt contributes (`launch.run.win_rate.wilson_interval`).
+Answers are correct or not if a threshold says so, and a choice then has an accuracy. Otherwise it has a mean score, and
+a share of wins against one more answer of the same prompt. Results are means over prompts with 95% intervals
+(`actors.intervals`); prompts that repeat count once.
 """
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from math import comb
+from statistics import fmean
 
-from launch.run.win_rate import wilson_interval
+from actors.intervals import mean_interval, means_by, share_interval
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
     """The answers sampled for one prompt, in order."""
 
-    correct: tuple[bool, ...]
+    correct: tuple[bool, ...] | None  # None: the judge's scores have no threshold
     answers: tuple[Hashable | None, ...] | None = None
     """Final answers, equal if they mean the same; None for a candidate without one. None: the judge extracts none."""
     scores: tuple[tuple[float, ...], ...] = ()  # one tuple per verifier; higher is better
+    judged: tuple[float, ...] = ()  # the judge's scores; read if `correct` is None
+    prompt: Hashable = None
+    """Equal for the same prompt; None: a prompt like no other."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over prompts with its 95% interval."""
+    """A mean over prompts with its 95% interval; no interval if there is too little to tell one from."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Accuracy of a selection among k candidates."""
+    """What a choice among k candidates reaches: accuracy, or mean score if there is no threshold."""
 
     k: int
-    oracle: Estimate  # pass@k: at least one is correct
+    oracle: Estimate  # pass@k, at least one is correct; or the mean of the best score
     verifiers: list[Estimate]
-    """The candidate with the verifier's best score is correct, for each verifier."""
+    """The candidate with the verifier's best score, for each verifier."""
+    oracle_wins: Estimate | None = None
+    """Share of the prompt's other candidates that the oracle's choice beats by the judge's score, ties one half; None
+    if there is a threshold."""
+    verifier_wins: list[Estimate] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """The results of one evaluation."""
 
-    prompts: int
+    prompts: int  # different ones
     candidates: int  # per prompt; K
-    pass_at_1: Estimate
+    pass_at_1: Estimate | None  # None if there is no threshold
     majority: Estimate | None
     """The most frequent of all K answers is correct; None if the judge extracts no final answers."""
     rows: list[Row]  # k = 1, 2, 4, ... and K
+    mean_score: Estimate | None = None  # the judge's, over all answers; None if there is a threshold
+
+
+Choice = Callable[[Candidates], Sequence[float]]
+"""Scores by which the best of a prompt's candidates is chosen."""
 
 
 def pass_at_k(correct: Sequence[bool], k: int) -> float:
@@ -63,16 +78,24 @@ def pass_at_k(correct: Sequence[bool], k: int) -> float:
     return 1.0 - comb(n - sum(correct), k) / comb(n, k)
 
 
-def best_of_k(correct: Sequence[bool], scores: Sequence[float], k: int) -> float:
-    """Return the probability that the best-scored of k candidates, drawn without replacement, is correct.
+def best_of_k(values: Sequence[float], scores: Sequence[float], k: int) -> float:
+    """Return the mean value of the best-scored of k candidates, drawn without replacement.
 
-        sum_{i=0}^{n-k} C(n-i-1, k-1) a_i / C(n, k),   a_i = 1 if the candidate of rank i is correct, else 0
+        sum_{i=0}^{n-k} C(n-i-1, k-1) a_i / C(n, k),   a_i the value of rank i: 1 if it is correct, else 0, say
 
     (Hosseini et al. 2024, "V-STaR", eq. 3). Ranks go by falling score; equal scores keep their order.
     """
-    n = len(correct)
+    n = len(values)
     ranking = sorted(range(n), key=lambda index: -scores[index])
-    return sum(comb(n - i - 1, k - 1) * correct[ranking[i]] for i in range(n - k + 1)) / comb(n, k)
+    return sum(comb(n - i - 1, k - 1) * values[ranking[i]] for i in range(n - k + 1)) / comb(n, k)
+
+
+def wins(scores: Sequence[float]) -> list[float]:
+    """Return each score's share of wins against the others, ties one half; 1/2 if there are no others."""
+    rivals = len(scores) - 1
+    if not rivals:
+        return [0.5]
+    return [(sum(0.5 * ((a > b) + (a >= b)) for b in scores) - 0.5) / rivals for a in scores]
 
 
 def majority_is_correct(candidates: Candidates) -> bool:
@@ -84,32 +107,53 @@ def majority_is_correct(candidates: Candidates) -> bool:
     if not votes:
         return False
     winner = max(votes, key=lambda answer: votes[answer])
-    return any(ok for ok, answer in zip(candidates.correct, candidates.answers or (), strict=True) if answer == winner)
+    return any(
+        ok for ok, answer in zip(candidates.correct or (), candidates.answers or (), strict=True) if answer == winner
+    )
+
+
+def _accuracy(each: Candidates, by: Choice, k: int) -> float:
+    return best_of_k(each.correct or (), by(each), k)
 
 
 def report(sampled: Sequence[Candidates]) -> Report:
     """Compute all results for at least one prompt; all prompts must have equally many candidates and verifiers."""
-    total = len(sampled[0].correct)
+    total = len(sampled[0].scores[0] if sampled[0].scores else sampled[0].correct or sampled[0].judged)
     ks = sorted({total, *(1 << power for power in range(total.bit_length()) if 1 << power <= total)})
-    voted = all(each.answers is not None for each in sampled)
+    graded = all(each.correct is not None for each in sampled)
+    keys = [number if each.prompt is None else (each.prompt,) for number, each in enumerate(sampled)]
 
-    def over(values: Sequence[float]) -> Estimate:
-        wins = min(sum(values), float(len(values)))  # rounding must not take the mean above 1
-        return Estimate(wins / len(values), *wilson_interval(wins, len(values)))
+    def verifier(number: int) -> Choice:
+        return lambda each: each.scores[number]
 
-    rows = [
-        Row(
-            k,
-            over([pass_at_k(each.correct, k) for each in sampled]),
-            [
-                over([best_of_k(each.correct, each.scores[number], k) for each in sampled])
-                for number in range(len(sampled[0].scores))
-            ],
-        )
-        for k in ks
-    ]
-    majority = over([float(majority_is_correct(each)) for each in sampled]) if voted else None
-    return Report(len(sampled), total, rows[0].oracle, majority, rows)
+    of_verifier = [verifier(number) for number in range(len(sampled[0].scores))]
+
+    def over(value: Callable[[Candidates], float], *, share: bool = True) -> Estimate:
+        means = means_by(keys, map(value, sampled))
+        low, high = (share_interval if share else mean_interval)(means) or (None, None)
+        return Estimate(fmean(means), low, high)
+
+    def accuracies(k: int) -> Row:
+        chosen = [over(partial(_accuracy, by=by, k=k)) for by in of_verifier]
+        return Row(k, over(lambda each: pass_at_k(each.correct or (), k)), chosen)
+
+    def scores(k: int) -> Row:
+        def by_score(by: Choice) -> Estimate:
+            return over(lambda each: best_of_k(each.judged, by(each), k), share=False)
+
+        def by_wins(by: Choice) -> Estimate:
+            return over(lambda each: best_of_k(wins(each.judged), by(each), k))
+
+        def oracle(each: Candidates) -> tuple[float, ...]:
+            return each.judged
+
+        return Row(k, by_score(oracle), [*map(by_score, of_verifier)], by_wins(oracle), [*map(by_wins, of_verifier)])
+
+    rows = [accuracies(k) if graded else scores(k) for k in ks]
+    voted = graded and all(each.answers is not None for each in sampled)
+    majority = over(lambda each: float(majority_is_correct(each))) if voted else None
+    first = rows[0].oracle
+    return Report(len(set(keys)), total, first if graded else None, majority, rows, None if graded else first)
 
 
 def render(results: Report, verifiers: Sequence[str] = ()) -> str:
@@ -119,14 +163,29 @@ def render(results: Report, verifiers: Sequence[str] = ()) -> str:
         return f"{first:<15}{''.join(f'{cell:<23}' for cell in cells)}".rstrip()
 
     def cell(estimate: Estimate) -> str:
+        if estimate.low is None:
+            return f"{estimate.value:.3f}"
         return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
-    lines = [f"{results.prompts} prompts, {results.candidates} candidates each, 95% intervals"]
+    def table(title: str, found: Sequence[tuple[int, Estimate, Sequence[Estimate]]]) -> list[str]:
+        numbered = [f"by verifier {number}" for number in range(1, len(results.rows[0].verifiers) + 1)]
+        rows = [line(f"best of {k}", cell(oracle), *map(cell, chosen)) for k, oracle, chosen in found]
+        return [line(title, "any (oracle)", *numbered), *rows]
+
+    lines = [f"{results.prompts} prompts, {results.candidates} candidates each, 95% intervals over prompts"]
     lines += [f"verifier {number}: {name}" for number, name in enumerate(verifiers, start=1)]
-    numbered = [f"by verifier {number}" for number in range(1, len(results.rows[0].verifiers) + 1)]
-    lines.append(line("choice", "any (oracle)", *numbered))
-    lines += [line(f"best of {row.k}", cell(row.oracle), *map(cell, row.verifiers)) for row in results.rows]
+    lines += table("choice" if results.mean_score is None else "mean score", [
+        (row.k, row.oracle, row.verifiers) for row in results.rows
+    ])  # fmt: skip
+    if results.mean_score is not None:
+        beaten = [(row.k, row.oracle_wins, row.verifier_wins) for row in results.rows if row.oracle_wins is not None]
+        lines += [
+            "",
+            *table("win rate", beaten),
+            "Against one more answer; scores have no threshold: --threshold sets one",
+        ]
     if results.majority is not None:
         lines.append(line(f"majority of {results.candidates}", cell(results.majority)))
-    lines.append(line("pass@1", cell(results.pass_at_1)))
+    if results.pass_at_1 is not None:
+        lines.append(line("pass@1", cell(results.pass_at_1)))
     return "\n".join(lines)

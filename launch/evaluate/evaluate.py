@@ -8,26 +8,32 @@ import asyncio
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.text import Text
 
 from actors.data.prompts import PromptSource
 from actors.data.text import load_tokenizer
 from actors.errors import RunError, UsageError
+from actors.foreign.text import WHOLE, shown
 from actors.hub import resolve
 from actors.judges.config import VerifierJudgeConfig
-from actors.records import Failure, Group, Lease, Prompt
+from actors.records import Failure, Group, Lease, Prompt, flatten
 from actors.replay_buffer.pairing import effective_scores
 from launch.cluster import wiring
+from launch.cluster.placement import address_to_join
+from launch.cluster.watchdog import Watchdog
 from launch.evaluate.best_of import Candidates, Report, render, report
 from launch.evaluate.solutions import Solution, pairs_of, write_jsonl
 from launch.run.plugins import plugin_of
-from launch.run.preflight import check_model
+from launch.run.preflight import check_model, check_prompts, check_tokenizer, meet_judges
 from launch.run.protocols import GeneratorDeadError, GeneratorPort, GeneratorUnavailableError, JudgePort
 from launch.settings.run import RunConfig
+from learner.backend import manifest
 from learner.backend.models import DPO_FILE
 from learner.config import PairLossConfig
 
@@ -44,7 +50,8 @@ class Request:
     rank: Rank = "likelihood"
     prompts: int | None = None
     """Number of prompts; None: `evaluation.prompts`, or all if there are fewer."""
-    threshold: float = 1.0  # lowest score of a correct answer
+    threshold: float | None = None
+    """Lowest score of a correct answer; None: 1 if scores are 0 or 1, else no answer is called correct."""
     max_pairs: int = 8
     output: Path | None = None
     solutions: Path | None = None
@@ -59,19 +66,33 @@ def run_evaluation(config: RunConfig, request: Request) -> int:
     console = Console(stderr=True, highlight=False)
     config = _for_sampling(config)
     verifiers = [find_verifier(path, request.rank) for path in request.verifiers]
-    check_model(config, plugin_of(config))
-    prompts = _prompts(config, request.prompts)
+    tokenizer = load_tokenizer(config.model.tokenizer or str(resolve(config.model.path)), chats=config.model)
+    source = PromptSource(config.prompts, tokenizer)
+    notes = [*check_model(config, plugin_of(config)), *check_tokenizer(config, tokenizer)]
+    elsewhere = address_to_join(config.cluster) is not None
+    notes += [*check_prompts(config, source), *meet_judges(config, source, tokenizer, elsewhere=elsewhere)]
+    for note in notes:
+        console.print(Text(shown(f"offbeat: {note}")), soft_wrap=True)
+    prompts = _prompts(config, source, request.prompts)
+    different = len({prompt.token_ids for prompt in prompts})
+    if different < len(prompts):
+        repeated = f"{different} different prompts among {len(prompts)}: repeats are no further draws for the intervals"
+        console.print(f"offbeat: {repeated}", soft_wrap=True)
     count = config.sampling.completions_per_prompt
     console.print(f"offbeat: sampling {count} answers to each of {len(prompts)} prompts", soft_wrap=True)
     with wiring.ray_session(config.cluster):
         wiring.check_sampling_resources(config)
-        generators = wiring.start_generators(config, config.model.path, config.model.path)
-        groups = asyncio.run(_sample_and_judge(generators, wiring.start_judges(config, config.model.path)[0], prompts))
+        judges = wiring.start_judges(config, config.model.path)
+        generators = wiring.start_generators(config, config.model.path, config.model.path, judges=judges)
+        say = partial(console.print, markup=False, soft_wrap=True)
+        watchdog = Watchdog([*generators, *judges], config.watchdog, say, say)
+        groups = asyncio.run(watchdog.guard(_sample_and_judge(generators, judges[0], prompts)))
     scores = [verifier.scores(groups, config) for verifier in verifiers]
-    solutions, candidates = judged(groups, scores, config, request.threshold)
+    threshold = threshold_of(groups, config, request.threshold)
+    solutions, candidates = judged(groups, scores, config, threshold)
     results = report(candidates)
-    print(render(results, [f"{path}, {request.rank}" for path in request.verifiers]))
-    _write(results, solutions, config, request)
+    print(shown(render(results, [f"{path}, {request.rank}" for path in request.verifiers]), WHOLE, lines=True))
+    _write(results, solutions, config, replace(request, threshold=threshold))
     return 0
 
 
@@ -86,8 +107,7 @@ def _for_sampling(config: RunConfig) -> RunConfig:
     return plugin.resolve(config.model_copy(update={"learner": learner, "model": model, "judging": judging}))
 
 
-def _prompts(config: RunConfig, wanted: int | None) -> list[Prompt]:
-    source = PromptSource(config.prompts, load_tokenizer(config.model.tokenizer or str(resolve(config.model.path))))
+def _prompts(config: RunConfig, source: PromptSource, wanted: int | None) -> list[Prompt]:
     if wanted is not None and wanted > len(source):
         raise UsageError(f"--prompts {wanted} exceeds the {len(source)} prompts of prompts.source; lower it")
     count = min(config.evaluation.prompts, len(source)) if wanted is None else wanted
@@ -169,19 +189,25 @@ class Verifier:
 
 
 def find_verifier(path: str, rank: Rank) -> Verifier:
-    """Return the verifier at a directory or hub name. Raises UsageError if it, or its reference, is not found."""
+    """Return the verifier at a directory or hub name.
+
+    Raises UsageError if it, or its reference, is not found or not as it was written.
+    """
     directory = resolve(path)
+    manifest.check(directory)
     if rank == "likelihood":
         return Verifier(directory)
     record = directory / DPO_FILE
     try:
         recorded: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-        return Verifier(directory, resolve(recorded["reference"]), float(recorded["beta"]))
+        reference, beta = resolve(recorded["reference"]), float(recorded["beta"])
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
             f"--rank reward needs the verifier's reference and beta, and {record} does not hold them ({error!r}); "
             "give the final/ directory of `offbeat dpo`, or --rank likelihood"
         ) from error
+    manifest.check(reference)
+    return Verifier(directory, reference, beta)
 
 
 def _sequence_logprobs(directory: Path, groups: Sequence[Group], config: RunConfig) -> list[float]:
@@ -189,6 +215,7 @@ def _sequence_logprobs(directory: Path, groups: Sequence[Group], config: RunConf
     import torch
 
     from learner.stages.perplexity import PerplexityModel
+    from learner.tensors.batching import rollout
 
     model = PerplexityModel(
         directory,
@@ -196,15 +223,17 @@ def _sequence_logprobs(directory: Path, groups: Sequence[Group], config: RunConf
         device="cuda" if torch.cuda.is_available() else "cpu",
         micro_batch_tokens=config.learner.micro_batch_tokens,
     )
-    sequences = [
-        (group.lease.prompt.token_ids, completion.token_ids) for group in groups for completion in group.completions
-    ]
-    means = model.log_perplexities(sequences)
-    return [-float(mean) * len(response) for mean, (_, response) in zip(means, sequences, strict=True)]
+    completions = flatten(groups)
+    prompts = [group.lease.prompt.token_ids for group in groups for _ in group.completions]
+    means = model.log_perplexities([rollout(prompt, each) for prompt, each in zip(prompts, completions, strict=True)])
+    return [-float(mean) * each.sampled_tokens for mean, each in zip(means, completions, strict=True)]
 
 
 def judged(
-    groups: Sequence[Group], scores: Sequence[Sequence[tuple[float, ...]]], config: RunConfig, threshold: float
+    groups: Sequence[Group],
+    scores: Sequence[Sequence[tuple[float, ...]]],
+    config: RunConfig,
+    threshold: float | None,
 ) -> tuple[list[Solution], list[Candidates]]:
     """Convert judged groups to solutions for files and candidates for the report; `scores` has one list a verifier."""
     answer_of = _final_answers(config)
@@ -212,23 +241,33 @@ def judged(
     candidates: list[Candidates] = []
     for number, group in enumerate(groups):
         values = effective_scores(group, config.judging.missing_eos_score)
-        correct = tuple(value >= threshold for value in values)
+        correct = None if threshold is None else tuple(value >= threshold for value in values)
         own = tuple(each[number] for each in scores)
         answers = None if answer_of is None else tuple(answer_of(each.text) for each in group.completions)
-        candidates.append(Candidates(correct, answers, own))
         prompt = group.lease.prompt
+        candidates.append(Candidates(correct, answers, own, values, tuple(prompt.token_ids)))
         given = prompt.metadata.get("messages", prompt.text)
         for index, each in enumerate(group.completions):
-            judgement = (correct[index], values[index], each.finished, tuple(score[index] for score in own))
+            right = None if correct is None else correct[index]
+            judgement = (right, values[index], each.finished, tuple(score[index] for score in own))
             solutions.append(Solution(prompt.id, given, each.text, *judgement))
     return solutions, candidates
+
+
+def threshold_of(groups: Sequence[Group], config: RunConfig, asked: float | None) -> float | None:
+    """Return the lowest score of a correct answer: `asked`, or 1 if the judge says right or wrong; else None."""
+    if asked is not None or isinstance(config.judging.judge, VerifierJudgeConfig):
+        return 1.0 if asked is None else asked
+    given = (score for group in groups if group.judgement is not None for score in group.judgement.scores)
+    return 1.0 if all(score in (0.0, 1.0) for score in given) else None
 
 
 def _final_answers(config: RunConfig) -> Any:
     """Return a function from a text to its final answer; None if the judge extracts none."""
     if not isinstance(config.judging.judge, VerifierJudgeConfig):
         return None
-    from actors.judges.verifier import VerifierJudge, normalise, number
+    from actors.judges.answers.exact import normalise, number
+    from actors.judges.answers.verifier import VerifierJudge
 
     judge = VerifierJudge(config.judging.judge)
 
@@ -247,7 +286,7 @@ def _write(results: Report, solutions: Sequence[Solution], config: RunConfig, re
     if request.pairs is not None:
         rows = pairs_of(solutions, request.max_pairs, config.seed)
         write_jsonl(request.pairs, rows)
-        print(f"{len(rows)} pairs in {request.pairs}")
+        print(shown(f"{len(rows)} pairs in {request.pairs}"))
     if request.output is not None:
         asked = {"model": config.model.path, "verifiers": request.verifiers, "rank": request.rank}
         write_jsonl(request.output, [asked | {"threshold": request.threshold} | asdict(results)])

@@ -1,4 +1,4 @@
-"""Sampled solutions on disk, and preference pairs made of them: every correct one over every incorrect one.
+"""Sampled solutions on disk, and preference pairs made of them: every better one over every worse one.
 
 Pure, except for the files. Must not know engines or judges.
 """
@@ -25,17 +25,18 @@ class Solution:
     prompt: str | Chat
     """The policy's input after its template, or the chat that it was made from."""
     response: str  # without special tokens
-    correct: bool
+    correct: bool | None  # None: the scores have no threshold
     score: float  # the judge's
     finished: bool  # whether it ended before the length limit
     verifier_scores: tuple[float, ...] = ()  # one per verifier
 
 
 def pairs_of(solutions: Iterable[Solution], max_pairs: int, seed: int) -> list[dict[str, Any]]:
-    """Make rows {prompt, chosen, rejected} from the solutions of each prompt, chosen correct and rejected incorrect.
+    """Make rows {prompt, chosen, rejected} from the solutions of each prompt, chosen correct and rejected incorrect, or
+    chosen of a higher score if none is called correct.
 
-    Draws at most `max_pairs` from the product of a prompt's distinct correct and incorrect responses (Hosseini et al.
-    2024, "V-STaR", section 3.1); the draw depends on seed and prompt alone. Skips empty responses and those cut at the
+    Draws at most `max_pairs` from all such pairs of a prompt's distinct responses (Hosseini et al. 2024, "V-STaR",
+    section 3.1); the draw depends on seed and prompt alone. Skips empty responses and those cut at the
     length limit: as training data they would end where the policy did not.
     """
     by_prompt: dict[str, list[Solution]] = {}
@@ -44,11 +45,9 @@ def pairs_of(solutions: Iterable[Solution], max_pairs: int, seed: int) -> list[d
             by_prompt.setdefault(solution.prompt_id, []).append(solution)
     rows: list[dict[str, Any]] = []
     for prompt_id, found in by_prompt.items():
-        correct, incorrect = (
-            list(dict.fromkeys(solution.response for solution in found if solution.correct == side))
-            for side in (True, False)
-        )
-        pairs = list(product(correct, incorrect))
+        worth = {each.response: each.score if each.correct is None else float(each.correct) for each in reversed(found)}
+        texts = list(dict.fromkeys(each.response for each in found))
+        pairs = [(good, bad) for good, bad in product(texts, texts) if worth[good] > worth[bad]]
         if len(pairs) > max_pairs:
             pairs = random.Random(f"{seed}:{prompt_id}").sample(pairs, max_pairs)
         rows += [{"prompt": found[0].prompt, "chosen": good, "rejected": bad} for good, bad in pairs]

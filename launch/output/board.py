@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
+from actors.foreign.text import shown
 from actors.records import GeneratorStatus
 
 MIN_SECONDS = 5.0
@@ -55,6 +56,9 @@ class RunSnapshot:
     win_rate: float | None = None
     win_rate_interval: tuple[float, float] | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)  # groups dropped, by reason
+    tie_share: float | None = None  # of all pairs so far; None for losses on games
+    epochs: float | None = None  # passes over the prompts so far
+    outside: tuple[str, ...] = ()  # figures outside the band of `divergence`, with their values
 
     @property
     def progress(self) -> float:
@@ -91,11 +95,11 @@ class Board:
             self._live.update(render(snapshot))
         elif line_due(self._last_line, snapshot):
             self._last_line = snapshot
-            self.console.print(Text(f"offbeat: {line(snapshot)}"), soft_wrap=True)
+            self.console.print(Text(shown(f"offbeat: {line(snapshot)}")), soft_wrap=True)
 
     def message(self, text: str) -> None:
         """Print a permanent line, above the board if there is one."""
-        self.console.print(Text(f"offbeat: {text}"), soft_wrap=True)
+        self.console.print(Text(shown(f"offbeat: {text}", lines=True)), soft_wrap=True)
 
 
 # ---------------------------------------------------------------- plain lines
@@ -122,6 +126,7 @@ def line(snapshot: RunSnapshot) -> str:
         f"buffered {snapshot.buffered} in flight {snapshot.in_flight} oldest {oldest} of {snapshot.max_staleness}",
         f"learner {snapshot.learner_state}",
         *([f"dropped {_counts(snapshot.dropped)}"] if any(snapshot.dropped.values()) else []),
+        *([f"outside the band: {', '.join(snapshot.outside)}"] if snapshot.outside else []),
         f"elapsed {clock(snapshot.elapsed_seconds)}",
     ]
     return " | ".join(parts)
@@ -147,6 +152,8 @@ def _scores(snapshot: RunSnapshot) -> dict[str, str]:
         "KL": number(snapshot.kl, ".2f"),
         "max log-ratio": number(snapshot.log_ratio_max, ".3f"),
         "win rate": win_rate,
+        **({} if snapshot.tie_share is None else {"ties": f"{snapshot.tie_share:.0%}"}),
+        **({} if snapshot.epochs is None else {"epochs": f"{snapshot.epochs:.2f}"}),
     }
 
 
@@ -197,7 +204,9 @@ def _generators(snapshot: RunSnapshot) -> RenderableType:
         seconds = (status.generating_seconds, status.updating_seconds, status.idle_seconds)
         total = sum(seconds) or 1.0
         shares = [f"{part / total:.0%}" for part in seconds]
-        table.add_row(status.name, version, str(status.running), str(status.waiting), f"{status.tokens:,}", *shares)
+        table.add_row(
+            Text(shown(status.name)), version, str(status.running), str(status.waiting), f"{status.tokens:,}", *shares
+        )
     if len(snapshot.generators) > MAX_ROWS:
         table.add_row(Text(f"and {len(snapshot.generators) - MAX_ROWS} more", style="dim"))
     return table
@@ -240,4 +249,6 @@ def _scores_row(snapshot: RunSnapshot) -> RenderableType:
     items = [Text.assemble((f"{name} ", "dim"), (text, "bold")) for name, text in _scores(snapshot).items()]
     if any(snapshot.dropped.values()):
         items.append(Text(f"dropped {_counts(snapshot.dropped)}", style="yellow"))
+    if snapshot.outside:
+        items.append(Text(f"outside the band: {', '.join(snapshot.outside)}", style="red"))
     return Columns(items, padding=(0, 3))

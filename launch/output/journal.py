@@ -1,19 +1,13 @@
 """The journal of a run: every group that was trained on, once, and the updates that consumed it. Parquet files.
 
-    journal/
-      groups-0000000-0000049.parquet     groups first consumed by updates 0 to 49, in order of consumption
-      updates-0000000-0000049.parquet    one row per update: the leases of its batch, in order
-
 A pair of files is closed every `journal.updates_per_file` updates and before every checkpoint, so that everything a
-checkpoint covers is on disk. Groups are written update by update: memory holds one batch. `journal_reader.py` reads
-them back. Must not know loop, learner or judges.
+checkpoint covers is on disk. Groups are written update by update: memory holds one batch. `journal_files.py` names
+them and keeps their checksums, `journal_reader.py` reads them back. Must not know loop, learner or judges.
 """
 
 import contextlib
 import json
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +15,17 @@ import pyarrow
 import pyarrow.parquet
 
 from actors.errors import writing
-from actors.files import TEMPORARY, atomic_file, replace_file
+from actors.files import TEMPORARY, replace_file
 from actors.records import Group
 from actors.replay_buffer.buffer import Batch
+from launch.output.journal_files import Checksums, Segment, require_whole, segments
 from launch.settings.run import RunConfig
 
 SETTINGS = b"offbeat.settings"
 """Key in the schema metadata of a file of updates: `learning_settings` as JSON."""
-_NAME = re.compile(r"updates-(\d+)-(\d+)\.parquet")
+_GROUPS, _UPDATES = f"{TEMPORARY}groups.parquet", f"{TEMPORARY}updates.parquet"
+SEALED = b"offbeat.checksums"
+"""Key beside it: the files were written with checksums."""
 _INTS, _FLOATS = pyarrow.list_(pyarrow.int32()), pyarrow.list_(pyarrow.float64())
 _COMPLETION = pyarrow.struct(
     [
@@ -38,6 +35,7 @@ _COMPLETION = pyarrow.struct(
         ("text", pyarrow.string()),
         ("finished", pyarrow.bool_()),
         ("opponent", pyarrow.bool_()),
+        ("given", pyarrow.list_(_INTS)),
     ]
 )
 GROUPS = pyarrow.schema(
@@ -67,42 +65,6 @@ UPDATES = pyarrow.schema(
 """A row is an `actors.replay_buffer.buffer.Batch`, with groups by lease."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Segment:
-    """A closed pair of files."""
-
-    first: int
-    last: int  # update numbers, inclusive
-    directory: Path
-
-    @property
-    def groups(self) -> Path:
-        return self.directory / f"groups-{self._range}.parquet"
-
-    @property
-    def updates(self) -> Path:
-        return self.directory / f"updates-{self._range}.parquet"
-
-    @property
-    def _range(self) -> str:
-        return f"{self.first:07d}-{self.last:07d}"
-
-    @property
-    def nbytes(self) -> int:
-        return sum(path.stat().st_size for path in (self.groups, self.updates))
-
-    def remove(self) -> None:
-        """Delete both files, updates first: without them the groups count as unfinished."""
-        self.updates.unlink(missing_ok=True)
-        self.groups.unlink(missing_ok=True)
-
-
-def segments(directory: Path) -> list[Segment]:
-    """Return the closed segments below `directory`, in order."""
-    names = [_NAME.fullmatch(path.name) for path in directory.glob("updates-*.parquet")]
-    return sorted(Segment(int(name[1]), int(name[2]), directory) for name in names if name is not None)
-
-
 def learning_settings(config: RunConfig) -> dict[str, Any]:
     """Return the settings that decide, with the groups, which weights the learner reaches. JSON values."""
     return {
@@ -117,12 +79,18 @@ class Journal:
     """Write the journal of one run below `directory`.
 
     A resumed run continues at update `resume_from`: later records of an earlier part are removed. `say` is called once
-    if the oldest files are removed because of `journal.max_mib`. All methods raise RunError if the directory cannot be
-    written.
+    if the oldest files are removed because of `journal.max_mib`. `run` identifies the run. All methods raise RunError
+    if the directory cannot be written; the constructor UsageError if a file that it reads is not as it was written.
     """
 
     def __init__(
-        self, directory: str | Path, config: RunConfig, say: Callable[[str], None], *, resume_from: int = 0
+        self,
+        directory: str | Path,
+        config: RunConfig,
+        say: Callable[[str], None],
+        *,
+        resume_from: int = 0,
+        run: str | None = None,
     ) -> None:
         self._directory, self._config, self._say = Path(directory), config.journal, say
         self._settings = json.dumps(learning_settings(config))
@@ -133,9 +101,10 @@ class Journal:
         self._written: dict[int, int] = {}
         """Recorded groups that may be consumed again: lease index -> oldest version."""
         with self._writing():
-            _truncate(self._directory, resume_from)
+            self._checksums = Checksums(self._directory, run)
+            _truncate(self._directory, resume_from, self._checksums)
             if self._reuse:
-                self._written = _oldest_versions(self._directory)
+                self._written = _oldest_versions(self._directory, self._checksums)
 
     def add(self, batch: Batch) -> None:
         """Record the batch of an update, even if it is empty."""
@@ -148,7 +117,7 @@ class Journal:
             self._written = {index: version for index, version in oldest.items() if version >= limit}
         with self._writing():
             if self._open is None:
-                self._open = _OpenSegment(self._directory, batch.update, self._settings)
+                self._open = _OpenSegment(self._directory, batch.update, self._settings, self._checksums)
             self._open.add(batch, fresh)
             if self._open.length == self._config.updates_per_file:
                 self._close_segment()
@@ -169,7 +138,7 @@ class Journal:
         sizes = {segment: segment.nbytes for segment in kept}
         # The newest stays, however large: the latest updates are the ones users look at first.
         while len(kept) > 1 and sum(sizes[segment] for segment in kept) > self._config.max_mib << 20:
-            kept.pop(0).remove()
+            _remove(kept.pop(0), self._checksums)
             if not self._dropped:
                 self._dropped = True
                 self._say(
@@ -188,12 +157,12 @@ class Journal:
 class _OpenSegment:
     """A segment being written, under temporary names."""
 
-    def __init__(self, directory: Path, first: int, settings: str) -> None:
+    def __init__(self, directory: Path, first: int, settings: str, checksums: Checksums) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self._directory, self._first = directory, first
+        self._directory, self._first, self._checksums = directory, first, checksums
         self._rows: list[dict[str, Any]] = []
-        self._schema = UPDATES.with_metadata({SETTINGS: settings})
-        self._groups = directory / f"{TEMPORARY}groups.parquet"
+        self._schema = UPDATES.with_metadata({SETTINGS: settings, SEALED: b"1"})
+        self._groups = directory / _GROUPS
         self._writer = pyarrow.parquet.ParquetWriter(self._groups, GROUPS, compression="zstd")
 
     @property
@@ -217,9 +186,7 @@ class _OpenSegment:
     def close(self) -> None:
         self._writer.close()
         segment = Segment(self._first, self._rows[-1]["update"], self._directory)
-        # Groups first: a file of updates promises that its groups exist.
-        replace_file(self._groups, segment.groups, durable=True)
-        _write(segment.updates, pyarrow.Table.from_pylist(self._rows, schema=self._schema))
+        _finish(segment, pyarrow.Table.from_pylist(self._rows, schema=self._schema), self._checksums)
 
 
 def _row(group: Group, update: int) -> dict[str, Any]:
@@ -251,7 +218,23 @@ def _text(text: str) -> str:
 # ---------------------------------------------------------------- files
 
 
-def _truncate(directory: Path, update: int) -> None:
+def _finish(segment: Segment, updates: pyarrow.Table, checksums: Checksums) -> None:
+    """Give the groups in `_GROUPS`, and `updates`, the files of `segment`."""
+    directory = segment.directory
+    renamed = {directory / _GROUPS: segment.groups, directory / _UPDATES: segment.updates}
+    pyarrow.parquet.write_table(updates, directory / _UPDATES, compression="zstd")
+    checksums.add(renamed)
+    # Groups first: a file of updates promises that its groups exist.
+    for temporary, path in renamed.items():
+        replace_file(temporary, path, durable=True)
+
+
+def _remove(segment: Segment, checksums: Checksums) -> None:
+    segment.remove()
+    checksums.forget((segment.groups.name, segment.updates.name))
+
+
+def _truncate(directory: Path, update: int, checksums: Checksums) -> None:
     """Remove the rows of `update` and later ones, and files that a crash left half written."""
     closed = segments(directory)
     whole = {segment.groups for segment in closed}
@@ -262,22 +245,23 @@ def _truncate(directory: Path, update: int) -> None:
         if segment.last < update:
             continue
         if segment.first < update:
-            shorter = Segment(segment.first, update - 1, directory)
-            for path, target in ((segment.groups, shorter.groups), (segment.updates, shorter.updates)):
-                table = pyarrow.parquet.read_table(path, filters=[("update", "<", update)])
-                _write(target, table)
-        segment.remove()
+            require_whole(checksums, [segment])
+            groups, updates = (
+                pyarrow.parquet.read_table(path, filters=[("update", "<", update)])
+                for path in (segment.groups, segment.updates)
+            )
+            pyarrow.parquet.write_table(groups, directory / _GROUPS, compression="zstd")
+            _finish(Segment(segment.first, update - 1, directory), updates, checksums)
+        _remove(segment, checksums)
+    # Of files that a crash left without their names.
+    checksums.forget([name for name in checksums.files if not (directory / name).is_file()])
 
 
-def _oldest_versions(directory: Path) -> dict[int, int]:
+def _oldest_versions(directory: Path, checksums: Checksums) -> dict[int, int]:
     """Lease index -> oldest version, for all groups below `directory`."""
     found: dict[int, int] = {}
+    require_whole(checksums, segments(directory))
     for segment in segments(directory):
         table = pyarrow.parquet.read_table(segment.groups, columns=["lease_index", "oldest_version"])
         found |= dict(zip(*(table.column(name).to_pylist() for name in table.column_names), strict=True))
     return found
-
-
-def _write(path: Path, table: pyarrow.Table) -> None:
-    with atomic_file(path, durable=True) as temporary:
-        pyarrow.parquet.write_table(table, temporary, compression="zstd")

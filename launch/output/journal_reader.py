@@ -1,6 +1,6 @@
 """Read a run's journal back: batches in order, with exactly the values that were written.
 
-Knows the files of `journal.py`. Must not know the learner.
+Knows the files of `journal.py`, and compares them with their checksums before it reads any. Must not know the learner.
 """
 
 import contextlib
@@ -16,7 +16,8 @@ import pyarrow.parquet
 from actors.errors import UsageError
 from actors.records import Completion, Group, Judgement, Lease, Prompt, with_tuples
 from actors.replay_buffer.buffer import Batch
-from launch.output.journal import SETTINGS, Segment, segments
+from launch.output.journal import SEALED, SETTINGS
+from launch.output.journal_files import CHECKSUMS, Checksums, Segment, require_run, require_whole, segments
 from launch.settings.loading import with_current_keys
 from launch.settings.run import RunConfig
 
@@ -36,24 +37,35 @@ class UpdateRow:
 class JournalReader:
     """The closed part of the journal below `directory`.
 
-    Constructor and methods raise UsageError if there is no journal or it cannot be read.
+    Constructor and methods raise UsageError if there is no journal, it is not as it was written, it cannot be read, or
+    another run than `run` wrote it.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, run: str | None = None) -> None:
         self._segments = segments(directory)
         if not self._segments:
             raise UsageError(
                 f"{directory} holds no journal; give the directory of a training run that has made a checkpoint or "
                 "ended, with journal.enabled true"
             )
+        with _reading(directory):
+            checksums = Checksums(directory)
+            self.unverified = require_whole(checksums, self._segments)
+            """Segments of an older version, which have no checksums."""
+        require_run(checksums, run)
         self._rows: dict[Segment, list[UpdateRow]] = {}
         self._settings: dict[Segment, dict[str, Any]] = {}
         self._leases: dict[Segment, list[int]] = {}
         for segment in self._segments:
-            table = _read(segment.updates)
-            self._rows[segment] = [UpdateRow(**with_tuples(row)) for row in table.to_pylist()]
-            self._settings[segment] = with_current_keys(json.loads(table.schema.metadata[SETTINGS]), RunConfig)
-            self._leases[segment] = _read(segment.groups, ["lease_index"]).column("lease_index").to_pylist()
+            with _reading(segment.updates):
+                table = pyarrow.parquet.read_table(segment.updates)
+                if SEALED in table.schema.metadata and segment in self.unverified:
+                    raise ValueError(f"it was written with checksums, and {CHECKSUMS} is missing")
+                self._rows[segment] = [UpdateRow(**with_tuples(row)) for row in table.to_pylist()]
+                self._settings[segment] = with_current_keys(json.loads(table.schema.metadata[SETTINGS]), RunConfig)
+            with _reading(segment.groups):
+                table = pyarrow.parquet.read_table(segment.groups, columns=["lease_index"])
+                self._leases[segment] = table.column("lease_index").to_pylist()
         self.first = covered_from(self.rows, {index for leases in self._leases.values() for index in leases})
         """First update from which every batch is complete."""
         self.end = self.rows[-1].update + 1
@@ -87,7 +99,11 @@ class JournalReader:
                     continue
                 # Groups are stored in the order of their first consumption.
                 while any(index not in held for index in row.lease_indices):
-                    group = next(groups)
+                    group = next(groups, None)
+                    if group is None:
+                        raise UsageError(
+                            f"{segment.groups} lacks groups of update {row.update}; restore it from a copy"
+                        )
                     held[group.lease.index] = group
                 yield Batch(row.update, row.version, tuple(held[each] for each in row.lease_indices), row.staleness)
                 held = {index: group for index, group in held.items() if last_use[index] > row.update}
@@ -124,14 +140,11 @@ def _group(row: Mapping[str, Any]) -> Group:
     )
 
 
-def _read(path: Path, columns: list[str] | None = None) -> pyarrow.Table:
-    with _reading(path):
-        return pyarrow.parquet.read_table(path, columns=columns)
-
-
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, pyarrow.ArrowException) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # a file without a checksum fails in as many ways as it can be changed
         raise UsageError(f"{path} cannot be read: {error}; restore it from a copy") from error

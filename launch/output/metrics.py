@@ -1,6 +1,7 @@
 """Metrics of a run over its updates: `metrics.jsonl` for scripts and `tensorboard/` for people, with the same numbers.
 
-Must not know what the numbers mean. Uses TensorBoard's own event writer, so that the process needs no torch.
+TensorBoard has the field's names for them (`TAGS`); scripts rely on those of the file, so add, never rename. Uses
+TensorBoard's own event writer, so that the process needs no torch.
 """
 
 import contextlib
@@ -16,6 +17,56 @@ from actors.errors import writing
 
 FLUSH_SECONDS = 10
 """Seconds until an event reaches TensorBoard; each JSON line is flushed at once."""
+
+TAGS = {
+    "loss": "loss/train",
+    "seconds": "time/update_seconds",
+    "score_mean": "reward/mean",
+    "margin": "reward/margin",
+    "accuracy": "reward/accuracy",
+    "player_preference": "reward/preference",
+    "advantage_std": "advantage/std",
+    "kl_players": "kl/policy",
+    "kl_chosen": "kl/chosen",
+    "kl_rejected": "kl/rejected",
+    "staleness_max": "staleness/max",
+    "staleness_mean": "staleness/mean",
+    "opponent_staleness_max": "staleness/opponent_max",
+    "opponent_staleness_mean": "staleness/opponent_mean",
+    "behaviour_kl": "off_policy/kl",
+    "log_ratio_max": "off_policy/log_ratio_max",
+    "log_ratio_mean": "off_policy/log_ratio_mean",
+    "opponent_log_ratio_max": "off_policy/opponent_log_ratio_max",
+    "player_ess": "importance_weights/player_ess",
+    "player_truncated": "importance_weights/player_clip_fraction",
+    "opponent_ess": "importance_weights/opponent_ess",
+    "opponent_truncated": "importance_weights/opponent_clip_fraction",
+    "opponent_weight_mean": "importance_weights/opponent_mean",
+    "completion_tokens_mean": "completions/mean_length",
+    "finished_share": "completions/finished_share",
+    "tie_share": "batch/tie_share",
+    "pairs": "batch/pairs",
+    "ties": "batch/ties",
+    "games": "batch/games",
+    "tokens": "batch/tokens",
+    "padded_tokens": "batch/padded_tokens",
+    "outside_band": "divergence/updates_outside",
+    "win_rate": "eval/win_rate",
+    "win_rate_low": "eval/win_rate_low",
+    "win_rate_high": "eval/win_rate_high",
+    "reward": "eval/reward",
+    "kl": "eval/kl",
+    "exploitability": "eval/exploitability",
+    "exact_kl": "eval/exact_kl",
+    "exact_preference": "eval/exact_preference",
+}
+"""TensorBoard's name of each name in `metrics.jsonl`; others are the same in both."""
+
+
+def tag(name: str) -> str:
+    """Return TensorBoard's name of a metric."""
+    held_out = name.removeprefix("held_out_")
+    return f"eval/{held_out}" if held_out != name else TAGS.get(name, name)
 
 
 def numbers(record: Any) -> dict[str, float]:
@@ -34,7 +85,8 @@ class MetricsWriter:
         self._path = Path(directory) / "metrics.jsonl"
         with self._writing():
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            _truncate_after(self._path, resume_from)
+            self.last = _truncate_after(self._path, resume_from)
+            """The newest value of each name that was kept; empty for a fresh run."""
             self._file = self._path.open("a", encoding="utf-8")
         self._events = _Events(self._path.parent / "tensorboard", resume_from)
 
@@ -60,25 +112,30 @@ class MetricsWriter:
         return writing(self._path, "free space there or choose another directory with --output DIR")
 
 
-def _truncate_after(path: Path, step: int) -> None:
-    """Keep the leading complete lines of steps up to `step`."""
+def _truncate_after(path: Path, step: int) -> dict[str, Any]:
+    """Keep the leading complete lines of steps up to `step`; return the newest value of each name in them."""
+    newest: dict[str, Any] = {}
     if not path.exists():
-        return
+        return newest
     kept = 0
     with path.open("rb+") as file:
         for line in file:
-            if not line.endswith(b"\n") or _step_of(line) > step:
+            values = _values_of(line)
+            if not line.endswith(b"\n") or values["step"] > step:
                 break
             kept += len(line)
+            newest |= values
         file.truncate(kept)
+    return newest
 
 
-def _step_of(line: bytes) -> float:
-    """Return the line's step; infinity for an invalid line, which ends the part that is kept."""
+def _values_of(line: bytes) -> dict[str, Any]:
+    """Return the line's values; only `step`, infinite, for an invalid line, which ends the part that is kept."""
     try:
-        return float(json.loads(line)["step"])
+        values = dict(json.loads(line))
+        return values | {"step": float(values["step"])}
     except (ValueError, KeyError, TypeError):
-        return math.inf
+        return {"step": math.inf}
 
 
 class _Events:
@@ -97,7 +154,7 @@ class _Events:
         self._writer.add_event(restart)
 
     def write(self, step: int, now: float, values: Mapping[str, float]) -> None:
-        scalars = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        scalars = [self._summary.Value(tag=tag(name), simple_value=value) for name, value in values.items()]
         self._writer.add_event(self._event(wall_time=now, step=step, summary=self._summary(value=scalars)))
 
     def close(self) -> None:

@@ -18,8 +18,8 @@ RATE_SECONDS = 20.0  # window of the board's rates
 class Reporter:
     """Describes one run."""
 
-    def __init__(self, config: RunConfig, run: RunDirectory, plugin: RunPlugin) -> None:
-        self._config, self._run, self._plugin = config, run, plugin
+    def __init__(self, config: RunConfig, run: RunDirectory, plugin: RunPlugin, prompts: int | None = None) -> None:
+        self._config, self._run, self._plugin, self._prompts = config, run, plugin, prompts
         self._started = time.monotonic()
         self._history: deque[tuple[float, int, int]] = deque()
         self._judging_seconds = 0.0
@@ -54,9 +54,16 @@ class Reporter:
             kl=progress.kl,
             log_ratio_max=None if stats is None else stats.log_ratio_max,
             win_rate=None if rate is None else rate.value,
-            win_rate_interval=None if rate is None else (rate.low, rate.high),
+            win_rate_interval=None if rate is None or rate.low is None or rate.high is None else (rate.low, rate.high),
             dropped=buffer.ledger()["dropped"],
+            tie_share=progress.tie_share,
+            epochs=self._epochs(buffer.updates),
+            outside=tuple(f"{each.figure} {each.value:.4g}" for each in loop.divergence.outside),
         )
+
+    def _epochs(self, updates: int) -> float | None:
+        """Return how often `updates` updates went over the prompts; None if their number is not known."""
+        return updates * self._config.replay.prompts_per_update / self._prompts if self._prompts else None
 
     async def ask(self, judge: JudgePool) -> None:
         """Record the judges' counters, while they are alive."""
@@ -92,7 +99,12 @@ class Reporter:
                 "judge": {"judging": self._judging_seconds},
             },
             dropped_tokens=max(0, sampled - progress.tokens - loop.evaluation_tokens),
+            unfinished_won=progress.unfinished_won,
+            mixed_groups=progress.mixed_groups,
             ties=progress.ties,
+            tie_share=progress.tie_share,
+            prompts=self._prompts,
+            epochs=self._epochs(buffer.updates),
             skipped_updates=progress.skipped,
             ledger=buffer.ledger(),
             judge=config.judging.judge.kind,

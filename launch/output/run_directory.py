@@ -9,17 +9,23 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
+import time
+import uuid
 from pathlib import Path
 
 from actors.errors import RunError, UsageError, writing
-from actors.files import TEMPORARY, atomic_write, discard
+from actors.files import TEMPORARY, atomic_write, discard, open_lock
+from launch.output import supervisor
 from launch.settings.loading import LOCK, RECORDED, dump_config
 from launch.settings.run import NamedConfig
 
 SHARED_MEMORY = Path("/dev/shm")
 SHM_PREFIX = "offbeat-"
-_STARTUP_FILES = (LOCK, f"{TEMPORARY}{RECORDED}", "config.tmp")
+RUN_ID = "run_id"
+"""In a run's directory: a random name, which the manifests of its checkpoints and its journal repeat."""
+_STARTUP_FILES = (LOCK, RUN_ID, f"{TEMPORARY}{RECORDED}", "config.tmp")
 """Files left by a run that died during startup; safe to overwrite. Older versions wrote `config.tmp`."""
 
 
@@ -36,7 +42,14 @@ class RunDirectory:
         self.journal = path / "journal"
         self.summary = path / "summary.json"
         self.failed_batches = path / "failed_batches"
+        self.hangs = path / "hangs.txt"
         self._lock: int | None = None
+
+    @property
+    def run_id(self) -> str | None:
+        """What identifies the run; None before `begin`, and in directories of older versions."""
+        path = self.path / RUN_ID
+        return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else None
 
     @classmethod
     def open(cls, config: NamedConfig, *, resume: bool) -> RunDirectory:
@@ -63,25 +76,34 @@ class RunDirectory:
             )
         return run
 
-    def begin(self, config: NamedConfig) -> None:
-        """Create the directory, lock it for this process until `close`, and write the resolved config.
+    def begin(self, config: NamedConfig, run_id: str | None = None) -> None:
+        """Create the directory, lock it for this process until `close`, write the run's id and the resolved config.
 
-        Raises UsageError if another process holds the lock, RunError if the directory cannot be written.
+        `run_id` is for a directory without one; None draws one. Raises UsageError if another process holds the lock,
+        RunError if the directory cannot be written.
         """
         with writing(f"to the output directory {self.path}", "choose another with --output DIR"):
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock = open_lock(self.path / LOCK, mode=0o644, own=False)
             if not _try_lock(self._lock):
                 raise UsageError(
                     f"another process is running in {self.path}; wait for its end or interrupt it, then --resume, or "
                     "choose another directory with --output DIR"
                 )
+            if self.run_id is None:
+                atomic_write(self.path / RUN_ID, f"{run_id or uuid.uuid4().hex}\n")
             atomic_write(self.config, dump_config(config))
+        supervisor.tell("run", self.path.absolute())
 
     def clear(self) -> None:
         """Remove everything written by a run that was refused before it began."""
         for path in self.path.iterdir():
             discard(path)
+
+    def record_hang(self, text: str) -> None:
+        """Append the stacks of an actor that hangs; a full disk does not end the run for it."""
+        with contextlib.suppress(OSError), self.hangs.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def close(self) -> None:
         """Release the lock."""
@@ -101,6 +123,7 @@ class SharedMemory:
         root = root or SHARED_MEMORY
         for folder in left_behind(root):
             shutil.rmtree(folder, ignore_errors=True)
+        self.planted = planted(root)
         # Hidden until it is locked, so that no other process takes it for abandoned.
         hidden = Path(tempfile.mkdtemp(prefix=f".{SHM_PREFIX}", dir=root))
         self._lock: int | None = os.open(hidden / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
@@ -108,6 +131,7 @@ class SharedMemory:
         with contextlib.suppress(OSError):  # a full device is reported where its space is needed
             os.write(self._lock, f"{run.absolute()}\n".encode())
         self.path = hidden.rename(root / hidden.name.removeprefix("."))
+        supervisor.tell("shared", self.path)
 
     def require(self, nbytes: int, *, what: str) -> None:
         """Raise RunError if fewer than `nbytes` are free."""
@@ -127,17 +151,24 @@ class SharedMemory:
 
 def left_behind(root: Path) -> list[Path]:
     """Return shared-memory folders whose process is gone. Changes neither folders nor locks."""
-    return [path for path in sorted(root.glob(f"{SHM_PREFIX}*")) if path.is_dir() and not _locked(path / LOCK)]
+    return [path for path in sorted(root.glob(f"{SHM_PREFIX}*")) if _locked(path) is False]
 
 
-def _locked(lock: Path) -> bool:
-    """Return whether a live process holds a lock file; True also if unknown, as for another user's file."""
+def planted(root: Path) -> list[Path]:
+    """Return what has the name of a shared-memory folder and is none: neither it nor its lock was made by a run."""
+    return [path for path in sorted(root.glob(f"{SHM_PREFIX}*")) if _locked(path) is None and not _is_others(path)]
+
+
+def _locked(folder: Path) -> bool | None:
+    """Return whether a live process holds a folder's lock; None if folder or lock is none of this user's."""
     try:
-        descriptor = os.open(lock, os.O_RDONLY)
+        if not stat.S_ISDIR(folder.lstat().st_mode) or _is_others(folder):
+            return None
+        descriptor = open_lock(folder / LOCK, create=False)
     except FileNotFoundError:
         return False
     except OSError:
-        return True
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
@@ -145,6 +176,13 @@ def _locked(lock: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def _is_others(path: Path) -> bool:
+    try:
+        return path.lstat().st_uid != os.geteuid()
+    except OSError:
+        return True  # gone meanwhile
 
 
 def _try_lock(descriptor: int) -> bool:

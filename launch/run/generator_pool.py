@@ -4,7 +4,6 @@ It must not depend on the learner or the judges: finished groups leave through a
 """
 
 import asyncio
-import itertools
 import math
 import time
 from collections import Counter
@@ -12,10 +11,18 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from actors.errors import RunError
+from actors.errors import RunError, TransferInterruptedError, WeightMismatchError
 from actors.records import Draw, Failure, GeneratorStatus, Group, Lease, Prompt
 from actors.replay_buffer.buffer import ReplayBuffer
-from launch.run.protocols import GeneratorDeadError, GeneratorPort, GeneratorUnavailableError, Publication
+from launch.run.protocols import (
+    GeneratorDeadError,
+    GeneratorPort,
+    GeneratorUnavailableError,
+    PoolEvents,
+    PoolLimits,
+    Publication,
+    Signal,
+)
 
 COLLECT_SECONDS = 2.0  # longest wait of one collect or status call
 READY_SECONDS = 120.0
@@ -49,20 +56,6 @@ async def _shielded(work: Coroutine[Any, Any, None]) -> None:
     task.result()
 
 
-class Signal:
-    """Wakes every waiter when something changed. Check the condition, then `wait` without an await in between."""
-
-    def __init__(self) -> None:
-        self._event = asyncio.Event()
-
-    def notify(self) -> None:
-        self._event.set()
-        self._event = asyncio.Event()
-
-    async def wait(self) -> None:
-        await self._event.wait()
-
-
 @dataclass
 class Member:
     """One generator and its state as the pool sees it."""
@@ -76,26 +69,6 @@ class Member:
     unsent: list[Lease] = field(default_factory=list)
     """The part of `outstanding` that is not submitted yet."""
     status: GeneratorStatus | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolLimits:
-    """What a pool asks of its generators."""
-
-    max_running: int  # leases that one generator holds at a time
-    take_seconds: float  # time for one generator to take one version
-    lease_seconds: float
-    draw: Draw = "all"  # completions that training leases ask for
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolEvents:
-    """Whom a pool calls."""
-
-    on_group: Callable[[Group], None]  # with each finished training group
-    on_retire: Callable[[int], None]
-    """With each version that no generator needs any more."""
-    on_message: Callable[[str], None]
 
 
 class GeneratorPool:
@@ -123,8 +96,11 @@ class GeneratorPool:
         self._taking: Counter[int] = Counter()
         self._side_requests: list[Lease] = []
         self._side_results: dict[int, asyncio.Future[Group | Failure]] = {}
-        self._side_indices = itertools.count(-1, -1)
+        self._last_side_index = 0
         self._ended: list[GeneratorStatus] = []
+        self._refused: dict[int, set[str]] = {}
+        """By version: the names of generators that refused it."""
+        self._said = ""
 
     @property
     def newest(self) -> Publication | None:
@@ -165,9 +141,11 @@ class GeneratorPool:
 
         Returns one group per prompt, in order, every token of `min_version` or later; or a failure with its reason.
         """
-        leases = [Lease(next(self._side_indices), 0, prompt, min_version, math.inf, draw) for prompt in prompts]
-        loop = asyncio.get_running_loop()
-        results: dict[int, asyncio.Future[Group | Failure]] = {lease.index: loop.create_future() for lease in leases}
+        # Completions are seeded by their lease's index: never twice by one, and by the same after a resume as without.
+        first = min(self._last_side_index, -(self._buffer.updates << 24)) - 1
+        leases = [Lease(first - i, 0, prompt, min_version, math.inf, draw) for i, prompt in enumerate(prompts)]
+        self._last_side_index = first - len(prompts) + 1
+        results = {lease.index: asyncio.Future[Group | Failure]() for lease in leases}
         self._side_results |= results
         self._side_requests += leases
         self.changed.notify()
@@ -340,8 +318,14 @@ class GeneratorPool:
                 await self._bring(member, publication)
 
     async def _bring(self, member: Member, publication: Publication) -> None:
-        """Let `member` take `publication`, and wake those who wait for its version."""
-        await self._take(member, publication)
+        """Let `member` take `publication`, and wake those who wait for its version; after an interruption, nobody."""
+        try:
+            await self._take(member, publication)
+        except TransferInterruptedError as interruption:
+            self._say_once(f"the transfer of policy version {publication.version} is repeated: {interruption}")
+            return
+        except WeightMismatchError as refusal:
+            self._leave_out(member, publication.version, refusal)
         if member.version > self._buffer.version:
             self._buffer.published(member.version)
         self._offered.notify()
@@ -350,6 +334,16 @@ class GeneratorPool:
     async def _take(self, member: Member, publication: Publication) -> None:
         version = publication.version
         self._taking[version] += 1
+        try:
+            if publication.turn is not None:
+                await publication.turn(member.port)
+            await self._take_now(member, publication)
+        finally:
+            self._taking[version] -= 1
+            self._retire_superseded()
+
+    async def _take_now(self, member: Member, publication: Publication) -> None:
+        version = publication.version
         taking = asyncio.ensure_future(member.port.take_weights(publication.manifest, publication.chunks))
         try:
             await asyncio.wait({taking}, timeout=self._limits.take_seconds)
@@ -364,8 +358,22 @@ class GeneratorPool:
             member.version = taken
         finally:
             taking.cancel()
-            self._taking[version] -= 1
-            self._retire_superseded()
+
+    def _leave_out(self, member: Member, version: int, refusal: WeightMismatchError) -> None:
+        """Kill a generator that refused `version`, unless all generators did: then the fault is not its own."""
+        refusals = self._refused.setdefault(version, set())
+        refusals.add(member.port.name)
+        if refusals >= {each.port.name for each in self._members}:
+            raise refusal
+        self._on_message(f"{member.port.name} refused policy version {version} and is restarted: {refusal}")
+        member.port.kill()
+        raise GeneratorUnavailableError(member.port.name)
+
+    def _say_once(self, text: str) -> None:
+        """Report what several generators notice."""
+        if text != self._said:
+            self._said = text
+            self._on_message(text)
 
     async def _end(self, member: Member, taking: asyncio.Future[int], version: int) -> None:
         """Kill a generator that does not take `version`, wait for its call to end, raise GeneratorUnavailableError."""

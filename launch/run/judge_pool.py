@@ -1,12 +1,13 @@
 """Several judges as one: a batch goes to the least busy judge, and the others take over from one that dies.
 
-Knows nothing about judge kinds.
+Knows of the judges only what they count.
 """
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
 from actors.errors import RunError
+from actors.judges.http.figures import frequent_abstentions, language_models, with_shares
 from actors.records import Failure, Group
 from launch.run.protocols import JudgePort
 
@@ -15,13 +16,15 @@ BATCHES_EACH = 2
 
 
 class JudgePool:
-    """Interchangeable judges."""
+    """Interchangeable judges. `on_message` gets what the user should know: deaths, frequent abstentions."""
 
     def __init__(self, judges: Sequence[JudgePort], on_message: Callable[[str], None]) -> None:
         self._judges = list(judges)
         self._on_message = on_message
         self._busy = [0] * len(self._judges)
         self._alive = [True] * len(self._judges)
+        self._batches = 0
+        self._told: set[str] = set()
 
     async def ready(self) -> None:
         """Wait until all judges answer; raise the first error of one that never will."""
@@ -33,23 +36,37 @@ class JudgePool:
             chosen = min((n for n, alive in enumerate(self._alive) if alive), key=lambda n: self._busy[n])
             self._busy[chosen] += 1
             try:
-                return await self._judges[chosen].judge(groups)
+                answers = await self._judges[chosen].judge(groups)
             except RunError as error:
                 if sum(self._alive) - self._alive[chosen] == 0:
                     raise
                 if self._alive[chosen]:
                     self._alive[chosen] = False
                     self._on_message(f"judge {chosen}: {error}; {sum(self._alive)} left")
+            else:
+                await self._tell_abstentions()
+                return answers
             finally:
                 self._busy[chosen] -= 1
+
+    async def _tell_abstentions(self) -> None:
+        """After 2, 4, 8, ... batches, tell once of each language model whether its answers often lack a verdict."""
+        self._batches += 1
+        if self._batches < 2 or self._batches & (self._batches - 1):
+            return
+        figures = await self.figures()
+        for prefix in language_models(figures):
+            if prefix not in self._told and (text := frequent_abstentions(figures, prefix)):
+                self._told.add(prefix)
+                self._on_message(f"judge {prefix.replace('.', ': ')}{text}" if prefix else f"judge: {text}")
 
     async def seconds(self) -> float:
         """Total over all judges."""
         return sum(await asyncio.gather(*[judge.seconds() for judge in self._judges]))
 
     async def figures(self) -> dict[str, float]:
-        """Counters, merged over all judges."""
-        return merged(await asyncio.gather(*[judge.figures() for judge in self._judges]))
+        """Counters, merged over all judges, with the shares that they make."""
+        return with_shares(merged(await asyncio.gather(*[judge.figures() for judge in self._judges])))
 
 
 def merged(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -26,19 +26,26 @@ from actors.records import Failure, Game, Group, Prompt, flatten
 from actors.replay_buffer.buffer import Batch, ReplayBuffer
 from actors.replay_buffer.opponents import OpponentScheduler
 from launch.run import win_rate
-from launch.run.generator_pool import GeneratorPool, PoolEvents, PoolLimits
+from launch.run.divergence import Departure, DivergenceWatch, figures_of
+from launch.run.generator_pool import GeneratorPool
 from launch.run.judge_pool import BATCHES_EACH
 from launch.run.lockstep import LockstepPool
 from launch.run.progress import Consumed, Progress, batch_metrics
-from launch.run.protocols import GeneratorPort, JudgePort, LearnerPort, Publication, PublicationObserver
-from launch.run.staleness_limit import LimitProbe, loss_with_limit
+from launch.run.protocols import (
+    GeneratorPort,
+    JudgePort,
+    LearnerPort,
+    PoolEvents,
+    PoolLimits,
+    Publication,
+    PublicationObserver,
+)
+from launch.run.staleness_limit import LimitProbe
 from launch.settings.run import RunConfig
 
 WATCH_SECONDS = 1.0
 MAX_EMPTY_UPDATES = 3
 """Updates in a row without any group before the run fails, so that failures never look like the end of the data."""
-MEASURED_STEPS_EVERY = 50
-"""After the staleness limit is reported, measure the step size every N updates."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,9 @@ class EvaluationSet:
 
     prompts: Sequence[Prompt]
     baseline: Sequence[Group]
+
+
+async def _not_heeded(departure: Departure) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +68,7 @@ class LoopEvents:
     on_checkpoint: Callable[[TrainingLoop], Awaitable[None]]
     on_message: Callable[[str], None]
     on_batch: Callable[[Batch], None] = lambda batch: None  # with each batch before it is trained on
+    on_departure: Callable[[Departure], Awaitable[None]] = _not_heeded  # with a figure that left the band
 
 
 class TrainingLoop:
@@ -75,6 +86,7 @@ class TrainingLoop:
         observers: Sequence[PublicationObserver] = (),
     ) -> None:
         self.limit = LimitProbe(config)
+        self.divergence = DivergenceWatch(config.divergence, config.divergence.max_kl)
         self.evaluation_set: EvaluationSet | None = None
         self.evaluation_tokens = 0
         self.config = config
@@ -103,6 +115,13 @@ class TrainingLoop:
         )
         heard = PoolEvents(on_group=self._on_group, on_retire=self._retiring.put_nowait, on_message=events.on_message)
         self.pool = pool(generators, buffer, limits, heard)
+
+    async def refresh(self) -> None:
+        """Ask the generators for their figures; take note of how far they are from the learner."""
+        await self.pool.refresh()
+        for status in self.pool.statuses:
+            if status.gap is not None:
+                self._note_gap(status.gap)
 
     def stop(self) -> None:
         """Ask the loop to end after the current update and a checkpoint."""
@@ -162,6 +181,8 @@ class TrainingLoop:
             if metrics:
                 self._events.on_update(self.progress, metrics | observed)
             self.progress.learning_seconds = time.monotonic() - started
+            if (departure := self.divergence.take()) is not None:
+                await self._events.on_departure(departure)
             await self._after_update()
         if self._evaluation is not None:
             # The next step either ends the generators that it waits for, or evaluates a later policy.
@@ -186,18 +207,29 @@ class TrainingLoop:
         if self.evaluation_set is None:
             return
         prompts, baseline = self.evaluation_set.prompts, self.evaluation_set.baseline
-        replay = self.config.replay
+        replay, newest = self.config.replay, self.pool.newest
         groups = await self.sample(prompts)
         judged = await self._judge_all([win_rate.against(a, b) for a, b in zip(groups, baseline, strict=True)])
         missing = self.config.judging.missing_eos_score
-        self.progress.win_rate = win_rate.win_rate([win_rate.win_share(group, missing) for group in judged])
+        shares = [win_rate.win_share(group, missing) for group in judged]
+        self.progress.win_rate = win_rate.win_rate(win_rate.by_prompt(judged, shares))
         self.progress.reward = win_rate.reward(judged, missing)
-        sequences = [(g.lease.prompt.token_ids, c.token_ids) for g in groups for c in g.completions]
-        scored = await self.learner.score(sequences)
-        self.progress.kl = win_rate.sequence_kl(scored)
+        completions = flatten(groups)
+        scored = await self.learner.score(
+            [
+                (group.lease.prompt.token_ids, each.token_ids, each.given)
+                for group in groups
+                for each in group.completions
+            ]
+        )
+        own: list[Sequence[float]] = [completion.sampled(completion.logprobs) for completion in completions]
         if self.buffer.updates == self.config.updates:  # earlier, the learner may have moved on
-            gap = win_rate.largest_gap(flatten(groups), scored, self.buffer.updates // replay.updates_per_publish)
+            own = [policy for policy, _ in scored]
+            gap = win_rate.largest_gap(completions, scored, self.buffer.updates // replay.updates_per_publish)
             self._note_gap(gap)
+        self.progress.kl = win_rate.sequence_kl(own, [reference for _, reference in scored])
+        assert newest is not None
+        self.divergence.evaluation(self.progress.kl, newest.version * replay.updates_per_publish)
 
     async def sample(self, prompts: Sequence[Prompt]) -> list[Group]:
         """Sample completions of `prompts` with the newest published version.
@@ -214,7 +246,7 @@ class TrainingLoop:
                     f"an evaluation prompt could not be generated: {answer.reason}; check the generators' logs, "
                     "raise replay.lease_seconds if they are only slow, then use --resume"
                 )
-        self.evaluation_tokens += sum(len(completion.token_ids) for completion in flatten(groups))
+        self.evaluation_tokens += sum(completion.sampled_tokens for completion in flatten(groups))
         return groups
 
     async def _update(self, batch: Batch) -> dict[str, float]:
@@ -223,23 +255,24 @@ class TrainingLoop:
         self._events.on_batch(batch)
         progress, consumed = self.progress, Consumed.of(batch, self.config)
         progress.consume(batch, consumed)
+        if warning := progress.unfinished_warning(self.config.judging.missing_eos_score):
+            self._on_message(warning)
         if not consumed.items:
             return {}
-        has_opponent = self.config.opponent is not None
-        # Until the staleness limit is reported; a resumed run starts collecting again.
-        measured = has_opponent and (self._limit_is_due or batch.update % MEASURED_STEPS_EVERY == 0)
         with progress.clock.spend("training"):
-            stats = await self.learner.update(consumed.items, measure_step=measured)
+            stats = await self.learner.update(consumed.items, measure_step=self.limit.due(batch.update))
         progress.stats = stats
         progress.skipped += stats.skipped
-        if has_opponent:
+        if self.config.opponent is not None:
             limit = self.limit.add(cast("Sequence[Game]", consumed.items), stats.step_size, stats.lr)
             if limit is not None:
                 self._on_message(limit.describe())
         # Later updates of a version see a policy changed by the earlier ones.
         if max(batch.staleness) == 0 and batch.update % self.config.replay.updates_per_publish == 0:
             self._note_gap(stats.log_ratio_max)
-        return batch_metrics(batch, consumed) | progress.new_evaluation()
+        self.divergence.update(self.buffer.updates, figures_of(stats), consumed.items)
+        outside = {"outside_band": float(self.divergence.updates_outside)}
+        return batch_metrics(batch, consumed) | outside | progress.new_evaluation()
 
     def _note_gap(self, gap: float) -> None:
         """Keep the largest log-prob difference of vLLM and learner on a token; warn if it exceeds the tolerance, and
@@ -249,15 +282,11 @@ class TrainingLoop:
             self._warn_above = 2.0 * largest
             generators, learner = self.config.generators, self.config.learner
             self._on_message(
-                f"warning: vLLM and learner log-probs differ by {largest:.3g} nats on a token sampled and scored with "
+                f"warning: vLLM and learner log-probs differ by {largest:.3g} nats on a token that both scored with "
                 f"the same weights (tolerance {generators.log_prob_tolerance:g}); compare generators.dtype "
                 f"{generators.dtype} with learner.dtype {learner.dtype}, or raise generators.canary_tolerance if the "
                 "difference is rounding"
             )
-
-    @property
-    def _limit_is_due(self) -> bool:
-        return self.limit.limit is None and loss_with_limit(self.config) is not None
 
     async def _observe(self, publication: Publication) -> dict[str, float]:
         """Let observers measure the policy that was just published; return their metrics."""
@@ -270,7 +299,9 @@ class TrainingLoop:
 
     async def _after_update(self) -> None:
         every = self.config.checkpoints.every_updates
-        if every and self.buffer.updates % every == 0 and self.buffer.updates < self.config.updates:
+        # A run that may go back must not push out the last good checkpoint by those of a policy outside the band.
+        doubtful = self.config.divergence.action == "rollback" and self.divergence.outside
+        if every and self.buffer.updates % every == 0 and self.buffer.updates < self.config.updates and not doubtful:
             with self.progress.clock.spend("checkpointing"):
                 await self._events.on_checkpoint(self)
         every = self.config.evaluation.every_updates
@@ -338,7 +369,7 @@ class TrainingLoop:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             self.pool.expire()
-            await self.pool.refresh()
+            await self.refresh()
             self._events.on_watch(self)
 
     async def _retire(self) -> None:

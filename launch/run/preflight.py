@@ -1,20 +1,40 @@
 """What `offbeat train` checks of its models before it starts anything, and what a resumed run must not change."""
 
+from pathlib import Path
 from typing import Any
 
 from actors.data.prompts import PromptSource
 from actors.errors import UsageError
-from actors.hub import check_same_architecture, positions_of, read_text_config
+from actors.hub import (
+    CLASSIFIER_HEAD,
+    LANGUAGE_HEAD,
+    answer_ends,
+    check_same_architecture,
+    listed,
+    outline,
+    positions_of,
+    read_text_config,
+    require_unquantised,
+    resolve,
+)
+from actors.judges.answers.config import CodeJudgeConfig
+from actors.settings import WORLD
 from launch.run.protocols import RunPlugin
 from launch.settings.run import RunConfig
+from learner.backend import manifest
+
+MANY_EPOCHS = 20
+"""Epochs over the prompts above which a run tells how many it makes."""
 
 
-def check_model(config: RunConfig, plugin: RunPlugin) -> None:
-    """Raise UsageError if a model cannot be read, the policy is too short for the run's sequences, or the reference
-    does not fit it."""
+def check_model(config: RunConfig, plugin: RunPlugin) -> list[str]:
+    """Raise UsageError if a model cannot be read or lacks weights, the policy is too short for the run's sequences, or
+    the reference does not fit it. Return what else should be told, once."""
+    notes = _check_judges(config)
     if not plugin.check_model(config):
-        return
+        return notes
     model = read_text_config("model.path", config.model.path)
+    notes += check_weights("model.path", config.model.path)
     if config.model.reference is not None:
         reference = read_text_config("model.reference", config.model.reference)
         if reference.vocab_size != model.vocab_size:
@@ -22,6 +42,7 @@ def check_model(config: RunConfig, plugin: RunPlugin) -> None:
                 f"model.reference {config.model.reference} has a vocabulary of {reference.vocab_size} tokens and the "
                 f"policy {config.model.path} one of {model.vocab_size}; use a reference with the policy's vocabulary"
             )
+        notes += check_weights("model.reference", config.model.reference)
         if config.opponent is not None and config.opponent.needs_second_model:
             check_same_architecture(config.model.path, config.model.reference)
     longest = positions_of(model)
@@ -30,6 +51,158 @@ def check_model(config: RunConfig, plugin: RunPlugin) -> None:
             f"generators.max_model_len {config.generators.max_model_len} exceeds the {longest} positions of "
             f"{config.model.path}; lower it to {longest} or less"
         )
+    return notes
+
+
+def check_weights(setting: str, path: str | Path, *, classifier: bool = False, new_head: bool = False) -> list[str]:
+    """Raise UsageError if the files of a local directory lack weights of its model, or are not as its manifest says.
+
+    Returns a note on unused tensors.
+
+    The model is a causal language model, or a sequence `classifier`, which may get a `new_head`. Reads headers only. A
+    hub name is checked when it is loaded.
+    """
+    if not Path(path).is_dir():
+        return []
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    manifest.check(Path(path))
+    read_text_config(setting, path)
+    if not classifier:
+        require_unquantised(path)
+    found = outline(path, AutoModelForSequenceClassification if classifier else AutoModelForCausalLM)
+    found.require_complete(path, (CLASSIFIER_HEAD,) if new_head else ())
+    unused = [name for name in found.unused if not (new_head and name == LANGUAGE_HEAD)]
+    if not unused:
+        return []
+    return [f"{setting} {path}: {len(unused)} tensors of its files are not part of {found.kind}: {listed(unused)}"]
+
+
+def check_tokenizer(config: RunConfig, tokenizer: Any) -> list[str]:
+    """Raise UsageError if the tokenizer does not fit the policy, nothing ends its answers, or a model trained from it
+    could not be saved. Return what else should be told, once."""
+    from learner.backend.models import generation_settings
+
+    if config.model.path == WORLD:
+        return []
+    path = resolve(config.model.path, weights=False)
+    rows, size = read_text_config("model.path", path).vocab_size, len(tokenizer)
+    described = f"the tokenizer of {config.model.tokenizer or path} has {size:,} tokens and {path} {rows:,}"
+    if tokenizer.vocab_size > rows:
+        raise UsageError(f"{described}; set model.tokenizer to the model's own, or leave it out")
+    ends = answer_ends(path, tokenizer)
+    if min(ends) >= rows:
+        raise UsageError(f"{described}, so no answer can end: {list(ends)} are beyond the model; correct eos_token")
+    _, repaired = generation_settings(path, ends, config.sampling.temperature)
+    notes = [] if repaired is None else [repaired]
+    return notes if size <= rows else [*notes, f"{described}: those that were added to it must not be in the prompts"]
+
+
+def check_prompts(config: RunConfig, prompts: PromptSource) -> list[str]:
+    """Raise UsageError if a prompt has tokens that the policy does not. Return what else should be told, once."""
+    notes = []
+    if prompts.doubled_bos:
+        notes.append(
+            f"{prompts.doubled_bos:,} of {len(prompts):,} prompts hold {prompts.bos_token}, which the tokenizer adds "
+            "to texts as well; they are read with one"
+        )
+    if config.model.path != WORLD:
+        rows = read_text_config("model.path", config.model.path).vocab_size
+        if prompts.largest_token_id >= rows:
+            raise UsageError(
+                f"a prompt of prompts.source '{config.prompts.source}' has the token {prompts.largest_token_id}, and "
+                f"model.path {config.model.path} only {rows:,}; set model.tokenizer to the model's own"
+            )
+    return notes
+
+
+def meet_judges(
+    config: RunConfig, prompts: PromptSource, tokenizer: Any, *, load: bool = False, elsewhere: bool = False
+) -> list[str]:
+    """Let every judge judge two made-up completions of the first prompt; return what each said.
+
+    A judge that loads a model is decided from its settings and tokenizer, unless `load`. Also imports the environment.
+    Raises UsageError with the first cause. If judges run `elsewhere`, on a cluster that is joined, a judge behind HTTP
+    is left out, and a failure is only told: what they need may be there.
+    """
+    from actors.environments.protocol import environment_class
+    from actors.judges.config import HttpJudgeConfig, ModelJudgeConfig
+    from actors.judges.trial import check_model_inputs, meet, trial_group
+
+    if config.sampling.environment is not None:
+        environment_class(config.sampling.environment)
+    group = trial_group(prompts.prompt(0), tokenizer, conversations=config.sampling.environment is not None)
+    own = config.model.tokenizer or (None if config.model.path == WORLD else config.model.path)
+    said = slow_programs(config)
+    for judge in config.judging.judges:
+        if elsewhere and isinstance(judge, HttpJudgeConfig):
+            continue
+        try:
+            if isinstance(judge, ModelJudgeConfig):
+                check_model_inputs(judge, group, own)
+            if load or not isinstance(judge, ModelJudgeConfig):
+                said.append(meet(judge, config.judging, group, own))
+        except UsageError as error:
+            if not elsewhere:
+                raise
+            said.append(f"warning: {error}; judges run on the cluster, which may have what is missing here")
+    return said
+
+
+def slow_programs(config: RunConfig) -> list[str]:
+    """Say if programs of one prompt may take longer than a batch may."""
+    limit, count = config.judging.timeout_seconds, config.sampling.completions_per_prompt
+    if config.judging.in_time(count):
+        return []
+    programs = [judge for judge in config.judging.judges if isinstance(judge, CodeJudgeConfig)]
+    judge = max(programs, key=lambda each: each.longest_seconds(count))
+    return [
+        f"warning: {count} programs of one prompt may take {judge.longest_seconds(count):g} s (time_limit_seconds "
+        f"{judge.time_limit_seconds:g}, max_concurrent_programs {judge.max_concurrent_programs}, two batches at a "
+        f"time), and judging.timeout_seconds {limit:g} ends them: prompts whose programs hang would fail; raise it, or "
+        "lower judging.judge.time_limit_seconds"
+    ]
+
+
+def repetition(config: RunConfig, prompts: PromptSource) -> list[str]:
+    """Say where a run has fewer different prompts than its settings ask for, and how often it goes over them."""
+    if config.prompts.source == WORLD:  # its sixteen prompts are all there is
+        return []
+    notes, wanted, count = [], config.evaluation.prompts, len(prompts)
+    different = len({prompt.token_ids for prompt in prompts.evaluation_prompts(wanted)})
+    if different < wanted:
+        notes.append(
+            f"evaluation.prompts {wanted:,} finds {different:,} different prompts in prompts.source "
+            f"'{config.prompts.source}': the others repeat these, and intervals are over {different:,}; lower "
+            "evaluation.prompts, or add prompts"
+        )
+    together = config.replay.prompts_per_update
+    if together > count:
+        notes.append(
+            f"replay.prompts_per_update {together:,} exceeds the {count:,} prompts of prompts.source: an update trains "
+            f"on a prompt up to {-(-together // count)} times; lower it, or add prompts"
+        )
+    epochs = config.updates * together / count
+    if epochs > MANY_EPOCHS:
+        notes.append(
+            f"updates {config.updates:,} of {together:,} prompts are {epochs:,.0f} epochs of {count:,} prompts: the "
+            "policy may learn these alone; evaluate it on others with offbeat evaluate"
+        )
+    return notes
+
+
+def _check_judges(config: RunConfig) -> list[str]:
+    """Check the weights of judges that run a model in their own process."""
+    paths = [each.path for each in config.judging.judges if each.kind in ("reward_model", "preference_model")]
+    setting = "judging.judge.path"
+    return [note for path in dict.fromkeys(paths) for note in check_weights(setting, path, classifier=True)]
+
+
+def model_content(path: str | Path) -> str:
+    """Identify a model by its content: a directory's by its files, a hub's by its revision. Raises UsageError."""
+    directory = resolve(path, weights=False)
+    from_hub = directory != Path(path) and directory.parent.name == "snapshots"
+    return directory.name if from_hub else manifest.content(directory)
 
 
 def fixed_settings(config: RunConfig, prompts: PromptSource, plugin: RunPlugin) -> dict[str, Any]:
@@ -41,10 +214,14 @@ def fixed_settings(config: RunConfig, prompts: PromptSource, plugin: RunPlugin) 
         "prompts.shuffle": config.prompts.shuffle,
         "model.path": config.model.path,
         "model.reference": config.model.reference,
-        "sampling": config.sampling.model_dump(mode="json"),
+        "sampling": config.sampling.model_dump(mode="json", exclude_none=True),
         "learner.loss.kind": config.learner.loss.kind,
         "evaluation.prompts": config.evaluation.prompts,
     }
+    if config.model.path != WORLD:
+        fixed["the model"] = model_content(config.model.path)
+    if config.model.reference is not None:
+        fixed["the reference"] = model_content(config.model.reference)
     if config.opponent is not None:
         names = {"kind", "beta", "completions_per_prompt", "max_staleness"}
         fixed["learner.loss.opponent"] = config.opponent.model_dump(mode="json", include=names)

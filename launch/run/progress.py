@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from actors.errors import RunError
 from actors.records import Game, Pair, flatten
 from actors.replay_buffer.buffer import Batch
-from actors.replay_buffer.pairing import best_and_worst, game_of
+from actors.replay_buffer.pairing import best_and_worst, game_of, unfinished_won
 from launch.run.win_rate import Reward, WinRate
 from launch.settings.run import RunConfig
 from learner.records import UpdateStats
+
+ENOUGH_MIXED_GROUPS = 50
+"""Groups with finished and unfinished completions before the run says that unfinished ones win too often."""
+TOO_OFTEN = 0.05
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class Consumed:
     staleness: tuple[int, ...]  # of the policy's completions
     opponent_staleness: tuple[int, ...] = ()
     """Of the opponents; empty if the loss has none."""
+    unfinished_won: tuple[bool, ...] = ()
+    """Of each group with finished and unfinished completions: whether one of the latter has its best score."""
 
     @classmethod
     def of(cls, batch: Batch, config: RunConfig) -> Consumed:
@@ -40,6 +46,8 @@ class Consumed:
             if config.opponent is not None:
                 opponents = tuple(game.opponent_staleness(batch.version) for game in games)
             consumed = cls(games, tuple(game.staleness(batch.version) for game in games), opponents)
+        mixed = [won for group in batch.groups if (won := unfinished_won(group, missing)) is not None]
+        consumed = replace(consumed, unfinished_won=tuple(mixed))
         # Over all completions of a group, opponents included.
         _check_bound("a group", batch.staleness, "replay.max_staleness", config.replay.max_staleness)
         if config.opponent is not None and config.opponent.max_staleness is not None:
@@ -72,6 +80,8 @@ def batch_metrics(batch: Batch, consumed: Consumed) -> dict[str, float]:
     }
     if isinstance(consumed.items[0], Pair):
         metrics["tie_share"] = consumed.ties / len(consumed.items)
+    if consumed.unfinished_won:
+        metrics["unfinished_won_share"] = sum(consumed.unfinished_won) / len(consumed.unfinished_won)
     ages = consumed.opponent_staleness
     if ages:
         metrics |= {"opponent_staleness_max": max(ages), "opponent_staleness_mean": sum(ages) / len(ages)}
@@ -108,8 +118,11 @@ class Progress:
     opponent_staleness: dict[int, int] = field(default_factory=dict)
     """Groups consumed at each staleness of their opponents; empty if the loss has none."""
     groups: int = 0
-    tokens: int = 0  # response tokens of the groups consumed, all completions
-    ties: int = 0
+    tokens: int = 0  # sampled tokens of the groups consumed, all completions
+    pairs: int = 0
+    ties: int = 0  # of these
+    mixed_groups: int = 0  # with finished and unfinished completions
+    unfinished_won: int = 0  # mixed groups in which an unfinished completion has the best score
     skipped: int = 0
     stats: UpdateStats | None = None  # of the last update
     log_ratio_max: float | None = None
@@ -119,8 +132,14 @@ class Progress:
     reward: Reward | None = None
     kl: float | None = None
     _reported: WinRate | None = None
+    _warned: bool = False
     learning_seconds: float = 0.0
     """Wall time from the wait for the first update to the end of the last one."""
+
+    @property
+    def tie_share(self) -> float | None:
+        """Share of the pairs that were ties; None before the first pair, and for losses on games."""
+        return self.ties / self.pairs if self.pairs else None
 
     def consume(self, batch: Batch, consumed: Consumed) -> None:
         """Count what one update consumes."""
@@ -131,8 +150,23 @@ class Progress:
             for age in ages:
                 histogram[age] = histogram.get(age, 0) + 1
         self.groups += len(batch.groups)
-        self.tokens += sum(len(completion.token_ids) for completion in flatten(batch.groups))
+        self.tokens += sum(completion.sampled_tokens for completion in flatten(batch.groups))
+        self.pairs += sum(isinstance(item, Pair) for item in consumed.items)
         self.ties += consumed.ties
+        self.mixed_groups += len(consumed.unfinished_won)
+        self.unfinished_won += sum(consumed.unfinished_won)
+
+    def unfinished_warning(self, setting: object) -> str | None:
+        """Say, once, that unfinished completions win too often; `setting` is judging.missing_eos_score."""
+        often = self.mixed_groups >= ENOUGH_MIXED_GROUPS and self.unfinished_won > TOO_OFTEN * self.mixed_groups
+        if self._warned or not often:
+            return None
+        self._warned = True
+        return (
+            f"warning: an unfinished completion has the best score in {self.unfinished_won} of {self.mixed_groups} "
+            "groups that have finished ones too, and the policy learns not to stop; judging.missing_eos_score is "
+            f"{'null' if setting is None else setting}, and below_finished ranks them last"
+        )
 
     def new_evaluation(self) -> dict[str, float]:
         """Return the metrics of an evaluation that ended since the last call; empty if none did."""
@@ -140,5 +174,7 @@ class Progress:
         if rate is None or kl is None or rate is self._reported:
             return {}
         self._reported = rate
-        values = {"win_rate": rate.value, "win_rate_low": rate.low, "win_rate_high": rate.high, "kl": kl}
+        values = {"win_rate": rate.value, "kl": kl}
+        if rate.low is not None and rate.high is not None:
+            values |= {"win_rate_low": rate.low, "win_rate_high": rate.high}
         return values | ({} if self.reward is None else {"reward": self.reward.value})

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from actors.records import Failure, Game, GeneratorStatus, Group, Lease, Manifest, Pair
+from actors.records import Draw, Failure, Game, GeneratorStatus, Group, Lease, Manifest, Pair
 from launch.settings.run import RunConfig
 from learner.records import StageStats, UpdateStats
 
@@ -21,6 +22,20 @@ class GeneratorUnavailableError(Exception):
 
 class GeneratorDeadError(Exception):
     """The generator's process died and will not come back."""
+
+
+class Signal:
+    """Wakes every waiter when something changed. Check the condition, then `wait` without an await in between."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def notify(self) -> None:
+        self._event.set()
+        self._event = asyncio.Event()
+
+    async def wait(self) -> None:
+        await self._event.wait()
 
 
 class GeneratorPort(Protocol):
@@ -37,7 +52,10 @@ class GeneratorPort(Protocol):
         """Return finished leases; wait for the first one up to the timeout."""
 
     async def take_weights(self, manifest: Manifest, chunks: Any) -> int:
-        """Load a publication between two engine steps; return the version. Raises WeightMismatchError."""
+        """Load a publication between two engine steps; return the version.
+
+        Raises WeightMismatchError if it is refused, TransferInterruptedError if another generator's failure ended the
+        transfer."""
 
     async def status(self) -> GeneratorStatus: ...
 
@@ -73,6 +91,9 @@ class RanksPort(Protocol):
 
     async def close(self) -> None: ...
 
+    def each(self) -> Sequence[Any]:
+        """Return the ranks one by one, for the watchdog."""
+
 
 class LearnerPort(RanksPort, Protocol):
     """All ranks of the learner as one."""
@@ -88,9 +109,12 @@ class LearnerPort(RanksPort, Protocol):
         """Free a publication that nobody will take any more."""
 
     async def score(
-        self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]
+        self, sequences: Sequence[tuple[Sequence[int], Sequence[int], Sequence[tuple[int, int]]]]
     ) -> list[tuple[list[float], list[float]]]:
-        """Compute per-token log-probs (nats) of each (prompt, response) under policy and reference."""
+        """Compute per-token log-probs (nats) of each (prompt, response) under policy and reference.
+
+        The third part are the ranges of a response that an environment wrote: their tokens are left out.
+        """
 
 
 class StagePort(RanksPort, Protocol):
@@ -105,25 +129,43 @@ class StagePort(RanksPort, Protocol):
 
 @dataclass(frozen=True)
 class Publication:
-    """A manifest, and the chunks of transports that send weights in messages."""
+    """A manifest, and how its weights get to a generator."""
 
     manifest: Manifest
     chunks: Any = field(default=None)
+    """References to the parts of `object_store`, or a carrier with a method `take`; None for `shm`."""
+    turn: Callable[[Any], Awaitable[None]] | None = None
+    """Waits until a generator's transfer may begin; None: at once."""
 
     @property
     def version(self) -> int:
         return self.manifest.version
 
     async def tensors(self) -> dict[str, Any]:
-        """Read the weights by name, as a generator receives them. Transports `shm` and `object_store` only."""
-        from actors.generation.weights import check_against, read_chunks, read_shm
+        """Read the weights by name, as a generator receives them. Transports that are `readable` only."""
+        from actors.generation.receivers import read
 
-        if self.manifest.transport == "shm":
-            found = read_shm(self.manifest)
-        else:
-            found = read_chunks(self.manifest, [await chunk for chunk in self.chunks])
-        check_against(self.manifest, found)
-        return found
+        return read(self.manifest, [await chunk for chunk in self.chunks or ()])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolLimits:
+    """What a pool asks of its generators."""
+
+    max_running: int  # leases that one generator holds at a time
+    take_seconds: float  # time for one generator to take one version
+    lease_seconds: float
+    draw: Draw = "all"  # completions that training leases ask for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolEvents:
+    """Whom a pool calls."""
+
+    on_group: Callable[[Group], None]  # with each finished training group
+    on_retire: Callable[[int], None]
+    """With each version that no generator needs any more."""
+    on_message: Callable[[str], None]
 
 
 class PublicationObserver(Protocol):
@@ -153,7 +195,7 @@ class RunPlugin:
         """Load the policy's tokenizer."""
         from actors.data.text import load_tokenizer
 
-        return load_tokenizer(config.model.tokenizer or config.model.path)
+        return load_tokenizer(config.model.tokenizer or config.model.path, chats=config.model)
 
     def starting_policy(
         self, config: RunConfig, directory: Path, say: Callable[[str], None], on_all_cores: Callable[..., Any]

@@ -13,25 +13,31 @@ from launch.settings.run import RunConfig
 from learner.config import GameLossConfig
 
 PROBES = 8
-"""Updates whose step size is measured before the limit is reported; a single one is noisy."""
+"""Updates whose step size is measured before the limit is estimated; a single one is noisy."""
+MEASURED_STEPS_EVERY = 10
+"""After the first estimate, measure the step size every N updates: eight of them make another."""
+TOLD_AGAIN = 2.0
+"""Factor by which a later estimate differs from the one told last when it is told again."""
 CYCLE_FREQUENCY = 0.5 / math.sqrt(3.0)
 """omega of three answers that beat each other with certainty, sampled evenly: the fastest cycle of three."""
 
 
 @dataclass(frozen=True, slots=True)
 class StalenessLimit:
-    """The limit with this run's numbers."""
+    """The limit with this run's numbers: an estimate."""
 
     tau: float
     beta: float
     step_size: float
     """eta: the learner's step in log-probs per unit of preference, at the peak learning rate."""
-    frequency: float  # omega of the sampled preferences, biased upwards (`stability.total_rotation`)
+    frequency: float
+    """omega of the sampled preferences of the prompts that cycle fastest (`stability.fastest_rotation`)."""
     largest_lag: float
     """Policy versions; infinite if nothing rotates, -1 if even opponents of the newest version are unstable."""
     bound: int
     """The run's bound on the opponents' staleness, in versions."""
     lowered_by: str = "learner.loss.opponent.max_staleness"  # the setting that lowers it
+    error: str = ""  # which way the estimate errs, if that is known
 
     @property
     def kept(self) -> bool:
@@ -48,7 +54,8 @@ class StalenessLimit:
         lag = "any lag" if math.isinf(self.largest_lag) else f"a lag of {self.largest_lag:.0f} {unit}"
         given = (
             f"tau {self.tau:g}, beta {self.beta:g}, measured step size {self.step_size:.3g} and rotation "
-            f"{self.frequency:.3g}"
+            f"{self.frequency:.3g} of the tenth of the prompts that cycles fastest"
+            + (f"; {self.error}" if self.error else "")
         )
         raised = "learner.loss.tau or learner.loss.opponent.beta" if self.beta else "learner.loss.tau"
         remedy = f"lower learner.optimizer.lr or replay.updates_per_publish, or raise {raised}"
@@ -57,10 +64,11 @@ class StalenessLimit:
                 f"warning: staleness limit: even opponents of the newest version are unstable ({given}): the policy "
                 f"may cycle; {remedy}"
             )
+        lag += " as estimated" if self.kept else " only, as estimated"
         if self.kept:
             return f"staleness limit: opponents are stable up to {lag} ({given}); this run allows {self.bound}"
         return (
-            f"warning: staleness limit: opponents are stable up to {lag} only ({given}), and this run allows "
+            f"warning: staleness limit: opponents are stable up to {lag} ({given}), and this run allows "
             f"{self.bound}: the policy may cycle; set {self.lowered_by} to {self.largest_lag:.0f}, {remedy}"
         )
 
@@ -115,42 +123,59 @@ def announce(config: RunConfig) -> str:
 
 @dataclass
 class LimitProbe:
-    """Collects step sizes and preferences of the first updates until the limit can be reported, once."""
+    """Collects step sizes and preferences of updates, and estimates the limit from every `PROBES` of them."""
 
     config: RunConfig
     _steps: list[float] = field(default_factory=list)
-    _frequencies: list[float] = field(default_factory=list)
-    limit: StalenessLimit | None = None
+    _games: list[Game] = field(default_factory=list)
+    limit: StalenessLimit | None = None  # the newest estimate
+    _told: StalenessLimit | None = None
+
+    def due(self, update: int) -> bool:
+        """Return whether to measure the step of `update`: all until the first estimate, also after a resume."""
+        if loss_with_limit(self.config) is None:
+            return self.config.opponent is not None and update % MEASURED_STEPS_EVERY == 0
+        return self.limit is None or update % MEASURED_STEPS_EVERY == 0
 
     def add(self, games: Sequence[Game], step_size: float | None, lr: float) -> StalenessLimit | None:
-        """Add an update; return the limit once enough are measured, None before and after.
+        """Add an update; return an estimate that is to be told: the first one, and later ones that say something else.
 
         `step_size` was measured at learning rate `lr`; it is scaled to the peak rate.
         """
-        import numpy as np
-
-        from learner.games.stability import total_rotation
-
         loss = loss_with_limit(self.config)
-        if self.limit is not None or loss is None:
-            return None
-        if step_size is None or not math.isfinite(step_size) or lr <= 0.0:
+        if loss is None or step_size is None or not math.isfinite(step_size) or lr <= 0.0:
             return None
         self._steps.append(step_size * self.config.learner.optimizer.lr / lr)
-        # A cycle takes three: with two players, their opponents count as well.
-        players = len(games[0].players) if len(games[0].players) > 2 else None
-        tables = np.array([game.preferences for game in games])[:, :players, :players]
-        self._frequencies.append(total_rotation(tables))
+        self._games += games
         if len(self._steps) < PROBES:
             return None
-        self.limit = _limit(self.config, loss, float(np.median(self._steps)), float(np.median(self._frequencies)))
-        return self.limit
+        limit = self.limit = _limit(self.config, loss, self._steps, self._games)
+        self._steps, self._games = [], []
+        if self._told is not None and not _differs(limit, self._told):
+            return None
+        self._told = limit
+        return limit
 
 
-def _limit(config: RunConfig, loss: GameLossConfig, step_size: float, frequency: float) -> StalenessLimit:
-    from learner.games.stability import largest_stable_lag
+def _differs(limit: StalenessLimit, told: StalenessLimit) -> bool:
+    """Return whether the bound is kept by one alone, or the lags differ by the factor `TOLD_AGAIN`."""
+    one, other = (max(each.largest_lag, 0.0) + 1.0 for each in (limit, told))
+    if math.isinf(one) or math.isinf(other):
+        return limit.kept != told.kept
+    return limit.kept != told.kept or max(one, other) >= TOLD_AGAIN * min(one, other)
 
-    tau, beta = loss.tau, beta_of(loss)
+
+def _limit(config: RunConfig, loss: GameLossConfig, steps: Sequence[float], games: Sequence[Game]) -> StalenessLimit:
+    import numpy as np
+
+    from learner.games.stability import fastest_rotation, largest_stable_lag
+
+    # A cycle takes three: with two players, their opponents count as well.
+    players = len(games[0].players) if len(games[0].players) > 2 else None
+    tables = np.array([game.preferences for game in games])[:, :players, :players]
+    numbers = {tokens: number for number, tokens in enumerate({tuple(game.prompt_token_ids) for game in games})}
+    frequency = fastest_rotation(tables, [numbers[tuple(game.prompt_token_ids)] for game in games])
+    step_size, tau, beta = float(np.median(steps)), loss.tau, beta_of(loss)
     if step_size <= 0.0:
         lag = math.inf
     elif step_size * tau > 1.0:  # such steps overshoot, whatever the opponent's age
@@ -159,4 +184,9 @@ def _limit(config: RunConfig, loss: GameLossConfig, step_size: float, frequency:
         lag = largest_stable_lag(tau, beta, step_size, frequency)
     versions = versions_of(lag, config.replay.updates_per_publish)
     bound = bound_of(config, loss.opponent)
-    return StalenessLimit(tau, beta, step_size, frequency, versions, bound, lowered_by(config))
+    error = ""
+    if np.isin(tables, (0.0, 0.5, 1.0)).all() and (tables != 0.5).any():
+        error = "the judge says 0 or 1, which adds rotation, so the lag is too short unless it is certain"
+    elif tables.shape[1] < 6:
+        error = "the noise of fewer than 6 completions is in it, so the lag is rather too short"
+    return StalenessLimit(tau, beta, step_size, frequency, versions, bound, lowered_by(config), error)

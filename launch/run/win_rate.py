@@ -4,13 +4,13 @@ The starting policy answers the evaluation prompts once, before training; every 
 with those. The loop samples and judges.
 """
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from actors.intervals import mean_interval, means_by, share_interval
 from actors.records import Completion, Group
-from actors.replay_buffer.pairing import effective_scores
+from actors.replay_buffer.pairing import MissingEos, effective_scores
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class WinRate:
     """How often the policy is preferred to the starting policy; a tie counts one half."""
 
     value: float
-    low: float
-    high: float  # 95% interval of the mean over prompts
-    n: int  # prompts, each with K completions per side
+    low: float | None
+    high: float | None  # 95% interval of the mean over prompts; None, as `low`, if there is one prompt
+    n: int  # different prompts
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,10 @@ class Reward:
     value: float
     start: float  # of the starting policy on the same prompts
     rise: float  # value - start
-    low: float
-    high: float  # 95% interval of the rise
-    n: int  # prompts
+    low: float | None
+    high: float | None
+    """95% interval of the rise, paired by prompt; None, as `low`, if nothing says how far prompts vary."""
+    n: int  # different prompts
 
 
 def against(policy: Group, baseline: Group) -> Group:
@@ -40,7 +41,7 @@ def against(policy: Group, baseline: Group) -> Group:
     return Group(policy.lease, policy.completions + baseline.completions)
 
 
-def win_share(judged: Group, missing_eos_score: float | None) -> float:
+def win_share(judged: Group, missing_eos_score: MissingEos) -> float:
     """Compute the share of comparisons that the policy wins, from a judged group made by `against`.
 
     A judge of pairs gives its probability per comparison; a scalar judge gives 1, 1/2 (tie) or 0.
@@ -58,49 +59,33 @@ def win_share(judged: Group, missing_eos_score: float | None) -> float:
     return sum(wins) / len(wins)
 
 
+def by_prompt(groups: Sequence[Group], values: Sequence[float]) -> list[float]:
+    """Average `values`, one per group, over groups of the same prompt: `means_by`."""
+    return means_by((group.lease.prompt.token_ids for group in groups), values)
+
+
 def win_rate(shares: Sequence[float]) -> WinRate:
-    """Average over prompts, with the 95% Wilson interval (conservative: shares vary less than coin flips)."""
-    n = len(shares)
-    wins = sum(shares)
-    return WinRate(wins / n, *wilson_interval(wins, n), n)
+    """Average the shares of different prompts, with their interval (`share_interval`)."""
+    low, high = share_interval(shares) or (None, None)
+    return WinRate(statistics.fmean(shares), low, high, len(shares))
 
 
-def reward(judged: Sequence[Group], missing_eos_score: float | None) -> Reward:
+def reward(judged: Sequence[Group], missing_eos_score: MissingEos) -> Reward:
     """Average the scores of policy and starting policy from groups made by `against`, and their difference.
 
-    The interval is the normal one of paired differences, mean ± 1.96 s / sqrt(n) over prompts; a point if n = 1.
+    The interval is that of the difference on the same prompts: of shares if all scores are 0 or 1, else Student's.
     """
-    sides = []
-    for group in judged:
-        scores, half = effective_scores(group, missing_eos_score), len(group.completions) // 2
-        sides.append((statistics.fmean(scores[:half]), statistics.fmean(scores[half:])))
-    rises = [policy - start for policy, start in sides]
-    rise, n = statistics.fmean(rises), len(rises)
-    half_width = 1.96 * statistics.stdev(rises) / math.sqrt(n) if n > 1 else 0.0
-    value, start = (statistics.fmean(side) for side in zip(*sides, strict=True))
-    return Reward(value, start, rise, rise - half_width, rise + half_width, n)
-
-
-def wilson_interval(wins: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Compute Wilson's score interval of a proportion (E. B. Wilson, JASA 22, 1927): 95% for z = 1.96.
-
-        (p + z^2/2n ± z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n),   p = wins / n
-
-    Unlike p ± z s/sqrt(n) it stays inside [0, 1] and does not shrink to a point at p = 0 or 1. `wins` may be fractional
-    (a tie counts one half): outcomes in [0, 1] vary at most as much as wins and losses with the same mean, so the
-    interval is then too wide, never too narrow.
-
-    Returns (0, 1) for n = 0. Raises ValueError unless 0 <= wins <= n.
-    """
-    if n < 0 or not 0 <= wins <= n:
-        raise ValueError(f"wins {wins} of n {n}: allowed are 0 <= wins <= n")
-    if n == 0:
-        return 0.0, 1.0
-    p = wins / n
-    centre = p + z * z / (2 * n)
-    half_width = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return max(0.0, (centre - half_width) / scale), min(1.0, (centre + half_width) / scale)
+    scores = [effective_scores(group, missing_eos_score) for group in judged]
+    halves = [(each[: len(each) // 2], each[len(each) // 2 :]) for each in scores]
+    sides = [by_prompt(judged, [statistics.fmean(half[side]) for half in halves]) for side in (0, 1)]
+    (value, start), rises = map(statistics.fmean, sides), [own - other for own, other in zip(*sides, strict=True)]
+    if all(score in (0.0, 1.0) for each in scores for score in each):
+        shares = share_interval([0.5 + 0.5 * rise for rise in rises])
+        interval = None if shares is None else (2.0 * shares[0] - 1.0, 2.0 * shares[1] - 1.0)
+    else:
+        interval = mean_interval(rises)
+    low, high = interval or (None, None)
+    return Reward(value, start, statistics.fmean(rises), low, high, len(rises))
 
 
 def largest_gap(
@@ -113,12 +98,18 @@ def largest_gap(
     gaps = (
         abs(ours - theirs)
         for completion, (policy, _) in zip(completions, scored, strict=True)
-        for ours, theirs, sampled_by in zip(policy, completion.logprobs, completion.versions, strict=True)
+        for ours, theirs, sampled_by in zip(
+            policy, completion.sampled(completion.logprobs), completion.sampled(completion.versions), strict=True
+        )
         if sampled_by == version
     )
     return max(gaps, default=0.0)
 
 
-def sequence_kl(scored: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float:
-    """Estimate KL(policy || reference) in nats per completion from rollouts: the mean log-prob difference."""
-    return sum(sum(policy) - sum(reference) for policy, reference in scored) / len(scored)
+def sequence_kl(policy: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> float:
+    """Estimate KL(policy || reference) in nats per completion: the mean difference of rollouts' log-probs.
+
+    `policy` holds the log-probs of each rollout's tokens under the version that sampled it: those of version v under
+    v + n would tell KL(v || reference) - KL(v || v + n).
+    """
+    return sum(sum(ours) - sum(theirs) for ours, theirs in zip(policy, reference, strict=True)) / len(policy)

@@ -6,7 +6,6 @@ Evaluation is one more receiver of publications: it enumerates the policy that t
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from actors import world
 from actors.errors import UsageError
-from actors.records import SENT_BY_LEARNER
+from actors.foreign.documents import read_object
+from actors.records import TRANSPORTS
 from actors.settings import WORLD
 from actors.world import MAX_NEW_TOKENS, POLICY_SETTINGS_FILE, VOCABULARY, Task, World
 from launch.run.protocols import Publication, PublicationObserver, RunPlugin
@@ -198,7 +198,7 @@ def exact_evaluation(config: RunConfig, reference_dir: Path, say: Callable[[str]
     model = reference_dir / "config.json"
     if config.prompts.source != WORLD or not every or not model.is_file():
         return None
-    if json.loads(model.read_text(encoding="utf-8")).get("vocab_size") != len(VOCABULARY):
+    if read_object(model).get("vocab_size") != len(VOCABULARY):
         return None
     if config.sampling.max_new_tokens != MAX_NEW_TOKENS:
         say(
@@ -206,7 +206,7 @@ def exact_evaluation(config: RunConfig, reference_dir: Path, say: Callable[[str]
             f"sampling.max_new_tokens is {config.sampling.max_new_tokens}"
         )
         return None
-    if transport in SENT_BY_LEARNER:
+    if not TRANSPORTS[transport].readable:
         say(
             f"no evaluation by enumeration: publication.transport {transport} sends weights to generators alone; set "
             "it to shm or object_store"

@@ -20,6 +20,7 @@ from launch.settings.fields import Setting, format_value, section_models, settin
 from launch.settings.renamed import Tree, new_key, remove, with_new_keys
 from launch.settings.run import RunConfig
 from launch.settings.verbs import TRAIN, Verb
+from launch.settings.yaml_text import YamlError, parse_yaml, read_yaml
 
 RECORDED = "config.yaml"  # in a run's directory: its resolved configuration
 LOCK = ".lock"
@@ -61,6 +62,22 @@ def load_config(
     if config is None or mistakes:
         raise UsageError(_report(path, verb, mistakes))
     return config
+
+
+def with_recorded_defaults(config: RunConfig) -> RunConfig:
+    """Return the config of a resumed run with what its directory records of settings whose default has changed.
+
+    `judging.missing_eos_score` was -1 by default; a run goes on as it began, unless `config` sets its own.
+    """
+    recorded = config.directory / RECORDED
+    if "missing_eos_score" in config.judging.model_fields_set or not recorded.is_file():
+        return config
+    saved = read_yaml(recorded)
+    judging = saved.get("judging") if isinstance(saved, dict) else None
+    if not isinstance(judging, dict) or "missing_eos_score" not in judging:
+        return config
+    value = {"missing_eos_score": judging["missing_eos_score"]}
+    return config.model_copy(update={"judging": config.judging.model_copy(update=value)})
 
 
 def dump_config(config: BaseModel) -> str:
@@ -105,34 +122,14 @@ def _report(path: str | Path | None, verb: Verb, mistakes: Sequence[str]) -> str
 # ---------------------------------------------------------------- reading
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key written twice in one mapping; PyYAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"`{key_node.value}` is written twice in one section", key_node.start_mark
-                )
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
 def _read(path: str | Path | None, verb: Verb, mistakes: list[str]) -> Tree | None:
     """Return the file's mapping; on failure None, and a line in `mistakes`."""
     if path is None:
         return {}
     try:
-        loaded = yaml.load(config_file(path, verb).read_text(encoding="utf-8"), _UniqueKeyLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        mistakes.append(f"{where}not valid YAML: {error.problem or error.context}")
-    except yaml.YAMLError as error:
-        mistakes.append(f"not valid YAML: {' '.join(str(error).split())}")
+        loaded = read_yaml(config_file(path, verb))
+    except YamlError as error:
+        mistakes.append(f"{error.place}not valid YAML: {error}")
     except UnicodeDecodeError as error:
         mistakes.append(f"not a text file: byte {error.start} is not UTF-8")
     except FileNotFoundError:
@@ -165,10 +162,11 @@ def _apply(override: str, tree: Tree, known: Sequence[Setting], verb: Verb, mist
         mistakes.append(f"{redact(override)}: not an override; write KEY=VALUE, for example {verb.example}")
         return
     try:
-        value = yaml.load(text, _UniqueKeyLoader)
-    except yaml.YAMLError:
-        shown = redact(text, key)
-        mistakes.append(f"{key}: given {shown}, which is not valid YAML; quote it, as in {key}='\"text\"'")
+        value = parse_yaml(text)
+    except YamlError as error:
+        given = redact(text, key)
+        given = given if len(given) <= 80 else f"{given[:77]}..."
+        mistakes.append(f"{key}: given {given}, which is not valid YAML ({error}); quote it, as in {key}='\"text\"'")
         return
     expected = {kind for setting in known if setting.key == ".".join(parts) for kind in setting.types}
     if str in expected and not isinstance(value, str) and not (value is None and type(None) in expected):
@@ -240,7 +238,9 @@ def _explain(detail: Mapping[str, Any], tree: Tree, root: type[BaseModel], known
     kind = detail["type"]
     key, variant = _dotted(detail["loc"], root)
     setting = _find(known, key, variant)
-    if kind == "missing":
+    if kind == "missing" and setting is not None and setting.default != "required":
+        yield _given(setting, _lookup(tree, key))  # a list that is too short
+    elif kind == "missing":
         yield from (_missing(required) for required in known if _required_below(required, key, variant))
     elif kind == "extra_forbidden":
         yield _unknown(key, variant, known)

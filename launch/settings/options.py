@@ -1,5 +1,7 @@
 """Arguments and options that several verbs of the command line share. Imports nothing heavy."""
 
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +38,18 @@ Overrides = Annotated[
     list[str] | None, Argument(metavar="KEY=VALUE", help="override settings, for example replay.max_staleness=2")
 ]
 Output = Annotated[Path | None, Option(metavar="DIR", help="directory of the run; unset: runs/NAME")]
-Resume = Annotated[bool, Option("--resume", help="continue from the run's last checkpoint")]
+Resume = Annotated[
+    str | None,
+    Option(
+        "--resume",
+        metavar="[CHECKPOINT]",
+        help="continue from the run's last checkpoint, from another one (a path), or from `last-good`: the newest that "
+        "verifies",
+    ),
+]
+_CHECKPOINT = re.compile(r"last-good|(.*/)?update-\d+/?")
+LATEST = "latest"
+"""Value of a `--resume` that has none."""
 DryRun = Annotated[bool, Option("--dry-run", help="print what would be submitted, then exit")]
 Help = Annotated[
     bool, Option("--help", callback=_print_help, is_eager=True, help="show this and every setting, then exit")
@@ -45,3 +58,22 @@ Debug = Annotated[bool, Option("--debug", help="show the full traceback of an er
 Version = Annotated[
     bool, Option("--version", callback=_print_version, is_eager=True, help="print the version, then exit")
 ]
+
+
+def with_resume_values(arguments: Sequence[str]) -> Iterator[str]:
+    """Yield the arguments with a value for every `--resume`: the checkpoint that follows it, or LATEST.
+
+    What follows may as well be a setting or a configuration; a checkpoint is known by its name.
+    """
+    rest = iter(arguments)
+    for argument in rest:
+        if argument != "--resume":
+            yield argument
+            continue
+        following = next(rest, None)
+        if following is not None and _CHECKPOINT.fullmatch(following):
+            yield f"--resume={following}"
+            continue
+        yield f"--resume={LATEST}"
+        if following is not None:
+            yield from with_resume_values([following, *rest])

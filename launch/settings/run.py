@@ -7,17 +7,18 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from actors.data.config import PromptConfig
+from actors.data.config import ChatTemplateConfig, PromptConfig
 from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.judges.config import JudgingConfig
 from actors.replay_buffer.config import ReplayConfig
 from actors.settings import Settings
+from launch.settings.gpus import gpu_problem
 from learner.config import CheckpointConfig, LearnerConfig, PublicationConfig
 
 NAME = r"^[A-Za-z0-9._-]+$"
 
 
-class ModelConfig(Settings):
+class ModelConfig(ChatTemplateConfig):
     """The policy to start from, and the frozen reference policy."""
 
     path: str = Field(
@@ -60,6 +61,39 @@ class EvaluationConfig(Settings):
     )
 
 
+class BandConfig(Settings):
+    """The band that a healthy run's figures stay in, whatever is trained."""
+
+    updates: int = Field(
+        default=3, ge=1, description="updates in a row outside the band before the action; an evaluation counts at once"
+    )
+    max_loss: float | None = Field(
+        default=None, gt=0.0, description="largest size of an update's loss; unset: any, as scales differ by loss"
+    )
+    max_grad_norm_ratio: float | None = Field(
+        default=100.0, gt=1.0, description="largest gradient norm, in medians of the last 100 updates; null: any"
+    )
+
+
+class DivergenceConfig(BandConfig):
+    """What a run does once its figures leave a band: a policy that diverges, or a poisoned batch."""
+
+    action: Literal["tell", "stop", "rollback"] = Field(
+        default="tell",
+        description="tell: a message and the board; stop: save a checkpoint, then fail; rollback: go on from the last "
+        "checkpoint from before, with new completions",
+    )
+    max_kl: float | None = Field(
+        default=500.0,
+        gt=0.0,
+        description="largest KL to the reference, of an evaluation or an update's completions (nats per completion); "
+        "null: any",
+    )
+    max_rollbacks: int = Field(
+        default=3, ge=0, description="rollbacks of one process before the run fails, its latest checkpoint a good one"
+    )
+
+
 class JournalConfig(Settings):
     """The record of every group trained on; `offbeat replay` trains on it again."""
 
@@ -84,6 +118,20 @@ class ClusterConfig(Settings):
     object_store_mib: int = Field(default=512, ge=80, description="shared memory for a Ray started here (MiB)")
 
 
+class WatchdogConfig(Settings):
+    """What to do about actors that live and do nothing."""
+
+    tell_seconds: float | None = Field(
+        default=12.0, gt=0.0, description="silence of an actor after which the run says so; null: no watchdog"
+    )
+    end_seconds: float | None = Field(
+        default=120.0,
+        gt=0.0,
+        description="silence after which the actor is ended: generators and judges start again, a learner rank ends "
+        "the run; null: never",
+    )
+
+
 class NamedConfig(Settings):
     """Settings that runs of every verb share."""
 
@@ -101,6 +149,11 @@ class TrainingConfig(NamedConfig):
 
     checkpoints: CheckpointConfig = Field(default_factory=CheckpointConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    watchdog: WatchdogConfig = Field(default_factory=WatchdogConfig)
+
+
+_NEED_ANSWERS = {"verifier": "gold answers", "code": "tests", "instructions": "instructions"}
+"""Kinds of judges that read `prompts.answer_field`, and what it holds."""
 
 
 class RunConfig(TrainingConfig):
@@ -124,6 +177,7 @@ class RunConfig(TrainingConfig):
     publication: PublicationConfig = Field(default_factory=PublicationConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     journal: JournalConfig = Field(default_factory=JournalConfig)
+    divergence: DivergenceConfig = Field(default_factory=DivergenceConfig)
 
     @model_validator(mode="after")
     def _lengths_fit_the_engine(self) -> RunConfig:
@@ -168,11 +222,12 @@ class RunConfig(TrainingConfig):
         return self
 
     @model_validator(mode="after")
-    def _verifier_needs_answers(self) -> RunConfig:
-        if any(judge.kind == "verifier" for judge in self.judging.judges) and self.prompts.answer_field is None:
+    def _answers_are_there(self) -> RunConfig:
+        kind = next((judge.kind for judge in self.judging.judges if judge.kind in _NEED_ANSWERS), None)
+        if kind is not None and self.prompts.answer_field is None:
             raise ValueError(
-                "judging.judge.kind verifier needs gold answers, and prompts.answer_field is unset; set it to the "
-                "column that holds them"
+                f"judging.judge.kind {kind} needs {_NEED_ANSWERS[kind]}, and prompts.answer_field is unset; set it to "
+                "the column that holds them"
             )
         return self
 
@@ -204,9 +259,25 @@ class RunConfig(TrainingConfig):
             "replay.updates_per_publish": (self.replay.updates_per_publish, 1),
             "learner.loss.opponent.max_staleness": (self.opponent and self.opponent.max_staleness, None),
         }
+        if self.divergence.action == "rollback":
+            raise ValueError(
+                "deterministic makes the same updates again after a rollback; set divergence.action to stop or tell, "
+                "or leave deterministic out"
+            )
         wrong = [f"{name} is {given!r} and must be {only!r}" for name, (given, only) in wanted.items() if given != only]
         if wrong:
             raise ValueError(f"deterministic needs a fixed schedule: {'; '.join(wrong)}; or leave deterministic out")
+        return self
+
+    @model_validator(mode="after")
+    def _a_rollback_has_somewhere_to_go(self) -> RunConfig:
+        every, keep = self.checkpoints.every_updates, self.checkpoints.keep
+        if self.divergence.action == "rollback" and (every == 0 or keep < 2):
+            raise ValueError(
+                f"divergence.action rollback needs a checkpoint from before, and checkpoints.every_updates is {every}, "
+                f"checkpoints.keep {keep}: the newest one may hold the policy that diverged; set the first to 1 or "
+                "more and the second to 2 or more, or divergence.action to stop"
+            )
         return self
 
     @model_validator(mode="after")
@@ -218,6 +289,12 @@ class RunConfig(TrainingConfig):
                 f"{opponent.kind} one half plays against the other, and each half needs two; set it to 4 or more, or "
                 "set learner.loss.opponent.max_staleness to draw separate opponents"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_are_shared_by_those_that_can(self) -> RunConfig:
+        if problem := gpu_problem(self.learner, self.generators, self.publication.transport):
+            raise ValueError(problem)
         return self
 
     @property

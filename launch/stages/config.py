@@ -1,13 +1,25 @@
 """Whole configurations of the stages before the loop. Imports nothing heavy."""
 
+from typing import Literal
+
 from pydantic import Field
 
-from launch.settings.run import NAME, TrainingConfig
+from launch.settings.run import NAME, BandConfig, TrainingConfig
 from learner.stages.config import DpoConfig, PreferenceConfig, SftConfig, StageConfig
+
+
+class StageDivergenceConfig(BandConfig):
+    """What a stage does once its figures leave a band. It never goes back: it would make the same updates again."""
+
+    action: Literal["tell", "stop"] = Field(
+        default="tell", description="tell: a message; stop: save a checkpoint, then fail"
+    )
 
 
 class StageRunConfig(StageConfig, TrainingConfig):
     """One run of a stage."""
+
+    divergence: StageDivergenceConfig = Field(default_factory=StageDivergenceConfig)
 
 
 class SftRunConfig(SftConfig, StageRunConfig):

@@ -16,17 +16,26 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
+from actors.data.text import save_template
 from actors.errors import INTERRUPTED, UsageError, writing
-from actors.files import atomic_write
+from actors.files import atomic_write, discard
+from actors.foreign.text import shown
 from launch.cluster import wiring
+from launch.cluster.watchdog import Watchdog
 from launch.output.board import clock
 from launch.output.metrics import MetricsWriter
-from launch.output.session import Session, Status, ending_on_sigterm, stopping_on_signals, tell_skipped
+from launch.output.session import Resume, Session, Status, ending_on_sigterm, stopping_on_signals, tell_skipped
 from launch.output.summary import package_versions
+from launch.run.divergence import DivergenceGuard, DivergenceWatch, figures_of
+from launch.run.preflight import model_content
 from launch.run.protocols import StagePort
-from launch.stages.config import StageRunConfig
+from launch.stages.config import PreferenceRunConfig, StageRunConfig
 from launch.stages.prepared import Prepared
+from learner.backend import manifest
+from learner.backend.deepspeed_config import schedule_notes
+from learner.stages.config import VALIDATION_SPLIT
 from learner.tensors.examples import TRAIN, VALIDATION
 
 REPORT_UPDATES = 10
@@ -68,15 +77,24 @@ class StageRun:
         config: StageRunConfig,
         prepare: Callable[[Any, Path], Prepared],
         *,
-        resume: bool = False,
+        resume: Resume = False,
         start: StartRanks = ranks_on_ray,
     ) -> None:
         self.config, self._prepare, self._start = config, prepare, start
         self._session = Session(config, resume=resume)
+        if self._session.state and VALIDATION_SPLIT not in self._session.state["fixed"]:
+            # The run is older than the setting: it goes on with the share that it held out.
+            self.config = config = config.model_copy(
+                update={"data": config.data.model_copy(update={"validation_split": "none"})}
+            )
         self._directory = self._session.directory
         self._console = Console(stderr=True, highlight=False)
         self._state = State()
         self._figures: dict[str, Any] = {}
+        self._divergence = DivergenceWatch(config.divergence)
+        self._guard = DivergenceGuard(
+            config.divergence.action, self._directory.checkpoints, self._directory.failed_batches, self._say
+        )
         self._stopped = False
         self._prepared: Prepared
         self._fixed: dict[str, Any]
@@ -90,9 +108,14 @@ class StageRun:
         with contextlib.ExitStack() as stack:
             stack.enter_context(session.running())
             self._prepared = prepared = self._prepare_files()
+            session.keep(directory.start)
+            for note in [*prepared.notes, *session.notes]:
+                self._say(note)
             tell_skipped(prepared.skipped, self._say)
             skipped = f", {len(prepared.skipped)} malformed rows skipped" if prepared.skipped else ""
             self._say(f"{prepared.train} training examples, {prepared.validation} held out{skipped}")
+            if not prepared.validation:
+                self._say("nothing is held out: no held-out loss; raise data.validation_fraction")
             self._fixed = self._fixed_settings(directory.path / "data")
             session.check_same(self._fixed)
             if session.state:
@@ -104,6 +127,8 @@ class StageRun:
             stack.enter_context(ending_on_sigterm())
             self._metrics = MetricsWriter(directory.path, resume_from=self._state.updates)
             stack.callback(self._metrics.close)
+            for note in schedule_notes(self.config.learner.optimizer, self._total, self._metrics.last):
+                self._say(note)
             return session.drive(self._drive(), self._write_summary)
 
     async def _drive(self) -> int:
@@ -112,7 +137,8 @@ class StageRun:
             if self._session.checkpoint is not None:
                 await self._ranks.load(self._session.checkpoint)
                 self._say(f"resumed from {self._session.checkpoint} after {self._state.updates} updates")
-            completed = await self._train()
+            watchdog = Watchdog(self._ranks.each(), self.config.watchdog, self._say, self._directory.record_hang)
+            completed = await watchdog.guard(self._train())
             await self._ranks.close()
         self._write_summary("completed" if completed else "interrupted", None)
         if not completed:
@@ -132,15 +158,23 @@ class StageRun:
             shutil.rmtree(self._directory.start, ignore_errors=True)
         try:
             prepared = self._prepare(self.config, self._directory.path)
-            self._check_patience(prepared)
+            self._check_held_out(prepared)
         except UsageError:
             if not self._session.resume:
                 self._directory.clear()
             raise
         return prepared
 
-    def _check_patience(self, prepared: Prepared) -> None:
+    def _check_held_out(self, prepared: Prepared) -> None:
+        """Raise UsageError if what needs held-out examples has none; a resumed run calibrates what it can."""
         patience = self.config.training.patience
+        calibrates = isinstance(self.config, PreferenceRunConfig) and self.config.preference.calibrate
+        if calibrates and not prepared.validation and not self._session.resume:
+            raise UsageError(
+                f"preference.calibrate needs held-out pairs, and none of {prepared.train} is held out; raise "
+                "data.validation_fraction, or set preference.calibrate to false: its model card then has no held-out "
+                "figures"
+            )
         if patience is not None and not prepared.validation:
             raise UsageError(
                 f"training.patience {patience} waits for a better held-out loss, and none of {prepared.train} examples "
@@ -167,19 +201,22 @@ class StageRun:
         if state.updates != saved:
             await self._save()
         if completed and (training.patience is None or state.best_update is None):
-            await self._ranks.save_pretrained(self._directory.final)
+            await self._save_final()
         if completed:
-            self._figures = await self._ranks.finish(self._directory.final)
+            await self._finish()
         return completed
 
     async def _advance(self, updates: int) -> None:
         state = self._state
         for stats in await self._ranks.advance(updates):
+            self._divergence.update(stats.update, figures_of(stats))
             values = {"loss": stats.loss, "grad_norm": stats.grad_norm, "lr": stats.lr, "seconds": stats.seconds}
             counts = {"tokens": stats.tokens, "padded_tokens": stats.padded_tokens, "skipped": stats.skipped}
             self._metrics.write(stats.update, values | counts | stats.metrics)
             state.updates, state.loss = stats.update, state.loss if stats.skipped else stats.loss
             state.tokens += stats.tokens
+        if (departure := self._divergence.take()) is not None:
+            await self._guard.heed(departure, self._save)
 
     async def _evaluate(self) -> dict[str, float]:
         """Measure held-out loss and metrics; none without held-out examples."""
@@ -203,9 +240,27 @@ class StageRun:
         if held_out["loss"] < best:
             state.best_held_out_loss, state.best_update, state.waited = held_out["loss"], state.updates, 0
             if self.config.training.patience is not None:
-                await self._ranks.save_pretrained(self._directory.final)
+                await self._save_final()
         else:
             state.waited += 1
+
+    async def _save_final(self) -> None:
+        await self._ranks.save_pretrained(self._directory.final)
+        save_template(self.config.model, self._directory.final)
+
+        self._session.seal(self._directory.final, self._state.updates)
+
+    async def _finish(self) -> None:
+        """Add to the final model what belongs beside it, and seal it again."""
+        final = self._directory.final
+        sealed = manifest.check(final)
+        # Until it is sealed again it has no manifest, rather than one that does not fit.
+        discard(final / manifest.MANIFEST)
+        self._figures = await self._ranks.finish(final)
+        for name, text in self._prepared.beside.items():
+            with writing(final / name, "the model beside it is whole"):
+                atomic_write(final / name, text)
+        self._session.seal(final, self._state.updates if sealed is None else sealed.update)
 
     def _out_of_patience(self) -> bool:
         patience = self.config.training.patience
@@ -220,7 +275,10 @@ class StageRun:
         digest = hashlib.sha256()
         for name in (TRAIN, VALIDATION):
             digest.update((data / name).read_bytes())
-        return {"the examples": digest.hexdigest(), **self.config.fixed}
+        fixed = {"the examples": digest.hexdigest(), "the model": manifest.content(self._prepared.model_dir)}
+        if reference := self.config.fixed.get("reference"):
+            fixed["the reference"] = model_content(reference)
+        return fixed | self.config.fixed
 
     def _write_summary(self, status: Status, error: str | None) -> None:
         state, prepared = asdict(self._state), self._prepared
@@ -248,4 +306,4 @@ class StageRun:
         return clock(time.monotonic() - self._session.started)
 
     def _say(self, text: str) -> None:
-        self._console.print(f"offbeat: {text}", markup=False, soft_wrap=True)
+        self._console.print(Text(shown(f"offbeat: {text}", lines=True)), soft_wrap=True)

@@ -6,10 +6,13 @@
 import os
 from pathlib import Path
 
+from actors.data.rows import held_out_notes
 from actors.data.text import load_tokenizer
 from actors.errors import UsageError
-from actors.hub import positions_of, read_text_config, resolve
+from actors.hub import answer_ends, positions_of, read_text_config, resolve
 from actors.settings import WORLD
+from launch.output.session import Resume
+from launch.run.preflight import check_weights
 from launch.stages.config import PreferenceRunConfig
 from launch.stages.dpo import load_pairs
 from launch.stages.driver import StageRun
@@ -20,7 +23,7 @@ from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, write_pairs
 Sides = tuple[list[TokenPair], list[TokenPair]]
 
 
-def run_preference(config: PreferenceRunConfig, *, resume: bool = False) -> int:
+def run_preference(config: PreferenceRunConfig, *, resume: Resume = False) -> int:
     """Train a preference model. Returns the exit code: 0 at the end, 130 after an interrupt with a checkpoint.
 
     Writes `preference.json`, `model_card.json` and `README.md` beside the final model. Raises UsageError before
@@ -38,17 +41,18 @@ def prepare_preference(config: PreferenceRunConfig, directory: Path) -> Prepared
     with writing_to(directory):
         skipped: list[str] = []
         model_dir = _starting_model(config, directory / "start")
+        notes = check_weights("model.path", model_dir, classifier=True, new_head=True)
         context = positions_of(read_text_config("model.path", model_dir))
         if config.data.source == WORLD:
             sides = _world_pairs(config, model_dir)
         else:
-            tokenizer = load_tokenizer(config.model.tokenizer or str(model_dir))
-            sides, skipped = load_pairs(config.data, tokenizer, context)
+            tokenizer = load_tokenizer(config.model.tokenizer or str(model_dir), chats=config.model)
+            sides, skipped = load_pairs(config.data, tokenizer, context, answer_ends(model_dir, tokenizer))
         if config.preference.kind == "pairwise" and context is not None:
             sides, skipped = _within(config, sides, skipped, context)
         for name, part in zip((TRAIN, VALIDATION), sides, strict=True):
             write_pairs(directory / "data" / name, part)
-    return Prepared(model_dir, len(sides[0]), len(sides[1]), skipped)
+    return Prepared(model_dir, len(sides[0]), len(sides[1]), skipped, [*notes, *held_out_notes(config.data)])
 
 
 def _starting_model(config: PreferenceRunConfig, directory: Path) -> Path:

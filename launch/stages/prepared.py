@@ -1,8 +1,8 @@
 """What preparing a stage hands to its driver: a model and tokenised examples on disk."""
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from actors.errors import RunError
@@ -16,6 +16,8 @@ class Prepared:
     train: int  # training examples
     validation: int  # held-out examples
     skipped: list[str]  # malformed rows that were left out
+    notes: list[str] = field(default_factory=list)  # told once, at the start
+    beside: Mapping[str, str] = field(default_factory=dict)  # text files to write into the trained model's directory
 
 
 @contextlib.contextmanager

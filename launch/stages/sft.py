@@ -6,9 +6,12 @@ Preparation runs in the driver before any actor starts, so that every mistake in
 from pathlib import Path
 
 from actors.data.demonstrations import Demonstrations, load_demonstrations, texts_of
+from actors.data.rows import held_out_notes
 from actors.data.text import load_tokenizer
 from actors.errors import UsageError
-from actors.hub import positions_of, read_text_config, resolve
+from actors.hub import answer_ends, positions_of, read_text_config, resolve
+from launch.output.session import Resume
+from launch.run.preflight import check_weights
 from launch.stages.config import SftRunConfig
 from launch.stages.driver import StageRun
 from launch.stages.prepared import Prepared, writing_to
@@ -16,7 +19,7 @@ from learner.stages.config import SCRATCH
 from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
 
 
-def run_sft(config: SftRunConfig, *, resume: bool = False) -> int:
+def run_sft(config: SftRunConfig, *, resume: Resume = False) -> int:
     """Fine-tune on demonstrations. Returns the exit code: 0 at the end, 130 after an interrupt with a checkpoint.
 
     Raises UsageError before training if paths, data or settings are wrong; RunError if the run fails, whose last
@@ -32,11 +35,14 @@ def prepare_sft(config: SftRunConfig, directory: Path) -> Prepared:
     """
     with writing_to(directory):
         model_dir = starting_model(config, directory / "start")
-        demonstrations = load_demonstrations(config.data, load_tokenizer(config.model.tokenizer or str(model_dir)))
+        notes = check_weights("model.path", model_dir)
+        tokenizer = load_tokenizer(config.model.tokenizer or str(model_dir), chats=config.model)
+        demonstrations = load_demonstrations(config.data, tokenizer, answer_ends(model_dir, tokenizer))
         check_fit(config, model_dir, demonstrations)
         write_sequences(directory / "data" / TRAIN, demonstrations.train)
         write_sequences(directory / "data" / VALIDATION, demonstrations.validation)
-    return Prepared(model_dir, len(demonstrations.train), len(demonstrations.validation), demonstrations.skipped)
+    notes += held_out_notes(config.data)
+    return Prepared(model_dir, len(demonstrations.train), len(demonstrations.validation), demonstrations.skipped, notes)
 
 
 def starting_model(config: SftRunConfig, directory: Path) -> Path:

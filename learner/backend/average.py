@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from actors.errors import UsageError
-from learner.backend.models import checkpoint_names, unique_tensors
+from actors.hub import unique_tensors
 from learner.tensors.logprobs import PolicyWithLogProbs
 
 AVERAGE = "average.safetensors"
@@ -31,11 +31,6 @@ class AveragePolicy:
         for name, own in unique_tensors(self.model.model).items():
             average = self._weights[name].lerp_(current[name].float(), 1.0 - self._decay)
             own.copy_(average)
-
-    def state(self) -> dict[str, Tensor]:
-        """Copy the average to the CPU in the model's dtype, under the names of `save_pretrained`, tied weights once."""
-        own = {name: tensor.detach().to("cpu", copy=True) for name, tensor in unique_tensors(self.model.model).items()}
-        return checkpoint_names(self.model.model, own)
 
     def save(self, directory: Path) -> None:
         """Write the float32 average into `directory`. Raises OSError or safetensors' error if the write fails."""

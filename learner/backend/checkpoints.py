@@ -1,15 +1,17 @@
 """Checkpoints that are whole or absent: staged, flushed, renamed, and only then pointed to. Must not import torch.
 
     checkpoints/
-      latest                 name of the newest whole checkpoint, replaced in one step
+      latest                     name of the newest whole checkpoint, replaced in one step
       update-200/
-        deepspeed/           engine state, one part per rank
-        hf/                  model directory for transformers and vLLM
-        run_state.json       the driver's own state, written last
-      .tmp-update-300/       a checkpoint being written, or the remains of one after a crash
+        deepspeed/               engine state, one part per rank
+        hf/                      model directory for transformers and vLLM
+        run_state.json           the driver's own state
+        offbeat-manifest.json    size and checksum of every file, the run and the update; written last, read first
+      .tmp-update-300/           a checkpoint being written, or the remains of one after a crash
 
 The driver calls `begin`, every rank writes into the stage, the driver calls `write_state` and `commit`. A crash at any
-moment leaves `latest` naming a whole checkpoint. All ranks must share one file system.
+moment leaves `latest` naming a whole checkpoint. All ranks must share one file system. A run that resumes takes its
+checkpoint from `to_resume`, which verifies it: nothing of it is loaded before.
 """
 
 import contextlib
@@ -20,12 +22,27 @@ from typing import Any
 
 from actors.errors import RunError, UsageError, writing
 from actors.files import REPLACED, TEMPORARY, atomic_write, discard, replace_directory
+from learner.backend import manifest
+from learner.backend.manifest import DamagedError
 
 ENGINE = "deepspeed"
 MODEL = "hf"
 STATE = "run_state.json"
 POINTER = "latest"
+LAYOUT = "layout.json"
+"""In `ENGINE`: ranks, ZeRO stage and dtype that the state was written with."""
+LAST_GOOD = "last-good"
+"""In place of a checkpoint's path: the newest one that verifies."""
+_MANIFEST_KEY = "manifest"  # of a state that was written with one
 _REMEDY = "the last good checkpoint is intact: free space or make the directory writable, then resume"
+
+
+class UnusableError(UsageError):
+    """A checkpoint cannot be used, for `reason`."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def begin(root: str | Path, tag: str) -> Path:
@@ -66,11 +83,12 @@ def _discarding(stage: Path) -> Any:
 def write_state(stage: str | Path, state: dict[str, Any]) -> None:
     """Write the driver's state (JSON values). Raises RunError, and removes the stage, if the disk refuses."""
     with _discarding(Path(stage)), writing(f"checkpoint {stage}", _REMEDY):
-        (Path(stage) / STATE).write_text(json.dumps(state), encoding="utf-8")
+        text = json.dumps({**state, _MANIFEST_KEY: manifest.MANIFEST})
+        (Path(stage) / STATE).write_text(text, encoding="utf-8")
 
 
-def commit(root: str | Path, tag: str, keep: int) -> Path:
-    """Make the staged checkpoint `tag` the latest, remove all but the `keep` newest, and return its directory.
+def commit(root: str | Path, tag: str, keep: int, run: str | None = None) -> Path:
+    """Make the staged checkpoint `tag` of `run` the latest, remove all but the `keep` newest, return its directory.
 
     Raises RunError if parts are missing or the disk refuses; the stage is then removed.
     """
@@ -79,6 +97,9 @@ def commit(root: str | Path, tag: str, keep: int) -> Path:
     with _discarding(stage), writing(f"checkpoint {tag} to {root}", _REMEDY):
         if missing := _missing_parts(stage):
             raise RunError(f"checkpoint {tag} is incomplete: {', '.join(missing)} missing in {stage}; not used")
+        layout = stage / ENGINE / LAYOUT
+        written_with = json.loads(layout.read_text(encoding="utf-8")) if layout.is_file() else None
+        manifest.seal(stage, run=run, update=_update_number(final), layout=written_with)
         # Data, name, pointer, each flushed before the next. A pointer that reached the disk before the data would,
         # after a power loss, name a checkpoint of empty files.
         replace_directory(stage, final, durable=True)
@@ -91,11 +112,90 @@ def commit(root: str | Path, tag: str, keep: int) -> Path:
 
 
 def latest(root: str | Path) -> Path | None:
-    """Return the newest whole checkpoint, or None if none was committed.
+    """Return the newest whole checkpoint, or None if none was committed. It is not verified.
 
     Raises UsageError if the pointer names a missing or incomplete one, and lists older ones that could be used.
     """
+    path = _pointed(Path(root))
+    if path is not None:
+        read_state(path)
+    return path
+
+
+def to_resume(root: str | Path, wanted: str | None = None, run: str | None = None) -> tuple[Path | None, list[str]]:
+    """Return the checkpoint that `run` goes on from, verified, and what else should be told.
+
+    `wanted` is None for the latest, `LAST_GOOD` for the newest that verifies, or the path or name of one below `root`.
+    None if none was committed. Raises UsageError that names the bad file and the checkpoint before it.
+    """
     root = Path(root)
+    if wanted == LAST_GOOD:
+        return _last_good(root, run)
+    path = _pointed(root) if wanted is None else _named(root, wanted)
+    return path, [] if path is None else verify(path, run)
+
+
+def verify(checkpoint: str | Path, run: str | None = None) -> list[str]:
+    """Compare every file of a checkpoint with its manifest; return a note if it has none, as those of older versions.
+
+    Raises UsageError if a file was changed, is missing or was added, or the checkpoint is another's: of another update
+    than its name says, or not of `run`.
+    """
+    path = Path(checkpoint)
+    try:
+        found = manifest.read(path)
+        problems = [] if found is None else found.problems(path, closed=True)
+    except (OSError, DamagedError) as error:
+        raise _unusable(path, str(error), path.parent) from error
+    if found is None:
+        if _MANIFEST_KEY in _read(path):  # it had one
+            raise _unusable(path, f"{manifest.MANIFEST} missing", path.parent)
+        return [f"checkpoint {path} was written without {manifest.MANIFEST}: it cannot be verified"]
+    if problems:
+        raise _unusable(path, manifest.summed_up(problems), path.parent)
+    if found.update != _update_number(path):
+        raise _unusable(path, f"it was written after update {found.update}", path.parent)
+    if run is not None and found.run not in (None, run):
+        raise _unusable(path, f"run {found.run} wrote it, and this directory is of run {run}", path.parent)
+    return []
+
+
+def run_of(checkpoint: Path) -> str | None:
+    """Return which run wrote a verified checkpoint; None for one of an older version."""
+    found = manifest.read(checkpoint)
+    return None if found is None else found.run
+
+
+def point_to(root: str | Path, checkpoint: Path) -> None:
+    """Make a checkpoint the latest: the run is rolled back to it. Raises RunError if the disk refuses."""
+    pointer = Path(root) / POINTER
+    if pointer.is_file() and pointer.read_bytes() == checkpoint.name.encode():
+        return
+    with writing(pointer, "free space there, then resume"):
+        atomic_write(pointer, checkpoint.name, durable=True)
+
+
+def read_state(checkpoint: str | Path) -> dict[str, Any]:
+    """Return the driver's state of a checkpoint. Raises UsageError with file and cause if any part is missing."""
+    return {name: value for name, value in _read(Path(checkpoint)).items() if name != _MANIFEST_KEY}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise _unusable(path, "there is no such directory", path.parent)
+    if missing := _missing_parts(path):
+        raise _unusable(path, f"{', '.join(missing)} missing", path.parent)
+    try:
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unusable(path / STATE, str(error), path.parent) from error
+    if not isinstance(state, dict):
+        raise _unusable(path / STATE, f"it holds a {type(state).__name__}, not an object", path.parent)
+    return state
+
+
+def _pointed(root: Path) -> Path | None:
+    """Return the checkpoint that the pointer names, None without a pointer. Raises UsageError if it is no name."""
     _restore_replaced(root)
     pointer = root / POINTER
     try:
@@ -106,24 +206,51 @@ def latest(root: str | Path) -> Path | None:
         raise _unusable(pointer, str(error), root) from error
     if not _is_tag(tag):
         raise _unusable(pointer, f"it holds {tag[:80]!r}, not the name of a checkpoint", root)
-    read_state(root / tag)
     return root / tag
 
 
-def read_state(checkpoint: str | Path) -> dict[str, Any]:
-    """Return the driver's state of a checkpoint. Raises UsageError with file and cause if any part is missing."""
-    path = Path(checkpoint)
-    if not path.is_dir():
-        raise _unusable(path, "there is no such directory", path.parent)
-    if missing := _missing_parts(path):
-        raise _unusable(path, f"{', '.join(missing)} missing", path.parent)
+def newest_before(root: str | Path, updates: int) -> Path | None:
+    """Return the newest whole checkpoint of fewer than `updates` updates; None if there is none."""
+    older = (path for path in _committed(Path(root)) if _update_number(path) < updates and not _missing_parts(path))
+    return next(older, None)
+
+
+def go_back(root: str | Path, updates: int) -> Path | None:
+    """Make the newest whole checkpoint of fewer than `updates` updates the latest; None if there is none."""
+    path = newest_before(root, updates)
+    if path is not None:
+        with writing(f"the name of the latest checkpoint to {root}", _REMEDY):
+            atomic_write(Path(root) / POINTER, path.name, durable=True)
+    return path
+
+
+def _named(root: Path, wanted: str) -> Path:
+    """Return the checkpoint below `root` that a path or a name means."""
+    path = Path(wanted)
+    if path.resolve().parent != root.resolve() and not (_is_tag(wanted) and (root / wanted).is_dir()):
+        raise _unusable(path, f"it is not one of this run's, which are in {root}", root)
+    return root / path.name
+
+
+def _last_good(root: Path, run: str | None) -> tuple[Path | None, list[str]]:
     try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _unusable(path / STATE, str(error), path.parent) from error
-    if not isinstance(state, dict):
-        raise _unusable(path / STATE, f"it holds a {type(state).__name__}, not an object", path.parent)
-    return state
+        pointed = _pointed(root)
+    except UnusableError:
+        pointed = None
+    notes: list[str] = []
+    for path in _committed(root):
+        if pointed is not None and _update_number(path) > _update_number(pointed):
+            continue  # the run has been rolled back to before it
+        try:
+            return path, [*notes, *verify(path, run)]
+        except UnusableError as error:
+            notes.append(f"checkpoint {path} is left out: {error.reason}")
+    if notes or (root / POINTER).exists():
+        raise UsageError(
+            f"no checkpoint in {root} can be used: {'; '.join(notes) or 'none is left'}; restore one from a copy, or "
+            "start a new run"
+        )
+    return None, []
 
 
 def _stage(root: Path, tag: str) -> Path:
@@ -168,11 +295,14 @@ def _prune(root: Path, newest: str, keep: int) -> None:
         discard(doomed)
 
 
-def _unusable(path: Path, cause: str, root: Path) -> UsageError:
-    usable = [item.name for item in _committed(root) if item not in (path, path.parent) and not _missing_parts(item)]
-    advice = (
-        f"write one of these names into {root / POINTER} to use it: {', '.join(usable)}"
-        if usable
-        else f"no other checkpoint in {root} could be used; start a new run, or restore the directory from a copy"
-    )
-    return UsageError(f"checkpoint {path} cannot be used: {cause}; {advice}")
+def _unusable(path: Path, cause: str, root: Path) -> UnusableError:
+    """Return the error for a checkpoint, or a file of one, that offers the newest one before it."""
+    usable = [item for item in _committed(root) if item not in (path, path.parent) and not _missing_parts(item)]
+    bad = next((each for each in (path, path.parent) if each.parent == root and each.name[-1:].isdigit()), None)
+    before = [item for item in usable if bad is None or _update_number(item) < _update_number(bad)]
+    advice = f"no other checkpoint in {root} could be used; start a new run, or restore the directory from a copy"
+    if before:
+        which = "newest" if bad is None else "one before it"
+        advice = f"go on from the {which} with --resume {before[0]}, or from the newest that verifies with "
+        advice += f"--resume={LAST_GOOD}"
+    return UnusableError(f"checkpoint {path} cannot be used: {cause}; {advice}", cause)

@@ -4,12 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
-from safetensors import SafetensorError
 
 from actors.errors import RunError
-
-WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
-"""Errors of a disk that refuses a write; torch reports a full disk as RuntimeError."""
 
 
 def gather(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
@@ -21,15 +17,19 @@ def gather(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
 
 def agree(error: Exception | None, what: str) -> None:
     """Raise RunError on every rank if any rank has an error, so that no rank waits for one that stopped."""
-    failed = [message for message in gather(None if error is None else f"rank {dist.get_rank()}: {error}") if message]
+    own = None if error is None else f"rank {dist.get_rank()}: {str(error) or type(error).__name__}"
+    failed = [message for message in gather(own) if message]
     if failed:
         raise RunError(f"{what}: {'; '.join(failed)}. Free space or make the directory writable, then resume")
 
 
-def error_of(action: Callable[[], Any], kinds: tuple[type[Exception], ...] = WRITE_ERRORS) -> Exception | None:
-    """Call `action` and return its error of one of `kinds`, to be passed to `agree`. Not collective."""
+def error_of(action: Callable[[], Any]) -> Exception | None:
+    """Call `action` and return its error, of whatever kind, to be passed to `agree`. Not collective.
+
+    A rank that raised instead would leave the others waiting.
+    """
     try:
         action()
-    except kinds as error:
+    except Exception as error:
         return error
     return None

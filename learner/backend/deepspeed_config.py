@@ -1,6 +1,8 @@
 """DeepSpeed's configuration, and the learning rate that the trainer sets itself. Must not import torch or deepspeed."""
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from learner.config import OptimizerConfig, TrainerConfig
@@ -59,16 +61,48 @@ def reference_config(config: TrainerConfig, parameters: int) -> dict[str, Any]:
 
 
 def learning_rate(config: OptimizerConfig, update: int, total_updates: int) -> float:
-    """Return the learning rate of update `update`, counted from 0, of `total_updates`.
+    """Return the learning rate of update `update`, counted from 0, of a run of `total_updates`.
 
     Warm-up rises linearly from above 0 and reaches the peak at update `warmup_updates`. Linear and cosine schedules
-    then fall to 0 at update `total_updates`, one after the last, and stay there.
+    then fall to 0 at update `schedule_updates`, or `total_updates` if that is unset, and stay there.
     """
     if update < config.warmup_updates:
         return config.lr * (update + 1) / (config.warmup_updates + 1)
     if config.schedule == "constant":
         return config.lr
-    progress = min(1.0, (update - config.warmup_updates) / max(1, total_updates - config.warmup_updates))
+    end = total_updates if config.schedule_updates is None else config.schedule_updates
+    progress = min(1.0, (update - config.warmup_updates) / max(1, end - config.warmup_updates))
     if config.schedule == "linear":
         return config.lr * (1.0 - progress)
     return config.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def schedule_notes(
+    config: OptimizerConfig, total_updates: int, last: Mapping[str, Any] = MappingProxyType({})
+) -> list[str]:
+    """Return what a user should know of the learning rates of a run of `total_updates`.
+
+    `last` holds the recorded `lr` of the last update before a resume, and its number `update`, or `step`, from 1.
+    """
+    notes = []
+    if total_updates <= config.warmup_updates:
+        largest = learning_rate(config, total_updates - 1, total_updates)
+        notes.append(
+            f"warning: the warm-up of {config.warmup_updates} updates is not over after all {total_updates}: the "
+            f"learning rate ends at {largest:.3g} and never reaches {config.lr:g}; lower "
+            "learner.optimizer.warmup_updates"
+        )
+    done, lr = int(last.get("update") or last.get("step") or 0), last.get("lr")
+    if done and lr is not None and not math.isclose(lr, learning_rate(config, done - 1, total_updates), rel_tol=1e-6):
+        following = learning_rate(config, done, total_updates)
+        notes.append(
+            f"warning: this resume changes the learning rates: update {done} had {lr:.3g}, and the next has "
+            f"{following:.3g}, without a warm-up; to go on with the old schedule set "
+            "learner.optimizer.schedule_updates to the number of updates that it was made for"
+        )
+    elif done and learning_rate(config, done, total_updates) == 0.0:
+        notes.append(
+            "warning: the learning rate is 0 from the next update on: the schedule is over; raise "
+            "learner.optimizer.schedule_updates, or leave it unset"
+        )
+    return notes

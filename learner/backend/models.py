@@ -1,19 +1,29 @@
 """Hugging Face model directories: load a causal language model, and write one that other tools load unchanged."""
 
+import contextlib
 import shutil
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from actors.errors import UsageError
-from actors.hub import require_safetensors
+from actors.foreign.documents import read_object
+from actors.hub import load_complete, read_config, require_unquantised
+from learner.backend.manifest import MANIFEST
 from learner.tensors.logprobs import PolicyWithLogProbs
 
 _WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5")
+
+_UNTRUNCATED = {
+    "num_beams": 1, "top_k": 0, "top_p": 1.0, "min_p": None, "typical_p": None, "top_h": None,
+    "epsilon_cutoff": None, "eta_cutoff": None,
+}  # fmt: skip
+"""Settings of transformers' `generate` under which it samples from the whole distribution."""
 
 DPO_FILE = "dpo.json"
 """Record of `offbeat dpo` in a model directory: reference, loss and beta. Does not apply to models trained from it."""
@@ -22,18 +32,16 @@ DPO_FILE = "dpo.json"
 def load_model(directory: Path, dtype: str) -> PreTrainedModel:
     """Load the causal language model of `directory` on the CPU, in evaluation mode (no dropout).
 
-    `dtype` is `float32` or `bfloat16`. Raises UsageError if it cannot be loaded.
+    `dtype` is `float32` or `bfloat16`. Raises UsageError if it cannot be loaded or lacks weights.
     """
-    require_safetensors(directory)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
-        )
+        require_unquantised(directory)
+        model, _ = load_complete(AutoModelForCausalLM, directory, dtype)
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"model {directory} cannot be loaded: {error}; give a causal language model's directory"
         ) from error
-    return model.eval()
+    return model
 
 
 def log_prob_tolerance(dtype: str) -> float:
@@ -67,33 +75,64 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
                     setattr(module, name, 0.0)
 
 
-def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and persistent buffers by name, as a checkpoint holds them: tied ones once, first name."""
-    named: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            named[name] = tensor
-    return named
+def generation_settings(
+    model_dir: Path, ends: Sequence[int], temperature: float | None = None
+) -> tuple[GenerationConfig, str | None]:
+    """Return the generation settings that a model trained from `model_dir` is saved with, and what was repaired.
+
+    They name `ends`, the token ids that end an answer; none keeps the directory's. With the `temperature` of a run they
+    sample as the run did: at it, untruncated. Otherwise they are the directory's own, and if those set what only
+    sampling reads without `do_sample`, which transformers refuses to save, it is set. Raises UsageError with
+    transformers' reason if they are not valid.
+    """
+    path = model_dir / "generation_config.json"
+    try:
+        if path.is_file():
+            settings = GenerationConfig.from_dict(read_object(path))
+        else:
+            settings = GenerationConfig.from_model_config(read_config(model_dir))
+        if ends:
+            settings.eos_token_id = ends[0] if len(ends) == 1 else list(ends)
+        if settings.pad_token_id is not None and settings.pad_token_id < 0:
+            settings.pad_token_id = None
+        if temperature is not None:
+            settings.update(**_UNTRUNCATED, do_sample=True, temperature=temperature)
+        with contextlib.suppress(ValueError):
+            settings.validate(strict=True)
+            return settings, None
+        settings.do_sample = True
+        settings.validate(strict=True)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{path} is not valid, so no model trained from it could be saved: {error}; correct or remove it"
+        ) from error
+    return settings, f"{path} sets how to sample, but not do_sample; saved models have it set"
 
 
-def in_parts(named: dict[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
-    """Split named tensors, in order, into parts that end once they reach `limit` elements."""
-    parts: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in named.items():
-        if size >= limit:
-            parts.append({})
-            size = 0
-        parts[-1][name] = tensor
-        size += getattr(tensor, "ds_numel", tensor.numel())  # ds_numel: full size of a ZeRO-3 partition
-    return parts
+def settle_generation(model: Any, model_dir: Path, ends: Sequence[int], temperature: float | None = None) -> None:
+    """Give a model that writes text the settings of `generation_settings`, with which it will be saved.
+
+    Another model's configuration names `ends`, so that it is read where answers ended in its training.
+    """
+    if model.can_generate():
+        model.generation_config, _ = generation_settings(model_dir, ends, temperature)
+    elif ends:
+        model.config.get_text_config().eos_token_id = ends[0] if len(ends) == 1 else list(ends)
 
 
-def checkpoint_names(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return `state` in the names and layout of `save_pretrained`, which for some architectures differ in memory."""
-    return revert_weight_conversion(model, state)
+def rehearse(model: PreTrainedModel, source: Path) -> None:
+    """Write all of a saved model but its weights to a temporary directory: what fails at the end fails now.
+
+    Raises UsageError with the whole reason.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            write_model(Path(folder), model, {}, source)
+    except Exception as error:
+        raise UsageError(
+            f"a model trained from {model.config.name_or_path} could not be saved: {type(error).__name__}: {error}; "
+            "correct its config.json or generation_config.json"
+        ) from error
 
 
 def write_model(directory: Path, model: PreTrainedModel, state: dict[str, Tensor], source: Path) -> None:
@@ -101,6 +140,6 @@ def write_model(directory: Path, model: PreTrainedModel, state: dict[str, Tensor
     model.save_pretrained(directory, state_dict=state)
     for path in source.iterdir():
         # A file that is neither weights nor just written belongs to the tokenizer, of whatever kind.
-        other = path.name.endswith(_WEIGHT_SUFFIXES) or path.name == DPO_FILE
+        other = path.name.endswith(_WEIGHT_SUFFIXES) or path.name in (DPO_FILE, MANIFEST)
         if path.is_file() and not other and not (directory / path.name).exists():
             shutil.copyfile(path, directory / path.name)

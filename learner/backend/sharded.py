@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -28,22 +28,21 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 
 from actors.errors import RunError, UsageError
-from actors.files import replace_directory
+from actors.files import replace_directory, write_json_lines
+from actors.hub import unique_tensors
 from actors.network import free_port
 from learner.backend.average import AveragePolicy
-from learner.backend.checkpoints import ENGINE, MODEL
+from learner.backend.checkpoint_layout import in_parts
+from learner.backend.checkpoints import ENGINE, LAYOUT, MODEL
 from learner.backend.collective import agree, error_of, gather
 from learner.backend.deepspeed_config import deepspeed_config, learning_rate, reference_config
-from learner.backend.models import checkpoint_activations, in_parts, unique_tensors, write_model
-from learner.backend.universal import load_converted, only_world_size_differs, seed_of_new_rank, weights_only
+from learner.backend.models import checkpoint_activations, rehearse, write_model
+from learner.backend.universal import described, load_converted, only_world_size_differs, seed_of_new_rank, weights_only
 from learner.config import TrainerConfig
 
 ENGINE_TAG = "engine"
-LAYOUT = "layout.json"
 _SAVED_CLASSES: list[Any] = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
 """Classes that DeepSpeed saves in an engine's state, beside tensors and plain values."""
-_GATHER_NUMEL = 1 << 26
-"""Elements of ZeRO-3 weights that are gathered at a time for publication or saving."""
 
 
 def join_process_group(config: TrainerConfig) -> torch.device:
@@ -59,10 +58,10 @@ def join_process_group(config: TrainerConfig) -> torch.device:
             f"{'cuda' if on_gpu else 'cpu'} before the process starts"
         )
     deepspeed.utils.logger.setLevel(logging.WARNING)
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it, even if somebody else made the group
     if not dist.is_initialized():
         here = f"tcp://127.0.0.1:{free_port('127.0.0.1')}"
         alone = {} if "RANK" in os.environ else {"init_method": here, "rank": 0, "world_size": 1}
-        os.environ.setdefault("LOCAL_RANK", "0")
         # Used for inference only; building it needs a compiler and leaves shared memory behind.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False, **alone)
@@ -120,9 +119,12 @@ class ShardedModel:
         self.updates = self.skipped_updates = 0
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self._tokenizer_source, self._average = tokenizer_source, average
+        if self.rank == 0:
+            rehearse(self.model, tokenizer_source)
         if config.gradient_checkpointing:
             checkpoint_activations(self.model)
         ds_config = deepspeed_config(config, sum(parameter.numel() for parameter in module.parameters()))
+        _distribute(module, config, ds_config, device)
         self._engine, *_ = deepspeed.initialize(model=module, model_parameters=module.parameters(), config=ds_config)
         self._writer = self._engine.checkpoint_engine = _CheckpointFiles()
 
@@ -183,9 +185,7 @@ class ShardedModel:
             path = self.failed_batches_dir / f"skipped-update-{self.updates:06d}.jsonl"
             where = f"saved to {path}"
             if self.rank == 0:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                values = [item if isinstance(item, tuple) else asdict(item) for item in items]
-                path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
+                write_json_lines(path, (item if isinstance(item, tuple) else asdict(item) for item in items))
         if self.skipped_updates > self.config.max_skipped_updates:
             raise RunError(
                 f"update {self.updates} was skipped for a non-finite loss or gradient; {self.skipped_updates} updates "
@@ -195,17 +195,24 @@ class ShardedModel:
 
     # Weights
 
+    def gather(self, parts: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+        """Yield `parts` of the model's tensors, each whole while it is at work; on rank 0 only. Collective.
+
+        They are the weights in training, on rank 0's device, not a copy. Every rank must exhaust the iterator, whatever
+        fails: under ZeRO-3 all ranks take part in each.
+        """
+        for part in parts:
+            with gathered(list(part.values())):
+                if self.rank == 0:
+                    yield {name: tensor.detach() for name, tensor in part.items()}
+
     def gather_state(self) -> dict[str, Tensor]:
         """Copy the weights to rank 0's CPU, under the model's own names; empty on other ranks. Collective.
 
-        Tied weights appear once, under their first name. Under ZeRO-3 the ranks gather a part at a time.
+        Tied weights appear once, under their first name.
         """
-        state: dict[str, Tensor] = {}
-        for part in in_parts(unique_tensors(self.model), _GATHER_NUMEL):
-            with gathered(list(part.values())):
-                if self.rank == 0:
-                    state |= {name: tensor.detach().to("cpu", copy=True) for name, tensor in part.items()}
-        return state
+        parts = self.gather(in_parts(unique_tensors(self.model)))
+        return {name: tensor.to("cpu", copy=True) for part in parts for name, tensor in part.items()}
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write the model as a Hugging Face directory, whole or not at all. Collective. Raises RunError."""
@@ -268,8 +275,8 @@ class ShardedModel:
             other_ranks = only_world_size_differs(written, self._layout())
             if written != self._layout() and not other_ranks:
                 raise UsageError(
-                    f"checkpoint {checkpoint} was written with {_describe(written)}, this run has "
-                    f"{_describe(self._layout())}; resume with the settings it was written with, or start a new run "
+                    f"checkpoint {checkpoint} was written with {described(written)}, this run has "
+                    f"{described(self._layout())}; resume with the settings it was written with, or start a new run "
                     f"from its model directory {Path(checkpoint) / MODEL}"
                 )
             if self._average is not None:
@@ -336,10 +343,29 @@ class ShardedModel:
 def frozen(module: nn.Module, config: TrainerConfig, device: torch.device) -> Any:
     """Prepare `module` for forward passes without gradient: on `device`, or sharded under ZeRO-3. Collective."""
     module = module.requires_grad_(False)
-    if config.zero_stage < 3:
-        return module.to(device)
     ds_config = reference_config(config, sum(parameter.numel() for parameter in module.parameters()))
-    return deepspeed.initialize(model=module, config=ds_config)[0]
+    _distribute(module, config, ds_config, device)
+    return deepspeed.initialize(model=module, config=ds_config)[0] if config.zero_stage == 3 else module
+
+
+def _distribute(module: nn.Module, config: TrainerConfig, ds_config: dict[str, Any], device: torch.device) -> None:
+    """Bring `module` to this rank's device with the values that rank 0 has. Collective.
+
+    Under ZeRO-3 one weight at a time, of which each rank keeps its part: the model is never whole on a device.
+    """
+    if config.zero_stage == 3:
+        deepspeed.zero.Init(module=module, config_dict_or_path=ds_config)
+    else:
+        module.to(device)
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            part._buffers[name] = buffer.to(device)
+    shared = [*(module.parameters() if config.zero_stage < 3 else ()), *module.buffers()]
+    for tensor in shared if dist.get_world_size() > 1 else ():
+        values = tensor.detach().contiguous()
+        dist.broadcast(values.view(-1).view(torch.uint8), 0)
+        if values.data_ptr() != tensor.data_ptr():
+            tensor.detach().copy_(values)
 
 
 @contextmanager
@@ -369,7 +395,3 @@ def _linked(*directories: Path) -> Iterator[list[Path]]:
         for link, directory in zip(links, directories, strict=True):
             link.symlink_to(directory.resolve(), target_is_directory=True)
         yield links
-
-
-def _describe(layout: dict[str, Any]) -> str:
-    return ", ".join(f"learner.{name} {value}" for name, value in layout.items())

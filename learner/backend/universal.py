@@ -78,7 +78,7 @@ def load_converted(checkpoint: Path, convert: Callable[[Path], None], load: Call
     waiting = dist.new_group(backend="gloo", timeout=_CONVERSION_TIMEOUT)
     try:
         # A torn file fails in as many ways as it can be torn.
-        failure = error_of(prepare, (Exception,)) if first else None
+        failure = error_of(prepare) if first else None
         reports = gather(None if failure is None else f"{type(failure).__name__}: {failure}", waiting)
         if any(reports):
             raise UsageError(
@@ -93,3 +93,8 @@ def load_converted(checkpoint: Path, convert: Callable[[Path], None], load: Call
             discard(stage)
         dist.destroy_process_group(waiting)
     return loaded
+
+
+def described(layout: dict[str, Any]) -> str:
+    """Return the settings that an engine state was written with, as a user writes them."""
+    return ", ".join(f"learner.{name} {value}" for name, value in layout.items())

@@ -111,8 +111,8 @@ def _mean(values: Tensor, table: Tensor) -> Tensor:
     return (rows * table).sum(-1) / table.sum(-1).clamp(min=1.0)
 
 
-def game_loss(batch: GameBatch, config: RewardLossConfig | GameLossConfig) -> GameOutput:
-    """Compute the loss and metrics of each game, [g] each.
+def game_loss(batch: GameBatch, config: RewardLossConfig | GameLossConfig, opponent_mean: float = 1.0) -> GameOutput:
+    """Compute the loss and metrics of each game, [g] each. Opponents' weights are divided by `opponent_mean`.
 
     * nash_pg: mean over players of -w_i (A_i - baseline) log pi(y_i). With `kl: reward_to_go` the KL penalty in
       token m's advantage covers only the log-ratios of tokens >= m.
@@ -143,7 +143,8 @@ def game_loss(batch: GameBatch, config: RewardLossConfig | GameLossConfig) -> Ga
     w = importance_weights(
         policy - batch.behaviour, mask, correction.players, correction.player_cap, correction.beyond_cap
     )
-    w_opponent = opponent_weights(batch, config.correction) if isinstance(config, GameLossConfig) else None
+    capped = opponent_weights(batch, config.correction) if isinstance(config, GameLossConfig) else None
+    w_opponent = None if capped is None else capped / opponent_mean
     value, advantage = advantages(batch, w_opponent, config)
 
     if w_opponent is None or config.kind == "nash_pg":
@@ -159,11 +160,16 @@ def game_loss(batch: GameBatch, config: RewardLossConfig | GameLossConfig) -> Ga
     metrics = {
         "kl_players": (log_ratio.sum(-1) * playing).sum(-1) / batch.players,
         "advantage_std": advantage[:, : batch.players].std(-1, correction=0),
-        **_weight_metrics(batch, mask, w, w_opponent, config),
+        **_weight_metrics(batch, mask, w, capped, config),
     }
     if w_opponent is not None:
         metrics["player_preference"] = (value * playing).sum(-1) / batch.players + 0.5
     return GameOutput(loss=loss, metrics=metrics, advantages=advantage[:, : batch.players])
+
+
+def opponents_of(values: Tensor, players: int) -> Tensor:
+    """Return the columns [g, M] of `values` [g, n] that are opponents: all if M = 0, since both halves are."""
+    return values[:, players if players < values.shape[1] else 0 :]
 
 
 def opponent_weights(batch: GameBatch, correction: CorrectionConfig) -> Tensor:
@@ -214,7 +220,8 @@ def _weight_metrics(
     """Compute effective sample sizes (Kish: (sum w)^2 / (n sum w^2), a share) and shares beyond the cap, [g] each.
 
     `player_ess`, `player_truncated` and `opponent_truncated` are shares of tokens at level token, else of completions;
-    `opponent_ess` is always of completions. If M = 0, every completion counts as an opponent.
+    `opponent_ess` is always of completions, as is `opponent_weight_mean`, before any division by the batch's mean. If
+    M = 0, every completion counts as an opponent.
     """
     n, players, correction = mask.shape[1], batch.players, config.correction
     sides: list[tuple[str, slice, Level, float, Tensor]] = [
@@ -235,6 +242,7 @@ def _weight_metrics(
             metrics["player_ess"] = _ess(w[:, chosen].flatten(1), counts.flatten(1))
         else:
             metrics["opponent_ess"] = _ess(w_opponent[:, chosen], torch.ones_like(w_opponent[:, chosen]))
+            metrics["opponent_weight_mean"] = w_opponent[:, chosen].mean(-1)
     return metrics
 
 

@@ -1,6 +1,6 @@
 """Publication: how one policy version's weights leave the learner (weight sync, seen from the sender).
 
-`publisher.py` stores tensors in shared memory or chunks, with a manifest of names, shapes and fingerprints;
-`transfer.py` sends them from GPU to GPU. Receivers (`actors/generation/weights.py`) check what arrives against the
+`publisher.py` makes the manifest of names, shapes and fingerprints; `senders.py` holds one class for each transport,
+which keeps the tensors and hands them out. Receivers (`actors/generation/receivers.py`) check what arrives against the
 manifest. Must not know who computed the weights, or Ray.
 """

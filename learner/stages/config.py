@@ -8,10 +8,12 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from actors.data.config import DemonstrationConfig, PreferenceSourceConfig
+from actors.data.config import ChatTemplateConfig, DemonstrationConfig, HeldOutConfig, PreferenceSourceConfig
 from actors.settings import Settings
 from learner.config import OptimizerConfig, PairLossConfig, TrainerConfig
 
+VALIDATION_SPLIT = "data.validation_split"
+"""A setting that checkpoints of older runs do not name: they held out a share of every source."""
 SCRATCH = "scratch"
 """Value of model.path for a small model built from the data."""
 _PATIENCE = (
@@ -31,7 +33,7 @@ class ScratchConfig(Settings):
     seed: int = Field(default=0, ge=0, description="seed of the random weights")
 
 
-class BaseModelConfig(Settings):
+class BaseModelConfig(ChatTemplateConfig):
     """The model to start from."""
 
     path: str = Field(description="Hugging Face directory or hub name; `scratch` builds a small model")
@@ -71,6 +73,7 @@ class StageConfig(Settings):
     """Module whose `make_stage(config, model_dir, data_dir)` builds the `stage.Stage` on every rank."""
 
     model: BaseModelConfig
+    data: HeldOutConfig
     training: PassesConfig = Field(default_factory=PassesConfig)
     learner: TrainerConfig = Field(default_factory=TrainerConfig)
 
@@ -78,8 +81,9 @@ class StageConfig(Settings):
     def fixed(self) -> dict[str, Any]:
         """Settings that may not change on resume."""
         training = {f"training.{name}": getattr(self.training, name) for name in ("epochs", "batch_size", "seed")}
+        data = {VALIDATION_SPLIT: self.data.validation_split}
         scratch = {"model.scratch": self.model.scratch.model_dump()} if self.model.path == SCRATCH else {}
-        return {"model.path": self.model.path, **scratch, **training}
+        return {"model.path": self.model.path, **scratch, **data, **training}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,8 @@ class StageSpec:
     total_updates: int  # length of the learning-rate schedule
     failed_batches_dir: str | None = None
     """Receives the batches of skipped updates; None keeps none."""
+    ends: tuple[int, ...] = ()
+    """Token ids that end an answer, which saved models name; empty keeps the directory's own."""
 
 
 class FineTuningConfig(TrainerConfig):
@@ -115,7 +121,7 @@ class SftConfig(StageConfig):
     learner: SftTrainerConfig = Field(default_factory=SftTrainerConfig)
 
 
-class PreferenceDataConfig(PreferenceSourceConfig):
+class PreferenceDataConfig(PreferenceSourceConfig, HeldOutConfig):
     """Preferences to learn from."""
 
     max_prompt_tokens: int = Field(default=512, ge=1, description="tokens; a longer prompt is a malformed row")

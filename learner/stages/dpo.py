@@ -14,7 +14,7 @@ from torch import Tensor
 
 from actors.hub import resolve
 from learner.backend.collective import gather
-from learner.backend.models import load_policy
+from learner.backend.loading import load_for_ranks
 from learner.backend.sharded import frozen
 from learner.config import PairLossConfig, TrainerConfig
 from learner.losses.pairs import preference_loss
@@ -79,7 +79,7 @@ def make_stage(config: DpoConfig, model_dir: str | Path, data_dir: str | Path) -
     reference_dir = Path(model_dir) if config.reference is None else resolve(config.reference)
     scores = reference_scores(reference_dir, [*train, *validation], learner)
     scored = [ScoredPair(pair, score) for pair, score in zip([*train, *validation], scores, strict=True)]
-    policy = load_policy(Path(model_dir), learner.dtype, learner.logprob_chunk)
+    policy = load_for_ranks(Path(model_dir), learner)
     return Stage(
         module=policy,
         objective=OfflineObjective(learner.loss, learner.micro_batch_tokens),
@@ -92,11 +92,11 @@ def make_stage(config: DpoConfig, model_dir: str | Path, data_dir: str | Path) -
 def reference_scores(directory: Path, pairs: Sequence[TokenPair], learner: TrainerConfig) -> list[Scores]:
     """Score `pairs` with the frozen model of `directory`, in order; every rank gets all scores. Collective.
 
-    Ranks share the work. Raises UsageError as `load_policy`.
+    Ranks share the work. Raises UsageError as `load_for_ranks`.
     """
     cuda = learner.gpus_per_rank > 0
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-    model = frozen(load_policy(directory, learner.dtype, learner.logprob_chunk), learner, device)
+    model = frozen(load_for_ranks(directory, learner), learner, device)
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     own: dict[int, Scores] = {}
     for shares in schedule([_length(pair) for pair in pairs], 2, ranks, learner.micro_batch_tokens):

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
+from transformers import AutoModelForSequenceClassification
 
 from actors.data.text import load_tokenizer
-from actors.errors import UsageError
 from actors.judges.models.classifier import collate, load_classifier
 from actors.judges.models.preference_network import PreferenceForm, PreferenceNetwork
+from learner.backend.loading import read_once, without_weights
 from learner.stages.config import PreferenceConfig
 from learner.stages.preference_card import finish
 from learner.stages.stage import Stage
@@ -96,17 +97,23 @@ def start_network(directory: Path, form: PreferenceForm, dtype: str, seed: int) 
 
     A missing head, as in a language model, is initialised: normal with standard deviation 1 / (d + 1), d the width of
     the model, for reward and pairwise outputs, and 1 / (2 sqrt(d)) for the entries of u, because products of two small
-    numbers have almost no gradient. Raises UsageError if other weights are missing.
+    numbers have almost no gradient. Collective. Raises UsageError if other weights are missing.
     """
-    model, missing = load_classifier(directory, form.outputs, dtype)
-    network = PreferenceNetwork(model)
-    if [name for name in missing if name != "score.weight"]:
-        raise UsageError(f"model '{directory}' lacks the weights {missing}; give the directory of a complete model")
-    if missing:
-        width = model.score.in_features
-        deviations = torch.full((form.outputs, 1), 0.5 * width**-0.5)
-        deviations[0] = 1.0 / (width + 1)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            model.score.weight.copy_(deviations * torch.randn(form.outputs, width, generator=generator))
-    return network
+
+    def load() -> PreferenceNetwork:
+        model, missing = load_classifier(directory, form.outputs, dtype, new_head=True)
+        network = PreferenceNetwork(model)
+        if missing:
+            width = model.score.in_features
+            deviations = torch.full((form.outputs, 1), 0.5 * width**-0.5)
+            deviations[0] = 1.0 / (width + 1)
+            generator = torch.Generator().manual_seed(seed)
+            with torch.no_grad():
+                model.score.weight.copy_(deviations * torch.randn(form.outputs, width, generator=generator))
+        return network
+
+    def build() -> PreferenceNetwork:
+        options = {"num_labels": form.outputs}
+        return PreferenceNetwork(without_weights(AutoModelForSequenceClassification, directory, dtype, **options))
+
+    return read_once(directory, load, build)

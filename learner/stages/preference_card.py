@@ -94,11 +94,24 @@ def expected_calibration_error(z: Array, p: Array, bins: int = ECE_BINS) -> floa
     A pair's confidence is the probability of its likelier response, its accuracy the label's probability of that
     response. `bins` equal bins divide [1/2, 1], the range of confidences with two classes.
     """
+    gaps, of_bin = _calibration_gaps(z, p, bins)
+    return float(np.abs(np.bincount(of_bin, weights=gaps, minlength=bins)).sum() / len(z))
+
+
+def calibration_noise(z: Array, p: Array, bins: int = ECE_BINS) -> float:
+    """Estimate the calibration error that noise alone would give a calibrated model with pairs as noisy as these.
+
+    Its gaps have mean 0 in each bin, so their sum is nearly normal, and E|sum| = sqrt(2 / pi sum of gaps^2).
+    """
+    gaps, of_bin = _calibration_gaps(z, p, bins)
+    return float(np.sqrt(2.0 / np.pi * np.bincount(of_bin, weights=gaps * gaps, minlength=bins)).sum() / len(z))
+
+
+def _calibration_gaps(z: Array, p: Array, bins: int) -> tuple[Array, NDArray[np.int64]]:
+    """Return confidence less accuracy of each pair [n], and its bin [n]."""
     confidence = sigmoid(np.abs(z))
     right = np.where(z >= 0.0, p, 1.0 - p)
-    of_bin = np.minimum(((confidence - 0.5) * 2.0 * bins).astype(int), bins - 1)
-    gaps = np.bincount(of_bin, weights=confidence - right, minlength=bins)
-    return float(np.abs(gaps).sum() / len(z))
+    return confidence - right, np.minimum(((confidence - 0.5) * 2.0 * bins).astype(int), bins - 1)
 
 
 def fit_temperature(z: Array, p: Array) -> float:
@@ -155,6 +168,7 @@ def fit_metrics(z: Array, p: Array, temperature: float) -> dict[str, float]:
         "nll": negative_log_likelihood(z / temperature, p),
         "ece_before": expected_calibration_error(z, p),
         "ece": expected_calibration_error(z / temperature, p),
+        "ece_noise": calibration_noise(z / temperature, p),
         "label_entropy": negative_log_likelihood(_logit(p), p),
     }
 
@@ -264,6 +278,7 @@ def card_text(card: dict[str, Any]) -> str:
         ("NLL (nats per pair) before and after calibration", shown("nll_before", "nll")),
         ("label entropy, the lowest possible NLL", shown("label_entropy")),
         ("ECE (15 bins) before and after calibration", shown("ece_before", "ece")),
+        ("ECE that noise alone gives a calibrated model on as many pairs", shown("ece_noise")),
         ("order bias: mean, mean absolute value, share of pairs decided by order", _group(card, "order_bias")),
         ("model of length alone: accuracy, NLL, slope per token", _group(card, "length_only")),
         ("curl E&#124;s12 + s23 + s31&#124;, share of cyclic triples, triples", _group(card, "curl")),

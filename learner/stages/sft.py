@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from actors.errors import UsageError
-from learner.backend.models import load_policy, log_prob_tolerance
+from learner.backend.loading import load_for_ranks
+from learner.backend.models import log_prob_tolerance
 from learner.stages.config import SftConfig
 from learner.stages.stage import Stage
 from learner.tensors.batching import TokenBatch, TokenSequence, collate, collate_rows, pack, schedule
@@ -75,14 +76,14 @@ def check_packing(policy: PolicyWithLogProbs, tolerance: float) -> None:
 
 
 def make_stage(config: SftConfig, model_dir: str | Path, data_dir: str | Path) -> Stage:
-    """Load the model of `model_dir` and the examples of `data_dir`.
+    """Load the model of `model_dir` and the examples of `data_dir`. Collective.
 
     Raises UsageError if the model cannot be loaded, or its architecture does not support log-probs or packing.
     """
     learner = config.learner
-    policy = load_policy(Path(model_dir), learner.dtype, learner.logprob_chunk)
-    if learner.packing:
-        check_packing(policy, log_prob_tolerance(learner.dtype))
+    tolerance = log_prob_tolerance(learner.dtype)
+    check = (lambda policy: check_packing(policy, tolerance)) if learner.packing else None
+    policy = load_for_ranks(Path(model_dir), learner, check=check)
     return Stage(
         module=policy,
         objective=SupervisedObjective(learner.micro_batch_tokens, packing=learner.packing),

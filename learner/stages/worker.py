@@ -20,6 +20,7 @@ class StageWorker(RankWorker):
         super().__init__(learner, place)
         import torch
 
+        from learner.backend.models import settle_generation
         from learner.backend.sharded import ShardedModel, join_process_group
         from learner.stages.stage import StageTrainer
 
@@ -27,6 +28,7 @@ class StageWorker(RankWorker):
         device = join_process_group(learner)
         stage = importlib.import_module(config.stage).make_stage(config, spec.model_dir, spec.data_dir)
         tokenizer_source = resolve(config.model.tokenizer or spec.model_dir)
+        settle_generation(stage.module.model, resolve(spec.model_dir), spec.ends)
         self._model = ShardedModel(
             stage.module, learner, spec.total_updates, device, tokenizer_source, spec.failed_batches_dir
         )

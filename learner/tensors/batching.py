@@ -11,18 +11,21 @@ import torch
 from torch import Tensor
 
 from actors.errors import UsageError
-from actors.records import Game, Pair
+from actors.records import Completion, Game, Pair, without
 
+Spans = Sequence[tuple[int, int]]
 TokenSequence = tuple[Sequence[int], Sequence[int]]  # prompt and response token ids
+RolloutSequence = tuple[Sequence[int], Sequence[int], Spans]  # also the ranges that an environment wrote
+AnySequence = TokenSequence | RolloutSequence
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """Right-padded rows, and the positions that predict response tokens. Made by `collate`; read by the policy."""
+    """Right-padded rows, and the positions that predict sampled tokens. Made by `collate`; read by the policy."""
 
     input_ids: Tensor  # [b, t] int64
     rows: Tensor
-    """[n] int64: row of each response token, in order."""
+    """[n] int64: row of each sampled response token, in order."""
     columns: Tensor
     """[n] int64: position whose logits predict the token, one before its own."""
     targets: Tensor  # [n] int64: the response token itself
@@ -78,13 +81,13 @@ def _longest_first(lengths: Sequence[int]) -> list[int]:
     return sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
 
 
-def collate(sequences: Sequence[TokenSequence], device: torch.device | str = "cpu") -> TokenBatch:
+def collate(sequences: Sequence[AnySequence], device: torch.device | str = "cpu") -> TokenBatch:
     """Pad `sequences`, one per row, as `collate_rows` without positions."""
     return collate_rows([[sequence] for sequence in sequences], device)
 
 
 def collate_rows(
-    rows: Sequence[Sequence[TokenSequence]], device: torch.device | str = "cpu", *, positions: bool = False
+    rows: Sequence[Sequence[AnySequence]], device: torch.device | str = "cpu", *, positions: bool = False
 ) -> TokenBatch:
     """Pad rows of sequences on the right to the longest row.
 
@@ -94,7 +97,7 @@ def collate_rows(
 
     Raises UsageError for an empty prompt or response: there would be nothing to predict from, or nothing to predict.
     """
-    longest = max(sum(len(prompt) + len(response) for prompt, response in row) for row in rows)
+    longest = max(sum(map(length_of, row)) for row in rows)
     input_ids = torch.zeros(len(rows), longest, dtype=torch.int64)
     position_ids = torch.arange(longest).repeat(len(rows), 1)
     of_rows: list[int] = []
@@ -103,7 +106,8 @@ def collate_rows(
     tokens = 0
     for row, sequences in enumerate(rows):
         start = 0
-        for prompt, response in sequences:
+        for sequence in sequences:
+            prompt, response, given = parts_of(sequence)
             if not prompt or not response:
                 raise UsageError(
                     f"a sequence has {len(prompt)} prompt and {len(response)} response tokens; both must be at least "
@@ -112,9 +116,10 @@ def collate_rows(
             end = start + len(prompt) + len(response)
             input_ids[row, start:end] = torch.tensor([*prompt, *response])
             position_ids[row, end:] = torch.arange(longest - end)
-            of_rows += [row] * len(response)
-            columns += range(start + len(prompt) - 1, end - 1)
-            targets += response
+            sampled = without(response, given)
+            of_rows += [row] * len(sampled)
+            columns += without(range(start + len(prompt) - 1, end - 1), given)
+            targets += sampled
             tokens += end - start
             start = end
     return TokenBatch(
@@ -127,26 +132,48 @@ def collate_rows(
     )
 
 
+def rollout(prompt: Sequence[int], completion: Completion) -> RolloutSequence:
+    """Return the sequence of a completion."""
+    return (prompt, completion.token_ids, completion.given)
+
+
+def parts_of(sequence: AnySequence) -> tuple[Sequence[int], Sequence[int], Spans]:
+    """Return prompt, response and the given ranges of the response."""
+    return sequence if len(sequence) == 3 else (*sequence, ())
+
+
+def length_of(sequence: AnySequence) -> int:
+    """Count the tokens of a sequence."""
+    return len(sequence[0]) + len(sequence[1])
+
+
+def sampled_length(sequence: AnySequence) -> int:
+    """Count the response tokens that have log-probs: all but given ones."""
+    _, response, given = parts_of(sequence)
+    return len(response) - sum(end - start for start, end in given)
+
+
 def pair_sequences(pairs: Iterable[tuple[Sequence[int], Sequence[int], Sequence[int]]]) -> list[TokenSequence]:
     """List all chosen sequences, then all rejected ones, of (prompt, chosen, rejected)."""
     pairs = list(pairs)
     return [(prompt, chosen) for prompt, chosen, _ in pairs] + [(prompt, rejected) for prompt, _, rejected in pairs]
 
 
-def sequences_of(pairs: Sequence[Pair]) -> list[TokenSequence]:
+def sequences_of(pairs: Sequence[Pair]) -> list[RolloutSequence]:
     """Return prompts and responses of rollout pairs, in the order of `pair_sequences`."""
-    return pair_sequences((pair.prompt_token_ids, pair.chosen.token_ids, pair.rejected.token_ids) for pair in pairs)
+    completions = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    return [rollout(pair.prompt_token_ids, each) for pair, each in zip([*pairs, *pairs], completions, strict=True)]
 
 
 def behaviour_logprobs(pairs: Sequence[Pair]) -> list[float]:
-    """List recorded behaviour log-probs (nats) of all response tokens, in the order of `sequences_of`."""
+    """List recorded behaviour log-probs (nats) of all sampled tokens, in the order of `sequences_of`."""
     completions = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    return [logprob for completion in completions for logprob in completion.logprobs]
+    return [logprob for completion in completions for logprob in completion.sampled(completion.logprobs)]
 
 
-def game_sequences(games: Sequence[Game], part: slice) -> list[TokenSequence]:
+def game_sequences(games: Sequence[Game], part: slice) -> list[RolloutSequence]:
     """List the sequences of completions in `part`, game by game, players before opponents."""
-    return [(game.prompt_token_ids, completion.token_ids) for game in games for completion in game.completions[part]]
+    return [rollout(game.prompt_token_ids, completion) for game in games for completion in game.completions[part]]
 
 
 def token_rows(lengths: Sequence[int], device: torch.device | str = "cpu") -> Tensor:

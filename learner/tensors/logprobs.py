@@ -58,6 +58,7 @@ class _LinearLogProb(torch.autograd.Function):
             z = _logits(hidden[part], weight, bias, transform)
             logsumexp[part] = z.logsumexp(-1)
             logprobs[part] = z.gather(-1, targets[part, None])[:, 0] - logsumexp[part]
+            del z  # before the next chunk's is made
         ctx.save_for_backward(hidden, weight, bias, targets, logsumexp)
         ctx.chunk, ctx.transform = chunk, transform
         return logprobs
@@ -90,6 +91,7 @@ class _LinearLogProb(torch.autograd.Function):
                 d_hidden[part] = d_logits @ weight
             if d_weight is not None:
                 d_weight += d_logits.T @ hidden[part]
+            del z, g, d_logits, slope  # before the next chunk's are made
         return (
             d_hidden,
             None if d_weight is None else d_weight.to(weight.dtype),
@@ -169,6 +171,7 @@ def mixture_logprobs(
         z = head.logits(hidden[part], temperature)
         z = z.lerp_(mixture.head.logits(mixture.hidden[part], temperature), mixture.beta)
         logprobs[part] = z.gather(-1, targets[part, None])[:, 0] - z.logsumexp(-1)
+        del z  # before the next chunk's is made
     return logprobs
 
 

@@ -4,7 +4,8 @@ Must not depend on the source of rollouts, policy versions or Ray. Methods marke
 ranks with equal arguments.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,20 @@ import torch
 from torch import Tensor
 
 from actors.errors import UsageError
+from actors.generation.weights import REFERENCE_PREFIX
 from actors.hub import resolve
 from actors.records import Game, Pair
 from learner.backend.average import AveragePolicy
+from learner.backend.checkpoint_layout import CheckpointLayout
 from learner.backend.collective import gather
-from learner.backend.models import checkpoint_names, load_policy
+from learner.backend.loading import load_for_ranks
+from learner.backend.models import settle_generation
 from learner.backend.sharded import ShardedModel, frozen, join_process_group
 from learner.config import LearnerSpec
 from learner.records import UpdateStats
+from learner.tensors.batching import TokenSequence
 from learner.tensors.logprobs import PolicyWithLogProbs
+from learner.tensors.sampling import sample_answer
 from learner.training.objectives import Players, objective_of, step_size
 from learner.training.policies import Policies
 from learner.training.trainer import Trainer
@@ -29,8 +35,8 @@ from learner.training.trainer import Trainer
 class TrainEngine:
     """Policy, reference, optimizer and loss of one rank. Construction is collective.
 
-    Every rank loads both models whole into host memory once. ZeRO-3 then shards both over the ranks; under ZeRO 0-2
-    each rank keeps a full copy. Raises UsageError if a model cannot be loaded or its architecture is unsupported.
+    Rank 0 reads each model whole into host memory, one after the other. ZeRO-3 shards both over the ranks; under ZeRO
+    0-2 each rank keeps a full copy. Raises UsageError if a model cannot be loaded or its architecture is unsupported.
     """
 
     def __init__(self, spec: LearnerSpec) -> None:
@@ -45,10 +51,11 @@ class TrainEngine:
         reference = frozen(self._load(reference_source), config, device)
         average = None
         if opponent is not None and opponent.kind == "ema":
-            average = AveragePolicy(self._load(reference_source).to(device), opponent.ema_decay)
+            average = AveragePolicy(frozen(self._load(reference_source), config, device), opponent.ema_decay)
         policy = self._load(source)
         self.vocab_size = policy.head.weight.shape[0]
         tokenizer_source = source if spec.tokenizer_dir is None else resolve(spec.tokenizer_dir)
+        settle_generation(policy.model, source, spec.ends, spec.temperature)
         self.policy = ShardedModel(
             policy, config, spec.total_updates, device, tokenizer_source, spec.failed_batches_dir, average
         )
@@ -80,18 +87,40 @@ class TrainEngine:
         after = self.policies.score(sequences, with_reference=False)
         return step_size(players, [sum(policy) for policy, _ in after])
 
-    def full_state(self) -> dict[str, Tensor]:
-        """Gather the policy's weights on rank 0's CPU, under the names and dtypes of `save_pretrained`. Collective.
+    def own_answer(self) -> TokenSequence:
+        """Let the policy answer `spec.canary_prompt` at temperature 1, without an end. Collective.
 
-        Tied weights appear once. Other ranks get an empty dictionary.
+        All ranks return rank 0's answer of `spec.canary_tokens` tokens.
         """
-        state = self.policy.gather_state()
-        return checkpoint_names(self.policy.model, state) if self.policy.rank == 0 else state
+        prompt = self.spec.canary_prompt
+        answer = sample_answer(self.policy.model, prompt, self.spec.canary_tokens, self.spec.ends)
+        return prompt, gather(answer)[0]
 
-    def average_state(self) -> dict[str, Tensor]:
-        """Return the averaged weights of opponent kind `ema`, as `full_state`; empty for other kinds."""
-        average = self.policies.average
-        return average.state() if average is not None and self.policy.rank == 0 else {}
+    @cached_property
+    def outline(self) -> dict[str, Tensor]:
+        """Names, shapes and dtypes of what `weights` yields, in tensors on the meta device."""
+        return {prefix + name: tensor for prefix, layout in self._layouts for name, tensor in layout.outline.items()}
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every weight of a publication by name, one at a time, on rank 0's device. Collective.
+
+        The policy's are under the names and in the shapes of `save_pretrained`, tied ones once; then, for opponent kind
+        `ema`, those of the average, prefixed with `REFERENCE_PREFIX`. Each is the weight itself, not a copy, and whole
+        only until the next is asked for. Other ranks get none, but must exhaust the iterator like rank 0.
+        """
+        for prefix, layout in self._layouts:
+            parts = layout.parts()
+            for part in self.policy.gather(parts) if not prefix else parts:
+                if self.policy.rank == 0:
+                    for name, tensor in layout.convert(part).items():
+                        yield prefix + name, tensor.detach()
+
+    @cached_property
+    def _layouts(self) -> list[tuple[str, CheckpointLayout]]:
+        layouts = [("", CheckpointLayout(self.policy.model))]
+        if self.policies.average is not None:
+            layouts.append((REFERENCE_PREFIX, CheckpointLayout(self.policies.average.model.model)))
+        return layouts
 
     def _load(self, directory: Path) -> PolicyWithLogProbs:
-        return load_policy(directory, self.config.dtype, self.config.logprob_chunk, self.spec.temperature)
+        return load_for_ranks(directory, self.config, self.spec.temperature)

@@ -6,7 +6,7 @@ An objective picks the completions that go through each model and the log-probs 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,10 @@ from actors.errors import UsageError
 from actors.records import Game, Pair
 from learner.config import GameLossConfig, LearnerConfig, PairLossConfig, RewardLossConfig
 from learner.games.stability import step_size_estimate
-from learner.losses.games import GameBatch, game_loss
+from learner.losses.games import GameBatch, game_loss, opponent_weights, opponents_of
 from learner.losses.pairs import preference_loss, tie_loss
 from learner.tensors import batching
-from learner.tensors.batching import TokenSequence, pad_by_sequence, sum_by_sequence, token_rows
+from learner.tensors.batching import RolloutSequence, pad_by_sequence, sum_by_sequence, token_rows
 from learner.training.policies import Pass, Policies, TokenLogProbs
 from learner.training.trainer import Measured, Objective
 
@@ -69,7 +69,7 @@ class RolloutObjective(Objective):
         """Return the forward passes of a micro-batch. Only the last has a gradient."""
         return (Pass(slice(None)),)
 
-    def sequences(self, members: Sequence[Any], part: Pass) -> Sequence[TokenSequence]:
+    def sequences(self, members: Sequence[Any], part: Pass) -> Sequence[RolloutSequence]:
         """Return the sequences of `members` in one of the `passes`."""
         raise NotImplementedError
 
@@ -139,14 +139,14 @@ class PairObjective(RolloutObjective):
     def length(self, item: Pair) -> int:
         return len(item.prompt_token_ids) + max(len(item.chosen.token_ids), len(item.rejected.token_ids))
 
-    def sequences(self, members: Sequence[Pair], part: Pass) -> Sequence[TokenSequence]:
+    def sequences(self, members: Sequence[Pair], part: Pass) -> Sequence[RolloutSequence]:
         return batching.sequences_of(members)
 
     def losses(self, members: Sequence[Pair], logprobs: Sequence[TokenLogProbs]) -> Losses:
         (own,) = logprobs
         assert own.policy is not None
         assert own.reference is not None
-        lengths = [len(response) for _, response in batching.sequences_of(members)]
+        lengths = [batching.sampled_length(sequence) for sequence in batching.sequences_of(members)]
         rows = token_rows(lengths, own.policy.device)
         policy = sum_by_sequence(own.policy, rows, len(lengths))
         reference = sum_by_sequence(own.reference, rows, len(lengths))
@@ -174,8 +174,10 @@ class GameObjective(RolloutObjective):
         metrics: tuple[str, ...] = ("kl_players", "advantage_std", "player_ess", "player_truncated")
         if isinstance(self._loss, GameLossConfig):
             self.weighs_opponents = self._loss.weighs_opponents
-            metrics += ("player_preference", "opponent_ess", "opponent_truncated")
+            metrics += ("player_preference", "opponent_ess", "opponent_truncated", "opponent_weight_mean")
         super().__init__(config, metrics)
+        self._renormalises = self.weighs_opponents and getattr(self._loss.correction, "renormalise", False)
+        self._opponent_mean = 1.0  # of the batch's opponent weights, by which they are divided
 
     def check(self, items: Sequence[Game]) -> None:
         super().check(items)
@@ -201,22 +203,41 @@ class GameObjective(RolloutObjective):
         no gradient: only their log pi' is needed, and only if they have importance weights.
         """
         players = len(items[0].players)
-        if not items[0].opponents:
-            return (Pass(slice(None), opponent=self.weighs_opponents),)
-        own, drawn = slice(players), slice(players, None)
-        if self._loss.kind == "ipo_md":
-            return (Pass(own), Pass(drawn, opponent=self.weighs_opponents))
-        return (Pass(drawn, log_ratio=False, opponent=True), Pass(own)) if self.weighs_opponents else (Pass(own),)
+        own, drawn = (slice(players), slice(players, None)) if items[0].opponents else (None, slice(None))
+        weighed = Pass(drawn, log_ratio=False, opponent=True)
+        if own is not None and self._loss.kind != "ipo_md":
+            return (weighed, Pass(own)) if self.weighs_opponents else (Pass(own),)
+        last = (weighed, Pass(drawn)) if self._renormalises else (Pass(drawn, opponent=self.weighs_opponents),)
+        return last if own is None else (Pass(own), *last)
+
+    def settle(
+        self,
+        batches: Sequence[Any],
+        prepared: Sequence[list[TokenLogProbs]],
+        add: Callable[[Sequence[float]], list[float]],
+    ) -> None:
+        """Average the opponents' weights over the batch, if they are to be divided by that."""
+        if not self._renormalises:
+            return
+        assert isinstance(self._loss, GameLossConfig)
+        total, count = 0.0, 0.0
+        for members, known in zip(batches, prepared, strict=True):
+            if members:
+                games = game_batch(members, self._parts(members)[:-1], known)
+                weights = opponents_of(opponent_weights(games, self._loss.correction), games.players)
+                total, count = total + float(weights.double().sum()), count + weights.numel()
+        total, count = add([total, count])
+        self._opponent_mean = total / count if total > 0.0 else 1.0
 
     def _parts(self, items: Sequence[Game]) -> list[slice]:
         return [part.completions for part in self.passes(items)]
 
-    def sequences(self, members: Sequence[Game], part: Pass) -> Sequence[TokenSequence]:
+    def sequences(self, members: Sequence[Game], part: Pass) -> Sequence[RolloutSequence]:
         return batching.game_sequences(members, part.completions)
 
     def losses(self, members: Sequence[Game], logprobs: Sequence[TokenLogProbs]) -> Losses:
         games = game_batch(members, self._parts(members), logprobs)
-        output = game_loss(games, self._loss)
+        output = game_loss(games, self._loss, self._opponent_mean)
         players = games.players
         log_ratio = (games.policy.detach() - games.behaviour)[:, :players][games.mask[:, :players] > 0]
         opponent_log_ratio = None
@@ -241,10 +262,11 @@ def game_batch(members: Sequence[Game], parts: Sequence[slice], logprobs: Sequen
     Recorded log-probs replace those that no pass computed, so that their ratio is 1; the loss ignores them.
     """
     completions = [completion for game in members for completion in game.completions]
-    assert logprobs[-1].policy is not None
-    device = logprobs[-1].policy.device
-    recorded = torch.tensor([value for completion in completions for value in completion.logprobs], device=device)
-    rows = token_rows([len(completion.token_ids) for completion in completions], device)
+    computed = (values for each in reversed(logprobs) for values in (each.policy, each.opponent))
+    device = next(values.device for values in computed if values is not None)
+    sampled = [completion.sampled(completion.logprobs) for completion in completions]
+    recorded = torch.tensor([value for values in sampled for value in values], device=device)
+    rows = token_rows(list(map(len, sampled)), device)
     behaviour, mask = (
         tensor.view(len(members), len(members[0].completions), -1)
         for tensor in pad_by_sequence(recorded, rows, len(completions))
@@ -275,7 +297,7 @@ def game_batch(members: Sequence[Game], parts: Sequence[slice], logprobs: Sequen
 class Players:
     """Players of some games before a step."""
 
-    sequences: list[TokenSequence]  # prompts and responses, game by game
+    sequences: list[RolloutSequence]  # prompts and responses, game by game
     logprobs: list[list[float]]  # log pi(y|x) (nats), [games][K]
     advantages: list[list[float]]  # advantages, [games][K]
 
@@ -284,7 +306,7 @@ class Players:
         """Collect the players of several micro-batches, from `Losses.detail`."""
         games = [game for members, _, _ in details for game in members]
         return cls(
-            [(game.prompt_token_ids, player.token_ids) for game in games for player in game.players],
+            [batching.rollout(game.prompt_token_ids, player) for game in games for player in game.players],
             [row for _, logprobs, _ in details for row in logprobs.tolist()],
             [row for _, _, advantages in details for row in advantages.tolist()],
         )

@@ -14,7 +14,7 @@ from actors.generation.config import OpponentConfig
 from learner.backend.average import AveragePolicy
 from learner.backend.collective import gather
 from learner.backend.sharded import ShardedModel, gathered
-from learner.tensors.batching import TokenBatch, TokenSequence, collate, schedule
+from learner.tensors.batching import AnySequence, TokenBatch, collate, length_of, sampled_length, schedule
 from learner.tensors.logprobs import Mixture
 
 
@@ -50,7 +50,7 @@ class Policies:
     opponent: OpponentConfig | None
     temperature: float
 
-    def logprobs(self, sequences: Sequence[TokenSequence], part: Pass) -> TokenLogProbs:
+    def logprobs(self, sequences: Sequence[AnySequence], part: Pass) -> TokenLogProbs:
         """Compute the log-probs that `part` needs, with gradient through the policy if gradients are enabled."""
         batch = collate(sequences, self.policy.device)
         counts = (batch.tokens, batch.padded_tokens)
@@ -82,21 +82,21 @@ class Policies:
 
     @torch.no_grad()
     def score(
-        self, sequences: Sequence[TokenSequence], temperature: float | None = None, *, with_reference: bool = True
+        self, sequences: Sequence[AnySequence], temperature: float | None = None, *, with_reference: bool = True
     ) -> list[tuple[list[float], list[float]]]:
-        """Compute log-probs (nats) of each response token under policy and reference, for each sequence. Collective.
+        """Compute log-probs (nats) of each sequence's sampled tokens under policy and reference. Collective.
 
         Ranks share the work, and each gets all results. Without reference its lists are empty, and ZeRO-3 does not
         gather its weights.
         """
         temperature = temperature or self.temperature
         rank, ranks = self.policy.rank, self.policy.ranks
-        lengths = [len(prompt) + len(response) for prompt, response in sequences]
+        lengths = [length_of(sequence) for sequence in sequences]
         own: dict[int, tuple[list[float], list[float]]] = {}
         for shares in schedule(lengths, 1, ranks, self.policy.config.micro_batch_tokens):
             share = shares[rank] or shares[0][:1]
             batch = collate([sequences[index] for index in share], self.policy.device)
-            sizes = [len(sequences[index][1]) for index in share]
+            sizes = [sampled_length(sequences[index]) for index in share]
             policy = _lists(self.policy(batch, temperature), sizes)
             reference = _lists(self.reference(batch, temperature), sizes) if with_reference else [[] for _ in share]
             if shares[rank]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,6 +78,14 @@ class Objective:
         """Run the forward passes without gradient. Called for all micro-batches before the first pass with gradient."""
         return None
 
+    def settle(
+        self, batches: Sequence[Any], prepared: Sequence[Any], add: Callable[[Sequence[float]], list[float]]
+    ) -> None:
+        """Take from this rank's prepared micro-batches what depends on the whole batch, before the first `measure`.
+
+        `add` sums numbers over all ranks; collective. By default nothing depends on it.
+        """
+
     def measure(self, forward: Any, micro_batch: Any, prepared: Any) -> Measured:
         """Compute loss and metrics of a micro-batch, from `prepare`'s result and the forward pass with gradient."""
         raise NotImplementedError
@@ -136,6 +144,7 @@ class Trainer:
         # records the order of a backward pass if a pass without gradient comes in between.
         with torch.no_grad():
             prepared = [objective.prepare(self._forward, own or objective.filler(items)) for own in batches]
+            objective.settle(batches, prepared, self._add)
         totals, details = _Totals(objective, policy.device), []
         for number, (batch, known) in enumerate(zip(batches, prepared, strict=True), start=1):
             measured = objective.measure(self._forward, batch or objective.filler(items), known)
@@ -149,6 +158,11 @@ class Trainer:
                 scale = policy.ranks / weight if batch else 0.0
                 policy.backward(measured.loss * finite * scale, last=number == len(batches))
         return totals, details
+
+    def _add(self, values: Sequence[float]) -> list[float]:
+        total = torch.tensor(values, dtype=torch.float64, device=self.policy.device)
+        dist.all_reduce(total)
+        return list(total.tolist())
 
 
 class _Totals:

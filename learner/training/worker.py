@@ -6,27 +6,29 @@ after the environment is set.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from actors.errors import LEARNER_MEMORY, oom_hint
-from actors.records import SENT_BY_LEARNER, Canary, Game, Manifest, Pair
+from actors.records import Canary, Game, Manifest, Pair, Pulse, Seat
 from learner.backend.process import RankPlace, set_environment, threads
 from learner.config import LearnerSpec, PublicationConfig, TrainerConfig
 from learner.records import UpdateStats
+
+FRESH_TOKENS = 128
+"""Most tokens of a rollout that engines score at each version."""
 
 if TYPE_CHECKING:
     import numpy as np
 
     from learner.backend.sharded import ShardedModel
-    from learner.tensors.batching import TokenSequence
+    from learner.tensors.batching import AnySequence, TokenSequence
 
 
 class RankWorker:
     """Base of the ranks of the loop and of the stages: the methods of `ShardedModel` that both need.
 
-    Construction and all methods but `ready` are collective.
+    Construction and all methods but `ready` and `pulse` are collective.
     """
 
     _model: ShardedModel
@@ -40,6 +42,11 @@ class RankWorker:
 
     def ready(self) -> None:
         """Return after construction: models are loaded and all ranks have met."""
+        self._use_device()
+
+    def pulse(self) -> Pulse:
+        """Return a sign of life; not collective, in a thread of its own."""
+        return Pulse.of_this_process()
 
     def save(self, stage: str, client_state: dict[str, Any] | None = None) -> None:
         self._model.save(stage, client_state)
@@ -49,6 +56,13 @@ class RankWorker:
 
     def save_pretrained(self, directory: str) -> None:
         self._model.save_pretrained(directory)
+
+    def _use_device(self) -> None:
+        """Select this rank's GPU for the calling thread: the constructor may have run in another one."""
+        import torch
+
+        if self._model.device.type == "cuda":
+            torch.cuda.set_device(self._model.device)
 
     def close(self) -> None:
         self._model.close()
@@ -62,86 +76,96 @@ class LearnerWorker(RankWorker):
         from learner.publication.publisher import Publisher
         from learner.training.engine import TrainEngine
 
-        self._transport = publication.transport
-        self._sendable: dict[int, tuple[Manifest, dict[str, Any]]] = {}
-        self._senders: dict[str, tuple[str, Any]] = {}
-        self._canary_length = publication.canary_tokens
-        self._publisher: Any = Publisher(publication, publish_dir) if place.rank == 0 else None
+        self._canary: TokenSequence | None = None  # a prompt and an answer of the policy's, from its first version
+        self._fresh: TokenSequence | None = None  # one that was trained on last
         with oom_hint(f"learner rank {place.rank}", LEARNER_MEMORY):
             self._engine = TrainEngine(spec)
         self._model = self._engine.policy
+        self._publisher: Any = None
+        if place.rank == 0:
+            sharded = spec.config.zero_stage == 3 and spec.config.ranks > 1
+            self._publisher = Publisher(publication, publish_dir, self._model.device, sharded=sharded)
 
     def update(self, items: Sequence[Pair] | Sequence[Game], measure_step: bool = False) -> UpdateStats:
         """Take one optimizer step on `items`, the whole batch, of which this rank computes its share."""
+        self._fresh = rollout_of(items)
         with oom_hint(f"learner rank {self.rank}", LEARNER_MEMORY):
             return self._engine.update(items, measure_step)
 
     def export(self, version: int) -> Manifest | None:
         """Publish the current weights as `version`; return the manifest on rank 0, None elsewhere.
 
-        With opponent kind `ema` the averaged weights are included, under names prefixed with
-        `weights.REFERENCE_PREFIX`.
+        They are those of `TrainEngine.weights`.
         """
-        from actors.generation.weights import REFERENCE_PREFIX
+        canary, *fresh = self._canaries()
+        weights = self._engine.weights()
+        try:
+            if self._publisher is None:
+                return None
+            return self._publisher.publish(version, self._engine.outline, canary, weights, fresh[0] if fresh else None)
+        finally:
+            for _ in weights:  # the other ranks gather every part with this one, whatever failed
+                pass
 
-        canary = self._canary()
-        average = {f"{REFERENCE_PREFIX}{name}": tensor for name, tensor in self._engine.average_state().items()}
-        state = self._engine.full_state() | average
-        if self._publisher is None:
-            return None
-        manifest = self._publisher.publish(version, state, canary)
-        if self._transport in SENT_BY_LEARNER:
-            self._sendable[version] = (manifest, state)
-        return manifest
+    # The next four serve generators beside an update, in threads of their own. Rank 0 only.
 
-    def deliver(self, name: str, process: str, generator: Any, version: int, workers: int) -> int:
-        """Send the publication of `version` to one generator over `nccl` or `ipc`, and wait until it is in use.
+    def open_group(self, size: int, seconds: float) -> Seat:
+        """As `BroadcastSender.open_group`."""
+        return self._publisher.sender.open_group(size, seconds)
 
-        Each generator process has its own transfer group, rebuilt when `process` changes. `generator` and `workers` are
-        those of `WeightSender`. Rank 0 only. Not yet run on a GPU.
-        """
-        from learner.publication.transfer import WeightSender
+    def send(self, manifest: Manifest, seat: Seat) -> None:
+        """As `BroadcastSender.send`."""
+        self._publisher.sender.send(manifest, seat)
 
-        manifest, state = self._sendable[version]
-        known = self._senders.get(name)
-        if known is None or known[0] != process:
-            if known is not None:
-                known[1].close()
-            sender = WeightSender(self._transport, generator, workers=workers, address=os.environ["MASTER_ADDR"])
-            self._senders[name] = known = (process, sender)
-        known[1].send(manifest, state)
-        return version
+    def give_up(self, seat: Seat, reason: str) -> None:
+        """As `BroadcastSender.give_up`."""
+        self._publisher.sender.give_up(seat, reason)
+
+    def share(self, version: int) -> dict[str, Any]:
+        """As `SharedDeviceSender.share`."""
+        return self._publisher.sender.share(version)
 
     def chunk_count(self) -> int:
         """Count the chunks of the newest publication. Rank 0 only."""
         return self._publisher.chunk_count
 
-    def chunk(self, index: int) -> dict[str, np.ndarray]:
+    def chunk(self, index: int) -> Mapping[str, np.ndarray]:
         """Return chunk `index` of the newest publication. Rank 0 only."""
         return self._publisher.chunk(index)
 
     def retire(self, version: int) -> None:
         """Free the publication of `version`. Rank 0 only."""
         self._publisher.retire(version)
-        self._sendable.pop(version, None)
 
-    def score(self, sequences: Sequence[TokenSequence]) -> list[tuple[list[float], list[float]]]:
+    def score(self, sequences: Sequence[AnySequence]) -> list[tuple[list[float], list[float]]]:
         with oom_hint(f"learner rank {self.rank}", LEARNER_MEMORY):
             return self._engine.policies.score(sequences)
 
     def close(self) -> None:
         """Remove publications and leave the process group."""
-        for _, sender in self._senders.values():
-            sender.close()
         if self._publisher is not None:
             self._publisher.close()
         super().close()
 
-    def _canary(self) -> Canary:
-        from actors.generation.weights import canary_tokens
+    def _canaries(self) -> list[Canary]:
+        """Score the canary, and a rollout if there was an update: what engines must reproduce. Collective."""
+        if self._canary is None:
+            self._canary = self._engine.own_answer()
+        canaries = []
+        # One by one, so that equal weights give equal bits.
+        for prompt, answer in [self._canary, *([self._fresh] if self._fresh is not None else [])]:
+            # Engines score given tokens at temperature 1, whatever they sample at.
+            ((scored, _),) = self._engine.policies.score([(prompt, answer)], temperature=1.0, with_reference=False)
+            canaries.append(Canary((*prompt, *answer), tuple(scored)))
+        return canaries
 
-        tokens = canary_tokens(self._engine.vocab_size, self._canary_length)
-        # Engines score given tokens at temperature 1, whatever they sample at.
-        sequence = (tokens[:1], tokens[1:])
-        ((logprobs, _),) = self._engine.policies.score([sequence], temperature=1.0, with_reference=False)
-        return Canary(tokens, tuple(logprobs))
+
+def rollout_of(items: Sequence[Pair] | Sequence[Game]) -> TokenSequence | None:
+    """Return the first prompt of a batch and the start of its first completion by the policy; None if that is short.
+
+    Without its last token: an engine samples one more, for which a rollout as long as the engine allows has no room.
+    """
+    first = items[0]
+    completion = first.chosen if isinstance(first, Pair) else first.players[0]
+    answer = completion.token_ids[:-1][:FRESH_TOKENS]
+    return (first.prompt_token_ids, answer) if answer else None

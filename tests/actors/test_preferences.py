@@ -27,19 +27,19 @@ def test_both_orders_are_averaged_and_the_diagonal_is_one_half() -> None:
 
 
 def test_a_table_within_rounding_is_taken_and_its_diagonal_is_not_read() -> None:
-    check_preferences(((math.nan, 1.0 + 5e-7), (-5e-7, 7.0)), 2, "p:7")
+    check_preferences(((math.nan, 1.0 + 5e-7), (-5e-7, 7.0)), 2)
 
 
 @pytest.mark.parametrize(
     ("preferences", "text"),
     [
-        (((0.5, 0.9),), "prompt 'p:7' preferences that are not 2 x 2"),
-        (((0.5, 0.9), (0.1, 0.5, 0.5)), "prompt 'p:7' preferences that are not 2 x 2"),
-        (((0.5, 1.000002), (-0.000002, 0.5)), r"prompt 'p:7' preferences -2e-06 and 1\.000002 .*from 0 to 1"),
-        (((0.5, math.nan), (0.5, 0.5)), r"prompt 'p:7' preferences 0\.5 and nan .*from 0 to 1"),
+        (((0.5, 0.9),), "the judge gave preferences that are not 2 x 2"),
+        (((0.5, 0.9), (0.1, 0.5, 0.5)), "the judge gave preferences that are not 2 x 2"),
+        (((0.5, 1.000002), (-0.000002, 0.5)), r"the judge gave preferences -2e-06 and 1\.000002 .*from 0 to 1"),
+        (((0.5, math.nan), (0.5, 0.5)), r"the judge gave preferences 0\.5 and nan .*from 0 to 1"),
         (((0.5, 0.9), (0.100002, 0.5)), r"0\.100002 for completion 1 over 0 and 0\.9 .*add up to 1"),
     ],
 )
 def test_preferences_that_are_no_probabilities_of_one_or_the_other_are_refused(preferences: tuple, text: str) -> None:
     with pytest.raises(RunError, match=text):
-        check_preferences(preferences, 2, "p:7")
+        check_preferences(preferences, 2)

@@ -19,6 +19,7 @@ from actors.records import (
     Lease,
     Manifest,
     Prompt,
+    Pulse,
 )
 from launch.run.protocols import GeneratorDeadError, GeneratorUnavailableError
 
@@ -35,6 +36,8 @@ class FakeGenerator:
 
     A group has two completions of the policy. With `opponents`, as many of these too, where a lease asks for them.
     """
+
+    vital = False
 
     def __init__(
         self,
@@ -56,6 +59,11 @@ class FakeGenerator:
         self._opponents = opponents
         self._die_after = die_after
         self._dead_for_good = dead_for_good
+
+    async def pulse(self) -> Pulse:
+        return Pulse("a host", 0)
+
+    def kill(self) -> None: ...
 
     async def ready(self) -> None:
         await asyncio.sleep(0)
@@ -127,6 +135,7 @@ class FakeEngine:
 
     def __init__(self, *_: Any, steps: int = 3, **__: Any) -> None:
         self.version = 0
+        self.gap: float | None = None
         self.failure: Any = None
         self.break_next_step: Exception | None = None
         self.refuse_next_load: Exception | None = None
@@ -141,7 +150,12 @@ class FakeEngine:
         return bool(self._versions)
 
     def add(
-        self, request_id: str, prompt_token_ids: Sequence[int], opponent: bool = False, seed: int | None = None
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        opponent: bool = False,
+        seed: int | None = None,
+        max_tokens: int | None = None,
     ) -> None:
         self.seeds[request_id] = seed
         if not prompt_token_ids:

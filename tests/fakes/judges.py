@@ -15,11 +15,19 @@ from actors.records import (
     Failure,
     Group,
     Judgement,
+    Pulse,
 )
 
 
 class FakeJudge:
     """Scores a completion by the length of its text."""
+
+    name, vital = "judge", False
+
+    async def pulse(self) -> Pulse:
+        return Pulse("a host", 0)
+
+    def kill(self) -> None: ...
 
     async def judge(self, groups: Sequence[Group]) -> list[Group | Failure]:
         await asyncio.sleep(0)

@@ -53,8 +53,11 @@ class FakeLearner:
     async def retire(self, version: int) -> None:
         self.retired.append(version)
 
-    async def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Any]:
-        return [([-1.0] * len(response), [-1.5] * len(response)) for _, response in sequences]
+    def each(self) -> Sequence[Any]:
+        return ()
+
+    async def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int], Any]]) -> list[Any]:
+        return [([-1.0] * len(response), [-1.5] * len(response)) for _, response, _ in sequences]
 
 
 class FakeRanks:
@@ -73,6 +76,9 @@ class FakeRanks:
     async def ready(self) -> None: ...
 
     async def close(self) -> None: ...
+
+    def each(self) -> Sequence[Any]:
+        return ()
 
     async def advance(self, updates: int) -> list[StageStats]:
         self.calls.append(("advance", updates))

@@ -1,4 +1,4 @@
-"""A short run whose every kind of process is killed once with -9, and which must end as if nothing had happened."""
+"""A short run whose processes are killed and stopped, each kind once, and which must end as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UPDATES = 80
 
 
 def test_a_run_loses_nothing_when_each_kind_of_its_processes_is_killed(tmp_path: Path, model_dir: Path) -> None:
-    """Generator and judge come back by themselves; learner and driver cost a resume each.
+    """Generators and judge come back by themselves; learner and driver cost a resume each.
 
     Weights go through the object store, so the generator that comes back must still find them there.
     """
@@ -31,7 +31,7 @@ def test_a_run_loses_nothing_when_each_kind_of_its_processes_is_killed(tmp_path:
     settings["publication"]["transport"] = "object_store"
     config.write_text(yaml.safe_dump(settings))
     driver = Driver(config, tmp_path / "log")
-    kills = [("generator", 15), ("judge", 30), ("learner", 45), ("driver", 60)]
+    kills = [("generator", 15), ("judge", 30), ("learner", 45), ("driver", 60), ("stopped generator", 68)]
     try:
         account = torment(driver, kills, random.Random(0), longest_wait=1.0)
     finally:
@@ -39,6 +39,5 @@ def test_a_run_loses_nothing_when_each_kind_of_its_processes_is_killed(tmp_path:
     assert account.kills == {role: 1 for role, _ in kills}
     assert account.starts == 3
     assert account.orphans == 0
-    assert "died and is being restarted" in (tmp_path / "log").read_text()
     found = findings(tmp_path / "run", UPDATES)
     assert found["violations"] == [], found

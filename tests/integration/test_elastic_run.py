@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -74,7 +75,7 @@ def test_generators_join_and_leave_with_their_nodes_and_no_prompt_is_lost(
     _until(lambda: bool(cluster.at_work(node)), process)
     process.send_signal(signal.SIGINT)
     _, err = finish(process, 130)
-    assert "generator-1 died and is being restarted" in err
+    assert re.search(r"generator-[01] died and is being restarted", err), err  # either may get the first room
     summary = summary_of(run)
     assert summary["status"] == "interrupted"
     assert summary["staleness"]["max"] <= 1

@@ -19,18 +19,18 @@ import torch
 
 from actors.generation.config import GeneratorConfig, GeneratorSpec, SamplingConfig
 from actors.generation.engine import engine_environment
-from actors.generation.weights import canary_tokens
 from actors.records import Canary, Group, Manifest, Prompt
 from actors.remote import RemoteGenerator
 from actors.replay_buffer.buffer import ReplayBuffer
 from actors.replay_buffer.config import ReplayConfig
 from launch.cluster.ray_actors import RayGenerator
 from launch.cluster.wiring import ray_session
-from launch.run.generator_pool import GeneratorPool, PoolEvents, PoolLimits
-from launch.run.protocols import Publication
+from launch.run.generator_pool import GeneratorPool
+from launch.run.protocols import PoolEvents, PoolLimits, Publication
 from launch.settings.run import ClusterConfig
 from learner.config import PublicationConfig
 from learner.publication.publisher import Publisher
+from tests.fakes.canaries import canary_tokens
 from tests.fakes.generators import FakeEngine, FakePrompts
 from tests.fakes.models import tiny_llama
 from tests.integration.runs import ROOT
@@ -52,12 +52,12 @@ class DyingHalfway(RemoteGenerator):
         super().__init__(spec)
         load, self._loads = WeightReceiver.load_publication, 0
 
-        def load_or_die(receiver: WeightReceiver) -> None:
+        def load_or_die(receiver: WeightReceiver, changed: float) -> str | None:
             self._loads += 1
             if self._loads == 2 and not Path(marker).exists():
                 assert receiver.staged_publication is not None
                 receiver.staged_publication = Half(receiver.staged_publication, Path(marker))
-            load(receiver)
+            return load(receiver, changed)
 
         WeightReceiver.load_publication = load_or_die  # type: ignore[method-assign]
 

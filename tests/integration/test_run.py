@@ -131,18 +131,19 @@ def test_a_run_against_the_mixture_keeps_both_bounds_and_drops_nothing(config: P
         "replay.max_staleness=3",
         "evaluation.prompts=0",
         "evaluation.exact_every_updates=3",
+        "updates=10",  # two more than the limit needs: a batch without any preference measures no step
     )
     summary = _summary(config)
-    assert (summary["status"], summary["updates"], summary["loss"]) == ("completed", 8, "nash_pg")
+    assert (summary["status"], summary["updates"], summary["loss"]) == ("completed", 10, "nash_pg")
     assert summary["staleness"]["max"] <= summary["max_staleness_bound"] == 3
     assert summary["opponent_staleness"]["max"] <= summary["opponent_bound"] == 1
-    assert sum(summary["opponent_staleness"]["histogram"].values()) == 64
+    assert sum(summary["opponent_staleness"]["histogram"].values()) == 80
     ledger = summary["ledger"]
-    assert (ledger["trained"], ledger["returned"], ledger["dropped"]) == (64, {}, {})
+    assert (ledger["trained"], ledger["returned"], ledger["dropped"]) == (80, {}, {})
     assert 0.0 < summary["exploitability"] < 0.5
     assert 0 < summary["log_ratio_max"] < ENGINE_GAP
     metrics = [json.loads(line) for line in (config.parent / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [value["step"] for value in metrics if "exploitability" in value] == [3, 6, 8]
+    assert [value["step"] for value in metrics if "exploitability" in value] == [3, 6, 9, 10]
     # The first update's are fresh; later ones set a policy that has moved against its reference.
     fresh = [value["opponent_log_ratio_max"] for value in metrics if value["opponent_staleness_max"] == 0]
     assert 0 < max(fresh) < ENGINE_GAP

@@ -71,7 +71,17 @@ def test_an_interrupted_and_resumed_run_ends_with_the_bits_of_one_that_was_not(c
     assert summary["held_out_at_start"]["loss"] > 5
     assert summary["held_out"]["loss"] < 2.5
     assert {path.name for path in straight.iterdir() if not path.name.startswith(".")} == {
-        *("config.yaml", "metrics.jsonl", "tensorboard", "summary.json", "checkpoints", "start", "data", "final")
+        *(
+            "config.yaml",
+            "run_id",
+            "metrics.jsonl",
+            "tensorboard",
+            "summary.json",
+            "checkpoints",
+            "start",
+            "data",
+            "final",
+        )
     }
 
     process = start("sft", str(config), "--output", str(interrupted))

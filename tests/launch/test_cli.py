@@ -57,6 +57,26 @@ def test_train_passes_the_configuration_and_resume_and_returns_the_run_s_code(ve
     ]
 
 
+@pytest.mark.parametrize(
+    ("given", "resume"),
+    [
+        (["--resume", "embedded", "updates=3"], True),
+        (["embedded", "--resume", "updates=3"], True),
+        (["embedded", "updates=3", "--resume=last-good"], "last-good"),
+        (["embedded", "--resume", "last-good", "updates=3"], "last-good"),
+        (
+            ["--resume", "runs/a/checkpoints/update-0000010/", "embedded", "updates=3"],
+            "runs/a/checkpoints/update-0000010/",
+        ),
+        (["embedded", "updates=3", "--resume", "update-0000010"], "update-0000010"),
+    ],
+)
+def test_resume_takes_a_checkpoint_and_no_setting_or_configuration_that_follows_it(verb, given, resume):
+    calls = verb(lambda config: 0)
+    assert main(["train", *given]) == 0
+    assert calls == [(load_config("embedded", ["updates=3"]), resume)]
+
+
 def test_the_run_s_own_code_is_the_command_s(verb):
     verb(lambda config: 130)
     assert main(["train", "embedded"]) == 130

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from launch.run import preflight
 from launch.run.plugins import plugin_of
 from launch.run.preflight import fixed_settings
 from launch.settings.run import RunConfig
+from learner.backend import manifest
 from learner.world.policy import TINY, build_policy
 from tests.fakes.models import tiny_llama
 
@@ -161,3 +163,38 @@ def test_evaluation_cannot_be_turned_on_by_a_resume() -> None:
     check_same_run(on, off, Path("update-1"))
     with pytest.raises(UsageError, match=r"evaluation.prompts \(was 0, is 7\)"):
         check_same_run(off, on, Path("update-1"))
+
+
+def test_a_model_is_known_by_its_weights_and_not_by_its_path(tmp_path: Path) -> None:
+    """Other weights at the same path were taken."""
+
+    def fixed(path: Path) -> dict:
+        config = _config(model={"path": str(path)})
+        return fixed_settings(config, PromptSource(config.prompts, world.tokenizer()), plugin_of(config))
+
+    tiny_llama(tmp_path / "a", seed=0)
+    saved = fixed(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "moved")
+    (tmp_path / "moved" / "generation_config.json").write_text("{}")
+    check_same_run(saved, fixed(tmp_path / "moved"), Path("update-1"))
+    shutil.rmtree(tmp_path / "a")
+    tiny_llama(tmp_path / "a", seed=1)
+    with pytest.raises(UsageError, match=r"changed since it was saved: the model \(was \w{32}, is \w{32}\)"):
+        check_same_run(saved, fixed(tmp_path / "a"), Path("update-1"))
+    del saved["the model"]  # as by older versions
+    with pytest.raises(UsageError, match=r"model\.path \(was"):
+        check_same_run(saved, fixed(tmp_path / "moved"), Path("update-1"))
+
+
+@pytest.mark.parametrize("role", ["policy", "reference", "judge"])
+def test_a_damaged_model_of_an_earlier_run_is_refused_before_anything_starts(tmp_path: Path, role: str) -> None:
+    for name in {"policy", role}:
+        build_policy(TINY).save_pretrained(tmp_path / name)
+    manifest.seal(tmp_path / role)
+    weights = bytearray((tmp_path / role / "model.safetensors").read_bytes())
+    weights[-5] ^= 1
+    (tmp_path / role / "model.safetensors").write_bytes(weights)
+    judge = {"judging": {"judge": {"kind": "reward_model", "path": str(tmp_path / role)}}} if role == "judge" else {}
+    reference = tmp_path / ("reference" if role == "reference" else "policy")
+    with pytest.raises(UsageError, match=rf"{role} is not as it was written: model\.safetensors has other content"):
+        check_model(_with_reference(tmp_path / "policy", reference, **judge))

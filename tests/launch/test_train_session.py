@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from tests.fakes.models import tiny_llama
 class Stats(FakeStats):
     accuracy: float = 0.5
     kl_chosen: float = 0.0
+    grad_norm: float = 1.0
 
 
 class Learner(FakeLearner):
@@ -45,6 +46,8 @@ class Learner(FakeLearner):
 
     interrupt_at: int | None = None
     break_at: int | None = None
+    diverging: Container[int] = ()
+    """Updates of this learner, from 1, that report a KL of 600 nats."""
     signals = (signal.SIGINT,)
 
     def __init__(self) -> None:
@@ -65,7 +68,7 @@ class Learner(FakeLearner):
                 await asyncio.sleep(0.01)
         if self.break_at == len(self.batches):
             raise RunError("the learner ran out of memory")
-        return Stats()
+        return Stats(kl_chosen=600.0 if len(self.batches) in self.diverging else 1.0)
 
     async def save(self, stage: Path) -> None:
         for part in (checkpoints.ENGINE, checkpoints.MODEL):
@@ -95,7 +98,7 @@ def actors(monkeypatch: pytest.MonkeyPatch) -> Actors:
     monkeypatch.setattr(wiring, "ray_session", lambda cluster: contextlib.nullcontext())
     monkeypatch.setattr(wiring, "check_resources", lambda config: None)
     monkeypatch.setattr(wiring, "run_on_all_cores", lambda *arguments, **keywords: None)
-    monkeypatch.setattr(wiring, "start_generators", lambda config, model_dir, reference_dir, host: made.generators)
+    monkeypatch.setattr(wiring, "start_generators", lambda *_, **__: made.generators)
     monkeypatch.setattr(wiring, "start_judges", lambda config, model_dir: [made.judge])
     monkeypatch.setattr(wiring, "start_learner", lambda *arguments: made.learner)
     return made
@@ -284,6 +287,88 @@ def test_a_run_that_starts_over_samples_its_opponent_again(tmp_path: Path, actor
     assert _summary(tmp_path)["win_rate"]["n"] == 6
 
 
+# ---------------------------------------------------------------- divergence
+
+
+def _diverging(tmp_path: Path, **divergence: Any) -> RunConfig:
+    return _config(tmp_path, checkpoints={"every_updates": 1, "keep": 2}, divergence={"updates": 2, **divergence})
+
+
+def _latest(tmp_path: Path) -> str:
+    return (tmp_path / "run" / "checkpoints" / "latest").read_text()
+
+
+def _saved_batches(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "run" / "failed_batches").iterdir())
+
+
+def test_a_run_that_diverges_is_told_and_goes_on_by_default(
+    tmp_path: Path, actors: Actors, capsys: pytest.CaptureFixture[str]
+) -> None:
+    actors.learner.diverging = range(3, 6)
+    assert train.run_training(_diverging(tmp_path)) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "the run diverges" in line]
+    assert len(told) == 1
+    assert "kl_chosen is 600 at update 4, over 500, for 2 updates in a row (divergence.max_kl 500.0)" in told[0]
+    assert "diverged-update-000004.jsonl, and those before it from diverged-update-000003.jsonl on" in told[0]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["outside_band"] for line in lines] == [0, 0, 1, 2, 3, 0]
+    assert _saved_batches(tmp_path) == ["diverged-update-000003.jsonl", "diverged-update-000004.jsonl"]
+    batch = (tmp_path / "run" / "failed_batches" / "diverged-update-000004.jsonl").read_text().splitlines()
+    assert [json.loads(pair)["lease_index"] for pair in batch] == [12, 13, 14, 15]
+
+
+def test_a_run_that_diverges_is_stopped_after_a_checkpoint_if_it_is_to(tmp_path: Path, actors: Actors) -> None:
+    actors.learner.diverging = range(3, 6)
+    with pytest.raises(RunError, match=r"kl_chosen is 600 at update 4, over 500.*a checkpoint of it stands.*--resume"):
+        train.run_training(_diverging(tmp_path, action="stop"))
+    assert _summary(tmp_path)["status"] == "failed"
+    assert (_summary(tmp_path)["updates"], _latest(tmp_path)) == (4, "update-0000004")
+
+
+def test_a_run_that_diverges_goes_back_to_its_last_good_checkpoint_and_on(
+    tmp_path: Path, actors: Actors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Update 3 finds the policy after 2 updates outside the band: 1 is the last checkpoint from before."""
+    learners = [actors.learner, Learner()]
+    actors.learner.diverging = range(3, 7)
+    monkeypatch.setattr(wiring, "start_learner", lambda *_: learners[0] if not learners[0].batches else learners[1])
+    monkeypatch.setattr(wiring, "start_generators", lambda *_, **__: [FakeGenerator("a")])
+    assert train.run_training(_diverging(tmp_path, action="rollback")) == 0
+    assert [len(learner.batches) for learner in learners] == [4, 5]
+    assert learners[1].loaded == [tmp_path / "run" / "checkpoints" / "update-0000001"]
+    summary = _summary(tmp_path)
+    assert (summary["status"], summary["updates"], summary["ledger"]["trained"]) == ("completed", 6, 24)
+    assert max(map(int, summary["staleness"]["histogram"])) <= summary["max_staleness_bound"]
+    assert [index for _, leases in _journaled(tmp_path) for index in leases] == list(range(24))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["outside_band"]) for line in lines] == [(step, 0) for step in range(1, 7)]
+
+
+def test_a_run_that_diverges_again_and_again_fails_with_a_good_checkpoint_as_the_latest(
+    tmp_path: Path, actors: Actors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learners: list[Learner] = []
+
+    def start(*_: Any) -> Learner:
+        learners.append(Learner())
+        learners[-1].diverging = range(3, 100)
+        return learners[-1]
+
+    monkeypatch.setattr(wiring, "start_learner", start)
+    monkeypatch.setattr(wiring, "start_generators", lambda *_, **__: [FakeGenerator("a")])
+    with pytest.raises(RunError, match=r"latest checkpoint is now .*update-0000002, from before.*--resume"):
+        train.run_training(_diverging(tmp_path, action="rollback", max_rollbacks=1))
+    assert len(learners) == 2
+    assert _latest(tmp_path) == "update-0000002"
+
+
+def test_there_is_no_way_back_from_the_first_updates(tmp_path: Path, actors: Actors) -> None:
+    actors.learner.diverging = range(1, 7)
+    with pytest.raises(RunError, match="no checkpoint from before to go back to"):
+        train.run_training(_diverging(tmp_path, action="rollback"))
+
+
 @pytest.fixture(scope="module")
 def world_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("policy")
@@ -334,6 +419,10 @@ def test_in_the_world_the_policy_is_evaluated_by_enumeration(tmp_path: Path, act
     assert summary["family_shares"] == [lines[-1][f"family_{number}"] for number in range(3)]
 
 
+def alike(prompt: Any, completions: Any) -> list[float]:
+    return [0.0] * len(completions)
+
+
 @pytest.mark.parametrize("other", ["prompts", "vocabulary", "length", "turned off"])
 def test_elsewhere_there_is_no_evaluation_by_enumeration(
     tmp_path: Path, actors: Actors, world_model: Path, other: str, capsys: pytest.CaptureFixture[str]
@@ -350,6 +439,8 @@ def test_elsewhere_there_is_no_evaluation_by_enumeration(
     elif other == "vocabulary":
         tiny_llama(tmp_path / "other", seed=0)
         settings["model"] = {"path": str(tmp_path / "other")}
+        # The gold judge refuses other tokens before anything starts.
+        settings["judging"] = {"judge": {"kind": "function", "path": f"{__name__}:alike"}}
     elif other == "length":
         settings["sampling"] = {"completions_per_prompt": 2, "max_new_tokens": 5}
     else:

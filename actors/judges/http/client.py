@@ -17,22 +17,48 @@ from typing import Any, TypeVar
 import aiohttp
 
 from actors.errors import RunError, UsageError
+from actors.foreign.text import shown
 from actors.judges.config import HttpJudgeConfig
+from actors.redaction import without_key
 
 T = TypeVar("T")
 
+MISREAD = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError)
+"""What reading a foreign answer may raise: it is then garbage."""
+LONGEST_WHOLE = 400  # digits of a whole number; Python refuses to read one of thousands
 RETRIED = (408, 425, 429)  # statuses below 500 that are worth a retry
 LARGEST_ANSWER = 16 << 20  # bytes; a longer answer counts as garbage
+QUOTED = 16 << 10  # bytes of an answer that are looked through for what to quote
 EXCERPT = 300  # characters of an answer quoted in an error
 
 
 class _AttemptError(Exception):
     """A failed attempt that is worth a retry."""
 
-    def __init__(self, reason: str, count: str, retry_after: float | None = None) -> None:
+    def __init__(
+        self, reason: str, count: str, retry_after: float | None = None, cause: Exception | None = None
+    ) -> None:
         super().__init__(reason)
         self.count = count  # the field of `RequestCounts` to add to
         self.retry_after = retry_after  # pause that the server asks for (seconds)
+        self.cause = cause  # what reading the answer raised
+
+
+class RefusedError(UsageError):
+    """The server refused the request itself."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class GivenUpError(RunError):
+    """No attempt succeeded."""
+
+    def __init__(self, text: str, cause: Exception | None) -> None:
+        super().__init__(text)
+        self.cause = cause
+        """What reading the last answer raised; None if the last attempt got none."""
 
 
 @dataclass
@@ -88,9 +114,9 @@ class HttpClient:
     ) -> T:
         """Post `body` as JSON to the configured URL + `path`, with retries, and return `read(answer)`.
 
-        `read` raises KeyError, IndexError, TypeError or ValueError for an answer of the wrong shape, which is garbage
-        and asked for again. Raises RunError if no attempt succeeds, or the server asks for too
-        long a pause; UsageError if the server refuses the request itself, which no retry would help.
+        `read` raises one of `MISREAD` for an answer of the wrong shape, which is garbage and asked for again.
+        Raises GivenUpError if no attempt succeeds, RunError if the server asks for too long a pause, RefusedError if
+        it refuses the request itself, which no retry would help.
         """
         config, url = self._config, f"{self._config.url}{path}"
         # The slot is kept during pauses, so that an overloaded server gets fewer requests.
@@ -114,9 +140,10 @@ class HttpClient:
                     )
                 await self._sleep(self._pause(attempt, failure.retry_after))
             self.counts.given_up += 1
-            raise RunError(
+            raise GivenUpError(
                 f"{url}: no answer in {1 + config.request_retries} attempts of {config.request_timeout_seconds:g} s; "
-                f"the last: {failure}; check that the server runs, or raise request_timeout_seconds or request_retries"
+                f"the last: {failure}; check that the server runs, or raise request_timeout_seconds or request_retries",
+                failure.cause,
             )
 
     async def _try(
@@ -133,7 +160,7 @@ class HttpClient:
             raise _AttemptError(f"no answer within {seconds:g} s", "timeouts") from None
         except (aiohttp.ClientError, OSError) as error:
             # No exception chain: some of aiohttp's errors carry the request's headers.
-            text = self._without_key(f"{type(error).__name__}: {error}")
+            text = shown(self._without_key(f"{type(error).__name__}: {error}"), EXCERPT)
             raise _AttemptError(text, "server_errors") from None
         excerpt = self._excerpt(content)
         if status in RETRIED or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -141,12 +168,12 @@ class HttpClient:
             raise _AttemptError(f"status {status}: {excerpt}", count, retry_after_seconds(headers))
         if status != HTTPStatus.OK:
             self.counts.refused += 1
-            raise UsageError(self._refusal(url, status, excerpt))
+            raise RefusedError(self._refusal(url, status, excerpt), status)
         try:
-            answer = read(json.loads(content))
-        except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
-            said = self._without_key(f"{type(error).__name__}: {error}")[:EXCERPT]
-            raise _AttemptError(f"unreadable answer ({said}): {excerpt}", "garbage") from None
+            answer = read(json.loads(content, parse_int=_whole))
+        except MISREAD as error:
+            said = shown(self._without_key(f"{type(error).__name__}: {error}"), EXCERPT)
+            raise _AttemptError(f"unreadable answer ({said}): {excerpt}", "garbage", cause=error) from None
         seconds = asyncio.get_running_loop().time() - started
         self.counts.answered += 1
         self.counts.latency_sum += seconds
@@ -170,12 +197,13 @@ class HttpClient:
         return f"{url}: status {status}, a wrong request: {excerpt}"
 
     def _excerpt(self, content: bytes) -> str:
-        """Return the beginning of an answer. The key is removed before the cut, so that no part of it is left."""
-        text = " ".join(self._without_key(content.decode("utf-8", errors="replace")).split())
-        return text if len(text) <= EXCERPT else f"{text[:EXCERPT]}..."
+        """Return the beginning of an answer, as it may be shown."""
+        # The key is removed before any cut, so that no part of it is left.
+        text = self._without_key(content[:QUOTED].decode("utf-8", errors="replace"))
+        return shown(" ".join(text.split()), EXCERPT)
 
     def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if self._key else text
+        return without_key(text, self._key, "[key]")
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
@@ -185,7 +213,7 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
         return float(text)
     try:
         when = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
@@ -198,6 +226,11 @@ async def _read_body(response: aiohttp.ClientResponse) -> bytes:
         if len(content) > LARGEST_ANSWER:
             break
     return bytes(content)
+
+
+def _whole(digits: str) -> int | float:
+    """Read a whole number of JSON; infinity, which readers refuse where it matters, for one of too many digits."""
+    return int(digits) if len(digits) <= LONGEST_WHOLE else float(digits)
 
 
 def _key(name: str | None, environ: Mapping[str, str]) -> str:

@@ -1,87 +1,56 @@
-"""A language model as a judge, behind an OpenAI-compatible endpoint: it compares every pair of completions.
+"""A language model as a judge, behind an OpenAI-compatible endpoint: it compares completions, or scores each.
 
 Each pair is shown in both orders and the answers are averaged, so that a position bias cancels (Zheng et al. 2023,
-"Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", section 3.4). HTTP itself is in `client.py`.
+"Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", section 3.4). HTTP itself is in `client.py`, the questions are
+in `questions.py`, and what an answer says is read by `answers.py`.
 """
 
 import asyncio
 import hashlib
 import json
-import math
-import re
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import permutations
+from statistics import fmean
 from typing import Any
 
 import aiohttp
-import jinja2
-import jinja2.meta
-import jinja2.sandbox
 
 from actors.errors import OffbeatError, RunError, UsageError
 from actors.judges.config import EndpointJudgeConfig
-from actors.judges.http.client import HttpClient
-from actors.judges.patterns import compile_pattern, last_match
+from actors.judges.http.answers import VERDICTS, Abstention, Verdict, read_answer, read_probability, token_counts, told
+from actors.judges.http.client import GivenUpError, HttpClient, RefusedError
+from actors.judges.http.figures import Counts
+from actors.judges.http.questions import OutOfScaleError, Question
 from actors.preferences import Table, antisymmetric, mean_win_probabilities
 from actors.records import Group, Judgement, Prompt
 
-DEFAULT_TEMPLATE = """\
-Compare two answers to the same request. Judge only how well each serves the person who asked: is it right, does it \
-do what was asked, is it clear? Length and order do not matter.
-
-<request>
-{% if messages %}{% for message in messages %}{{ message.role }}: {{ message.content }}
-{% endfor %}{% else %}{{ prompt }}
-{% endif %}</request>
-<answer_a>
-{{ first }}
-</answer_a>
-<answer_b>
-{{ second }}
-</answer_b>
-
-Which answer is better? Reply with exactly one letter: A, B, or C if neither is better."""
-
-VARIABLES = {"prompt", "messages", "answer", "first", "second"}
-VERDICTS = {"A": 1.0, "B": 0.0, "C": 0.5}  # preference for the answer shown first
 TOP_LOGPROBS = 20  # the API's maximum
+NO_RESPONSE_FORMAT = (400, 422)  # statuses by which servers refuse `response_format`
 REMEMBERED = 10_000
 """Comparisons whose verdicts are kept, so that a batch that is retried pays for none of them twice."""
 
 
-@dataclass
-class Counts:
-    """Totals since the judge was made. A pair is two comparisons."""
-
-    comparisons: int = 0
-    remembered: int = 0  # comparisons answered from memory
-    abstentions: int = 0  # answers without a verdict
-    pairs: int = 0  # pairs with a verdict in both orders
-    order_disagreements: int = 0
-    """Such pairs in which the two orders prefer different completions."""
-    tokens_in: int = 0
-    tokens_out: int = 0
-    unmetered: int = 0  # answers whose tokens the endpoint did not report
-
-
 class EndpointJudge:
-    """Asks for P(i > j) of every pair of a group's completions; a completion's mean preference is its score."""
+    """Asks for P(i > j) of every pair of a group's completions, or for a score of each."""
 
     def __init__(self, config: EndpointJudgeConfig) -> None:
         """Raise UsageError if the template or pattern is invalid or the key is missing. Nothing is sent yet."""
         self._config = config
         self._client = HttpClient(config)
-        self._template = compile_template(config.template or DEFAULT_TEMPLATE)
-        self._pattern = compile_pattern("judging.judge.verdict_pattern", config.verdict_pattern, "([ABC])")
-        self._verdicts: OrderedDict[bytes, float | None] = OrderedDict()
+        self._question = Question(config)
+        self._structured = config.structured != "off" and "response_format" not in config.extra_body
+        # An answer of the one token that was asked for is whole, though it ends at the limit.
+        limits = config.extra_body.get("max_completion_tokens"), config.extra_body.get("max_tokens", config.max_tokens)
+        self._one_token = 1 in limits
+        self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
         self._counts = Counts()
 
     async def judge(self, groups: Sequence[Group]) -> list[Judgement | OffbeatError]:
-        """Return each group's preferences, or the error of its first comparison that failed.
+        """Return each group's preferences or scores, or the error of its first question that failed.
 
-        n completions of different text cost n (n - 1) requests; equal texts tie.
+        n completions of different text cost n (n - 1) requests in pairs, n otherwise; equal texts tie.
         """
         async with self._client.session() as session:
             return list(await asyncio.gather(*[self._judge_one(session, group) for group in groups]))
@@ -94,146 +63,146 @@ class EndpointJudge:
         return counted | {"cost": price / 1e6} | self._client.counts.metrics()
 
     async def _judge_one(self, session: aiohttp.ClientSession, group: Group) -> Judgement | OffbeatError:
-        """Judge one group; once a comparison has failed, cancel the rest."""
-        texts = list(dict.fromkeys(completion.text for completion in group.completions))
+        """Judge one group; once a question has failed, cancel the rest."""
+        texts = list(dict.fromkeys(completion.transcript for completion in group.completions))
+        rows = [texts.index(completion.transcript) for completion in group.completions]
         orders = list(permutations(range(len(texts)), 2))
+        shown = [{"completion": text} for text in texts]
+        if self._config.mode == "pairs":
+            shown = [{"first": texts[i], "second": texts[j]} for i, j in orders]
         prompt = group.lease.prompt
         try:
             async with asyncio.TaskGroup() as tasks:
-                asked = [tasks.create_task(self._compare(session, prompt, texts[i], texts[j])) for i, j in orders]
+                asked = [tasks.create_task(self._ask(session, prompt, each)) for each in shown]
         except BaseExceptionGroup as errors:
             first = errors.exceptions[0]
             if isinstance(first, OffbeatError):
                 return first
-            raise
-        verdicts = dict(zip(orders, (task.result() for task in asked), strict=True))
-        if verdicts and all(verdict is None for verdict in verdicts.values()):
+            raise first from errors
+        verdicts = [task.result()[0] for task in asked]
+        none = [verdict for verdict in verdicts if isinstance(verdict, Abstention)]
+        if none and len(none) == len(verdicts):
             return RunError(
-                f"the judging model gave no verdict on prompt '{prompt.id}' in any of {len(verdicts)} answers; check "
-                "judging.judge.verdict_pattern, judging.judge.template and judging.judge.max_tokens"
+                f"the judging model gave no verdict on prompt '{prompt.id}' in any of {len(verdicts)} answers"
+                f"{told(none)}; check judging.judge.verdict_pattern, judging.judge.template and "
+                "judging.judge.max_tokens"
             )
-        table = self._preferences(verdicts, len(texts))
-        rows = [texts.index(completion.text) for completion in group.completions]
+        if self._config.mode != "pairs":
+            scores = _scores(verdicts)
+            return Judgement(tuple(scores[row] for row in rows))
+        table, both = _preferences(dict(zip(orders, verdicts, strict=True)), len(texts))
+        if any(new for _, new in (task.result() for task in asked)):  # else counted when the batch was first tried
+            self._counts.count_orders(both)
         preferences = tuple(tuple(table[i][j] for j in rows) for i in rows)
         return Judgement(scores=mean_win_probabilities(preferences), preferences=preferences)
 
-    async def _compare(self, session: aiohttp.ClientSession, prompt: Prompt, first: str, second: str) -> float | None:
-        """Return the preference for `first`, shown first; None for an abstention, unless that fails the group."""
-        body = self._request(prompt, first, second)
+    async def _ask(
+        self, session: aiohttp.ClientSession, prompt: Prompt, shown: Mapping[str, str]
+    ) -> tuple[Verdict, bool]:
+        """Return the verdict on what is `shown`, and whether it is new; raise RunError if an abstention is to fail."""
+        body = self._request(prompt, shown)
         key = hashlib.sha256(json.dumps(body).encode()).digest()
-        self._counts.comparisons += 1
-        if key in self._verdicts:
-            self._counts.remembered += 1
-            verdict = self._verdicts[key]
-        else:
-            verdict = await self._client.post(session, "/chat/completions", body, self._read)
-            self._verdicts[key] = verdict
+        self._counts.count_question(self._config.mode)
+        new = key not in self._verdicts
+        if new:
+            self._verdicts[key] = await self._answered(session, body)
+            self._counts.count_verdict(self._verdicts[key])
+        self._counts.remembered += not new
+        verdict = self._verdicts[key]
         self._verdicts.move_to_end(key)
         if len(self._verdicts) > REMEMBERED:
             self._verdicts.popitem(last=False)
-        if verdict is None:
-            self._counts.abstentions += 1
-            if self._config.abstention == "fail":
-                raise RunError(
-                    f"the judging model gave no verdict on a pair of prompt '{prompt.id}'; with "
-                    "judging.judge.abstention=tie it counts as 1/2"
-                )
+        if isinstance(verdict, Abstention) and self._config.abstention == "fail":
+            what, instead = ("a pair", "1/2") if self._config.mode == "pairs" else ("a completion", "the mean")
+            raise RunError(
+                f"the judging model gave no verdict on {what} of prompt '{prompt.id}'{told([verdict])}; with "
+                f"judging.judge.abstention=tie it counts as {instead}"
+            )
+        return verdict, new
+
+    async def _answered(self, session: aiohttp.ClientSession, body: Mapping[str, Any]) -> Verdict:
+        """Post a question, with a response format unless the server has refused one."""
+        structured = self._structured  # another request may change it meanwhile
+        if structured:
+            try:
+                return await self._post(session, {**body, "response_format": self._question.response_format})
+            except RefusedError as error:
+                if error.status not in NO_RESPONSE_FORMAT:
+                    raise
+                if self._config.structured == "on":
+                    raise UsageError(
+                        f"{error}; if it refuses the response_format, set judging.judge.structured to auto or off"
+                    ) from error
+        verdict = await self._post(session, body)
+        if structured:  # only now: a request that is refused in both forms says nothing of the format
+            self._structured = False
         return verdict
 
-    def _request(self, prompt: Prompt, first: str, second: str) -> dict[str, Any]:
-        """Build the body of one comparison."""
-        config = self._config
+    async def _post(self, session: aiohttp.ClientSession, body: Mapping[str, Any]) -> Verdict:
+        """Post one body; an answer that stays outside the scale is an abstention."""
+        read = partial(self._read, structured="response_format" in body)
         try:
-            text = self._template.render(
-                prompt=prompt.text,
-                messages=prompt.metadata.get("messages"),
-                answer=prompt.answer,
-                first=first,
-                second=second,
-            )
-        except jinja2.TemplateError as error:
-            raise UsageError(f"judging.judge.template cannot be filled in for prompt '{prompt.id}': {error}") from error
+            return await self._client.post(session, "/chat/completions", body, read)
+        except GivenUpError as error:
+            if isinstance(error.cause, OutOfScaleError):
+                return Abstention("out_of_scale")
+            raise
+
+    def _request(self, prompt: Prompt, shown: Mapping[str, str]) -> dict[str, Any]:
+        """Build the body of one question."""
+        config = self._config
         system = [] if config.system is None else [{"role": "system", "content": config.system}]
-        body: dict[str, Any] = {"model": config.model, "messages": [*system, {"role": "user", "content": text}]}
+        question = {"role": "user", "content": self._question.text(prompt, shown)}
+        body: dict[str, Any] = {"model": config.model, "messages": [*system, question]}
         sampling = {"temperature": config.temperature, "max_tokens": config.max_tokens}
         body |= {name: value for name, value in sampling.items() if value is not None}
         if config.use_logprobs:
             body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         return body | config.extra_body
 
-    def _read(self, answer: Any) -> float | None:
-        """Read a verdict and count its tokens.
+    def _read(self, answer: Any, *, structured: bool) -> Verdict:
+        """Read a verdict and count the answer's tokens, which are paid for whatever it says.
 
-        Raises KeyError, IndexError, TypeError or ValueError for anything but a chat completion.
+        An answer that was cut short has no verdict: its last letter may belong to an unfinished thought. Raises
+        ValueError for anything but a chat completion, OutOfScaleError for a number outside the scale.
         """
-        choice, usage = answer["choices"][0], answer.get("usage") or {}
-        tokens_in, tokens_out = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-        verdict = read_verdict(choice["message"]["content"] or "", self._pattern)
-        if verdict is not None and self._config.use_logprobs:
-            if not (choice.get("logprobs") or {}).get("content"):
-                raise ValueError("the endpoint gives no log-probs; set judging.judge.use_logprobs to false")
-            verdict = read_probability(choice["logprobs"]["content"])
-        self._counts.tokens_in += tokens_in
-        self._counts.tokens_out += tokens_out
-        self._counts.unmetered += not usage
-        return verdict
-
-    def _preferences(self, verdicts: dict[tuple[int, int], float | None], count: int) -> Table:
-        """Average both orders of each pair; [count][count]. An abstention counts as 1/2."""
-        table = [[0.5] * count for _ in range(count)]
-        for (i, j), verdict in verdicts.items():
-            other = verdicts[j, i]
-            table[i][j] = 0.5 if verdict is None else verdict
-            if i < j and verdict is not None and other is not None:
-                self._counts.pairs += 1
-                self._counts.order_disagreements += (verdict - 0.5) * (other - 0.5) > 0
-        return antisymmetric(table)
+        self._counts.count_tokens(token_counts(answer))
+        said = read_answer(answer)
+        if said.cut_short and not (said.cut_short == "length" and self._one_token):
+            return Abstention(said.cut_short)
+        verdict: float | None
+        if self._config.mode != "pairs":
+            verdict = self._question.score(said.text)
+        elif (letter := self._question.letter(said.text, structured=structured)) is None:
+            verdict = None
+        elif not self._config.use_logprobs:
+            verdict = VERDICTS[letter]
+        elif not said.logprobs:
+            raise ValueError("the endpoint gives no log-probs; set judging.judge.use_logprobs to false")
+        else:
+            verdict = read_probability(said.logprobs, letter)
+        return Abstention() if verdict is None else verdict
 
 
-def compile_template(text: str) -> jinja2.Template:
-    """Compile the question. Raises UsageError if it is not a template, lacks an answer or uses unknown variables."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
-    try:
-        used = jinja2.meta.find_undeclared_variables(environment.parse(text))
-        template = environment.from_string(text)
-    except jinja2.TemplateSyntaxError as error:
-        raise UsageError(
-            f"judging.judge.template is not a Jinja template: line {error.lineno}: {error.message}"
-        ) from error
-    if not {"first", "second"} <= used <= VARIABLES:
-        raise UsageError(
-            f"judging.judge.template uses {sorted(used)}; it must use first and second, and may use "
-            f"{sorted(VARIABLES - {'first', 'second'})}"
-        )
-    return template
+def _preferences(verdicts: Mapping[tuple[int, int], Verdict], count: int) -> tuple[Table, list[tuple[float, float]]]:
+    """Average both orders of each pair, [count][count]; an abstention counts as 1/2.
 
-
-def read_verdict(text: str, pattern: re.Pattern[str]) -> float | None:
-    """Return the preference for the answer shown first, by the last match of `pattern`; None without a verdict."""
-    letter = last_match(pattern, text)
-    return None if letter is None else VERDICTS.get(letter.strip().upper())
-
-
-def read_probability(tokens: Any) -> float | None:
-    """Return the preference for the answer shown first, by the log-probs of the last verdict token; None without one.
-
-    (p_A + p_C / 2) / (p_A + p_B + p_C), where p_X is the sum over the top tokens that say X, with or without spaces and
-    quotes. Raises KeyError, TypeError or ValueError if `tokens` are not the API's log-probs.
+    Returns the table, and both verdicts of each pair that has two.
     """
-    for token in reversed(tokens):
-        if _letter(token["token"]) is None:
+    table = [[0.5] * count for _ in range(count)]
+    both: list[tuple[float, float]] = []
+    for (i, j), verdict in verdicts.items():
+        other = verdicts[j, i]
+        if isinstance(verdict, Abstention):
             continue
-        mass = dict.fromkeys(VERDICTS, 0.0)
-        for likely in token["top_logprobs"]:
-            if (letter := _letter(likely["token"])) is not None:
-                mass[letter] += math.exp(min(0.0, likely["logprob"]))
-        total = sum(mass.values())
-        if not total > 0.0:
-            raise ValueError("the verdict token is not among its own top log-probs")
-        return sum(VERDICTS[letter] * share for letter, share in mass.items()) / total
-    return None
+        table[i][j] = verdict
+        if i < j and not isinstance(other, Abstention):
+            both.append((verdict, other))
+    return antisymmetric(table), both
 
 
-def _letter(token: str) -> str | None:
-    letter = token.strip().strip("\"'`*_[]().:").upper()
-    return letter if letter in VERDICTS else None
+def _scores(verdicts: Sequence[Verdict]) -> list[float]:
+    """Return the scores; an abstention gets the mean of the others, so that it is neither the best nor the worst."""
+    given = [verdict for verdict in verdicts if not isinstance(verdict, Abstention)]
+    mean = fmean(given)
+    return [mean if isinstance(verdict, Abstention) else verdict for verdict in verdicts]

@@ -1,7 +1,6 @@
 """A reward model behind vLLM's server as a judge: one logit per completion, from `/classify` of the pooling runner."""
 
 import asyncio
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ import aiohttp
 
 from actors.errors import OffbeatError
 from actors.judges.config import ServedRewardModelJudgeConfig
+from actors.judges.http.answers import is_number
 from actors.judges.http.client import HttpClient
 from actors.judges.models.inputs import ModelInputs
 from actors.records import Group, Judgement
@@ -49,11 +49,13 @@ def read_logits(answer: Any, count: int) -> tuple[float, ...]:
 
     Raises KeyError, IndexError, TypeError or ValueError unless it holds `count` sequences with one finite number each.
     """
-    probs = {int(each["index"]): each["probs"] for each in answer["data"]}
+    probs = {each["index"]: each["probs"] for each in answer["data"]}
     rows = [probs[index] for index in range(count)]
-    if len(probs) != count or any(len(row) != 1 for row in rows):
-        raise ValueError(f"{len(probs)} sequences of {[len(row) for row in rows][:4]} labels for {count} of 1 label")
-    logits = tuple(float(row[0]) for row in rows)
-    if not all(map(math.isfinite, logits)):
-        raise ValueError(f"logits {logits} are not all finite")
-    return logits
+    if not len(answer["data"]) == len(probs) == count or any(len(row) != 1 for row in rows):
+        raise ValueError(
+            f"{len(answer['data'])} sequences of {[len(row) for row in rows][:4]} labels for {count} of 1 label"
+        )
+    logits = [row[0] for row in rows]
+    if not all(map(is_number, logits)):
+        raise ValueError(f"logits {str(logits)[:200]} are not all finite numbers")
+    return tuple(map(float, logits))

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from actors.errors import RunError, UsageError
-from actors.hub import require_safetensors
+from actors.hub import CLASSIFIER_HEAD, load_complete, positions_of
 from actors.judges.config import ModelJudgeConfig
 from actors.judges.threads import in_daemon_thread
 from actors.records import Completion, Group, Judgement, Prompt
@@ -47,34 +47,32 @@ class ModelJudge(ABC):
         """Judge groups of `token_ids`. Runs outside the event loop."""
 
 
-def load_classifier(path: str | Path, outputs: int | None, dtype: str) -> tuple[Any, list[str]]:
+def load_classifier(
+    path: str | Path, outputs: int | None, dtype: str, *, new_head: bool = False
+) -> tuple[Any, list[str]]:
     """Load a sequence-classification model on the CPU, and name the weights that it lacks.
 
-    `path` is a directory or hub name; `outputs` is the number of labels, or None to take the model's own.
-    Raises UsageError if it cannot be loaded.
+    `path` is a directory or hub name; `outputs` is the number of labels, or None to take the model's own. With
+    `new_head` its head may be missing. Raises UsageError if it cannot be loaded or lacks other weights.
     """
-    local = Path(path).expanduser()
-    require_safetensors(local)
     try:
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            str(local) if local.is_dir() else str(path),
+        return load_complete(
+            AutoModelForSequenceClassification,
+            path,
+            dtype,
+            may_lack=(CLASSIFIER_HEAD,) if new_head else (),
             **({} if outputs is None else {"num_labels": outputs}),
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"no sequence-classification model can be loaded from '{path}': {error}; give the directory or hub name of "
             "one"
         ) from error
-    return model.eval(), sorted(loading["missing_keys"])
 
 
 def positions(model: Any) -> int | None:
     """Return the longest sequence (tokens) that the model can read; None if it states no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return positions_of(model.config.get_text_config())
 
 
 def check_lengths(sequences: Sequence[Sequence[int]], limit: int | None, read: str, model: str) -> None:

@@ -111,12 +111,7 @@ class PreferenceModel:
         """Load a directory or hub name. Raises UsageError if it holds no model or no `preference.json`."""
         directory = resolve(path)
         form = read_form(directory)
-        model, missing = load_classifier(directory, form.outputs, dtype)
-        if missing:
-            raise UsageError(
-                f"'{path}' lacks the weights {missing}, which would be random; give the directory final/ of a run of "
-                "`offbeat preference`"
-            )
+        model, _ = load_classifier(directory, form.outputs, dtype)
         return cls(PreferenceNetwork(model), form, batch_tokens, device)
 
     def fits(self, prompt: Tokens, first: Tokens, second: Tokens) -> bool:
@@ -196,7 +191,7 @@ def read_form(directory: Path) -> PreferenceForm:
     try:
         written = json.loads((directory / FORM_FILE).read_text(encoding="utf-8"))
         form = PreferenceForm(**{name: written[name] for name in PreferenceForm.__dataclass_fields__})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
             f"'{directory}' is not a preference model: {FORM_FILE} is missing or damaged ({error}); give the directory "
             "final/ of a run of `offbeat preference`, or use the judge reward_model for other reward models"

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 
 from actors.errors import JUDGE_MEMORY, UsageError, oom_hint
+from actors.hub import resolve
 from actors.judges.config import RewardModelJudgeConfig
 from actors.judges.models.classifier import ModelJudge, check_lengths, collate, in_batches, load_classifier, positions
 from actors.judges.models.inputs import ModelInputs
+from actors.judges.models.preference_network import FORM_FILE
 from actors.records import Judgement
 
 logger = logging.getLogger(__name__)
@@ -28,8 +30,10 @@ class RewardModelJudge(ModelJudge):
         Raises UsageError if the model or a tokenizer cannot be loaded, it has not exactly one label, its score head is
         missing, or a GPU is configured and there is none.
         """
-        inputs = ModelInputs(config.path, policy_tokenizer)
-        super().__init__(config, inputs.sequence)
+        # A preference model has learned to be read at the end of the answer, others after all of their chat template.
+        ours = (resolve(config.path) / FORM_FILE).is_file()
+        inputs = ModelInputs(config.path, policy_tokenizer, needs_eos=ours)
+        super().__init__(config, inputs.joined if ours else inputs.sequence)
         self._config = config
         self._model = load_reward_model(config).to(self._device)
         self._pad_token_id: int | None = self._model.config.get_text_config().pad_token_id
@@ -64,15 +68,10 @@ def _unused_ending(sequences: Sequence[Sequence[int]]) -> int:
 
 def load_reward_model(config: RewardModelJudgeConfig) -> Any:
     """Load the model on the CPU. Raises UsageError if it cannot be loaded or is not a reward model."""
-    model, missing = load_classifier(config.path, None, config.dtype)
+    model, _ = load_classifier(config.path, None, config.dtype)
     if model.config.num_labels != 1:
         raise UsageError(
             f"the model in '{config.path}' has {model.config.num_labels} labels; a reward model has exactly 1 "
             "(num_labels in its config.json)"
-        )
-    if missing:
-        raise UsageError(
-            f"'{config.path}' lacks the weights {missing}, which would be random; check that it is a reward model, "
-            "not a language model"
         )
     return model

@@ -42,7 +42,7 @@ def byte_tokenizer() -> Any:
 
 
 def test_a_text_prompt_gets_what_the_tokenizer_puts_around_texts_and_the_response_one_end(tmp_path: Path) -> None:
-    rows = [{"prompt": "w1 w2", "response": "w3"}, {"prompt": "w4", "response": "w5 <eos> w6 <eos>"}]
+    rows = [{"prompt": "w1 w2", "response": "w3"}, {"prompt": "w4", "response": "w5 <eos> <eos>"}]
     found = load(write(tmp_path / "d.jsonl", rows), **ALL)
     assert found.train == [((BOS, W0 + 1, W0 + 2), (W0 + 3, EOS)), ((BOS, W0 + 4), (W0 + 5, EOS))]
     assert (found.validation, found.skipped) == ([], [])
@@ -77,6 +77,21 @@ def test_every_assistant_message_of_a_conversation_is_one_demonstration_of_all_b
         ("assistant: me first<|end|>\nuser: ok<|end|>\nassistant: ", "so<|end|>"),
     ]
     assert all(response.count(tokenizer.eos_token_id) == 1 for _, response in found.train)
+
+
+def test_turns_of_sharegpt_are_chat_messages(tmp_path: Path) -> None:
+    turns = [("system", "be kind"), ("human", "hi"), ("gpt", "yo"), ("tool", "4"), ("assistant", "no")]
+    rows = [{"conversations": [{"from": speaker, "value": text} for speaker, text in turns]}]
+    tokenizer = byte_tokenizer()
+    found = load(write(tmp_path / "d.jsonl", rows), tokenizer, messages_field="conversations", **ALL)
+    before = "system: be kind<|end|>\nuser: hi<|end|>\nassistant: "
+    assert [tuple(map(tokenizer.decode, pair)) for pair in found.train] == [
+        (before, "yo<|end|>"),
+        (f"{before}yo<|end|>\ntool: 4<|end|>\nassistant: ", "no<|end|>"),
+    ]
+    rows[0]["conversations"][1]["from"] = "alien"
+    with pytest.raises(UsageError, match=r"conversations\[1\] is from 'alien'; allowed are human, user"):
+        load(write(tmp_path / "d.jsonl", rows), tokenizer, messages_field="conversations", **ALL)
 
 
 @pytest.mark.parametrize("template", ["{prompt}", "w7 {prompt} w8"])
@@ -250,7 +265,7 @@ def test_nothing_left_to_train_on_is_refused(tmp_path: Path, rows: list, setting
     ("name", "told"),
     [
         ("missing.jsonl", "data.source '{path}' does not exist"),
-        ("data.csv", "data.source '{path}' ends in '.csv'"),
+        ("data.xml", "data.source '{path}' ends in '.xml'"),
         ("empty", "data.source '{path}' holds no .jsonl or .parquet file"),
         ("test", "data.source '{path}' has no file of data.split 'train'"),
         ("other.parquet", "data.source '{path}' has no column 'response' (data.response_field)"),
@@ -260,7 +275,7 @@ def test_nothing_left_to_train_on_is_refused(tmp_path: Path, rows: list, setting
 def test_a_source_that_cannot_be_read_is_refused_in_the_words_of_its_section(
     tmp_path: Path, name: str, told: str
 ) -> None:
-    (tmp_path / "data.csv").touch()
+    (tmp_path / "data.xml").touch()
     (tmp_path / "empty").mkdir()
     (tmp_path / "test").mkdir()
     write(tmp_path / "test" / "test.jsonl", [PAIR])
@@ -270,3 +285,14 @@ def test_a_source_that_cannot_be_read_is_refused_in_the_words_of_its_section(
         load(tmp_path / name)
     assert told.format(path=tmp_path / name) in str(error.value)
     assert "prompts." not in str(error.value)
+
+
+def test_an_assistant_turn_of_weight_0_is_context_and_not_imitated(tmp_path: Path) -> None:
+    first, answer, second, last = chat("w1", "w2", "w3", "w4")
+    rows = [{"messages": [first, {**answer, "weight": 0}, second, {**last, "weight": 1}]}]
+    tokenizer = make_tokenizer(chat_template=TEMPLATE)
+    found = load(write(tmp_path / "d.jsonl", rows), tokenizer, messages_field="messages", **ALL)
+    whole = load(write(tmp_path / "e.jsonl", [{"messages": [first, answer, second, last]}]), tokenizer,
+                 messages_field="messages", **ALL)  # fmt: skip
+    assert len(whole.train) == 2
+    assert found.train == whole.train[1:]

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.data.preference_filters import PerplexityRules, apply_rules, ceiling_of, find_duplicates, split_of
+from actors.data.preference_filters import (
+    PerplexityRules,
+    apply_rules,
+    ceiling_of,
+    comparison_key,
+    duplicates_among,
+    split_of,
+)
 from actors.data.preference_layouts import PreferenceRow, prompt_key
 
 AB, BA, AC = PreferenceRow("q", "a", "b"), PreferenceRow("q", "b", "a"), PreferenceRow("q", "a", "c")
@@ -23,6 +30,10 @@ rows_strategy = st.lists(
         lambda r: r.chosen != r.rejected
     )
 )
+
+
+def find_duplicates(rows: list[PreferenceRow], **settings: Any) -> list[Any]:
+    return duplicates_among([comparison_key(*row.keys) for row in rows], **settings)
 
 
 def test_every_row_but_the_first_is_a_duplicate() -> None:

@@ -21,7 +21,6 @@ from actors.data.preferences import (
     preference_tokens,
     read_preferences,
     read_samples,
-    write_preferences,
 )
 from actors.errors import UsageError
 from actors.world import BOS, EOS, SEP
@@ -36,32 +35,6 @@ def pair(prompt: Any = "q", chosen: str = "a", rejected: str = "b", **more: Any)
 def write(path: Path, *rows: Any) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-@pytest.mark.parametrize("prompt", ["q", CHAT], ids=["text", "chat"])
-def test_what_is_written_is_read_back(tmp_path: Path, prompt: Any) -> None:
-    rows = [PreferenceRow(prompt, "a", "b", 0.25), PreferenceRow(prompt, "caf\u00e9\n", " b", 1.0)]
-    write_preferences(tmp_path / "train.parquet", rows)
-    write_preferences(tmp_path / "validation.parquet", rows[1:])
-    assert read_preferences(str(tmp_path)) == rows
-    assert read_preferences(str(tmp_path), "validation") == rows[1:]
-    table = pyarrow.parquet.read_table(tmp_path / "train.parquet")
-    assert table.column_names == ["prompt", "chosen", "rejected", "probability", "id"]
-    assert table.column("id").to_pylist() == [row.id for row in rows]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["train.parquet", "validation.parquet"]
-
-
-def test_no_rows_are_written_as_an_empty_table(tmp_path: Path) -> None:
-    write_preferences(tmp_path / "validation.parquet", [])
-    assert pyarrow.parquet.read_table(tmp_path / "validation.parquet").num_rows == 0
-
-
-def test_texts_and_chats_do_not_go_into_one_file(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="1 prompts are texts and 2 are chats"):
-        write_preferences(
-            tmp_path / "train.parquet", [PreferenceRow("q", "a", "b")] + 2 * [PreferenceRow(CHAT, "a", "b")]
-        )
-    assert not list(tmp_path.iterdir())
 
 
 def test_lines_tables_saved_data_sets_and_directories_are_read_alike(tmp_path: Path) -> None:
@@ -244,3 +217,34 @@ def test_samples_may_follow_a_text_or_any_chat(tmp_path: Path) -> None:
     turn = {"role": "assistant", "content": "a"}
     path = write(tmp_path / "s.jsonl", *({"prompt": prompt, "response": "r"} for prompt in ("q", CHAT, [*CHAT, turn])))
     assert read_samples(str(path)) == [("q", "r"), (CHAT, "r"), ([*CHAT, turn], "r")]
+
+
+def test_numbers_that_no_parser_takes_are_malformed_rows_like_any_other(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    good = '{"prompt": "q", "chosen": "a", "rejected": "b", "margin": 0}'
+    lines = [
+        good,
+        good.replace("0}", "9" * 5000 + "}"),
+        good.replace("0}", "9" * 400 + "}"),
+        good.replace("0}", "NaN}"),
+        good.replace("0}", "1e999}"),
+        good.replace('"q"', "[" * 100_000),
+        good.replace('"q"', '"\\ud800"'),
+        good,
+    ]
+    file.write_text("\n".join(lines))
+    found = collect_preferences(str(file), probability_from="margin")
+    assert [place.rsplit(":", 1)[1] for place in found.places] == ["1", "8"]
+    assert [(p.place.rsplit(":", 1)[1], p.reason) for p in found.problems] == [
+        ("2", "not_json"), ("3", "wrong_type"), ("4", "wrong_type"), ("5", "wrong_type"), ("6", "not_json"),
+        ("7", "wrong_encoding"),
+    ]  # fmt: skip
+    assert "an integer of more than 20 digits" in found.problems[1].message
+
+
+def test_a_table_with_a_column_twice_is_refused_by_its_name(tmp_path: Path) -> None:
+    arrays = [pyarrow.array(["x"])] * 4
+    table = pyarrow.Table.from_arrays(arrays, names=["prompt", "chosen", "rejected", "chosen"])
+    pyarrow.parquet.write_table(table, tmp_path / "p.parquet")
+    with pytest.raises(UsageError, match="has several columns 'chosen'; keep one of them"):
+        collect_preferences(str(tmp_path / "p.parquet"))

@@ -174,6 +174,19 @@ def test_the_answer_column_fills_the_answer_verbatim(tmp_path: Path) -> None:
 # Sources
 
 
+def test_columns_that_are_named_reach_judges_and_make_the_data_another(tmp_path: Path) -> None:
+    rows = [{"prompt": "w5", "level": 2, "tags": ["a"], "other": 1}, {"prompt": "w6", "level": None, "tags": []}]
+    path = write(tmp_path / "p.jsonl", rows)
+    plain = source(path, shuffle=False)
+    prompts = source(path, shuffle=False, columns=("level", "tags"))
+    assert prompts.prompt(0).metadata == {"columns": {"level": 2, "tags": ["a"]}}
+    assert prompts.prompt(1).metadata == {"columns": {"level": None, "tags": []}}
+    assert plain.prompt(0).metadata == {}
+    assert prompts.fingerprint() != plain.fingerprint()
+    with pytest.raises(UsageError, match=r"no field 'levle'; did you mean 'level'"):
+        source(path, columns=("levle",))
+
+
 def test_parquet_gives_the_prompts_that_jsonl_gives(tmp_path: Path) -> None:
     rows = [{"prompt": [{"role": "user", "content": f"w{i}"}], "answer": str(i)} for i in range(5)]
     write(tmp_path / "p.jsonl", rows)
@@ -281,7 +294,7 @@ def test_the_first_five_problems_and_their_number_are_reported_in_file_order(tmp
     assert len(lines) == 7
 
 
-@pytest.mark.parametrize("answer", [None, "", True, ["72"]])
+@pytest.mark.parametrize("answer", [None, "", True, ["\ud800"]])
 def test_a_bad_answer_makes_a_row_malformed(tmp_path: Path, answer: Any) -> None:
     file = write(tmp_path / "p.jsonl", [{"prompt": "w1", "answer": answer}])
     with pytest.raises(UsageError, match=r"p\.jsonl:1: field 'answer'"):
@@ -359,3 +372,11 @@ def test_another_template_is_other_data(tmp_path: Path) -> None:
 def test_a_template_holds_its_place_once(template: str) -> None:
     with pytest.raises(ValueError, match=r"must hold \{prompt\} once"):
         PromptConfig(template=template)
+
+
+def test_an_answer_may_be_a_list_or_several_columns_and_judges_get_its_structure(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.jsonl", [{"prompt": "w1", "answer": ["7", 8], "kwargs": [{}]}])
+    listed = source(file, answer_field="answer").evaluation_prompts(1)[0]
+    assert (listed.answer, listed.metadata["answer"]) == ('["7", 8]', ["7", 8])
+    columns = source(file, answer_field=["answer", "kwargs"]).evaluation_prompts(1)[0]
+    assert columns.metadata["answer"] == {"answer": ["7", 8], "kwargs": [{}]}

@@ -37,6 +37,15 @@ def test_rows_name_file_and_line_and_blank_lines_are_no_rows(tmp_path: Path) -> 
     assert [row.columns for row in rows] == [{"prompt": "a"}, {"prompt": "b"}]
 
 
+def test_prompts_that_come_with_offbeat_are_read_by_name_from_any_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = rows_of("instructions", prompt_field="messages", answer_field="checks")
+    assert [row.id for row in rows] == [f"instructions.jsonl:{line}" for line in range(1, 193)]
+    assert not [row.place for row in rows if row.problem]
+
+
 def test_a_byte_order_mark_is_not_part_of_the_data(tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\n')
@@ -138,9 +147,9 @@ def test_a_missing_path_is_refused_without_asking_a_hub(name: str, monkeypatch: 
 
 
 def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "p.csv").write_text("prompt\na\n")
-    with pytest.raises(UsageError, match=r"ends in '\.csv'; allowed are \.jsonl"):
-        rows_of(tmp_path / "p.csv")
+    (tmp_path / "p.xml").write_text("prompt\na\n")
+    with pytest.raises(UsageError, match=r"ends in '\.xml'; allowed are \.jsonl"):
+        rows_of(tmp_path / "p.xml")
 
 
 def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:

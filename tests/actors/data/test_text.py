@@ -11,6 +11,7 @@ from actors.data.config import PromptConfig
 from actors.data.prompts import PromptSource
 from actors.data.text import load_tokenizer
 from actors.errors import UsageError
+from actors.settings import PRETRAINED
 from tests.actors.data.test_prompts import BOS, EOS, W0, make_tokenizer
 
 
@@ -22,6 +23,11 @@ def test_a_saved_tokenizer_is_loaded(tmp_path: Path) -> None:
 def test_a_missing_tokenizer_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         load_tokenizer(str(tmp_path / "missing"))
+
+
+def test_the_pretrained_model_s_absence_names_the_command_that_brings_it(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"does not exist .*; `make pretrained` writes models/smollm2-135m-instruct"):
+        load_tokenizer(str(tmp_path / "models" / PRETRAINED))
 
 
 def test_a_directory_without_or_with_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:

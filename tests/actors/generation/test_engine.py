@@ -1,6 +1,7 @@
 """Runs real engines on tiny random Llamas and compares every log-prob with transformers in float64."""
 
 import gc
+import itertools
 import json
 from pathlib import Path
 
@@ -8,16 +9,18 @@ import pytest
 import torch
 
 from actors.errors import RunError, UsageError, WeightMismatchError
-from actors.generation import weights
-from actors.generation.config import GeneratorConfig, SamplingConfig
-from actors.generation.engine import Engine, _gc_paused, engine_environment, eos_token_ids
+from actors.generation.config import LOWEST_TEMPERATURE, GeneratorConfig, SamplingConfig
+from actors.generation.engine import Engine, _gc_paused, _refusal, engine_environment
+from actors.generation.proof.canary import CanaryCheck
 from actors.records import Canary, Completion, Manifest
 from learner.config import PublicationConfig
 from learner.publication.publisher import Publisher
+from tests.fakes.canaries import canary_tokens
 from tests.fakes.generators import spec_of
 from tests.fakes.models import tiny_llama
+from tests.fakes.tokenizers import metaspace_tokenizer
 
-CANARY = weights.canary_tokens(96, 32)
+CANARY = canary_tokens(96, 32)
 STOPS = tuple(range(2, 6))
 NEW_TOKENS = 24
 LONG = 140
@@ -109,7 +112,7 @@ def test_a_completion_is_finished_only_by_end_of_sequence(world, engine):
         assert completion.finished == (last == 1)
         assert cut or last == 1 or last in STOPS
         assert not set(completion.token_ids[:-1]) & {1, *STOPS}
-        words = [f"w{token}" for token in completion.token_ids if token != 1 and token not in STOPS]
+        words = [f"w{token}" for token in completion.token_ids if token > 1 and token not in STOPS]  # 0 and 1 have none
         assert completion.text.split() == words
     assert all(ended.values()), ended
 
@@ -309,10 +312,11 @@ def test_tied_embeddings_are_reloaded_in_the_output_projection_too(world):
     assert_sampled_by({1: b_tied}, prompt, run(engine)[name], 1.0)
 
     engine.add(name, prompt)
-    off = list(manifest.canary.logprobs)
+    c_tied = tiny_llama(world.directory / "c-tied", seed=3, tied=True)
+    off = log_probs(c_tied, list(CANARY))
     off[17] += 2e-3
     with pytest.raises(WeightMismatchError, match=r"version 2: .* differ by 0.002\d* nats on the canary, 0.001"):
-        engine.load(world.publish(b_tied, 2, canary=Canary(CANARY, tuple(off))))
+        engine.load(world.publish(c_tied, 2, canary=Canary(CANARY, tuple(off))))
     assert engine.version == 1
     for call in (engine.step, lambda: engine.add("new", [2]), lambda: engine.load(manifest)):
         with pytest.raises(WeightMismatchError, match="version 2"):
@@ -325,8 +329,62 @@ def test_a_bfloat16_engine_takes_rounded_weights_and_refuses_another_models(worl
     engine.load(world.publish(world.b, 1, dtype=torch.bfloat16))
     assert engine.version == 1
     of_b = Canary(CANARY, tuple(log_probs(world.b, list(CANARY))))
-    with pytest.raises(WeightMismatchError, match="nats on the canary, 1 are allowed"):
+    with pytest.raises(WeightMismatchError, match=r"in the mean of its 31 tokens, 0\.15 are allowed"):
         engine.load(world.publish(world.a, 2, canary=of_b, dtype=torch.bfloat16))
+
+
+def one_update(tensors: dict[str, torch.Tensor], sign: int = 1) -> None:
+    """Change one weight in a hundred by its last bit, as an update at a learning rate of 5e-7 does in bfloat16."""
+    for tensor in tensors.values():
+        tensor.view(torch.int16).view(-1)[::100] += sign
+
+
+@pytest.mark.vllm
+def test_faults_of_a_reload_that_log_probs_in_bfloat16_cannot_show_are_refused(world, monkeypatch):
+    """Each after an honest version, in one engine: the stale parts differ from the new ones by one update."""
+    from actors.generation.weight_receiver import WeightReceiver
+
+    tied = tiny_llama(world.directory / "a-tied-bfloat16", seed=1, tied=True)
+    engine = world.engine("a-tied-bfloat16", dtype="bfloat16")
+    state = {name: p.detach().to(torch.bfloat16, copy=True) for name, p in tied.named_parameters()}
+    canary = Canary((2, 3), (log_probs(tied, [2, 3])[0],))
+    versions = itertools.count(1)
+    load, rebuild = WeightReceiver.load_publication, WeightReceiver._rebuild_tied_head
+
+    def publish() -> None:
+        one_update(state)
+        engine.load(world.publish(tied, next(versions), change=lambda tensors: tensors.update(state), canary=canary))
+
+    def without(part: str):
+        def load_a_part(self, changed):
+            self.staged_publication = {n: t for n, t in self.staged_publication.items() if part not in n}
+            return load(self, changed)
+
+        return load_a_part
+
+    def scale_the_norm(self):
+        rebuild(self)
+        self.model_runner.get_model().model.norm.weight.data.mul_(1.02)
+
+    def load_the_version_before(self, changed):
+        self.staged_publication = {n: t.clone() for n, t in self.staged_publication.items()}
+        one_update(self.staged_publication, sign=-1)
+        return load(self, changed)
+
+    faults = [
+        ("_rebuild_tied_head", lambda self: None, "layer lm_head does not compute"),
+        ("load_publication", without("layers.1.mlp"), r"layer model\.layers\.1\.mlp\.\w+ was not loaded"),
+        ("_rebuild_tied_head", scale_the_norm, r"model\.norm\.weight is not the published one"),
+        ("load_publication", load_the_version_before, "no layer's weights changed"),
+    ]
+    for method, fault, message in faults:
+        publish()
+        with monkeypatch.context() as faulty:
+            faulty.setattr(WeightReceiver, method, fault)
+            with pytest.raises(WeightMismatchError, match=rf"version \d+: after loading, {message}"):
+                publish()
+        assert engine.failure is not None, "the model was changed"
+        engine.failure = None  # the next publication is whole again
 
 
 @pytest.mark.vllm
@@ -362,6 +420,7 @@ def test_a_load_that_fails_after_the_model_was_touched_ends_the_engine(broken, m
     engine = Engine.__new__(Engine)  # no model is loaded
     engine._spec, engine._llm = spec_of("unused"), BrokenLLM(broken)
     engine.version, engine.failure, engine._running, engine._finished = 0, None, {"running": False}, []
+    engine._canaries = CanaryCheck(engine._spec.generators)
     with pytest.raises(RunError, match=message):
         engine.load(Manifest(1, (), Canary((1, 2), (-0.5,)), "shm"))
     assert engine.version == 0
@@ -375,12 +434,61 @@ def test_a_directory_without_a_model_is_refused(tmp_path):
         Engine(spec_of(tmp_path))
 
 
-def test_end_of_sequence_ids_come_from_the_generation_config_first(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 2}))
-    assert eos_token_ids(tmp_path) == {2}
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 5]}))
-    assert eos_token_ids(tmp_path) == {2, 5}
-    assert eos_token_ids(tmp_path / "nowhere") == frozenset()
+@pytest.mark.vllm
+def test_an_answer_that_ends_with_any_of_its_ends_is_finished(world):
+    """The tokenizer ends with 1, the generation config with 7 and 8: answers that ended with 1 counted as cut off."""
+    directory = world.directory / "two ends"
+    tiny_llama(directory, seed=1)
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8, 500]}))
+    settings = GeneratorConfig(dtype="float32", max_model_len=256, max_running_prompts=64, kv_cache_mib=32)
+    sampling = SamplingConfig(max_new_tokens=NEW_TOKENS, stop_token_ids=(9,))
+    engine = Engine(spec_of(directory, settings, sampling, seed=3))
+    asked = prompts(96, 5, seed=8)
+    for name, prompt in asked.items():
+        engine.add(name, prompt)
+    seen = set()
+    for completion in run(engine).values():
+        last = completion.token_ids[-1]
+        assert completion.finished == (last in {1, 7, 8})
+        assert not set(completion.token_ids[:-1]) & {1, 7, 8, 9}
+        seen.add(last)
+    assert {1, 7, 8, 9} <= seen
+
+
+@pytest.mark.vllm
+def test_rows_of_the_model_beyond_the_tokenizer_are_sampled_scored_and_leave_no_text(world):
+    """vLLM wrote each log-prob's token as text: the engine ended with a TypeError at the first such row."""
+    directory = world.directory / "padded rows"
+    model = tiny_llama(directory, seed=1, vocab_size=48)
+    metaspace_tokenizer([f"w{number}" for number in range(39)]).save_pretrained(directory)
+    settings = GeneratorConfig(dtype="float32", max_model_len=256, max_running_prompts=8, kv_cache_mib=32)
+    engine = Engine(spec_of(directory, settings, SamplingConfig(max_new_tokens=NEW_TOKENS), seed=3))
+    asked = {str(number): [2, 3 + number] for number in range(16)}
+    for name, prompt in asked.items():
+        engine.add(name, prompt)
+    beyond = 0
+    for name, completion in run(engine).items():
+        assert_sampled_by({0: model}, asked[name], completion, 1.0)
+        beyond += sum(token > 40 for token in completion.token_ids)
+        written = [f"w{token - 2}" for token in completion.token_ids if 2 <= token <= 40]
+        assert completion.text.split() == written
+        assert not written or completion.token_ids[0] == 0 or completion.text.startswith(" ")
+    assert beyond > 0
+    canary = Canary((2, 47, 41, 3), tuple(log_probs(model, [2, 47, 41, 3])))
+    engine.load(world.publish(model, 1, canary=canary))
+    assert engine.version == 1
+
+
+@pytest.mark.vllm
+def test_the_lowest_temperature_and_the_head_sizes_are_the_engine_s_own():
+    from vllm import SamplingParams
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    from launch.doctor.run_checks import CPU_HEAD_SIZES
+
+    assert SamplingParams(temperature=LOWEST_TEMPERATURE).temperature == LOWEST_TEMPERATURE
+    assert SamplingParams(temperature=LOWEST_TEMPERATURE / 2).temperature == LOWEST_TEMPERATURE
+    assert tuple(CPUAttentionBackend.get_supported_head_sizes()) == CPU_HEAD_SIZES
 
 
 def test_the_environment_has_the_threads_of_the_actor_and_compiles_on_gpus_only():
@@ -407,3 +515,14 @@ def test_what_an_import_defines_is_kept_from_the_collector_which_goes_on_as_befo
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(("cpu", "named", "other"), [(True, "kv_cache_mib 96", "gpu_"), (False, "gpu_memory_", "kv_")])
+def test_an_engine_that_does_not_start_names_the_setting_of_its_own_platform(cpu: bool, named: str, other: str) -> None:
+    """On a GPU without enough free memory the message spoke of kv_cache_mib, which only CPU engines read."""
+    config = GeneratorConfig(kv_cache_mib=96, gpu_memory_utilization=0.5)
+    text = _refusal("/model", config, ValueError("Free memory is less than desired"), cpu=cpu)
+    assert named in text
+    assert other not in text
+    assert "Free memory is less than desired; change the setting that it names" in text
+    assert cpu or "gpu_memory_utilization 0.5" in text

@@ -1,18 +1,20 @@
+import hashlib
+import itertools
 import threading
 import time
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
+from actors.environments.config import EnvironmentConfig
 from actors.errors import RunError, UsageError, WeightMismatchError
 from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.generation.generator import Generator, request_seed, requested_roles
-from actors.generation.weights import canary_tokens
 from actors.records import Canary, Draw, Failure, Group, Lease, Manifest, Prompt, TensorRecord
 from learner.config import PublicationConfig
 from learner.publication.publisher import Publisher
+from tests.fakes.canaries import canary_tokens
 from tests.fakes.generators import FakeEngine, spec_of
 from tests.fakes.models import tiny_llama
 
@@ -106,21 +108,34 @@ def test_a_deterministic_generator_seeds_each_completion_by_run_lease_and_place_
     assert all(0 <= seed < 2**63 for seed in seeds.values())
 
 
-@pytest.mark.parametrize(
-    ("kind", "published", "refused"),
-    [("mixture", ["a"], ["a", "reference.a"]), ("ema", ["a", "reference.a"], ["a"])],
-)
-def test_a_publication_is_checked_for_the_average_where_opponents_are_of_it(tmp_path, kind, published, refused):
-    save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+def test_no_two_engines_of_runs_with_neighbouring_seeds_draw_the_same_numbers():
+    """Once generator 1 of the run with seed 0 had the seed of generator 0 of the run with seed 1."""
+    starts = itertools.product((0, 1, 2), (0, 1, 2), (0, 100))
+    seeds = [spec_of(seed=seed, number=number, start=start).engine_seed for seed, number, start in starts]
+    assert len(set(seeds)) == 18
+    assert all(0 <= seed < 2**32 for seed in seeds), "numpy takes no more"
+
+
+def test_seeds_of_completions_are_those_of_runs_made_before():
+    """A deterministic run resumes to the bit: sha256 of b"5:4:1" begins with this."""
+    digest = hashlib.sha256(b"5:4:1").digest()
+    assert request_seed(5, 4, 1) == int.from_bytes(digest[:8], "big") // 2
+
+
+@pytest.mark.parametrize(("kind", "averaged"), [("mixture", False), ("ema", True)])
+def test_a_publication_is_checked_for_the_average_where_opponents_are_of_it(tmp_path, kind, averaged):
+    tensors = dict(tiny_llama(tmp_path, seed=0).named_parameters())
     generator = Generator(spec_of(tmp_path, opponent=OpponentConfig(kind=kind)), FakeEngine)
 
-    def publication(names):
-        return Manifest(1, tuple(TensorRecord(name, (2,), "float32", "") for name in names), Canary((), ()), "nccl")
+    def publication(prefixes):
+        records = [TensorRecord(p + n, tuple(t.shape), "float32", "") for p in prefixes for n, t in tensors.items()]
+        return Manifest(1, tuple(records), Canary((), ()), "nccl")
 
+    policy, both = publication([""]), publication(["", "reference."])
     try:
-        generator.check_weights(publication(published))
-        with pytest.raises(WeightMismatchError, match=r"reference\.a"):
-            generator.check_weights(publication(refused))
+        generator.check_weights(both if averaged else policy)
+        with pytest.raises(WeightMismatchError, match=r"reference\.lm_head\.weight"):
+            generator.check_weights(policy if averaged else both)
     finally:
         generator.close()
 
@@ -302,3 +317,43 @@ def log_probs(model, token_ids) -> tuple[float, ...]:
         logits = model(torch.tensor([token_ids])).logits[0].double()
     chosen = torch.tensor(token_ids[1:])[:, None]
     return tuple(torch.log_softmax(logits, -1)[:-1].gather(1, chosen)[:, 0].tolist())
+
+
+class Moody:
+    """Ends every conversation, but fails those of a lease's first completion."""
+
+    def reset(self, prompt: Prompt) -> None:
+        assert prompt.text == "text"
+
+    def step(self, message: str) -> None:
+        if message == "3.0.0":
+            raise ValueError("not this one")
+
+
+def test_an_environment_that_fails_returns_its_lease_with_the_reason_and_leaves_the_others_alone():
+    class Conversing(FakeEngine):
+        tokenizer, ends = None, (7,)
+
+    engine = Conversing()
+    sampling = SamplingConfig(completions_per_prompt=2, environment=EnvironmentConfig(path=f"{__name__}:Moody"))
+    generator = Generator(spec_of(sampling=sampling), lambda spec: engine)
+    try:
+        generator.submit([lease(3), lease(4)])
+        results = collect(generator, 2)
+    finally:
+        generator.close()
+    (failure,) = [each for each in results if isinstance(each, Failure)]
+    (group,) = [each for each in results if isinstance(each, Group)]
+    assert (failure.lease_index, failure.attempt) == (3, 0)
+    assert failure.reason.startswith(f"environment '{__name__}:Moody' raised ValueError: not this one (tests/")
+    assert engine.aborted == ["3.0.0", "3.0.1"]
+    assert [each.messages for each in group.completions] == [(("assistant", f"4.0.{k}"),) for k in range(2)]
+
+
+def test_an_environment_that_is_not_there_ends_the_start_of_a_generator() -> None:
+    class Conversing(FakeEngine):
+        tokenizer, ends = None, (7,)
+
+    sampling = SamplingConfig(environment=EnvironmentConfig(path="no_such_module:Tool"))
+    with pytest.raises(UsageError, match="module 'no_such_module' cannot be imported"):
+        Generator(spec_of(sampling=sampling), lambda spec: Conversing())

@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
 from actors.errors import UsageError, WeightMismatchError
-from actors.generation import weights
 from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.generation.engine import Engine, engine_environment
 from actors.records import Canary
 from learner.config import PublicationConfig
 from learner.publication.publisher import Publisher
+from tests.fakes.canaries import canary_tokens
 from tests.fakes.generators import spec_of
 from tests.fakes.models import tiny_llama
 
@@ -180,6 +180,19 @@ def test_first_tokens_are_drawn_from_the_mixture(pair):
         assert deviation(counts, mixture(pair.policy, pair.reference, beta, prompt)[-1]) > 10
 
 
+def test_compiled_policy_and_reference_never_share_a_file(pair):
+    """vLLM names the file of a compiled model by these factors and its class, and loads whatever lies there."""
+    from vllm.compilation.caching import aot_compile_hash_factors
+
+    def factors(model):
+        parts = (model.policy, model.reference)
+        compiled = [next(m for m in part.modules() if hasattr(m, "do_not_compile")) for part in parts]
+        return [aot_compile_hash_factors(module.vllm_config) for module in compiled]
+
+    ((policy, reference),) = pair.llm.apply_model(factors)
+    assert policy != reference
+
+
 def test_a_request_with_a_beta_that_is_no_weight_is_refused(pair):
     from vllm.exceptions import VLLMValidationError
 
@@ -190,7 +203,7 @@ def test_a_request_with_a_beta_that_is_no_weight_is_refused(pair):
 
 # The same inside Offbeat's engine.
 
-CANARY = weights.canary_tokens(VOCABULARY, 32)
+CANARY = canary_tokens(VOCABULARY, 32)
 TEMPERATURE = 0.7
 NEW_TOKENS = 16
 

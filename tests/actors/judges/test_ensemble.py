@@ -90,7 +90,7 @@ def test_a_member_that_raises_fails_the_batch_by_its_name(raised: Any, kind: Any
 
 def test_a_members_nonsense_is_its_own() -> None:
     judge = ensemble(says(Judgement((1.0, 0.0))), says(Judgement((float("nan"), 0.0))))
-    with pytest.raises(RunError, match="judge 2_function of the ensemble: the judge gave prompt 'fake:0' scores"):
+    with pytest.raises(RunError, match="judge 2_function of the ensemble: the judge gave a score that is NaN"):
         judged(judge, GROUPS[:1])
 
 

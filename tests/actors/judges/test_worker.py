@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from actors.errors import RunError, UsageError
+from actors.judges.answers.config import CodeJudgeConfig
 from actors.judges.config import JudgingConfig
 from actors.judges.protocol import check_answers
-from actors.judges.worker import JudgeWorker
+from actors.judges.worker import JudgeWorker, batches
 from actors.records import Failure, Group, Judgement
 from tests.fakes.generators import make_group
 from tests.fakes.judges import ScriptedJudge
@@ -49,6 +50,17 @@ def test_a_sane_judge_is_asked_once_and_its_scores_reach_their_groups_in_order()
     assert [result.lease.index for result in results if isinstance(result, Group)] == [0, 1, 2, 3]
     assert judge.calls == [[0, 1, 2, 3]]
     assert pauses == []
+
+
+def test_a_reason_is_cut_and_escaped_before_it_travels() -> None:
+    def fail(call: int, groups: Sequence[Group]) -> Any:
+        raise ValueError("\x1b" + "x" * 200_000)
+
+    results, _ = run(ScriptedJudge(fail), GROUPS[:1])
+    (failure,) = results
+    assert isinstance(failure, Failure)
+    assert failure.reason.startswith(r"the judge raised ValueError: \x1bxxx")
+    assert len(failure.reason) == 1000
 
 
 def test_batches_hold_at_most_the_configured_groups() -> None:
@@ -103,12 +115,12 @@ def test_nonsense_counts_as_an_error_and_is_asked_again(nonsense: Any) -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_a_score_that_is_not_finite_is_refused_even_where_it_would_be_replaced(bad: float) -> None:
     """Pairing, which trusts judgements, would replace the score of an unfinished completion."""
-    with pytest.raises(RunError, match=r"prompt 'fake:7' scores .*finite"):
+    with pytest.raises(RunError, match="gave a score that is NaN or infinite"):
         check_answers([Judgement((1.0, bad))], [make_group(["a", "b"], index=7, finished=(True, False))])
 
 
 def test_a_judgement_of_another_length_is_refused() -> None:
-    with pytest.raises(RunError, match="prompt 'fake:0' 3 scores for 2 completions"):
+    with pytest.raises(RunError, match="gave 3 scores for 2 completions"):
         check_answers([Judgement((1.0, 2.0, 3.0))], GROUPS[:1])
 
 
@@ -188,3 +200,27 @@ def test_cancelling_the_caller_ends_the_wait_for_a_silent_judge() -> None:
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "split"),
+    [
+        ([4] * 7, [3, 3, 1]),  # 12 programs, 4 at a time beside 12 others, are 6 turns of 10 s
+        ([12, 1, 1], [1, 2]),
+        ([50, 4, 50, 50], [1, 1, 1, 1]),  # too many alone: a batch, and its time limit holds
+        ([], []),
+    ],
+)
+def test_a_batch_has_no_more_programs_than_end_within_its_time_limit(sizes: list[int], split: list[int]) -> None:
+    config = JudgingConfig(
+        judge=CodeJudgeConfig(time_limit_seconds=10.0, max_concurrent_programs=4), timeout_seconds=60.0
+    )
+    groups = [make_group(["x"] * size, index=index) for index, size in enumerate(sizes)]
+    found = batches(groups, config)
+    assert [len(batch) for batch in found] == split
+    assert [group for batch in found for group in batch] == groups
+
+
+def test_other_judges_batches_are_bounded_by_their_number_of_groups_alone() -> None:
+    groups = [make_group(["x"] * 50, index=index) for index in range(5)]
+    assert [len(batch) for batch in batches(groups, JudgingConfig(max_batch_groups=2))] == [2, 2, 1]

@@ -218,6 +218,31 @@ def test_an_update_goes_on_without_a_lease_that_failed_for_good():
     assert (ledger["returned"], ledger["dropped"]) == ({"judge timeout": 1}, {"malformed answer": 1})
 
 
+def test_failures_are_counted_by_kind_and_the_saved_state_stays_small():
+    """A judge that raised another text each time made a ledger, and checkpoints, of all these texts."""
+    state = admission(max_staleness=0, max_attempts=2000)
+    for attempt in range(100):
+        state.grant(1, now=0.0)
+        state.returned(0, attempt, f"the judge raised ValueError: {attempt} of prompt 'a:{attempt}' " + "x" * 200_000)
+    (kind,) = state.ledger()["returned"]
+    assert kind.startswith("the judge raised ValueError: # of prompt # xxx")
+    assert state.ledger()["returned"][kind] == 100
+    assert len(json.dumps(state.state_dict())) < 2000
+
+
+def test_whole_reasons_that_an_older_version_saved_are_counted_by_kind():
+    state = admission(max_staleness=0, max_attempts=11)
+    for attempt in range(11):
+        state.grant(1, now=0.0)
+        state.returned(0, attempt, "expired")
+    saved = state.state_dict()
+    saved["returned"] = {"expired": 2, "x" * 200_000: 3, "bad pair 1": 1, "bad pair 2": 4}
+    saved["dropped"] = {"bad pair 3": 1}
+    state.load_state_dict(json.loads(json.dumps(saved)))
+    assert state.ledger()["returned"] == {"expired": 2, "x" * 119 + "…": 3, "bad pair #": 5}
+    assert state.ledger()["dropped"] == {"bad pair #": 1}
+
+
 def test_an_update_without_any_group_is_empty_and_the_run_goes_on():
     state = admission(max_staleness=0, max_attempts=1)
     assert state.lost(indices(state.grant(2, now=0.0)), "generator died") == [0, 1]

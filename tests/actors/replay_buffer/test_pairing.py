@@ -12,7 +12,7 @@ import pytest
 from actors.errors import RunError
 from actors.preferences import mean_win_probabilities
 from actors.records import Group, Judgement
-from actors.replay_buffer.pairing import best_and_worst, effective_scores, game_of
+from actors.replay_buffer.pairing import MissingEos, best_and_worst, effective_scores, game_of, unfinished_won
 from tests.fakes.generators import make_group
 
 
@@ -21,7 +21,7 @@ def judged(*scores: float, finished: tuple[bool, ...] | None = None) -> Group:
     return make_group(texts, index=7, finished=finished, judgement=Judgement(scores))
 
 
-def chosen_and_rejected(group: Group, missing_eos_score: float | None = None) -> tuple[int, int]:
+def chosen_and_rejected(group: Group, missing_eos_score: MissingEos = None) -> tuple[int, int]:
     pair = best_and_worst(group, missing_eos_score)
     return group.completions.index(pair.chosen), group.completions.index(pair.rejected)
 
@@ -187,3 +187,53 @@ def test_the_preferences_of_a_judge_in_float32_add_up_to_exactly_one() -> None:
 def test_a_group_without_judgement_is_no_game() -> None:
     with pytest.raises(RunError, match="lease 4 has no judgement"):
         game_of(make_group(["a", "b"], index=4), None)
+
+
+# ---------------------------------------------------------------- below_finished
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-6, 1e6])
+def test_below_finished_ranks_unfinished_completions_last_in_any_unit(unit: float) -> None:
+    """A judge that prefers short answers, with 16 new tokens: minus the length. The cut ones are 16 long."""
+    group = judged(*(-unit * length for length in (16, 5, 9, 16)), finished=(False, True, True, False))
+    assert effective_scores(group, "below_finished") == pytest.approx((-20 * unit, -5 * unit, -9 * unit, -20 * unit))
+    assert chosen_and_rejected(group, "below_finished") == (1, 0)
+    assert chosen_and_rejected(judged(-16.0, -5.0, -9.0, finished=(False, True, True)), -1.0) == (0, 2), "the old rule"
+
+
+def test_below_finished_is_below_if_all_finished_scores_are_equal_and_if_a_spread_vanishes_in_rounding() -> None:
+    assert effective_scores(judged(1.0, 1.0, 1.0, finished=(True, False, True)), "below_finished") == (1.0, 0.0, 1.0)
+    scores = effective_scores(judged(1e300, 1e300, finished=(True, False)), "below_finished")
+    assert scores[1] < scores[0]
+
+
+def test_if_none_finished_all_are_a_tie_and_if_all_did_the_judge_has_the_last_word() -> None:
+    assert effective_scores(judged(3.0, 1.0, finished=(False, False)), "below_finished") == (1.0, 1.0)
+    assert effective_scores(judged(3.0, 1.0), "below_finished") == (3.0, 1.0)
+
+
+def test_in_a_game_an_unfinished_completion_loses_against_every_finished_one() -> None:
+    third = 1 / (1 + math.exp(-1.0))
+    game = game_of(judged(9.0, 1.0, 0.0, finished=(False, True, True)), "below_finished")
+    assert game.preferences[0] == (0.5, 0.0, 0.0)
+    assert game.preferences[1] == pytest.approx((1.0, 0.5, third))
+    both = game_of(judged(9.0, 1.0, finished=(False, False)), "below_finished")
+    assert both.preferences == ((0.5, 0.5), (0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("finished", "setting", "won"),
+    [
+        ((False, True), None, True),
+        ((False, True), 6.0, True),
+        ((False, True), -1.0, False),
+        ((False, True), "below_finished", False),
+        ((True, False), None, False),
+        ((True, True), None, None),
+        ((False, False), None, None),
+    ],
+)
+def test_whether_an_unfinished_completion_won_is_known_of_groups_with_both_kinds(
+    finished: tuple[bool, ...], setting: MissingEos, won: bool | None
+) -> None:
+    assert unfinished_won(judged(5.0, 1.0, finished=finished), setting) is won

@@ -9,10 +9,10 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
-from actors.errors import RunError, UsageError, WeightMismatchError
-from actors.records import Canary, Failure, GeneratorStatus, Lease, Manifest
+from actors.errors import EngineStartError, RunError, TransferInterruptedError, UsageError, WeightMismatchError
+from actors.records import Canary, Failure, GeneratorStatus, Lease, Manifest, Seat
 from launch.cluster import ray_actors as ray_ports
-from launch.cluster.ray_actors import Delivery, RayGenerator, RayJudge, RayLearner
+from launch.cluster.ray_actors import RayGenerator, RayJudge, RayLearner
 from launch.run.protocols import GeneratorDeadError, GeneratorUnavailableError
 from tests.fakes.generators import FakePrompts, group_of
 
@@ -113,6 +113,53 @@ def test_a_generator_that_is_killed_while_its_calls_say_it_is_broken_is_killed_o
     asyncio.run(test())
 
 
+def test_a_restart_whose_engine_does_not_start_is_told_and_tried_again_once_per_process(
+    killed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A constructor that raised at a restart, as when a dead process still held GPU memory, was the actor's end."""
+    monkeypatch.setattr(ray_ports, "START_PAUSE_SECONDS", 0.0)
+    first, second = (_wrapped(EngineStartError("no memory is free", process)) for process in ("1", "2"))
+    actor = FakeActor(status=[first, first, _unavailable(), second, _unavailable(), _status("3")])
+
+    async def test() -> None:
+        generator = RayGenerator("g", actor)
+        for tries in (1, 2):
+            with pytest.raises(GeneratorUnavailableError, match=r"g \(no memory is free\)"):
+                await generator.ready()
+            assert killed == [(actor, False)] * tries
+        await generator.ready()
+        assert len(killed) == 2
+
+    asyncio.run(test())
+
+
+def test_a_generator_without_restarts_left_says_why_its_engine_did_not_start(
+    killed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_ports, "START_PAUSE_SECONDS", 0.0)
+    failed = _wrapped(EngineStartError("no memory is free", "1"))
+    actor = FakeActor(status=[failed, ActorDiedError()])
+
+    async def test() -> None:
+        generator = RayGenerator("g", actor)
+        with pytest.raises(GeneratorUnavailableError):
+            await generator.ready()
+        with pytest.raises(GeneratorDeadError, match=r"g \(no memory is free\)"):
+            await generator.ready()
+
+    asyncio.run(test())
+
+
+def test_asking_a_generator_that_did_not_start_for_its_status_neither_kills_it_nor_ends_the_run(
+    killed: list[Any],
+) -> None:
+    """The board asks every second, and an error it does not know would be the run's."""
+    actor = FakeActor(status=_wrapped(EngineStartError("no memory is free", "1")))
+    with pytest.raises(GeneratorUnavailableError):
+        asyncio.run(RayGenerator("g", actor).status())
+    assert killed == []
+
+
 def test_a_generator_that_was_out_of_reach_gets_work_when_its_last_collect_call_has_run_out() -> None:
     """The abandoned call took finished groups with it, which were waited for until their leases ended. A process of its
     own has no call of another's."""
@@ -143,24 +190,55 @@ def test_refused_weights_end_the_run_with_the_refusal(killed: list[Any]) -> None
     assert not killed
 
 
+SEAT = Seat("group 1", "127.0.0.1", 1, 1.0, 2)
+
+
 @pytest.mark.parametrize(
-    ("raised", "seen"),
+    ("of_generator", "of_learner", "seen"),
     [
-        (_wrapped(_unavailable()), GeneratorUnavailableError),
-        (_wrapped(ActorDiedError()), GeneratorDeadError),
-        (_wrapped(WeightMismatchError("differs"), times=2), WeightMismatchError),
-        (_wrapped(RunError("the engine failed"), times=2), GeneratorUnavailableError),
-        (ActorDiedError(), RunError),
+        (1, None, 1),
+        (_wrapped(_unavailable()), None, GeneratorUnavailableError),
+        (ActorDiedError(), None, GeneratorDeadError),
+        (_wrapped(WeightMismatchError("differs")), None, WeightMismatchError),
+        (_wrapped(RunError("the engine failed")), None, GeneratorUnavailableError),
+        (_wrapped(TransferInterruptedError("b died")), _wrapped(TransferInterruptedError("b died")), "b died"),
+        (..., ActorDiedError(), RunError),
     ],
 )
-def test_a_death_while_the_learner_sends_weights_is_laid_on_the_one_that_died(
-    raised: Exception, seen: type[Exception], killed: list[Any]
+def test_a_failure_in_a_broadcast_is_laid_on_the_one_that_failed(
+    of_generator: Any, of_learner: Any, seen: Any, killed: list[Any]
 ) -> None:
     """The generator's own death came back as an unknown error and ended the run."""
-    generator = RayGenerator("g", FakeActor())
-    with pytest.raises(seen) as caught:
-        asyncio.run(generator.take_weights(MANIFEST, Delivery(FakeActor(deliver=raised), workers=1)))
-    assert type(caught.value) is seen
+    rank = FakeActor(export=MANIFEST, open_group=SEAT, send=of_learner, give_up=None)
+    generator = RayGenerator("g", FakeActor(check_weights=None, take_published=of_generator))
+
+    async def take() -> int:
+        publication = await RayLearner([rank], "gloo").export(1)
+        assert publication.turn is not None
+        await publication.turn(generator)
+        return await generator.take_weights(publication.manifest, publication.chunks)
+
+    if isinstance(seen, int):
+        assert asyncio.run(take()) == seen
+        assert rank.calls == ["export", "open_group", "send"]
+        return
+    with pytest.raises(TransferInterruptedError if isinstance(seen, str) else seen) as caught:
+        asyncio.run(take())
+    assert type(caught.value) is (TransferInterruptedError if isinstance(seen, str) else seen)
+    assert not isinstance(seen, str) or str(caught.value) == seen
+
+
+def test_a_generator_gets_handles_of_its_own_where_it_shares_the_learner_s_gpu() -> None:
+    rank = FakeActor(export=MANIFEST, share=[{"gpu": "first"}, {"gpu": "second"}])
+
+    async def test() -> list[int]:
+        publication = await RayLearner([rank], "ipc").export(1)
+        assert publication.turn is None
+        generators = [RayGenerator(name, FakeActor(take_published=1)) for name in "ab"]
+        return [await each.take_weights(publication.manifest, publication.chunks) for each in generators]
+
+    assert asyncio.run(test()) == [1, 1]
+    assert rank.calls == ["export", "share", "share"]
 
 
 def test_a_judge_that_is_being_restarted_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,12 +22,13 @@ def _config(**settings: Any) -> RunConfig:
 def test_the_judge_s_gpus_count_when_resources_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A judge without room for its GPU was waited for, for ever and silently."""
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
-    monkeypatch.setattr(ray, "nodes", lambda: [])
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8, "GPU": 2}}])
     learner = {"gpus_per_rank": 1}
-    wiring.check_resources(_config(learner=learner))
+    publication = {"transport": "nccl"}
+    wiring.check_resources(_config(learner=learner, publication=publication))
     judge = {"judge": {"kind": "reward_model", "path": "rm", "gpus": 1}}
     with pytest.raises(UsageError, match=r"needs 3 GPUs.*1 judges.*Ray has 2"):
-        wiring.check_resources(_config(learner=learner, judging=judge))
+        wiring.check_resources(_config(learner=learner, judging=judge, publication=publication))
 
 
 def test_a_task_on_all_cores_fits_one_node_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,24 +70,67 @@ def test_generators_are_given_the_reference_and_the_opponent_that_the_loss_has(
     assert bool(spec.opponent and spec.opponent.sampled) == (loss == "nash_pg")
 
 
-@pytest.mark.parametrize(("host", "resources"), [(None, {}), ("10.0.0.1", {"node:10.0.0.1": 0.001})])
+def test_a_resumed_run_s_engines_never_draw_the_numbers_of_its_first_start_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[GeneratorSpec] = []
+    monkeypatch.setattr(remote, "start_generator", lambda spec, place: given.append(spec))
+    config = _config(generators={"count": 2}, seed=7)
+    wiring.start_generators(config, "start", "reference")
+    wiring.start_generators(config, "start", "reference", updates=5)
+    assert [(spec.seed, spec.number, spec.start) for spec in given] == [(7, 0, 0), (7, 1, 0), (7, 0, 5), (7, 1, 5)]
+
+
+class _Actors:
+    """Stands for `ray.remote(cls)`: keeps the options and arguments of every actor that is started."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.options_given: list[dict[str, Any]] = []
+        self.arguments: list[tuple[Any, ...]] = []
+        monkeypatch.setattr(ray, "remote", lambda cls: self)
+
+    def options(self, **given: Any) -> _Actors:
+        self.options_given.append(given)
+        return self
+
+    def remote(self, *arguments: Any, **_: Any) -> None:
+        self.arguments.append(arguments)
+
+
+class _Loading:
+    """A learner or judge whose reference to its loading is its name."""
+
+    host = "10.0.0.1"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def loaded(self) -> list[str]:
+        return [self.name]
+
+
+@pytest.mark.parametrize(("transport", "resources"), [("object_store", {}), ("shm", {"node:10.0.0.1": 0.001})])
 def test_generators_that_read_shared_memory_are_never_started_on_another_host(
-    host: str | None, resources: dict[str, float], monkeypatch: pytest.MonkeyPatch
+    transport: str, resources: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a host that joined the run later they found no publication, and refused it."""
-    options: list[dict[str, Any]] = []
+    actors = _Actors(monkeypatch)
+    config = _config(generators={"count": 2}, publication={"transport": transport})
+    wiring.start_generators(config, "start", "reference", _Loading("learner"))  # type: ignore[arg-type]
+    assert [each["resources"] for each in actors.options_given] == [resources] * 2
 
-    class Actor:
-        def options(self, **given: Any) -> Actor:
-            options.append(given)
-            return self
 
-        def remote(self, *_: Any, **__: Any) -> None:
-            pass
-
-    monkeypatch.setattr(ray, "remote", lambda cls: Actor())
-    wiring.start_generators(_config(generators={"count": 2}), "start", "reference", host)
-    assert [each["resources"] for each in options] == [resources] * 2
+@pytest.mark.parametrize(("gpus", "after"), [(0.25, ("learner", "judge")), (1.0, ())])
+def test_an_engine_that_may_share_a_gpu_starts_when_the_others_have_loaded(
+    gpus: float, after: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM takes what others load while it measures for its own, and gets less cache, or none."""
+    actors = _Actors(monkeypatch)
+    config = _config(generators={"count": 2, "gpus": gpus}, learner={"gpus_per_rank": 0.5})
+    others: Any = _Loading("learner"), [_Loading("judge")]
+    wiring.start_generators(config, "start", "reference", *others)
+    assert [each["num_gpus"] for each in actors.options_given] == [gpus] * 2
+    assert [each[1:] for each in actors.arguments] == [after] * 2
 
 
 def test_a_ray_that_does_not_start_in_time_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
 from collections import Counter
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from hypothesis import given, settings
@@ -202,7 +204,7 @@ def test_a_ceiling_comes_from_the_model_s_own_samples_drawn_or_in_a_file(
     assert (first.own_samples.count, first.own_samples.quantile) == (512, 0.9)
 
     prompts = [list(world.prompt_token_ids(index)) for index in range(16)] * 40
-    samples = scorer.sample(prompts, max_new_tokens=4, eos=world.EOS, seed=9)
+    samples = scorer.sample(prompts, max_new_tokens=4, ends=(world.EOS,), seed=9)
     finished = [each for each in samples if each[1][-1] == world.EOS and len(each[1]) > 1]
     texts = [
         {"prompt": " ".join(world.VOCABULARY[i] for i in prompt[1:-1]),
@@ -238,17 +240,35 @@ def test_drawn_samples_answer_different_prompts_of_the_data(
     assert sorted(counts.values()) == [1] * 12 + [2] * 4
     assert asked[0] == asked[1]
     assert [rest["seed"] for _, rest in asked] == [0, 0, 1]
-    assert asked[0][1] == {"max_new_tokens": 3, "eos": world.EOS, "seed": 0}
+    assert asked[0][1] == {"max_new_tokens": 3, "ends": (world.EOS,), "seed": 0}
     assert asked[0][0] != asked[2][0]
 
 
 def test_the_model_sees_the_template_and_the_rows_are_written_without_it(many: Path, scorer: PerplexityModel) -> None:
     preparation = prepare(configured(many, "model=/m", "template=gold {prompt}"), world.tokenizer(), scorer)
     templated, *_ = preparation.pairs
-    words = ("<bos>", "gold", "red", "north", "<sep>")
-    assert templated.tokens is not None
-    assert templated.tokens.prompt == [world.VOCABULARY.index(word) for word in words]
+    prompt = [world.VOCABULARY.index(word) for word in ("<bos>", "gold", "red", "north", "<sep>")]
+    answers = [[world.VOCABULARY.index(word) for word in text.split()] + [world.EOS]
+               for text in (templated.row.chosen, templated.row.rejected)]  # fmt: skip
+    assert templated.tokens == (len(prompt), *map(len, answers))
+    expected = scorer.log_perplexities([(prompt, answer) for answer in answers])
+    assert templated.log_perplexities == pytest.approx(expected.tolist(), abs=1e-4)
     assert templated.row.prompt == "red north"
+
+
+def test_groups_of_rows_are_scored_as_all_at_once(
+    many: Path, scorer: PerplexityModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory holds the tokens of one group only."""
+    config = configured(many, "model=/m", "filters.ceiling.kind=sampled", "filters.ceiling.samples=5")
+    whole = prepare(config, world.tokenizer(), scorer)
+    monkeypatch.setattr(module, "ROWS_PER_GROUP", 7)
+    parts = prepare(config, world.tokenizer(), scorer)
+    assert len(parts.pairs) > 14
+    assert parts.report.ceiling == pytest.approx(whole.report.ceiling, abs=1e-4)
+    for one, other in zip(parts.pairs, whole.pairs, strict=True):
+        assert (one.tokens, one.left_out) == (other.tokens, other.left_out)
+        assert one.log_perplexities == pytest.approx(other.log_perplexities, abs=1e-4)
 
 
 def test_the_seed_decides_which_prompts_are_held_out(many: Path) -> None:
@@ -376,3 +396,23 @@ def test_a_disk_that_refuses_leaves_nothing_half_written(
 
 def test_every_reason_has_words() -> None:
     assert tuple(MEANINGS) == LEFT_OUT
+
+
+def test_the_account_tells_each_layout_and_the_columns_that_were_not_read(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"question": "q", "chosen": "a", "rejected": "b", "source": "x", "model": None},
+        {"question": "q2", "response_0": "a", "response_1": "b", "better_response_id": 0, "safer_response_id": 1},
+        {"note": "neither"},
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = ("columns={prompt: question}", "on_malformed=skip")
+    report = prepare(configured(tmp_path / "p.jsonl", *settings)).report
+    assert report.columns == ["question, chosen, rejected", "question, response_0, response_1, better_response_id"]
+    assert report.unread_columns == ["safer_response_id", "source"]
+    table = pyarrow.Table.from_pylist(rows[:1])
+    pyarrow.parquet.write_table(table, tmp_path / "p.parquet")
+    report = prepare(configured(tmp_path / "p.parquet", *settings)).report
+    assert (report.columns, report.unread_columns) == (["question, chosen, rejected"], ["model", "source"])
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(report.renderable())
+    assert "not read  model, source" in console.export_text()

@@ -21,6 +21,7 @@ from launch.doctor.findings import Finding
 from launch.output import run_directory as rundir
 from launch.settings.loading import load_config
 from launch.settings.run import RunConfig
+from tests.fakes.architectures import rewrite
 from tests.fakes.models import tiny_llama
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -92,7 +93,7 @@ def test_a_sound_run_on_this_machine_has_no_errors(file: Path, small: Path, caps
     assert (errors(found), code, found["ok"]) == ([], 0, True)
     assert named(found, "prompts") == [("ok", f"1 in {file.parent / 'prompts.jsonl'}, 0 malformed rows skipped")]
     assert named(found, "tokenizer") == [
-        ("ok", "96 tokens of the model's 96, end of sequence '</s>', no chat template")
+        ("ok", "96 tokens of the model's 96, answers end with '</s>', no chat template")
     ]
     assert "policy" in {finding["name"] for finding in found["findings"]}
     assert not (file.parent / "run").exists(), "nothing was written"
@@ -140,9 +141,10 @@ def test_a_tokenizer_larger_than_the_model_is_an_error(file: Path, small: Path, 
     tiny_llama(tmp_path / "other", seed=0, vocab_size=128)
     code, found = examined(config_of(file, f"model.tokenizer={tmp_path}/other"), capsys)
     assert code == 1
-    assert named(found, "tokenizer") == [
-        ("error", "128 tokens of the model's 96, end of sequence '</s>', no chat template")
-    ]
+    ((level, text),) = named(found, "tokenizer")
+    assert level == "error"
+    assert text.startswith(f"the tokenizer of {tmp_path}/other has 128 tokens and ")
+    assert text.endswith(" 96")
 
 
 def test_hub_names_that_are_not_cached_are_warnings_and_nothing_is_asked_of_the_hub(
@@ -170,6 +172,17 @@ def test_without_a_model_the_prompts_are_still_looked_at(file: Path, small: Path
     assert {line.partition(":")[0] for line in errors(found)} == {"model", "prompts"}
 
 
+def test_the_chat_preset_without_its_model_names_the_command_that_brings_it_and_needs_no_hub_for_prompts(
+    small: Path, capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, found = examined(load_config("chat", ["cluster.address=local"]), capsys)
+    assert code == 1
+    [finding] = [each for each in found["findings"] if each["name"] == "model"]
+    assert finding["remedy"] == "`make pretrained` writes models/smollm2-135m-instruct in a checkout"
+    assert named(found, "prompts") == [("ok", "instructions can be read; not tokenised without the model")]
+
+
 def test_a_cluster_that_does_not_answer_is_an_error_and_this_host_is_not_measured(
     file: Path, small: Path, capsys
 ) -> None:
@@ -187,7 +200,8 @@ def test_a_cluster_is_asked_whether_it_can_place_the_run(
     from launch.cluster import wiring
 
     monkeypatch.setattr(wiring, "ray_session", lambda cluster: contextlib.nullcontext())
-    monkeypatch.setattr(wiring.ray, "nodes", list)
+    host = {"Alive": True, "Resources": {"CPU": 1.0}, "NodeManagerAddress": "10.0.0.1"}
+    monkeypatch.setattr(wiring.ray, "nodes", lambda: [host])
     monkeypatch.setattr(wiring.ray, "cluster_resources", lambda: {"CPU": 1.0})
     code, found = examined(config_of(file, "cluster.address=10.0.0.1:6379"), capsys)
     assert (errors(found), code) == ([], 0)
@@ -286,3 +300,51 @@ def test_the_command_prints_one_json_object_and_exits_by_it(file: Path, small: P
 def test_a_wrong_setting_is_a_wrong_request(file: Path, capsys) -> None:
     assert main(["doctor", str(file), "updates=0"]) == 2
     assert "updates: given 0" in capsys.readouterr().err
+
+
+# Models
+
+
+def test_missing_weights_are_an_error_and_unused_ones_told(file: Path, small: Path, tmp_path: Path, capsys) -> None:
+    own = tmp_path / "own"
+    tiny_llama(own, seed=0)
+    matrix, extra = "model.layers.1.mlp.up_proj.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"
+    rewrite(own, lambda tensors: tensors | {extra: torch.ones(16)})
+    code, found = examined(config_of(file, f"model.path={own}"), capsys)
+    ((level, text),) = named(found, "model")
+    assert (code, level) == (0, "warning")
+    assert text.endswith(f"1 tensors of its files are not part of LlamaForCausalLM: '{extra}'")
+    rewrite(own, lambda tensors: {name: tensor for name, tensor in tensors.items() if name != matrix})
+    code, found = examined(config_of(file, f"model.path={own}"), capsys)
+    ((level, text),) = named(found, "model")
+    assert (code, level) == (1, "error")
+    assert f"lacks the weights '{matrix}' of LlamaForCausalLM, which would be random" in text
+
+
+def test_every_token_that_ends_an_answer_is_shown(file: Path, small: Path, tmp_path: Path, capsys) -> None:
+    own = tmp_path / "own"
+    tiny_llama(own, seed=0)
+    (own / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 7]}))
+    _, found = examined(config_of(file, f"model.path={own}"), capsys)
+    assert named(found, "tokenizer") == [
+        ("ok", "96 tokens of the model's 96, answers end with '</s>', 'w3', 'w7', no chat template")
+    ]
+
+
+def test_heads_that_the_engine_on_cpu_lacks_are_refused_first(file: Path, small: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    tiny_llama(own, seed=0)
+    settings = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps(settings | {"head_dim": 16}))
+    found = doctor.fatal_checks(config_of(file, f"model.path={own}"))
+    assert [(finding.name, finding.level) for finding in found] == [("attention", "error")]
+    assert found[0].text.startswith("heads of 16 dimensions, and vLLM's attention on CPU has those of 32, 64, 80")
+    on_gpu = config_of(file, f"model.path={own}", "learner.gpus_per_rank=1")
+    assert "attention" not in {finding.name for finding in doctor.fatal_checks(on_gpu)}
+
+
+def test_a_judge_that_fails_here_is_a_warning_if_it_runs_on_another_cluster(file: Path, small: Path, capsys) -> None:
+    own = "judging.judge={kind: function, path: 'no_such_module:f'}"
+    assert [level for level, _ in named(examined(config_of(file, own), capsys)[1], "judge")] == ["error"]
+    ((level, text),) = named(examined(config_of(file, own, "cluster.address=10.0.0.1:6379"), capsys)[1], "judge")
+    assert (level, "no_such_module" in text) == ("warning", True)

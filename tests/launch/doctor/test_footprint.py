@@ -1,12 +1,23 @@
 """Memory and disk by arithmetic, against published figures and figures added up by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from actors.generation.config import OpponentConfig
 from launch.doctor import footprint
-from launch.doctor.footprint import activation_bytes, kv_bytes_per_token, learner_memory, size
+from launch.doctor.footprint import (
+    activation_bytes,
+    head_bytes,
+    kv_bytes_per_token,
+    layer_activations,
+    learner_memory,
+    loading_bytes,
+    size,
+)
 from launch.doctor.model_facts import WORLD_POLICY, ModelFacts
 from launch.settings.loading import load_config
+from launch.settings.run import RunConfig
 from learner.backend.deepspeed_config import BUCKET
 from learner.config import TrainerConfig
 
@@ -62,20 +73,87 @@ def test_an_average_is_kept_in_float32_and_in_the_model_s_dtype():
     assert with_average - without == (4 + 2) * 100
 
 
-def test_an_offloaded_optimizer_moves_to_the_host_with_its_gradients():
-    config = TrainerConfig(zero_stage=2, ranks=4, dtype="bfloat16", offload_optimizer=True, gpus_per_rank=1)
+@pytest.mark.parametrize(
+    ("stage", "dtype", "on_device", "on_host"),
+    [
+        # Weights and reference; gradients in float32 where they are summed on the GPU; unsummed ones at stage 1.
+        (1, "bfloat16", 2 + 2 + 4 + 2, (12 + 4 + 2) / 4),
+        (2, "bfloat16", 2 + 2 + 4 / 4, (12 + 4 + 2) / 4),
+        (2, "float32", 4 + 4, (12 + 4 + 4) / 4),
+        (3, "bfloat16", (2 + 2) / 4 + 4, (12 + 4) / 4),  # and a bucket that holds all gradients of so small a model
+    ],
+)
+def test_an_offloaded_optimizer_moves_to_the_host_and_its_gradients_only_at_some_stages(
+    stage, dtype, on_device, on_host
+):
+    """At stages 1 and 2 in bfloat16 DeepSpeed sums the gradients of its partition on the GPU all the same: 4.6 GiB of a
+    model of 1.2 billion parameters that were not counted."""
+    config = TrainerConfig(zero_stage=stage, ranks=4, dtype=dtype, offload_optimizer=True, gpus_per_rank=1)
     device, host = learner_memory(model(1000), model(1000), config, average=False)
-    assert device == 2 * 1000 + 2 * 1000
-    assert host == (12 * 1000 + 4 * 1000) / 4
+    assert (device, host) == (on_device * 1000, on_host * 1000)
+
+
+LLAMA_1B = model(1_235_814_400, layers=16, hidden=2048, kv_heads=8, head_size=64, vocabulary=128_256, heads=32)
+LLAMA_8B = model(8_030_261_248, layers=32, hidden=4096, kv_heads=8, head_size=128, vocabulary=128_256, heads=32)
+LLAMA_1B, LLAMA_8B = replace(LLAMA_1B, intermediate=8192), replace(LLAMA_8B, intermediate=14_336)
+
+
+def test_a_layer_keeps_what_was_counted_in_its_class():
+    """Elements per token and hidden unit that autograd saved in bfloat16, in transformers 5: 26.04 for a Llama of width
+    3.5 h with as many key-value heads as query heads, 24.54 with a quarter of them, 18.54 with width 2 h, 18.04 for a
+    GPT-NeoX of width 4 h. 16 were assumed for all."""
+    sizes = {"hidden": 512, "head_size": 64}
+    llama, narrow = {"intermediate": 1792}, {"intermediate": 1024}
+    assert layer_activations(model(1, kv_heads=8, **sizes, **llama), "bfloat16") == 26.0 * 512
+    assert layer_activations(model(1, kv_heads=2, **sizes, **llama), "bfloat16") == 24.5 * 512
+    assert layer_activations(model(1, kv_heads=2, **sizes, **narrow), "bfloat16") == 18.5 * 512
+    neox = model(1, kv_heads=8, intermediate=2048, gated=False, **sizes)
+    assert layer_activations(neox, "bfloat16") == 18.0 * 512
+
+
+def test_the_head_of_a_large_vocabulary_by_hand():
+    """Llama 3.1 8B: a gradient of the head in float32, 1.96 GiB, and a chunk's product in bfloat16, 0.98, beside 512
+    rows of logits in float32 and in bfloat16, 0.37. The logits alone were counted."""
+    config = TrainerConfig(dtype="bfloat16")
+    expected = 4 * 128_256 * 4096 + 2 * 128_256 * 4096 + 512 * 128_256 * (4 + 2)
+    assert head_bytes(LLAMA_8B, config, 8192) == expected
+    assert expected / GIB == pytest.approx(1.957 + 0.979 + 0.367, abs=0.001)
+    # A small vocabulary in float32: forward, logits and their exponentials, is more than backward.
+    assert head_bytes(model(1), TrainerConfig(dtype="float32"), 100) == max(8 * 100 * 5, 4 * 100 * 5 + 8 * 5 * 4)
 
 
 def test_activations_by_hand():
-    # Two layers of 16 elements of 2 bytes for 10 tokens of 4 hidden units; float32 logits and gradients of 8 tokens.
+    # Two layers of 10 tokens: 10 x 4 of hidden units, 2 x 4 of keys and values, 4 x 16 of the MLP, in 2 bytes.
+    layer = 10 * 2 * (10 * 4 + 2 * 4 + 4 * 16)
+    head = max(8 * 8 * 5, 8 * 5 * (4 + 2) + 5 * 4 * (4 + 2))
     config = TrainerConfig(dtype="bfloat16", logprob_chunk=8)
-    assert activation_bytes(model(1), config, 10) == 2 * (16 * 2 * 10 * 4) + 2 * 4 * 5 * 8
-    # With checkpointing two inputs, and one whole layer at a time.
+    assert activation_bytes(model(1), config, 10) == 2 * layer + head
+    # With checkpointing two inputs; or, when its gradients are computed, one layer. The bucket here is one element.
     config = TrainerConfig(dtype="bfloat16", logprob_chunk=8, gradient_checkpointing=True)
-    assert activation_bytes(model(1), config, 10) == 2 * (2 * 10 * 4) + 16 * 2 * 10 * 4 + 2 * 4 * 5 * 8
+    assert activation_bytes(model(1), config, 10) == max(2 * (2 * 10 * 4) + head, layer + 8 * 1)
+
+
+def test_what_a_rank_gathers_and_reduces_at_a_time_is_bounded_by_deepspeed_s_limits():
+    """ZeRO-3 on several ranks: up to a billion weights of policy and reference each, and a bucket of gradients."""
+    config = TrainerConfig(dtype="bfloat16", zero_stage=3, ranks=4, gradient_checkpointing=True)
+    alone = config.model_copy(update={"ranks": 1})
+    gathered = activation_bytes(LLAMA_8B, config, 64) - activation_bytes(LLAMA_8B, alone, 64)
+    assert gathered == pytest.approx(2 * 2 * 1_000_000_000, rel=1e-9)
+    layer = 64 * 2 * layer_activations(LLAMA_8B, "bfloat16")
+    # The bucket is full when the layers that filled it, 5 of 80 parts of the model, have freed their inputs.
+    kept = 64 * 2 * 4096 * 32 * (1 - BUCKET / 8_030_261_248)
+    assert activation_bytes(LLAMA_8B, alone, 64) == pytest.approx(kept + layer + 8 * BUCKET, rel=1e-9)
+
+
+def test_a_learner_on_gpus_loads_through_the_memory_of_one_host():
+    """Rank 0 reads 2 bytes a weight of the larger model: 131.4 GiB for 70 billion, whatever the number of ranks."""
+    seventy = model(70_553_706_496)
+    config = TrainerConfig(dtype="bfloat16", zero_stage=3, ranks=32, gpus_per_rank=1)
+    assert loading_bytes(seventy, model(10), config) == 2 * 70_553_706_496
+    assert pytest.approx(131.4, abs=0.05) == 2 * 70_553_706_496 / GIB
+    assert loading_bytes(model(10), seventy, config) == 2 * 70_553_706_496
+    assert loading_bytes(model(10), None, config) == 2 * 10
+    assert loading_bytes(model(10), None, TrainerConfig(dtype="bfloat16")) == 0.0
 
 
 def test_keys_and_values_of_a_token_are_those_of_the_paged_attention_paper():
@@ -141,3 +219,31 @@ def test_sizes_as_text():
     assert size(1.5 * GIB) == "1.5 GiB"
     assert size(GIB - 1) == "1,024.0 MiB"
     assert size(512) == "0.0 MiB"
+
+
+@pytest.mark.parametrize(
+    ("transport", "shards", "stage", "on_gpu", "on_host"),
+    [
+        ("shm", 2, 2, 0, 2),  # two versions in /dev/shm
+        ("object_store", 2, 2, 0, 0),  # in Ray's own memory, which is counted whole
+        ("gloo", 2, 2, 0, 2 + 6),  # two at the learner, one in each of three engines' two processes
+        ("nccl", 2, 2, 1, 2 + 6),  # the same, and one on the GPU until it is sent
+        ("nccl", 2, 3, 0, 2 + 6),  # no GPU has the whole model: by the bucket from host memory
+        ("ipc", 1, 2, 2, 0),
+    ],
+)
+def test_publications_are_counted_where_they_are(
+    transport: str, shards: int, stage: int, on_gpu: int, on_host: int
+) -> None:
+    one_card = transport == "ipc"
+    config = RunConfig.model_validate(
+        {
+            "model": {"path": "m"},
+            "generators": {"count": 3, "tensor_parallel_size": shards, **({"gpus": 0.2} if one_card else {})},
+            "learner": {"gpus_per_rank": 0.4 if one_card else 1.0, "ranks": 1 if one_card else 2, "zero_stage": stage},
+            "publication": {"transport": transport},
+        }
+    )
+    policy, one = model(1000), 2000
+    assert footprint.kept_on_gpu(policy, config) == on_gpu * one
+    assert footprint.kept_on_host(policy, config) == on_host * one

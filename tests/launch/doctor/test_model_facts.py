@@ -18,6 +18,9 @@ def test_headers_give_the_size_that_the_model_has(tmp_path: Path):
         kv_heads=1,
         head_size=32,
         vocabulary=96,
+        heads=2,
+        intermediate=128,
+        gated=True,
     )
 
 
@@ -41,12 +44,14 @@ def test_the_world_s_policy_is_as_it_is_built(tmp_path: Path):
 
 def test_gpt2_names_its_sizes_otherwise():
     config = {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257}
-    assert facts_of(config, 1) == ModelFacts(1, 12, 768, 12, 64, 50257)
+    assert facts_of(config, 1) == ModelFacts(1, 12, 768, 12, 64, 50257, heads=12, intermediate=4 * 768, gated=False)
 
 
 def test_a_model_of_images_and_text_has_its_sizes_in_a_section():
     text = {"num_hidden_layers": 3, "hidden_size": 8, "num_attention_heads": 2, "vocab_size": 9, "head_dim": 16}
-    assert facts_of({"text_config": text, "vision_config": {}}, 1) == ModelFacts(1, 3, 8, 2, 16, 9)
+    text |= {"intermediate_size": 24, "hidden_activation": "gelu_pytorch_tanh"}
+    facts = facts_of({"text_config": text, "vision_config": {}}, 1)
+    assert facts == ModelFacts(1, 3, 8, 2, 16, 9, heads=2, intermediate=24, gated=True)
 
 
 @pytest.mark.parametrize(

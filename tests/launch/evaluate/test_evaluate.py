@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -11,8 +12,9 @@ from transformers import AutoModelForCausalLM
 from actors.errors import RunError, UsageError
 from actors.records import Completion, Failure, Group, Judgement, Lease, Prompt
 from launch.cli import main
-from launch.evaluate.evaluate import Request, find_verifier, judged, run_evaluation, sample
+from launch.evaluate.evaluate import Request, find_verifier, judged, run_evaluation, sample, threshold_of
 from launch.settings.loading import load_config
+from learner.backend import manifest
 from learner.stages.config import ScratchConfig
 from learner.stages.scratch import make_model
 from tests.fakes.generators import FakeGenerator, FakePrompts
@@ -75,6 +77,17 @@ def test_an_answer_is_correct_from_the_threshold_on_and_votes_by_its_value():
     assert lower.correct == (True, True, False, True, True)
 
 
+def test_only_scores_of_right_and_wrong_have_a_threshold_of_their_own():
+    texts, any_judge = ["a", "b"], config("judging.judge={kind: function, path: judge.py:score}")
+    assert threshold_of([group(texts, (1, 0))], any_judge, None) == 1.0
+    assert threshold_of([group(texts, (-3, -8))], any_judge, None) is None
+    assert threshold_of([group(texts, (-3, -8))], any_judge, -5.0) == -5.0
+    assert threshold_of([group(texts, (1, 0.1))], config(), None) == 1.0  # a verifier with marks for the form
+    solutions, (candidates,) = judged([group(texts, (-3, -8))], [], any_judge, None)
+    assert (candidates.correct, candidates.judged) == (None, (-3.0, -8.0))
+    assert [each.correct for each in solutions] == [None, None]
+
+
 def test_a_completion_that_was_cut_has_the_score_of_the_run_s_settings():
     cut = group(["#### 12", "#### 12"], (1, 1), finished=[True, False])
     assert judged([cut], [], config("judging.missing_eos_score=0"), 1.0)[1][0].correct == (True, False)
@@ -106,6 +119,20 @@ def slow_logprob(directory, prompt, response):
     with torch.no_grad():
         logp = model(input_ids=ids[None]).logits[0].log_softmax(-1)
     return sum(float(logp[t - 1, ids[t]]) for t in range(len(prompt), len(ids)))
+
+
+@pytest.mark.parametrize("damaged", ["verifier", "reference"])
+def test_a_damaged_verifier_or_reference_is_refused(models, tmp_path, damaged):
+    for name in ("verifier", "reference"):
+        shutil.copytree(models / name, tmp_path / name)
+    record = json.loads((tmp_path / "verifier" / "dpo.json").read_text()) | {"reference": str(tmp_path / "reference")}
+    (tmp_path / "verifier" / "dpo.json").write_text(json.dumps(record))
+    manifest.seal(tmp_path / damaged)
+    weights = bytearray((tmp_path / damaged / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / damaged / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UsageError, match=rf"{damaged} is not as it was written: model\.safetensors has other content"):
+        find_verifier(str(tmp_path / "verifier"), "reward")
 
 
 def test_a_verifier_ranks_by_its_log_likelihood_or_by_its_reward_against_its_reference(models):

@@ -11,7 +11,7 @@ from launch.evaluate.solutions import Solution, pairs_of, write_jsonl
 
 
 def solution(response, correct, prompt="1+1=", **changes):
-    return replace(Solution(f"id of {prompt}", prompt, response, correct, float(correct), True), **changes)
+    return replace(Solution(f"id of {prompt}", prompt, response, correct, float(correct or 0), True), **changes)
 
 
 def test_every_correct_response_is_paired_with_every_incorrect_one_of_its_prompt():
@@ -60,3 +60,8 @@ def test_solutions_are_written_one_a_line_and_a_refusal_names_the_file(tmp_path)
     ]  # fmt: skip
     with pytest.raises(RunError, match=r"solutions\.jsonl/x"):
         write_jsonl(tmp_path / "solutions.jsonl" / "x", [])
+
+
+def test_without_a_threshold_every_higher_score_is_paired_with_every_lower_one():
+    found = [solution(text, None, score=score) for text, score in (("a", -3.0), ("b", -1.0), ("c", -3.0))]
+    assert [(row["chosen"], row["rejected"]) for row in pairs_of(found, 10, 0)] == [("b", "a"), ("b", "c")]

@@ -133,6 +133,13 @@ def test_the_plain_line_holds_the_same_facts():
     )
 
 
+def test_figures_outside_the_band_are_named() -> None:
+    diverging = replace(SNAPSHOT, outside=("kl_players 812",))
+    assert "outside the band: kl_players 812" in "\n".join(rows(diverging))
+    assert "outside the band: kl_players 812" in line(diverging)
+    assert "outside the band" not in line(SNAPSHOT)
+
+
 def test_a_clock_does_not_wrap_hours_into_days():
     assert [clock(seconds) for seconds in (0.9, 59, 3600, 90061)] == ["0:00:00", "0:00:59", "1:00:00", "25:01:01"]
 
@@ -195,3 +202,11 @@ def test_the_cursor_comes_back_when_the_run_fails():
         board.update(SNAPSHOT)
         raise RuntimeError
     assert out.getvalue().rindex("\x1b[?25h") > out.getvalue().rindex("\x1b[?25l")
+
+
+def test_ties_and_epochs_are_shown_if_they_are_known():
+    known = replace(SNAPSHOT, tie_share=0.85, epochs=12.5)
+    assert "ties 85%" in line(known)
+    assert "epochs 12.50" in line(known)
+    assert "ties" not in line(SNAPSHOT)
+    assert any("ties 85%" in text and "epochs 12.50" in text for text in [" ".join(rows(known, 140))])

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from actors.errors import RunError, UsageError
 from actors.records import Completion, Group, Judgement, Lease, Prompt
 from actors.replay_buffer.buffer import Batch
-from launch.output.journal import Journal, learning_settings, segments
+from launch.output.journal import SETTINGS, Journal, learning_settings
+from launch.output.journal_files import segments
 from launch.output.journal_reader import JournalReader, UpdateRow, covered_from
 from launch.settings.run import RunConfig
 
@@ -58,6 +59,15 @@ def read(directory: Path, start: int = 0) -> list[Batch]:
     return list(JournalReader(directory).batches(start))
 
 
+def as_before_checksums(directory: Path) -> None:
+    """Make a journal look as an older version wrote it."""
+    (directory / "checksums.jsonl").unlink()
+    for segment in segments(directory):
+        table = pyarrow.parquet.read_table(segment.updates)
+        metadata = {SETTINGS: table.schema.metadata[SETTINGS]}
+        pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), segment.updates)
+
+
 @st.composite
 def any_groups(draw: st.DrawFn) -> Group:
     """What no run would sample, but any could be recorded."""
@@ -66,8 +76,9 @@ def any_groups(draw: st.DrawFn) -> Group:
         length = draw(st.integers(1, 4))
         lists = [draw(st.lists(each, min_size=length, max_size=length)) for each in (INT32, FLOATS, INT32)]
         ids, logprobs, versions = map(tuple, lists)
+        given = draw(st.sampled_from([(), ((0, 1),), ((1, 2), (2, 4))]))
         completions.append(
-            Completion(ids, logprobs, versions, draw(st.text()), draw(st.booleans()), draw(st.booleans()))
+            Completion(ids, logprobs, versions, draw(st.text()), draw(st.booleans()), draw(st.booleans()), given)
         )
     count = len(completions)
     row = st.lists(FLOATS, min_size=count, max_size=count).map(tuple)
@@ -95,6 +106,20 @@ def test_groups_come_back_to_the_bit(tmp_path_factory: pytest.TempPathFactory) -
         assert repr(read(directory)) == repr(batches)
 
     check()
+
+
+def test_a_journal_from_before_conversations_is_read_as_it_was_written(tmp_path: Path) -> None:
+    journal = journal_in(tmp_path)
+    (written,) = write(journal, [0])
+    journal.flush()
+    path = segments(tmp_path)[0].groups
+    rows = pyarrow.parquet.read_table(path).to_pylist()
+    for row in rows:
+        for completion in row["completions"]:
+            del completion["given"]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    as_before_checksums(tmp_path)
+    assert read(tmp_path) == [written]
 
 
 def test_half_a_surrogate_pair_in_a_text_is_no_reason_to_stop(tmp_path: Path) -> None:
@@ -302,5 +327,10 @@ def test_a_torn_file_is_named(tmp_path: Path) -> None:
     journal.flush()
     path = segments(tmp_path)[0].groups
     path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(
+        UsageError, match=rf"torn at its end: {path.name} has .* bytes, expected .*; .*, or remove {path.name}"
+    ):
+        JournalReader(tmp_path)
+    as_before_checksums(tmp_path)
     with pytest.raises(UsageError, match=rf"{path} cannot be read"):
         read(tmp_path)

@@ -4,12 +4,13 @@ import json
 import math
 import os
 import time
+from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from actors.errors import RunError
-from launch.output.metrics import MetricsWriter
+from launch.output.metrics import TAGS, MetricsWriter, tag
 
 
 def lines(directory):
@@ -34,7 +35,33 @@ def test_tensorboard_holds_the_same_numbers(tmp_path):
     writer.write(1, {"loss": 0.5})
     writer.write(2, {"loss": 0.25})
     writer.close()
-    assert scalars(tmp_path, "loss") == [(1, 0.5), (2, 0.25)]
+    assert scalars(tmp_path, "loss/train") == [(1, 0.5), (2, 0.25)]
+
+
+def test_tensorboard_has_the_names_of_the_field_and_the_file_its_own(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    writer.write(1, {"score_mean": 0.5, "lr": 0.25, "held_out_loss": 2.0, "family_0": 1.0})
+    writer.close()
+    assert set(lines(tmp_path)[0]) == {"step", "time", "score_mean", "lr", "held_out_loss", "family_0"}
+    for name, value in (("reward/mean", 0.5), ("lr", 0.25), ("eval/loss", 2.0), ("family_0", 1.0)):
+        assert scalars(tmp_path, name) == [(1, value)]
+
+
+def test_no_two_metrics_share_a_tag_and_the_documents_have_every_tag():
+    assert len(set(TAGS.values())) == len(TAGS)
+    text = (Path(__file__).parents[3] / "docs" / "outputs.md").read_text()
+    assert [name for name in TAGS if f"| `{name}` | `{tag(name)}` |" not in text] == []
+
+
+def test_a_resume_knows_the_newest_value_of_every_metric_that_is_kept(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    assert writer.last == {}
+    writer.write(1, {"lr": 0.5, "held_out_loss": 3.0})
+    writer.write(2, {"lr": 0.25})
+    writer.write(3, {"lr": 0.125})
+    writer.close()
+    last = MetricsWriter(tmp_path, resume_from=2).last
+    assert (last["step"], last["lr"], last["held_out_loss"]) == (2, 0.25, 3.0)
 
 
 def test_a_resume_takes_back_what_was_written_after_the_checkpoint(tmp_path):
@@ -49,7 +76,7 @@ def test_a_resume_takes_back_what_was_written_after_the_checkpoint(tmp_path):
     second.write(3, {"loss": 30.0})
     second.close()
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
-    assert scalars(tmp_path, "loss") == [(1, 1.0), (2, 2.0), (3, 30.0)]
+    assert scalars(tmp_path, "loss/train") == [(1, 1.0), (2, 2.0), (3, 30.0)]
 
 
 def test_a_line_cut_short_by_a_crash_is_dropped(tmp_path):
@@ -72,7 +99,7 @@ def test_nan_is_null_in_json_and_nan_in_tensorboard(tmp_path):
     writer.close()
     (line,) = lines(tmp_path)
     assert (line["loss"], line["norm"]) == (None, None)
-    ((step, value),) = scalars(tmp_path, "loss")
+    ((step, value),) = scalars(tmp_path, "loss/train")
     assert step == 1
     assert math.isnan(value)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from actors.errors import RunError, UsageError
-from launch.output.run_directory import LOCK, RunDirectory, SharedMemory, left_behind, next_free
+from actors.files import atomic_write
+from launch.output.run_directory import LOCK, RunDirectory, SharedMemory, left_behind, next_free, planted
 from launch.settings.run import RunConfig
 
 
@@ -38,7 +39,7 @@ def test_a_run_that_was_killed_while_it_began_is_in_nobody_s_way(tmp_path: Path)
         begun = _begin(tmp_path / left)
         begun.close()
         begun.config.rename(begun.config.with_name(left))
-        assert sorted(path.name for path in (tmp_path / left).iterdir()) == [".lock", left]
+        assert sorted(path.name for path in (tmp_path / left).iterdir()) == [".lock", left, "run_id"]
         _begin(tmp_path / left).close()
         assert (tmp_path / left / "config.yaml").is_file()
 
@@ -106,6 +107,55 @@ def test_looking_for_folders_of_dead_processes_leaves_them_and_their_locks(tmp_p
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         assert left_behind(tmp_path) == [unlocked]
     running.close()
+
+
+@pytest.mark.parametrize("kind", ["pipe as lock", "link as lock", "folder as lock", "link as folder", "file as folder"])
+def test_what_only_has_a_folder_s_name_is_left_alone_and_named(kind: str, tmp_path: Path) -> None:
+    """A pipe as a lock made the start wait for its other end for ever."""
+    root, target, folder = tmp_path / "shm", tmp_path / "target", tmp_path / "shm" / "offbeat-x"
+    root.mkdir()
+    target.mkdir()
+    (target / "kept").touch()
+    if kind == "link as folder":
+        folder.symlink_to(target)
+    elif kind == "file as folder":
+        folder.touch()
+    else:
+        folder.mkdir()
+        lock = folder / LOCK
+        {"pipe as lock": os.mkfifo, "link as lock": lambda path: path.symlink_to(target / "kept")}.get(
+            kind, Path.mkdir
+        )(lock)
+    assert left_behind(root) == []
+    mine = SharedMemory(tmp_path / "run", root)
+    assert mine.planted == [folder]
+    mine.close()
+    assert list(root.iterdir()) == [folder]
+    assert (target / "kept").exists()
+
+
+def test_another_user_s_folder_is_neither_removed_nor_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "offbeat-theirs"
+    folder.mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert left_behind(tmp_path) == planted(tmp_path) == []
+
+
+def test_a_pipe_as_the_lock_of_a_run_s_directory_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / LOCK)
+    with pytest.raises(RunError, match="choose another with --output DIR"):
+        _begin(tmp_path)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_the_files_of_a_run_are_as_the_umask_says(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        _begin(tmp_path / "run").close()
+        atomic_write(tmp_path / "run" / "summary.json", "{}")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "run").iterdir()} == {mode}
 
 
 def test_too_little_shared_memory_is_refused_with_the_remedy(tmp_path: Path) -> None:

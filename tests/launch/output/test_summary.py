@@ -6,8 +6,9 @@ import pytest
 from rich.console import Console
 
 from actors.errors import RunError
+from launch.output.judging import judging_account
 from launch.output.summary import Staleness, Summary, package_versions, verdict
-from launch.run.win_rate import WinRate
+from launch.run.win_rate import Reward, WinRate
 
 LEDGER = {
     "offered": 9632,
@@ -107,10 +108,23 @@ def test_the_verdict_claims_no_more_than_the_interval(rate, outcome):
 
 def test_the_verdict_is_one_sentence_with_judge_and_kl():
     assert verdict(summary()) == (
-        "policy beats the SFT policy 0.870 [0.850, 0.890] on the gold judge at KL 3.10 nats (95% interval, 256 prompts)"
+        "policy beats the SFT policy 0.870 [0.850, 0.890] on the gold judge at KL 3.10 nats (win rate, 95% interval "
+        "over 256 different prompts)"
     )
     assert verdict(summary(win_rate=None)) is None
     assert " on the reward model judge " in verdict(summary(judge="reward_model"))
+
+
+def test_one_prompt_decides_nothing():
+    """A single prompt had an interval, and a rise of one prompt an interval of width 0."""
+    alone = summary(win_rate=WinRate(1.0, None, None, 1), reward=Reward(1.0, 0.5, 0.5, None, None, 1))
+    assert verdict(alone) == (
+        "policy against the SFT policy 1.000 on the gold judge at KL 3.10 nats (no interval: 1 prompt)"
+    )
+    assert "a rise of 0.500 (no interval: 1 prompt)" in rendered(alone)
+    flat = summary(reward=Reward(1.0, 0.5, 0.5, None, None, 9))
+    assert "a rise of 0.500 (no interval: all 9 prompts rise alike)" in rendered(flat, width=140)
+    assert json.loads(alone.model_dump_json())["reward"]["low"] is None
 
 
 def test_the_end_of_a_run_shows_result_bound_and_where_time_went():
@@ -123,6 +137,15 @@ def test_the_end_of_a_run_shows_result_bound_and_where_time_went():
     assert "75% training, 25% waiting of 40 s" in text
     assert "4 returned (4 generator_died), 0 dropped" in text
     assert "runs/demo" in text
+
+
+def test_the_end_of_a_run_shows_how_much_the_reward_rose_unless_the_game_is_known():
+    reward = Reward(value=0.75, start=0.5, rise=0.25, low=0.125, high=0.375, n=256)
+    assert "0.500 at the start, 0.750 at the end, a rise of 0.250 [0.125, 0.375] (95%" in rendered(
+        summary(reward=reward)
+    )
+    assert "a rise of" not in rendered(summary(reward=reward, exploitability=0.1))
+    assert "reward" not in rendered(summary())
 
 
 def test_a_run_on_games_shows_its_opponents_and_where_the_game_is_known_what_it_leaves_to_exploit():
@@ -190,6 +213,21 @@ def test_the_counts_of_an_ensemble_s_members_are_added_up():
     assert "104 requests, 2 abstentions" in rendered(summary(judging=judging), width=200)
 
 
+def test_how_far_to_trust_a_language_model_s_verdicts_is_told():
+    figures = {"requests": 100.0, "verdicts": 100.0, "abstentions": 12.0, "cut_off": 11.0, "filtered": 0.0}
+    figures |= {"abstention_rate": 0.12, "order_change_rate": 0.375}
+    figures |= {"first_place_share": 0.71, "first_place_low": 0.655, "first_place_high": 0.765}
+    assert judging_account(figures) == (
+        "100 requests, 12 abstentions; 12% of the answers had no verdict: 11 were stopped by the limit on tokens "
+        "(raise judging.judge.max_tokens); the first place wins 71% [66%, 76%] (95% interval over groups), 38% of the "
+        "pairs change with the order"
+    )
+    rare = {"2_endpoint.abstentions": 1.0, "2_endpoint.abstention_rate": 0.01, "2_endpoint.first_place_share": 0.5}
+    assert judging_account(rare) == (
+        "1 abstentions; 2_endpoint: the first place wins 50%, 0% of the pairs change with the order"
+    )
+
+
 def test_a_judge_with_nothing_to_tell_has_no_line():
     lines = rendered(summary(judging={"groups": 8.0, "failed_groups": 0.0})).splitlines()
     assert not [line for line in lines if line.startswith("judging")]
@@ -200,3 +238,9 @@ def test_the_account_says_whether_every_prompt_and_grant_is_in_it():
     assert line.rstrip().endswith("30 in_flight, 2 buffered; balanced")
     text = rendered(summary(ledger=LEDGER | {"buffered": 1}), width=300)
     assert "; 9632 prompts offered, 9631 accounted for, 9636 grants, 9635 accounted for" in text
+
+
+def test_the_end_of_a_run_shows_the_share_of_ties_and_the_epochs():
+    text = rendered(summary(ties=850, tie_share=0.85, prompts=64, epochs=125.0), width=140)
+    assert "850 pairs, 85% of all, with equal scores and no gradient" in text
+    assert "125.00 epochs of 64 prompts" in text

@@ -18,12 +18,13 @@ from actors.errors import RunError
 from launch import train
 from launch.cli import main
 from launch.cluster import wiring
-from launch.output.journal import segments
+from launch.output.journal_files import segments
 from launch.settings.run import RunConfig
-from learner.backend import checkpoints
+from learner.backend import checkpoints, manifest
 from tests.fakes.generators import FakeGenerator
 from tests.fakes.judges import FakeJudge
 from tests.fakes.learner import FakeLearner, FakeStats
+from tests.launch.output.test_journal import as_before_checksums
 
 FILE = "model.safetensors"
 
@@ -81,7 +82,7 @@ def offbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     monkeypatch.setattr(wiring, "check_resources", lambda config: None)
     monkeypatch.setattr(wiring, "check_stage_resources", lambda learner: None)
     monkeypatch.setattr(wiring, "run_on_all_cores", lambda function, directory, **_: directory.mkdir(exist_ok=True))
-    monkeypatch.setattr(wiring, "start_generators", lambda *_: [FakeGenerator("a")])
+    monkeypatch.setattr(wiring, "start_generators", lambda *_, **__: [FakeGenerator("a")])
     monkeypatch.setattr(wiring, "start_judges", lambda *_: [FakeJudge()])
     breaks: list[int | None] = [None]
     monkeypatch.setattr(wiring, "start_learner", lambda config, *_: Learner(config, breaks[0]))
@@ -208,3 +209,29 @@ def test_a_run_without_a_journal_is_told_so(tmp_path: Path, offbeat: Start, caps
     assert offbeat(journal={"enabled": False}) == 0
     assert main(["replay", str(tmp_path / "run")]) == 2
     assert "run/journal holds no journal" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["final", "journal", "checkpoints/update-0000002/deepspeed"])
+def test_a_damaged_file_is_named_before_anything_is_replayed(
+    tmp_path: Path, offbeat: Start, capsys: pytest.CaptureFixture[str], part: str
+) -> None:
+    """Damaged weights of the run were blamed on the replay, and a damaged batch was trained on."""
+    assert offbeat() == 0
+    run = tmp_path / "run"
+    file = min(path for path in (run / part).iterdir() if path.suffix in (".safetensors", ".parquet"))
+    content = bytearray(file.read_bytes())
+    content[-30] ^= 2
+    file.write_bytes(content)
+    assert main(["replay", str(run), *(["--from", "update-0000002"] if "checkpoints" in part else [])]) == 2
+    assert f"{file.name} has other content" in capsys.readouterr().err
+    assert not (run / "replay").exists()
+
+
+def test_a_replay_s_model_carries_a_manifest_and_an_older_run_is_told_of(
+    tmp_path: Path, offbeat: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert offbeat() == 0
+    as_before_checksums(tmp_path / "run" / "journal")
+    assert replay(tmp_path / "run")["weights"]["different"] == 0
+    assert "3 parts of the journal have no checksums: they cannot be verified" in capsys.readouterr().err
+    assert manifest.check(tmp_path / "run" / "replay" / "final").update == 6

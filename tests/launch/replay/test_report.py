@@ -17,6 +17,7 @@ from launch.replay.report import (
     ReplayReport,
     Weights,
     changed_settings,
+    changed_since,
     first_difference,
     read_lines,
     side_by_side,
@@ -80,6 +81,12 @@ def test_changed_settings_are_leaves_by_their_dotted_names() -> None:
     before = {"updates": 4, "learner": {"loss": {"kind": "dpo", "beta": 0.1}, "betas": [0.9, 0.95]}, "old": 1}
     after = {"updates": 4, "learner": {"loss": {"kind": "ipo", "beta": 0.1}, "betas": [0.9, 0.95]}, "new": None}
     assert changed_settings(before, after) == {"learner.loss.kind": ("dpo", "ipo"), "old": (1, None)}
+
+
+def test_a_setting_that_is_newer_than_a_part_of_a_run_has_not_changed_since() -> None:
+    part = {"updates": 4, "learner": {"loss": {"kind": "nash_pg"}}}
+    recorded = {"updates": 8, "learner": {"loss": {"kind": "nash_pg", "renormalise": False}}}
+    assert changed_since(part, recorded) == ["updates"]
 
 
 def test_lines_are_read_up_to_one_that_was_cut_short(tmp_path: Path) -> None:

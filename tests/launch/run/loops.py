@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from actors.records import Lease
 from actors.replay_buffer.buffer import ReplayBuffer
@@ -26,6 +27,9 @@ def loop_of(generators, learner, messages=None, settings=None, on_batch=lambda b
     async def no_checkpoint(loop: TrainingLoop) -> None:
         raise AssertionError("no checkpoint was asked for")
 
+    async def in_band(departure) -> None:
+        raise AssertionError(departure.describe())
+
     return TrainingLoop(
         config,
         buffer=ReplayBuffer(config.replay, FakePrompts(), config.updates),
@@ -38,6 +42,7 @@ def loop_of(generators, learner, messages=None, settings=None, on_batch=lambda b
             on_checkpoint=no_checkpoint,
             on_message=(messages if messages is not None else []).append,
             on_batch=on_batch,
+            on_departure=in_band,
         ),
     )
 
@@ -54,7 +59,7 @@ def run(loop: TrainingLoop) -> None:
 def with_evaluation(loop: TrainingLoop, every_updates: int) -> TrainingLoop:
     evaluation = EvaluationConfig(prompts=2, every_updates=every_updates)
     loop.config = loop.config.model_copy(update={"evaluation": evaluation})
-    prompts = [FakePrompts().prompt(i) for i in range(2)]
+    prompts = [replace(FakePrompts().prompt(i), token_ids=(1, 2, i)) for i in range(2)]
     baseline = [group_of(Lease(-1, 0, prompt, 0, 0.0), (0,), (0,)) for prompt in prompts]
     loop.evaluation_set = EvaluationSet(prompts, baseline)
     return loop

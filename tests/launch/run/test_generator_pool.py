@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from actors.records import Failure, GeneratorStatus, Group, Judgement, Lease, Manifest, Prompt
+from actors.errors import TransferInterruptedError, WeightMismatchError
+from actors.records import Canary, Failure, GeneratorStatus, Group, Judgement, Lease, Manifest, Prompt
 from actors.replay_buffer.buffer import ReplayBuffer
 from actors.replay_buffer.config import ReplayConfig
 from launch.run import generator_pool as pool_module
-from launch.run.generator_pool import GeneratorPool, PoolEvents, PoolLimits
-from launch.run.protocols import GeneratorDeadError, GeneratorUnavailableError
+from launch.run.generator_pool import GeneratorPool
+from launch.run.protocols import GeneratorDeadError, GeneratorUnavailableError, PoolEvents, PoolLimits, Publication
 from tests.fakes.generators import FakeGenerator, FakePrompts, group_of
 from tests.launch.run.pools import offer, run, serving, until
 
@@ -52,7 +53,7 @@ class Manual(FakeGenerator):
 class Pool:
     """A pool around generators, and what left it."""
 
-    def __init__(self, *generators: Any, total_updates: int = 100, **settings: Any) -> None:
+    def __init__(self, *generators: Any, total_updates: int = 100, updates: int = 0, **settings: Any) -> None:
         replay = {"prompts_per_update": 8, "max_staleness": 0, "lease_seconds": 60.0}
         replay |= {name: settings.pop(name) for name in list(settings) if name in ReplayConfig.model_fields}
         self.groups: list[Group] = []
@@ -61,6 +62,7 @@ class Pool:
         self._generators = generators
         self.now = 0.0
         self.buffer = ReplayBuffer(ReplayConfig(**replay), FakePrompts(), total_updates)
+        self.buffer.updates = updates
         self.pool = GeneratorPool(
             generators,
             self.buffer,
@@ -190,6 +192,33 @@ def test_evaluation_prompts_go_before_training_leases_and_come_back_in_order() -
                 a.answers.put_nowait(_answer(lease))
             assert [group.lease.prompt for group in await sampling] == PROMPTS[:2]
             assert all(group.lease.index >= 0 for group in pool.groups)
+
+    run(test)
+
+
+def test_an_evaluation_after_a_resume_never_has_the_seeds_of_one_before_it() -> None:
+    """Seeds are of the lease's index, which began anew: the last evaluation drew the numbers of the baseline."""
+
+    async def indices(*updates: int) -> list[list[int]]:
+        """Of one evaluation after each of these updates."""
+        a = Manual("a")
+        pool = Pool(a, updates=updates[0], max_running=100)
+        found = []
+        async with pool.running():
+            for update in updates:
+                pool.buffer.updates = update
+                before = len(_asides(a))
+                sampling = asyncio.create_task(pool.pool.sample(PROMPTS, min_version=0))
+                await until(lambda: len(_asides(a)) == before + len(PROMPTS))  # noqa: B023
+                found.append([lease.index for lease in _asides(a)[before:]])
+                sampling.cancel()
+        return found
+
+    async def test() -> None:
+        whole, resumed = await indices(0, 0, 3, 7), await indices(3, 7)
+        assert whole[0] == [-1 - number for number in range(len(PROMPTS))]
+        assert len({index for each in whole for index in each}) == 4 * len(PROMPTS)
+        assert resumed == whole[2:]
 
     run(test)
 
@@ -618,5 +647,102 @@ def test_a_pool_that_is_cancelled_just_as_weights_are_taken_ends(turns: int) -> 
             a.may_take.set()
             done, _ = await asyncio.wait({running}, timeout=1)
             assert done
+
+    run(test)
+
+
+class Refusing(Manual):
+    """A generator that refuses versions, until it is killed."""
+
+    def __init__(self, name: str, *, versions: set[int], for_ever: bool = False) -> None:
+        super().__init__(name)
+        self.versions, self._for_ever, self.kills = versions, for_ever, 0
+
+    async def take_weights(self, manifest: Manifest, chunks: Any) -> int:
+        if manifest.version in self.versions:
+            raise WeightMismatchError(f"version {manifest.version}: tensor 'a' is missing")
+        return await super().take_weights(manifest, chunks)
+
+    def kill(self) -> None:
+        self.kills += 1
+        self.versions = self.versions if self._for_ever else set()
+
+
+def test_a_generator_that_refuses_what_another_takes_is_restarted_with_its_reason_told() -> None:
+    """It used to end the whole run."""
+
+    async def test() -> None:
+        well, refuses = Manual("well"), Refusing("refuses", versions={1})
+        pool = Pool(well, refuses)
+        async with pool.running() as running:
+            pool.buffer.published = lambda version: None  # type: ignore[method-assign]  # no update made version 1
+            pool.offer(1)
+            await until(lambda: refuses.loads == [0, 1])
+            assert well.loads == [0, 1]
+            assert pool.messages == [
+                "refuses refused policy version 1 and is restarted: version 1: tensor 'a' is missing",
+                "refuses died and is being restarted",
+            ]
+            assert not running.done()
+
+    run(test)
+
+
+def test_a_version_that_every_generator_refuses_ends_the_run_with_the_refusal() -> None:
+    async def test() -> None:
+        a, b = Refusing("a", versions={1}, for_ever=True), Refusing("b", versions={1}, for_ever=True)
+        pool = Pool(a, b)
+        async with pool.running() as running:
+            pool.offer(1)
+            await running
+
+    with pytest.raises(BaseExceptionGroup) as raised:
+        run(test)
+    assert str(pool_module._first(raised.value)) == "version 1: tensor 'a' is missing"
+
+
+def test_an_interrupted_transfer_is_tried_again_and_told_once() -> None:
+    class Interrupted(Manual):
+        interruptions = 1
+
+        async def take_weights(self, manifest: Manifest, chunks: Any) -> int:
+            if manifest.version == 1 and self.interruptions:
+                self.interruptions = 0
+                raise TransferInterruptedError("generator-2 failed: no memory")
+            return await super().take_weights(manifest, chunks)
+
+    async def test() -> None:
+        a, b = Interrupted("a"), Interrupted("b")
+        pool = Pool(a, b)
+        async with pool.running():
+            pool.buffer.published = lambda version: None  # type: ignore[method-assign]  # no update made version 1
+            pool.offer(1)
+            await until(lambda: a.loads == b.loads == [0, 1])
+            assert pool.messages == ["the transfer of policy version 1 is repeated: generator-2 failed: no memory"]
+
+    run(test)
+
+
+def test_the_wait_for_a_transfer_is_not_part_of_the_time_to_take_weights() -> None:
+    """With many generators, those at the end of the queue were killed for waiting."""
+
+    async def test() -> None:
+        a = Manual("a")
+        pool, turn = Pool(a, take_seconds=0.1), asyncio.Event()
+
+        async def wait_for_turn(port: Any) -> None:
+            assert port is a
+            await turn.wait()
+
+        async with pool.running() as running:
+            pool.buffer.published = lambda version: None  # type: ignore[method-assign]  # no update made version 1
+            pool.pool.offer(Publication(Manifest(1, (), Canary((), ()), "gloo"), turn=wait_for_turn))
+            await asyncio.sleep(0.3)
+            assert (a.loads, pool.messages) == ([0], [])
+            pool.offer(2)
+            assert 1 not in pool.retired, "somebody still waits for it"
+            turn.set()
+            await until(lambda: a.loads == [0, 1, 2])
+            assert not running.done()
 
     run(test)

@@ -90,3 +90,34 @@ def test_figures_add_up_but_means_are_weighted_and_maxima_the_largest() -> None:
     }
     assert merged([one]) == one
     assert merged([{"latency_mean_seconds": 0.0}, {"latency_mean_seconds": 0.0}]) == {"latency_mean_seconds": 0.0}
+
+
+def test_frequent_abstentions_are_told_while_the_run_goes_on_once() -> None:
+    class Abstaining(FakeJudge):
+        async def figures(self) -> dict[str, float]:
+            return {"2_endpoint.verdicts": 100.0, "2_endpoint.abstentions": 12.0, "2_endpoint.cut_off": 11.0}
+
+    async def test() -> list[str]:
+        messages: list[str] = []
+        pool = JudgePool([Abstaining()], messages.append)
+        for n in range(9):
+            await pool.judge([make_group(["a", "b"], index=n)])
+        return messages
+
+    assert asyncio.run(test()) == [
+        "judge 2_endpoint: 12% of the answers had no verdict: 11 were stopped by the limit on tokens (raise "
+        "judging.judge.max_tokens)"
+    ]
+
+
+def test_shares_are_of_all_judges_together() -> None:
+    class Counting(Slow):
+        def __init__(self, abstentions: float) -> None:
+            super().__init__()
+            self.abstentions = abstentions
+
+        async def figures(self) -> dict[str, float]:
+            return {"verdicts": 10.0, "abstentions": self.abstentions}
+
+    figures = asyncio.run(JudgePool([Counting(1.0), Counting(4.0)], lambda text: None).figures())
+    assert figures == {"verdicts": 20.0, "abstentions": 5.0, "abstention_rate": 0.25}

@@ -205,6 +205,15 @@ def test_an_evaluation_that_is_still_going_on_does_not_hold_up_the_end() -> None
     assert any("no evaluation after update 8: the previous one is still running" in text for text in messages)
 
 
+def test_an_evaluation_outside_the_band_is_acted_upon_after_the_next_update() -> None:
+    """The fake's answers have a KL of half a nat per token."""
+    band = {"divergence": {"max_kl": 0.1}}
+    loop = with_evaluation(loop_of([FakeGenerator("a")], FakeLearner(update_seconds=0.02), settings=band), 4)
+    with pytest.raises(AssertionError, match=r"^kl is [\d.]+ at update 4, over 0\.1 \(divergence\.max_kl 0\.1\)$"):
+        run(loop)
+    assert 4 < loop.buffer.updates < 12
+
+
 def test_an_evaluation_during_training_gives_a_win_rate() -> None:
     loop = with_evaluation(loop_of([FakeGenerator("a")], FakeLearner(update_seconds=0.02)), every_updates=4)
     run(loop)
@@ -212,6 +221,21 @@ def test_an_evaluation_during_training_gives_a_win_rate() -> None:
     # Texts "" and "x" against "" and "": the judge counts characters, so 0.5 + 0.5 + 1 + 1 of 4.
     assert loop.progress.win_rate.value == pytest.approx(0.75)
     assert loop.progress.win_rate.n == 2
+
+
+@pytest.mark.parametrize(("updates", "kl"), [(12, -1.0 - 0.5 + 3.0), (0, -18.0 + 3.0)], ids=["during", "after"])
+def test_the_kl_of_an_evaluation_is_of_the_version_that_sampled(updates: int, kl: float) -> None:
+    """During a run the learner goes on while completions are sampled and judged: its own log-probs, -9 a token here,
+    are then of a later version. It was told 0.957 for a KL of 1.189 after 16 updates."""
+
+    class Moved(FakeLearner):
+        async def score(self, sequences):
+            return [([-9.0] * len(response), [-1.5] * len(response)) for _, response, _ in sequences]
+
+    loop = with_evaluation(loop_of([FakeGenerator("a")], Moved()), every_updates=0)
+    loop.config = loop.config.model_copy(update={"updates": updates})
+    asyncio.run(asyncio.wait_for(loop.run(evaluate), timeout=30))
+    assert loop.progress.kl == pytest.approx(kl)
 
 
 class PartialJudge(FakeJudge):

@@ -246,8 +246,8 @@ class Measuring(FakeLearner):
 @pytest.mark.parametrize(
     ("kind", "opponent", "measured"),
     [
-        ("nash_pg", "weighted", [*range(8), 50, 100]),
-        ("nash_pg", "ema", [0, 50, 100]),
+        ("nash_pg", "weighted", [*range(8), *range(10, 102, 10)]),
+        ("nash_pg", "ema", [*range(0, 102, 10)]),
         ("reward_pg", "weighted", []),
         ("dpo", "weighted", []),
     ],
@@ -289,7 +289,7 @@ def test_a_resumed_run_tells_the_law_from_its_own_first_updates() -> None:
     began = second.buffer.updates
     assert began >= 20
     run(second)
-    assert resumed.measured_updates(began) == list(range(began, began + 8))
+    assert resumed.measured_updates(began) == [*range(began, began + 8), *range(30, 40, 10)]
     assert second.limit.limit is not None
 
 

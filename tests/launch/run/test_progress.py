@@ -111,3 +111,33 @@ def test_progress_counts_groups_by_the_age_of_players_and_of_opponents() -> None
         progress.consume(GAMES, Consumed.of(GAMES, config("nash_pg", **FRESH)))
     assert (progress.staleness, progress.opponent_staleness) == ({3: 2, 0: 2}, {1: 2, 0: 2})
     assert (progress.groups, progress.tokens, progress.ties) == (4, 16, 0)
+
+
+def test_it_is_said_once_that_unfinished_completions_win_too_often() -> None:
+    made = group(0, (0, 0))  # scores 0 and 1
+    cut = replace(made, completions=(made.completions[0], replace(made.completions[1], finished=False)))
+    settings = config("dpo", judging={"missing_eos_score": None})
+    progress, said = Progress(), []
+    for update in range(60):
+        consumed = Consumed.of(batch(0, cut if update % 2 else made, cut), settings)
+        assert batch_metrics(batch(0, cut), consumed)["unfinished_won_share"] == 1.0
+        progress.consume(batch(0, cut), consumed)
+        said += [progress.unfinished_warning(None)]
+    (warning,) = [text for text in said if text]
+    assert "best score in 51 of 51 groups" in warning
+    assert "missing_eos_score is null" in warning
+    quiet = Consumed.of(batch(0, made, cut), config("dpo"))
+    assert (quiet.unfinished_won, quiet.items[0].margin) == ((False,), 1.0)
+
+
+def test_the_share_of_ties_is_of_all_pairs_and_games_have_none() -> None:
+    """85 of 100 pairs were ties, and a run said so nowhere."""
+    progress = Progress()
+    assert progress.tie_share is None
+    for index, scores in enumerate(((1.0, 1.0), (1.0, 1.0), (0.0, 1.0), (2.0, 2.0))):
+        made = batch(0, group(index, (0, 0), scores=scores))
+        progress.consume(made, Consumed.of(made, config("dpo")))
+    assert (progress.pairs, progress.ties, progress.tie_share) == (4, 3, 0.75)
+    games = Progress()
+    games.consume(GAMES, Consumed.of(GAMES, config("nash_pg", **FRESH)))
+    assert games.tie_share is None

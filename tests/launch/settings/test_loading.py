@@ -5,10 +5,10 @@ from pydantic import Field
 
 from actors.errors import UsageError
 from actors.settings import Settings
-from launch.settings.loading import config_file, dump_config, load_config, preset_names
+from launch.settings.loading import config_file, dump_config, load_config, preset_names, with_recorded_defaults
 from launch.settings.verbs import Verb
 
-PRESETS = "cluster-2node, embedded, embedded-bradley-terry, embedded-nash-md, gsm8k, node-8gpu"
+PRESETS = "chat, cluster-2node, embedded, embedded-bradley-terry, embedded-nash-md, gpu-1, gsm8k, node-8gpu"
 WORLD = "model.path=world"
 
 
@@ -95,7 +95,7 @@ def test_all_mistakes_of_file_and_overrides_are_reported_at_once(write):
             "learner.optimizer.betas: given [0.9, x]; allowed: list of 2 numbers",
             "learner.optimizer.lr: given inf; allowed: number > 0, finite",
             "judging.judge.kind: given 'godl'; allowed: gold | bradley_terry | reward_model | preference_model | "
-            "verifier | function | endpoint | served | ensemble; "
+            "verifier | code | instructions | function | endpoint | served | ensemble; "
             "nearest: gold",
             f"model.path: missing; pass model.path=VALUE ({path_help})",
         ]
@@ -112,7 +112,7 @@ def test_all_mistakes_of_file_and_overrides_are_reported_at_once(write):
         ("learner.max_new_token=1", "learner.max_new_token: no such setting; nearest: sampling.max_new_tokens"),
         ("xyzzy=1", "xyzzy: no such setting"),
         ("replay.max_staleness=", "replay.max_staleness: missing; pass replay.max_staleness=VALUE (policy versions; "),
-        ("replay.order=[", "replay.order: given [, which is not valid YAML; quote it, as in replay.order='\"text\"'"),
+        ("replay.order=[", "replay.order: given [, which is not valid YAML (expected the node content, "),
         ("=3", "=3: not an override; write KEY=VALUE"),
         ("replay..order=ready", "replay..order=ready: not an override; write KEY=VALUE"),
         ("learner.optimizer.lr=fast", "learner.optimizer.lr: given 'fast'; allowed: number > 0"),
@@ -258,3 +258,27 @@ def test_mistakes_of_another_verb_speak_of_its_own_settings(bake):
         "  replay: no such setting",
         "  degres: no such setting; nearest: degrees",
     ]
+
+
+@pytest.mark.parametrize("betas", ["[]", "[0.9]", "[0.9, 0.8, 0.7]"])
+def test_a_list_of_the_wrong_length_is_shown_with_what_is_allowed(betas):
+    """One that was too short was counted as a mistake and not named."""
+    said = f"learner.optimizer.betas: given {betas}; allowed: list of 2 numbers"
+    assert mistakes(None, WORLD, f"learner.optimizer.betas={betas}") == [said]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "given", "used"),
+    [
+        ("judging: {missing_eos_score: -1.0}", [], -1.0),
+        ("judging: {missing_eos_score: null}", [], None),
+        ("judging: {missing_eos_score: -1.0}", ["judging.missing_eos_score=below_finished"], "below_finished"),
+        ("judging: {count: 1}", [], "below_finished"),
+        ("updates: 5", [], "below_finished"),
+    ],
+)
+def test_a_resumed_run_keeps_the_score_of_missing_ends_that_was_its_default(tmp_path, recorded, given, used):
+    """The default was -1."""
+    (tmp_path / "config.yaml").write_text(recorded + "\n")
+    (tmp_path / "mine.yaml").write_text(f"model: {{path: unused}}\noutput: {tmp_path}\n")
+    assert with_recorded_defaults(load_config(tmp_path / "mine.yaml", given)).judging.missing_eos_score == used

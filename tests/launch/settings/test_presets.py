@@ -5,15 +5,17 @@ from pathlib import Path
 import pytest
 
 from actors.errors import UsageError
+from actors.settings import PRETRAINED
 from launch.settings.loading import load_config, preset_names
 from launch.settings.verbs import SFT, TRAIN
+from tests.house import ROOT
 
 USER_KNOWS = ["model.path=/m", "prompts.source=/p.jsonl", "judging.judge.path=/rm"]
 
 
 def gpus(config):
     return (
-        config.generators.count * config.generators.tensor_parallel_size
+        config.generators.count * config.generators.tensor_parallel_size * config.generators.gpus
         + config.learner.ranks * config.learner.gpus_per_rank
         + getattr(config.judging.judge, "gpus", 0.0)
     )
@@ -28,6 +30,14 @@ def test_an_embedded_preset_needs_nothing_and_no_gpu(preset):
     assert config.cluster.address == "auto", "its own Ray, or that of the job it was submitted as"
 
 
+def test_the_chat_preset_trains_what_make_pretrained_brings_in_bfloat16_on_two_cores():
+    config = load_config("chat")
+    assert config.model.path == f"./models/{PRETRAINED}"
+    assert f"PRETRAINED := models/{PRETRAINED}\n" in (ROOT / "Makefile").read_text()
+    assert (config.generators.cpus, config.learner.cpus_per_rank, config.learner.gpus_per_rank) == (1, 1, 0)
+    assert config.generators.dtype == config.learner.dtype == "bfloat16"
+
+
 @pytest.mark.parametrize(("preset", "total"), [("node-8gpu", 8), ("cluster-2node", 16)])
 def test_a_gpu_preset_uses_the_gpus_that_it_promises(preset, total):
     config = load_config(preset, USER_KNOWS)
@@ -36,7 +46,15 @@ def test_a_gpu_preset_uses_the_gpus_that_it_promises(preset, total):
     assert config.replay.prompts_per_update % config.learner.ranks == 0
 
 
-@pytest.mark.parametrize("preset", ["node-8gpu", "cluster-2node"])
+def test_the_preset_for_one_gpu_uses_one_and_nothing_that_needs_two():
+    config = load_config("gpu-1", USER_KNOWS)
+    assert gpus(config) == pytest.approx(1.0)
+    assert config.publication.transport == "shm"
+    assert config.learner.offload_optimizer
+    assert config.learner.zero_stage == 3
+
+
+@pytest.mark.parametrize("preset", ["gpu-1", "node-8gpu", "cluster-2node"])
 def test_a_gpu_preset_asks_for_all_that_only_the_user_knows_at_once(preset):
     with pytest.raises(UsageError) as caught:
         load_config(preset)
@@ -47,8 +65,9 @@ def test_a_gpu_preset_asks_for_all_that_only_the_user_knows_at_once(preset):
 
 
 @pytest.mark.parametrize("preset", preset_names())
-def test_a_run_of_a_preset_is_named_after_it_or_demo(preset):
-    known = {"gsm8k": ["prompts.source=/gsm8k"], "node-8gpu": USER_KNOWS, "cluster-2node": USER_KNOWS}
+def test_a_run_of_a_preset_is_named_after_it(preset):
+    known = {"gsm8k": ["prompts.source=/gsm8k"], "gpu-1": USER_KNOWS, "node-8gpu": USER_KNOWS}
+    known["cluster-2node"] = USER_KNOWS
     assert load_config(preset, known.get(preset, [])).name == preset
 
 

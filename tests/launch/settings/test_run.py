@@ -17,6 +17,8 @@ JUDGES = (
     "reward_model",
     "preference_model",
     "verifier",
+    "code",
+    "instructions",
     "function",
     "endpoint",
     "served",
@@ -40,7 +42,7 @@ def test_every_number_has_a_bound():
 def test_a_setting_is_described_with_type_bounds_and_default():
     described = {setting.key: (setting.allowed, setting.default) for setting in ALL if not setting.only_for}
     assert described["replay.max_staleness"] == ("integer >= 0", "1")
-    assert described["generators.gpu_memory_utilization"] == ("number > 0 and <= 1", "0.85")
+    assert described["generators.gpus"] == ("number >= 0.0001 and <= 1", "1.0")
     assert described["generators.canary_tolerance"] == ("number > 0 or null", "null")
     assert described["learner.zero_stage"] == ("0 | 1 | 2 | 3", "2")
     assert described["prompts.shuffle"] == ("true | false", "true")

@@ -2,8 +2,11 @@
 
 import json
 
+import pyarrow.parquet
 import pytest
 
+from actors.data.config import DemonstrationConfig
+from actors.data.demonstrations import load_demonstrations
 from actors.errors import UsageError
 from launch.settings.loading import load_config
 from launch.settings.verbs import DPO
@@ -47,6 +50,8 @@ def test_pairs_are_written_as_the_policy_would_have_sampled_them(config, models,
     train, validation = (read_pairs(tmp_path / "run" / "data" / name) for name in (TRAIN, VALIDATION))
     assert (prepared.train, prepared.validation, prepared.skipped) == (len(train), len(validation), [])
     assert len(train) + len(validation) == 20
+    record = {"reference": str(models / "policy"), "kind": "dpo"}
+    assert record.items() <= json.loads(prepared.beside["dpo.json"]).items()
     assert 0 < len(validation) < 20
     tokenizer = load_tokenizer(str(models / "policy"))
     written = {tokenizer.decode(pair.prompt): pair for pair in [*train, *validation]}
@@ -95,3 +100,36 @@ def test_a_resumed_run_may_not_change_its_reference(config, models):
     assert {key for key in before.fixed if before.fixed[key] != after.fixed[key]} == {"reference"}
     assert before.fixed["model.path"] == str(models / "policy")
     assert before.fixed["training.batch_size"] == before.training.batch_size
+
+
+def test_a_split_that_offbeat_data_made_is_held_out_and_not_made_again(config, tmp_path):
+    """Both commands split by one hash: the second one found that all prompts to hold out were gone."""
+    from launch.cli import main
+
+    config()  # writes the rows
+    directory = str(tmp_path / "pairs")
+    assert main(["data", str(tmp_path / "rows.jsonl"), "validation_fraction=0.3", "--output", directory]) == 0
+    sizes = {name: pyarrow.parquet.read_metadata(f"{directory}/{name}").num_rows for name in (TRAIN, VALIDATION)}
+    assert 0 < sizes[VALIDATION] < sizes[TRAIN]
+    prepared = prepare_dpo(config(f"data.source={directory}"), tmp_path / "run")
+    assert (prepared.train, prepared.validation) == (sizes[TRAIN], sizes[VALIDATION])
+    assert "held out: split 'validation' of data.source" in prepared.notes[-1]
+    assert len(read_pairs(tmp_path / "run" / "data" / VALIDATION)) == sizes[VALIDATION]
+
+    share = prepare_dpo(config(f"data.source={directory}", "data.validation_split=none"), tmp_path / "share")
+    assert share.train + share.validation == sizes[TRAIN]
+    alone = prepare_dpo(config(f"data.source={directory}/{TRAIN}"), tmp_path / "alone")
+    assert alone.train + alone.validation == sizes[TRAIN], "a file has no splits"
+    with pytest.raises(UsageError, match=r"has no file of data\.split 'dev'"):
+        prepare_dpo(config(f"data.source={directory}", "data.validation_split=dev"), tmp_path / "none")
+
+
+def test_demonstrations_use_the_split_that_is_there_too(tmp_path):
+    for name, numbers in (("train", range(10)), ("validation", range(10, 14))):
+        rows = [json.dumps({"prompt": f"w{n}", "response": "w1"}) + "\n" for n in numbers]
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+    found = load_demonstrations(DemonstrationConfig(source=str(tmp_path)), make_tokenizer())
+    assert [prompt[1] - W0 for prompt, _ in found.train] == list(range(10))
+    assert [prompt[1] - W0 for prompt, _ in found.validation] == list(range(10, 14))
+    shared = load_demonstrations(DemonstrationConfig(source=str(tmp_path), validation_split="none"), make_tokenizer())
+    assert len(shared.train) + len(shared.validation) == 10

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from actors.errors import RunError, UsageError
-from launch.stages.config import SftRunConfig
+from launch.settings.loading import load_config
+from launch.settings.verbs import PREFERENCE
+from launch.stages.config import PreferenceRunConfig, SftRunConfig
 from launch.stages.driver import Prepared, StageRun
 from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
 from tests.fakes.learner import FakeRanks
@@ -43,7 +45,9 @@ def prepare(config: SftRunConfig, directory: Path) -> Prepared:
     return Prepared(directory / "start", 20, 3, ["d.jsonl:7: not JSON"])
 
 
-def run(config: SftRunConfig, ranks: FakeRanks, *, resume: bool = False, prepared: Any = prepare) -> int:
+def run(
+    config: SftRunConfig | PreferenceRunConfig, ranks: FakeRanks, *, resume: bool = False, prepared: Any = prepare
+) -> int:
     def start(*_: Any) -> contextlib.nullcontext[FakeRanks]:
         return contextlib.nullcontext(ranks)
 
@@ -61,6 +65,27 @@ def final_of(directory: Path) -> int:
 
 def checkpoints_of(directory: Path) -> list[str]:
     return sorted(path.name for path in (directory / "run" / "checkpoints").iterdir())
+
+
+# Chat templates
+
+
+def test_the_final_model_carries_the_chat_template_that_it_was_trained_with(tmp_path: Path) -> None:
+    from actors.data.text import load_tokenizer
+    from tests.fakes.chat_styles import STYLES
+
+    class WithTokenizer(FakeRanks):
+        async def save_pretrained(self, directory: Path) -> None:
+            await super().save_pretrained(directory)
+            STYLES["qwen3"].tokenizer().save_pretrained(directory)
+
+    model = {"path": "unused", "chat_template_kwargs": {"enable_thinking": False}}
+    config = SftRunConfig.model_validate(config_of(tmp_path).model_dump() | {"model": model})
+    assert run(config, WithTokenizer([5.0, 4.0, 3.0, 3.5])) == 0
+    final = load_tokenizer(str(tmp_path / "run" / "final"))
+    chat = [{"role": "user", "content": "red"}]
+    written = final.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert written.endswith("assistant\n<think>\n\n</think>\n\n")
 
 
 # Schedules
@@ -148,6 +173,16 @@ def test_patience_with_nothing_held_out_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match=r"training.patience 2 waits .* none of 20 examples is held out"):
         run(config_of(tmp_path, patience=2), FakeRanks(), prepared=none_held_out)
+
+
+def test_calibration_with_nothing_held_out_is_refused(tmp_path: Path) -> None:
+    def none_held_out(config: PreferenceRunConfig, directory: Path) -> Prepared:
+        return Prepared(directory, 20, 0, [])
+
+    overrides = [f"output={tmp_path / 'run'}", "training.patience=null"]
+    config = load_config("embedded", overrides, PREFERENCE)
+    with pytest.raises(UsageError, match=r"preference.calibrate needs held-out pairs, and none of 20 is held out"):
+        run(config, FakeRanks(), prepared=none_held_out)
 
 
 # What a run leaves
@@ -320,3 +355,32 @@ def test_a_directory_with_another_run_is_refused_and_left_alone(tmp_path: Path) 
     with pytest.raises(UsageError, match="is not empty"):
         run(config_of(tmp_path), FakeRanks([1.0]))
     assert final_of(tmp_path) == 10
+
+
+def test_a_run_older_than_the_held_out_split_goes_on_with_its_share(tmp_path: Path) -> None:
+    run(config_of(tmp_path, checkpoint_every=5), FakeRanks([1.0]))
+    checkpoint = tmp_path / "run" / "checkpoints" / "update-0000010"
+    (checkpoint / "offbeat-manifest.json").unlink()
+    state = checkpoint / "run_state.json"
+    saved = json.loads(state.read_text())
+    del saved["fixed"]["data.validation_split"], saved["manifest"]
+    state.write_text(json.dumps(saved))
+    asked: list[str] = []
+
+    def noted(config: SftRunConfig, directory: Path) -> Prepared:
+        asked.append(config.data.validation_split)
+        return prepare(config, directory)
+
+    run(config_of(tmp_path, checkpoint_every=5), FakeRanks([1.0]), resume=True, prepared=noted)
+    assert asked == ["none"]
+
+
+def test_a_stage_that_diverges_is_stopped_after_a_checkpoint_if_it_is_to(tmp_path: Path) -> None:
+    """The fake's gradient norms are 1 and its losses 1, 1/2, 1/3 and so on: over 0.3 at updates 1 to 3."""
+    config = config_of(tmp_path)
+    band = {"max_loss": 0.3, "action": "stop"}
+    stopped = type(config).model_validate({**config.model_dump(exclude_unset=True), "divergence": band})
+    with pytest.raises(RunError, match=r"loss is 0\.3333 at update 3, over 0\.3, for 3 updates in a row.*a checkpoint"):
+        run(stopped, FakeRanks())
+    assert summary_of(tmp_path)["status"] == "failed"
+    assert checkpoints_of(tmp_path)

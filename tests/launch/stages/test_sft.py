@@ -16,6 +16,7 @@ from launch.stages.sft import prepare_sft
 from learner.stages.config import ScratchConfig
 from learner.stages.scratch import make_model, train_tokenizer
 from learner.tensors.examples import TRAIN, VALIDATION, read_sequences
+from tests.fakes.architectures import rewrite
 
 SCRATCH = {"vocabulary": 300, "layers": 1, "heads": 1, "max_tokens": 64}
 ROWS = [{"prompt": f"{a}+{b}", "response": str(a + b)} for a in range(8) for b in range(8)]
@@ -111,6 +112,34 @@ def test_a_tokenizer_with_tokens_that_the_model_does_not_know_is_refused(
     model = {"path": str(tmp_path / "model"), "tokenizer": str(tmp_path / "tokenizer")}
     with pytest.raises(UsageError, match=r"has token 2\d\d, and model.path .* only 258 tokens"):
         prepare_sft(config_of(source, model), run_dir)
+
+
+def test_a_model_that_lacks_a_matrix_is_refused_and_unused_tensors_are_told(
+    source: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    """It was trained from random numbers, with exit code 0."""
+    matrix = "model.layers.0.mlp.up_proj.weight"
+    make_model(tmp_path / "model", ["xyz"] * 9, ScratchConfig(**SCRATCH))
+    config = config_of(source, {"path": str(tmp_path / "model")})
+    rewrite(tmp_path / "model", lambda tensors: tensors | {"v_head.weight": tensors[matrix].clone()})
+    (note,) = prepare_sft(config, run_dir).notes
+    assert note.endswith("1 tensors of its files are not part of LlamaForCausalLM: 'v_head.weight'")
+    rewrite(tmp_path / "model", lambda tensors: {name: t for name, t in tensors.items() if name != matrix})
+    with pytest.raises(UsageError, match=rf"lacks the weights '{matrix}'"):
+        prepare_sft(config, run_dir)
+
+
+def test_demonstrations_end_with_any_token_that_ends_an_answer(source: Path, run_dir: Path, tmp_path: Path) -> None:
+    make_model(tmp_path / "model", ["xyz"] * 9, ScratchConfig(**SCRATCH))
+    source.write_text("".join(json.dumps({"prompt": f"{n}+1=", "response": f"{n + 1}x"}) + "\n" for n in range(64)))
+    config = config_of(source, {"path": str(tmp_path / "model")})
+    prepare_sft(config, run_dir)
+    (_, response), *_ = read_sequences(run_dir / "data" / TRAIN)
+    settings = tmp_path / "model" / "generation_config.json"
+    settings.write_text(json.dumps({"eos_token_id": [response[-2], response[-1]]}))
+    prepare_sft(config, run_dir)
+    (_, shorter), *_ = read_sequences(run_dir / "data" / TRAIN)
+    assert shorter == response[:-1]
 
 
 def test_a_directory_without_a_model_is_refused(source: Path, run_dir: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from learner.backend.process import set_environment
-from tests.learner.backend.ranks import CONFIG, OPTIMIZER, place_of, random_pairs, spec_of
+from tests.learner.backend.ranks import CONFIG, OPTIMIZER, full_state, place_of, random_pairs, spec_of
 
 CASES = (
     (0, "float32"),
@@ -51,7 +51,7 @@ def whole_state(engine: Any) -> dict[str, dict[str, torch.Tensor]]:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     policy = engine.policy
-    states = {"weights": engine.full_state(), "master": {}, "exp_avg": {}, "exp_avg_sq": {}}
+    states = {"weights": full_state(engine), "master": {}, "exp_avg": {}, "exp_avg_sq": {}}
     for name, parameter in policy._engine.module.named_parameters():
         if engine.config.zero_stage == 0:
             states["master"][name] = parameter.detach().clone()

@@ -49,6 +49,18 @@ def make_model(directory: Path, **settings: Any) -> Path:
     return directory
 
 
+def full_state(engine: Any) -> dict[str, torch.Tensor]:
+    """A copy of the policy's weights, in the names of its checkpoint; empty on ranks other than 0. Collective."""
+    return {name: tensor.clone() for name, tensor in engine.weights() if not name.startswith("reference.")}
+
+
+def average_state(engine: Any) -> dict[str, torch.Tensor]:
+    """The same of the average of past policies."""
+    prefix = "reference."
+    named = ((name, tensor) for name, tensor in engine.weights() if name.startswith(prefix))
+    return {name.removeprefix(prefix): tensor.clone() for name, tensor in named}
+
+
 def random_pairs(seed: int, count: int = 7) -> list[Pair]:
     """Pairs of uneven lengths; every fourth is a tie."""
     rng = random.Random(seed)
@@ -166,26 +178,50 @@ def _train(rank: int, world: int, port: int, directory: Path) -> None:
         model = directory / ("tied" if stage == 3 else "model")
         engine = TrainEngine(spec_of(model, config, failed_batches_dir=str(directory / "failed")))
         result = {"score": engine.policies.score(sequences), "updates": [engine.update(batch) for batch in batches]}
-        result["state"] = engine.full_state()
+        result["state"] = full_state(engine)
+        result["answer"] = engine.own_answer()
 
         policies, whole = engine.policies, engine.policies.reference
         policies.reference = lambda *inputs, whole=whole: whole(*inputs) * (float("nan") if rank == 1 else 1.0)
         result["skipped"] = engine.update(batches[0])
         policies.reference = whole
-        result["state after skip"] = engine.full_state()
+        result["state after skip"] = full_state(engine)
 
         engine.policy.save(directory / f"stage{stage}", {"note": stage})
         result["went on"] = engine.update(batches[1])
-        result["state that went on"] = engine.full_state()
+        result["state that went on"] = full_state(engine)
         engine.policy.destroy()
         resumed = TrainEngine(spec_of(model, config))
         result["client state"] = resumed.policy.load(directory / f"stage{stage}")
         result["resumed"] = resumed.update(batches[1])
-        result["resumed state"] = resumed.full_state()
+        result["resumed state"] = full_state(resumed)
         resumed.policy.destroy()
         results[stage] = result
     if rank == 0:
         torch.save(results, directory / "results.pt")
+
+
+def _once(rank: int, world: int, port: int, directory: Path) -> None:
+    """Rank 1 has configurations alone. Every ZeRO stage scores and trains; a model without weights is refused."""
+    from actors.errors import UsageError
+
+    _join(rank, world, port)
+    from learner.training.engine import TrainEngine
+
+    results: dict[Any, Any] = {}
+    for stage in (0, 1, 2, 3):
+        model = directory / ("tied" if stage == 3 else "model")
+        config = CONFIG.model_copy(update={"zero_stage": stage})
+        own = model if rank == 0 else model.with_name(f"{model.name}-bare")
+        engine = TrainEngine(spec_of(own, config, tokenizer_dir=str(directory / "model")))
+        score = engine.policies.score(random_sequences(0, 3))
+        results[stage] = {"score": score, "update": engine.update(random_pairs(0)), "state": full_state(engine)}
+        engine.policy.destroy()
+    try:
+        TrainEngine(spec_of(directory / "model-bare", CONFIG))
+    except UsageError as error:
+        results["refused"] = str(error)
+    torch.save(results, directory / f"once{rank}.pt")
 
 
 GAME_SHAPES = {"weighted": (4, 0), "mixture": (3, 2), "ema": (3, 2)}
@@ -210,13 +246,13 @@ def train_on_games(directory: Path, kind: str) -> dict[str, Any]:
         }
     )
     engine = TrainEngine(spec_of(directory / "world", config))
-    states, stats = [engine.full_state()], []
+    states, stats = [full_state(engine)], []
     for seed in range(2):
         # Three games: one of two ranks has nothing to do in the last round.
         games = random_games(seed, 3, *GAME_SHAPES[kind], vocabulary=18)
         stats.append(engine.update(games, measure_step=True))
-        states.append(engine.full_state())
-    result = {"stats": stats, "states": states, "average": engine.average_state()}
+        states.append(full_state(engine))
+    result = {"stats": stats, "states": states, "average": average_state(engine)}
     engine.policy.destroy()
     return result
 
@@ -378,7 +414,7 @@ def _crash(rank: int, world: int, port: int, directory: Path) -> None:
         stage = checkpoints.begin(root, "update-1")
     torch.distributed.barrier()
     worker.save(str(root / ".tmp-update-1"), {"cursor": 17})
-    state = worker._engine.full_state()
+    state = full_state(worker._engine)
     if rank == 0:
         checkpoints.write_state(stage, {"updates": 1})
         checkpoints.commit(root, "update-1", keep=2)
@@ -407,7 +443,7 @@ def _recover(rank: int, world: int, port: int, directory: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     scenarios = {
-        "train": _train, "games": _games, "offline": _offline, "supervised": _supervised, "crash": _crash,
-        "recover": _recover,
+        "train": _train, "once": _once, "games": _games, "offline": _offline, "supervised": _supervised,
+        "crash": _crash, "recover": _recover,
     }  # fmt: skip
     scenarios[sys.argv[5]](*(int(argument) for argument in sys.argv[1:4]), Path(sys.argv[4]))

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 
 import pytest
 
@@ -40,7 +41,7 @@ def test_a_save_that_never_commits_leaves_the_last_checkpoint_and_is_cleared_by_
     assert not left.exists()
 
 
-@pytest.mark.parametrize("call", range(5))
+@pytest.mark.parametrize("call", range(6))
 def test_a_crash_at_any_step_of_commit_leaves_a_whole_latest(tmp_path, monkeypatch, call):
     """Every rename and replace of a commit that replaces its own tag and prunes is made the last thing that happens."""
     for update in (7, 8):
@@ -95,7 +96,8 @@ def test_an_incomplete_checkpoint_is_refused_naming_the_part_and_the_older_ones(
         (path / part).unlink()
     else:
         (path / part / "weights").unlink()
-    with pytest.raises(UsageError, match=rf"update-2 cannot be used: {part} missing; write one of .*: update-1"):
+    told = rf"update-2 cannot be used: {part} missing; .*--resume \S+/update-1, .*last-good"
+    with pytest.raises(UsageError, match=told):
         checkpoints.latest(tmp_path)
 
 
@@ -156,3 +158,14 @@ def test_a_root_that_cannot_be_made_is_an_error_with_the_cause(tmp_path):
 def test_a_tag_without_an_update_number_or_with_a_path_is_refused(tmp_path, tag):
     with pytest.raises(UsageError, match="end in the update number"):
         checkpoints.begin(tmp_path, tag)
+
+
+def test_going_back_takes_the_newest_whole_checkpoint_from_before(tmp_path):
+    for update in (1, 2, 3):
+        save(tmp_path, f"update-{update}", update, keep=3)
+    shutil.rmtree(tmp_path / "update-2" / "hf")
+    assert checkpoints.newest_before(tmp_path, 1) is None
+    assert checkpoints.go_back(tmp_path, 1) is None
+    assert checkpoints.latest(tmp_path) == tmp_path / "update-3"
+    assert checkpoints.go_back(tmp_path, 3) == tmp_path / "update-1"
+    assert checkpoints.latest(tmp_path) == tmp_path / "update-1"

@@ -78,6 +78,21 @@ def sampled_near(games: Sequence[Game], logprobs: LogProbs, seed: int, spread: f
     ]
 
 
+def conversed(games: Sequence[Game], seed: int) -> list[Game]:
+    """`games` in which an environment wrote some tokens between the first and the last of each completion of three."""
+    rng = random.Random(seed)
+
+    def with_given(completion: Completion) -> Completion:
+        start, length = rng.randint(1, 2), len(completion.token_ids)
+        given = ((start, rng.randint(start + 1, length - 1)),) if length > start + 1 else ()
+        return replace(completion, given=given)
+
+    return [
+        replace(game, players=tuple(map(with_given, game.players)), opponents=tuple(map(with_given, game.opponents)))
+        for game in games
+    ]
+
+
 def of_model(model: torch.nn.Module, temperature: float) -> LogProbs:
     """The next-token log-probs of a transformers model, from its own logits."""
 
@@ -101,7 +116,9 @@ def mixed(policy: LogProbs, reference: LogProbs, beta: float) -> LogProbs:
 
 
 def chosen(logprobs: Tensor, completion: Completion) -> Tensor:
-    return torch.stack([logprobs[t, token] for t, token in enumerate(completion.token_ids)])
+    """[n] log-probs of the tokens that the policy sampled, one by one."""
+    given = {t for start, end in completion.given for t in range(start, end)}
+    return torch.stack([logprobs[t, token] for t, token in enumerate(completion.token_ids) if t not in given])
 
 
 @dataclass
@@ -129,7 +146,10 @@ def slow_game(game: Game, policy: LogProbs, reference: LogProbs, opponent: LogPr
     with torch.no_grad():
         mu = [chosen(reference(game, c), c) for c in game.completions]
         now = [chosen(opponent(game, c), c) for c in game.completions]
-    b = [torch.tensor(c.logprobs, dtype=torch.float64) for c in game.completions]
+    recorded = [
+        [x for t, x in enumerate(c.logprobs) if not any(s <= t < e for s, e in c.given)] for c in game.completions
+    ]
+    b = [torch.tensor(values, dtype=torch.float64) for values in recorded]
     w = [_token_weights(pi[i].detach() - b[i], fix.players, fix.player_cap, fix.beyond_cap) for i in everyone]
     level, cap = (fix.opponents, fix.opponent_cap) if isinstance(fix, CorrectionConfig) else ("none", 1.0)
     w_rival = [_whole(_token_weights(now[i] - b[i], level, cap, fix.beyond_cap), level) for i in everyone]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from learner.config import CorrectionConfig
-from learner.losses.games import GameBatch, game_loss, importance_weights, roles, sequence_weights
+from learner.losses.games import GameBatch, game_loss, importance_weights, opponent_weights, roles, sequence_weights
 from tests.learner.games.tabular_games import (
     COMB,
     COMB_MU,
@@ -307,7 +307,24 @@ def test_preference_and_kl_are_means_over_the_players():
     assert metrics["advantage_std"].tolist() == pytest.approx([abs(0.25 - TAU * 0.5 - (-0.1 + TAU * 0.1)) / 2])
 
 
-def hand_game(correction: CorrectionConfig) -> dict[str, Tensor]:
+@pytest.mark.parametrize(("spread", "mean"), [(0.5, 0.97), (1.0, 0.81), (1.5, 0.61), (2.0, 0.44), (3.0, 0.19)])
+def test_the_mean_of_capped_weights_is_how_much_the_preference_term_shrinks(spread: float, mean: float):
+    """E[min(w, 2)] of log-ratios N(-s^2/2, s^2): at s = 2 tau acts as 2.3 tau, and nothing told it."""
+    generator = torch.Generator().manual_seed(0)
+    ratios = -(spread**2) / 2 + spread * torch.randn(500, 200, 1, generator=generator, dtype=torch.float64)
+    zero, one = torch.zeros_like(ratios), torch.ones_like(ratios)
+    batch = GameBatch(zero, zero, zero, ratios, one, zero, zero[..., 0], players=0)
+    assert float(opponent_weights(batch, CorrectionConfig()).mean()) == pytest.approx(mean, abs=0.01)
+
+
+def test_the_weights_mean_is_told_and_divides_the_value():
+    """Weights 1 and 2 of two opponents, mean 3/2, as above; divided by it the values are 2/3 of those."""
+    plain, divided = hand_game(CorrectionConfig()), hand_game(CorrectionConfig(), 1.5)
+    assert plain["opponent_weight_mean"].tolist() == divided["opponent_weight_mean"].tolist() == [1.5]
+    assert divided["player_preference"].tolist() == pytest.approx([0.5 + (0.25 - 0.1) / 3])
+
+
+def hand_game(correction: CorrectionConfig, opponent_mean: float = 1.0) -> dict[str, Tensor]:
     """Metrics of two players and two drawn opponents; the second of each has one token."""
     ratios = tensor([[[4.0, 1.0], [0.25, 1.0], [4.0, 0.25], [8.0, 1.0]]]).log()
     mask = tensor([[[1, 1], [1, 0], [1, 1], [1, 0]]])
@@ -316,4 +333,4 @@ def hand_game(correction: CorrectionConfig) -> dict[str, Tensor]:
     preferences = torch.full((1, 4, 4), 0.5, dtype=torch.float64)
     preferences[0, :2, 2:] = tensor([[0.8, 0.6], [0.3, 0.5]])
     batch = GameBatch(policy, reference, policy - ratios, policy, mask, preferences, torch.zeros(1, 4), 2)
-    return dict(game_loss(batch, loss_of("nash_pg", correction, tau=TAU)).metrics)
+    return dict(game_loss(batch, loss_of("nash_pg", correction, tau=TAU), opponent_mean).metrics)

@@ -76,3 +76,27 @@ def test_curl_by_hand():
     circle = np.array([[0.0, 1.0, -3.0], [-1.0, 0.0, 2.0], [3.0, -2.0, 0.0]])
     order = np.subtract.outer([2.0, 1.0, 0.0], [2.0, 1.0, 0.0])
     assert calibration.curl(np.stack([circle, -circle, order])) == (pytest.approx(4.0), pytest.approx(2 / 3))
+
+
+@pytest.mark.parametrize("n", [200, 2000])
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_noise_beside_the_calibration_error_is_that_of_a_calibrated_model(n, soft):
+    """200 calibrated pairs with hard labels read .08, without a word that noise does that."""
+    rng = np.random.default_rng(0)
+    errors, floors = [], []
+    for _ in range(200):
+        z = rng.normal(size=n)
+        p = 1 / (1 + np.exp(-z))
+        labels = rng.beta(4 * p, 4 * (1 - p)) if soft else (rng.random(n) < p).astype(float)
+        errors.append(calibration.expected_calibration_error(z, labels))
+        floors.append(calibration.calibration_noise(z, labels))
+    assert np.mean(floors) == pytest.approx(np.mean(errors), rel=0.06)
+    if (n, soft) == (200, False):
+        assert np.mean(errors) == pytest.approx(0.08, abs=0.015)
+
+
+def test_an_overconfident_model_stands_out_of_the_noise():
+    rng = np.random.default_rng(1)
+    z = rng.normal(size=2000)
+    labels = (rng.random(2000) < 1 / (1 + np.exp(-z))).astype(float)
+    assert calibration.expected_calibration_error(3 * z, labels) > 4 * calibration.calibration_noise(3 * z, labels)

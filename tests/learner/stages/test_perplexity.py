@@ -75,7 +75,7 @@ def test_samples_follow_the_model_s_own_distribution_whatever_its_generation_set
     model = PerplexityModel(directory)
     prompt = PROMPTS[5]
     count = 2000
-    samples = model.sample([prompt] * count, max_new_tokens=1, eos=world.EOS, seed=0)
+    samples = model.sample([prompt] * count, max_new_tokens=1, ends=(world.EOS,), seed=0)
     seen = np.bincount([response[0] for _, response in samples], minlength=18) / count
     exact = np.exp([-model.log_perplexities([(prompt, [token])])[0] for token in range(18)])
     assert exact.sum() == pytest.approx(1.0, abs=1e-5)
@@ -89,7 +89,7 @@ def test_samples_are_seeded_end_once_and_do_not_depend_on_padding(directory: Pat
     model = PerplexityModel(directory)
     before = torch.get_rng_state()
     first, again, other = (
-        model.sample(PROMPTS * 4, max_new_tokens=6, eos=world.EOS, seed=seed) for seed in (0, 0, 1)
+        model.sample(PROMPTS * 4, max_new_tokens=6, ends=(world.EOS,), seed=seed) for seed in (0, 0, 1)
     )  # fmt: skip
     assert torch.equal(torch.get_rng_state(), before)
     assert first == again != other
@@ -98,7 +98,7 @@ def test_samples_are_seeded_end_once_and_do_not_depend_on_padding(directory: Pat
         assert 1 <= len(response) <= 6
     assert {len(response) for _, response in first} > {6}
     long = [[world.BOS] + [7] * 8, [world.BOS]] * 1000
-    short = [tuple(response) for prompt, response in model.sample(long, max_new_tokens=1, eos=world.EOS, seed=0)
+    short = [tuple(response) for prompt, response in model.sample(long, max_new_tokens=1, ends=(world.EOS,), seed=0)
              if len(prompt) == 1]  # fmt: skip
     exact = math.exp(-model.log_perplexities([([world.BOS], [short[0][0]])])[0])
     assert short.count(short[0]) / 1000 == pytest.approx(exact, abs=4.5 * math.sqrt(exact * (1 - exact) / 1000))
@@ -106,6 +106,6 @@ def test_samples_are_seeded_end_once_and_do_not_depend_on_padding(directory: Pat
 
 def test_prompts_that_fill_the_context_are_not_answered_and_others_end_at_it(directory: Path) -> None:
     model = PerplexityModel(directory)
-    samples = model.sample([[7] * 64, [7] * 62], max_new_tokens=6, eos=world.EOS, seed=0)
+    samples = model.sample([[7] * 64, [7] * 62], max_new_tokens=6, ends=(world.EOS,), seed=0)
     assert [len(prompt) for prompt, _ in samples] == [62]
     assert len(samples[0][1]) <= 2

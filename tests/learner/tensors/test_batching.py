@@ -101,7 +101,7 @@ def test_tokens_name_their_sequences_in_order():
 
 def test_a_game_s_opponents_follow_its_players():
     games = [game(1, 1, 2, 1, 3), game(2, 2, 1, 1, 2)]
-    lengths = [(prompt[0], len(prompt), len(response)) for prompt, response in game_sequences(games, slice(None))]
+    lengths = [(prompt[0], len(prompt), len(response)) for prompt, response, _ in game_sequences(games, slice(None))]
     assert lengths == [(1, 1, 2), (1, 1, 1), (1, 1, 3), (2, 2, 1), (2, 2, 1), (2, 2, 2)]
 
 

@@ -15,10 +15,13 @@ from actors.generation.config import OpponentConfig
 from learner.backend.deepspeed_config import learning_rate
 from learner.config import CorrectionConfig, GameLossConfig, OptimizerConfig, PairLossConfig
 from learner.losses.pairs import tie_loss
+from learner.tensors.sampling import sample_answer
 from tests.learner.backend.ranks import (
     CONFIG,
     TEMPERATURE,
     VOCABULARY,
+    average_state,
+    full_state,
     make_model,
     plain_learner,
     random_pairs,
@@ -28,6 +31,7 @@ from tests.learner.backend.ranks import (
 from tests.learner.losses.games import random_games
 
 STAGES = (0, 1, 2, 3)
+ENDS = (2, 5)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +56,26 @@ def plain(directory):
     return {name: plain_learner(directory / name, batches) for name in ("model", "tied")}
 
 
+def test_only_rank_0_reads_a_model_s_weights(directory, two_ranks):
+    """Every rank read them into host memory at the same time: 60 GiB for 8 billion parameters on four ranks. Here rank
+    1 has a directory without weights, and scores and trains to the same bits."""
+    for name in ("model", "tied"):
+        bare = directory / f"{name}-bare"
+        bare.mkdir()
+        for path in (directory / name).glob("*.json"):
+            (bare / path.name).write_bytes(path.read_bytes())
+    codes = run_ranks(directory, "once")
+    assert codes == [0, 0], (directory / "once-rank1.log").read_text()[-3000:]
+    first, second = (torch.load(directory / f"once{rank}.pt", weights_only=False) for rank in (0, 1))
+    assert "safetensors" in first["refused"]
+    assert second["refused"] == first["refused"]
+    for stage in STAGES:
+        assert second[stage]["score"] == first[stage]["score"]
+        assert first[stage]["score"] == two_ranks[stage]["score"]
+        assert first[stage]["update"].loss == two_ranks[stage]["updates"][0].loss
+        assert first[stage]["update"].grad_norm == pytest.approx(two_ranks[stage]["updates"][0].grad_norm, rel=1e-6)
+
+
 @pytest.fixture
 def make_engine(directory, tmp_path):
     """Engines of one rank in this process; the process is left as it was."""
@@ -63,7 +87,8 @@ def make_engine(directory, tmp_path):
 
     def make(model="model", **settings):
         config = CONFIG.model_copy(update={"zero_stage": 2} | settings)
-        engine = TrainEngine(spec_of(directory / model, config, failed_batches_dir=str(tmp_path / "failed")))
+        failed = str(tmp_path / "failed")
+        engine = TrainEngine(spec_of(directory / model, config, failed_batches_dir=failed, ends=ENDS))
         engines.append(engine)
         return engine
 
@@ -103,6 +128,16 @@ def test_a_loss_that_is_no_number_on_one_rank_skips_the_step_on_all(two_ranks, d
     assert not result["went on"].skipped
     saved = (directory / "failed" / "skipped-update-000004.jsonl").read_text().splitlines()
     assert [json.loads(line)["lease_index"] for line in saved] == list(range(7))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_all_ranks_answer_as_the_whole_model_does_and_train_on_as_if_they_had_not(two_ranks, directory, stage):
+    """What follows is compared with a resumed run, which gave no answer."""
+    prompt, answer = two_ranks[stage]["answer"]
+    model = AutoModelForCausalLM.from_pretrained(directory / f"stage{stage}" / "hf")
+    assert (prompt, len(answer)) == ((0,), 32)
+    assert answer == sample_answer(model, prompt, 32, ())
 
 
 @pytest.mark.slow
@@ -180,11 +215,11 @@ def test_statistics_follow_their_definitions(make_engine):
 def test_ties_alone_change_nothing_and_cost_the_tie_loss(make_engine):
     optimizer = CONFIG.optimizer.model_copy(update={"weight_decay": 0.0})
     engine = make_engine(optimizer=optimizer, loss=PairLossConfig(kind="ipo", beta=0.5))
-    before = engine.full_state()
+    before = full_state(engine)
     stats = engine.update([replace(pair, margin=0.0) for pair in random_pairs(6)])
     assert stats.loss == pytest.approx(tie_loss(PairLossConfig(kind="ipo", beta=0.5)))
     assert (stats.ties, stats.accuracy, stats.grad_norm) == (7, 0.0, 0.0)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in engine.full_state().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in full_state(engine).items())
 
 
 def test_too_many_skipped_updates_stop_the_run_naming_the_saved_batch(make_engine, tmp_path):
@@ -203,14 +238,14 @@ def test_bfloat16_weights_are_trained_with_float32_master_weights(make_engine):
     constant = OptimizerConfig(lr=1e-4, schedule="constant", betas=(0.0, 0.0), eps=1e-20)
     engine = make_engine(dtype="bfloat16", optimizer=constant)
     norm = "model.norm.weight"
-    start = engine.full_state()[norm]
+    start = full_state(engine)[norm]
     assert start.dtype == torch.bfloat16
     for _ in range(3):
         engine.update(random_pairs(0))
-    assert torch.equal(engine.full_state()[norm], start)
+    assert torch.equal(full_state(engine)[norm], start)
     for _ in range(60):
         engine.update(random_pairs(0))
-    assert not torch.equal(engine.full_state()[norm], start)
+    assert not torch.equal(full_state(engine)[norm], start)
 
 
 @pytest.mark.parametrize("offload", [False, True])
@@ -227,11 +262,11 @@ def test_bfloat16_and_offloaded_runs_skip_and_resume_like_the_others(make_engine
     engine.policy.save(tmp_path / "update-2")
     ahead = engine.update(random_pairs(2))
     assert not ahead.skipped
-    state = engine.full_state()
+    state = full_state(engine)
     other = make_engine(**settings)
     other.policy.load(tmp_path / "update-2")
     assert replace(other.update(random_pairs(2)), seconds=0.0) == replace(ahead, seconds=0.0)
-    assert all(torch.equal(tensor, state[name]) for name, tensor in other.full_state().items())
+    assert all(torch.equal(tensor, state[name]) for name, tensor in full_state(other).items())
     assert all(tensor.dtype == torch.bfloat16 for tensor in state.values())
 
 
@@ -255,6 +290,39 @@ def test_the_final_model_is_replaced_as_a_whole(make_engine, tmp_path):
     names = {path.name for path in (tmp_path / "final").iterdir()}
     assert names == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+def test_the_final_model_samples_as_the_run_did_and_names_what_ends_its_answers(make_engine, tmp_path):
+    make_engine().policy.save_pretrained(tmp_path / "final")
+    settings = json.loads((tmp_path / "final" / "generation_config.json").read_text())
+    wanted = {"do_sample": True, "temperature": TEMPERATURE, "top_k": 0, "top_p": 1.0, "eos_token_id": list(ENDS)}
+    assert settings == settings | wanted
+
+
+def test_a_write_that_fails_for_whatever_reason_is_told_and_training_goes_on(make_engine, tmp_path, monkeypatch):
+    """Only a few kinds of error were caught: with others rank 0 raised, and the other ranks waited for it."""
+    engine = make_engine()
+
+    def refuse(*_, **__):
+        raise ValueError("GenerationConfig is invalid: \n- `temperature`: whole message")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("learner.backend.sharded.write_model", refuse)
+        for save in (engine.policy.save_pretrained, engine.policy.save):
+            with pytest.raises(RunError, match=r"could not be written(.|\n)*`temperature`: whole message"):
+                save(tmp_path / "update-1")
+    assert not engine.update(random_pairs(0)).skipped
+
+
+def test_a_model_that_could_not_be_saved_is_refused_before_the_first_update(make_engine, monkeypatch):
+    make_engine()  # which closes the process group that both join
+
+    def refuse(*_, **__):
+        raise TypeError("not JSON serializable")
+
+    monkeypatch.setattr("transformers.LlamaForCausalLM.save_pretrained", refuse)
+    with pytest.raises(UsageError, match=r"could not be saved: TypeError: not JSON serializable"):
+        make_engine()
 
 
 def test_a_checkpoint_of_other_settings_or_with_a_torn_file_is_refused(make_engine, tmp_path):
@@ -323,20 +391,20 @@ def test_the_average_is_checkpointed_and_stands_still_when_a_step_is_skipped(mak
     engine = make_engine(loss=against_average(0.75), dtype=dtype)
     games = random_games(0, 3, 4, 0, VOCABULARY)
     engine.update(games)
-    average = engine.average_state()
-    assert any(not torch.equal(average[name], tensor) for name, tensor in engine.full_state().items())
+    average = average_state(engine)
+    assert any(not torch.equal(average[name], tensor) for name, tensor in full_state(engine).items())
     policies, whole = engine.policies, engine.policies.reference
     policies.reference = lambda *inputs: whole(*inputs) * math.nan
     assert engine.update(games, measure_step=True).step_size is None
     policies.reference = whole
-    assert all(torch.equal(tensor, average[name]) for name, tensor in engine.average_state().items())
+    assert all(torch.equal(tensor, average[name]) for name, tensor in average_state(engine).items())
 
     engine.policy.save(tmp_path / "update-2")
     other = make_engine(loss=against_average(0.75), dtype=dtype)
     other.policy.load(tmp_path / "update-2")
     for each in (engine, other):
         each.update(games)
-    ahead, resumed = engine.average_state(), other.average_state()
+    ahead, resumed = average_state(engine), average_state(other)
     assert any(not torch.equal(tensor, average[name]) for name, tensor in ahead.items())
     assert all(torch.equal(tensor, ahead[name]) for name, tensor in resumed.items())
     assert {str(tensor.dtype) for tensor in ahead.values()} == {f"torch.{dtype}"}
@@ -355,7 +423,7 @@ def test_small_changes_add_up_in_the_average_of_bfloat16_weights(make_engine):
     for _ in range(80):
         engine.policies.average.update(engine.policy.model)
     # 1 - 0.99^80 = 0.55 of the way is nearer to the next number of the grid than to 1.
-    assert torch.equal(engine.average_state()["model.norm.weight"], norm.detach())
+    assert torch.equal(average_state(engine)["model.norm.weight"], norm.detach())
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from actors.errors import UsageError
 from actors.generation.config import OpponentConfig
+from actors.records import Pair
 from learner.config import CorrectionConfig, PairLossConfig
+from learner.tensors import batching
 from learner.tensors.batching import collate
 from learner.training.objectives import GameObjective, PairObjective, game_batch, objective_of
 from learner.training.policies import Policies, TokenLogProbs
@@ -25,7 +27,16 @@ from tests.learner.backend.ranks import (
     spec_of,
     train_on_games,
 )
-from tests.learner.losses.games import loss_of, mixed, of_model, random_games, sampled_near, slow_game
+from tests.learner.losses.games import (
+    chosen,
+    conversed,
+    loss_of,
+    mixed,
+    of_model,
+    random_games,
+    sampled_near,
+    slow_game,
+)
 
 
 def perturbed(directory, source, seed):
@@ -120,16 +131,25 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("micro_batch_tokens", [60, 10_000])
+@pytest.mark.parametrize(
+    ("micro_batch_tokens", "conversations"), [(60, False), (10_000, False), (10_000, True)], ids=str
+)
 @pytest.mark.parametrize("case", CASES)
-def test_the_gradient_of_a_game_update_is_that_of_its_definition(engine, models, case, micro_batch_tokens):
-    """With 60 tokens most games are a micro-batch alone; with 10,000 all are padded together."""
+def test_the_gradient_of_a_game_update_is_that_of_its_definition(
+    engine, models, case, micro_batch_tokens, conversations
+):
+    """With 60 tokens most games are a micro-batch alone; with 10,000 all are padded together.
+
+    In conversations the sums are over the tokens that the policy sampled.
+    """
     kind, settings, opponent_kind, shape = CASES[case]
     opponent = OpponentConfig(kind=opponent_kind, beta=0.3)
     loss = loss_of(kind, CorrectionConfig(**settings), tau=0.2, opponent=opponent)
     policy, reference, average = (of_model(models[name], TEMPERATURE) for name in ("policy", "reference", "average"))
     with torch.no_grad():
         games = sampled_near(random_games(3, 4, *shape, vocabulary=VOCABULARY), reference, seed=4)
+    if conversations:
+        games = conversed(games, seed=5)
     use(engine, loss, micro_batch_tokens)
     stats = engine.update(games)
 
@@ -149,6 +169,36 @@ def test_the_gradient_of_a_game_update_is_that_of_its_definition(engine, models,
     assert stats.kl_players == pytest.approx(sum(game.kl for game in slow) / len(slow), abs=1e-5)
     deviations = [np.std(game.advantages) for game in slow]
     assert stats.advantage_std == pytest.approx(np.mean(deviations), rel=1e-4)
+
+
+def test_a_pair_s_loss_and_ratios_read_the_tokens_that_the_policy_sampled_alone(engine, models):
+    """DPO by hand, beta 0.1: -log sigmoid(beta (h(chosen) - h(rejected))), h = log pi - log mu of sampled tokens."""
+    policy, reference = (of_model(models[name], TEMPERATURE) for name in ("policy", "reference"))
+    games = conversed(random_games(8, 12, 2, 0, vocabulary=VOCABULARY), seed=9)
+    pairs = [Pair(g.lease_index, g.prompt_token_ids, *g.players, margin=1.0) for g in games]
+    assert sum(bool(player.given) for game in games for player in game.players) > 6
+    use(engine, PairLossConfig(beta=0.1))
+    stats = engine.update(pairs)
+
+    expected, distances = [], []
+    with torch.no_grad():
+        for game in games:
+            own = [chosen(policy(game, player), player) for player in game.players]
+            frozen = [chosen(reference(game, player), player) for player in game.players]
+            margin = 0.1 * float((own[0].sum() - frozen[0].sum()) - (own[1].sum() - frozen[1].sum()))
+            expected.append(np.log1p(np.exp(-margin)))
+            for player, logprobs in zip(game.players, own, strict=True):
+                given = {t for start, end in player.given for t in range(start, end)}
+                recorded = [x for t, x in enumerate(player.logprobs) if t not in given]
+                distances += [abs(float(a) - b) for a, b in zip(logprobs, recorded, strict=True)]
+    assert stats.loss == pytest.approx(np.mean(expected), rel=1e-5)
+    assert stats.log_ratio_max == pytest.approx(max(distances), rel=1e-5)
+    assert stats.log_ratio_mean == pytest.approx(np.mean(distances), rel=1e-5)
+    scored = engine.policies.score(batching.sequences_of(pairs))
+    assert [len(values) for values, _ in scored] == [
+        len(each.token_ids) - sum(end - start for start, end in each.given)
+        for each in [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    ]
 
 
 def test_the_opponent_s_ratio_is_of_the_mixture_as_it_is_at_the_update(engine, models):
@@ -241,6 +291,26 @@ def test_completions_go_through_the_models_that_the_loss_reads_and_with_gradient
         lengths = [len(game.prompt_token_ids) + len(player.token_ids) for game in games for player in game.players]
         assert stats.tokens == sum(lengths)
         assert (stats.opponent_ess, stats.opponent_truncated) == ((1.0, 0.0) if kind == "nash_pg" else (None, None))
+
+
+@pytest.mark.parametrize("kind", ["nash_pg", "online_ipo", "ipo_md"])
+@pytest.mark.parametrize("shape", [DRAWN, SPLIT], ids=["drawn", "split"])
+def test_renormalised_weights_are_divided_by_their_mean_over_the_batch_however_it_is_cut(engine, kind, shape):
+    games, opponent = random_games(6, 4, *shape, vocabulary=VOCABULARY), OpponentConfig(beta=0.5)
+    use(engine, loss_of(kind, CorrectionConfig(), opponent=opponent), 10_000)
+    plain = engine.update(games)
+    found = []
+    for tokens in (10_000, 40):
+        use(engine, loss_of(kind, CorrectionConfig(renormalise=True), opponent=opponent), tokens)
+        found.append(engine.update(games))
+    assert plain.opponent_weight_mean != pytest.approx(1.0, abs=0.001)
+    for stats in found:
+        assert stats.opponent_weight_mean == pytest.approx(plain.opponent_weight_mean, rel=1e-5)
+        shrunk = plain.opponent_weight_mean * (stats.player_preference - 0.5)
+        assert shrunk == pytest.approx(plain.player_preference - 0.5, rel=1e-4, abs=1e-6)
+        assert stats.loss == pytest.approx(found[0].loss, rel=1e-4, abs=1e-5)
+    if kind == "ipo_md":  # its loss is linear in the products of two weights
+        assert found[0].loss * plain.opponent_weight_mean**2 == pytest.approx(plain.loss, rel=1e-4)
 
 
 def test_items_of_the_wrong_kind_and_games_of_two_shapes_are_refused(engine):

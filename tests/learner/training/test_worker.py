@@ -2,18 +2,21 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from actors.generation.config import OpponentConfig
-from actors.generation.weights import canary_tokens, fingerprint
-from actors.records import TensorRecord
+from actors.generation.config import GeneratorConfig, OpponentConfig
+from actors.generation.proof.canary import CanaryCheck
+from actors.generation.weights import fingerprint
+from actors.records import Canary, Manifest, TensorRecord
 from learner.backend import checkpoints
 from learner.config import GameLossConfig, PublicationConfig
-from tests.learner.backend.ranks import CONFIG, VOCABULARY, make_model, place_of, run_ranks, spec_of
+from learner.training.worker import FRESH_TOKENS, rollout_of
+from tests.learner.backend.ranks import CONFIG, full_state, make_model, place_of, random_pairs, run_ranks, spec_of
 from tests.learner.losses.games import random_games
 
 
@@ -72,7 +75,7 @@ def test_the_publication_holds_the_policys_weights_under_their_checkpoint_names(
 @pytest.mark.slow
 def test_the_canary_is_scored_at_temperature_one_by_the_published_weights(directory, recovered):
     canary = recovered["manifest"].canary
-    assert canary.token_ids == canary_tokens(VOCABULARY, 32)
+    assert (canary.token_ids[0], len(canary.token_ids), len(canary.logprobs)) == (0, 33, 32)
     model = AutoModelForCausalLM.from_pretrained(directory / "final").eval()
     ids = torch.tensor(canary.token_ids)
     logp = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1)
@@ -102,10 +105,30 @@ def lone_worker(tmp_path):
     os.environ.update(environment)
 
 
+def test_a_publication_that_fails_still_gathers_every_weight_with_the_other_ranks(lone_worker, monkeypatch):
+    """Under ZeRO-3 they would wait for this rank without end."""
+    gathered, weights = [], lone_worker._engine.weights
+
+    def watched():
+        for name, tensor in weights():
+            yield name, tensor
+            gathered.append(name)
+
+    def full(version, outline, tensors):
+        next(iter(tensors))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(lone_worker._engine, "weights", watched)
+    monkeypatch.setattr(lone_worker._publisher.sender, "keep", full)
+    with pytest.raises(OSError, match="No space"):
+        lone_worker.export(1)
+    assert gathered == list(lone_worker._engine.outline)
+
+
 def test_a_publication_carries_the_average_beside_the_policy(lone_worker):
-    start = lone_worker._engine.full_state()
+    start = full_state(lone_worker._engine)
     assert lone_worker.update(random_games(0, 3, 3, 2, vocabulary=18), measure_step=True).step_size is not None
-    policy = lone_worker._engine.full_state()
+    policy = full_state(lone_worker._engine)
     manifest = lone_worker.export(1)
     chunks = [lone_worker.chunk(index) for index in range(lone_worker.chunk_count())]
     published = {name: torch.from_numpy(array) for chunk in chunks for name, array in chunk.items()}
@@ -114,3 +137,17 @@ def test_a_publication_carries_the_average_beside_the_policy(lone_worker):
     for name, tensor in policy.items():
         assert torch.equal(published[name], tensor)
         assert torch.allclose(published[f"reference.{name}"], 0.5 * (start[name] + tensor), atol=1e-7)
+
+
+def test_a_rollout_that_fills_the_engine_is_scored_without_its_last_token():
+    """The engine samples one token after what it scores: the whole rollout was refused as too long."""
+    pair, limit = random_pairs(0)[0], 32
+    full = replace(pair, prompt_token_ids=(2,) * 20, chosen=replace(pair.chosen, token_ids=tuple(range(12))))
+    prompt, answer = rollout_of([full])
+    assert answer == tuple(range(11))
+    fresh = Canary((*prompt, *answer), (-1.0,) * len(answer))
+    check = CanaryCheck(GeneratorConfig(max_model_len=limit))
+    check.check_before(Manifest(1, (), Canary((2, 3), (-1.0,)), "shm", fresh=fresh))
+    assert rollout_of([replace(full, chosen=replace(pair.chosen, token_ids=(3,)))]) is None
+    long = replace(full, chosen=replace(pair.chosen, token_ids=(3,) * 1000))
+    assert rollout_of([long])[1] == (3,) * FRESH_TOKENS

@@ -14,7 +14,7 @@ import pytest
 
 from actors.errors import RunError, UsageError
 from actors.judges.config import EndpointJudgeConfig, HttpJudgeConfig
-from actors.judges.http.client import HttpClient, retry_after_seconds
+from actors.judges.http.client import GivenUpError, HttpClient, retry_after_seconds
 from tests.fakes.judges import FakeServer
 
 KEY = "sk-very-secret-0123456789"
@@ -144,6 +144,37 @@ def test_a_pause_may_be_given_as_a_date() -> None:
     assert retry_after_seconds({}) is None
 
 
+@pytest.mark.parametrize("when", ["21 Oct 99999999999999 07:28:00 GMT", "21 Oct 2026 07:28:00 +99999999999999"])
+def test_a_date_that_cannot_be_is_no_pause(when: str) -> None:
+    """Such a header ended the whole batch with a raw error."""
+    posted = Posted(lambda n, body: (429, {"Retry-After": f"Wed, {when}"}, b"") if n == 0 else OK)
+    assert posted.answers == [1]
+    assert posted.counted == {"requests": 2, "answered": 1, "retries": 1, "rate_limited": 1}
+
+
+@pytest.mark.parametrize("error", [KeyError("n"), IndexError(), TypeError(), OverflowError(), AttributeError()])
+def test_whatever_reading_an_answer_raises_makes_it_garbage(error: Exception) -> None:
+    def read(answer: Any) -> Any:
+        raise error
+
+    async def post() -> None:
+        async with client.session() as session:
+            await client.post(session, "", {}, read)
+
+    with FakeServer(lambda n, body: OK) as server:
+        client = HttpClient(HttpJudgeConfig(url=server.url, model="m", request_retries=1, request_backoff_seconds=0.0))
+        with pytest.raises(GivenUpError, match=type(error).__name__) as caught:
+            asyncio.run(post())
+    assert caught.value.cause is error
+    assert client.counts.garbage == 2
+
+
+def test_a_whole_number_of_thousands_of_digits_does_not_spoil_the_answer_around_it() -> None:
+    """Python refuses to read one of more than 4,300 digits."""
+    posted = Posted(lambda n, body: (200, {}, b'{"n": 1, "m": ' + b"9" * 5000 + b"}"))
+    assert posted.answers == [1]
+
+
 @pytest.mark.parametrize("status", [400, 404, 422, 301, 204])
 def test_a_wrong_request_is_not_tried_again(status: int) -> None:
     posted = Posted(lambda n, body: (status, {"Location": "http://127.0.0.1:1"}, b"" if status == 204 else b"no model"))
@@ -196,6 +227,12 @@ def test_the_key_is_sent_and_shows_up_nowhere_else(status: int, caplog: pytest.L
 def test_a_key_at_the_edge_of_what_is_quoted_is_not_cut_in_half() -> None:
     posted = Posted(lambda n, body: (400, {}, ("x" * 290 + KEY).encode()), key=KEY)
     assert "sk-very" not in str(posted.answers[0])
+
+
+@pytest.mark.parametrize("part", [KEY[:6], KEY[:10], KEY[-8:], KEY])
+def test_a_part_of_the_key_in_an_answer_is_masked_and_what_a_terminal_obeys_is_escaped(part: str) -> None:
+    posted = Posted(lambda n, body: (400, {}, f"\x1b[2Jno such key: {part}***, \u202e".encode()), key=KEY)
+    assert str(posted.answers[0]).endswith(r"a wrong request: \x1b[2Jno such key: [key]***, \u202e")
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -16,13 +16,8 @@ import pytest
 from actors.errors import OffbeatError, RunError, UsageError
 from actors.judges.config import EndpointJudgeConfig, JudgingConfig
 from actors.judges.factory import make_judge
-from actors.judges.http.endpoint import (
-    DEFAULT_TEMPLATE,
-    EndpointJudge,
-    compile_template,
-    read_probability,
-    read_verdict,
-)
+from actors.judges.http.endpoint import EndpointJudge
+from actors.judges.http.questions import PAIRS_TEMPLATE, compile_template, read_verdict
 from actors.judges.worker import JudgeWorker
 from actors.records import Failure, Group, Judgement, Prompt
 from tests.fakes.generators import make_group
@@ -116,7 +111,7 @@ def test_a_template_of_ones_own_may_show_the_gold_answer_and_texts_are_no_templa
 
 def test_chat_messages_are_shown_without_the_policys_template() -> None:
     messages = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yes?"}]
-    text = compile_template(DEFAULT_TEMPLATE).render(
+    text = compile_template(PAIRS_TEMPLATE, "pairs").render(
         prompt="<|im_start|>", messages=messages, answer=None, first="a", second="b"
     )
     assert "<request>\nuser: Hi.\nassistant: Yes?\n</request>" in text
@@ -125,7 +120,7 @@ def test_chat_messages_are_shown_without_the_policys_template() -> None:
 
 def test_the_documented_question_is_the_one_that_is_asked() -> None:
     page = (Path(__file__).parents[4] / "docs" / "judges.md").read_text()
-    assert " ".join(DEFAULT_TEMPLATE.split()) in " ".join(page.split())
+    assert " ".join(PAIRS_TEMPLATE.split()) in " ".join(page.split())
 
 
 def test_equal_texts_tie_without_a_request() -> None:
@@ -144,15 +139,19 @@ def test_equal_texts_tie_without_a_request() -> None:
 @pytest.mark.parametrize(
     ("text", "verdict"),
     [
-        ("A", 1.0),
-        ("b", 0.0),
-        (" C. ", 0.5),
-        ("**A**", 1.0),
-        ("[[B]]", 0.0),
-        ("Answer: A", 1.0),
-        ("Verdict: **B**", 0.0),
-        ("A is nice, but wrong.\nB", 0.0),
-        ("A\nNo:\nB", 0.0),
+        ("A", "A"),
+        ("b", "B"),
+        (" C. ", "C"),
+        ("**A**", "A"),
+        ("[[B]]", "B"),
+        ("Answer: A", "A"),
+        ("Verdict: **B**", "B"),
+        ("A is nice, but wrong.\nB", "B"),
+        ("A\nNo:\nB", "B"),
+        ("Banana", None),
+        ("A and B", None),
+        ("A/B", None),
+        ("Answer A: a cat. Answer B: a dog.", None),
         ("I think A is better than B", None),
         ("A better answer is needed", None),
         ("AB", None),
@@ -161,12 +160,12 @@ def test_equal_texts_tie_without_a_request() -> None:
         ("\n" * 100_000, None),
     ],
 )
-def test_a_verdict_is_a_letter_on_a_line_of_its_own_the_last_one(text: str, verdict: float | None) -> None:
+def test_a_verdict_is_a_letter_on_a_line_of_its_own_the_last_one(text: str, verdict: str | None) -> None:
     assert read_verdict(text, DEFAULT_PATTERN) == verdict
 
 
 def test_a_pattern_of_ones_own_finds_the_verdict() -> None:
-    assert read_verdict("[[A]], or rather [[C]] (A)", re.compile(r"\[\[(\w)\]\]")) == 0.5
+    assert read_verdict("[[A]], or rather [[C]] (A)", re.compile(r"\[\[(\w)\]\]")) == "C"
     assert read_verdict("[[Z]]", re.compile(r"\[\[(\w)\]\]")) is None
 
 
@@ -174,15 +173,6 @@ def likely(token: str, **top: float) -> dict[str, Any]:
     """A token of the log-probs with its likeliest ones, given by probability; `_A` stands for ` A`."""
     listed = [{"token": name.replace("_", " "), "logprob": math.log(p)} for name, p in top.items()]
     return {"token": token, "logprob": -0.1, "top_logprobs": listed}
-
-
-def test_log_probs_give_the_probability_of_the_verdict() -> None:
-    # First shown: (0.5 + 0.1 + 0.05 / 2) / (0.5 + 0.1 + 0.2 + 0.05) of what says A, B or C.
-    tokens = [likely("So", A=0.9), likely(" A", A=0.5, _A=0.1, B=0.2, C=0.05, The=0.1), likely(".", A=1.0)]
-    assert read_probability(tokens) == pytest.approx(0.625 / 0.85)
-    assert read_probability([likely("So", A=0.9)]) is None
-    with pytest.raises(ValueError, match="not among its own top log-probs"):
-        read_probability([likely("A", The=0.9)])
 
 
 def test_with_log_probs_both_orders_are_averaged_too() -> None:
@@ -235,6 +225,55 @@ def test_an_abstention_may_fail_its_group_alone() -> None:
     assert judge.metrics()["abstentions"] == 1
 
 
+# Answers that were cut short, and reasoning.
+
+
+@pytest.mark.parametrize(("reason", "count"), [("length", "cut_off"), ("content_filter", "filtered")])
+def test_an_answer_that_was_cut_short_is_an_abstention_though_it_ends_in_a_letter(reason: str, count: str) -> None:
+    """The last letter of an unfinished thought was the verdict."""
+
+    def script(n: int, body: Any) -> Any:
+        if shown(body) == ("x", "y"):
+            return completion("At first sight the better one is\nA", finish_reason=reason)
+        return completion("A")
+
+    answers, judge, _ = judged(script, [make_group(["x", "y"])])
+    assert only(answers).preferences == ((0.5, 0.25), (0.75, 0.5))
+    metrics = judge.metrics()
+    assert (metrics["abstentions"], metrics[count], metrics["pairs"], metrics["garbage"]) == (1, 1, 0, 0)
+
+
+def test_when_all_answers_were_cut_short_the_group_fails_with_the_remedy() -> None:
+    answers, _, _ = judged(lambda n, body: completion("A", finish_reason="length"), [make_group(["x", "y"])])
+    assert re.search(r"no verdict .* in any of 2 answers \(2 stopped by .*max_tokens", str(answers[0]))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"max_tokens": 1}, {"max_tokens": None, "extra_body": {"max_completion_tokens": 1}}]
+)
+def test_an_answer_of_the_one_token_that_was_asked_for_is_whole(settings: Any) -> None:
+    answers, judge, _ = judged(
+        lambda n, body: completion("A" if shown(body) == ("x", "y") else "B", finish_reason="length"),
+        [make_group(["x", "y"])],
+        **settings,
+    )
+    assert only(answers).preferences == ((0.5, 1.0), (0.0, 0.5))
+    assert judge.metrics()["abstentions"] == 0
+
+
+def test_a_letter_in_the_reasoning_is_no_verdict() -> None:
+    def script(n: int, body: Any) -> Any:
+        if shown(body) == ("x", "y"):
+            return completion("<think>Both say x. So\nB\nNo, wait.</think>\n\nA")
+        _, _, content = answer = completion(None)
+        content["choices"][0]["message"]["reasoning_content"] = "A"
+        return answer
+
+    answers, judge, _ = judged(script, [make_group(["x", "y"])])
+    assert only(answers).preferences == ((0.5, 0.75), (0.25, 0.5))
+    assert judge.metrics()["abstentions"] == 1
+
+
 # Failures, counts and costs.
 
 
@@ -247,6 +286,10 @@ def test_an_abstention_may_fail_its_group_alone() -> None:
         ((200, {}, {"choices": []}), "garbage"),
         ((200, {}, {"error": {"message": "overloaded"}}), "garbage"),
         ((200, {}, {"choices": [{"message": {"content": 7}}]}), "garbage"),
+        ((200, {}, {"choices": [{"finish_reason": "stop"}]}), "garbage"),
+        ((200, {}, {"choices": {"0": {}}}), "garbage"),
+        ((200, {}, {"choices": ["A"]}), "garbage"),
+        ((200, {}, [1]), "garbage"),
         (None, "timeouts"),
     ],
 )
@@ -297,6 +340,59 @@ def test_answers_whose_tokens_were_not_counted_are_counted_themselves() -> None:
     assert judge.metrics()["tokens_in"] == 0
 
 
+@pytest.mark.parametrize(
+    "count",
+    ["abc", [1], {"a": 1}, True, -(10**9), 10**400, -0.5, 1e30, b"1e999", b"NaN", b"9" * 5000, b"-" + b"9" * 5000],
+)
+@pytest.mark.parametrize("name", ["prompt_tokens", "completion_tokens"])
+def test_a_nonsensical_count_of_tokens_is_ignored_and_never_spoils_totals_or_verdict(name: str, count: Any) -> None:
+    """Such a count ended the whole batch with a raw error, made the totals infinite, or the cost negative."""
+
+    def script(n: int, body: Any) -> Any:
+        status, headers, content = longer(n, body)
+        if shown(body) == ("x", "xx"):
+            content["usage"][name] = "HERE" if isinstance(count, bytes) else count
+        sent = json.dumps(content).encode()
+        return status, headers, sent.replace(b'"HERE"', count) if isinstance(count, bytes) else sent
+
+    answers, judge, _ = judged(script, [make_group(["x", "xx"])], input_price=1.0, output_price=1.0)
+    assert only(answers).preferences == ((0.5, 0.0), (1.0, 0.5))
+    metrics = judge.metrics()
+    assert (metrics["unmetered"], metrics["tokens_in"], metrics["tokens_out"]) == (1, 100, 3)
+    assert metrics["cost"] == pytest.approx(103e-6)
+    assert metrics["garbage"] == 0
+
+
+def test_the_tokens_of_an_answer_of_no_use_are_paid_for_too() -> None:
+    def script(n: int, body: Any) -> Any:
+        return (
+            completion("A") if n else (200, {}, {"choices": [], "usage": {"prompt_tokens": 50, "completion_tokens": 1}})
+        )
+
+    _, judge, _ = judged(script, [make_group(["x", "y"])], max_concurrent_requests=1)
+    assert (judge.metrics()["tokens_in"], judge.metrics()["tokens_out"]) == (250, 7)
+
+
+@pytest.mark.parametrize(
+    ("logprob", "said"),
+    [(math.nan, "nan"), (5.0, "5.0"), (math.inf, "inf"), ("-1", "-1"), (None, "None"), (True, "True")],
+)
+def test_a_log_prob_that_is_none_is_garbage_with_the_cause_and_asked_again(logprob: Any, said: str) -> None:
+    """NaN and +5 counted as probability 1."""
+
+    def script(n: int, body: Any) -> Any:
+        listed = [{"token": "A", "logprob": logprob if n == 0 or bad else math.log(0.9)}]
+        return completion("A", logprobs={"content": [{"token": "A", "logprob": -0.1, "top_logprobs": listed}]})
+
+    bad, settings = False, {"use_logprobs": True, "request_retries": 1, "max_concurrent_requests": 1}
+    answers, judge, _ = judged(script, [make_group(["x", "y"])], **settings)
+    assert only(answers).preferences == ((0.5, 0.5), (0.5, 0.5))
+    assert (judge.metrics()["garbage"], judge.metrics()["retries"]) == (1, 1)
+    bad = True
+    answers, _, _ = judged(script, [make_group(["x", "y"])], **settings)
+    assert f"the log-prob of 'A' is {said}, not at most 0" in str(answers[0])
+
+
 def test_no_more_requests_are_under_way_than_allowed_over_two_batches_at_a_time() -> None:
     def slow(n: int, body: Any) -> Any:
         time.sleep(0.01)
@@ -331,6 +427,8 @@ def test_a_batch_that_ran_out_of_time_asks_only_for_what_it_does_not_know_yet() 
     assert all(isinstance(result, Group) for result in results)
     assert len(server.bodies) == 13
     assert judge.metrics()["remembered"] == 11
+    assert judge.metrics()["verdicts"] == 12
+    assert (judge.metrics()["pairs"], judge.metrics()["first_place_groups"]) == (6, 2)
 
 
 def test_a_worker_counts_groups_and_those_that_came_back_without_a_judgement() -> None:
@@ -358,7 +456,7 @@ def test_a_worker_counts_groups_and_those_that_came_back_without_a_judgement() -
     ("settings", "message"),
     [
         ({"template": "{{ first"}, r"judging\.judge\.template is not a Jinja template: line 1"),
-        ({"template": "{{ first }} {{ prompt }}"}, r"it must use first and second"),
+        ({"template": "{{ first }} {{ prompt }}"}, r"with mode pairs it must use first and second"),
         ({"template": "{{ first }} {{ second }} {{ question }}"}, r"uses \['first', 'question', 'second'\]"),
         ({"verdict_pattern": "(["}, r"judging\.judge\.verdict_pattern '\(\[' is not a regular expression"),
         ({"verdict_pattern": "[ABC]"}, r"has no group; put the answer in parentheses"),

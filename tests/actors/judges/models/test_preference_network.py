@@ -162,7 +162,7 @@ def test_a_form_that_cannot_be_is_refused(tmp_path):
 def test_a_language_model_is_not_taken_for_a_preference_model_with_a_random_head(tmp_path):
     tiny_llama(tmp_path, seed=0)
     write_form(tmp_path, PreferenceForm("pairwise", 1))
-    with pytest.raises(UsageError, match=r"lacks the weights \['score\.weight'\]"):
+    with pytest.raises(UsageError, match=r"lacks the weights 'score\.weight' of LlamaForSeq"):
         PreferenceModel.load(tmp_path)
 
 

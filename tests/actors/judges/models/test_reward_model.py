@@ -188,7 +188,7 @@ def test_a_model_of_several_labels_is_refused(tmp_path: Path) -> None:
 
 def test_a_language_model_is_not_taken_for_a_reward_model_with_a_random_head(tmp_path: Path) -> None:
     path = save_model(tmp_path / "lm", LlamaForCausalLM)
-    with pytest.raises(UsageError, match=r"lacks the weights \['score\.weight'\]"):
+    with pytest.raises(UsageError, match=r"lacks the weights 'score\.weight' of LlamaForSeq"):
         RewardModelJudge(RewardModelJudgeConfig(path=path))
 
 

@@ -1,0 +1,161 @@
+"""Records of one file: JSON lines, a JSON document, comma- or tab-separated values; each may be gzipped.
+
+Every record that cannot be read is one with a problem. Must not know which columns a record should have.
+"""
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+SUFFIXES = (".parquet", *TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES))
+ALLOWED = ".jsonl (one JSON object per line), .json, .csv and .tsv, each also as .gz, and .parquet"
+LONGEST_LINE = 64 * 2**20  # bytes; longer ones are not held in memory
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of a file: `columns`, or the `problem` that it has."""
+
+    number: int
+    """Line from 1 on which it begins; item from 0 in a JSON document."""
+    columns: dict[str, Any] | None = None
+    problem: str | None = None
+
+
+def suffix_of(file: Path) -> str:
+    """Return the ending that names the format, such as `.csv.gz`."""
+    return f"{Path(file.stem).suffix}.gz" if file.suffix == ".gz" else file.suffix
+
+
+def records(file: Path) -> Iterator[Record]:
+    """Read all records of a file that ends in one of `SUFFIXES` but `.parquet`. Raises OSError."""
+    suffix = suffix_of(file)
+    number = 0
+    with closing(gzip.open(file) if suffix.endswith(".gz") else file.open("rb")) as content:
+        try:
+            for record in _READERS[suffix.removesuffix(".gz")](content):
+                number = record.number
+                yield record
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            yield Record(number + 1, problem=f"not readable: the compressed file is damaged from here on: {error}")
+
+
+def _lines(content: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
+    """Return lines by their number from 1; None for one that is longer than `LONGEST_LINE`."""
+    number = 0
+    while line := content.readline(LONGEST_LINE):
+        number += 1
+        if len(line) < LONGEST_LINE or line.endswith(b"\n"):
+            yield number, line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = content.readline(LONGEST_LINE)
+        yield number, None
+
+
+def _json_lines(content: BinaryIO) -> Iterator[Record]:
+    """Decode line by line, so that an error names its line. Skip blank lines."""
+    for number, line in _lines(content):
+        if line is None:
+            yield Record(number, problem=f"not JSON: the line is longer than {LONGEST_LINE} bytes")
+            continue
+        try:
+            # Editors may put a byte-order mark at the start of the file.
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            columns = json.loads(text) if text else None
+        except UnicodeDecodeError as error:
+            yield Record(number, problem=f"not UTF-8: {error.reason} at byte {error.start} of the line")
+        except (ValueError, RecursionError) as error:  # also an integer of more digits than Python converts
+            yield Record(number, problem=f"not JSON: {error}; each line must be one JSON object")
+        else:
+            if text:
+                yield _object(number, columns, "each line")
+
+
+def _object(number: int, value: Any, each: str) -> Record:
+    if isinstance(value, dict):
+        return Record(number, value)
+    return Record(number, problem=f"a JSON {type(value).__name__}; {each} must be one JSON object")
+
+
+def _json_document(content: BinaryIO) -> Iterator[Record]:
+    """Read a list of objects, or an object with one list of them; JSON lines in a file of this name are read too."""
+    raw = content.read()
+    try:
+        document = json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        yield Record(0, problem=f"not UTF-8: {error.reason} at byte {error.start}")
+        return
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
+            content.seek(0)
+            yield from _json_lines(content)
+        else:
+            yield Record(0, problem=f"not JSON: {error}; the file must be one JSON list, or an object with one")
+        return
+    if isinstance(document, dict):
+        lists = [value for value in document.values() if isinstance(value, list)]
+        if len(lists) != 1:
+            problem = f"a JSON object with {len(lists)} lists; the file must be one list, or an object with one"
+            yield Record(0, problem=problem)
+            return
+        (document,) = lists
+    if not isinstance(document, list):
+        document = [document]
+    for number, item in enumerate(document):
+        yield _object(number, item, "each item")
+
+
+def _separated(content: BinaryIO, delimiter: str) -> Iterator[Record]:
+    """Read a header and rows; an empty cell is null. A row with more or fewer cells than the header has a problem."""
+    csv.field_size_limit(LONGEST_LINE)
+    texts = (  # Half surrogates stand for bytes that are not UTF-8 until the row is complete.
+        "" if line is None else line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
+        for number, line in _lines(content)
+    )
+    reader = csv.reader(texts, delimiter=delimiter)
+    header: list[str] | None = None
+    while True:
+        start = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Record(start, problem=f"not readable: {error}")
+            continue
+        if not cells:
+            continue
+        if header is not None:
+            yield _cells(start, header, cells)
+        elif len(set(cells)) < len(cells):
+            twice = next(name for name in cells if cells.count(name) > 1)
+            yield Record(start, problem=f"the header has the column {twice!r} twice; rename one, no row is read")
+            return
+        else:
+            header = cells
+
+
+def _cells(number: int, header: list[str], cells: list[str]) -> Record:
+    if len(cells) != len(header):
+        return Record(number, problem=f"{len(cells)} cells, and the header has {len(header)}; quote cells with commas")
+    try:
+        "".join(cells).encode()
+    except UnicodeEncodeError as error:
+        return Record(number, problem=f"not UTF-8: {error.reason} at character {error.start} of the row")
+    return Record(number, {name: cell or None for name, cell in zip(header, cells, strict=True)})
+
+
+_READERS = {
+    ".jsonl": _json_lines,
+    ".json": _json_document,
+    ".csv": lambda content: _separated(content, ","),
+    ".tsv": lambda content: _separated(content, "\t"),
+}

@@ -1,0 +1,1 @@
+"""Conversations: an environment, such as a tool, answers the policy between its turns."""

@@ -1,0 +1,53 @@
+"""JSON files from outside, bounded in size and depth: whatever is wrong with one is a sentence that names it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from actors.errors import UsageError
+from actors.foreign.text import shown
+
+LARGEST = 64 << 20
+"""Bytes of a model's configuration or index that are read; the largest known index has 10 MB."""
+RESTORE = "restore it from its source"
+
+
+def read_json(path: str | Path, *, largest: int = LARGEST, remedy: str = RESTORE) -> Any:
+    """Read a JSON file. Raises UsageError, naming it and `remedy`, if it is none, too long or nested too deeply."""
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(largest + 1)
+        return parse_json(content, path, largest=largest, remedy=remedy)
+    except OSError as error:
+        raise unreadable(path, error.strerror or str(error), remedy) from None
+
+
+def read_object(path: str | Path, *, largest: int = LARGEST, remedy: str = RESTORE) -> dict[str, Any]:
+    """Read a JSON file that holds an object. Raises UsageError as `read_json`, and for anything else."""
+    value = read_json(path, largest=largest, remedy=remedy)
+    if not isinstance(value, dict):
+        raise unreadable(path, f"it holds {named(value)}, not an object", remedy)
+    return value
+
+
+def parse_json(content: bytes, path: str | Path, *, largest: int = LARGEST, remedy: str = RESTORE) -> Any:
+    """Read the JSON of a file's `content`. Raises UsageError as `read_json`."""
+    if len(content) > largest:
+        raise unreadable(path, f"it has more than {largest:,} bytes", remedy)
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise unreadable(path, "its brackets are nested too deeply", remedy) from None
+    except ValueError as error:  # not UTF-8, not JSON, or a number of too many digits
+        raise unreadable(path, str(error), remedy) from None
+
+
+def unreadable(path: str | Path, why: str, remedy: str = RESTORE) -> UsageError:
+    """Return the error of a file from outside that cannot be used."""
+    return UsageError(f"{shown(path)} cannot be read: {shown(why, 300)}; {remedy}")
+
+
+def named(value: Any) -> str:
+    """Name the type of a JSON value, as JSON does."""
+    names = {type(None): "null", bool: "a truth value", str: "text", list: "a list", dict: "an object"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,106 @@
+"""Headers and indices of safetensors files, checked before anything in them is believed.
+
+The format and its limits: https://github.com/huggingface/safetensors#format. A header that is accepted here describes
+the whole file: every byte belongs to exactly one tensor.
+"""
+
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from actors.errors import UsageError
+from actors.foreign.documents import RESTORE, named, parse_json, read_object, unreadable
+from actors.foreign.text import shown
+
+LARGEST_HEADER = 100_000_000  # bytes; the library's own limit
+INDEX = "model.safetensors.index.json"
+BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64,
+    "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+"""Bits of an element, by the format's names of dtypes."""
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """Return the safetensors files of a Hugging Face directory: those of its index, the one file, or all there are.
+
+    Raises UsageError if the index is damaged or names a file elsewhere.
+    """
+    index, single = directory / INDEX, directory / "model.safetensors"
+    if index.is_file():
+        return [directory / name for name in _names(index)]
+    return [single] if single.is_file() else sorted(directory.glob("*.safetensors"))
+
+
+def read_header(path: Path) -> dict[str, dict[str, Any]]:
+    """Return a safetensors file's header, `{name: {"dtype", "shape", "data_offsets"}}`.
+
+    Raises UsageError, naming the file, if it is missing, cut, or describes something else than the file holds.
+    """
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            if len(start) < 8 or length > min(LARGEST_HEADER, size - 8):
+                why = f"it has {size:,} bytes, and its header would have {length:,}, of at most {LARGEST_HEADER:,}"
+                raise _refused(path, why)
+            content = file.read(length)
+    except OSError as error:
+        raise _refused(path, error.strerror or str(error)) from None
+    header = parse_json(content, path, largest=LARGEST_HEADER)
+    if not isinstance(header, dict):
+        raise _refused(path, f"its header is {named(header)}, not an object")
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _refused(path, "the metadata of its header are not names of texts")
+    for problem in _problems(header, size - 8 - length):
+        raise _refused(path, problem)
+    return header
+
+
+def _problems(header: Mapping[str, Any], size: int) -> Iterator[str]:
+    """Yield what a header says that cannot be: types, dtypes, sizes; then gaps and overlaps of its `size` bytes."""
+    spans = []
+    for name, entry in header.items():
+        what = f"the tensor {name[:100]!r}"
+        if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+            yield f"{what} is {named(entry)} without dtype, shape and data_offsets"
+            return
+        dtype, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in BITS:
+            yield f"{what} has the dtype {str(dtype)[:40]!r}, which is none of the format's"
+        elif not _whole_numbers(shape) or not _whole_numbers(span) or len(span) != 2:
+            yield f"{what} has the shape {str(shape)[:80]} at {str(span)[:80]}: not whole numbers from 0 up"
+        elif (span[1] - span[0]) * 8 != math.prod(shape) * BITS[dtype]:
+            yield f"{what}, {dtype} {str(shape)[:80]}, does not fill the {span[1] - span[0]:,} bytes of its place"
+        spans.append((span, what))
+    end = 0
+    for (first, last), what in sorted(spans):
+        if first != end:
+            yield f"{what} begins at byte {first:,}, and what is before it ends at {end:,}"
+        end = last
+    if end != size:
+        yield f"its tensors end at byte {end:,}, and it holds {size:,}"
+
+
+def _names(index: Path) -> list[str]:
+    weights = read_object(index).get("weight_map")
+    if not isinstance(weights, dict) or not weights or not all(isinstance(name, str) for name in weights.values()):
+        raise unreadable(index, "it has no weight_map from names of weights to files")
+    names = sorted(set(weights.values()))
+    for name in names:
+        if Path(name).name != name or name in ("", "..") or "\0" in name:
+            raise UsageError(f"{shown(index)} names {name!r}, which is not a file beside it; restore the directory")
+    return names
+
+
+def _whole_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(each) is int and 0 <= each < 2**63 for each in value)
+
+
+def _refused(path: Path, why: str) -> UsageError:
+    return UsageError(f"{shown(path)} cannot be read as safetensors: {shown(why, 300)}; {RESTORE}")

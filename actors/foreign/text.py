@@ -1,0 +1,77 @@
+"""Text from outside as it may be shown: nothing that a terminal obeys, no keys, a bounded length. Reasons by kind.
+
+Every message ends in `shown` before it is printed, whoever wrote it: its parts may be a server's body, a judge's
+exception, a file's name.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+
+from actors.redaction import environment_keys, redact, without_key
+
+LONGEST = 4_000
+"""Characters of a message that are shown."""
+WHOLE = 1_000_000  # characters of what is one's own and long: a traceback, a report
+LONGEST_FAILURE = 1_000  # characters of one failure
+LONGEST_REASON = 120  # characters of a kind of failure
+MOST_KINDS = 64
+"""Kinds of failure that a ledger tells apart; further ones are counted as `OTHER`."""
+OTHER = "other reasons"
+
+_OBEYED = re.compile(
+    "[\x00-\x1f\x7f-\x9f"  # C0, DEL and C1: ESC, backspace, carriage return, CSI
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # change the direction of what follows
+    "\u2028\u2029\ufeff\U000e0000-\U000e007f"  # other ends of lines, and characters without a width
+    "\ud800-\udfff]"  # lone surrogates, which no encoding prints
+)
+_UNIQUE = re.compile(
+    r"(?P<kept>\bstatus \d{3}\b|\\x[0-9a-f]{2}|\\[uU][0-9a-f]{4,8})"
+    r"|(?<!\w)(?:'[^']*'|\"[^\"]*\")(?!\w)"  # ids and excerpts are quoted
+    r"|\b(?=[\w-]*\d)\w[\w-]{15,}\b"  # UUIDs, digests, object ids
+    r"|\b0x[0-9a-fA-F]+\b|\d+(?:\.\d+)?(?:e[-+]?\d+)?"
+)
+
+
+def shown(text: object, limit: int = LONGEST, *, lines: bool = False) -> str:
+    """Return `text` as it may be printed: control characters escaped, keys masked, cut after `limit` characters.
+
+    Keys are those that `redact` knows by their form, and those in this process's environment. With `lines`, line breaks
+    and tabs are kept.
+    """
+    raw = str(text)
+    cut = raw[: 4 * limit]  # masked before the last cut, so that no part of a key is left
+    for key in environment_keys():
+        cut = without_key(cut, key)
+    kept = "\n\t" if lines else ""
+    safe = _OBEYED.sub(lambda found: found[0] if found[0] in kept else _escaped(found[0]), redact(cut))
+    return safe if len(safe) <= limit and len(raw) <= 4 * limit else f"{safe[: limit - 1]}…"
+
+
+def kind_of(reason: str) -> str:
+    """Return the kind of a failure: its reason without ids, numbers and quotations, cut after `LONGEST_REASON`.
+
+    The status of an HTTP answer is kept.
+    """
+    text = " ".join(shown(reason, LONGEST, lines=True).split())
+    kind = _UNIQUE.sub(lambda found: found["kept"] or "#", text)
+    return kind if len(kind) <= LONGEST_REASON else f"{kind[: LONGEST_REASON - 1]}…"
+
+
+def count_reason(counts: Counter[str], reason: str, times: int = 1) -> None:
+    """Count a failure under its kind, or under `OTHER` if `counts` holds `MOST_KINDS` others already."""
+    kind = kind_of(reason)
+    counts[kind if kind in counts or len(counts) < MOST_KINDS else OTHER] += times
+
+
+def by_kind(counts: Mapping[str, int]) -> Counter[str]:
+    """Return saved counts by kind; older versions saved whole reasons."""
+    kinds = Counter[str]()
+    for reason, times in counts.items():
+        count_reason(kinds, reason, times)
+    return kinds
+
+
+def _escaped(character: str) -> str:
+    """Return a character as Python writes it in a text: `\\n`, `\\x1b`, `\\u202e`."""
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")

@@ -1,0 +1,90 @@
+"""Python code of users: found by import path; its errors with file and line, from the user's own file on."""
+
+import importlib
+import inspect
+import os
+import sys
+import traceback
+from typing import Any
+
+from actors.errors import RunError, UsageError
+
+LONGEST_MESSAGE = 300  # characters of a user's error
+
+
+class UserCodeError(RunError):
+    """A user's code raised. The message is one line; `trace` is the traceback from the user's file on."""
+
+    def __init__(self, message: str, trace: str) -> None:
+        super().__init__(message, trace)
+        self.trace = trace
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def load_named(setting: str, path: str, example: str) -> Any:
+    """Import what `path` names; `example` shows the form in messages, such as `package.module:function`.
+
+    Raises UsageError if the path is malformed, its module cannot be imported, or holds no such callable.
+    """
+    module_name, _, name = path.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), name]):
+        raise UsageError(f"{setting} '{path}' is not an import path; write it as '{example}'")
+    try:
+        module = importlib.import_module(module_name)
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # a module may raise SystemExit
+        missing = isinstance(error, ImportError)
+        said = str(error) if missing else str(raised(f"module '{module_name}'", error))
+        raise UsageError(
+            f"{setting} '{path}': module '{module_name}' cannot be imported where it is needed: {said}; "
+            + ("install it there or put it in the working directory of the run" if missing else "correct the module")
+        ) from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UsageError(f"{setting} '{path}': '{module_name}' has no function '{name}'; it has: {known}")
+    return found
+
+
+def place_of(function: Any) -> str:
+    """Return file and line of a callable's definition, the file alone if Python does not know more."""
+    function = inspect.unwrap(getattr(function, "func", function))  # of a functools.partial
+    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
+    if code is not None:
+        return f"{_short(code.co_filename)}:{code.co_firstlineno}"
+    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    return _short(getattr(module, "__file__", None) or "a module without a file")
+
+
+def raised(who: str, error: BaseException, *machinery: str) -> UserCodeError:
+    """Describe an error of a user's code. Frames up to the last in a file of `machinery` are left out."""
+    frames = traceback.extract_tb(error.__traceback__)
+    hidden = {__file__, importlib.__file__, *machinery}
+    ours = [number for number, frame in enumerate(frames) if frame.filename in hidden or _imports(frame.filename)]
+    frames = traceback.StackSummary.from_list(frames[max(ours, default=-1) + 1 :])
+    place = ""
+    if frames:
+        at = [frame for frame in frames if frame.filename == frames[0].filename][-1]
+        place = f" ({_short(at.filename)}:{at.lineno}, in {at.name}: {(at.line or '').strip()})"
+    text = f"{type(error).__name__}: {_message(error)}"
+    return UserCodeError(f"{who} raised {text}{place}", "".join(traceback.format_list(frames)) + text)
+
+
+def _message(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except BaseException:  # of a class of the user's
+        return "(its message cannot be read)"
+    return text if len(text) <= LONGEST_MESSAGE else text[:LONGEST_MESSAGE] + "..."
+
+
+def _imports(filename: str) -> bool:
+    return filename.startswith("<frozen importlib")
+
+
+def _short(filename: str) -> str:
+    relative = os.path.relpath(filename)
+    return filename if relative.startswith(os.pardir) else relative

@@ -1,0 +1,80 @@
+"""What verifying a checkpoint costs beside loading it, and what writing its manifest costs beside saving it.
+
+One rank takes a step with a model, saves, and loads what it saved; the files are in the page cache both times.
+
+python -m benchmarks.verification --model MODEL_DIR --output benchmarks/results/verification.json
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.record import machine, write
+from learner.backend import checkpoints, manifest
+from learner.backend.models import load_policy
+from learner.backend.sharded import ShardedModel, join_process_group
+from learner.config import TrainerConfig
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """Time one call."""
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def measure(model_dir: Path, root: Path, repeats: int, zero_stage: int) -> dict[str, Any]:
+    """Return medians over `repeats` of saving, sealing, verifying and loading one checkpoint below `root`."""
+    config = TrainerConfig(cpus_per_rank=torch.get_num_threads(), zero_stage=zero_stage)
+    device = join_process_group(config)
+    model = ShardedModel(load_policy(model_dir, config.dtype), config, 10, device, model_dir)
+    model.begin_update()
+    tokens = torch.arange(16).reshape(2, 8)
+    model.backward(model.model(tokens).logits.float().logsumexp(-1).mean(), last=True)
+    model.step()
+    stage = checkpoints.begin(root, "update-1")
+    saving = seconds(lambda: model.save(stage))
+    checkpoints.write_state(stage, {"updates": 1})
+    sealing = [seconds(lambda: manifest.seal(stage)) for _ in range(repeats)]
+    path = checkpoints.commit(root, "update-1", keep=1)
+    # In turns, so that both see the same machine.
+    pairs = [(seconds(lambda: checkpoints.verify(path)), seconds(lambda: model.load(path))) for _ in range(repeats)]
+    verifying, loading = (statistics.median(each) for each in zip(*pairs, strict=True))
+    nbytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    model.close()
+    return {
+        "model": model_dir.name,
+        "zero_stage": zero_stage,
+        "bytes": nbytes,
+        "seconds": {
+            "save": saving,
+            "manifest": statistics.median(sealing),
+            "verify": verifying,
+            "load": loading,
+        },
+        "verify_over_load": verifying / loading,
+        "verify_gb_per_second": nbytes / verifying / 1e9,
+        "repeats": repeats,
+        "torch_threads": torch.get_num_threads(),
+        **machine(),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--zero-stage", type=int, default=1)
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        result = measure(arguments.model, Path(directory), arguments.repeats, arguments.zero_stage)
+    write(arguments.output, result)
+    print(json.dumps(result))

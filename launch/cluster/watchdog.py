@@ -1,0 +1,155 @@
+"""The watchdog: notices actors that live and do nothing, says so, and ends those that stay silent.
+
+Ray notices processes that die. One that was stopped, or whose engine hangs, would be waited for without end.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from actors.errors import RunError
+from actors.records import Pulse
+from launch.settings.run import WatchdogConfig
+
+T = TypeVar("T")
+PULSE_SECONDS = 2.0
+"""Pause between two signs of life of an actor."""
+DUMP_SECONDS = 5.0
+"""Longest time that py-spy may take for the stacks of one process."""
+
+
+class Watched(Protocol):
+    """An actor with a sign of life."""
+
+    name: str
+    vital: bool  # whether the run ends with it
+
+    async def pulse(self) -> Pulse:
+        """Return at once, whatever the actor is doing. May raise anything if its process died or starts again."""
+
+    def kill(self) -> None:
+        """End its process; it is restarted while restarts are left."""
+
+
+class Watchdog:
+    """Asks every actor for a sign of life every two seconds, from its first one on.
+
+    `say` gets a sentence about an actor that has been silent, or without progress on its work, for `tell_seconds`, and
+    about one that is back. After `end_seconds` the actor is ended. `record` gets the stacks of a silent actor and of
+    the driver as text.
+    """
+
+    def __init__(
+        self,
+        actors: Sequence[Watched],
+        config: WatchdogConfig,
+        say: Callable[[str], None],
+        record: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._actors, self._config, self._clock = actors, config, clock
+        self._say, self._record = say, record
+
+    async def run(self) -> None:
+        """Watch until cancelled. Raises RunError if an actor without which the run cannot go on stays silent."""
+        async with asyncio.TaskGroup() as tasks:
+            for actor in self._actors if self._config.tell_seconds else ():
+                tasks.create_task(self._watch(actor))
+
+    async def guard(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await `work` and watch meanwhile. Raises as `work`, and RunError as `run`, which cancels it."""
+        working, watching = asyncio.ensure_future(work), asyncio.ensure_future(self.run())
+        try:
+            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if watching.done() and (error := watching.exception()) is not None:
+                raise _first(error)
+            return await working
+        finally:
+            for task in (working, watching):
+                task.cancel()
+            await asyncio.wait({working, watching})
+
+    async def _watch(self, actor: Watched) -> None:
+        last: Pulse | None = None  # while it starts, which may take minutes, there is no limit
+        told = False
+        while True:
+            asked, since = asyncio.ensure_future(actor.pulse()), self._clock()
+            try:
+                while not (await asyncio.wait({asked}, timeout=PULSE_SECONDS))[0]:
+                    if last is not None:
+                        told = await self._silent(actor, last, self._clock() - since, told)
+                last = asked.result()
+                if last.stalled_seconds < (self._config.tell_seconds or 0.0) and told:
+                    self._say(f"{actor.name} goes on")
+                    told = False
+                told = await self._silent(actor, last, last.stalled_seconds, told, "has made no progress on its work")
+            except RunError:
+                raise
+            except Exception:  # its process died: others notice, and it starts again or never does
+                last, told = None, False
+            finally:
+                asked.cancel()
+            await asyncio.sleep(PULSE_SECONDS)
+
+    async def _silent(
+        self, actor: Watched, last: Pulse, seconds: float, told: bool, what: str = "has not answered"
+    ) -> bool:
+        """Tell and end as the limits say; return whether it was told. Raises ProcessLookupError if it was ended."""
+        tell, end = self._config.tell_seconds, self._config.end_seconds
+        if tell is None or seconds < tell:
+            return told
+        where = f"process {last.process} on {last.host}"
+        if not told:
+            then = "" if end is None else f"; after {end:g} s it is ended (watchdog.end_seconds)"
+            self._say(f"warning: {actor.name} {what} for {seconds:.0f} s ({where}){then}")
+            self._record(
+                f"{actor.name} {what} for {seconds:.0f} s, {where}\n{await asyncio.to_thread(stacks_of, last)}"
+            )
+        if end is not None and seconds >= end:
+            self._end(actor, last)
+            text = f"{actor.name} {what} for {seconds:.0f} s and was ended ({where})"
+            if actor.vital:
+                raise RunError(f"{text}; hangs.txt has its stacks; go on from the last checkpoint with --resume")
+            self._say(text)
+            raise ProcessLookupError
+        return True
+
+    def _end(self, actor: Watched, last: Pulse) -> None:
+        if last.host == socket.gethostname():
+            # Ray asks a process to end, and one that is stopped does not hear it.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(last.process, signal.SIGKILL)
+        else:
+            actor.kill()
+
+
+def stacks_of(pulse: Pulse) -> str:
+    """Return the stacks of a process of this host by py-spy, and those of this one; or why there are none."""
+    own = "\n".join("".join(traceback.format_stack(frame, limit=8)) for frame in sys._current_frames().values())
+    return f"{_spied(pulse)}\nthe driver's threads are at\n{own}\n"
+
+
+def _spied(pulse: Pulse) -> str:
+    if pulse.host != socket.gethostname():
+        return f"its stacks: run `py-spy dump --pid {pulse.process}` on {pulse.host}"
+    command = [str(Path(sys.executable).with_name("py-spy")), "dump", "--nonblocking", "--pid", str(pulse.process)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DUMP_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"no stacks: {error}"
+    return done.stdout or f"no stacks: {done.stderr.strip()}"
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,140 @@
+"""The supervisor of a run: a small process between the terminal and the driver. Must not import anything heavy.
+
+Ray ends a driver whose raylet died at once, without an exception; so does the kernel for want of memory. The driver
+runs in a session apart, so that a signal to the terminal's or Slurm's process group does not end Ray's processes under
+it. The supervisor passes signals on to the driver alone, and says what happened if the driver ends without a word.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from actors.foreign.text import shown
+
+VERBS = ("train", "sft", "dpo", "preference", "evaluate", "replay", "demo")
+"""Verbs that start Ray."""
+VARIABLE = "OFFBEAT_SUPERVISOR"
+"""Environment variable of the driver: the descriptor on which it tells the supervisor what to clean up."""
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_supervisors: list[int] = []
+"""The pipe to this process's supervisor, if it has one."""
+
+
+def wanted(arguments: Sequence[str]) -> bool:
+    """Return whether a command line starts a run, and this process is not its driver."""
+    verb = next((each for each in arguments if not each.startswith("-")), None)
+    return verb in VERBS and "--help" not in arguments and VARIABLE not in os.environ
+
+
+def be_driver() -> None:
+    """Take note of the supervisor, if there is one; processes that this one starts do not inherit it."""
+    descriptor = os.environ.pop(VARIABLE, "")
+    if descriptor.isdigit():
+        _supervisors.append(int(descriptor))
+
+
+def tell(what: str, value: object = "") -> None:
+    """Tell the supervisor, if there is one: `run` its directory, `shared` its folder, `end` that all is said."""
+    for descriptor in _supervisors:
+        with contextlib.suppress(OSError):
+            os.write(descriptor, f"{json.dumps([what, str(value)])}\n".encode())
+
+
+def supervise(command: Sequence[str]) -> int:
+    """Run `command` as the driver; return its exit code, or 1 if it ended without a word."""
+    _control(_PR_SET_CHILD_SUBREAPER, 1)
+    reading, writing = os.pipe()
+    driver = subprocess.Popen(
+        command,
+        env={**os.environ, VARIABLE: str(writing)},
+        pass_fds=[writing],
+        start_new_session=True,
+        preexec_fn=_die_with_parent,
+    )
+    os.close(writing)
+    for number in FORWARDED:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda number, frame: _pass_on(driver, number))
+    told: dict[str, list[str]] = {}
+    listener = threading.Thread(target=_listen, args=(reading, told), daemon=True)
+    listener.start()
+    code = driver.wait()
+    _end_descendants()
+    listener.join(timeout=1.0)
+    for folder in told.get("shared", []):
+        shutil.rmtree(folder, ignore_errors=True)
+    if "end" in told:
+        return code if code >= 0 else 128 - code
+    return _say(code, told)
+
+
+def _die_with_parent() -> None:
+    """Let the kernel end the driver, and with it Ray, if the supervisor is killed."""
+    _control(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _control(option: int, value: int) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # of Linux only
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def _pass_on(driver: subprocess.Popen[bytes], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        driver.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+
+
+def _listen(descriptor: int, told: dict[str, list[str]]) -> None:
+    with os.fdopen(descriptor, encoding="utf-8") as lines:
+        for line in lines:
+            what, value = json.loads(line)
+            told.setdefault(what, []).append(value)
+
+
+def _end_descendants() -> None:
+    """End what the driver left, in sessions of their own too: this process has become its parent."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in _children():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(process, number)
+        deadline = time.monotonic() + 2.0
+        while _children() and time.monotonic() < deadline:
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            time.sleep(0.02)
+
+
+def _children() -> list[int]:
+    """Return the processes whose parent is this one, dead ones too; none on systems without /proc."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(entry.read_text(errors="replace").rpartition(")")[2].split()[1]) == os.getpid():
+                found.append(int(entry.parent.name))
+    return found
+
+
+def _say(code: int, told: dict[str, list[str]]) -> int:
+    """Write what is known of a driver that ended without a word to the terminal and to its summary."""
+    how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+    directory = Path(told["run"][-1]) if "run" in told else None
+    text = (
+        f"the driver ended without a word, with {how}: one of Ray's own processes died (see "
+        "/tmp/ray/session_latest/logs), or the kernel ended it for want of memory (see `dmesg`)"
+    )
+    if directory is not None:
+        text += f"; the last checkpoint in {directory} stands, go on with --resume"
+        with contextlib.suppress(OSError):
+            (directory / "summary.json").write_text(json.dumps({"status": "failed", "error": text}, indent=2) + "\n")
+    print(shown(f"offbeat: error: {text}"), file=sys.stderr, flush=True)
+    return 1

@@ -1,0 +1,93 @@
+"""YAML of settings: plain values alone, each key once, and bounded, so that no file takes long or much memory.
+
+A few lines of aliases can stand for billions of values ("billion laughs"), and a few hundred thousand brackets exhaust
+the stack; both are refused while they are read.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LARGEST = 1 << 20
+"""Bytes of a configuration."""
+DEEPEST = 32  # sections and lists in each other
+MOST_VALUES = 10_000
+"""Values of a configuration, those behind aliases counted each time."""
+
+
+class YamlError(ValueError):
+    """A text is no YAML, or exceeds a limit; `place` says where, as `line 1, column 2: `, if that is known."""
+
+    def __init__(self, message: str, place: str = "") -> None:
+        super().__init__(message)
+        self.place = place
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a file. Raises YamlError, OSError, and UnicodeDecodeError."""
+    with path.open("rb") as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise YamlError(f"it has more than {LARGEST:,} bytes, the most of a configuration")
+    return parse_yaml(content.decode("utf-8"))
+
+
+def parse_yaml(text: str) -> Any:
+    """Read a text. Raises YamlError."""
+    try:
+        return yaml.load(text, BoundedLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise YamlError(error.problem or error.context or "", place) from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # also a number or date that Python refuses
+        raise YamlError(" ".join(str(error).split())) from None
+
+
+class BoundedLoader(yaml.SafeLoader):
+    """Safe YAML within the limits, that refuses a key written twice in one mapping; PyYAML would keep the last."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._depth = 0
+        self._sizes: dict[int, int] = {}  # values of a finished node, by its id; nodes live as long as the loader
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose one node, or find the one that an alias means, and count its values."""
+        event = self.peek_event()
+        self._depth += 1
+        if self._depth > DEEPEST:
+            raise _limit(f"more than {DEEPEST} levels in each other", event)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if not isinstance(event, yaml.AliasEvent):
+            self._sizes[id(node)] = 1 + sum(self._sizes[id(each)] for each in _children(node))
+        elif id(node) not in self._sizes:
+            raise _limit("an alias that means what it stands in", event)
+        if self._sizes[id(node)] > MOST_VALUES:
+            raise _limit(f"more than {MOST_VALUES:,} values, those behind aliases counted each time", event)
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Make a mapping. Raises ConstructorError for a key that is there twice."""
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"`{key_node.value}` is written twice in one section", key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def _limit(problem: str, event: Any) -> yaml.YAMLError:
+    return yaml.composer.ComposerError(None, None, problem, event.start_mark)
+
+
+def _children(node: Any) -> list[Any]:
+    if isinstance(node, yaml.MappingNode):
+        return [each for pair in node.value for each in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []

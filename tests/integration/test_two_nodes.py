@@ -1,0 +1,70 @@
+"""A run whose learner ranks and generators are on two Ray nodes and whose weights travel by `gloo`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.cluster import Cluster
+from tests.integration.runs import finish, small_run, start, summary_of, wait_for_updates
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.ray,
+    pytest.mark.vllm,
+    pytest.mark.timeout(400),
+    pytest.mark.xdist_group("shared memory"),
+]
+
+UPDATES = 16
+
+
+def test_a_generator_killed_on_one_of_two_nodes_costs_the_run_nothing(
+    own: Any, short_dir: Path, tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each node has room for one rank of two cores and one generator."""
+    with Cluster(short_dir, os.environ, cpus=3) as cluster:
+        node = cluster.add(cpus=3)
+        for name, value in cluster.environ.items():
+            monkeypatch.setenv(name, value)
+        config = small_run(
+            tmp_path,
+            model_dir,
+            updates=UPDATES,
+            generators={"count": 2, "max_restarts": 2},
+            learner={"ranks": 2, "cpus_per_rank": 2},
+            publication={"transport": "gloo", "timeout_seconds": 60},
+            checkpoints={"every_updates": 0},
+            evaluation={"exact_every_updates": 0},
+            cluster={"address": cluster.address},
+        )
+        _wait_for_cores(cluster, 6)
+        process, run = start("train", str(config)), config.parent / "run"
+        wait_for_updates(process, run, 3)
+        assert cluster.titled("ray::LearnerWorker", name=node)
+        assert len(cluster.titled("ray::LearnerWorker")) == 2
+        (generator,) = cluster.titled("ray::RemoteGenerator", name=node)
+        generator.kill()
+        _, err = finish(process)
+    assert "died and is being restarted" in err
+    summary = summary_of(run)
+    assert (summary["status"], summary["updates"]) == ("completed", UPDATES)
+    assert summary["ledger"]["dropped"] == {}
+    assert summary["log_ratio_max"] < 5e-5, "a token was not sampled by the weights that its version names"
+
+
+def _wait_for_cores(cluster: Cluster, cores: int) -> None:
+    """Ray has a node's cores a few seconds after it was added."""
+    deadline = time.monotonic() + 60
+    command = ["ray", "status", "--address", cluster.address]
+    while time.monotonic() < deadline:
+        told = subprocess.run(command, env=cluster.environ, capture_output=True, text=True).stdout
+        if f"/{cores}.0 CPU" in told:
+            return
+        time.sleep(0.5)
+    raise AssertionError(told)

@@ -1,0 +1,153 @@
+"""Every preset on a Ray with pretended GPUs: all options of all actors are Ray's to accept, and places are as planned.
+
+Only the classes inside the actors are replaced, by `Probe`. Ray counts pretended GPUs as it counts real ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from actors import remote
+from actors.errors import UsageError
+from launch.cluster import wiring
+from launch.cluster.placement import GENERATOR, JUDGE, RANK, Node, plan
+from launch.settings.loading import load_config, preset_names
+from launch.settings.run import RunConfig
+from learner.training import worker
+from tests.fakes.probes import Probe
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("shared memory")]
+
+GPU_MACHINES = {
+    "gpu-1": [Node(8.0, 1)],
+    "node-8gpu": [Node(28.0, 8)],
+    "cluster-2node": [Node(32.0, 8), Node(32.0, 8)],
+}
+Where = tuple[str, tuple[int, ...]]
+
+
+@contextmanager
+def pretended(nodes: Sequence[Node], directory: Path) -> Iterator[None]:
+    """Join a Ray cluster of these nodes, all on this host."""
+    from ray.cluster_utils import Cluster
+
+    arguments = [{"num_cpus": int(node.cpus), "num_gpus": node.gpus, "object_store_memory": 80 << 20} for node in nodes]
+    head = arguments[0] | {"include_dashboard": False, "temp_dir": str(directory)}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for each in arguments[1:]:
+            cluster.add_node(**each)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        yield
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "RemoteGenerator", Probe)
+    monkeypatch.setattr(remote, "JudgeWorker", Probe)
+    monkeypatch.setattr(worker, "LearnerWorker", Probe)
+    monkeypatch.setattr(wiring, "_ends", lambda *_: (1,))  # there is no model to read
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]))
+
+
+def config_of(preset: str, *overrides: str) -> RunConfig:
+    """The preset, with a path for whatever it asks for."""
+    try:
+        return load_config(preset, list(overrides))
+    except UsageError as error:
+        missing = re.findall(r"(\S+): missing; pass", str(error))
+        return load_config(preset, [*overrides, *(f"{key}=/given" for key in missing)])
+
+
+def start(config: RunConfig, directory: Path) -> dict[str, list[Where]]:
+    """Start all actors as `offbeat train` does; return where those of each role are, and end them."""
+    wiring.check_resources(config)
+    judges = wiring.start_judges(config, "/model")
+    learner = wiring.start_learner(config, "/model", "/model", directory, directory / "failed")
+    generators = wiring.start_generators(config, "/model", "/model", learner, judges)
+    handles = {
+        JUDGE: [judge._actor for judge in judges],
+        RANK: list(learner._ranks),
+        GENERATOR: [generator._actor for generator in generators],
+    }
+    found = {role: ray.get([actor.where.remote() for actor in actors], timeout=120) for role, actors in handles.items()}
+    for actor in itertools.chain(*handles.values()):
+        ray.kill(actor)
+    return found
+
+
+def planned(config: RunConfig, nodes: Sequence[Node]) -> dict[str, list[Any]]:
+    places = plan(config, nodes)
+    return {role: [each.cards for each in places if each.actor.role == role] for role in (JUDGE, RANK, GENERATOR)}
+
+
+def together(places: dict[str, list[tuple[int, ...]]]) -> list[list[str]]:
+    """The roles on each GPU, whatever its number: Ray may start the judge before the ranks or after them."""
+    roles: dict[int, list[str]] = {}
+    for role, taken in places.items():
+        for card in itertools.chain(*taken):
+            roles.setdefault(card, []).append(role)
+    return sorted(sorted(each) for each in roles.values())
+
+
+def test_every_preset_for_cpus_starts(short_dir: Path) -> None:
+    with pretended([Node(16.0, 0)], short_dir):
+        for preset in sorted(set(preset_names()) - set(GPU_MACHINES)):
+            config = config_of(preset)
+            found = start(config, short_dir)
+            assert {role: len(each) for role, each in found.items()} == {
+                JUDGE: config.judging.count,
+                RANK: config.learner.ranks,
+                GENERATOR: config.generators.count,
+            }
+            assert {cards for each in found.values() for _, cards in each} == {()}
+
+
+@pytest.mark.parametrize("preset", GPU_MACHINES)
+def test_every_preset_for_gpus_starts_on_the_machines_that_it_names(preset: str, short_dir: Path) -> None:
+    """Two of them had an option that Ray refuses, and no test had ever given it to Ray."""
+    nodes, config = GPU_MACHINES[preset], config_of(preset)
+    with pretended(nodes, short_dir):
+        found = start(config, short_dir)
+    expected = planned(config, nodes)
+    assert {role: len(each) for role, each in found.items()} == {role: len(each) for role, each in expected.items()}
+    assert len({node for node, _ in found[RANK]}) == 1
+    if preset == "gpu-1":
+        assert {cards for each in found.values() for _, cards in each} == {(0,)}
+    else:
+        taken = Counter((node, card) for each in found.values() for node, cards in each for card in cards)
+        assert len(taken) == sum(node.gpus for node in nodes)
+        assert set(taken.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["learner.gpus_per_rank=0.6", "learner.ranks=3", "generators.gpus=0.4", "generators.count=4"],
+        ["publication.transport=ipc", "generators.gpus=0.2", "generators.count=2", "judging.judge.gpus=1"],
+    ],
+    ids=["several on each of four GPUs", "all on the learner's GPU, for ipc"],
+)
+def test_ray_shares_gpus_out_as_planned(overrides: list[str], short_dir: Path) -> None:
+    nodes = [Node(16.0, 4)]
+    config = config_of("gpu-1", "generators.cpus=1", "learner.cpus_per_rank=1", *overrides)
+    with pretended(nodes, short_dir):
+        found = start(config, short_dir)
+    given = {role: [cards for _, cards in places] for role, places in found.items()}
+    assert together(given) == together(planned(config, nodes))
+    if config.publication.transport == "ipc":
+        assert {*given[RANK], *given[GENERATOR]} == {given[RANK][0]}

@@ -1,0 +1,166 @@
+"""Actors that live and do nothing: who is told of, when, and what is done about them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from actors.errors import RunError
+from actors.records import Pulse
+from launch.cluster import watchdog as module
+from launch.cluster.watchdog import Watchdog, stacks_of
+from launch.settings.run import WatchdogConfig
+
+ELSEWHERE = Pulse("another-host", 7)
+
+
+class Actor:
+    """Answers as `script` says, once per sign of life, and the last one for ever: a pulse, an error, or ... (never)."""
+
+    def __init__(self, *script: Any, vital: bool = False) -> None:
+        self.name, self.vital = "generator-3", vital
+        self.script = list(script)
+        self.kills = 0
+
+    async def pulse(self) -> Pulse:
+        answer = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        if answer is ...:
+            await asyncio.Event().wait()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer() if callable(answer) else answer
+
+    def kill(self) -> None:
+        self.kills += 1
+        self.script = [ELSEWHERE]
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[str], list[str]]]:
+    """Watch an actor during `work`, in hundredths of the real times."""
+    monkeypatch.setattr(module, "PULSE_SECONDS", 0.02)
+    monkeypatch.setattr(module, "stacks_of", lambda pulse: "its stacks")
+
+    def run(
+        actor: Actor, work: Callable[[], Awaitable[Any]] = lambda: asyncio.sleep(0.5), tell: Any = 0.1, end: Any = None
+    ) -> tuple[list[str], list[str]]:
+        said: list[str] = []
+        records: list[str] = []
+        config = WatchdogConfig(tell_seconds=tell, end_seconds=end)
+
+        async def working() -> Any:
+            return await work()
+
+        asyncio.run(Watchdog([actor], config, said.append, records.append).guard(working()))
+        return said, records
+
+    return run
+
+
+def test_an_actor_that_answers_is_never_told_of(watch: Any) -> None:
+    assert watch(Actor(ELSEWHERE)) == ([], [])
+
+
+def test_silence_is_told_once_with_process_and_stacks(watch: Any) -> None:
+    (said,), (record,) = watch(Actor(ELSEWHERE, ...))
+    assert said == "warning: generator-3 has not answered for 0 s (process 7 on another-host)"
+    assert record == "generator-3 has not answered for 0 s, process 7 on another-host\nits stacks"
+
+
+def test_an_actor_that_answers_again_is_told_of(watch: Any) -> None:
+    async def stopped() -> None:
+        await asyncio.sleep(0.3)
+
+    class Stopped(Actor):
+        async def pulse(self) -> Pulse:
+            if self.script:
+                return self.script.pop()
+            if not self.kills:
+                self.kills = 1
+                await stopped()
+            return ELSEWHERE
+
+    said, _ = watch(Stopped(ELSEWHERE))
+    assert [text.partition(" for ")[0] for text in said] == [
+        "warning: generator-3 has not answered",
+        "generator-3 goes on",
+    ]
+
+
+def test_a_start_has_no_limit_and_neither_has_a_restart(watch: Any) -> None:
+    assert watch(Actor(...), end=0.2) == ([], [])
+    assert watch(Actor(ELSEWHERE, RuntimeError("unavailable"), ...), end=0.2) == ([], [])
+
+
+def test_an_actor_on_another_host_is_killed_through_ray_after_the_second_limit(watch: Any) -> None:
+    actor = Actor(ELSEWHERE, ...)
+    said, _ = watch(actor, end=0.2)
+    assert actor.kills == 1
+    assert said[0].endswith("(process 7 on another-host); after 0.2 s it is ended (watchdog.end_seconds)")
+    assert said[1].startswith("generator-3 has not answered for 0 s and was ended")
+    assert len(said) == 2
+
+
+def test_a_process_that_answers_without_progress_is_ended_too(watch: Any) -> None:
+    waits = iter([0.0, 0.0, 0.12, 0.15, 0.3])
+    said, _ = watch(Actor(lambda: Pulse("another-host", 7, next(waits, 0.0))), end=0.25)
+    assert [text.partition(" for ")[0].removeprefix("warning: ") for text in said] == 2 * [
+        "generator-3 has made no progress on its work"
+    ]
+    assert said[1].endswith("and was ended (process 7 on another-host)")
+
+
+def test_a_learner_s_rank_that_stays_silent_ends_the_run_and_its_work(watch: Any) -> None:
+    ended = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(True)
+
+    with pytest.raises(RunError, match=r"generator-3 has not answered for 0 s and was ended .*; hangs.txt has its"):
+        watch(Actor(ELSEWHERE, ..., vital=True), work, end=0.2)
+    assert ended == [True]
+
+
+def test_a_stopped_process_of_this_host_is_ended_by_the_kernel(watch: Any) -> None:
+    """A stopped process would not hear Ray."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        watch(Actor(Pulse(socket.gethostname(), process.pid), ...), end=0.2)
+        assert process.wait(timeout=5) == -signal.SIGKILL
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_without_a_limit_nobody_is_watched(watch: Any) -> None:
+    assert watch(Actor(ELSEWHERE, ...), tell=None, end=0.1) == ([], [])
+
+
+def test_the_work_s_own_error_and_result_pass_through(watch: Any) -> None:
+    async def fails() -> None:
+        raise ValueError("its own")
+
+    with pytest.raises(ValueError, match="its own"):
+        watch(Actor(ELSEWHERE), fails)
+
+
+def test_a_sign_of_life_names_this_process() -> None:
+    assert Pulse.of_this_process(2.5) == Pulse(socket.gethostname(), os.getpid(), 2.5)
+
+
+def test_stacks_are_those_of_both_processes_or_say_where_to_look() -> None:
+    told = stacks_of(ELSEWHERE)
+    assert "run `py-spy dump --pid 7` on another-host" in told
+    assert "in test_stacks_are_those" in told

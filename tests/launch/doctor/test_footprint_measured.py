@@ -1,0 +1,96 @@
+"""Doctor's estimate of a learner's memory against the peak of a real update on CPU, for three kinds of models."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from actors.records import Completion, Pair
+from benchmarks.gpu_acceptance.memory import live_bytes, peak_bytes
+from launch.doctor.footprint import activation_bytes, learner_memory
+from launch.doctor.model_facts import read_model
+from learner.config import LearnerConfig, LearnerSpec
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("environment")]
+TOKENS, ROWS = 256, 4
+"""Tokens of a prompt with a completion; pairs of each of two forward passes in an update."""
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def make_model(kind: str, directory: Path) -> None:
+    """A wide MLP, a large vocabulary with tied embeddings, or an MLP without a gate."""
+    from transformers import (
+        GPTNeoXConfig,
+        GPTNeoXForCausalLM,
+        LlamaConfig,
+        LlamaForCausalLM,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+    )
+
+    torch.manual_seed(0)
+    if kind == "mlp":
+        sizes: dict[str, Any] = {"vocab_size": 2000, "hidden_size": 256, "intermediate_size": 896}
+        heads = {"num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2}
+        model: Any = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
+    elif kind == "vocabulary":
+        sizes = {"vocab_size": 40_000, "hidden_size": 128, "intermediate_size": 384, "tie_word_embeddings": True}
+        heads = {"num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2}
+        model = Qwen2ForCausalLM(Qwen2Config(**sizes, **heads))
+    else:
+        sizes = {"vocab_size": 2000, "hidden_size": 256, "intermediate_size": 1024}
+        model = GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, num_hidden_layers=4, num_attention_heads=4))
+    model.save_pretrained(directory)
+    (directory / "tokenizer.json").write_text("{}")
+
+
+def random_pairs(seed: int) -> list[Pair]:
+    rng = random.Random(seed)
+
+    def tokens() -> tuple[int, ...]:
+        return tuple(rng.randrange(2000) for _ in range(TOKENS // 2))
+
+    def completion() -> Completion:
+        return Completion(tokens(), (-1.0,) * (TOKENS // 2), (0,) * (TOKENS // 2), "", True)
+
+    return [Pair(index, tokens(), completion(), completion(), 1.0) for index in range(2 * ROWS)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage", "checkpointing"), [("mlp", 1, False), ("vocabulary", 2, True), ("no gate", 3, False)]
+)
+def test_the_estimate_is_within_15_hundredths_of_the_peak_of_an_update(
+    kind: str, stage: int, checkpointing: bool, tmp_path: Path
+) -> None:
+    """Large vocabularies took twice as much, wide MLPs half as much again."""
+    from learner.training.engine import TrainEngine
+
+    make_model(kind, tmp_path)
+    config = LearnerConfig(
+        dtype="bfloat16", zero_stage=stage, gradient_checkpointing=checkpointing, micro_batch_tokens=2 * ROWS * TOKENS
+    )
+    before = live_bytes()
+    engine = TrainEngine(LearnerSpec(config=config, model_dir=str(tmp_path), total_updates=3))
+    try:
+        engine.update(random_pairs(0))  # afterwards the optimizer's moments are there
+        resting = live_bytes() - before
+        measured = resting + peak_bytes(lambda: engine.update(random_pairs(1)))
+    finally:
+        engine.policy.destroy()
+    facts = read_model(str(tmp_path))
+    assert facts is not None
+    estimate = learner_memory(facts, facts, config, average=False)[0]
+    estimate += activation_bytes(facts, config, 2 * ROWS * TOKENS)
+    assert estimate == pytest.approx(measured, rel=0.15), f"{estimate / measured:.2f} with {os.cpu_count()} cores"

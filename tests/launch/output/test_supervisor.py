@@ -1,0 +1,153 @@
+"""A driver that ends without a word: what is said, what is written and what is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.output import supervisor
+
+ROOT = Path(__file__).parents[3]
+SUPERVISOR = """
+import signal, sys
+from launch.output import supervisor
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, under which the tests may run, has it ignored
+sys.exit(supervisor.supervise([sys.executable, "-c", {!r}]))
+"""
+DRIVER = """
+import os, signal, subprocess, sys, time
+from launch.output import supervisor
+supervisor.be_driver()
+def left():  # as a judge's own server would be
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    print(process.pid, flush=True)
+"""
+
+
+def start(body: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SUPERVISOR.format(DRIVER + body)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def gone(process: int) -> bool:
+    deadline = time.monotonic() + 5.0
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("end", "how"),
+    [("os._exit(1)", "exit code 1"), ("os.kill(os.getpid(), signal.SIGKILL)", r"signal 9 (SIGKILL)")],
+    ids=["as Ray ends it", "as the kernel ends it"],
+)
+def test_a_driver_that_ends_without_a_word_is_told_and_leaves_nothing(tmp_path: Path, end: str, how: str) -> None:
+    run, shared = tmp_path / "run", tmp_path / "shared"
+    for folder in (run, shared):
+        folder.mkdir()
+    (shared / "weights").write_text("x")
+    told = f"supervisor.tell('run', {str(run)!r}); supervisor.tell('shared', {str(shared)!r}); left(); {end}"
+    process = start(told)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert err.startswith(
+        f"offbeat: error: the driver ended without a word, with {how}: one of Ray's own processes died"
+    )
+    assert err.endswith(f"the last checkpoint in {run} stands, go on with --resume\n")
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], f"offbeat: error: {summary['error']}\n") == ("failed", err)
+    assert gone(int(out))
+    assert not shared.exists()
+
+
+@pytest.mark.parametrize("code", [0, 2, 130])
+def test_a_driver_that_says_its_end_passes_its_exit_code_on(code: int) -> None:
+    process = start(f"supervisor.tell('end'); sys.exit({code})")
+    assert process.communicate(timeout=20) == ("", "")
+    assert process.returncode == code
+
+
+@pytest.mark.parametrize(
+    ("sent", "heard"),
+    [(signal.SIGINT, "SIGINT"), (signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGTERM")],
+)
+def test_a_signal_to_the_process_group_reaches_the_driver_alone(sent: signal.Signals, heard: str) -> None:
+    """What the driver starts, as Ray's processes, must outlive it until the driver ends them."""
+    process = start(
+        """
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def hear(number, frame):
+    print(signal.Signals(number).name, child.poll(), flush=True)
+    child.kill()
+    supervisor.tell("end")
+    sys.exit(130)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, hear)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print("ready", flush=True)
+time.sleep(60)
+"""
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, sent)
+    assert process.stdout.readline() == f"{heard} None\n"
+    assert process.wait(timeout=20) == 130
+    process.communicate()
+
+
+def test_the_driver_ends_with_a_supervisor_that_is_killed() -> None:
+    process = start("print(os.getpid(), flush=True); time.sleep(60)")
+    assert process.stdout is not None
+    driver = int(process.stdout.readline())
+    process.kill()
+    process.communicate()
+    assert gone(driver)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "embedded"], True),
+        (["--debug", "sft", "c.yaml"], True),
+        (["train", "--help"], False),
+        (["doctor", "train"], False),
+        (["config", "embedded"], False),
+        ([], False),
+    ],
+)
+def test_only_verbs_that_start_ray_are_supervised(
+    arguments: list[str], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(supervisor.VARIABLE, raising=False)
+    assert supervisor.wanted(arguments) == expected
+    monkeypatch.setenv(supervisor.VARIABLE, "7")
+    assert not supervisor.wanted(arguments)
+
+
+def test_what_the_driver_starts_has_a_supervisor_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A descriptor's number means another file there."""
+    monkeypatch.setattr(supervisor, "_supervisors", [])
+    monkeypatch.setenv(supervisor.VARIABLE, "7")
+    supervisor.be_driver()
+    assert supervisor._supervisors == [7]
+    assert supervisor.VARIABLE not in os.environ
+    supervisor._supervisors.clear()
