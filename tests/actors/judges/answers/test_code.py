@@ -114,7 +114,7 @@ def test_harmful_programs_score_nothing_and_leave_nothing(tests: Any) -> None:
     before, started = children(), time.monotonic()
     found = scores(list(HARMFUL.values()), tests, time_limit_seconds=1.0, max_concurrent_programs=4)
     assert found == (0.0,) * len(HARMFUL)
-    assert time.monotonic() - started < 12.0
+    assert time.monotonic() - started < 45.0
     assert children() == before
 
 

@@ -81,11 +81,12 @@ async def exits_in_a_task(prompt, completions):
     await asyncio.create_task(leave())
 
 async def hangs_up(prompt, completions):
-    os.closerange(3, 100)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     time.sleep(60)
 
 def writes_everywhere(prompt, completions):
-    for descriptor in range(3, 100):
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor < 3: continue
         try: os.write(descriptor, b"\\xff" * 100)
         except OSError: pass
     time.sleep(60)
@@ -176,7 +177,7 @@ def test_a_function_that_does_not_answer_is_ended_and_named_with_file_and_limit(
     said = reason(f"{module}:{name}")
     assert said.startswith(f"judge function '{module}:{name}' (")
     assert said.endswith(f"hostile_judges.py:{line_of(name)}) did not answer within 0.3 s")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_a_function_that_does_not_answer_is_ended_and_named_with_file_and_limit(
     ],
 )
 def test_a_function_that_ends_its_process_is_named_with_the_way_it_ended(module: str, name: str, how: str) -> None:
-    said = reason(f"{module}:{name}", limit=10.0)
+    said = reason(f"{module}:{name}", limit=50.0)
     assert f"the process of judge function '{module}:{name}' (" in said
     assert f"hostile_judges.py:{line_of(name)}) {how}; correct the function" in said
     assert "resume" not in said
@@ -200,7 +201,7 @@ def test_a_function_that_ends_its_process_is_named_with_the_way_it_ended(module:
 
 @pytest.mark.parametrize("kind", ["SystemExit", "KeyboardInterrupt", "GeneratorExit", "CancelledError"])
 def test_an_exception_that_is_no_exception_is_a_failure_of_its_own(module: str, kind: str) -> None:
-    said = reason(f"{module}:interrupted", [make_group(["a", "b"], answer=kind)], limit=10.0)
+    said = reason(f"{module}:interrupted", [make_group(["a", "b"], answer=kind)], limit=50.0)
     assert said.startswith(f"judge function '{module}:interrupted' raised {kind}: left (")
 
 
@@ -212,7 +213,7 @@ def test_the_next_call_finds_a_new_process(module: str) -> None:
 
 
 def test_a_function_that_ends_on_every_group_is_not_started_for_each(module: str) -> None:
-    reasons = [each.reason for each in judged(f"{module}:exits", GROUPS * 2, limit=10.0) if isinstance(each, Failure)]
+    reasons = [each.reason for each in judged(f"{module}:exits", GROUPS * 2, limit=50.0) if isinstance(each, Failure)]
     assert len(reasons) == 4
     assert reasons[1:] == ["not tried: the judge ended its process on 1 groups in a row"] * 3
 
@@ -224,14 +225,14 @@ def test_a_module_that_cannot_be_imported_again_is_not_tried_for_each_group(modu
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(tmp_path)
-        failures = judged("imported_once:exits", GROUPS * 2, limit=10.0)
+        failures = judged("imported_once:exits", GROUPS * 2, limit=50.0)
     reasons = [each.reason for each in failures if isinstance(each, Failure)]
     assert re.match(r"judge function .* could not be started again: .* raised FileExistsError", reasons[0])
     assert reasons[1:] == ["not tried: the judge ended its process on 1 groups in a row"] * 3
 
 
 def test_memory_beyond_the_limit_is_a_failure_that_names_the_setting(module: str) -> None:
-    said = reason(f"{module}:takes_memory", limit=10.0, memory_mb=1024)
+    said = reason(f"{module}:takes_memory", limit=50.0, memory_mb=1024)
     assert said.startswith(f"judge function '{module}:takes_memory' raised MemoryError")
     assert said.endswith("; its process may use judging.judge.memory_mb 1024 of address space")
 
@@ -240,7 +241,7 @@ def test_what_a_function_prints_is_bounded_and_never_makes_it_wait(
     module: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("actors.judges.functions.host.MOST_PRINTED", 2 << 20)
-    (judgement,) = judged(f"{module}:prints", GROUPS[:1], limit=10.0)
+    (judgement,) = judged(f"{module}:prints", GROUPS[:1], limit=50.0)
     assert isinstance(judgement, Group)
     printed = ""
     for _ in range(100):
@@ -253,13 +254,13 @@ def test_what_a_function_prints_is_bounded_and_never_makes_it_wait(
 
 
 def test_a_function_that_reads_standard_input_finds_it_empty(module: str) -> None:
-    (group,) = judged(f"{module}:reads_the_terminal", GROUPS[:1], limit=10.0)
+    (group,) = judged(f"{module}:reads_the_terminal", GROUPS[:1], limit=50.0)
     assert isinstance(group, Group)
     assert group.judgement is not None
     assert group.judgement.scores == (0.0, 0.0)
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 10.0) -> None:
+def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
@@ -298,7 +299,7 @@ def test_a_function_that_never_returns_does_not_keep_its_judge_s_process_alive(m
         print(asyncio.run(JudgeWorker(config).judge([make_group(["a", "b"])]))[0].reason)
     """)
     command = [sys.executable, "-c", script]
-    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=30, check=True)
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=True)
     assert ended.stdout.startswith(f"judge function '{module}:blocks' (")
     assert ended.stdout.endswith(" did not answer within 0.1 s\n")
 
@@ -318,7 +319,7 @@ def test_nothing_of_a_function_outlives_its_judge(module: str, tmp_path: Path, f
     """)
     judge = subprocess.Popen([sys.executable, "-c", script], env=environment())
     try:
-        wait_until(lambda: (tmp_path / "pids").is_file() and len((tmp_path / "pids").read_text().split()) == 2, 30.0)
+        wait_until(lambda: (tmp_path / "pids").is_file() and len((tmp_path / "pids").read_text().split()) == 2, 120.0)
         family = [each.pid for each in psutil.Process(judge.pid).children(recursive=True)]
         assert len(family) == 6  # two supervisors, function, two sleeping programs and a fork
         if first != "the judge":
