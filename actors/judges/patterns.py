@@ -2,22 +2,51 @@
 
 import re
 
-from actors.errors import UsageError
+import regex  # as `re`, and with a limit of time
+
+from actors.errors import RunError, UsageError
+
+MOST_SECONDS = 0.5
+"""Longest search of one text: nested repetitions, as in `(a|aa)+$`, may otherwise take years for a short text."""
 
 
-def compile_pattern(setting: str, text: str, example: str) -> re.Pattern[str]:
-    """Compile `text`. Raises UsageError if it is not a regular expression or has no group."""
-    try:
-        pattern = re.compile(text)
-    except re.error as error:
-        raise UsageError(f"{setting} {text!r} is not a regular expression: {error}") from error
-    if pattern.groups < 1:
-        raise UsageError(f"{setting} {text!r} has no group; put the answer in parentheses, as in '{example}'")
-    return pattern
+class AnswerPattern:
+    """A user's regular expression with a group for the answer."""
+
+    def __init__(self, setting: str, text: str, example: str) -> None:
+        """Compile `text`. Raises UsageError if it is not a regular expression or has no group."""
+        self._setting, self._text = setting, text
+        try:
+            self._pattern = regex.compile(text)
+        except regex.error as error:
+            raise UsageError(f"{setting} {text!r} is not a regular expression: {error}") from error
+        if self._pattern.groups < 1:
+            raise UsageError(f"{setting} {text!r} has no group; put the answer in parentheses, as in '{example}'")
+
+    def last(self, text: str) -> tuple[str, dict[str, str]] | None:
+        """Return group 1 of the last match in `text` and its named groups; None without a match.
+
+        Raises RunError if the search takes too long.
+        """
+        last = None
+        try:
+            for match in self._pattern.finditer(text, timeout=MOST_SECONDS):
+                last = match
+        except TimeoutError:
+            raise RunError(
+                f"{self._setting} {self._text!r} searched an answer of {len(text):,} characters for more than "
+                f"{MOST_SECONDS} s; write it without repetitions within repetitions"
+            ) from None
+        return None if last is None else (last[1], last.groupdict())
+
+    def answer(self, text: str) -> str | None:
+        """Return group 1 of the last match in `text`; None without a match. Raises as `last`."""
+        last = self.last(text)
+        return None if last is None else last[0]
 
 
 def last_match(pattern: re.Pattern[str], text: str) -> str | None:
-    """Return group 1 of the last match in `text`; None without a match."""
+    """Return group 1 of the last match of a pattern of ours in `text`; None without a match."""
     last = None
     for match in pattern.finditer(text):
         last = match.group(1)

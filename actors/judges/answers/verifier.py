@@ -11,7 +11,7 @@ from actors.errors import UsageError
 from actors.judges.answers.config import VerifierJudgeConfig
 from actors.judges.answers.exact import last_boxed, normalise, same_answer
 from actors.judges.answers.forms import same_form
-from actors.judges.patterns import compile_pattern, last_match
+from actors.judges.patterns import AnswerPattern, last_match
 from actors.judges.threads import in_daemon_thread
 from actors.records import Group, Judgement, Prompt
 
@@ -28,7 +28,7 @@ class VerifierJudge:
 
     def __init__(self, config: VerifierJudgeConfig) -> None:
         """Raise UsageError if the pattern is not a regular expression or has no group."""
-        self._pattern = compile_pattern("judging.judge.answer_pattern", config.answer_pattern, r"####\s*([^\n]+)")
+        self._pattern = AnswerPattern("judging.judge.answer_pattern", config.answer_pattern, r"####\s*([^\n]+)")
         self._format = config.format
         self._format_score = config.format_score
 
@@ -48,7 +48,7 @@ class VerifierJudge:
         """Find the final answer in `text`, verbatim; None if there is none in the format."""
         match self._format:
             case "pattern":
-                return last_match(self._pattern, text)
+                return self._pattern.answer(text)
             case "boxed":
                 return last_boxed(text)
             case "math":
@@ -87,9 +87,9 @@ class VerifierJudge:
     def _gold_answer(self, given: str) -> str:
         """Read a gold answer: in the format, else by the pattern, else the whole text."""
         if self._format == "choice":
-            return choice(last_match(self._pattern, given) or given) or ""
+            return choice(self._pattern.answer(given) or given) or ""
         found = last_boxed(given) if self._format == "math" else self.final_answer(given)
-        return found or last_match(self._pattern, given) or given
+        return found or self._pattern.answer(given) or given
 
 
 def said_answer(text: str) -> str | None:

@@ -16,7 +16,7 @@ from actors.errors import UsageError
 from actors.foreign.templates import check_judge_template
 from actors.judges.config import EndpointJudgeConfig
 from actors.judges.http.answers import VERDICTS, is_number
-from actors.judges.patterns import compile_pattern, last_match
+from actors.judges.patterns import AnswerPattern, last_match
 from actors.records import Prompt
 
 _REQUEST = """\
@@ -82,7 +82,7 @@ class Question:
             names = ["prompt", "answer", *NEEDED[config.mode]]
             check_judge_template(config.template, names, "judging.judge.template")
         self._template = compile_template(config.template or TEMPLATES[config.mode], config.mode)
-        self._pattern = compile_pattern("judging.judge.verdict_pattern", config.verdict_pattern, "([ABC])")
+        self._pattern = AnswerPattern("judging.judge.verdict_pattern", config.verdict_pattern, "([ABC])")
         self._names = [criterion.name for criterion in config.criteria] if config.mode == "rubric" else [config.mode]
 
     def text(self, prompt: Prompt, shown: Mapping[str, str]) -> str:
@@ -117,7 +117,7 @@ class Question:
     def letter(self, text: str, *, structured: bool) -> str | None:
         """Return the verdict of a comparison, A, B or C; None without one."""
         found, _ = last_object(text, ["verdict"]) if structured else ({}, 0)
-        return _known(found["verdict"]) if found else read_verdict(text, self._pattern)
+        return _known(found["verdict"] if found else self._pattern.answer(text))
 
     def score(self, text: str) -> float | None:
         """Return the score, or the criteria's mean by weight; None without one.
@@ -142,9 +142,8 @@ class Question:
         return total / sum(criterion.weight for criterion in self._config.criteria)
 
     def _number(self, text: str) -> float | None:
-        *_, match = [None, *self._pattern.finditer(text)]
-        value = None if match is None else _exact(match[1])
-        of = None if match is None else _exact(match.groupdict().get("of"))
+        number, named = self._pattern.last(text) or (None, {})
+        value, of = _exact(number), _exact(named.get("of"))
         if of is not None and of != self._config.scale[1]:
             raise OutOfScaleError(f"a score of {of:g} on a scale that ends at {self._config.scale[1]:g}")
         return value
@@ -173,11 +172,6 @@ def compile_template(text: str, mode: str) -> jinja2.Template:
             f"and may use {sorted(allowed)}"
         )
     return template
-
-
-def read_verdict(text: str, pattern: re.Pattern[str]) -> str | None:
-    """Return the letter of the last match of `pattern`; None without a verdict."""
-    return _known(last_match(pattern, text))
 
 
 def last_object(text: str, names: Sequence[str]) -> tuple[dict[str, Any], int]:

@@ -17,14 +17,17 @@ from actors.errors import OffbeatError, RunError, UsageError
 from actors.judges.config import EndpointJudgeConfig, JudgingConfig
 from actors.judges.factory import make_judge
 from actors.judges.http.endpoint import EndpointJudge
-from actors.judges.http.questions import PAIRS_TEMPLATE, compile_template, read_verdict
+from actors.judges.http.questions import PAIRS_TEMPLATE, Question, compile_template
 from actors.judges.worker import JudgeWorker
 from actors.records import Failure, Group, Judgement, Prompt
 from tests.fakes.generators import make_group
 from tests.fakes.judges import FakeServer
 
 ANSWERS = re.compile(r"<answer_a>\n(.*?)\n</answer_a>\n<answer_b>\n(.*?)\n</answer_b>", re.DOTALL)
-DEFAULT_PATTERN = re.compile(EndpointJudgeConfig(url="http://h", model="m").verdict_pattern)
+
+
+def verdict_of(text: str, **settings: Any) -> str | None:
+    return Question(EndpointJudgeConfig(url="http://h", model="m", **settings)).letter(text, structured=False)
 
 
 def completion(content: str | None, **choice: Any) -> Any:
@@ -161,12 +164,12 @@ def test_equal_texts_tie_without_a_request() -> None:
     ],
 )
 def test_a_verdict_is_a_letter_on_a_line_of_its_own_the_last_one(text: str, verdict: str | None) -> None:
-    assert read_verdict(text, DEFAULT_PATTERN) == verdict
+    assert verdict_of(text) == verdict
 
 
 def test_a_pattern_of_ones_own_finds_the_verdict() -> None:
-    assert read_verdict("[[A]], or rather [[C]] (A)", re.compile(r"\[\[(\w)\]\]")) == "C"
-    assert read_verdict("[[Z]]", re.compile(r"\[\[(\w)\]\]")) is None
+    assert verdict_of("[[A]], or rather [[C]] (A)", verdict_pattern=r"\[\[(\w)\]\]") == "C"
+    assert verdict_of("[[Z]]", verdict_pattern=r"\[\[(\w)\]\]") is None
 
 
 def likely(token: str, **top: float) -> dict[str, Any]:
