@@ -2,11 +2,15 @@
 
     python -m benchmarks.chaos [--kills 30] [--seed 0] [--updates 1200] [--output benchmarks/results/chaos.json]
 
-Two generators, two judges, one learner rank, a small model, on Ray, vLLM and DeepSpeed. A fault is kill -9 of one of
-these, of the driver, or of Ray's raylet or GCS, or SIGSTOP of an actor, which the watchdog has to notice. It is drawn
-at random and comes at a random update, or when its process is there again; a driver that ended, for whatever reason,
-is started again with `--resume`. At the end the run must have made all its updates, every staleness within
-the bound, the ledger balanced, and by the journal every prompt trained exactly once and in its place.
+Two generators, two judges, one learner rank, a small model, on Ray, vLLM and DeepSpeed. A fault is
+
+- kill -9 of one of these, of the driver or its supervisor, or of Ray's raylet or GCS;
+- SIGSTOP of an actor, which the watchdog has to notice, with SIGCONT when it has, or without;
+- a full disk, if root may mount a small file system for the run's directory.
+
+It is drawn at random and comes at a random update, or when its process is there again; a driver that ended, for whatever
+reason, is started again with `--resume`. At the end the run must have made all its updates, every staleness within the
+bound, the ledger balanced, and by the journal every prompt trained exactly once and in its place.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,12 +45,16 @@ ROLES = {
 }
 RAY = {"raylet": "raylet", "gcs_server": "gcs"}
 """Ray's own processes, by the name of their program."""
-STOPPED = "stopped "
+STOPPED, PAUSED = "stopped ", "paused "
+DISK = "disk"
 FAULTS = {
-    **{"generator": 4, "judge": 4, "learner": 2, "driver": 2, "raylet": 1, "gcs": 1},
+    **{"generator": 4, "judge": 4, "learner": 2, "driver": 2, "supervisor": 1, "raylet": 2, "gcs": 2, DISK: 2},
     **{"stopped generator": 2, "stopped judge": 2, "stopped learner": 1},
+    **{"paused generator": 1, "paused judge": 1, "paused learner": 1},
 }
-"""What may happen, by weight: the end of a process of a role, or its stop."""
+"""What may happen, by weight: the end of a process of a role, its stop, its stop for a while, or a full disk."""
+DISK_MIB = 512
+"""Size of the file system of a run's directory."""
 PROMPTS_PER_UPDATE = 8
 STALENESS = 2
 LAST_KILL = 0.9
@@ -66,6 +74,8 @@ class Account:
 
 
 ORPHAN_SECONDS = 20.0
+PAUSE_SECONDS = 6.0
+"""Of a paused process: more than `watchdog.tell_seconds`, less than `watchdog.end_seconds`."""
 
 
 class Driver:
@@ -97,6 +107,18 @@ class Driver:
         """Made so far, by the metrics."""
         return self._metrics.read_bytes().count(b"\n") if self._metrics.is_file() else 0
 
+    def fill_disk(self) -> None:
+        """Fills the file system of the run's directory until the run has ended, and frees it again."""
+        ballast = self._metrics.with_name("ballast")
+        try:
+            with suppress(OSError), ballast.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(1 << 16))
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=START_SECONDS)
+        finally:
+            ballast.unlink()
+
     def running(self) -> Iterator[psutil.Process]:
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -104,11 +126,13 @@ class Driver:
                     yield process
 
     def victims(self) -> list[tuple[str, psutil.Process]]:
-        """Living actors and the driver, with their roles."""
-        found = [("driver", psutil.Process(self._process.pid))] if self.code is None else []
+        """Living processes that a fault may strike, with their roles."""
+        found = [("supervisor", psutil.Process(self._process.pid))] if self.code is None else []
         for process in self.running():
             with suppress(psutil.Error):
                 program, *rest = process.cmdline() or [""]
+                if process.ppid() == self._process.pid and rest[:3] == ["-m", "launch", "train"]:
+                    found.append(("driver", process))
                 found += [
                     (role, process) for name, role in ROLES.items() if " ".join([program, *rest]).startswith(name)
                 ]
@@ -159,6 +183,19 @@ def configuration(directory: Path, model: Path, updates: int) -> Path:
     return path
 
 
+@contextmanager
+def small_disk(directory: Path) -> Iterator[bool]:
+    """A file system of its own for `directory`; yields whether it could be mounted."""
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(directory)]
+    mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
 def torment(driver: Driver, kills: Sequence[tuple[str, int]], rng: random.Random, longest_wait: float) -> Account:
     """Runs to the end, with a kill for each role in `kills`: once the run has made so many updates, and a random part
     of `longest_wait` seconds after the kill before."""
@@ -167,8 +204,10 @@ def torment(driver: Driver, kills: Sequence[tuple[str, int]], rng: random.Random
     for role, updates in kills:
         due = time.monotonic() + rng.uniform(0.0, longest_wait)
         victim = _await_victim(driver, role, rng, due, updates, account)
+        if role == DISK:
+            driver.fill_disk()
         with suppress(psutil.Error):
-            victim[1].suspend() if role.startswith(STOPPED) else victim[1].kill()
+            _strike(victim, role)
         account.kills[role] += 1
         print(f"fault {account.kills.total()} of {len(kills)}: {role}", flush=True)
     while driver.await_end() or driver.code != 0:
@@ -177,9 +216,20 @@ def torment(driver: Driver, kills: Sequence[tuple[str, int]], rng: random.Random
     return account
 
 
+def _strike(victim: psutil.Process, role: str) -> None:
+    if role.startswith(STOPPED):
+        victim.suspend()
+    elif role.startswith(PAUSED):
+        victim.suspend()
+        time.sleep(PAUSE_SECONDS)
+        victim.resume()
+    elif role != DISK:
+        victim.kill()
+
+
 def _await_victim(
     driver: Driver, role: str, rng: random.Random, due: float, updates: int, account: Account
-) -> tuple[str, psutil.Process]:
+) -> psutil.Process:
     """One that lives when it is due and so many updates are made, or as soon as there is one after that."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
@@ -188,7 +238,8 @@ def _await_victim(
                 raise SystemExit(f"the run ended after {account.kills.total()} kills; raise --updates")
             _again(driver, account)
         if time.monotonic() >= due and driver.updates() >= updates:
-            victims = [victim for victim in driver.victims() if role.removeprefix(STOPPED) == victim[0]]
+            wanted = "driver" if role == DISK else role.removeprefix(STOPPED).removeprefix(PAUSED)
+            victims = [process for name, process in driver.victims() if name == wanted]
             if victims:
                 return rng.choice(victims)
         time.sleep(0.05)
@@ -240,14 +291,16 @@ def main() -> None:
     from launch.output.summary import package_versions
     from learner.world.policy import train_sft
 
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         directory = Path(scratch)
         train_sft(directory / "start", updates=30, seed=arguments.seed)
+        can_fill = stack.enter_context(small_disk(directory / "run"))
         config = configuration(directory, directory / "start", arguments.updates)
         started = time.monotonic()
         driver = Driver(config, arguments.output.with_suffix(".log"))
         rng = random.Random(arguments.seed)
-        roles = rng.choices(list(FAULTS), weights=list(FAULTS.values()), k=arguments.kills)
+        faults = {role: weight for role, weight in FAULTS.items() if role != DISK or can_fill}
+        roles = rng.choices(list(faults), weights=list(faults.values()), k=arguments.kills)
         moments = sorted(rng.randrange(int(LAST_KILL * arguments.updates)) for _ in roles)
         account = torment(driver, list(zip(roles, moments, strict=True)), rng, arguments.longest_wait)
         result = {
