@@ -8,9 +8,9 @@ Two generators, two judges, one learner rank, a small model, on Ray, vLLM and De
 - SIGSTOP of an actor, which the watchdog has to notice, with SIGCONT when it has, or without;
 - a full disk, if root may mount a small file system for the run's directory.
 
-It is drawn at random and comes at a random update, or when its process is there again; a driver that ended, for whatever
-reason, is started again with `--resume`. At the end the run must have made all its updates, every staleness within the
-bound, the ledger balanced, and by the journal every prompt trained exactly once and in its place.
+It is drawn at random and comes at a random update, or when its process is there again; a driver that ended, for
+whatever reason, is started again with `--resume`. At the end the run must have made all its updates, every staleness
+within the bound, the ledger balanced, and by the journal every prompt trained exactly once and in its place.
 """
 
 from __future__ import annotations
