@@ -43,7 +43,7 @@ def start(body: str) -> subprocess.Popen[str]:
 
 
 def gone(process: int) -> bool:
-    deadline = time.monotonic() + 5.0
+    deadline = time.monotonic() + 60.0
     while time.monotonic() < deadline:
         try:
             if Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
@@ -66,7 +66,7 @@ def test_a_driver_that_ends_without_a_word_is_told_and_leaves_nothing(tmp_path: 
     (shared / "weights").write_text("x")
     told = f"supervisor.tell('run', {str(run)!r}); supervisor.tell('shared', {str(shared)!r}); left(); {end}"
     process = start(told)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert err.startswith(
         f"offbeat: error: the driver ended without a word, with {how}: one of Ray's own processes died"
@@ -81,7 +81,7 @@ def test_a_driver_that_ends_without_a_word_is_told_and_leaves_nothing(tmp_path: 
 @pytest.mark.parametrize("code", [0, 2, 130])
 def test_a_driver_that_says_its_end_passes_its_exit_code_on(code: int) -> None:
     process = start(f"supervisor.tell('end'); sys.exit({code})")
-    assert process.communicate(timeout=20) == ("", "")
+    assert process.communicate(timeout=120) == ("", "")
     assert process.returncode == code
 
 
@@ -110,7 +110,7 @@ time.sleep(60)
     assert process.stdout.readline() == "ready\n"
     os.killpg(process.pid, sent)
     assert process.stdout.readline() == f"{heard} None\n"
-    assert process.wait(timeout=20) == 130
+    assert process.wait(timeout=120) == 130
     process.communicate()
 
 
