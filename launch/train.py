@@ -200,17 +200,20 @@ class TrainingRun:
     async def _drive(self) -> int:
         try:
             with stopping_on_signals(self._stop, self.board.message):
-                await asyncio.gather(self.learner.ready(), self.judge.ready())
-                if self.session.checkpoint is not None:
-                    await self.learner.load(self.session.checkpoint)
-                    self.board.message(f"resumed from {self.session.checkpoint} after {self.buffer.updates} updates")
-                await self.watchdog.guard(self.loop.run(self._main))
+                await self.watchdog.guard(self._run())
         finally:
             await self.reporter.ask(self.judge)
         await self.learner.close()
         interrupted = self.buffer.updates < self.config.updates
         self._write_summary("interrupted" if interrupted else "completed", None)
         return INTERRUPTED if interrupted else 0
+
+    async def _run(self) -> None:
+        await asyncio.gather(self.learner.ready(), self.judge.ready())
+        if self.session.checkpoint is not None:
+            await self.learner.load(self.session.checkpoint)
+            self.board.message(f"resumed from {self.session.checkpoint} after {self.buffer.updates} updates")
+        await self.loop.run(self._main)
 
     def _stop(self) -> str | None:
         """Ask the loop to end; None while there is nothing to save."""

@@ -43,9 +43,9 @@ class Watched(Protocol):
 class Watchdog:
     """Asks every actor for a sign of life every two seconds, from its first one on.
 
-    `say` gets a sentence about an actor that has been silent, or without progress on its work, for `tell_seconds`, and
-    about one that is back. After `end_seconds` the actor is ended. `record` gets the stacks of a silent actor and of
-    the driver as text.
+    `say` gets a sentence about an actor that has been silent, or without progress on its work, for `tell_seconds`,
+    about one that is back, and about one whose start lasts longer than `start_seconds`. After `end_seconds` of silence
+    the actor is ended. `record` gets the stacks of a silent actor and of the driver as text.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Watchdog:
             await asyncio.wait({working, watching})
 
     async def _watch(self, actor: Watched) -> None:
-        last: Pulse | None = None  # while it starts, which may take minutes, there is no limit
+        last: Pulse | None = None  # None while it starts, which takes as long as its model and the cluster's room take
         told = False
         while True:
             asked, since = asyncio.ensure_future(actor.pulse()), self._clock()
@@ -87,6 +87,8 @@ class Watchdog:
                 while not (await asyncio.wait({asked}, timeout=PULSE_SECONDS))[0]:
                     if last is not None:
                         told = await self._silent(actor, last, self._clock() - since, told)
+                    else:
+                        told = self._starting(actor, self._clock() - since, told)
                 last = asked.result()
                 if last.stalled_seconds < (self._config.tell_seconds or 0.0) and told:
                     self._say(f"{actor.name} goes on")
@@ -99,6 +101,16 @@ class Watchdog:
             finally:
                 asked.cancel()
             await asyncio.sleep(PULSE_SECONDS)
+
+    def _starting(self, actor: Watched, seconds: float, told: bool) -> bool:
+        limit = self._config.start_seconds
+        if told or limit is None or seconds < limit:
+            return told
+        self._say(
+            f"warning: {actor.name} has been starting for {seconds:.0f} s: it waits for room in the cluster, still "
+            "loads its model, or hangs; `ray status` and the logs under /tmp/ray/session_latest/logs on its host tell which"
+        )
+        return True
 
     async def _silent(
         self, actor: Watched, last: Pulse, seconds: float, told: bool, what: str = "has not answered"

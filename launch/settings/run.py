@@ -130,6 +130,9 @@ class WatchdogConfig(Settings):
         description="silence after which the actor is ended: generators and judges start again, a learner rank ends "
         "the run; null: never",
     )
+    start_seconds: float | None = Field(
+        default=600.0, gt=0.0, description="start of an actor after which the run says that it lasts; null: never"
+    )
 
 
 class NamedConfig(Settings):

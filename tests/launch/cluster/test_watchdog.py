@@ -50,11 +50,15 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[str], lis
     monkeypatch.setattr(module, "stacks_of", lambda pulse: "its stacks")
 
     def run(
-        actor: Actor, work: Callable[[], Awaitable[Any]] = lambda: asyncio.sleep(0.5), tell: Any = 0.1, end: Any = None
+        actor: Actor,
+        work: Callable[[], Awaitable[Any]] = lambda: asyncio.sleep(0.5),
+        tell: Any = 0.1,
+        end: Any = None,
+        start: Any = 600.0,
     ) -> tuple[list[str], list[str]]:
         said: list[str] = []
         records: list[str] = []
-        config = WatchdogConfig(tell_seconds=tell, end_seconds=end)
+        config = WatchdogConfig(tell_seconds=tell, end_seconds=end, start_seconds=start)
 
         async def working() -> Any:
             return await work()
@@ -98,6 +102,14 @@ def test_an_actor_that_answers_again_is_told_of(watch: Any) -> None:
 def test_a_start_has_no_limit_and_neither_has_a_restart(watch: Any) -> None:
     assert watch(Actor(...), end=0.2) == ([], [])
     assert watch(Actor(ELSEWHERE, RuntimeError("unavailable"), ...), end=0.2) == ([], [])
+
+
+def test_a_start_that_lasts_is_told_once_and_not_ended(watch: Any) -> None:
+    actor = Actor(...)
+    (said,), records = watch(actor, end=0.2, start=0.1)
+    assert said.startswith("warning: generator-3 has been starting for 0 s: it waits for room in the cluster, ")
+    assert (actor.kills, records) == (0, [])
+    assert watch(Actor(...), start=None) == ([], [])
 
 
 def test_an_actor_on_another_host_is_killed_through_ray_after_the_second_limit(watch: Any) -> None:
