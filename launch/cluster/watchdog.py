@@ -108,7 +108,7 @@ class Watchdog:
             return told
         self._say(
             f"warning: {actor.name} has been starting for {seconds:.0f} s: it waits for room in the cluster, still "
-            "loads its model, or hangs; `ray status` and the logs under /tmp/ray/session_latest/logs on its host tell which"
+            "loads its model, or hangs; `ray status` and /tmp/ray/session_latest/logs on its host tell which"
         )
         return True
 
