@@ -99,6 +99,11 @@ class Driver:
         self.starts += 1
 
     @property
+    def pid(self) -> int:
+        """Of the process that was started last: the supervisor, whose child is the driver."""
+        return self._process.pid
+
+    @property
     def code(self) -> int | None:
         """Exit code; None while it runs."""
         return self._process.poll()
