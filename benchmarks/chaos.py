@@ -4,7 +4,7 @@
 
 Two generators, two judges, one learner rank, a small model, on Ray, vLLM and DeepSpeed. A fault is
 
-- kill -9 of one of these, of the driver or its supervisor, or of Ray's raylet or GCS;
+- kill -9 of one of these, of the driver or its supervisor, or of Ray's raylet, GCS or agents;
 - SIGSTOP of an actor, which the watchdog has to notice, with SIGCONT when it has, or without;
 - a full disk, if root may mount a small file system for the run's directory.
 
@@ -42,15 +42,17 @@ ROLES = {
     "ray::RemoteGenerator": "generator",
     "ray::JudgeWorker": "judge",
     "ray::LearnerWorker": "learner",
+    "ray::DashboardAgent": "agent",
+    "ray::RuntimeEnvAgent": "agent",
 }
 RAY = {"raylet": "raylet", "gcs_server": "gcs"}
 """Ray's own processes, by the name of their program."""
 STOPPED, PAUSED = "stopped ", "paused "
 DISK = "disk"
 FAULTS = {
-    **{"generator": 4, "judge": 4, "learner": 2, "driver": 2, "supervisor": 1, "raylet": 2, "gcs": 2, DISK: 2},
+    **{"generator": 4, "judge": 4, "learner": 2, "driver": 2, "supervisor": 1, "raylet": 2, "gcs": 2, "agent": 2},
     **{"stopped generator": 2, "stopped judge": 2, "stopped learner": 1},
-    **{"paused generator": 1, "paused judge": 1, "paused learner": 1},
+    **{"paused generator": 1, "paused judge": 1, "paused learner": 1, DISK: 2},
 }
 """What may happen, by weight: the end of a process of a role, its stop, its stop for a while, or a full disk."""
 DISK_MIB = 512
