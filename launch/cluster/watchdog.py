@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from actors.errors import RunError
 from actors.records import Pulse
+from launch.cluster.ray_processes import ray_processes
 from launch.settings.run import WatchdogConfig
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ class Watched(Protocol):
 
 
 class Watchdog:
-    """Asks every actor for a sign of life every two seconds, from its first one on.
+    """Asks every actor, and Ray's own processes here, for a sign of life every two seconds, from its first one on.
 
     `say` gets a sentence about an actor that has been silent, or without progress on its work, for `tell_seconds`,
     about one that is back, and about one whose start lasts longer than `start_seconds`. After `end_seconds` of silence
@@ -62,7 +63,7 @@ class Watchdog:
     async def run(self) -> None:
         """Watch until cancelled. Raises RunError if an actor without which the run cannot go on stays silent."""
         async with asyncio.TaskGroup() as tasks:
-            for actor in self._actors if self._config.tell_seconds else ():
+            for actor in [*self._actors, *ray_processes()] if self._config.tell_seconds else ():
                 tasks.create_task(self._watch(actor))
 
     async def guard(self, work: Coroutine[Any, Any, T]) -> T:

@@ -26,6 +26,8 @@ VERBS = ("train", "sft", "dpo", "preference", "evaluate", "replay", "demo")
 VARIABLE = "OFFBEAT_SUPERVISOR"
 """Environment variable of the driver: the descriptor on which it tells the supervisor what to clean up."""
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SECONDS = 12.0
+"""Stop of the driver after which it is told."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _supervisors: list[int] = []
 """The pipe to this process's supervisor, if it has one."""
@@ -69,6 +71,7 @@ def supervise(command: Sequence[str]) -> int:
     told: dict[str, list[str]] = {}
     listener = threading.Thread(target=_listen, args=(reading, told), daemon=True)
     listener.start()
+    threading.Thread(target=_notice_stops, args=(driver.pid,), daemon=True).start()
     code = driver.wait()
     _end_descendants()
     listener.join(timeout=1.0)
@@ -101,6 +104,21 @@ def _listen(descriptor: int, told: dict[str, list[str]]) -> None:
             told.setdefault(what, []).append(value)
 
 
+def _notice_stops(driver: int) -> None:
+    """Say once of each stop of the driver that lasts: it cannot say so itself, and the run waits."""
+    since: float | None = None
+    while (state := _stat(Path(f"/proc/{driver}/stat"))[:1]) and state != ["Z"]:
+        if state[0] not in "Tt":
+            since = None
+        elif since is None:
+            since = time.monotonic()
+        elif time.monotonic() - since >= STOP_SECONDS:
+            text = f"warning: the driver was stopped {STOP_SECONDS:g} s ago; `kill -CONT {driver}` lets it go on"
+            print(f"offbeat: {text}", file=sys.stderr, flush=True)
+            since = float("inf")
+        time.sleep(STOP_SECONDS / 10)
+
+
 def _end_descendants() -> None:
     """End what the driver left, in sessions of their own too: this process has become its parent."""
     for number in (signal.SIGTERM, signal.SIGKILL):
@@ -119,10 +137,18 @@ def _children() -> list[int]:
     """Return the processes whose parent is this one, dead ones too; none on systems without /proc."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(entry.read_text(errors="replace").rpartition(")")[2].split()[1]) == os.getpid():
+        with contextlib.suppress(IndexError):
+            if int(_stat(entry)[1]) == os.getpid():
                 found.append(int(entry.parent.name))
     return found
+
+
+def _stat(path: Path) -> list[str]:
+    """Return the state and the parent of a process, and what else /proc tells; empty if it is gone."""
+    try:
+        return path.read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def _say(code: int, told: dict[str, list[str]]) -> int:

@@ -123,6 +123,33 @@ def test_the_driver_ends_with_a_supervisor_that_is_killed() -> None:
     assert gone(driver)
 
 
+def test_a_driver_that_is_stopped_is_told_of_once() -> None:
+    quick = "supervisor.STOP_SECONDS = 0.3\nsys.exit"
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            SUPERVISOR.replace("sys.exit", quick).format(DRIVER + "print(os.getpid(), flush=True); time.sleep(600)"),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    driver = int(process.stdout.readline())
+    told = f"offbeat: warning: the driver was stopped 0.3 s ago; `kill -CONT {driver}` lets it go on\n"
+    try:
+        os.kill(driver, signal.SIGSTOP)
+        assert process.stderr.readline() == told
+        time.sleep(1.0)
+    finally:
+        os.kill(driver, signal.SIGKILL)
+    assert "was stopped" not in process.communicate(timeout=120)[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
