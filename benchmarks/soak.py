@@ -3,10 +3,12 @@
     python -m benchmarks.soak [--updates 5000] [--output benchmarks/results/soak.json]
 
 A run of `offbeat train` on the embedded world: one generator, one judge with a function of its own, one learner rank.
-Every few seconds each process of the run is asked what it alone holds (USS), its share of what it shares (PSS), its
-open descriptors and its threads; the run's folder in /dev/shm is counted too. A role is all processes of one kind, and
-its figures are their sums. The first tenth of the updates is warming up. A role is flat if the median of its USS over
-the last tenth is at most 2% above the median over the second tenth, and the median of its descriptors no higher.
+Every few seconds each process of the run is asked what it has allocated, what it alone holds (USS), its share of what
+it shares (PSS), its open descriptors and its threads; the run's folder in /dev/shm is counted too. A role is all
+processes of one kind, and its figures are their sums. The first tenth of the updates is warming up. A role is flat if
+the median of its allocated memory over the last tenth is at most 2% above the median over the second tenth, and the
+median of its descriptors no higher. USS is told beside it: pages of Ray's object store, which is of one size, count
+there for whoever happens to be the only one that maps them, tens of MiB that come and go.
 Exits with 1 if a role has grown or could not be judged.
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import sys
 import tempfile
@@ -58,8 +61,10 @@ SHARED_MEMORY = "/dev/shm"
 class Figures:
     """What one process holds, or all of a role together."""
 
+    allocated_kib: int = 0
+    """Anonymous memory: no file's, no shared memory."""
     uss_kib: int = 0
-    """Memory that would be free if it ended."""
+    """What would be free if it ended."""
     pss_kib: int = 0
     descriptors: int = 0
     threads: int = 0
@@ -125,16 +130,22 @@ def role(command: Sequence[str], is_supervisor: bool, is_its_child: bool) -> str
 
 
 def look(process: psutil.Process) -> Figures:
-    """Ask one process; psutil.Error if it is gone."""
-    memory = process.memory_full_info()
-    return Figures(memory.uss >> 10, memory.pss >> 10, process.num_fds(), process.num_threads(), 1)
+    """Ask one process; psutil.Error or OSError if it is gone."""
+    allocated, uss, pss = memory(Path(f"/proc/{process.pid}/smaps_rollup").read_text())
+    return Figures(allocated, uss, pss, process.num_fds(), process.num_threads(), 1)
+
+
+def memory(rollup: str) -> tuple[int, int, int]:
+    """Allocated memory, USS and PSS of the kernel's account of a process (KiB)."""
+    kib = {name: int(number) for name, number in re.findall(r"^(\w+): +(\d+) kB$", rollup, re.MULTILINE)}
+    return kib["Anonymous"], kib["Private_Clean"] + kib["Private_Dirty"], kib["Pss"]
 
 
 def look_at_all(driver: Driver, run: Path, started: float) -> Sample:
     """One sample of a run in progress."""
     updates, found = driver.updates(), dict[str, Figures]()
     for process in driver.running():
-        with suppress(psutil.Error, IndexError):
+        with suppress(psutil.Error, OSError, KeyError):
             name = role(process.cmdline(), process.pid == driver.pid, process.ppid() == driver.pid)
             found[name] = found.get(name, Figures()) + look(process)
     return Sample(time.monotonic() - started, updates, found, shared_memory(run))
@@ -171,17 +182,18 @@ def verdict(name: str, samples: Sequence[Sample], updates: int) -> dict[str, Any
     early, late = ([each for each in window if name in each.roles] for window in windows(samples, updates))
     if not early or not late:
         return {"samples": [len(early), len(late)], "flat": None}
-    before, after = (statistics.median(each.roles[name].uss_kib for each in window) for window in (early, late))
-    descriptors = [statistics.median(each.roles[name].descriptors for each in window) for window in (early, late)]
+    medians = {
+        figure: [statistics.median(getattr(each.roles[name], figure) for each in window) for window in (early, late)]
+        for figure in ("allocated_kib", "uss_kib", "descriptors", "processes")
+    }
+    (before, after), descriptors = medians["allocated_kib"], medians["descriptors"]
     later = [each for each in samples if name in each.roles and each.updates >= SHARE * updates]
+    rise = slope([each.updates for each in later], [each.roles[name].allocated_kib for each in later])
     return {
         "samples": [len(early), len(late)],
-        "uss_kib": [before, after],
+        **medians,
         "growth_percent": round(100.0 * (after / before - 1.0), 3),
-        "kib_per_1000_updates": round(
-            1000.0 * slope([each.updates for each in later], [each.roles[name].uss_kib for each in later]), 1
-        ),
-        "descriptors": descriptors,
+        "kib_per_1000_updates": round(1000.0 * rise, 1),
         "flat": after <= (1.0 + MOST_GROWTH) * before and descriptors[1] <= descriptors[0],
     }
 

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,61 @@ def dead_links(page: Path) -> Iterator[str]:
             yield f"{page.name}: {target} leads nowhere"
         elif anchor and anchor not in anchors(file):
             yield f"{page.name}: {target}: no such heading among {sorted(anchors(file))}"
+
+
+TEST = re.compile(r"\[(test_\w+)\]\(([^)#]+\.py)\)")
+RESULT = re.compile(r"`(benchmarks/results/[^`]+)`|\(benchmarks\.md#[^)]+\)")
+MANY = 40
+
+
+def rows_of_faults(page: str) -> list[str]:
+    """The rows of all tables of a page, without their heads."""
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    return [row for row in rows if not row.startswith("| fault |")]
+
+
+def unshown(page: str, folder: Path) -> Iterator[str]:
+    """What is wrong with what the rows of a page name as shown: a test that is not there, or nothing at all."""
+    for row in rows_of_faults(page):
+        fault, _, shown = (cell.strip() for cell in row.strip("| ").split(" | "))
+        tests, trials = TEST.findall(shown), RESULT.findall(shown)
+        if not tests and not trials:
+            yield f"{fault}: neither a test nor a trial"
+        yield from (f"{fault}: no {trial}" for trial in trials if trial and not (ROOT / trial).is_file())
+        for name, target in tests:
+            file = (folder / target).resolve()
+            if not file.is_file() or name not in functions_of(file):
+                yield f"{fault}: no {name} in {target}"
+
+
+@cache
+def functions_of(file: Path) -> set[str]:
+    return {node.name for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_fault_names_a_test_that_is_there_or_a_recorded_trial() -> None:
+    page = (ROOT / "docs" / "faults.md").read_text()
+    assert list(unshown(page, ROOT / "docs")) == []
+    assert len({row.split(" | ")[0] for row in rows_of_faults(page)}) >= MANY
+
+
+def test_a_fault_without_its_test_is_found() -> None:
+    here = "../tests/test_docs.py"
+    page = f"""
+| fault | what happens | shown by |
+|---|---|---|
+| fine | x | [test_a_fault_without_its_test_is_found]({here}), `benchmarks/results/chaos.json` |
+| renamed | x | [test_of_yesterday]({here}) |
+| moved | x | [test_a_fault_without_its_test_is_found](../tests/nowhere.py) |
+| lost | x | `benchmarks/results/nothing.json` |
+| bare | x | said so |
+"""
+    assert list(unshown(page, ROOT / "docs")) == [
+        f"renamed: no test_of_yesterday in {here}",
+        "moved: no test_a_fault_without_its_test_is_found in ../tests/nowhere.py",
+        "lost: no benchmarks/results/nothing.json",
+        "bare: neither a test nor a trial",
+    ]
 
 
 def test_every_relative_link_resolves() -> None:

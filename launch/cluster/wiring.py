@@ -58,6 +58,8 @@ def _init(cluster: ClusterConfig, address: str | None) -> None:
             _check_answers(address)
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
             return
+        # Ray's GCS would keep a record of each of the last 100,000 calls, which nobody can look at without a dashboard.
+        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
         ray.init(
             address="local",
             num_cpus=cluster.num_cpus,

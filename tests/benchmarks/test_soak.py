@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.soak import Figures, Sample, columns, role, shared_memory, shared_verdict, slope, verdict
+from benchmarks.soak import Figures, Sample, columns, memory, role, shared_memory, shared_verdict, slope, verdict
 
 UPDATES = 100
 """Compared are the updates 10 to 19 and 90 to 99."""
@@ -17,7 +17,7 @@ def run(memory: Sequence[int], descriptors: Sequence[int], shared: Sequence[tupl
     """Samples of one role at the updates 5, 10, 15, 50, 90, 95 and 100."""
     moments = (5, 10, 15, 50, 90, 95, 100)
     return [
-        Sample(float(update), update, {"judge": Figures(kib, kib + 1, files, 3, 1)}, at)
+        Sample(float(update), update, {"judge": Figures(kib, kib + 1, kib + 2, files, 3, 1)}, at)
         for update, kib, files, at in zip(moments, memory, descriptors, shared or [(0, 0)] * 7, strict=True)
     ]
 
@@ -27,7 +27,8 @@ def test_a_role_is_flat_if_its_medians_rise_by_2_percent_at_most() -> None:
     found = verdict("judge", run([1, 990, 1010, 5000, 1010, 1030, 9000], [1, 7, 9, 20, 8, 8, 99]), UPDATES)
 
     assert found["samples"] == [2, 2]
-    assert found["uss_kib"] == [1000, 1020]
+    assert found["allocated_kib"] == [1000, 1020]
+    assert found["uss_kib"] == [1001, 1021]
     assert found["growth_percent"] == 2.0
     assert found["descriptors"] == [8, 8]
     assert found["flat"] is True
@@ -73,16 +74,28 @@ def test_shared_memory_is_compared_by_its_fullest_moments(late: tuple[int, int],
 
 
 def test_a_role_is_the_sum_of_its_processes() -> None:
-    assert Figures(1, 2, 3, 4, 1) + Figures(10, 20, 30, 40, 1) == Figures(11, 22, 33, 44, 2)
+    assert Figures(1, 2, 3, 4, 5, 1) + Figures(10, 20, 30, 40, 50, 1) == Figures(11, 22, 33, 44, 55, 2)
+
+
+def test_memory_is_read_from_the_kernel_s_account() -> None:
+    rollup = """5643-7ffc ---p 00000000 00:00 0    [rollup]
+Rss:                1644 kB
+Pss:                 213 kB
+Shared_Clean:       1488 kB
+Private_Clean:        40 kB
+Private_Dirty:       117 kB
+Anonymous:           116 kB
+"""
+    assert memory(rollup) == (116, 157, 213)
 
 
 def test_samples_are_written_in_columns_with_zeros_where_a_role_is_not_there() -> None:
-    samples = [Sample(1.4, 2, {}, (5, 1)), Sample(3.6, 4, {"judge": Figures(10, 11, 12, 13, 1)}, (6, 1))]
+    samples = [Sample(1.4, 2, {}, (5, 1)), Sample(3.6, 4, {"judge": Figures(10, 11, 12, 13, 14, 1)}, (6, 1))]
 
     written = columns(samples)
 
     assert (written["seconds"], written["updates"], written["shared_bytes"]) == ("1 4", "2 4", "5 6")
-    assert written["roles"]["judge"]["uss_kib"] == "0 10"
+    assert written["roles"]["judge"]["uss_kib"] == "0 11"
     assert written["roles"]["judge"]["processes"] == "0 1"
 
 

@@ -63,7 +63,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
     """Standard output and error of a run that must end with `code`."""
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=380)
     assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
     return out, err
 
@@ -71,7 +71,7 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
 def wait_for_updates(process: subprocess.Popen[str], run: Path, updates: int) -> Path:
     """Returns the metrics file of the run's directory once it tells of `updates` updates."""
     metrics = run / "metrics.jsonl"
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 280
     while time.monotonic() < deadline and process.poll() is None:
         if metrics.is_file() and len(metrics.read_text().splitlines()) >= updates:
             return metrics

@@ -14,7 +14,7 @@ from tests.integration.runs import finish, small_run, start, summary_of
 from tests.integration.test_repeatable_run import replayed
 from tests.processes import Marked
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(900)]
 
 UPDATES = 4
 

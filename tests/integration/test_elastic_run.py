@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.ray,
     pytest.mark.vllm,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(900),
     pytest.mark.usefixtures("own"),
 ]
 
@@ -45,7 +45,7 @@ def config(tmp_path: Path, model_dir: Path, cluster: Cluster) -> Path:
 
 
 def _until(condition: Callable[[], bool], process: Any) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 280
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()

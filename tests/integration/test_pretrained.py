@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.ray,
     pytest.mark.vllm,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(900),
     pytest.mark.xdist_group("shared memory"),
     pytest.mark.skipif(
         not (MODEL / "config.json").is_file(), reason="no pretrained model; `make pretrained` brings it"

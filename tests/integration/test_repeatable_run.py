@@ -24,7 +24,7 @@ from launch.output.journal_reader import JournalReader
 from tests.integration.runs import finish, leaving_nothing, small_run, start, summary_of, wait_for_updates
 from tests.processes import Marked
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(900)]
 
 UPDATES = 16
 EVERY = 3
@@ -108,7 +108,7 @@ def _await_checkpoint(process: subprocess.Popen[str], run: Path) -> int:
     """Wait for the run's next checkpoint; return its update."""
     pointer = run / "checkpoints" / "latest"
     before = pointer.read_text() if pointer.is_file() else ""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 280
     while time.monotonic() < deadline and process.poll() is None:
         if pointer.is_file() and pointer.read_text() != before:
             return int(pointer.read_text().strip().rpartition("-")[2])

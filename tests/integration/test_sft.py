@@ -20,7 +20,7 @@ from tests.integration.runs import finish, start, summary_of, wait_for_updates
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.ray,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     pytest.mark.usefixtures("own"),
 ]
 

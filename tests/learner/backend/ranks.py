@@ -447,3 +447,9 @@ if __name__ == "__main__":
         "crash": _crash, "recover": _recover,
     }  # fmt: skip
     scenarios[sys.argv[5]](*(int(argument) for argument in sys.argv[1:4]), Path(sys.argv[4]))
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # the first rank's end takes the others' meeting point away
+        torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # gloo's threads may abort a process that ends in the usual way
