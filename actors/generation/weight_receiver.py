@@ -7,6 +7,8 @@ Methods return the text of a refusal, because a worker may be another process an
 An exception means that the worker is broken.
 """
 
+import contextlib
+import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,9 +26,18 @@ from actors.generation.proof.loaded_weights import LoadedWeights
 from actors.generation.receivers import Receiver, receiver_of
 from actors.records import Manifest
 
+GIVE_BACK_EVERY = 50
+"""Loads after which freed memory is returned: each leaves a few KiB in pieces, of every layer."""
+
 
 class Interruption(str):
     """Why a transfer ended early, as a worker's answer. The same publication may come again."""
+
+
+def give_back() -> None:
+    """Return freed memory to the system, where the C library can (glibc); about 15 ms for a heap of 500 MiB."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class WeightReceiver:
@@ -35,6 +46,7 @@ class WeightReceiver:
     publication_receivers: dict[str, Receiver] | None = None  # by transport, each made for its first publication
     staged_publication: dict[str, Tensor] | None = None  # checked, waiting for `load_publication`
     loaded_weights: LoadedWeights | None = None  # made for the first publication
+    loads = 0
     expected_publication: dict[str, tuple[weights.Shape, str]] | None = None
     """Tensors of the files that the model was loaded from; read once."""
 
@@ -82,6 +94,9 @@ class WeightReceiver:
             with self.loaded_weights.reloading() as taken:
                 self.reload_weights(weights_iterator=iter(staged.items()))  # type: ignore[attr-defined]
             self._rebuild_tied_head()
+            self.loads += 1
+            if self.loads % GIVE_BACK_EVERY == 0:
+                give_back()
             return self.loaded_weights.verdict(taken, staged, changed=changed)
 
     def _frozen(self) -> str | None:

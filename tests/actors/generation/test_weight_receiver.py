@@ -4,8 +4,10 @@
 """
 
 import contextlib
+import ctypes
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -17,6 +19,8 @@ from actors.records import Canary, Manifest, TensorRecord
 
 pytestmark = pytest.mark.vllm
 
+PIECE = 4096  # bytes, so that they come from the heap
+PIECES = 50_000
 TENSORS = {"a": torch.ones(2, 3), "b": torch.arange(4, dtype=torch.float32)}
 
 
@@ -67,6 +71,29 @@ def test_a_checked_publication_is_loaded_once(worker):
     assert {name: t.tolist() for name, t in worker.loaded.items()} == {n: t.tolist() for n, t in TENSORS.items()}
     with pytest.raises(RuntimeError, match="without a publication"):
         worker.load_publication(1.0)
+
+
+def test_freed_memory_is_given_back_now_and_then(worker, monkeypatch):
+    """A generator grew by 7 KiB with each publication."""
+    given = []
+    monkeypatch.setattr("actors.generation.weight_receiver.give_back", lambda: given.append(worker.loads))
+    for _ in range(101):
+        worker.check_publication(manifest_of(TENSORS), chunks_of(TENSORS))
+        worker.load_publication(1.0)
+    assert given == [50, 100]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library is not glibc")
+def test_free_memory_below_a_piece_in_use_goes_back():
+    """200 MB in pieces; the last stays, so that the heap cannot end before it. Half is room for others."""
+    from actors.generation.weight_receiver import give_back
+
+    pieces = [b"x" * PIECE + str(number).encode() for number in range(PIECES)]
+    del pieces[:-1]
+    before = psutil.Process().memory_info().rss
+    give_back()
+    assert before - psutil.Process().memory_info().rss > PIECE * PIECES / 2
+    assert pieces
 
 
 def test_a_refused_publication_touches_nothing_and_unstages_the_one_before(worker):
