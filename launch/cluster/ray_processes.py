@@ -12,8 +12,8 @@ from actors.records import Pulse
 
 NAMES = {"raylet": "Ray's raylet", "gcs_server": "Ray's GCS"}
 """By the name of the program."""
-_STOPPED = "Tt"
-"""States of /proc of a process that a signal or a debugger stopped."""
+_ENDED, _STOPPED = "ZX", "Tt"
+"""States of /proc of a process that nobody waited for yet, and of one that a signal or a debugger stopped."""
 
 
 class RayProcess:
@@ -22,25 +22,31 @@ class RayProcess:
     vital = False
 
     def __init__(self, name: str, process: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.name = name
-        self._process, self._clock = process, clock
+        self.name, self.process = name, process
+        self._clock = clock
         self._since: float | None = None
+
+    @property
+    def gone(self) -> bool:
+        """Whether it has ended."""
+        known = _state(self.process)
+        return known is None or known[0] in _ENDED
 
     async def pulse(self) -> Pulse:
         """Say how long it has been stopped. Raises ProcessLookupError if it is gone."""
-        known = _state(self._process)
-        if known is None:
-            raise ProcessLookupError(self._process)
+        known = _state(self.process)
+        if known is None or known[0] in _ENDED:
+            raise ProcessLookupError(self.process)
         if known[0] not in _STOPPED:
             self._since = None
         elif self._since is None:
             self._since = self._clock()
-        return Pulse(socket.gethostname(), self._process, 0.0 if self._since is None else self._clock() - self._since)
+        return Pulse(socket.gethostname(), self.process, 0.0 if self._since is None else self._clock() - self._since)
 
     def kill(self) -> None:
         """End it; Ray then ends this process."""
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._process, signal.SIGKILL)
+            os.kill(self.process, signal.SIGKILL)
 
 
 def ray_processes(parent: int | None = None) -> list[RayProcess]:

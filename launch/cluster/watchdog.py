@@ -59,21 +59,32 @@ class Watchdog:
     ) -> None:
         self._actors, self._config, self._clock = actors, config, clock
         self._say, self._record = say, record
+        self._ray = ray_processes()
 
     async def run(self) -> None:
         """Watch until cancelled. Raises RunError if an actor without which the run cannot go on stays silent."""
         async with asyncio.TaskGroup() as tasks:
-            for actor in [*self._actors, *ray_processes()] if self._config.tell_seconds else ():
+            for actor in [*self._actors, *self._ray] if self._config.tell_seconds else ():
                 tasks.create_task(self._watch(actor))
 
     async def guard(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await `work` and watch meanwhile. Raises as `work`, and RunError as `run`, which cancels it."""
+        """Await `work` and watch meanwhile. Raises as `work`, and RunError as `run`, which cancels it.
+
+        If one of Ray's own processes is gone, its death is the cause, not what `work` says of its actors.
+        """
         working, watching = asyncio.ensure_future(work), asyncio.ensure_future(self.run())
         try:
             await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
             if watching.done() and (error := watching.exception()) is not None:
                 raise _first(error)
             return await working
+        except Exception as error:
+            if lost := [f"{each.name} (process {each.process})" for each in self._ray if each.gone]:
+                raise RunError(
+                    f"{' and '.join(lost)} died, and the run's actors with it; Ray's logs are in "
+                    "/tmp/ray/session_latest/logs; go on from the last checkpoint with --resume"
+                ) from error
+            raise
         finally:
             for task in (working, watching):
                 task.cancel()

@@ -43,7 +43,11 @@ def test_a_stopped_process_says_since_when_until_it_goes_on(raylet: subprocess.P
     os.kill(raylet.pid, signal.SIGCONT)
     os.waitid(os.P_PID, raylet.pid, os.WCONTINUED | os.WNOWAIT)
     assert asyncio.run(watched.pulse()).stalled_seconds == 0.0
+    assert not watched.gone
     watched.kill()
+    os.waitid(os.P_PID, raylet.pid, os.WEXITED | os.WNOWAIT)
+    assert watched.gone, "though nobody has waited for it"
     raylet.wait()
+    assert watched.gone
     with pytest.raises(ProcessLookupError):
         asyncio.run(watched.pulse())

@@ -16,6 +16,7 @@ import pytest
 from actors.errors import RunError
 from actors.records import Pulse
 from launch.cluster import watchdog as module
+from launch.cluster.ray_processes import RayProcess
 from launch.cluster.watchdog import Watchdog, stacks_of
 from launch.settings.run import WatchdogConfig
 
@@ -142,6 +143,25 @@ def test_a_learner_s_rank_that_stays_silent_ends_the_run_and_its_work(watch: Any
     with pytest.raises(RunError, match=r"generator-3 has not answered for 0 s and was ended .*; hangs.txt has its"):
         watch(Actor(ELSEWHERE, ..., vital=True), work, end=0.2)
     assert ended == [True]
+
+
+def test_the_death_of_ray_s_own_process_is_the_cause_of_what_its_actors_say(
+    watch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    monkeypatch.setattr(module, "ray_processes", lambda: [RayProcess("Ray's raylet", process.pid)])
+    process.wait()
+
+    async def work() -> None:
+        raise RunError("a learner process died: Socket closed")
+
+    why = rf"^Ray's raylet \(process {process.pid}\) died, and the run's actors with it; .* with --resume$"
+    with pytest.raises(RunError, match=why) as told:
+        watch(Actor(ELSEWHERE), work)
+    assert str(told.value.__cause__) == "a learner process died: Socket closed"
+    monkeypatch.setattr(module, "ray_processes", list)
+    with pytest.raises(RunError, match=r"^a learner process died: Socket closed$"):
+        watch(Actor(ELSEWHERE), work)
 
 
 def test_a_stopped_process_of_this_host_is_ended_by_the_kernel(watch: Any) -> None:
