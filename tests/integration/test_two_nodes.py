@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.cluster import Cluster
+from launch.verify import run_verify
 from tests.integration.runs import finish, small_run, start, summary_of, wait_for_updates
 
 pytestmark = [
@@ -21,10 +23,8 @@ pytestmark = [
     pytest.mark.xdist_group("shared memory"),
 ]
 
-UPDATES = 16
 
-
-def test_a_generator_killed_on_one_of_two_nodes_costs_the_run_nothing(
+def test_a_generator_killed_on_one_of_two_nodes_costs_nothing_and_a_rank_lost_with_its_node_ends_the_run(
     own: Any, short_dir: Path, tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each node has room for one rank of two cores and one generator."""
@@ -35,11 +35,11 @@ def test_a_generator_killed_on_one_of_two_nodes_costs_the_run_nothing(
         config = small_run(
             tmp_path,
             model_dir,
-            updates=UPDATES,
+            updates=100_000,
             generators={"count": 2, "max_restarts": 2},
             learner={"ranks": 2, "cpus_per_rank": 2},
             publication={"transport": "gloo", "timeout_seconds": 60},
-            checkpoints={"every_updates": 0},
+            checkpoints={"every_updates": 4},
             evaluation={"exact_every_updates": 0},
             cluster={"address": cluster.address},
         )
@@ -50,12 +50,27 @@ def test_a_generator_killed_on_one_of_two_nodes_costs_the_run_nothing(
         assert len(cluster.titled("ray::LearnerWorker")) == 2
         (generator,) = cluster.titled("ray::RemoteGenerator", name=node)
         generator.kill()
-        _, err = finish(process)
+        _until(lambda: bool(cluster.at_work(node)), process)
+        wait_for_updates(process, run, 16)
+        cluster.lose(node)
+        _, err = finish(process, 1)
     assert "died and is being restarted" in err
+    assert "a learner process died" in err.splitlines()[-2]
+    assert "continue from the last checkpoint with --resume" in err.splitlines()[-2]
+    assert run_verify(run) == 0
     summary = summary_of(run)
-    assert (summary["status"], summary["updates"]) == ("completed", UPDATES)
+    assert summary["status"] == "failed"
     assert summary["ledger"]["dropped"] == {}
     assert summary["log_ratio_max"] < 5e-5, "a token was not sampled by the weights that its version names"
+
+
+def _until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 280
+    while not condition():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(process.communicate())
+        time.sleep(0.1)
 
 
 def _wait_for_cores(cluster: Cluster, cores: int) -> None:

@@ -1,0 +1,137 @@
+"""Stops: SIGSTOP of each process of a run, with SIGCONT after a minute and without; who is told of, when, what follows.
+
+    python -m benchmarks.stops [--output benchmarks/results/stops.json]
+
+The run of `benchmarks.chaos`, with the watchdog's default for telling. With SIGCONT all roles are stopped in one run,
+which must go on each time. Without it the watchdog ends the process; a run that ends with it is started again with
+`--resume`. Exits with 1 if a stop was told later than after 20 s or not at all, or a run neither went on nor could be
+resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from benchmarks import record
+from benchmarks.chaos import Driver, configuration
+
+ROLES = ("generator", "judge", "learner", "raylet", "gcs", "driver")
+PAUSE_SECONDS = 60.0
+TELL_SECONDS = 12.0
+END_SECONDS = 40.0
+"""Without SIGCONT; more than `PAUSE_SECONDS` with it."""
+MOST_SECONDS = 20.0
+"""Until a stop is told."""
+UPDATES = 5
+"""That show that a run goes on."""
+LONGEST = 240.0
+TOLD = re.compile(r"warning: (.*) (has not answered|has made no progress|was stopped)")
+
+
+def stop(driver: Driver, log: Path, role: str, *, again: bool) -> dict[str, Any]:
+    """Stops one process of `role`, for a minute if `again`; what was told, when, and what became of the run."""
+    _until(lambda: driver.updates() > 0 and any(name == role for name, _ in driver.victims()), driver)
+    victim = next(process for name, process in driver.victims() if name == role)
+    seen, began = log.stat().st_size, time.monotonic()
+    victim.suspend()
+    found: dict[str, Any] = {"role": role, "continued": again, "told_seconds": None, "told": None}
+    try:
+        while time.monotonic() - began < PAUSE_SECONDS and driver.code is None:
+            if found["told"] is None and (match := TOLD.search(_since(log, seen))):
+                found |= {"told_seconds": round(time.monotonic() - began, 1), "told": match[0]}
+            time.sleep(0.1)
+    finally:
+        if again:
+            with suppress(psutil.Error):
+                victim.resume()
+    if not again and role == "driver" and driver.code is None:  # nobody ends it
+        victim.kill()
+    made = driver.updates()
+    with suppress(TimeoutError):
+        _until(lambda: driver.updates() >= made + UPDATES, driver)
+    found["run"] = "went on" if driver.code is None else f"ended with exit code {driver.code}"
+    lines = [line for line in _since(log, seen).splitlines() if line.startswith("offbeat: ") and "update " not in line]
+    found["said"] = lines[:6]
+    return found
+
+
+def _resumed(driver: Driver) -> bool:
+    """Starts the run again; whether it makes updates."""
+    made = driver.updates()
+    driver.start()
+    with suppress(TimeoutError):
+        _until(lambda: driver.updates() > made, driver)
+    return driver.code is None
+
+
+def _until(true: Any, driver: Driver) -> None:
+    deadline = time.monotonic() + LONGEST
+    while not true() and driver.code is None:
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.1)
+
+
+def _since(log: Path, place: int) -> str:
+    with log.open("rb") as file:
+        file.seek(place)
+        return file.read().decode(errors="replace")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/stops.json"))
+    arguments = parser.parse_args()
+    from launch.output.summary import package_versions
+    from learner.world.policy import train_sft
+
+    log = arguments.output.with_suffix(".log")
+    trials = []
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        train_sft(directory / "start", updates=30, seed=0)
+        config = configuration(directory, directory / "start", 1_000_000)
+        for again in (True, False):
+            settings = yaml.safe_load(config.read_text())
+            settings["watchdog"] = {
+                "tell_seconds": TELL_SECONDS,
+                "end_seconds": 10 * END_SECONDS if again else END_SECONDS,
+            }
+            config.write_text(yaml.safe_dump(settings))
+            driver = Driver(config, log)
+            driver.start()
+            try:
+                for role in ROLES:
+                    trials.append(stop(driver, log, role, again=again))
+                    print(json.dumps(trials[-1]), flush=True)
+                    if driver.code is not None:
+                        trials[-1] |= {"orphans": driver.await_end(), "resumed": _resumed(driver)}
+            finally:
+                driver.end()
+    bad = [
+        f"{each['role']}, {'with' if each['continued'] else 'without'} SIGCONT"
+        for each in trials
+        if each["told_seconds"] is None
+        or each["told_seconds"] > MOST_SECONDS
+        or each.get("orphans")
+        or not each.get("resumed", each["run"] == "went on")
+        or (each["continued"] and each["run"] != "went on")
+    ]
+    result = {"trials": trials, "bad": bad, "machine": record.machine(), "versions": package_versions()}
+    record.write(arguments.output, result)
+    sys.exit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    main()
