@@ -25,22 +25,26 @@ SECONDS = 10.0
 HEALTH, ALIVE = "/grpc.health.v1.Health/Check", "/ray.rpc.NodeInfoGcsService/CheckAlive"
 UNDESCRIBED = [f"/ray.rpc.ObjectManagerService/{name}" for name in ("Push", "Pull", "FreeObjects")]
 """Methods of the one service of which Ray's Python package has no description."""
-PATHS = ("/", "/metrics", "/api/version", "/api/jobs/", "/get_or_create_runtime_env")
+PATHS = ("/metrics", "/api/healthz", "/api/local_raylet_healthz", "/api/jobs/", "/get_or_create_runtime_env")
+REFUSALS = (b"HTTP/1.1 401", b"HTTP/1.1 403")
 REFUSED = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}
 """Of another status, the server has looked into the question."""
 
 
 def answers(port: int, token: str | None = None) -> list[str]:
     """What the server at a port of loopback says, refusals left out: `health`, `metrics`, or a method or path."""
-    first = asked(port, PATHS[0], token)
+    first = asked(port, "/", token)
     if first[3:9] == b"\x04\x00\x00\x00\x00\x00":  # a server of gRPC: the settings of HTTP/2
         return sorted(grpc_answers(port, token))
     # Who says nothing to the first question is not asked again.
-    pages = {path: asked(port, path, token) for path in PATHS[1:]} | {PATHS[0]: first} if first else {}
-    given = {path: page for path, page in pages.items() if not page.startswith((b"HTTP/1.1 401", b"HTTP/1.1 403"))}
-    if given and all(b"# HELP" in page for page in given.values()):
-        return ["metrics"]
-    return [f"{path}: {page[:60].decode('latin-1')}" for path, page in given.items()]
+    pages = {"/": first} | {path: asked(port, path, token) for path in PATHS} if first else {}
+    return sorted({_kind(path, page) for path, page in pages.items() if not page.startswith(REFUSALS)})
+
+
+def _kind(path: str, page: bytes) -> str:
+    if b"# HELP" in page:
+        return "metrics"
+    return "health" if path.endswith("healthz") else f"{path}: {page[:60].decode('latin-1')}"
 
 
 def asked(port: int, path: str, token: str | None) -> bytes:
