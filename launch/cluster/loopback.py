@@ -10,7 +10,6 @@ from launch.cluster.security_warnings import is_loopback
 
 SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray's own variable: false where its processes shall listen on loopback alone, as on desktops. Read at its import."""
-_ENVIRONMENT = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
 
 
 def keeps_to_loopback(environ: Mapping[str, str]) -> bool:
@@ -39,4 +38,7 @@ def environment(address: str, environ: Mapping[str, str]) -> dict[str, str]:
 
     `address`: this node's. What the user has set in `environ` stays.
     """
-    return {name: environ.get(name, value) for name, value in _ENVIRONMENT.items()} if is_loopback(address) else {}
+    if not is_loopback(address):
+        return {}
+    kept = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": address}
+    return {name: environ.get(name, value) for name, value in kept.items()}
