@@ -21,7 +21,9 @@ import grpc
 import ray.core.generated
 
 SECONDS = 10.0
-"""The longest wait for any one answer. A server of torch says nothing at all to a stranger."""
+"""The longest wait for an answer of a server of gRPC."""
+SILENCE = 5.0
+"""The longest wait for a page. A server of torch says nothing at all to a stranger."""
 HEALTH, ALIVE = "/grpc.health.v1.Health/Check", "/ray.rpc.NodeInfoGcsService/CheckAlive"
 UNDESCRIBED = [f"/ray.rpc.ObjectManagerService/{name}" for name in ("Push", "Pull", "FreeObjects")]
 """Methods of the one service of which Ray's Python package has no description."""
@@ -52,7 +54,7 @@ def asked(port: int, path: str, token: str | None) -> bytes:
     header = f"Authorization: Bearer {token}\r\n" if token else ""
     page = b""
     try:
-        with socket.create_connection(("127.0.0.1", port), SECONDS) as connection:
+        with socket.create_connection(("127.0.0.1", port), SILENCE) as connection:
             connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{header}\r\n".encode())
             while b"# HELP" not in page and (part := connection.recv(65536)):
                 page += part
