@@ -71,7 +71,7 @@ def grpc_answers(port: int, token: str | None) -> Iterator[str]:
         for method, streams in [(HEALTH, False), (ALIVE, False)] if token else methods():
             try:
                 if streams:
-                    next(channel.stream_stream(method)(iter([b""]), timeout=SECONDS, metadata=metadata))
+                    next(channel.stream_stream(method)(iter([b""]), timeout=SECONDS, metadata=metadata), None)
                 else:
                     channel.unary_unary(method)(b"", timeout=SECONDS, metadata=metadata)
                 yield "health" if method == HEALTH else f"{method}: OK"
