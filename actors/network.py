@@ -29,3 +29,16 @@ def _bound(host: str, port: int) -> int:
     with socket.socket() as probe:
         probe.bind((host, port))
         return int(probe.getsockname()[1])
+
+
+def bound_socket(host: str, port: int = 0) -> socket.socket:
+    """Return a socket for a server that shall listen at `host` alone; port 0 is any. Raises OSError if it is taken."""
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        # As torch's servers do: connections of an earlier server may still be waiting for their end.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError:
+        bound.close()
+        raise
+    return bound

@@ -89,6 +89,7 @@ class Driver:
         self._begun = config.parent / "run" / "config.yaml"
         self._log = log
         self._mark = secrets.token_hex(8)
+        self._known: set[psutil.Process] = set()
         self._process: subprocess.Popen[bytes]
         self.starts = 0
 
@@ -127,10 +128,17 @@ class Driver:
             ballast.unlink()
 
     def running(self) -> Iterator[psutil.Process]:
+        """Those with the mark, and what they started: Ray's agents overwrite their environment."""
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if process.environ().get(MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
+                if process.environ().get(MARK) == self._mark:
+                    self._known |= {process, *process.children(recursive=True)}
+        for process in list(self._known):
+            with suppress(psutil.Error):
+                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
                     yield process
+                    continue
+            self._known.discard(process)
 
     def victims(self) -> list[tuple[str, psutil.Process]]:
         """Living processes that a fault may strike, with their roles."""

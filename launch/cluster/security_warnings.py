@@ -35,8 +35,8 @@ def started_ray(environ: Mapping[str, str]) -> str | None:
     if mode.lower() == "token":
         return None
     return (
-        f"{AUTH_MODE}={mode}: Ray listens on all interfaces of this machine, and anyone who reaches its ports can run "
-        f"any command as you; unset {AUTH_MODE}, or close the ports to others"
+        f"{AUTH_MODE}={mode}: anyone who reaches Ray's ports, at least every user of this machine, can run any command "
+        f"as you; unset {AUTH_MODE}"
     )
 
 

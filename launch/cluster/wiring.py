@@ -21,7 +21,7 @@ from actors.generation.config import GeneratorSpec
 from actors.hub import answer_ends, resolve
 from actors.network import free_port
 from actors.records import TRANSPORTS
-from launch.cluster import placement, security_warnings
+from launch.cluster import loopback, placement, security_warnings
 from launch.cluster.carriers import CONCURRENCY_GROUPS, PULSE
 from launch.cluster.placement import Node, address_to_join, generator_gpus
 from launch.cluster.ray_actors import RayGenerator, RayJudge, RayLearner, RayStage, origin, reason
@@ -60,14 +60,15 @@ def _init(cluster: ClusterConfig, address: str | None) -> None:
             return
         # Ray's GCS would keep a record of each of the last 100,000 calls, which nobody can look at without a dashboard.
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
-        ray.init(
-            address="local",
-            num_cpus=cluster.num_cpus,
-            object_store_memory=cluster.object_store_mib << 20,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+        with loopback.own_ray(os.environ):
+            ray.init(
+                address="local",
+                num_cpus=cluster.num_cpus,
+                object_store_memory=cluster.object_store_mib << 20,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
         security_warnings.keep_token_private(Path.home())
     except Exception as error:  # Ray raises a bare Exception if its start takes too long
         done = "started" if address is None else f"joined at {address}"
@@ -166,7 +167,7 @@ def start_generators(
     gpus = generator_gpus(config)
     host = learner.host if learner is not None and placement.on_learner_host(config) else None
     after = [ref for other in (learner, *judges) if other is not None for ref in other.loaded()] if 0 < gpus < 1 else []
-    environment = engine_environment(config.generators, cuda=gpus > 0) | _import_path()
+    environment = engine_environment(config.generators, cuda=gpus > 0) | _environment()
     place = GeneratorPlace(gpus, host, environment, after)
     chat_template = None
     if config.sampling.environment is not None:
@@ -198,7 +199,7 @@ def start_judges(config: RunConfig, model_dir: str) -> list[RayJudge]:
     security_warnings.warn(*map(security_warnings.http_judge, config.judging.judges))
     tokenizer = config.model.tokenizer or model_dir
     return [
-        RayJudge(remote.start_judge(config.judging, tokenizer=tokenizer, environment=_import_path()), f"judge-{number}")
+        RayJudge(remote.start_judge(config.judging, tokenizer=tokenizer, environment=_environment()), f"judge-{number}")
         for number in range(config.judging.count)
     ]
 
@@ -288,7 +289,7 @@ def _start_ranks(start: Callable[[dict[str, Any], RankPlace], Any], trainer: Tra
     options = {
         "num_cpus": trainer.cpus_per_rank,
         "num_gpus": trainer.gpus_per_rank,
-        "runtime_env": {"env_vars": _import_path()},
+        "runtime_env": {"env_vars": _environment()},
     }
     places = [RankPlace(rank, trainer.ranks, address, port) for rank in range(trainer.ranks)]
     ranks = [
@@ -301,7 +302,7 @@ def _start_ranks(start: Callable[[dict[str, Any], RankPlace], Any], trainer: Tra
 def run_on_all_cores(function: Any, *arguments: Any, **keywords: Any) -> Any:
     """Run `function` in a Ray worker that reserves every core of the largest node; return its result."""
     cores = int(max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]))
-    task = ray.remote(function).options(num_cpus=cores, max_retries=0, runtime_env={"env_vars": _import_path()})
+    task = ray.remote(function).options(num_cpus=cores, max_retries=0, runtime_env={"env_vars": _environment()})
     try:
         return ray.get(task.remote(*arguments, threads=cores, **keywords))
     except RayTaskError as error:
@@ -320,7 +321,11 @@ def _meeting_point(port: int | None) -> tuple[str, int]:
         ) from None
 
 
-def _import_path() -> dict[str, str]:
-    """Let workers import what the driver can, including judge functions in its working directory."""
+def _environment() -> dict[str, str]:
+    """Let workers import what the driver can, including judge functions in its working directory.
+
+    Where this node has no address but loopback, they listen there alone.
+    """
     paths = [os.getcwd(), os.environ.get("PYTHONPATH", "")]
-    return {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+    path = os.pathsep.join(path for path in paths if path)
+    return {"PYTHONPATH": path, **loopback.environment(ray.util.get_node_ip_address(), os.environ)}

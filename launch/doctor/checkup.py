@@ -18,6 +18,7 @@ from actors.data.config import SHIPPED_PROMPTS
 from actors.errors import OffbeatError
 from actors.judges.config import FunctionJudgeConfig, ModelJudgeConfig
 from actors.settings import WORLD, missing_model_remedy
+from launch.cluster.loopback import keeps_to_loopback
 from launch.cluster.placement import address_to_join
 from launch.doctor import machine, run_checks
 from launch.doctor.findings import Finding, from_exception, graded, report
@@ -59,7 +60,9 @@ def _all(config: RunConfig | None) -> Iterator[Finding]:
         yield run_checks.check_shared_memory(ClusterConfig(), 0, disk_usage(run_directory.SHARED_MEMORY).free)
         return
     yield from _static_checks(config, gpus)
-    if address := address_to_join(config.cluster):
+    address = address_to_join(config.cluster)
+    yield run_checks.check_network(config, elsewhere=address is not None or not keeps_to_loopback(os.environ))
+    if address is not None:
         yield _attempt("cluster", f"{address}: the run can be placed", partial(_join, config))
     problems = {url: machine.connection_problem(url) for url in _judge_urls(config)}
     yield from _servers(problems)

@@ -263,6 +263,19 @@ def check_keys(config: RunConfig, environment: Mapping[str, str], *, elsewhere: 
         yield graded("judge key", text, remedy, fatal=missing and not elsewhere, doubtful=missing)
 
 
+def check_network(config: RunConfig, *, elsewhere: bool) -> Finding:
+    """List the sorts of ports that other machines reach; none unless the run listens `elsewhere` than on loopback."""
+    if not elsewhere:
+        return graded("network", "everything that the run opens listens on loopback alone")
+    torch = "NCCL and gloo" if config.learner.gpus_per_rank else "gloo"
+    sorts = ["Ray's processes and actors", "the learner's meeting point", f"{torch} of learner and engines"]
+    if TRANSPORTS[config.publication.transport].broadcast:
+        sorts.append(f"weight sync by {config.publication.transport}")
+    text = f"other machines reach {', '.join(sorts)}; all but Ray's ask for no token"
+    remedy = "let a firewall admit the cluster's hosts alone, as in SECURITY.md under What listens where"
+    return graded("network", text, remedy, doubtful=True)
+
+
 def http_judges(config: RunConfig) -> list[HttpJudgeConfig]:
     return [judge for judge in config.judging.judges if isinstance(judge, HttpJudgeConfig)]
 

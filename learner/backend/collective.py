@@ -1,11 +1,41 @@
-"""Small agreements between the ranks of a process group. Functions are collective: all ranks must enter them."""
+"""Where the ranks of a process group meet, and small agreements between them.
 
-from collections.abc import Callable
+Functions are collective: all ranks must enter them.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
 from actors.errors import RunError
+from actors.network import bound_socket
+
+MEETING = "offbeat://"
+"""The `init_method` with which torch's ranks meet as `_meet` does."""
+
+_ALONE = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+
+
+def _meet(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[dist.Store, int, int]]:
+    """Yield the store of rank 0, which listens at MASTER_ADDR alone; torch's own listens on all interfaces.
+
+    Without RANK this process is the only rank.
+    """
+    place = os.environ if "RANK" in os.environ else _ALONE
+    rank, size = int(place["RANK"]), int(place["WORLD_SIZE"])
+    host, port = place["MASTER_ADDR"], int(place["MASTER_PORT"])
+    if rank > 0:
+        yield dist.TCPStore(host, port, size, timeout=timeout), rank, size
+        return
+    server = bound_socket(host, port)
+    port = server.getsockname()[1]
+    yield dist.TCPStore(host, port, size, is_master=True, timeout=timeout, master_listen_fd=server.detach()), 0, size
+
+
+dist.register_rendezvous_handler(MEETING.partition(":")[0], _meet)
 
 
 def gather(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:

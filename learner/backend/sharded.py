@@ -30,11 +30,10 @@ from torch import Tensor, nn
 from actors.errors import RunError, UsageError
 from actors.files import replace_directory, write_json_lines
 from actors.hub import unique_tensors
-from actors.network import free_port
 from learner.backend.average import AveragePolicy
 from learner.backend.checkpoint_layout import in_parts
 from learner.backend.checkpoints import ENGINE, LAYOUT, MODEL
-from learner.backend.collective import agree, error_of, gather
+from learner.backend.collective import MEETING, agree, error_of, gather
 from learner.backend.deepspeed_config import deepspeed_config, learning_rate, reference_config
 from learner.backend.models import checkpoint_activations, rehearse, write_model
 from learner.backend.universal import described, load_converted, only_world_size_differs, seed_of_new_rank, weights_only
@@ -60,11 +59,11 @@ def join_process_group(config: TrainerConfig) -> torch.device:
     deepspeed.utils.logger.setLevel(logging.WARNING)
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it, even if somebody else made the group
     if not dist.is_initialized():
-        here = f"tcp://127.0.0.1:{free_port('127.0.0.1')}"
-        alone = {} if "RANK" in os.environ else {"init_method": here, "rank": 0, "world_size": 1}
+        alone = {} if "RANK" in os.environ else {"rank": 0, "world_size": 1}
         # Used for inference only; building it needs a compiler and leaves shared memory behind.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False, **alone)
+        backend = "nccl" if on_gpu else "gloo"
+        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, init_method=MEETING, **alone)
     if not on_gpu:
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

@@ -21,6 +21,7 @@ from actors.errors import RunError, TransferInterruptedError, UsageError, writin
 from actors.files import atomic_file
 from actors.generation.transfer_group import TransferGroup, bucket_bytes, buckets, give_up, views
 from actors.generation.weights import dtype_name
+from actors.network import bound_socket
 from actors.records import Manifest, Seat, TensorRecord
 from learner.config import PublicationConfig
 from learner.publication.safetensors_file import write_safetensors
@@ -189,10 +190,10 @@ class BroadcastSender(Sender):
     def open_group(self, size: int, seconds: float) -> Seat:
         """Return the learner's seat in a new group of `size` members."""
         with self._lock:
-            if self._store is None:
-                self._store = dist.TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False)
-            self._groups += 1
             address = os.environ.get("MASTER_ADDR", "127.0.0.1")
+            if self._store is None:
+                self._store = _store_at(address)
+            self._groups += 1
             return Seat(f"group {self._groups}", address, self._store.port, seconds, size)
 
     def send(self, manifest: Manifest, seat: Seat) -> None:
@@ -257,6 +258,13 @@ class BroadcastSender(Sender):
         group, self._group = self._group, None
         if group is not None:
             group.close()
+
+
+def _store_at(address: str) -> dist.TCPStore:
+    """Return a store whose server listens at `address` alone; torch's own choice is all interfaces."""
+    server = bound_socket(address)
+    port = server.getsockname()[1]
+    return dist.TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=server.detach())
 
 
 def sender_of(config: PublicationConfig, directory: Path, device: torch.device, *, sharded: bool) -> Sender:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import shlex
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -21,6 +25,7 @@ from actors.errors import RunError, UsageError
 from benchmarks.cluster import free_port
 from launch.cluster import ray_job as rayjob
 from launch.cluster.ray_job import RayJob
+from tests.processes import Marked
 
 ROOT = Path(rayjob.__file__).resolve().parents[2]
 
@@ -123,7 +128,19 @@ def test_the_token_is_found_where_ray_keeps_it(tmp_path):
 @dataclass
 class Head:
     address: str
+    agent: str
     environ: dict[str, str]
+    token: str
+
+    def status(self, path: str, token: str | None, body: Any = None, server: str | None = None) -> int:
+        """The status of an answer to GET, or to POST of a `body`, with a token or without."""
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            with urlopen(Request((server or self.address) + path, data, headers), timeout=60) as answer:
+                return answer.status
+        except HTTPError as error:
+            return error.code
 
     def submit(self, tree: Path, words: list[str], **environ: str) -> subprocess.Popen[str]:
         """A process of its own, as on a command line."""
@@ -142,30 +159,37 @@ class Head:
         )
 
 
-@pytest.fixture
-def head(marked, short_dir: Path) -> Iterator[Head]:
-    port, token = free_port(), short_dir / "token"
-    token.write_text(secrets.token_hex(32))
-    environ = marked.environ | {"RAY_AUTH_TOKEN_PATH": str(token)}
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    # A short name: Ray keeps sockets in it, and their paths may have 107 characters.
+    with tempfile.TemporaryDirectory(prefix="ob", dir="/tmp", ignore_cleanup_errors=True) as name:
+        marked = Marked()
+        try:
+            yield _started(Path(name), marked)
+        finally:
+            marked.end()
+
+
+def _started(directory: Path, marked: Marked) -> Head:
+    port, agent, path, token = free_port(), free_port(), directory / "token", secrets.token_hex(32)
+    path.write_text(token)
+    environ = marked.environ | {"RAY_AUTH_TOKEN_PATH": str(path)}
     command = ["ray", "start", "--head", "--block", "--port", str(free_port()), "--num-cpus", "1"]
-    command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(port), "--temp-dir", str(short_dir / "ray")]
+    command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(port), "--temp-dir", str(directory / "ray")]
     command += ["--object-store-memory", "100000000", "--ray-client-server-port", str(free_port())]
     # Ray's default is one fixed port for the agent that starts jobs: a second Ray on this host would have none.
-    command += ["--dashboard-agent-listen-port", str(free_port())]
-    with (short_dir / "log").open("w") as log:
+    command += ["--dashboard-agent-listen-port", str(agent)]
+    with (directory / "log").open("w") as log:
         process = subprocess.Popen(command, env=environ | {"RAY_AUTH_MODE": "token"}, stdout=log, stderr=log)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            break
+            return Head(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{agent}", environ, token)
         except OSError:
-            assert process.poll() is None, (short_dir / "log").read_text()
-            assert time.monotonic() < deadline, (short_dir / "log").read_text()
+            assert process.poll() is None, (directory / "log").read_text()
+            assert time.monotonic() < deadline, (directory / "log").read_text()
             time.sleep(0.2)
-    yield Head(f"http://127.0.0.1:{port}", environ)
-    process.kill()
-    process.wait()
 
 
 @pytest.mark.ray
@@ -205,3 +229,29 @@ def test_a_ray_job_runs_from_the_upload_and_its_exit_code_comes_back(head, tmp_p
     assert endless.returncode == rayjob.INTERRUPTED, output
     assert "interrupted: stopping raysubmit_" in output
     assert "is STOPPED" in output
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_job_server_and_the_dashboard_refuse_whoever_has_no_token_or_another(head, tmp_path):
+    """Without a token 401, with a wrong one 403, whatever is asked for; what a stranger submits never runs."""
+    pages = ["/api/jobs/", "/api/version", "/nodes?view=summary", "/api/cluster_status", "/api/v0/actors", "/logs"]
+    done, never = tmp_path / "done", tmp_path / "never"
+
+    def job(path: Path) -> dict[str, str]:
+        return {"entrypoint": f"touch {shlex.quote(str(path))}"}
+
+    assert {page: head.status(page, head.token) for page in pages[:3]} == dict.fromkeys(pages[:3], 200)
+    assert head.status("/api/jobs/", head.token, job(done)) == 200
+    deadline = time.monotonic() + 200
+    while not done.exists():  # then the agent, to which the job server gives the job, is there too
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+    for token, status in ((None, 401), ("0" * 64, 403)):
+        assert {page: head.status(page, token) for page in pages} == dict.fromkeys(pages, status)
+        assert head.status("/api/jobs/", token, job(never)) == status
+        assert head.status("/api/job_agent/jobs/", token, job(never), server=head.agent) == status
+    open_to_all = ["/", "/api/gcs_healthz", "/api/authentication_mode"]  # the page asks for the token
+    assert {page: head.status(page, None) for page in open_to_all} == dict.fromkeys(open_to_all, 200)
+    assert not never.exists()

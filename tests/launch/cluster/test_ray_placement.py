@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 import ray
+from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+from ray._raylet import Config
 
 from actors import remote
 from actors.errors import UsageError
@@ -60,7 +62,10 @@ def probes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "JudgeWorker", Probe)
     monkeypatch.setattr(worker, "LearnerWorker", Probe)
     monkeypatch.setattr(wiring, "_ends", lambda *_: (1,))  # there is no model to read
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    # With the token, as every Ray of a process has it: a process that has met one keeps its way to ask who calls.
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    Config.initialize("")
+    ensure_token_if_auth_enabled()
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]))
 
 

@@ -109,6 +109,17 @@ class _Loading:
         return [self.name]
 
 
+@pytest.mark.parametrize(("address", "kept"), [("127.0.0.1", True), ("10.0.0.1", False)])
+def test_actors_keep_to_loopback_where_ray_does(address: str, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: address)
+    actors = _Actors(monkeypatch)
+    wiring.start_generators(_config(), "start", "reference")
+    wiring.start_judges(_config(), "start")
+    environments = [options["runtime_env"]["env_vars"] for options in actors.options_given]
+    assert [each.get("GLOO_SOCKET_IFNAME") for each in environments] == ["lo" if kept else None] * 2
+
+
 @pytest.mark.parametrize(("transport", "resources"), [("object_store", {}), ("shm", {"node:10.0.0.1": 0.001})])
 def test_generators_that_read_shared_memory_are_never_started_on_another_host(
     transport: str, resources: dict[str, float], monkeypatch: pytest.MonkeyPatch

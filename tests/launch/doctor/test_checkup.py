@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from launch.cli import main
+from launch.cluster import loopback
 from launch.doctor import checkup as doctor
 from launch.doctor import machine
 from launch.doctor.findings import Finding
@@ -206,9 +207,19 @@ def test_a_cluster_is_asked_whether_it_can_place_the_run(
     code, found = examined(config_of(file, "cluster.address=10.0.0.1:6379"), capsys)
     assert (errors(found), code) == ([], 0)
     assert named(found, "cluster") == [("ok", "10.0.0.1:6379: the run can be placed")]
+    assert [level for level, _ in named(found, "network")] == ["warning"]
     code, found = examined(config_of(file, "cluster.address=10.0.0.1:6379", "generators.count=2"), capsys)
     assert code == 1
     assert "needs 1.5 CPUs" in named(found, "cluster")[0][1]
+
+
+def test_a_run_of_its_own_ray_reaches_other_machines_only_if_ray_is_told_to(
+    file: Path, small: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(loopback.SWITCH, raising=False)
+    assert named(examined(config_of(file), capsys)[1], "network")[0][0] == "ok"
+    monkeypatch.setenv(loopback.SWITCH, "1")
+    assert named(examined(config_of(file), capsys)[1], "network")[0][0] == "warning"
 
 
 def test_without_a_configuration_only_the_machine_is_looked_at(small: Path, capsys) -> None:

@@ -281,3 +281,14 @@ def test_judges_behind_http_are_found_in_an_ensemble():
     members = f"[{{judge: {ENDPOINT.partition('=')[2]}}}, {{judge: {{kind: gold}}}}]"
     config = embedded(f"judging.judge={{kind: ensemble, members: {members}}}")
     assert [judge.model for judge in checks.http_judges(config)] == ["m"]
+
+
+def test_ports_that_other_machines_reach_are_listed_in_one_warning():
+    assert checks.check_network(embedded(), elsewhere=False).level == "ok"
+    found = checks.check_network(embedded("publication.transport=object_store"), elsewhere=True)
+    assert found.level == "warning"
+    assert "Ray's processes and actors, the learner's meeting point, gloo of learner and engines; all but" in found.text
+    assert "SECURITY.md" in found.remedy
+    assert "weight sync by gloo" in checks.check_network(embedded("publication.transport=gloo"), elsewhere=True).text
+    gpus = checks.check_network(node("publication.transport=nccl"), elsewhere=True).text
+    assert "NCCL and gloo of learner and engines, weight sync by nccl; all but Ray's ask for no token" in gpus
