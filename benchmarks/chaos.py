@@ -132,7 +132,7 @@ class Driver:
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if process.environ().get(MARK) == self._mark:
-                    self._known |= {process, *process.children(recursive=True)}
+                    self._known |= {process, *(process.children() if process.name() == "raylet" else ())}
         for process in list(self._known):
             with suppress(psutil.Error):
                 if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:

@@ -26,7 +26,7 @@ class Marked:
         """Those with the mark, and what they started: Ray's agents overwrite their environment."""
         for process in filter(self._inherited_by, psutil.process_iter()):
             with suppress(psutil.Error):
-                self._known |= {process, *process.children(recursive=True)}
+                self._known |= {process, *(process.children() if process.name() == "raylet" else ())}
         self._known = set(filter(_lives, self._known))
         return list(self._known)
 
@@ -35,7 +35,8 @@ class Marked:
         for _ in range(5):
             processes = self.running()
             for process in processes:
-                process.kill()
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
             psutil.wait_procs(processes, timeout=5)
         assert not self.running()
 
