@@ -3,12 +3,9 @@
 import contextlib
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-from actors.records import Pulse
 
 NAMES = {"raylet": "Ray's raylet", "gcs_server": "Ray's GCS"}
 """By the name of the program."""
@@ -18,8 +15,6 @@ _ENDED, _STOPPED = "ZX", "Tt"
 
 class RayProcess:
     """One of them. It has no sign of life of its own, so its state is asked of the kernel."""
-
-    vital = False
 
     def __init__(self, name: str, process: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.name, self.process = name, process
@@ -32,16 +27,14 @@ class RayProcess:
         known = _state(self.process)
         return known is None or known[0] in _ENDED
 
-    async def pulse(self) -> Pulse:
-        """Say how long it has been stopped. Raises ProcessLookupError if it is gone."""
+    def stopped_seconds(self) -> float:
+        """Return for how long it has been seen stopped; 0 if it runs or is gone."""
         known = _state(self.process)
-        if known is None or known[0] in _ENDED:
-            raise ProcessLookupError(self.process)
-        if known[0] not in _STOPPED:
+        if known is None or known[0] not in _STOPPED:
             self._since = None
         elif self._since is None:
             self._since = self._clock()
-        return Pulse(socket.gethostname(), self.process, 0.0 if self._since is None else self._clock() - self._since)
+        return 0.0 if self._since is None else self._clock() - self._since
 
     def kill(self) -> None:
         """End it; Ray then ends this process."""

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Sequence
@@ -18,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 from actors.errors import RunError
 from actors.records import Pulse
-from launch.cluster.ray_processes import ray_processes
+from launch.cluster.ray_processes import RayProcess, ray_processes
 from launch.settings.run import WatchdogConfig
 
 T = TypeVar("T")
@@ -42,7 +43,10 @@ class Watched(Protocol):
 
 
 class Watchdog:
-    """Asks every actor, and Ray's own processes here, for a sign of life every two seconds, from its first one on.
+    """Asks every actor for a sign of life every two seconds, from its first one on.
+
+    A thread beside the event loop looks at Ray's own processes on this host and at the loop itself: a call into Ray
+    waits for a stopped raylet, and the loop with it.
 
     `say` gets a sentence about an actor that has been silent, or without progress on its work, for `tell_seconds`,
     about one that is back, and about one whose start lasts longer than `start_seconds`. After `end_seconds` of silence
@@ -60,12 +64,23 @@ class Watchdog:
         self._actors, self._config, self._clock = actors, config, clock
         self._say, self._record = say, record
         self._ray = ray_processes()
+        self._ticked = clock()
 
     async def run(self) -> None:
         """Watch until cancelled. Raises RunError if an actor without which the run cannot go on stays silent."""
-        async with asyncio.TaskGroup() as tasks:
-            for actor in [*self._actors, *self._ray] if self._config.tell_seconds else ():
-                tasks.create_task(self._watch(actor))
+        ended = threading.Event()
+        if self._config.tell_seconds:
+            self._ticked = self._clock()
+            threading.Thread(target=self._watch_beside, args=(ended,), name="watchdog", daemon=True).start()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for actor in self._actors if self._config.tell_seconds else ():
+                    tasks.create_task(self._watch(actor))
+                while True:
+                    self._ticked = self._clock()
+                    await asyncio.sleep(PULSE_SECONDS / 2)
+        finally:
+            ended.set()
 
     async def guard(self, work: Coroutine[Any, Any, T]) -> T:
         """Await `work` and watch meanwhile. Raises as `work`, and RunError as `run`, which cancels it.
@@ -95,12 +110,16 @@ class Watchdog:
         told = False
         while True:
             asked, since = asyncio.ensure_future(actor.pulse()), self._clock()
+            looked = since
             try:
                 while not (await asyncio.wait({asked}, timeout=PULSE_SECONDS))[0]:
-                    if last is not None:
-                        told = await self._silent(actor, last, self._clock() - since, told)
+                    late, looked = self._clock() - looked > 2 * PULSE_SECONDS, self._clock()
+                    if late:  # this process waited elsewhere, and the answer may be here
+                        since = looked
+                    elif last is not None:
+                        told = await self._silent(actor, last, looked - since, told)
                     else:
-                        told = self._starting(actor, self._clock() - since, told)
+                        told = self._starting(actor, looked - since, told)
                 last = asked.result()
                 if last.stalled_seconds < (self._config.tell_seconds or 0.0) and told:
                     self._say(f"{actor.name} goes on")
@@ -113,6 +132,44 @@ class Watchdog:
             finally:
                 asked.cancel()
             await asyncio.sleep(PULSE_SECONDS)
+
+    def _watch_beside(self, ended: threading.Event) -> None:
+        """Tell of Ray's processes that are stopped, and of a call in which the driver waits, until `ended`."""
+        told: set[str] = set()
+        looked = self._clock()
+        while not ended.wait(PULSE_SECONDS):
+            if self._clock() - looked > 2 * PULSE_SECONDS + DUMP_SECONDS:  # this very process was stopped
+                self._ticked = self._clock()
+            looked = self._clock()
+            for each in self._ray:
+                self._stopped(each, each.stopped_seconds(), told)
+            self._waits(self._clock() - self._ticked, told)
+
+    def _stopped(self, process: RayProcess, seconds: float, told: set[str]) -> None:
+        tell, end = self._config.tell_seconds, self._config.end_seconds
+        if tell is not None and seconds >= tell and process.name not in told:
+            told.add(process.name)
+            then = "" if end is None else f"; after {end:g} s it is ended (watchdog.end_seconds)"
+            self._say(
+                f"warning: {process.name} was stopped {seconds:.0f} s ago (`kill -CONT {process.process}` lets it go "
+                f"on){then}"
+            )
+        elif seconds == 0.0 and process.name in told:
+            told.remove(process.name)
+            self._say(f"{process.name} goes on")
+        if end is not None and seconds >= end:
+            self._say(f"{process.name} was ended after {seconds:.0f} s; the run ends with it")
+            process.kill()
+
+    def _waits(self, seconds: float, told: set[str]) -> None:
+        tell = self._config.tell_seconds
+        if tell is not None and seconds >= tell and "the driver" not in told:
+            told.add("the driver")
+            self._say(f"warning: the driver has waited in one call for {seconds:.0f} s; hangs.txt says in which")
+            self._record(f"the driver has waited in one call for {seconds:.0f} s\n{own_stacks()}")
+        elif tell is not None and seconds < tell and "the driver" in told:
+            told.remove("the driver")
+            self._say("the driver goes on")
 
     def _starting(self, actor: Watched, seconds: float, told: bool) -> bool:
         limit = self._config.start_seconds
@@ -158,8 +215,13 @@ class Watchdog:
 
 def stacks_of(pulse: Pulse) -> str:
     """Return the stacks of a process of this host by py-spy, and those of this one; or why there are none."""
+    return f"{_spied(pulse)}\n{own_stacks()}"
+
+
+def own_stacks() -> str:
+    """Return the last calls of every thread of this process."""
     own = "\n".join("".join(traceback.format_stack(frame, limit=8)) for frame in sys._current_frames().values())
-    return f"{_spied(pulse)}\nthe driver's threads are at\n{own}\n"
+    return f"the driver's threads are at\n{own}\n"
 
 
 def _spied(pulse: Pulse) -> str:

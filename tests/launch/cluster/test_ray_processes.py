@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import subprocess
@@ -35,19 +34,18 @@ def test_only_the_processes_that_this_one_started_are_watched(raylet: subprocess
 def test_a_stopped_process_says_since_when_until_it_goes_on(raylet: subprocess.Popen[bytes]) -> None:
     times = iter([100.0, 100.0, 107.5])
     watched = RayProcess("Ray's raylet", raylet.pid, clock=lambda: next(times))
-    assert asyncio.run(watched.pulse()).stalled_seconds == 0.0
+    assert watched.stopped_seconds() == 0.0
     os.kill(raylet.pid, signal.SIGSTOP)
     os.waitid(os.P_PID, raylet.pid, os.WSTOPPED | os.WNOWAIT)
-    stalled = [asyncio.run(watched.pulse()).stalled_seconds for _ in range(2)]
-    assert stalled == [0.0, 7.5]
+    assert [watched.stopped_seconds() for _ in range(2)] == [0.0, 7.5]
     os.kill(raylet.pid, signal.SIGCONT)
     os.waitid(os.P_PID, raylet.pid, os.WCONTINUED | os.WNOWAIT)
-    assert asyncio.run(watched.pulse()).stalled_seconds == 0.0
+    assert watched.stopped_seconds() == 0.0
     assert not watched.gone
     watched.kill()
     os.waitid(os.P_PID, raylet.pid, os.WEXITED | os.WNOWAIT)
     assert watched.gone, "though nobody has waited for it"
     raylet.wait()
     assert watched.gone
-    with pytest.raises(ProcessLookupError):
-        asyncio.run(watched.pulse())
+    assert watched.stopped_seconds() == 0.0
+    watched.kill()

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -162,6 +163,97 @@ def test_the_death_of_ray_s_own_process_is_the_cause_of_what_its_actors_say(
     monkeypatch.setattr(module, "ray_processes", list)
     with pytest.raises(RunError, match=r"^a learner process died: Socket closed$"):
         watch(Actor(ELSEWHERE), work)
+
+
+class Stopped:
+    """A process of Ray's that is seen stopped for so many seconds, one look after the other, and then runs."""
+
+    name, process, gone = "Ray's raylet", 7, False
+
+    def __init__(self, *seconds: float) -> None:
+        self.seconds = list(seconds)
+        self.kills = 0
+
+    def stopped_seconds(self) -> float:
+        return self.seconds.pop(0) if self.seconds else 0.0
+
+    def kill(self) -> None:
+        self.kills += 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "end", "said", "kills"),
+    [
+        ((0.0, 0.05, 0.08), None, [], 0),
+        (
+            (0.0, 0.14, 0.3),
+            None,
+            ["warning: Ray's raylet was stopped 0 s ago (`kill -CONT 7` lets it go on)", "Ray's raylet goes on"],
+            0,
+        ),
+        (
+            (0.14, 0.3),
+            0.25,
+            [
+                "warning: Ray's raylet was stopped 0 s ago (`kill -CONT 7` lets it go on); after 0.25 s it is ended "
+                "(watchdog.end_seconds)",
+                "Ray's raylet was ended after 0 s; the run ends with it",
+                "Ray's raylet goes on",
+            ],
+            1,
+        ),
+    ],
+)
+def test_a_stopped_process_of_ray_s_is_told_of_and_ended(
+    watch: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: tuple[float, ...],
+    end: float | None,
+    said: list[str],
+    kills: int,
+) -> None:
+    process = Stopped(*seconds)
+    monkeypatch.setattr(module, "ray_processes", lambda: [process])
+    assert watch(Actor(ELSEWHERE), end=end) == (said, [])
+    assert process.kills == kills
+
+
+def test_a_call_in_which_the_driver_waits_is_told_of_with_its_stack(watch: Any) -> None:
+    """A call into Ray blocks the event loop while the raylet is stopped."""
+
+    async def work() -> None:
+        await asyncio.sleep(0.1)
+        _a_call_that_lasts()
+        await asyncio.sleep(0.5)
+
+    said, (record,) = watch(Actor(ELSEWHERE), work, tell=0.4)
+    assert said[0] == "warning: the driver has waited in one call for 0 s; hangs.txt says in which"
+    assert said[-1] == "the driver goes on"
+    assert "_a_call_that_lasts" in record
+
+
+def _a_call_that_lasts() -> None:
+    time.sleep(2.0)
+
+
+def test_an_actor_is_not_ended_for_what_the_driver_waited(watch: Any) -> None:
+    """Its answer came, and could not be read."""
+
+    class Slow(Actor):
+        async def pulse(self) -> Pulse:
+            await asyncio.sleep(0.03)  # longer than a pulse's pause, so that the call finds it under way
+            return await super().pulse()
+
+    async def work() -> None:
+        for _ in range(3):
+            await asyncio.sleep(0.1)
+            time.sleep(0.5)
+        await asyncio.sleep(0.2)
+
+    actor = Slow(ELSEWHERE)
+    said, _ = watch(actor, work, tell=0.3, end=0.4)
+    assert actor.kills == 0
+    assert [text for text in said if "generator" in text] == []
 
 
 def test_a_stopped_process_of_this_host_is_ended_by_the_kernel(watch: Any) -> None:
