@@ -149,7 +149,7 @@ class Journal:
     def _writing(self) -> contextlib.AbstractContextManager[None]:
         return writing(
             f"the journal in {self._directory}",
-            "free space there, or set journal.enabled=false, then continue with --resume",
+            "or set journal.enabled=false, then use --resume",
             pyarrow.ArrowException,
         )
 

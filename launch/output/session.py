@@ -71,6 +71,7 @@ class Session:
 
     async def save(self, updates: int, state: Mapping[str, Any], write: Callable[[Path], Awaitable[None]]) -> None:
         """Make a checkpoint after `updates` updates of what `write` puts into its directory, and of `state`."""
+        self.directory.require()
         root, tag = self.directory.checkpoints, stage_name(updates)
         stage = checkpoints.begin(root, tag)
         try:
@@ -83,7 +84,8 @@ class Session:
 
     def seal(self, directory: Path, updates: int | None = None) -> None:
         """Write the manifest of a complete directory of this run, made after `updates` updates. Raises RunError."""
-        with writing(directory / manifest.MANIFEST, "free space there, then use --resume"):
+        self.directory.require()
+        with writing(directory / manifest.MANIFEST, "then use --resume"):
             manifest.seal(directory, run=self.directory.run_id, update=updates)
 
     def keep(self, directory: Path) -> None:
@@ -98,10 +100,12 @@ class Session:
             return asyncio.run(main)
         except (KeyboardInterrupt, asyncio.CancelledError):
             with contextlib.suppress(OffbeatError, OSError):
+                self.directory.require()
                 write_summary("interrupted", "ended at once; the last checkpoint stands")
             raise KeyboardInterrupt from None
         except BaseException as error:
             with contextlib.suppress(OffbeatError, OSError):
+                self.directory.require()
                 write_summary("failed", shown(error, lines=True) or type(error).__name__)
             raise
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from actors.files import atomic_write
 from actors.foreign.text import shown
 
 VERBS = ("train", "sft", "dpo", "preference", "evaluate", "replay", "demo")
@@ -135,6 +136,6 @@ def _say(code: int, told: dict[str, list[str]]) -> int:
     if directory is not None:
         text += f"; the last checkpoint in {directory} stands, go on with --resume"
         with contextlib.suppress(OSError):
-            (directory / "summary.json").write_text(json.dumps({"status": "failed", "error": text}, indent=2) + "\n")
+            atomic_write(directory / "summary.json", json.dumps({"status": "failed", "error": text}, indent=2) + "\n")
     print(shown(f"offbeat: error: {text}"), file=sys.stderr, flush=True)
     return 1
