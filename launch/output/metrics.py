@@ -96,7 +96,8 @@ class MetricsWriter:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Write one line `{"step": ..., "time": seconds since 1970, NAME: value, ...}`.
 
-        The clock is read once, at the start: its jumps are no part of the time between two lines. JSON has no NaN or infinity: such a value is null in the line, and unchanged in TensorBoard.
+        The clock is read once, at the start: its jumps are no part of the time between two lines. JSON has no NaN or
+        infinity: such a value is null in the line, and unchanged in TensorBoard.
         """
         now = self._now()
         finite = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}

@@ -96,14 +96,18 @@ class RunDirectory:
         with writing(f"to the output directory {self.path}", "or choose another with --output DIR"):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open_lock(self.path / LOCK, mode=0o644, own=False)
-            if not _try_lock(self._lock):
-                raise self._occupied(self._lock)
-            with contextlib.suppress(OSError):  # a full disk is reported where its space is needed
-                os.ftruncate(self._lock, 0)
-                os.write(self._lock, f"{os.getpid()} on {socket.gethostname()}\n".encode())
-            if self.run_id is None:
-                atomic_write(self.path / RUN_ID, f"{run_id or uuid.uuid4().hex}\n")
-            atomic_write(self.config, dump_config(config))
+            try:
+                if not _try_lock(self._lock):
+                    raise self._occupied(self._lock)
+                with contextlib.suppress(OSError):  # a full disk is reported where its space is needed
+                    os.ftruncate(self._lock, 0)
+                    os.write(self._lock, f"{os.getpid()} on {socket.gethostname()}\n".encode())
+                if self.run_id is None:
+                    atomic_write(self.path / RUN_ID, f"{run_id or uuid.uuid4().hex}\n")
+                atomic_write(self.config, dump_config(config))
+            except BaseException:
+                self.close()
+                raise
         supervisor.tell("run", self.path.absolute())
 
     def _occupied(self, lock: int) -> UsageError:
@@ -129,11 +133,10 @@ class RunDirectory:
         except FileNotFoundError:
             cause = "it is gone" if not self.path.is_dir() else f"its {LOCK} is gone"
         except OSError as error:
-            cause = error.strerror
+            cause = error.strerror or str(error)
         raise RunError(
-            f"the run's directory {self.path} is not as this run began it: {cause}; somebody removed, moved or replaced "
-            "it, so the run ends. If it was moved, move it back, or give its new place with --output DIR, and use "
-            "--resume"
+            f"the run's directory {self.path} is not the one that this run began in: {cause}; somebody removed, moved "
+            "or replaced it. If it was moved, move it back, or give its new place with --output DIR, and use --resume"
         )
 
     def clear(self) -> None:

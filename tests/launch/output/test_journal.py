@@ -248,7 +248,7 @@ def test_a_directory_that_cannot_be_written_ends_the_run_with_one_sentence(tmp_p
     (tmp_path / "journal").write_text("in the way")
     journal = journal_in(tmp_path / "journal")
     with pytest.raises(
-        RunError, match=r"cannot write the journal in .*journal: .*; free space there, or set journal\."
+        RunError, match=r"cannot write the journal in .*journal: .*; make it writable, or set journal\."
     ):
         write(journal, [0])
 
