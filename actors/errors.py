@@ -97,7 +97,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         if error is None:
             return
         yield error
-        error = error.__cause__ or error.__context__
+        remote = getattr(error, "cause", None)  # Ray's name for what a task raised
+        error = remote if isinstance(remote, BaseException) else error.__cause__ or error.__context__
 
 
 def _number(error: BaseException) -> int:
@@ -127,6 +128,23 @@ def writing(what: str | Path, then: str, *also: type[Exception]) -> Iterator[Non
         first = system_error(error)
         cause = getattr(first, "strerror", None) or first
         raise RunError(f"cannot write {what}: {cause}; {writing_remedy(error)}, {then}") from error
+
+
+@contextmanager
+def surroundings(then: str) -> Iterator[None]:
+    """Turn an error that a full disk or another fault of the machine caused into a RunError with the remedy.
+
+    For what nobody expected there: `writing` knows what was written. `then` says how to go on.
+    """
+    try:
+        yield
+    except Exception as error:
+        remedy = remedy_of(error)
+        if remedy is None or isinstance(error, OffbeatError):
+            raise
+        first = system_error(error)
+        where, cause = getattr(first, "filename", None), getattr(first, "strerror", None) or first
+        raise RunError(f"{cause if where is None else f'{where}: {cause}'}; {remedy}, {then}") from error
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, S
 from pathlib import Path
 from typing import Any, Literal
 
-from actors.errors import OffbeatError, UsageError, writing
+from actors.errors import OffbeatError, UsageError, surroundings, writing
 from actors.files import discard
 from actors.foreign.text import shown
 from launch.output.run_directory import RunDirectory
@@ -59,7 +59,8 @@ class Session:
         try:
             if self.checkpoint is not None:
                 checkpoints.point_to(self.directory.checkpoints, self.checkpoint)
-            yield self.directory
+            with surroundings("then use --resume"):
+                yield self.directory
         finally:
             self.directory.close()
 
@@ -78,7 +79,8 @@ class Session:
             await write(stage)
             checkpoints.write_state(stage, dict(state))
         except BaseException:
-            discard(stage)
+            with contextlib.suppress(OSError):  # the first error counts
+                discard(stage)
             raise
         checkpoints.commit(root, tag, self.config.checkpoints.keep, self.directory.run_id)
 

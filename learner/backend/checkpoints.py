@@ -76,7 +76,8 @@ def _discarding(stage: Path) -> Any:
     try:
         yield
     except Exception:
-        discard(stage)
+        with contextlib.suppress(OSError):  # the first error counts
+            discard(stage)
         raise
 
 
