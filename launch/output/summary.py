@@ -6,7 +6,6 @@ Scripts rely on the names in the file: add, never rename.
 from __future__ import annotations
 
 import contextlib
-import functools
 import platform
 from collections.abc import Mapping
 from importlib import metadata
@@ -145,7 +144,6 @@ def verdict(summary: Summary) -> str | None:
     )
 
 
-@functools.cache
 def package_versions() -> dict[str, str]:
     """Return versions of Python and of the installed packages that a result depends on."""
     versions = {"python": platform.python_version()}
