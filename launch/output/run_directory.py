@@ -179,7 +179,10 @@ class SharedMemory:
                     os.write(self._lock, f"{run.absolute()}\n".encode())
                 self.path = hidden.rename(root / hidden.name.removeprefix("."))
             except OSError:
-                discard(hidden)
+                with contextlib.suppress(OSError):  # the first error counts
+                    (hidden / LOCK).unlink(missing_ok=True)
+                    hidden.rmdir()
+                self._release()
                 raise
         supervisor.tell("shared", self.path)
 
@@ -194,6 +197,9 @@ class SharedMemory:
 
     def close(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+        self._release()
+
+    def _release(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
