@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from actors.errors import LEARNER_MEMORY, RunError, UsageError, oom_hint, remedy_of, system_error, writing
+from actors.errors import LEARNER_MEMORY, RunError, UsageError, oom_hint, remedy_of, surroundings, system_error, writing
 
 
 def _too_much_for_the_host() -> None:
@@ -86,3 +86,18 @@ def test_errors_of_other_kinds_are_not_taken_for_a_write_that_failed() -> None:
     ):
         with pytest.raises(Exception, match=message), writing("the table", "then", *kinds):
             raise told
+
+
+def test_a_fault_of_the_machine_that_nobody_expected_is_told_with_its_path_and_other_errors_are_left_alone() -> None:
+    class RemoteError(Exception):
+        cause = OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/data/a")
+
+    remedy = r"let a process open more files \(`ulimit -n`\), then use --resume"
+    for raised in (RemoteError.cause, RemoteError("a traceback")):
+        text = rf"^/data/a: Too many open files; {remedy}$"
+        with pytest.raises(RunError, match=text), surroundings("then use --resume"):
+            raise raised
+    for left in (ValueError("torn"), FileNotFoundError(errno.ENOENT, "No such file"), UsageError("no")):
+        with pytest.raises(type(left)) as error, surroundings("then"):
+            raise left
+        assert error.value is left

@@ -31,6 +31,7 @@ from actors.replay_buffer.admission import imbalance
 from launch import cli, train
 from launch.output import run_directory, summary
 from launch.output.run_directory import SharedMemory
+from launch.run import loop
 from launch.run.protocols import Publication
 from launch.settings.run import RunConfig
 from launch.verify import run_verify
@@ -131,8 +132,8 @@ def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     return made
 
 
-def _config(place: Path) -> RunConfig:
-    return config_of(place, updates=UPDATES, checkpoints={"every_updates": 2}, evaluation={"prompts": 2})
+def _config(place: Path, **settings: Any) -> RunConfig:
+    return config_of(place, updates=UPDATES, checkpoints={"every_updates": 2}, evaluation={"prompts": 2}, **settings)
 
 
 def _sample(operations: Sequence[tuple[str, str]], most: int) -> list[int]:
@@ -140,7 +141,7 @@ def _sample(operations: Sequence[tuple[str, str]], most: int) -> list[int]:
     first: dict[tuple[str, str], int] = {}
     for number, (kind, path) in enumerate(operations):
         first.setdefault((kind, re.sub(r"\d+.*", "", path)), number)
-    return sorted(first.values())[:: 1 if len(first) <= most else 3]
+    return sorted(first.values())[slice(0, None) if len(first) <= most else slice(1, None, 3)]
 
 
 # ---------------------------------------------------------------- disk and descriptors
@@ -310,6 +311,8 @@ def test_a_clock_that_jumps_by_an_hour_at_every_update_changes_nothing(
 ) -> None:
     real, shift = time.time, [0.0]
     monkeypatch.setattr(time, "time", lambda: real() + shift[0])
+    monkeypatch.setattr(loop, "WATCH_SECONDS", 0.001)  # leases expire there
+    trial.config = _config(trial.place, replay={"prompts_per_update": 4, "lease_seconds": 60.0})
 
     def move(update: int) -> None:
         shift[0] += jump
