@@ -98,7 +98,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
             return
         yield error
         remote = getattr(error, "cause", None)  # Ray's name for what a task raised
-        error = remote if isinstance(remote, BaseException) else error.__cause__ or error.__context__
+        context = None if error.__suppress_context__ else error.__context__
+        error = remote if isinstance(remote, BaseException) else error.__cause__ or context
 
 
 def _number(error: BaseException) -> int:
@@ -115,7 +116,7 @@ def _number(error: BaseException) -> int:
 
 @contextmanager
 def writing(what: str | Path, then: str, *also: type[Exception]) -> Iterator[None]:
-    """Turn an error of the system, or of the types in `also`, into a RunError that names `what` and the remedy.
+    """Turn an error of the system, or of the types in `also`, into a RunError with `what` and the remedy.
 
     `then` says how to go on after it: "then use --resume", "or choose another directory".
     """
