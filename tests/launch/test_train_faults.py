@@ -90,9 +90,10 @@ class Trial:
     def path(self) -> Path:
         return self.place / "run"
 
-    def train(self, *arguments: str, learner: Learner | None = None) -> tuple[int, str]:
-        """Start it, or go on; return the exit code and what was said."""
-        self.actors.learner, self.actors.generators = learner or SavingLearner(), [FakeGenerator("a")]
+    def train(self, *arguments: str, learner: Learner | None = None, seconds: float = 0.001) -> tuple[int, str]:
+        """Start it, or go on; return the exit code and what was said. A generator takes `seconds` for what it holds."""
+        self.actors.learner = learner or SavingLearner()
+        self.actors.generators = [FakeGenerator("a", seconds=seconds)]
         code = cli.main(["train", "embedded", *arguments])
         output = self.capture.readouterr()
         return code, output.out + output.err
@@ -312,7 +313,7 @@ def test_a_clock_that_jumps_by_an_hour_at_every_update_changes_nothing(
     real, shift = time.time, [0.0]
     monkeypatch.setattr(time, "time", lambda: real() + shift[0])
     monkeypatch.setattr(loop, "WATCH_SECONDS", 0.001)  # leases expire there
-    trial.config = _config(trial.place, replay={"prompts_per_update": 4, "lease_seconds": 60.0})
+    trial.config = _config(trial.place, replay={"prompts_per_update": 4, "lease_seconds": 200.0})
 
     def move(update: int) -> None:
         shift[0] += jump
@@ -321,7 +322,8 @@ def test_a_clock_that_jumps_by_an_hour_at_every_update_changes_nothing(
         learner = SavingLearner()
         learner.during = move  # type: ignore[method-assign]
         learner.interrupt_at = None if arguments else 2
-        assert trial.train(*arguments, learner=learner)[0] == (0 if arguments else 130)
+        # Slow, so that leases are held while the clock jumps.
+        assert trial.train(*arguments, learner=learner, seconds=0.05)[0] == (0 if arguments else 130)
     trial.go_on()
     end = summary_of(trial.place)
     assert end["ledger"]["returned"].keys() <= {"restart"}, "no lease has expired"
