@@ -1,5 +1,7 @@
 """Errors that users can cause or must see. Each says what happened, the value, the limit and the next step."""
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,15 +55,97 @@ ENGINE_MEMORY = (
 JUDGE_MEMORY = "lower judging.judge.batch_tokens, set its dtype to bfloat16, or give the judge its own GPU"
 
 
+_SURROUNDINGS = {
+    errno.ENOSPC: "free space there",
+    errno.EDQUOT: "free space there or have the quota raised",
+    errno.EROFS: "make that file system writable again",
+    errno.EIO: "look in `dmesg` for what is wrong with that disk",
+    errno.EMFILE: "let a process open more files (`ulimit -n`)",
+    errno.ENFILE: "let this host open more files (`sysctl fs.file-max`)",
+}
+"""What to do about each fault of the machine, by error number."""
+_OF_PATHS = {
+    errno.EACCES: "give this user the right to write there",
+    errno.EPERM: "give this user the right to write there",
+    errno.ENOENT: "put back the directory, which is gone",
+}
+_MOST_CAUSES = 10
+
+
+def remedy_of(error: BaseException) -> str | None:
+    """Return what to do about a full disk or another fault of the machine; None if the error is none."""
+    return _SURROUNDINGS.get(_number(error))
+
+
+def writing_remedy(error: BaseException) -> str:
+    """Return what to do about an error of writing, whatever it is."""
+    return (_SURROUNDINGS | _OF_PATHS).get(_number(error), "make it writable")
+
+
+def system_error(error: BaseException) -> BaseException:
+    """Return the system's error that `error` was raised from; `error` itself if there is none.
+
+    Libraries that write in C++ tell the last symptom: torch says at which position a file of a full disk is.
+    """
+    found = (each for each in _chain(error) if isinstance(each, OSError) and each.errno is not None)
+    return next(found, error)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what it was raised from."""
+    for _ in range(_MOST_CAUSES):
+        if error is None:
+            return
+        yield error
+        remote = getattr(error, "cause", None)  # Ray's name for what a task raised
+        context = None if error.__suppress_context__ else error.__context__
+        error = remote if isinstance(remote, BaseException) else error.__cause__ or context
+
+
+def _number(error: BaseException) -> int:
+    """Return the system's error number that an error, or what it was raised from, has or quotes; 0 if none."""
+    for each in _chain(error):
+        if isinstance(each, OSError) and each.errno is not None:
+            return each.errno
+        # Arrow, torch, and what is written in Rust raise errors of their own, with the system's words in them.
+        for number in _SURROUNDINGS:
+            if os.strerror(number) in str(each):
+                return number
+    return 0
+
+
 @contextmanager
-def writing(what: str | Path, remedy: str, *also: type[Exception]) -> Iterator[None]:
-    """Turn an OSError, or an error of the types in `also`, into a RunError that names `what` and the remedy."""
+def writing(what: str | Path, then: str, *also: type[Exception]) -> Iterator[None]:
+    """Turn an error of the system, or of the types in `also`, into a RunError with `what` and the remedy.
+
+    `then` says how to go on after it: "then use --resume", "or choose another directory".
+    """
     kinds: tuple[type[Exception], ...] = (OSError, *also)
     try:
         yield
-    except kinds as error:
-        cause = getattr(error, "strerror", None) or error
-        raise RunError(f"cannot write {what}: {cause}; {remedy}") from error
+    except Exception as error:
+        if isinstance(error, OffbeatError) or (not isinstance(error, kinds) and remedy_of(error) is None):
+            raise
+        first = system_error(error)
+        cause = getattr(first, "strerror", None) or first
+        raise RunError(f"cannot write {what}: {cause}; {writing_remedy(error)}, {then}") from error
+
+
+@contextmanager
+def surroundings(then: str) -> Iterator[None]:
+    """Turn an error that a full disk or another fault of the machine caused into a RunError with the remedy.
+
+    For what nobody expected there: `writing` knows what was written. `then` says how to go on.
+    """
+    try:
+        yield
+    except Exception as error:
+        remedy = remedy_of(error)
+        if remedy is None or isinstance(error, OffbeatError):
+            raise
+        first = system_error(error)
+        where, cause = getattr(first, "filename", None), getattr(first, "strerror", None) or first
+        raise RunError(f"{cause if where is None else f'{where}: {cause}'}; {remedy}, {then}") from error
 
 
 @contextmanager

@@ -125,5 +125,5 @@ def discard(path: str | Path) -> None:
     path = Path(path)
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
-    else:
+    elif os.path.lexists(path):  # a read-only file system refuses to remove even what is not there
         path.unlink(missing_ok=True)

@@ -62,7 +62,7 @@ def _turn_on_gpu() -> Iterator[None]:
     """Keep other engines from starting on this process's GPU meanwhile: each measures what the others leave."""
     card = re.sub(r"\W", "-", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     path = os.path.join(tempfile.gettempdir(), f"offbeat-{os.getuid()}-gpu-{card}.lock")
-    with writing(path, "remove it, or set TMPDIR to a directory of your own"):
+    with writing(path, "or set TMPDIR to a directory of your own"):
         descriptor = open_lock(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)  # released when the process dies, too

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer import Argument, Option
 
-from actors.errors import INTERRUPTED, OffbeatError, UsageError
+from actors.errors import INTERRUPTED, OffbeatError, UsageError, remedy_of
+from actors.files import atomic_write
 from actors.foreign.text import WHOLE, shown
 from launch.settings.options import (
     LATEST,
@@ -328,7 +329,7 @@ def _run(config: NamedConfig, run: Callable[[], int]) -> int:
     except Exception as error:
         path = config.directory / "error.txt"
         try:
-            path.write_text(shown(traceback.format_exc(), WHOLE, lines=True), encoding="utf-8")
+            atomic_write(path, shown(traceback.format_exc(), WHOLE, lines=True))
         except OSError:
             raise error from None
         error.add_note(f"full traceback in {path}")
@@ -351,7 +352,9 @@ def _message(error: BaseException) -> str:
     if isinstance(error, OffbeatError):
         return str(error)
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    remedy = remedy_of(error)
+    return text if remedy is None else f"{text}; {remedy}, then try again"
 
 
 def _fail(message: str, code: int) -> int:

@@ -15,7 +15,7 @@ from actors.data.text import save_template
 from actors.errors import INTERRUPTED, RunError, UsageError, writing
 from actors.files import atomic_write
 from actors.records import Group
-from actors.replay_buffer.buffer import ReplayBuffer, group_from_dict, group_to_dict
+from actors.replay_buffer.buffer import Batch, ReplayBuffer, group_from_dict, group_to_dict
 from launch.cluster import wiring
 from launch.cluster.placement import address_to_join
 from launch.cluster.watchdog import Watchdog
@@ -175,7 +175,7 @@ class TrainingRun:
                 on_watch=lambda loop: self.board.update(self.reporter.snapshot(loop)),
                 on_checkpoint=self._save,
                 on_message=say,
-                on_batch=self.journal.add,
+                on_batch=self._on_batch,
                 on_departure=lambda departure: guard.heed(departure, lambda: self._save(self.loop)),
             ),
             observers=self.plugin.observers(config, Path(reference_dir), say),
@@ -259,7 +259,7 @@ class TrainingRun:
                 f"{path} is missing: the starting policy's completions cannot be made again; set evaluation.prompts=0"
             )
         baseline: list[Group] = await loop.sample(prompts)
-        with writing(path, "free space there, then use --resume"):
+        with writing(path, "then use --resume"):
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, json.dumps([group_to_dict(group) for group in baseline]))
         self.session.seal(path.parent)
@@ -280,6 +280,10 @@ class TrainingRun:
             self.journal.flush()
 
         await self.session.save(self.buffer.updates, state, write)
+
+    def _on_batch(self, batch: Batch) -> None:
+        self.directory.require()
+        self.journal.add(batch)
 
     def _on_update(self, progress: Progress, values: Mapping[str, float]) -> None:
         self.metrics.write(self.buffer.updates, {**numbers(progress.stats), **values})

@@ -12,7 +12,7 @@ from typing import Any
 from actors.data.config import ChatTemplateConfig
 from actors.data.preference_forms import SPEAKERS
 from actors.data.rows import MalformedRowError, list_or_json
-from actors.errors import UsageError
+from actors.errors import UsageError, writing
 from actors.files import atomic_write
 from actors.foreign.documents import read_object, unreadable
 from actors.foreign.templates import check_chat_template
@@ -100,14 +100,16 @@ def own_template(chats: ChatTemplateConfig, default: Any = None) -> str | None:
 
 
 def save_template(chats: ChatTemplateConfig, directory: Path) -> None:
-    """Write the template of `chats` into a saved model, which will be asked as it was trained. Raises OSError."""
+    """Write the template of `chats` into a saved model, which will be asked as it was trained. Raises RunError."""
     from transformers import AutoTokenizer
 
     if chats.chat_template is not None or chats.chat_template_kwargs:
         saved = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False).chat_template
         template = own_template(chats, saved)
         if template is not None:
-            atomic_write(directory / "chat_template.jinja", template)
+            path = directory / "chat_template.jinja"
+            with writing(path, "then use --resume"):
+                atomic_write(path, template)
 
 
 def _template_text(given: str) -> str:

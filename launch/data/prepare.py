@@ -178,7 +178,7 @@ def _read(config: DataConfig, columns: PreferenceColumns) -> tuple[PairStore, li
         columns=columns,
         ranked_pairs=config.ranked_pairs,
     )
-    with writing("the temporary file of the pairs", "set TMPDIR to a directory with room"):
+    with writing("the temporary file of the pairs", "or set TMPDIR to a directory with room"):
         for place, found in rows:
             if isinstance(found, Problem):
                 problems.append(found)
@@ -279,7 +279,7 @@ def _sampled(
 def _write(output: Path, config: DataConfig, preparation: Preparation) -> None:
     """Write the directory `output`, whole or not at all."""
     report = preparation.report
-    with writing(output, "choose another with --output DIR"), atomic_directory(output) as stage:
+    with writing(output, "or choose another with --output DIR"), atomic_directory(output) as stage:
         for split in report.splits:
             preparation.store.write(stage / f"{split}.parquet", preparation.numbers(split))
         lines = [json.dumps({"place": p.place, "reason": p.reason, "why": p.message}) for p in preparation.left_out()]

@@ -56,6 +56,6 @@ def pairs_of(solutions: Iterable[Solution], max_pairs: int, seed: int) -> list[d
 
 def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write one JSON object per line, all or nothing. Raises RunError."""
-    with writing(path, "give another path"):
+    with writing(path, "or give another path"):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

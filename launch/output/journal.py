@@ -7,7 +7,7 @@ them and keeps their checksums, `journal_reader.py` reads them back. Must not kn
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ class Journal:
             oldest = self._written | {group.lease.index: group.oldest_version for group in fresh}
             limit = batch.version - self._max_staleness
             self._written = {index: version for index, version in oldest.items() if version >= limit}
-        with self._writing():
+        with self._writing(), self._whole():
             if self._open is None:
                 self._open = _OpenSegment(self._directory, batch.update, self._settings, self._checksums)
             self._open.add(batch, fresh)
@@ -124,7 +124,7 @@ class Journal:
 
     def flush(self) -> None:
         """Close the open segment, so that everything added is on disk."""
-        with self._writing():
+        with self._writing(), self._whole():
             self._close_segment()
 
     def _close_segment(self) -> None:
@@ -146,10 +146,21 @@ class Journal:
                     "`offbeat replay` starts from the oldest checkpoint that the rest covers"
                 )
 
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Give the open segment up after any error: nobody can say what of it is on disk."""
+        try:
+            yield
+        except BaseException:
+            if self._open is not None:
+                self._open.give_up()
+                self._open = None
+            raise
+
     def _writing(self) -> contextlib.AbstractContextManager[None]:
         return writing(
             f"the journal in {self._directory}",
-            "free space there, or set journal.enabled=false, then continue with --resume",
+            "or set journal.enabled=false, then use --resume",
             pyarrow.ArrowException,
         )
 
@@ -182,6 +193,10 @@ class _OpenSegment:
                 "staleness": batch.staleness,
             }
         )
+
+    def give_up(self) -> None:
+        """Leave the file as it is. Otherwise the writer, once it is collected, would try to close it again."""
+        self._writer.is_open = False
 
     def close(self) -> None:
         self._writer.close()

@@ -1,12 +1,15 @@
 """Metrics of a run over its updates: `metrics.jsonl` for scripts and `tensorboard/` for people, with the same numbers.
 
 TensorBoard has the field's names for them (`TAGS`); scripts rely on those of the file, so add, never rename. Uses
-TensorBoard's own event writer, so that the process needs no torch.
+TensorBoard's own event format, so that the process needs no torch.
 """
 
 import contextlib
 import json
 import math
+import os
+import re
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,8 +18,7 @@ from typing import Any
 
 from actors.errors import writing
 
-FLUSH_SECONDS = 10
-"""Seconds until an event reaches TensorBoard; each JSON line is flushed at once."""
+_EVENTS_FILE = re.compile(r"events\.out\.tfevents\.(\d+)\.")
 
 TAGS = {
     "loss": "loss/train",
@@ -88,14 +90,16 @@ class MetricsWriter:
             self.last = _truncate_after(self._path, resume_from)
             """The newest value of each name that was kept; empty for a fresh run."""
             self._file = self._path.open("a", encoding="utf-8")
-        self._events = _Events(self._path.parent / "tensorboard", resume_from)
+            self._start = time.time() - time.monotonic()
+            self._events = _Events(self._path.parent / "tensorboard", resume_from, self._now())
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Write one line `{"step": ..., "time": seconds since 1970, NAME: value, ...}`.
 
-        JSON has no NaN or infinity: such a value is null in the line, and unchanged in TensorBoard.
+        The clock is read once, at the start: its jumps are no part of the time between two lines. JSON has no NaN or
+        infinity: such a value is null in the line, and unchanged in TensorBoard.
         """
-        now = time.time()
+        now = self._now()
         finite = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
         with self._writing():
             self._file.write(json.dumps({"step": step, "time": now, **finite}) + "\n")
@@ -108,8 +112,11 @@ class MetricsWriter:
             with contextlib.suppress(OSError):
                 part.close()
 
+    def _now(self) -> float:
+        return self._start + time.monotonic()
+
     def _writing(self) -> contextlib.AbstractContextManager[None]:
-        return writing(self._path, "free space there or choose another directory with --output DIR")
+        return writing(self._path, "then use --resume, or choose another directory with --output DIR")
 
 
 def _truncate_after(path: Path, step: int) -> dict[str, Any]:
@@ -139,23 +146,42 @@ def _values_of(line: bytes) -> dict[str, Any]:
 
 
 class _Events:
-    """TensorBoard scalars. A resumed run makes the reader discard later steps of the earlier part."""
+    """TensorBoard scalars. A resumed run makes the reader discard later steps of the earlier part. Raises OSError.
 
-    def __init__(self, directory: Path, resume_from: int) -> None:
+    TensorBoard's own writer would write in a thread of its own, which reports a full disk with a traceback.
+    """
+
+    def __init__(self, directory: Path, resume_from: int, now: float) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event: Any = Event
         self._summary: Any = Summary
-        self._writer = EventFileWriter(str(directory), flush_secs=FLUSH_SECONDS)
-        restart = Event(wall_time=time.time(), step=resume_from + 1)
+        directory.mkdir(exist_ok=True)
+        self._writer = RecordWriter(_next_events_file(directory, now).open("xb"))
+        self._add(Event(wall_time=now, file_version="brain.Event:2"))
+        restart = Event(wall_time=now, step=resume_from + 1)
         restart.session_log.status = SessionLog.START
-        self._writer.add_event(restart)
+        self._add(restart)
 
     def write(self, step: int, now: float, values: Mapping[str, float]) -> None:
         scalars = [self._summary.Value(tag=tag(name), simple_value=value) for name, value in values.items()]
-        self._writer.add_event(self._event(wall_time=now, step=step, summary=self._summary(value=scalars)))
+        self._add(self._event(wall_time=now, step=step, summary=self._summary(value=scalars)))
 
     def close(self) -> None:
         self._writer.close()
+
+    def _add(self, event: Any) -> None:
+        self._writer.write(event.SerializeToString())
+        self._writer.flush()
+
+
+def _next_events_file(directory: Path, now: float) -> Path:
+    """Return the name of a new file of events, after all others: TensorBoard reads them in the order of their names.
+
+    Names hold the second of their start; the clock may have been set back since the last one.
+    """
+    seconds = [int(found[1]) for path in directory.iterdir() if (found := _EVENTS_FILE.match(path.name))]
+    second = max([int(now), *(each + 1 for each in seconds)])
+    return directory / f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}.0"

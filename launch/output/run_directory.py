@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import socket
 import stat
 import tempfile
 import time
@@ -25,8 +26,11 @@ SHARED_MEMORY = Path("/dev/shm")
 SHM_PREFIX = "offbeat-"
 RUN_ID = "run_id"
 """In a run's directory: a random name, which the manifests of its checkpoints and its journal repeat."""
-_STARTUP_FILES = (LOCK, RUN_ID, f"{TEMPORARY}{RECORDED}", "config.tmp")
-"""Files left by a run that died during startup; safe to overwrite. Older versions wrote `config.tmp`."""
+_STARTUP_FILES = (LOCK, RUN_ID, "error.txt", "config.tmp")
+"""Files left by a run that ended during startup, beside unfinished ones; safe to overwrite. Older versions wrote
+`config.tmp`."""
+_LONGEST_HOLDER = 300
+"""Most bytes that are read of a lock's content."""
 
 
 class RunDirectory:
@@ -55,7 +59,7 @@ class RunDirectory:
     def open(cls, config: NamedConfig, *, resume: bool) -> RunDirectory:
         """Return the directory of a run to start or to resume, without writing to it.
 
-        Raises UsageError if it holds another run and `resume` is False, or nothing to resume.
+        Raises UsageError if it holds another run and `resume` is False, or nothing to resume, or a process runs in it.
         """
         path = config.directory
         if config.output is None and config.name in (".", ".."):
@@ -64,12 +68,19 @@ class RunDirectory:
                 "directory with --output DIR"
             )
         run = cls(path)
+        # Before anything of it is read: `begin` would refuse too, once everything has been checked.
+        if (descriptor := _existing_lock(path)) is not None:
+            try:
+                if not _try_lock(descriptor, fcntl.LOCK_SH):
+                    raise run._occupied(descriptor)
+            finally:
+                os.close(descriptor)
         if resume and not run.config.is_file():
             raise UsageError(
                 f"--resume found no run in {path}: it has no config.yaml; give the directory of an interrupted run "
                 "with --output DIR, or leave out --resume to start one"
             )
-        if not resume and path.is_dir() and any(each.name not in _STARTUP_FILES for each in path.iterdir()):
+        if not resume and path.is_dir() and not all(map(_of_startup, path.iterdir())):
             raise UsageError(
                 f"output directory {path} is not empty; continue that run with --resume, or choose another directory "
                 "with --output DIR or name=NAME"
@@ -82,18 +93,51 @@ class RunDirectory:
         `run_id` is for a directory without one; None draws one. Raises UsageError if another process holds the lock,
         RunError if the directory cannot be written.
         """
-        with writing(f"to the output directory {self.path}", "choose another with --output DIR"):
+        with writing(f"to the output directory {self.path}", "or choose another with --output DIR"):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open_lock(self.path / LOCK, mode=0o644, own=False)
-            if not _try_lock(self._lock):
-                raise UsageError(
-                    f"another process is running in {self.path}; wait for its end or interrupt it, then --resume, or "
-                    "choose another directory with --output DIR"
-                )
-            if self.run_id is None:
-                atomic_write(self.path / RUN_ID, f"{run_id or uuid.uuid4().hex}\n")
-            atomic_write(self.config, dump_config(config))
+            try:
+                if not _try_lock(self._lock):
+                    raise self._occupied(self._lock)
+                with contextlib.suppress(OSError):  # a full disk is reported where its space is needed
+                    os.ftruncate(self._lock, 0)
+                    os.write(self._lock, f"{os.getpid()} on {socket.gethostname()}\n".encode())
+                if self.run_id is None:
+                    atomic_write(self.path / RUN_ID, f"{run_id or uuid.uuid4().hex}\n")
+                atomic_write(self.config, dump_config(config))
+            except BaseException:
+                self.close()
+                raise
         supervisor.tell("run", self.path.absolute())
+
+    def _occupied(self, lock: int) -> UsageError:
+        """Return the error for a directory whose lock another process holds, which it names in the lock."""
+        holder = os.pread(lock, _LONGEST_HOLDER, 0).decode(errors="replace").strip()
+        named = f"process {holder}" if holder else "another process"
+        return UsageError(
+            f"{named} is running in {self.path}; wait for its end or interrupt it, then --resume, or choose another "
+            "directory with --output DIR"
+        )
+
+    def require(self) -> None:
+        """Raise RunError unless the directory is still where this process began it.
+
+        Open files of a removed directory take all that is written to them, and nobody will ever find it.
+        """
+        if self._lock is None:
+            return
+        cause = "another is in its place"
+        try:
+            if os.path.samestat(os.fstat(self._lock), os.stat(self.path / LOCK)):
+                return
+        except FileNotFoundError:
+            cause = "it is gone" if not self.path.is_dir() else f"its {LOCK} is gone"
+        except OSError as error:
+            cause = error.strerror or str(error)
+        raise RunError(
+            f"the run's directory {self.path} is not the one that this run began in: {cause}; somebody removed, moved "
+            "or replaced it. If it was moved, move it back, or give its new place with --output DIR, and use --resume"
+        )
 
     def clear(self) -> None:
         """Remove everything written by a run that was refused before it began."""
@@ -124,13 +168,22 @@ class SharedMemory:
         for folder in left_behind(root):
             shutil.rmtree(folder, ignore_errors=True)
         self.planted = planted(root)
-        # Hidden until it is locked, so that no other process takes it for abandoned.
-        hidden = Path(tempfile.mkdtemp(prefix=f".{SHM_PREFIX}", dir=root))
-        self._lock: int | None = os.open(hidden / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        _try_lock(self._lock)
-        with contextlib.suppress(OSError):  # a full device is reported where its space is needed
-            os.write(self._lock, f"{run.absolute()}\n".encode())
-        self.path = hidden.rename(root / hidden.name.removeprefix("."))
+        self._lock: int | None = None
+        with writing(f"the run's folder in {root}", "then use --resume"):
+            # Hidden until it is locked, so that no other process takes it for abandoned.
+            hidden = Path(tempfile.mkdtemp(prefix=f".{SHM_PREFIX}", dir=root))
+            try:
+                self._lock = os.open(hidden / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+                _try_lock(self._lock)
+                with contextlib.suppress(OSError):  # a full device is reported where its space is needed
+                    os.write(self._lock, f"{run.absolute()}\n".encode())
+                self.path = hidden.rename(root / hidden.name.removeprefix("."))
+            except OSError:
+                with contextlib.suppress(OSError):  # the first error counts
+                    (hidden / LOCK).unlink(missing_ok=True)
+                    hidden.rmdir()
+                self._release()
+                raise
         supervisor.tell("shared", self.path)
 
     def require(self, nbytes: int, *, what: str) -> None:
@@ -144,6 +197,9 @@ class SharedMemory:
 
     def close(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+        self._release()
+
+    def _release(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -185,10 +241,22 @@ def _is_others(path: Path) -> bool:
         return True  # gone meanwhile
 
 
-def _try_lock(descriptor: int) -> bool:
+def _of_startup(path: Path) -> bool:
+    """Return whether a file may be left of a run that ended before there was anything to resume."""
+    return path.name in _STARTUP_FILES or path.name.startswith(TEMPORARY)
+
+
+def _existing_lock(directory: Path) -> int | None:
+    """Open the lock of a run's directory for reading; None if there is none, or it is none."""
+    with contextlib.suppress(OSError):
+        return open_lock(directory / LOCK, create=False, own=False)
+    return None
+
+
+def _try_lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
     """Lock a file for this process; False if another holds it. File systems without locks admit everyone."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:

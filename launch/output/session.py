@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, S
 from pathlib import Path
 from typing import Any, Literal
 
-from actors.errors import OffbeatError, UsageError, writing
+from actors.errors import OffbeatError, UsageError, surroundings, writing
 from actors.files import discard
 from actors.foreign.text import shown
 from launch.output.run_directory import RunDirectory
@@ -59,7 +59,8 @@ class Session:
         try:
             if self.checkpoint is not None:
                 checkpoints.point_to(self.directory.checkpoints, self.checkpoint)
-            yield self.directory
+            with surroundings("then use --resume"):
+                yield self.directory
         finally:
             self.directory.close()
 
@@ -71,19 +72,22 @@ class Session:
 
     async def save(self, updates: int, state: Mapping[str, Any], write: Callable[[Path], Awaitable[None]]) -> None:
         """Make a checkpoint after `updates` updates of what `write` puts into its directory, and of `state`."""
+        self.directory.require()
         root, tag = self.directory.checkpoints, stage_name(updates)
         stage = checkpoints.begin(root, tag)
         try:
             await write(stage)
             checkpoints.write_state(stage, dict(state))
         except BaseException:
-            discard(stage)
+            with contextlib.suppress(OSError):  # the first error counts
+                discard(stage)
             raise
         checkpoints.commit(root, tag, self.config.checkpoints.keep, self.directory.run_id)
 
     def seal(self, directory: Path, updates: int | None = None) -> None:
         """Write the manifest of a complete directory of this run, made after `updates` updates. Raises RunError."""
-        with writing(directory / manifest.MANIFEST, "free space there, then use --resume"):
+        self.directory.require()
+        with writing(directory / manifest.MANIFEST, "then use --resume"):
             manifest.seal(directory, run=self.directory.run_id, update=updates)
 
     def keep(self, directory: Path) -> None:
@@ -98,10 +102,12 @@ class Session:
             return asyncio.run(main)
         except (KeyboardInterrupt, asyncio.CancelledError):
             with contextlib.suppress(OffbeatError, OSError):
+                self.directory.require()
                 write_summary("interrupted", "ended at once; the last checkpoint stands")
             raise KeyboardInterrupt from None
         except BaseException as error:
             with contextlib.suppress(OffbeatError, OSError):
+                self.directory.require()
                 write_summary("failed", shown(error, lines=True) or type(error).__name__)
             raise
 

@@ -108,7 +108,7 @@ class Summary(BaseModel):
 
     def write(self, path: Path) -> None:
         """Write JSON, whole or not at all. Raises RunError if the file cannot be written."""
-        with writing(path, "free space there"):
+        with writing(path, "then use --resume"):
             atomic_write(path, self.model_dump_json(indent=2) + "\n", durable=True)
 
     def render(self, console: Console) -> None:

@@ -74,7 +74,7 @@ class ReplayReport:
 
     def write(self, path: Path) -> None:
         """Write JSON. Raises RunError."""
-        with writing(path, "free space there"):
+        with writing(path, "then replay again"):
             atomic_write(path, json.dumps(asdict(self), indent=2) + "\n")
 
     def render(self, console: Console) -> None:

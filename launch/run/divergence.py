@@ -163,7 +163,7 @@ class DivergenceGuard:
     def _keep(self, batches: Sequence[tuple[int, Sequence[Any]]]) -> str:
         paths = [self._failed_batches / f"diverged-update-{update:06d}.jsonl" for update, _ in batches]
         for path, (_, items) in zip(paths, batches, strict=True):
-            with writing(path, "free space there, then use --resume"):
+            with writing(path, "then use --resume"):
                 write_json_lines(path, (asdict(item) for item in items))
         if not paths:
             return ""

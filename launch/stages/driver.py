@@ -207,8 +207,9 @@ class StageRun:
         return completed
 
     async def _advance(self, updates: int) -> None:
-        state = self._state
-        for stats in await self._ranks.advance(updates):
+        state, reports = self._state, await self._ranks.advance(updates)
+        self._directory.require()
+        for stats in reports:
             self._divergence.update(stats.update, figures_of(stats))
             values = {"loss": stats.loss, "grad_norm": stats.grad_norm, "lr": stats.lr, "seconds": stats.seconds}
             counts = {"tokens": stats.tokens, "padded_tokens": stats.padded_tokens, "skipped": stats.skipped}
@@ -258,7 +259,7 @@ class StageRun:
         discard(final / manifest.MANIFEST)
         self._figures = await self._ranks.finish(final)
         for name, text in self._prepared.beside.items():
-            with writing(final / name, "the model beside it is whole"):
+            with writing(final / name, "then use --resume: the model beside it is whole"):
                 atomic_write(final / name, text)
         self._session.seal(final, self._state.updates if sealed is None else sealed.update)
 
@@ -299,7 +300,7 @@ class StageRun:
             "wall_seconds": time.monotonic() - self._session.started,
             "versions": package_versions(),
         }
-        with writing(self._directory.summary, "free space there"):
+        with writing(self._directory.summary, "then use --resume"):
             atomic_write(self._directory.summary, json.dumps(summary, indent=2) + "\n", durable=True)
 
     def _elapsed(self) -> str:

@@ -1,11 +1,11 @@
 """What preparing a stage hands to its driver: a model and tokenised examples on disk."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from actors.errors import RunError
+from actors.errors import writing
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,6 @@ class Prepared:
     beside: Mapping[str, str] = field(default_factory=dict)  # text files to write into the trained model's directory
 
 
-@contextlib.contextmanager
-def writing_to(directory: Path) -> Iterator[None]:
-    """Within it an OSError becomes a RunError that names `directory`."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"cannot write to {directory}: {error}; choose another directory with --output DIR") from error
+def writing_to(directory: Path) -> contextlib.AbstractContextManager[None]:
+    """Turn an error of writing below `directory` into a RunError that names it."""
+    return writing(f"to {directory}", "or choose another directory with --output DIR")

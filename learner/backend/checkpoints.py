@@ -34,7 +34,7 @@ LAYOUT = "layout.json"
 LAST_GOOD = "last-good"
 """In place of a checkpoint's path: the newest one that verifies."""
 _MANIFEST_KEY = "manifest"  # of a state that was written with one
-_REMEDY = "the last good checkpoint is intact: free space or make the directory writable, then resume"
+_THEN = "then use --resume: the last good checkpoint is intact"
 
 
 class UnusableError(UsageError):
@@ -55,7 +55,7 @@ def begin(root: str | Path, tag: str) -> Path:
         raise UsageError(
             f"checkpoint tag {tag!r} must be letters, digits, '_', '.' or '-' and end in the update number"
         )
-    with writing(f"checkpoint {tag} to {root}", _REMEDY):
+    with writing(f"checkpoint {tag} to {root}", _THEN):
         Path(root).mkdir(parents=True, exist_ok=True)
         clear_stale(root)
         stage = _stage(Path(root), tag)
@@ -76,13 +76,14 @@ def _discarding(stage: Path) -> Any:
     try:
         yield
     except Exception:
-        discard(stage)
+        with contextlib.suppress(OSError):  # the first error counts
+            discard(stage)
         raise
 
 
 def write_state(stage: str | Path, state: dict[str, Any]) -> None:
     """Write the driver's state (JSON values). Raises RunError, and removes the stage, if the disk refuses."""
-    with _discarding(Path(stage)), writing(f"checkpoint {stage}", _REMEDY):
+    with _discarding(Path(stage)), writing(f"checkpoint {stage}", _THEN):
         text = json.dumps({**state, _MANIFEST_KEY: manifest.MANIFEST})
         (Path(stage) / STATE).write_text(text, encoding="utf-8")
 
@@ -94,7 +95,7 @@ def commit(root: str | Path, tag: str, keep: int, run: str | None = None) -> Pat
     """
     root = Path(root)
     stage, final = _stage(root, tag), root / tag
-    with _discarding(stage), writing(f"checkpoint {tag} to {root}", _REMEDY):
+    with _discarding(stage), writing(f"checkpoint {tag} to {root}", _THEN):
         if missing := _missing_parts(stage):
             raise RunError(f"checkpoint {tag} is incomplete: {', '.join(missing)} missing in {stage}; not used")
         layout = stage / ENGINE / LAYOUT
@@ -171,7 +172,7 @@ def point_to(root: str | Path, checkpoint: Path) -> None:
     pointer = Path(root) / POINTER
     if pointer.is_file() and pointer.read_bytes() == checkpoint.name.encode():
         return
-    with writing(pointer, "free space there, then resume"):
+    with writing(pointer, "then use --resume"):
         atomic_write(pointer, checkpoint.name, durable=True)
 
 
@@ -219,7 +220,7 @@ def go_back(root: str | Path, updates: int) -> Path | None:
     """Make the newest whole checkpoint of fewer than `updates` updates the latest; None if there is none."""
     path = newest_before(root, updates)
     if path is not None:
-        with writing(f"the name of the latest checkpoint to {root}", _REMEDY):
+        with writing(f"the name of the latest checkpoint to {root}", _THEN):
             atomic_write(Path(root) / POINTER, path.name, durable=True)
     return path
 

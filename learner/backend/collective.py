@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from actors.errors import RunError
+from actors.errors import RunError, system_error, writing_remedy
 from actors.network import bound_socket
 
 MEETING = "offbeat://"
@@ -47,10 +47,13 @@ def gather(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
 
 def agree(error: Exception | None, what: str) -> None:
     """Raise RunError on every rank if any rank has an error, so that no rank waits for one that stopped."""
-    own = None if error is None else f"rank {dist.get_rank()}: {str(error) or type(error).__name__}"
-    failed = [message for message in gather(own) if message]
+    own = None
+    if error is not None:
+        cause = system_error(error)
+        own = f"rank {dist.get_rank()}: {str(cause) or type(cause).__name__}", writing_remedy(error)
+    failed = [each for each in gather(own) if each]
     if failed:
-        raise RunError(f"{what}: {'; '.join(failed)}. Free space or make the directory writable, then resume")
+        raise RunError(f"{what}: {'; '.join(message for message, _ in failed)}; {failed[0][1]}, then use --resume")
 
 
 def error_of(action: Callable[[], Any]) -> Exception | None:

@@ -27,7 +27,7 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 
-from actors.errors import RunError, UsageError
+from actors.errors import RunError, UsageError, writing
 from actors.files import replace_directory, write_json_lines
 from actors.hub import unique_tensors
 from learner.backend.average import AveragePolicy
@@ -184,7 +184,8 @@ class ShardedModel:
             path = self.failed_batches_dir / f"skipped-update-{self.updates:06d}.jsonl"
             where = f"saved to {path}"
             if self.rank == 0:
-                write_json_lines(path, (item if isinstance(item, tuple) else asdict(item) for item in items))
+                with writing(path, "then use --resume"):
+                    write_json_lines(path, (item if isinstance(item, tuple) else asdict(item) for item in items))
         if self.skipped_updates > self.config.max_skipped_updates:
             raise RunError(
                 f"update {self.updates} was skipped for a non-finite loss or gradient; {self.skipped_updates} updates "

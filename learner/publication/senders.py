@@ -63,9 +63,9 @@ class SharedMemorySender(Sender):
         """Raises RunError with the bytes needed and free if the device of the directory is too small."""
         path = self._directory / f"weights-{version}.safetensors"
         self._check_room(outline)
-        remedy = f"free space under {self._directory}, or set publication.transport to object_store"
+        then = "or set publication.transport to object_store, then use --resume"
         # Unbuffered: a buffer would copy every byte once more.
-        with writing(path, remedy), atomic_file(path) as temporary, temporary.open("wb", buffering=0) as file:
+        with writing(path, then), atomic_file(path) as temporary, temporary.open("wb", buffering=0) as file:
             write_safetensors(file, outline, tensors)
         self._files[version] = path
         return str(path)

@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from actors.errors import LEARNER_MEMORY, RunError, oom_hint
+from actors.errors import LEARNER_MEMORY, oom_hint, writing
 from actors.hub import resolve
 from learner.backend.process import RankPlace
 from learner.records import StageStats
@@ -49,10 +49,5 @@ class StageWorker(RankWorker):
         """Run `Stage.finish` on rank 0. Raises RunError if `directory` cannot be written."""
         if self._finish is None or self.rank:
             return {}
-        try:
+        with writing(f"what belongs beside the model to {directory}", "then use --resume: the weights are whole"):
             return self._finish(Path(directory), self._model.device)
-        except OSError as error:
-            raise RunError(
-                f"model directory {directory} could not be completed: {error}; the weights in it are complete. Free "
-                "space or make it writable, then resume"
-            ) from error

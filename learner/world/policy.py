@@ -15,7 +15,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from actors import world
-from actors.errors import UsageError
+from actors.errors import UsageError, writing
 from actors.files import atomic_directory
 from learner.world.exact import corpus_cross_entropy, exact_policy
 
@@ -179,7 +179,7 @@ def _finished(directory: Path, settings: dict[str, object]) -> SftReport | None:
 
 def _write(directory: Path, model: LlamaForCausalLM, settings: dict[str, object], report: SftReport) -> None:
     """Write the model, whole or not at all."""
-    with atomic_directory(directory) as fresh:
+    with writing(directory, "then use --resume"), atomic_directory(directory) as fresh:
         disable_progress_bar()
         model.save_pretrained(fresh)
         world.tokenizer().save_pretrained(fresh)

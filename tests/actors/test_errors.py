@@ -1,11 +1,16 @@
-"""What an allocation that failed becomes."""
+"""What an allocation or a write that failed becomes."""
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from actors.errors import LEARNER_MEMORY, RunError, oom_hint
+from actors.errors import LEARNER_MEMORY, RunError, UsageError, oom_hint, remedy_of, surroundings, system_error, writing
 
 
 def _too_much_for_the_host() -> None:
@@ -32,3 +37,67 @@ def test_memory_that_runs_out_says_where_and_which_settings_to_change(allocate) 
 def test_other_errors_are_left_as_they_are() -> None:
     with pytest.raises(RuntimeError, match="shapes differ"), oom_hint("a", "b"):
         raise RuntimeError("shapes differ")
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "free space there"),
+        (errno.EROFS, "make that file system writable again"),
+        (errno.EMFILE, "let a process open more files (`ulimit -n`)"),
+        (errno.EACCES, "give this user the right to write there"),
+        (errno.ENOTDIR, "make it writable"),
+    ],
+)
+def test_what_could_not_be_written_why_and_what_to_do_are_one_sentence(number: int, remedy: str) -> None:
+    with pytest.raises(RunError) as error, writing(Path("/data/a"), "then use --resume"):
+        raise OSError(number, os.strerror(number), "/data/.tmp-a")
+    assert str(error.value) == f"cannot write /data/a: {os.strerror(number)}; {remedy}, then use --resume"
+
+
+def test_a_full_disk_is_recognised_in_the_words_of_any_library() -> None:
+    """As safetensors and pyarrow tell it."""
+    for told in (
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        OSError(28, "Error writing bytes to file. Detail: [errno 28] No space left on device"),
+    ):
+        with pytest.raises(RunError, match=r"No space left on device.*; free space there, then"), writing("a", "then"):
+            raise told
+
+
+def test_the_first_cause_is_told_and_not_the_last_symptom(tmp_path: Path) -> None:
+    """A full disk makes torch complain of a position in its own file."""
+    with (
+        pytest.raises(RunError, match=r"^cannot write a: No space left on device; free space there, then$"),
+        writing("a", "then", RuntimeError),
+        open("/dev/full", "wb", buffering=0) as file,
+    ):
+        torch.save({"a": torch.zeros(10_000)}, file)
+    error = RuntimeError("unexpected pos")
+    assert system_error(error) is error
+    assert remedy_of(error) is None
+
+
+def test_errors_of_other_kinds_are_not_taken_for_a_write_that_failed() -> None:
+    for kinds, told, message in (
+        ((ValueError,), ValueError("torn"), r"^cannot write the table: torn; make it writable, then$"),
+        ((), ValueError("torn"), r"^torn$"),
+        ((), UsageError("No space left on device"), r"^No space left on device$"),
+    ):
+        with pytest.raises(Exception, match=message), writing("the table", "then", *kinds):
+            raise told
+
+
+def test_a_fault_of_the_machine_that_nobody_expected_is_told_with_its_path_and_other_errors_are_left_alone() -> None:
+    class RemoteError(Exception):
+        cause = OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/data/a")
+
+    remedy = r"let a process open more files \(`ulimit -n`\), then use --resume"
+    for raised in (RemoteError.cause, RemoteError("a traceback")):
+        text = rf"^/data/a: Too many open files; {remedy}$"
+        with pytest.raises(RunError, match=text), surroundings("then use --resume"):
+            raise raised
+    for left in (ValueError("torn"), FileNotFoundError(errno.ENOENT, "No such file"), UsageError("no")):
+        with pytest.raises(type(left)) as error, surroundings("then"):
+            raise left
+        assert error.value is left

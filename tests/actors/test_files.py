@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from actors import files
-from actors.errors import RunError, writing
 from actors.files import atomic_directory, atomic_file, atomic_write, discard, replace_directory
 
 
@@ -149,22 +148,6 @@ def test_a_crash_in_the_middle_of_a_swap_loses_neither_directory(
     replace_directory(stage, final)
     assert (final / "content").read_text() == "stage"
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
-
-
-def test_what_could_not_be_written_why_and_what_to_do_are_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with (
-        pytest.raises(RunError, match=r"^cannot write .*/file/a: Not a directory; choose another with --output DIR$"),
-        writing(tmp_path / "file" / "a", "choose another with --output DIR"),
-    ):
-        atomic_write(tmp_path / "file" / "a", "x")
-    with (
-        pytest.raises(RunError, match=r"^cannot write the table: torn; free space$"),
-        writing("the table", "free space", ValueError),
-    ):
-        raise ValueError("torn")
-    with pytest.raises(ValueError, match="torn"), writing("the table", "free space"):
-        raise ValueError("torn")
 
 
 def test_files_and_directories_are_discarded_and_what_is_missing_is_no_error(tmp_path: Path) -> None:

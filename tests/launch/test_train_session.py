@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
-from collections.abc import Container, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,85 +21,19 @@ from actors.world import tokenizer
 from launch import train
 from launch.cluster import wiring
 from launch.output.journal import Journal
-from launch.output.journal_reader import JournalReader
 from launch.run.protocols import Publication
 from launch.settings.run import RunConfig
 from learner.backend import checkpoints
 from learner.world.policy import TINY, build_policy
 from tests.fakes.generators import FakeGenerator
 from tests.fakes.judges import FakeJudge
-from tests.fakes.learner import FakeLearner, FakeStats
 from tests.fakes.models import tiny_llama
-
-
-@dataclass
-class Stats(FakeStats):
-    accuracy: float = 0.5
-    kl_chosen: float = 0.0
-    grad_norm: float = 1.0
-
-
-class Learner(FakeLearner):
-    """Writes what a checkpoint must hold; `interrupt_at` sends a signal to this very process during that update."""
-
-    interrupt_at: int | None = None
-    break_at: int | None = None
-    diverging: Container[int] = ()
-    """Updates of this learner, from 1, that report a KL of 600 nats."""
-    signals = (signal.SIGINT,)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loaded: list[Path] = []
-
-    async def ready(self) -> None:
-        await asyncio.sleep(0)
-
-    async def load(self, checkpoint: Path) -> None:
-        self.loaded.append(checkpoint)
-
-    async def update(self, items: Any, measure_step: bool = False) -> Stats:
-        await super().update(items, measure_step)
-        if self.interrupt_at == len(self.batches):
-            for number in self.signals:
-                os.kill(os.getpid(), number)
-                await asyncio.sleep(0.01)
-        if self.break_at == len(self.batches):
-            raise RunError("the learner ran out of memory")
-        return Stats(kl_chosen=600.0 if len(self.batches) in self.diverging else 1.0)
-
-    async def save(self, stage: Path) -> None:
-        for part in (checkpoints.ENGINE, checkpoints.MODEL):
-            (stage / part).mkdir()
-            (stage / part / "data").write_text("")
-
-    async def save_pretrained(self, directory: Path) -> None:
-        directory.mkdir()
-
-    async def close(self) -> None: ...
-
-
-@dataclass
-class Actors:
-    """What a run is given instead of Ray's actors."""
-
-    learner: Learner
-    judge: FakeJudge
-    generators: list[FakeGenerator]
+from tests.launch.sessions import Actors, Learner, config_of, in_place_of_ray, journaled, summary_of
 
 
 @pytest.fixture
 def actors(monkeypatch: pytest.MonkeyPatch) -> Actors:
-    made = Actors(Learner(), FakeJudge(), [FakeGenerator("a")])
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(train.SharedMemory, "require", lambda self, nbytes, *, what: None)
-    monkeypatch.setattr(wiring, "ray_session", lambda cluster: contextlib.nullcontext())
-    monkeypatch.setattr(wiring, "check_resources", lambda config: None)
-    monkeypatch.setattr(wiring, "run_on_all_cores", lambda *arguments, **keywords: None)
-    monkeypatch.setattr(wiring, "start_generators", lambda *_, **__: made.generators)
-    monkeypatch.setattr(wiring, "start_judges", lambda config, model_dir: [made.judge])
-    monkeypatch.setattr(wiring, "start_learner", lambda *arguments: made.learner)
-    return made
+    return in_place_of_ray(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -112,27 +44,9 @@ def handlers_as_before() -> Iterator[None]:
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def _config(tmp_path: Path, **settings: Any) -> RunConfig:
-    base: dict[str, Any] = {
-        "model": {"path": "world"},
-        "output": str(tmp_path / "run"),
-        "updates": 6,
-        "prompts": {"max_prompt_tokens": 8},
-        "sampling": {"completions_per_prompt": 2, "max_new_tokens": 4},
-        "replay": {"prompts_per_update": 4},
-        "checkpoints": {"every_updates": 0},
-        "evaluation": {"prompts": 4},
-    }
-    return RunConfig.model_validate({**base, **settings})
-
-
-def _summary(tmp_path: Path) -> dict[str, Any]:
-    return json.loads((tmp_path / "run" / "summary.json").read_text())
-
-
 def test_a_completed_run_leaves_model_summary_and_metrics(tmp_path: Path, actors: Actors) -> None:
-    assert train.run_training(_config(tmp_path)) == 0
-    summary = _summary(tmp_path)
+    assert train.run_training(config_of(tmp_path)) == 0
+    summary = summary_of(tmp_path)
     assert (summary["status"], summary["error"], summary["updates"]) == ("completed", None, 6)
     assert summary["win_rate"]["n"] == 4
     assert (tmp_path / "run" / "final").is_dir()
@@ -144,23 +58,17 @@ def test_a_completed_run_leaves_model_summary_and_metrics(tmp_path: Path, actors
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_is_saved_and_goes_on_where_it_was(tmp_path: Path, actors: Actors, number: Any) -> None:
     actors.learner.interrupt_at, actors.learner.signals = 3, (number,)
-    assert train.run_training(_config(tmp_path)) == 130
-    assert (_summary(tmp_path)["status"], _summary(tmp_path)["updates"]) == ("interrupted", 3)
+    assert train.run_training(config_of(tmp_path)) == 130
+    assert (summary_of(tmp_path)["status"], summary_of(tmp_path)["updates"]) == ("interrupted", 3)
 
     first = [pair.lease_index for batch in actors.learner.batches for pair in batch]
     actors.learner, actors.generators = Learner(), [FakeGenerator("a")]
-    assert train.run_training(_config(tmp_path), resume=True) == 0
+    assert train.run_training(config_of(tmp_path), resume=True) == 0
     second = [pair.lease_index for batch in actors.learner.batches for pair in batch]
     assert first + second == list(range(24)), "every lease is trained exactly once over both parts"
     assert actors.learner.loaded == [tmp_path / "run" / "checkpoints" / "update-0000003"]
-    assert _summary(tmp_path)["ledger"]["trained"] == 24
-    assert _journaled(tmp_path) == [(update, list(range(4 * update, 4 * update + 4))) for update in range(6)]
-
-
-def _journaled(tmp_path: Path) -> list[tuple[int, list[int]]]:
-    """Updates of the run's journal, and the leases that each consumed."""
-    rows = JournalReader(tmp_path / "run" / "journal").rows
-    return [(row.update, list(row.lease_indices)) for row in rows]
+    assert summary_of(tmp_path)["ledger"]["trained"] == 24
+    assert journaled(tmp_path) == [(update, list(range(4 * update, 4 * update + 4))) for update in range(6)]
 
 
 def test_what_a_failed_run_did_after_its_checkpoint_is_in_the_journal_until_it_is_done_again(
@@ -169,15 +77,15 @@ def test_what_a_failed_run_did_after_its_checkpoint_is_in_the_journal_until_it_i
     settings = {"checkpoints": {"every_updates": 2}}
     actors.learner.break_at = 4
     with pytest.raises(RunError, match="ran out of memory"):
-        train.run_training(_config(tmp_path, **settings))
-    assert [update for update, _ in _journaled(tmp_path)] == [0, 1, 2, 3], "the batch that it failed on included"
+        train.run_training(config_of(tmp_path, **settings))
+    assert [update for update, _ in journaled(tmp_path)] == [0, 1, 2, 3], "the batch that it failed on included"
     first = [pair.lease_index for batch in actors.learner.batches[:2] for pair in batch]
 
     actors.learner, actors.generators = Learner(), [FakeGenerator("a")]
-    assert train.run_training(_config(tmp_path, **settings), resume=True) == 0
+    assert train.run_training(config_of(tmp_path, **settings), resume=True) == 0
     second = [pair.lease_index for batch in actors.learner.batches for pair in batch]
-    assert [update for update, _ in _journaled(tmp_path)] == list(range(6))
-    assert [index for _, leases in _journaled(tmp_path) for index in leases] == first + second
+    assert [update for update, _ in journaled(tmp_path)] == list(range(6))
+    assert [index for _, leases in journaled(tmp_path) for index in leases] == first + second
 
 
 def test_a_checkpoint_whose_journal_cannot_be_written_does_not_count(
@@ -188,7 +96,7 @@ def test_a_checkpoint_whose_journal_cannot_be_written_does_not_count(
 
     monkeypatch.setattr(Journal, "flush", full)
     with pytest.raises(RunError, match="cannot write the journal"):
-        train.run_training(_config(tmp_path, checkpoints={"every_updates": 2}))
+        train.run_training(config_of(tmp_path, checkpoints={"every_updates": 2}))
     assert checkpoints.latest(tmp_path / "run" / "checkpoints") is None
 
 
@@ -198,23 +106,25 @@ def test_groups_that_waited_for_opponents_at_an_interrupt_are_granted_again(tmp_
         "replay": {"prompts_per_update": 4, "max_staleness": 3},
     }
     actors.learner.interrupt_at, actors.generators = 2, [FakeGenerator("a", opponents=2)]
-    assert train.run_training(_config(tmp_path, **settings)) == 130
-    assert _summary(tmp_path)["ledger"]["in_flight"] >= 4, "S' = 0: none of the next update's groups has its opponents"
+    assert train.run_training(config_of(tmp_path, **settings)) == 130
+    assert summary_of(tmp_path)["ledger"]["in_flight"] >= 4, (
+        "S' = 0: none of the next update's groups has its opponents"
+    )
 
     first = [game.lease_index for games in actors.learner.batches for game in games]
     actors.learner, actors.generators = Learner(), [FakeGenerator("a", opponents=2)]
-    assert train.run_training(_config(tmp_path, **settings), resume=True) == 0
+    assert train.run_training(config_of(tmp_path, **settings), resume=True) == 0
     second = [game.lease_index for games in actors.learner.batches for game in games]
     assert first + second == list(range(24)), "every lease is trained exactly once over both parts"
-    assert _summary(tmp_path)["ledger"]["dropped"] == {}
+    assert summary_of(tmp_path)["ledger"]["dropped"] == {}
 
 
 def test_a_second_interrupt_ends_the_run_at_once_and_does_not_call_it_failed(tmp_path: Path, actors: Actors) -> None:
     actors.learner.interrupt_at, actors.learner.signals = 3, (signal.SIGINT, signal.SIGINT)
     with pytest.raises((asyncio.CancelledError, KeyboardInterrupt)):
-        train.run_training(_config(tmp_path))
-    assert _summary(tmp_path)["status"] == "interrupted"
-    assert "ended at once" in _summary(tmp_path)["error"]
+        train.run_training(config_of(tmp_path))
+    assert summary_of(tmp_path)["status"] == "interrupted"
+    assert "ended at once" in summary_of(tmp_path)["error"]
     assert checkpoints.latest(tmp_path / "run" / "checkpoints") is None
 
 
@@ -228,8 +138,8 @@ def test_an_interrupt_while_actors_start_ends_the_run_at_once(tmp_path: Path, ac
 
     actors.learner = Starting()
     with pytest.raises((asyncio.CancelledError, KeyboardInterrupt)):
-        train.run_training(_config(tmp_path))
-    assert _summary(tmp_path)["status"] == "interrupted"
+        train.run_training(config_of(tmp_path))
+    assert summary_of(tmp_path)["status"] == "interrupted"
 
 
 def test_sigterm_before_the_loop_ends_the_run_as_ctrl_c_does(
@@ -237,14 +147,17 @@ def test_sigterm_before_the_loop_ends_the_run_as_ctrl_c_does(
 ) -> None:
     monkeypatch.setattr(wiring, "start_judges", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(KeyboardInterrupt):
-        train.run_training(_config(tmp_path))
+        train.run_training(config_of(tmp_path))
 
 
 def test_a_failed_run_says_why_in_its_summary(tmp_path: Path, actors: Actors) -> None:
     actors.learner.break_at = 3
     with pytest.raises(RunError, match="ran out of memory"):
-        train.run_training(_config(tmp_path))
-    assert (_summary(tmp_path)["status"], _summary(tmp_path)["error"]) == ("failed", "the learner ran out of memory")
+        train.run_training(config_of(tmp_path))
+    assert (summary_of(tmp_path)["status"], summary_of(tmp_path)["error"]) == (
+        "failed",
+        "the learner ran out of memory",
+    )
 
 
 def test_an_evaluation_that_fails_does_not_cost_the_model(tmp_path: Path, actors: Actors) -> None:
@@ -256,24 +169,24 @@ def test_an_evaluation_that_fails_does_not_cost_the_model(tmp_path: Path, actors
 
     actors.judge = Broken()
     with pytest.raises(RunError, match="the judge died for good"):
-        train.run_training(_config(tmp_path))
+        train.run_training(config_of(tmp_path))
     assert (tmp_path / "run" / "final").is_dir()
 
 
 def test_a_refused_resume_leaves_the_run_s_config_as_it_was(tmp_path: Path, actors: Actors) -> None:
-    train.run_training(_config(tmp_path))
+    train.run_training(config_of(tmp_path))
     before = (tmp_path / "run" / "config.yaml").read_text()
     with pytest.raises(UsageError, match=r"changed since it was saved: evaluation\.prompts"):
-        train.run_training(_config(tmp_path, evaluation={"prompts": 8}), resume=True)
+        train.run_training(config_of(tmp_path, evaluation={"prompts": 8}), resume=True)
     with pytest.raises(UsageError, match=r"replay\.prompts_per_update is 8, but the run to resume was saved with 4"):
-        train.run_training(_config(tmp_path, replay={"prompts_per_update": 8}), resume=True)
+        train.run_training(config_of(tmp_path, replay={"prompts_per_update": 8}), resume=True)
     assert (tmp_path / "run" / "config.yaml").read_text() == before
 
 
 def test_settings_that_no_run_could_meet_leave_no_directory_behind(tmp_path: Path, actors: Actors) -> None:
     replay = {"prompts_per_update": 4, "order": "ready", "max_reuse": 5}
     with pytest.raises(UsageError, match=r"replay\.max_reuse 5 can never be met"):
-        train.run_training(_config(tmp_path, replay=replay))
+        train.run_training(config_of(tmp_path, replay=replay))
     assert not (tmp_path / "run").exists()
 
 
@@ -281,17 +194,17 @@ def test_a_run_that_starts_over_samples_its_opponent_again(tmp_path: Path, actor
     """Interrupted before its first checkpoint, a run may be started over with another model or number of prompts."""
     actors.learner.break_at = 1
     with pytest.raises(RunError):
-        train.run_training(_config(tmp_path))
+        train.run_training(config_of(tmp_path))
     actors.learner, actors.generators = Learner(), [FakeGenerator("a")]
-    assert train.run_training(_config(tmp_path, evaluation={"prompts": 6}), resume=True) == 0
-    assert _summary(tmp_path)["win_rate"]["n"] == 6
+    assert train.run_training(config_of(tmp_path, evaluation={"prompts": 6}), resume=True) == 0
+    assert summary_of(tmp_path)["win_rate"]["n"] == 6
 
 
 # ---------------------------------------------------------------- divergence
 
 
 def _diverging(tmp_path: Path, **divergence: Any) -> RunConfig:
-    return _config(tmp_path, checkpoints={"every_updates": 1, "keep": 2}, divergence={"updates": 2, **divergence})
+    return config_of(tmp_path, checkpoints={"every_updates": 1, "keep": 2}, divergence={"updates": 2, **divergence})
 
 
 def _latest(tmp_path: Path) -> str:
@@ -322,8 +235,8 @@ def test_a_run_that_diverges_is_stopped_after_a_checkpoint_if_it_is_to(tmp_path:
     actors.learner.diverging = range(3, 6)
     with pytest.raises(RunError, match=r"kl_chosen is 600 at update 4, over 500.*a checkpoint of it stands.*--resume"):
         train.run_training(_diverging(tmp_path, action="stop"))
-    assert _summary(tmp_path)["status"] == "failed"
-    assert (_summary(tmp_path)["updates"], _latest(tmp_path)) == (4, "update-0000004")
+    assert summary_of(tmp_path)["status"] == "failed"
+    assert (summary_of(tmp_path)["updates"], _latest(tmp_path)) == (4, "update-0000004")
 
 
 def test_a_run_that_diverges_goes_back_to_its_last_good_checkpoint_and_on(
@@ -337,10 +250,10 @@ def test_a_run_that_diverges_goes_back_to_its_last_good_checkpoint_and_on(
     assert train.run_training(_diverging(tmp_path, action="rollback")) == 0
     assert [len(learner.batches) for learner in learners] == [4, 5]
     assert learners[1].loaded == [tmp_path / "run" / "checkpoints" / "update-0000001"]
-    summary = _summary(tmp_path)
+    summary = summary_of(tmp_path)
     assert (summary["status"], summary["updates"], summary["ledger"]["trained"]) == ("completed", 6, 24)
     assert max(map(int, summary["staleness"]["histogram"])) <= summary["max_staleness_bound"]
-    assert [index for _, leases in _journaled(tmp_path) for index in leases] == list(range(24))
+    assert [index for _, leases in journaled(tmp_path) for index in leases] == list(range(24))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["outside_band"]) for line in lines] == [(step, 0) for step in range(1, 7)]
 
@@ -408,8 +321,8 @@ def test_in_the_world_the_policy_is_evaluated_by_enumeration(tmp_path: Path, act
         "evaluation": {"prompts": 0, "exact_every_updates": 4},
     }
     actors.learner = Publishing(world_model, tmp_path / "weights.safetensors")
-    assert train.run_training(_config(tmp_path, **settings)) == 0
-    lines, summary = _exact_lines(tmp_path), _summary(tmp_path)
+    assert train.run_training(config_of(tmp_path, **settings)) == 0
+    lines, summary = _exact_lines(tmp_path), summary_of(tmp_path)
     assert [line["step"] for line in lines] == [4, 6]
     assert 0.0 < lines[-1]["exploitability"] < 0.5
     assert lines[-1]["exact_kl"] > 0.0
@@ -445,9 +358,9 @@ def test_elsewhere_there_is_no_evaluation_by_enumeration(
         settings["sampling"] = {"completions_per_prompt": 2, "max_new_tokens": 5}
     else:
         settings["evaluation"]["exact_every_updates"] = 0
-    assert train.run_training(_config(tmp_path, **settings)) == 0
+    assert train.run_training(config_of(tmp_path, **settings)) == 0
     assert _exact_lines(tmp_path) == []
-    assert _summary(tmp_path)["exploitability"] is None
+    assert summary_of(tmp_path)["exploitability"] is None
     output = capsys.readouterr()
     said = "of completions of up to 4 tokens, and sampling.max_new_tokens is 5" in " ".join(
         (output.out + output.err).split()
@@ -460,6 +373,6 @@ def test_the_staleness_law_is_announced_where_the_loss_has_an_opponent(
     tmp_path: Path, actors: Actors, capsys: pytest.CaptureFixture[str], kind: str, told: bool
 ) -> None:
     settings = {"learner": {"loss": {"kind": kind}}, "sampling": {"completions_per_prompt": 4, "max_new_tokens": 4}}
-    assert train.run_training(_config(tmp_path, **settings)) == 0
+    assert train.run_training(config_of(tmp_path, **settings)) == 0
     output = capsys.readouterr()
     assert ("staleness limit: with tau 0.05" in output.out + output.err) == told

@@ -389,7 +389,9 @@ def test_a_disk_that_refuses_leaves_nothing_half_written(
         raise OSError("no space left on device")
 
     monkeypatch.setattr(module, "dump_config", refuse)
-    with pytest.raises(RunError, match=r"cannot write .*out: no space left on device; choose another"):
+    with pytest.raises(
+        RunError, match=r"cannot write .*out: no space left on device; make it writable, or choose another"
+    ):
         run_data(configured(many), Console(quiet=True))
     assert [path.name for path in tmp_path.iterdir()] == ["many.jsonl"]
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import gc
 import json
+import os
 import random
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +28,7 @@ from launch.output.journal import SETTINGS, Journal, learning_settings
 from launch.output.journal_files import segments
 from launch.output.journal_reader import JournalReader, UpdateRow, covered_from
 from launch.settings.run import RunConfig
+from tests.fakes.disks import REFUSED, FaultyDisk
 
 INT32 = st.integers(0, 2**31 - 1)
 FLOATS = st.floats(allow_nan=False)
@@ -248,7 +255,7 @@ def test_a_directory_that_cannot_be_written_ends_the_run_with_one_sentence(tmp_p
     (tmp_path / "journal").write_text("in the way")
     journal = journal_in(tmp_path / "journal")
     with pytest.raises(
-        RunError, match=r"cannot write the journal in .*journal: .*; free space there, or set journal\."
+        RunError, match=r"cannot write the journal in .*journal: .*; make it writable, or set journal\."
     ):
         write(journal, [0])
 
@@ -266,6 +273,60 @@ def test_a_full_disk_at_a_checkpoint_ends_the_run_and_leaves_what_was_closed(
     with pytest.raises(RunError, match="No space left on device"):
         write(journal, [1])
     assert read(tmp_path) == batches
+
+
+@pytest.mark.parametrize("fault", list(REFUSED))
+def test_a_disk_that_fails_at_any_operation_is_told_and_what_was_closed_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: int
+) -> None:
+    directory = tmp_path / "journal"
+
+    def attempt(first: int | None) -> int:
+        shutil.rmtree(directory, ignore_errors=True)
+        journal = journal_in(directory, journal={"updates_per_file": 2})
+        write(journal, [0, 1])
+        with monkeypatch.context() as patch:
+            disk = FaultyDisk(directory, fault, patch)
+            disk.first = first
+            write(journal, [2, 3, 4])
+            journal.flush()
+            return len(disk.operations)
+
+    for first in range(0, attempt(None), 1 if fault == errno.ENOSPC else 4):
+        with pytest.raises(RunError, match=rf"cannot write the journal in .*{os.strerror(fault)}.*; .*--resume"):
+            attempt(first)
+        rows = JournalReader(directory).rows
+        assert [row.update for row in rows] in ([0, 1], [0, 1, 2, 3], [0, 1, 2, 3, 4])
+        resumed = journal_in(directory, resume_from=2)
+        write(resumed, [2, 3, 4])
+        resumed.flush()
+        assert [row.update for row in JournalReader(directory).rows] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("operation", [("open", 0), ("write", 0), ("write", 1)])
+def test_what_a_full_disk_refused_a_part_of_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: tuple[str, int]
+) -> None:
+    """Else the end of the run would close it, and the collection of the writer would try once more and complain."""
+    unraisable: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    journal = journal_in(tmp_path)
+    disk = FaultyDisk(tmp_path, errno.ENOSPC, monkeypatch)
+    wanted = [("mkdir", 0), ("open", 0), ("write", 0), ("write", 1)]
+    disk.first = wanted.index(operation)
+    for update in (0, 1):
+        with contextlib.suppress(RunError):
+            write(journal, [update])
+            continue
+        break
+    assert disk.refused is not None
+    disk.repair()
+    journal.flush()
+    disk.first = 0
+    del journal
+    gc.collect()
+    assert not unraisable
+    assert segments(tmp_path) == []
 
 
 @pytest.mark.parametrize(

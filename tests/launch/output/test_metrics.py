@@ -69,9 +69,6 @@ def test_a_resume_takes_back_what_was_written_after_the_checkpoint(tmp_path):
     for step in (1, 2, 3, 4):
         first.write(step, {"loss": float(step)})
     first.close()
-    started = int(time.time())
-    while int(time.time()) == started:  # TensorBoard reads files in the order of their names, which hold the second
-        time.sleep(0.05)
     second = MetricsWriter(tmp_path, resume_from=2)
     second.write(3, {"loss": 30.0})
     second.close()
@@ -119,3 +116,33 @@ def test_a_full_disk_is_a_run_error_and_closing_does_not_hide_it(tmp_path):
     with pytest.raises(RunError, match="No space left on device"):
         writer.write(1, {"loss": 1.0})
     writer.close()
+
+
+def test_a_full_disk_at_tensorboard_is_a_run_error_at_that_step(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, writer._events._writer._writer.fileno())
+    os.close(full)
+    with pytest.raises(RunError, match=r"cannot write .*: No space left on device; free space there"):
+        writer.write(1, {"loss": 1.0})
+    writer.close()
+
+
+@pytest.mark.parametrize("jump", [-3600.0, 3600.0])
+def test_a_clock_that_is_set_changes_neither_order_nor_distances(tmp_path, monkeypatch, jump):
+    """TensorBoard reads the parts of a run in the order of their names, which hold the second of their start."""
+    real, shift = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: real() + shift[0])
+    first = MetricsWriter(tmp_path)
+    first.write(1, {"loss": 1.0})
+    shift[0] = jump
+    for step in (2, 3):
+        first.write(step, {"loss": float(step)})
+    first.close()
+    times = [line["time"] for line in lines(tmp_path)]
+    assert times == sorted(times)
+    assert times[-1] - times[0] < 1000
+    second = MetricsWriter(tmp_path, resume_from=2)
+    second.write(3, {"loss": 30.0})
+    second.close()
+    assert scalars(tmp_path, "loss/train") == [(1, 1.0), (2, 2.0), (3, 30.0)]

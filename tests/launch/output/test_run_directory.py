@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from actors.errors import RunError, UsageError
 from actors.files import atomic_write
+from launch.output import run_directory
 from launch.output.run_directory import LOCK, RunDirectory, SharedMemory, left_behind, next_free, planted
 from launch.settings.run import RunConfig
 
@@ -64,14 +66,78 @@ def test_nothing_is_written_before_a_run_begins(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_two_processes_never_run_in_one_directory(tmp_path: Path) -> None:
+def test_two_processes_never_run_in_one_directory_and_the_first_is_named(tmp_path: Path) -> None:
+    second = RunDirectory.open(_config(tmp_path / "run"), resume=False)
     first = _begin(tmp_path / "run")
-    second = RunDirectory.open(_config(tmp_path / "run"), resume=True)
-    with pytest.raises(UsageError, match=r"another process is running in .*run; wait for its end"):
+    held = rf"process {os.getpid()} on \S+ is running in .*run; wait for its end"
+    with pytest.raises(UsageError, match=held):
         second.begin(_config(tmp_path / "run"))
-    second.close()
+    for resume in (True, False):
+        with pytest.raises(UsageError, match=held):
+            RunDirectory.open(_config(tmp_path / "run"), resume=resume)
+    first.require()
     first.close()
     second.begin(_config(tmp_path / "run"))
+    second.close()
+
+
+def test_a_lock_that_names_nobody_is_held_by_another_process(tmp_path: Path) -> None:
+    """Older versions named none, and a full disk takes no name."""
+    first = _begin(tmp_path / "run")
+    (tmp_path / "run" / LOCK).write_text("")
+    with pytest.raises(UsageError, match="another process is running in"):
+        RunDirectory.open(_config(tmp_path / "run"), resume=True)
+    first.close()
+
+
+@pytest.mark.parametrize(
+    ("what", "cause"),
+    [("removed", "it is gone"), ("moved", "it is gone"), ("replaced", "another is in its place"), ("emptied", "lock")],
+)
+def test_a_directory_that_is_taken_away_is_missed(tmp_path: Path, what: str, cause: str) -> None:
+    begun = _begin(tmp_path / "run")
+    begun.require()
+    if what == "removed":
+        shutil.rmtree(tmp_path / "run")
+    elif what == "emptied":
+        begun.clear()
+    else:
+        (tmp_path / "run").rename(tmp_path / "elsewhere")
+        other = _begin(tmp_path / "run") if what == "replaced" else None
+    with pytest.raises(RunError, match=rf"directory .*run is not the one .* began in: .*{cause}.*--resume"):
+        begun.require()
+    begun.close()
+    if what == "replaced" and other is not None:
+        other.close()
+
+
+def test_a_run_that_ends_while_it_begins_lets_the_directory_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it leaves is in nobody's way, the traceback in error.txt included."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_directory, "atomic_write", full)
+        with pytest.raises(RunError, match="No space left on device; free space there, or choose another with"):
+            _begin(tmp_path / "run")
+    for left in ("error.txt", ".tmp-run_id"):
+        (tmp_path / "run" / left).touch()
+    _begin(tmp_path / "run").close()
+
+
+def test_a_shared_memory_that_takes_no_folder_says_what_to_do_and_holds_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name in ("mkdir", "open", "rename"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, full)
+            with pytest.raises(RunError, match=rf"folder in {tmp_path}: No space left on device; free space there"):
+                SharedMemory(tmp_path / "run", tmp_path)
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dead_process_s_shared_memory_is_removed_and_a_live_one_s_is_kept(tmp_path: Path) -> None:

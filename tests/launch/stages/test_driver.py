@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
+import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,9 @@ from launch.settings.loading import load_config
 from launch.settings.verbs import PREFERENCE
 from launch.stages.config import PreferenceRunConfig, SftRunConfig
 from launch.stages.driver import Prepared, StageRun
+from launch.verify import run_verify
 from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
+from tests.fakes.disks import FaultyDisk
 from tests.fakes.learner import FakeRanks
 
 EXAMPLES = [((1, 2), (3,))] * 20
@@ -384,3 +389,44 @@ def test_a_stage_that_diverges_is_stopped_after_a_checkpoint_if_it_is_to(tmp_pat
         run(stopped, FakeRanks())
     assert summary_of(tmp_path)["status"] == "failed"
     assert checkpoints_of(tmp_path)
+
+
+# Faults of the disk
+
+
+def test_a_disk_that_is_full_at_any_moment_ends_the_stage_with_a_sentence_and_it_goes_on_once_there_is_space(
+    tmp_path: Path,
+) -> None:
+    config = config_of(tmp_path, checkpoint_every=8)
+    losses, directory = [5.0, 4.0, 3.0, 3.5], tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        disk = FaultyDisk(directory, errno.ENOSPC, patch)
+        assert run(config, FakeRanks(losses)) == 0
+    for number in range(0, len(disk.operations), 7):
+        shutil.rmtree(directory)
+        with pytest.MonkeyPatch.context() as patch:
+            full = FaultyDisk(directory, errno.ENOSPC, patch)
+            full.first = number
+            with pytest.raises(RunError) as error:
+                run(config, FakeRanks(losses))
+        moment = f"operation {number}, {full.refused}: {error.value}"
+        assert re.search(rf"{directory}.*No space left on device; free space there, (then|or)", str(error.value)), (
+            moment
+        )
+        resume = (directory / "config.yaml").exists()
+        assert run(config, FakeRanks(losses), resume=resume) == 0, moment
+        assert summary_of(tmp_path)["updates"] == 10, moment
+        assert final_of(tmp_path) == 10, moment
+        assert run_verify(directory) == 0, moment
+
+
+def test_a_directory_that_is_taken_from_a_stage_is_missed_after_the_steps_under_way(tmp_path: Path) -> None:
+    def take(updates: int) -> None:
+        if updates == 4:
+            (tmp_path / "run").rename(tmp_path / "elsewhere")
+
+    with pytest.raises(RunError, match=r"run's directory .*run is not the one that this run began in: it is gone"):
+        run(config_of(tmp_path), FakeRanks(on_advance=take))
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+    (tmp_path / "elsewhere").rename(tmp_path / "run")
+    assert run(config_of(tmp_path), FakeRanks(), resume=True) == 0

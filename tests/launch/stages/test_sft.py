@@ -155,5 +155,7 @@ def test_a_disk_that_refuses_is_told_with_the_directory(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(preparation, "write_sequences", refuse)
-    with pytest.raises(RunError, match=r"cannot write to .*run: .*No space left on device; choose another"):
+    with pytest.raises(
+        RunError, match=r"cannot write to .*run: .*No space left on device; free space there, or choose another"
+    ):
         prepare_sft(config_of(source), run_dir)

@@ -8,6 +8,7 @@ import pytest
 
 from actors.errors import RunError, UsageError
 from learner.backend import checkpoints
+from tests.fakes.disks import REFUSED, FaultyDisk
 
 
 def stage(root, tag, update=0, parts=("deepspeed", "hf")):
@@ -146,6 +147,38 @@ def test_a_full_disk_at_commit_keeps_the_last_checkpoint_and_removes_the_stage(t
         checkpoints.commit(tmp_path, "update-2", keep=2)
     assert not path.exists()
     assert checkpoints.latest(tmp_path).name == "update-1"
+
+
+@pytest.mark.parametrize("fault", list(REFUSED))
+def test_a_disk_that_fails_at_any_operation_of_a_save_is_told_and_leaves_a_whole_latest(tmp_path, monkeypatch, fault):
+    """Also where what is to be tidied up after the first error cannot be removed."""
+    root = tmp_path / "checkpoints"
+
+    def attempt(first):
+        shutil.rmtree(root, ignore_errors=True)
+        save(root, "update-1", update=1)
+        with monkeypatch.context() as patch:
+            disk = FaultyDisk(root, fault, patch)
+            path = checkpoints.begin(root, "update-2")
+            for part in ("deepspeed", "hf"):
+                (path / part).mkdir()
+                (path / part / "weights").touch()
+            disk.operations.clear()
+            disk.first = first
+            checkpoints.write_state(path, {"update": 2})
+            checkpoints.commit(root, "update-2", keep=2)
+            return len(disk.operations)
+
+    for first in range(attempt(None)):
+        try:
+            attempt(first)  # what comes after the pointer may fail: the checkpoint counts
+        except RunError as error:
+            assert f": {os.strerror(fault)}; " in str(error), first  # noqa: PT017
+        path = checkpoints.latest(root)
+        checkpoints.verify(path)
+        assert checkpoints.read_state(path) == {"update": 1 if path.name == "update-1" else 2}
+        save(root, "update-3", update=3)
+        assert not [left for left in root.iterdir() if left.name.startswith(".")]
 
 
 def test_a_root_that_cannot_be_made_is_an_error_with_the_cause(tmp_path):

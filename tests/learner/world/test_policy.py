@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from actors import world
-from actors.errors import UsageError
+from actors.errors import RunError, UsageError
 from learner.world import policy as sft
 from learner.world.exact import corpus_cross_entropy, load_policy
 
@@ -117,7 +117,7 @@ def test_a_failed_write_leaves_the_last_good_model_and_no_rubble(tmp_path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(sft.GenerationConfig, "save_pretrained", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(RunError, match=r"cannot write .*policy: No space left on device; free space there, then use"):
         train(directory, updates=2)
     assert (directory / sft.SETTINGS_FILE).read_text() == document
     assert json.loads(document)["settings"]["updates"] == 1

@@ -141,7 +141,13 @@ def test_a_pause_may_be_given_as_a_date() -> None:
     assert retry_after_seconds({"Retry-After": format_datetime(later, usegmt=True)}) == pytest.approx(100, abs=3)
     assert retry_after_seconds({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
     assert retry_after_seconds({"Retry-After": "soon"}) is None
+    assert retry_after_seconds({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT", "Date": "soon"}) == 0.0
     assert retry_after_seconds({}) is None
+
+
+def test_a_pause_until_a_date_counts_from_the_server_s_own_date_whatever_this_host_s_clock_says() -> None:
+    headers = {"Date": "Wed, 21 Oct 2015 07:28:00 GMT", "Retry-After": "Wed, 21 Oct 2015 07:28:09 GMT"}
+    assert retry_after_seconds(headers) == 9.0
 
 
 @pytest.mark.parametrize("when", ["21 Oct 99999999999999 07:28:00 GMT", "21 Oct 2026 07:28:00 +99999999999999"])
