@@ -114,7 +114,7 @@ def _notice_stops(driver: int) -> None:
             since = time.monotonic()
         elif time.monotonic() - since >= STOP_SECONDS:
             text = f"warning: the driver was stopped {STOP_SECONDS:g} s ago; `kill -CONT {driver}` lets it go on"
-            print(f"offbeat: {text}", file=sys.stderr, flush=True)
+            print(shown(f"offbeat: {text}"), file=sys.stderr, flush=True)
             since = float("inf")
         time.sleep(STOP_SECONDS / 10)
 
