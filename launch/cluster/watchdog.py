@@ -25,6 +25,8 @@ from launch.settings.run import WatchdogConfig
 T = TypeVar("T")
 PULSE_SECONDS = 2.0
 """Pause between two signs of life of an actor."""
+LATE_SECONDS = 2 * PULSE_SECONDS
+"""Pause of this process itself after which an actor's silence counts anew: its answer may wait to be read."""
 DUMP_SECONDS = 5.0
 """Longest time that py-spy may take for the stacks of one process."""
 
@@ -113,7 +115,7 @@ class Watchdog:
             looked = since
             try:
                 while not (await asyncio.wait({asked}, timeout=PULSE_SECONDS))[0]:
-                    late, looked = self._clock() - looked > 2 * PULSE_SECONDS, self._clock()
+                    late, looked = self._clock() - looked > LATE_SECONDS, self._clock()
                     if late:  # this process waited elsewhere, and the answer may be here
                         since = looked
                     elif last is not None:
@@ -138,7 +140,7 @@ class Watchdog:
         told: set[str] = set()
         looked = self._clock()
         while not ended.wait(PULSE_SECONDS):
-            if self._clock() - looked > 2 * PULSE_SECONDS + DUMP_SECONDS:  # this very process was stopped
+            if self._clock() - looked > LATE_SECONDS + DUMP_SECONDS:  # this very process was stopped
                 self._ticked = self._clock()
             looked = self._clock()
             for each in self._ray:
