@@ -1,11 +1,11 @@
 """Stops: SIGSTOP of each process of a run, with SIGCONT after a minute and without; who is told of, when, what follows.
 
-    python -m benchmarks.stops [--output benchmarks/results/stops.json]
+    python -m benchmarks.stops [--only with|without] [--output benchmarks/results/stops.json]
 
 The run of `benchmarks.chaos`, with the watchdog's default for telling. With SIGCONT all roles are stopped in one run,
 which must go on each time. Without it the watchdog ends the process; a run that ends with it is started again with
-`--resume`. Exits with 1 if a stop was told later than after 20 s or not at all, or a run neither went on nor could be
-resumed.
+`--resume`. With `--only` the other half of the results stays as it was. Exits with 1 if a stop was told later than
+after 20 s or not at all, or a run neither went on nor could be resumed.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from benchmarks import record
 from benchmarks.chaos import Driver, configuration
 
 ROLES = ("generator", "judge", "learner", "raylet", "gcs", "driver")
+VITAL = ROLES[2:]
+"""Without which a run ends."""
 PAUSE_SECONDS = 60.0
 TELL_SECONDS = 12.0
 END_SECONDS = 40.0
@@ -41,7 +43,8 @@ TOLD = re.compile(r"warning: (.*) (has not answered|has made no progress|was sto
 
 def stop(driver: Driver, log: Path, role: str, *, again: bool) -> dict[str, Any]:
     """Stops one process of `role`, for a minute if `again`; what was told, when, and what became of the run."""
-    _until(lambda: driver.updates() > 0 and any(name == role for name, _ in driver.victims()), driver)
+    made = driver.updates()
+    _until(lambda: driver.updates() > made and any(name == role for name, _ in driver.victims()), driver)
     victim = next(process for name, process in driver.victims() if name == role)
     seen, began = log.stat().st_size, time.monotonic()
     victim.suspend()
@@ -59,7 +62,7 @@ def stop(driver: Driver, log: Path, role: str, *, again: bool) -> dict[str, Any]
         victim.kill()
     made = driver.updates()
     with suppress(TimeoutError):
-        _until(lambda: driver.updates() >= made + UPDATES, driver)
+        _until(lambda: driver.updates() >= made + UPDATES and (again or role not in VITAL), driver)
     found["run"] = "went on" if driver.code is None else f"ended with exit code {driver.code}"
     lines = [line for line in _since(log, seen).splitlines() if line.startswith("offbeat: ") and "update " not in line]
     found["said"] = lines[:6]
@@ -92,17 +95,20 @@ def _since(log: Path, place: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/stops.json"))
+    parser.add_argument("--only", choices=("with", "without"))
     arguments = parser.parse_args()
     from launch.output.summary import package_versions
     from learner.world.policy import train_sft
 
     log = arguments.output.with_suffix(".log")
-    trials = []
+    halves = {"with": (True,), "without": (False,), None: (True, False)}[arguments.only]
+    earlier = json.loads(arguments.output.read_text())["trials"] if arguments.only else []
+    trials = [each for each in earlier if each["continued"] not in halves]
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         train_sft(directory / "start", updates=30, seed=0)
         config = configuration(directory, directory / "start", 1_000_000)
-        for again in (True, False):
+        for again in halves:
             settings = yaml.safe_load(config.read_text())
             settings["watchdog"] = {
                 "tell_seconds": TELL_SECONDS,
