@@ -83,8 +83,11 @@ def supervise(command: Sequence[str]) -> int:
 
 
 def _die_with_parent() -> None:
-    """Let the kernel end the driver, and with it Ray, if the supervisor is killed."""
-    _control(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Let the kernel ask the driver to end if the supervisor is killed: it saves, and ends Ray in order.
+
+    Ray's agents would stay for a minute after a driver that is killed, to tell a GCS that is dead of it.
+    """
+    _control(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _control(option: int, value: int) -> None:

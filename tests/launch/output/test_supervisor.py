@@ -114,13 +114,24 @@ time.sleep(60)
     process.communicate()
 
 
-def test_the_driver_ends_with_a_supervisor_that_is_killed() -> None:
-    process = start("print(os.getpid(), flush=True); time.sleep(60)")
+def test_the_driver_hears_sigterm_if_its_supervisor_is_killed(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    process = start(
+        f"""
+def save(number, frame):
+    open({str(saved)!r}, "w").close()
+    os._exit(130)
+signal.signal(signal.SIGTERM, save)
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+    )
     assert process.stdout is not None
     driver = int(process.stdout.readline())
     process.kill()
     process.communicate()
     assert gone(driver)
+    assert saved.exists()
 
 
 def test_a_driver_that_is_stopped_is_told_of_once() -> None:
