@@ -17,6 +17,8 @@ from launch.settings.run import TrainingConfig
 from learner.backend import checkpoints, manifest
 
 SHOWN_SKIPS = 5  # malformed rows shown one by one
+SAME_SECONDS = 1.0
+"""Time within which two SIGTERMs are one."""
 
 Status = Literal["completed", "interrupted", "failed"]
 Resume = bool | str
@@ -161,14 +163,19 @@ def ending_on_sigterm() -> Iterator[None]:
 def stopping_on_signals(stop: Callable[[], str | None], say: Callable[[str], None]) -> Iterator[None]:
     """Within it the first Ctrl-C or SIGTERM calls `stop`, and the second cancels the current task.
 
-    `stop` returns what to tell the user, or None if there is nothing to save: then the first one cancels too.
+    `stop` returns what to tell the user, or None if there is nothing to save: then the first one cancels too. SIGTERMs
+    within a second are one: the kernel sends one for each thread of a supervisor that was killed.
     """
     running, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    stopped = False
+    stopped, terminated = False, float("-inf")
 
-    def handle() -> None:
-        nonlocal stopped
+    def handle(number: int) -> None:
+        nonlocal stopped, terminated
+        if number == signal.SIGTERM:
+            before, terminated = terminated, time.monotonic()
+            if terminated - before < SAME_SECONDS:
+                return
         told = None if stopped else stop()
         stopped = True
         if told is None:
@@ -178,7 +185,7 @@ def stopping_on_signals(stop: Callable[[], str | None], say: Callable[[str], Non
 
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in previous:
-        running.add_signal_handler(number, handle)
+        running.add_signal_handler(number, handle, number)
     try:
         yield
     finally:

@@ -55,9 +55,13 @@ def test_a_completed_run_leaves_model_summary_and_metrics(tmp_path: Path, actors
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_is_saved_and_goes_on_where_it_was(tmp_path: Path, actors: Actors, number: Any) -> None:
-    actors.learner.interrupt_at, actors.learner.signals = 3, (number,)
+@pytest.mark.parametrize(
+    "signals",
+    [(signal.SIGINT,), (signal.SIGTERM,), (signal.SIGTERM,) * 3],
+    ids=["Ctrl-C", "SIGTERM", "SIGTERM from each thread of a dead supervisor"],
+)
+def test_an_interrupted_run_is_saved_and_goes_on_where_it_was(tmp_path: Path, actors: Actors, signals: Any) -> None:
+    actors.learner.interrupt_at, actors.learner.signals = 3, signals
     assert train.run_training(config_of(tmp_path)) == 130
     assert (summary_of(tmp_path)["status"], summary_of(tmp_path)["updates"]) == ("interrupted", 3)
 
