@@ -6,6 +6,7 @@ Each adapter gets actor handles; `wiring.py` starts the actors and decides where
 import asyncio
 import contextlib
 import re
+import time
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 
-from actors.errors import EngineStartError, RunError, UsageError, WeightMismatchError
+from actors.errors import EngineStartError, OffbeatError, RunError, UsageError, WeightMismatchError
 from actors.records import Failure, Game, GeneratorStatus, Group, Lease, Manifest, Pair, Pulse
 from launch.cluster.carriers import PULSE, carrier_of
 from launch.run.protocols import GeneratorDeadError, GeneratorUnavailableError, Publication
@@ -24,6 +25,8 @@ JUDGE_ATTEMPTS = 3
 ANSWER_SECONDS = 2.0
 """Longest wait for a value that is only reported."""
 CLOSE_SECONDS = 10.0
+DEATH_SECONDS = 30.0
+"""Longest wait for the news of a rank's death after another rank's error."""
 RESTART_POLL_SECONDS = 0.1
 """Poll interval for a restarting actor; Ray's own retry notices later."""
 START_PAUSE_SECONDS = 5.0
@@ -278,10 +281,18 @@ class RayRanks:
         return (await self._gather([call.remote(*arguments)]))[0]
 
     async def _gather(self, references: Sequence[Awaitable[Any]]) -> list[Any]:
+        answers = [asyncio.ensure_future(_answer(reference)) for reference in references]
         try:
-            return list(await asyncio.gather(*[_answer(reference) for reference in references]))
+            return list(await asyncio.gather(*answers))
         except RayActorError as error:
             raise _learner_died(error) from None
+        except OffbeatError:
+            raise
+        except Exception:
+            # A rank that dies breaks the others' connections to it, and their errors arrive before its own.
+            if (died := await _first_death(answers)) is not None:
+                raise _learner_died(died) from None
+            raise
 
 
 class RayStage(RayRanks):
@@ -333,6 +344,21 @@ class RayLearner(RayRanks):
         self, sequences: Sequence[tuple[Sequence[int], Sequence[int], Sequence[tuple[int, int]]]]
     ) -> list[Any]:
         return await self._all("score", ray.put([tuple(map(tuple, sequence)) for sequence in sequences]))
+
+
+async def _first_death(answers: Sequence[asyncio.Future[Any]]) -> RayActorError | None:
+    """Return the error of the rank that died, as soon as Ray knows; None if all answer or time is over."""
+    deadline = time.monotonic() + DEATH_SECONDS
+    while True:
+        ended = [answer for answer in answers if answer.done()]
+        for error in (answer.exception() for answer in ended):
+            if isinstance(error, RayActorError):
+                return error
+        left = deadline - time.monotonic()
+        if len(ended) == len(answers) or left <= 0.0:
+            return None
+        waiting = [answer for answer in answers if not answer.done()]
+        await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
 
 
 def _learner_died(error: Exception) -> RunError:

@@ -290,6 +290,32 @@ def test_a_learner_that_dies_while_it_hands_out_chunks_is_named() -> None:
         asyncio.run(RayLearner([rank], "object_store").export(1))
 
 
+def test_a_rank_that_died_is_the_cause_of_what_another_says_of_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gloo's words name no rank and no next step."""
+    broken = RuntimeError("gloo/transport/tcp/pair.cc:537 Read error: Connection reset by peer")
+
+    class Rank:
+        def __init__(self, *answers: Any) -> None:
+            self.ready, self._answers = self, answers
+
+        async def remote(self, *arguments: Any) -> None:
+            for answer in self._answers:
+                await asyncio.sleep(0.01) if answer is None else None
+                if isinstance(answer, Exception):
+                    raise answer
+
+    ready = RayLearner([Rank(broken), Rank(None, ActorDiedError())], "shm").ready()
+    with pytest.raises(
+        RunError, match=r"^a learner process died: .*; continue from the last checkpoint with --resume$"
+    ):
+        asyncio.run(ready)
+    with pytest.raises(RuntimeError, match="Connection reset"):
+        asyncio.run(RayLearner([Rank(broken), Rank(None)], "shm").ready())
+    monkeypatch.setattr(ray_ports, "DEATH_SECONDS", 0.05)
+    with pytest.raises(RuntimeError, match="Connection reset"):
+        asyncio.run(RayLearner([Rank(broken), Rank(*[None] * 1000)], "shm").ready())
+
+
 def test_a_constructor_that_failed_is_told_in_its_own_words_on_one_line() -> None:
     """The message once lost everything but its last line, the name of the missing directory included."""
     traceback = (
