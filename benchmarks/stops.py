@@ -1,10 +1,10 @@
 """Stops: SIGSTOP of each process of a run, with SIGCONT after a minute and without; who is told of, when, what follows.
 
-    python -m benchmarks.stops [--only with|without] [--output benchmarks/results/stops.json]
+    python -m benchmarks.stops [--only with|without] [--roles ROLE ...] [--output benchmarks/results/stops.json]
 
 The run of `benchmarks.chaos`, with the watchdog's default for telling. With SIGCONT all roles are stopped in one run,
 which must go on each time. Without it the watchdog ends the process; a run that ends with it is started again with
-`--resume`. With `--only` the other half of the results stays as it was. Exits with 1 if a stop was told later than
+`--resume`. With `--only` and `--roles` the other results stay as they were. Exits with 1 if a stop was told later than
 after 20 s or not at all, or a run neither went on nor could be resumed.
 """
 
@@ -44,8 +44,8 @@ TOLD = re.compile(r"warning: (.*) (has not answered|has made no progress|was sto
 def stop(driver: Driver, log: Path, role: str, *, again: bool) -> dict[str, Any]:
     """Stops one process of `role`, for a minute if `again`; what was told, when, and what became of the run."""
     made = driver.updates()
-    _until(lambda: driver.updates() > made and any(name == role for name, _ in driver.victims()), driver)
-    victim = next(process for name, process in driver.victims() if name == role)
+    _until(lambda: driver.updates() > made and bool(_at_work(driver, role)), driver)
+    victim = _at_work(driver, role)[0]
     seen, began = log.stat().st_size, time.monotonic()
     victim.suspend()
     found: dict[str, Any] = {"role": role, "continued": again, "told_seconds": None, "told": None}
@@ -66,6 +66,15 @@ def stop(driver: Driver, log: Path, role: str, *, again: bool) -> dict[str, Any]
     found["run"] = "went on" if driver.code is None else f"ended with exit code {driver.code}"
     lines = [line for line in _since(log, seen).splitlines() if line.startswith("offbeat: ") and "update " not in line]
     found["said"] = lines[:6]
+    return found
+
+
+def _at_work(driver: Driver, role: str) -> list[psutil.Process]:
+    """Processes of a role that have started: Ray names those that have not after their constructor."""
+    found = []
+    for name, process in driver.victims():
+        with suppress(psutil.Error):
+            found += [process] if name == role and "__init__" not in "".join(process.cmdline()) else []
     return found
 
 
@@ -96,14 +105,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/stops.json"))
     parser.add_argument("--only", choices=("with", "without"))
+    parser.add_argument("--roles", nargs="+", choices=ROLES, default=ROLES)
     arguments = parser.parse_args()
     from launch.output.summary import package_versions
     from learner.world.policy import train_sft
 
     log = arguments.output.with_suffix(".log")
     halves = {"with": (True,), "without": (False,), None: (True, False)}[arguments.only]
-    earlier = json.loads(arguments.output.read_text())["trials"] if arguments.only else []
-    trials = [each for each in earlier if each["continued"] not in halves]
+    earlier = json.loads(arguments.output.read_text())["trials"] if arguments.output.is_file() else []
+    trials = [each for each in earlier if each["continued"] not in halves or each["role"] not in arguments.roles]
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         train_sft(directory / "start", updates=30, seed=0)
@@ -118,7 +128,7 @@ def main() -> None:
             driver = Driver(config, log)
             driver.start()
             try:
-                for role in ROLES:
+                for role in arguments.roles:
                     trials.append(stop(driver, log, role, again=again))
                     print(json.dumps(trials[-1]), flush=True)
                     if driver.code is not None:
