@@ -148,30 +148,33 @@ class Watchdog:
             self._waits(self._clock() - self._ticked, told)
 
     def _stopped(self, process: RayProcess, seconds: float, told: set[str]) -> None:
-        tell, end = self._config.tell_seconds, self._config.end_seconds
-        if tell is not None and seconds >= tell and process.name not in told:
-            told.add(process.name)
-            then = "" if end is None else f"; after {end:g} s it is ended (watchdog.end_seconds)"
+        if self._is_news(process.name, seconds, told):
             self._say(
                 f"warning: {process.name} was stopped {seconds:.0f} s ago (`kill -CONT {process.process}` lets it go "
-                f"on){then}"
+                f"on){self._then()}"
             )
-        elif seconds == 0.0 and process.name in told:
-            told.remove(process.name)
-            self._say(f"{process.name} goes on")
-        if end is not None and seconds >= end:
+        if self._config.end_seconds is not None and seconds >= self._config.end_seconds:
             self._say(f"{process.name} was ended after {seconds:.0f} s; the run ends with it")
             process.kill()
 
     def _waits(self, seconds: float, told: set[str]) -> None:
-        tell = self._config.tell_seconds
-        if tell is not None and seconds >= tell and "the driver" not in told:
-            told.add("the driver")
+        if self._is_news("the driver", seconds, told):
             self._say(f"warning: the driver has waited in one call for {seconds:.0f} s; hangs.txt says in which")
             self._record(f"the driver has waited in one call for {seconds:.0f} s\n{own_stacks()}")
-        elif tell is not None and seconds < tell and "the driver" in told:
-            told.remove("the driver")
-            self._say("the driver goes on")
+
+    def _is_news(self, name: str, seconds: float, told: set[str]) -> bool:
+        """Return whether so long a stop is to be told now; say that `name` goes on when a told one is over."""
+        lasts = self._config.tell_seconds is not None and seconds >= self._config.tell_seconds
+        if lasts == (name in told):
+            return False
+        told ^= {name}
+        if not lasts:
+            self._say(f"{name} goes on")
+        return lasts
+
+    def _then(self) -> str:
+        end = self._config.end_seconds
+        return "" if end is None else f"; after {end:g} s it is ended (watchdog.end_seconds)"
 
     def _starting(self, actor: Watched, seconds: float, told: bool) -> bool:
         limit = self._config.start_seconds
@@ -192,8 +195,7 @@ class Watchdog:
             return told
         where = f"process {last.process} on {last.host}"
         if not told:
-            then = "" if end is None else f"; after {end:g} s it is ended (watchdog.end_seconds)"
-            self._say(f"warning: {actor.name} {what} for {seconds:.0f} s ({where}){then}")
+            self._say(f"warning: {actor.name} {what} for {seconds:.0f} s ({where}){self._then()}")
             self._record(
                 f"{actor.name} {what} for {seconds:.0f} s, {where}\n{await asyncio.to_thread(stacks_of, last)}"
             )

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,16 @@ def wait_for_updates(process: subprocess.Popen[str], run: Path, updates: int) ->
         time.sleep(0.05)
     process.kill()
     raise AssertionError(f"no {updates} updates: {process.communicate()}")
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Fail with what the run printed if it ends, or much time passes, before `condition` holds."""
+    deadline = time.monotonic() + 280
+    while not condition():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(process.communicate())
+        time.sleep(0.1)
 
 
 def summary_of(run: Path) -> dict:

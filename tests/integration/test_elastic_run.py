@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.cluster import Cluster
-from tests.integration.runs import finish, small_run, start, summary_of, wait_for_updates
+from tests.integration.runs import finish, small_run, start, summary_of, wait_for_updates, wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -44,15 +43,6 @@ def config(tmp_path: Path, model_dir: Path, cluster: Cluster) -> Path:
     )
 
 
-def _until(condition: Callable[[], bool], process: Any) -> None:
-    deadline = time.monotonic() + 280
-    while not condition():
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            raise AssertionError(process.communicate())
-        time.sleep(0.1)
-
-
 def test_generators_join_and_leave_with_their_nodes_and_no_prompt_is_lost(
     config: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,12 +57,12 @@ def test_generators_join_and_leave_with_their_nodes_and_no_prompt_is_lost(
         return metrics.read_bytes().count(b"\n")
 
     node = cluster.add(cpus=1)
-    _until(lambda: bool(cluster.at_work(node)), process)
+    wait_until(lambda: bool(cluster.at_work(node)), process)
     cluster.lose(node)
     before = updates()
-    _until(lambda: updates() >= before + 20, process)
+    wait_until(lambda: updates() >= before + 20, process)
     node = cluster.add(cpus=1)
-    _until(lambda: bool(cluster.at_work(node)), process)
+    wait_until(lambda: bool(cluster.at_work(node)), process)
     process.send_signal(signal.SIGINT)
     _, err = finish(process, 130)
     assert re.search(r"generator-[01] died and is being restarted", err), err  # either may get the first room

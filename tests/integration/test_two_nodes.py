@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 
 from benchmarks.cluster import Cluster
 from launch.verify import run_verify
-from tests.integration.runs import finish, small_run, start, summary_of, wait_for_updates
+from tests.integration.runs import finish, small_run, start, summary_of, wait_for_updates, wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -50,7 +49,7 @@ def test_a_generator_killed_on_one_of_two_nodes_costs_nothing_and_a_rank_lost_wi
         assert len(cluster.titled("ray::LearnerWorker")) == 2
         (generator,) = cluster.titled("ray::RemoteGenerator", name=node)
         generator.kill()
-        _until(lambda: bool(cluster.at_work(node)), process)
+        wait_until(lambda: bool(cluster.at_work(node)), process)
         wait_for_updates(process, run, 16)
         cluster.lose(node)
         _, err = finish(process, 1)
@@ -62,15 +61,6 @@ def test_a_generator_killed_on_one_of_two_nodes_costs_nothing_and_a_rank_lost_wi
     assert summary["status"] == "failed"
     assert summary["ledger"]["dropped"] == {}
     assert summary["log_ratio_max"] < 5e-5, "a token was not sampled by the weights that its version names"
-
-
-def _until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 280
-    while not condition():
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            raise AssertionError(process.communicate())
-        time.sleep(0.1)
 
 
 def _wait_for_cores(cluster: Cluster, cores: int) -> None:
