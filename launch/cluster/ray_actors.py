@@ -372,6 +372,8 @@ _RAISED = re.compile(r"^[\w.]*(Error|Exception): ")
 
 def reason(error: Exception) -> str:
     """Return Ray's error on one line; for a failed constructor, the message of its own exception."""
+    if isinstance(error, ActorUnavailableError):
+        return "Ray no longer reaches it, because its process or its host is gone, or the network between"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar
 from actors.errors import RunError
 from actors.records import Pulse
 from launch.cluster.ray_processes import RayProcess, ray_processes
+from launch.run.protocols import give_up
 from launch.settings.run import WatchdogConfig
 
 T = TypeVar("T")
@@ -105,7 +106,7 @@ class Watchdog:
         finally:
             for task in (working, watching):
                 task.cancel()
-            await asyncio.wait({working, watching})
+            await asyncio.gather(working, watching, return_exceptions=True)
 
     async def _watch(self, actor: Watched) -> None:
         last: Pulse | None = None  # None while it starts, which takes as long as its model and the cluster's room take
@@ -132,7 +133,7 @@ class Watchdog:
             except Exception:  # its process died: others notice, and it starts again or never does
                 last, told = None, False
             finally:
-                asked.cancel()
+                give_up(asked)
             await asyncio.sleep(PULSE_SECONDS)
 
     def _watch_beside(self, ended: threading.Event) -> None:

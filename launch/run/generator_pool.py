@@ -22,6 +22,7 @@ from launch.run.protocols import (
     PoolLimits,
     Publication,
     Signal,
+    give_up,
 )
 
 COLLECT_SECONDS = 2.0  # longest wait of one collect or status call
@@ -51,7 +52,7 @@ async def _shielded(work: Coroutine[Any, Any, None]) -> None:
         await asyncio.wait({task})
     except asyncio.CancelledError:
         task.cancel()
-        await asyncio.wait({task})
+        await asyncio.gather(task, return_exceptions=True)  # asyncio would print an error that nobody asks for
         raise
     task.result()
 
@@ -357,7 +358,7 @@ class GeneratorPool:
                 )
             member.version = taken
         finally:
-            taking.cancel()
+            give_up(taking)
 
     def _leave_out(self, member: Member, version: int, refusal: WeightMismatchError) -> None:
         """Kill a generator that refused `version`, unless all generators did: then the fault is not its own."""
@@ -384,8 +385,6 @@ class GeneratorPool:
         member.port.kill()
         # Until the call ends, the old process could be mistaken for the new one.
         await asyncio.wait({taking}, timeout=END_SECONDS)
-        if taking.done() and not taking.cancelled():
-            taking.exception()  # too late, whatever the answer
         raise GeneratorUnavailableError(member.port.name)
 
     def _retire_superseded(self) -> None:

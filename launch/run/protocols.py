@@ -38,6 +38,12 @@ class Signal:
         await self._event.wait()
 
 
+def give_up(work: asyncio.Future[Any]) -> None:
+    """Cancel `work`. Ask for its error if it has one: asyncio would print a traceback later."""
+    work.add_done_callback(lambda done: done.cancelled() or done.exception())
+    work.cancel()
+
+
 class GeneratorPort(Protocol):
     """One generator. Every call may raise GeneratorUnavailableError or GeneratorDeadError."""
 

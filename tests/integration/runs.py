@@ -65,6 +65,8 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
     """Standard output and error of a run that must end with `code`."""
     out, err = process.communicate(timeout=380)
     assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
+    assert "never retrieved" not in err, err  # asyncio's traceback after our own error
+    assert "never awaited" not in err, err
     return out, err
 
 

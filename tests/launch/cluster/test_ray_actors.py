@@ -332,6 +332,11 @@ def test_a_constructor_that_failed_is_told_in_its_own_words_on_one_line() -> Non
         asyncio.run(RayJudge(FakeActor(seconds=died)).ready())
 
 
+def test_a_rank_out_of_reach_is_told_without_ray_s_codes() -> None:
+    lost = ActorUnavailableError("RpcError: RPC error: Socket closed rpc_code: 14", None)
+    assert ray_ports.reason(lost).startswith("Ray no longer reaches it, because its process or its host is gone")
+
+
 def test_an_update_enters_every_rank_with_its_items_and_whether_to_measure_the_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -21,6 +21,7 @@ from launch.cluster import watchdog as module
 from launch.cluster.ray_processes import RayProcess
 from launch.cluster.watchdog import Watchdog, stacks_of
 from launch.settings.run import WatchdogConfig
+from tests.launch.run.pools import heard
 
 ELSEWHERE = Pulse("another-host", 7)
 
@@ -151,6 +152,17 @@ def test_a_learner_s_rank_that_stays_silent_ends_the_run_and_its_work(watch: Any
     with pytest.raises(RunError, match=r"generator-3 has not answered for 0 s and was ended .*; hangs.txt has its"):
         watch(Actor(ELSEWHERE, ..., vital=True), work, end=0.2)
     assert ended == [True]
+
+
+def test_an_error_of_work_that_is_given_up_is_not_printed_after_the_cause(watch: Any) -> None:
+    async def fails_when_cancelled() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise ValueError("its connections broke") from None
+
+    with heard(), pytest.raises(RunError, match="generator-3 has not answered"):
+        watch(Actor(ELSEWHERE, ..., vital=True), fails_when_cancelled, end=0.2)
 
 
 def test_the_death_of_ray_s_own_process_is_the_cause_of_what_its_actors_say(

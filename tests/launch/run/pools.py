@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import gc
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 from actors.records import Canary, Manifest
 from launch.run.generator_pool import GeneratorPool
@@ -32,6 +34,22 @@ async def serving(pool: GeneratorPool) -> AsyncIterator[asyncio.Task[None]]:
 async def until(condition: Callable[[], object]) -> None:
     while not condition():
         await asyncio.sleep(0.001)
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[None]:
+    """Fail if asyncio reports an error that nobody asked for: a user would read its traceback after the real cause."""
+    reported: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: reported.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("asyncio")
+    log.addHandler(handler)
+    try:
+        yield
+        gc.collect()
+    finally:
+        log.removeHandler(handler)
+    assert not reported
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:

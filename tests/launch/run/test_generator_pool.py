@@ -18,7 +18,7 @@ from launch.run import generator_pool as pool_module
 from launch.run.generator_pool import GeneratorPool
 from launch.run.protocols import GeneratorDeadError, GeneratorUnavailableError, PoolEvents, PoolLimits, Publication
 from tests.fakes.generators import FakeGenerator, FakePrompts, group_of
-from tests.launch.run.pools import offer, run, serving, until
+from tests.launch.run.pools import heard, offer, run, serving, until
 
 
 class Manual(FakeGenerator):
@@ -573,7 +573,34 @@ def test_a_pool_that_is_cancelled_while_a_generator_dies_ends() -> None:
             done, _ = await asyncio.wait({running}, timeout=1)
             assert done
 
-    run(test)
+    with heard():
+        run(test)
+
+
+def test_a_pool_that_is_cancelled_just_as_a_transfer_fails_leaves_no_traceback() -> None:
+    class Failing(Manual):
+        async def take_weights(self, manifest: Manifest, chunks: Any) -> int:
+            self.taking.append(manifest.version)
+            if manifest.version == 0:
+                return await super().take_weights(manifest, chunks)
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                raise GeneratorUnavailableError("a") from None
+            return 0
+
+    async def test() -> None:
+        a = Failing("a")
+        pool = Pool(a)
+        async with pool.running() as running:
+            pool.buffer.published = lambda version: None  # type: ignore[method-assign]  # no update made version 1
+            pool.offer(1)
+            await until(lambda: 1 in a.taking)
+            running.cancel()
+            await asyncio.wait({running}, timeout=1)
+
+    with heard():
+        run(test)
 
 
 def test_a_generator_that_does_not_start_is_named_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
