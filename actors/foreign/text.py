@@ -25,8 +25,10 @@ _OBEYED = re.compile(
     "\u2028\u2029\ufeff\U000e0000-\U000e007f"  # other ends of lines, and characters without a width
     "\ud800-\udfff]"  # lone surrogates, which no encoding prints
 )
+_NAME = r"'[A-Za-z_]\w{0,39}'"
 _UNIQUE = re.compile(
-    r"(?P<kept>\bstatus \d{3}\b|\\x[0-9a-f]{2}|\\[uU][0-9a-f]{4,8})"
+    r"(?P<kept>\bstatus \d{3}\b|\\x[0-9a-f]{2}|\\[uU][0-9a-f]{4,8}"
+    rf"|\bKeyError: {_NAME}|\b(?:name|named|attribute|argument:?|column|field|key) {_NAME}|{_NAME} object\b)"
     r"|(?<!\w)(?:'[^']*'|\"[^\"]*\")(?!\w)"  # ids and excerpts are quoted
     r"|\b(?=[\w-]*\d)\w[\w-]{15,}\b"  # UUIDs, digests, object ids
     r"|\b0x[0-9a-fA-F]+\b|\d+(?:\.\d+)?(?:e[-+]?\d+)?"
@@ -51,7 +53,7 @@ def shown(text: object, limit: int = LONGEST, *, lines: bool = False) -> str:
 def kind_of(reason: str) -> str:
     """Return the kind of a failure: its reason without ids, numbers and quotations, cut after `LONGEST_REASON`.
 
-    The status of an HTTP answer is kept.
+    The status of an HTTP answer is kept, and a name that Python says is missing.
     """
     text = " ".join(shown(reason, LONGEST, lines=True).split())
     kind = _UNIQUE.sub(lambda found: found["kept"] or "#", text)

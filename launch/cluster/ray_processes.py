@@ -2,13 +2,17 @@
 
 import contextlib
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-NAMES = {"raylet": "Ray's raylet", "gcs_server": "Ray's GCS"}
+RAYLET = "Ray's raylet"
+NAMES = {"raylet": RAYLET, "gcs_server": "Ray's GCS"}
 """By the name of the program."""
+_STARTING = re.compile(r"ray::(\w+)\.__init__")
+"""Title of a worker while it makes an actor."""
 _ENDED, _STOPPED = "ZX", "Tt"
 """States of /proc of a process that nobody waited for yet, and of one that a signal or a debugger stopped."""
 
@@ -16,8 +20,11 @@ _ENDED, _STOPPED = "ZX", "Tt"
 class RayProcess:
     """One of them. It has no sign of life of its own, so its state is asked of the kernel."""
 
-    def __init__(self, name: str, process: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, name: str, process: int, clock: Callable[[], float] = time.monotonic, *, vital: bool = True
+    ) -> None:
         self.name, self.process = name, process
+        self.vital = vital  # whether the run ends with it
         self._clock = clock
         self._since: float | None = None
 
@@ -37,7 +44,7 @@ class RayProcess:
         return 0.0 if self._since is None else self._clock() - self._since
 
     def kill(self) -> None:
-        """End it; Ray then ends this process."""
+        """End it. If it is one of Ray's own, Ray then ends this process."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process, signal.SIGKILL)
 
@@ -50,6 +57,34 @@ def ray_processes(parent: int | None = None) -> list[RayProcess]:
             program = (entry / "comm").read_text(errors="replace").strip()
             if program in NAMES and (known := _state(int(entry.name))) and known[1] == (parent or os.getpid()):
                 found.append(RayProcess(NAMES[program], int(entry.name)))
+    return found
+
+
+class StartingActors:
+    """Workers of one raylet that are making an actor: they answer nothing before it is made."""
+
+    def __init__(self, raylet: int) -> None:
+        self._raylet = raylet
+        self._known: dict[int, RayProcess] = {}
+
+    def now(self) -> list[RayProcess]:
+        """Look for them; a worker that was there before is the same object."""
+        found = {}
+        for process in _children(self._raylet):
+            with contextlib.suppress(OSError):
+                title = Path(f"/proc/{process}/cmdline").read_text(errors="replace").partition("\0")[0]
+                if starting := _STARTING.fullmatch(title):
+                    new = RayProcess(f"{starting[1]}, which is starting (process {process}),", process, vital=False)
+                    found[process] = self._known.get(process, new)
+        self._known = found
+        return list(found.values())
+
+
+def _children(process: int) -> list[int]:
+    found: list[int] = []
+    for path in Path(f"/proc/{process}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, path.read_text().split())
     return found
 
 

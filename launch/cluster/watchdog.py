@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 from actors.errors import RunError
 from actors.records import Pulse
-from launch.cluster.ray_processes import RayProcess, ray_processes
+from launch.cluster.ray_processes import RAYLET, RayProcess, StartingActors, ray_processes
 from launch.run.protocols import give_up
 from launch.settings.run import WatchdogConfig
 
@@ -67,6 +67,7 @@ class Watchdog:
         self._actors, self._config, self._clock = actors, config, clock
         self._say, self._record = say, record
         self._ray = ray_processes()
+        self._starts = [StartingActors(each.process) for each in self._ray if each.name == RAYLET]
         self._ticked = clock()
 
     async def run(self) -> None:
@@ -137,14 +138,14 @@ class Watchdog:
             await asyncio.sleep(PULSE_SECONDS)
 
     def _watch_beside(self, ended: threading.Event) -> None:
-        """Tell of Ray's processes that are stopped, and of a call in which the driver waits, until `ended`."""
+        """Tell of stopped processes of Ray's, of stopped actors that are starting, and of a driver that waits."""
         told: set[str] = set()
         looked = self._clock()
         while not ended.wait(PULSE_SECONDS):
             if self._clock() - looked > LATE_SECONDS + DUMP_SECONDS:  # this very process was stopped
                 self._ticked = self._clock()
             looked = self._clock()
-            for each in self._ray:
+            for each in (*self._ray, *(actor for starts in self._starts for actor in starts.now())):
                 self._stopped(each, each.stopped_seconds(), told)
             self._waits(self._clock() - self._ticked, told)
 
@@ -155,7 +156,8 @@ class Watchdog:
                 f"on){self._then()}"
             )
         if self._config.end_seconds is not None and seconds >= self._config.end_seconds:
-            self._say(f"{process.name} was ended after {seconds:.0f} s; the run ends with it")
+            then = "the run ends with it" if process.vital else "it starts again while restarts are left"
+            self._say(f"{process.name} was ended after {seconds:.0f} s; {then}")
             process.kill()
 
     def _waits(self, seconds: float, told: set[str]) -> None:

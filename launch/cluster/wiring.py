@@ -33,6 +33,9 @@ from learner.stages.config import StageConfig, StageSpec
 
 PLACEMENT_SECONDS = 120.0
 CONNECT_SECONDS = 10.0
+HEAPS = "MALLOC_ARENA_MAX"
+"""Heaps that the C library keeps in a process; by default one for each thread. What one thread frees, no other can use:
+a generator grew by 4 KiB an update."""
 
 
 @contextlib.contextmanager
@@ -45,6 +48,7 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
         security_warnings.warn(security_warnings.joined_ray(address, os.environ, auth_token(os.environ, Path.home())))
     # No usage reports to Ray's authors.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault(HEAPS, "2")
     try:
         _init(cluster, address)
         yield
@@ -324,8 +328,9 @@ def _meeting_point(port: int | None) -> tuple[str, int]:
 def _environment() -> dict[str, str]:
     """Let workers import what the driver can, including judge functions in its working directory.
 
-    Where this node has no address but loopback, they listen there alone.
+    Where this node has no address but loopback, they listen there alone. Their heaps are few.
     """
     paths = [os.getcwd(), os.environ.get("PYTHONPATH", "")]
     path = os.pathsep.join(path for path in paths if path)
-    return {"PYTHONPATH": path, **loopback.environment(ray.util.get_node_ip_address(), os.environ)}
+    own = {"PYTHONPATH": path, HEAPS: os.environ.get(HEAPS, "2")}
+    return own | loopback.environment(ray.util.get_node_ip_address(), os.environ)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-from launch.cluster.ray_processes import RayProcess, ray_processes
+from launch.cluster.ray_processes import RayProcess, StartingActors, ray_processes
 
 NAMED = "open('/proc/self/comm', 'w').write('raylet'); print(flush=True); import time; time.sleep(600)"
 
@@ -49,3 +52,40 @@ def test_a_stopped_process_says_since_when_until_it_goes_on(raylet: subprocess.P
     assert watched.gone
     assert watched.stopped_seconds() == 0.0
     watched.kill()
+
+
+STARTS_TWO = """
+import subprocess, sys, time
+for title in ("ray::RemoteGenerator.__init__", "ray::RemoteGenerator"):
+    subprocess.Popen([title, "-c", "import time; time.sleep(600)"], executable=sys.executable)
+print(flush=True)
+time.sleep(600)
+"""
+
+
+def test_an_actor_that_is_starting_is_found_by_its_worker_s_title_and_kept() -> None:
+    raylet = subprocess.Popen([sys.executable, "-c", STARTS_TWO], stdout=subprocess.PIPE)
+    assert raylet.stdout is not None
+    raylet.stdout.readline()
+    starting = StartingActors(raylet.pid)
+    try:
+        (actor,) = wait_for(starting.now)
+        assert re.fullmatch(r"RemoteGenerator, which is starting \(process \d+\),", actor.name)
+        assert not actor.vital
+        assert starting.now()[0] is actor, "it knows since when it is stopped"
+        actor.kill()
+        wait_for(lambda: actor.gone)
+        assert starting.now() == []
+    finally:
+        for child in subprocess.run(["pgrep", "-P", str(raylet.pid)], capture_output=True, text=True).stdout.split():
+            os.kill(int(child), signal.SIGKILL)
+        raylet.kill()
+        raylet.communicate()
+    assert starting.now() == []
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 60
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found

@@ -187,7 +187,7 @@ def test_the_death_of_ray_s_own_process_is_the_cause_of_what_its_actors_say(
 class Stopped:
     """A process of Ray's that is seen stopped for so many seconds, one look after the other, and then runs."""
 
-    name, process, gone = "Ray's raylet", 7, False
+    name, process, gone, vital = "Ray's raylet", 7, False, True
 
     def __init__(self, *seconds: float) -> None:
         self.seconds = list(seconds)
@@ -237,6 +237,20 @@ def test_a_stopped_process_of_ray_s_is_told_of_and_ended(
     monkeypatch.setattr(Watchdog, "_waits", lambda self, seconds, told: None)
     assert watch(Actor(ELSEWHERE), end=end) == (said, [])
     assert process.kills == kills
+
+
+def test_a_stopped_actor_that_is_starting_is_told_of_and_ended(watch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = Stopped(0.14, 0.3)
+    process.name, process.vital = "RemoteGenerator, which is starting (process 7),", False
+    raylet = Stopped()
+    monkeypatch.setattr(module, "ray_processes", lambda: [raylet])
+    monkeypatch.setattr(module.StartingActors, "now", lambda self: [process] * bool(process.seconds))
+    monkeypatch.setattr(Watchdog, "_watch_beside", BESIDE)
+    monkeypatch.setattr(Watchdog, "_waits", lambda self, seconds, told: None)
+    told = watch(Actor(ELSEWHERE), end=0.25)[0]
+    assert told[0].startswith("warning: RemoteGenerator, which is starting (process 7), was stopped 0 s ago (`kill")
+    assert told[1].endswith("(process 7), was ended after 0 s; it starts again while restarts are left")
+    assert (process.kills, raylet.kills) == (1, 0)
 
 
 def test_a_call_in_which_the_driver_waits_is_told_of_with_its_stack(
