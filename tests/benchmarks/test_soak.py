@@ -23,22 +23,29 @@ def run(memory: Sequence[int], descriptors: Sequence[int], shared: Sequence[tupl
 
 
 def test_a_role_is_flat_if_its_medians_rise_by_2_percent_at_most() -> None:
-    """1000 and 1020 KiB; warming up, the middle and what comes after the last update count for nothing."""
-    found = verdict("judge", run([1, 990, 1010, 5000, 1010, 1030, 9000], [1, 7, 9, 20, 8, 8, 99]), UPDATES)
+    """100,000 and 102,000 KiB; warming up, the middle and what comes after the last update count for nothing."""
+    memory = [1, 99_000, 101_000, 500_000, 101_000, 103_000, 900_000]
+    found = verdict("judge", run(memory, [1, 7, 9, 20, 8, 8, 99]), UPDATES)
 
     assert found["samples"] == [2, 2]
-    assert found["allocated_kib"] == [1000, 1020]
-    assert found["uss_kib"] == [1001, 1021]
+    assert found["allocated_kib"] == [100_000, 102_000]
+    assert found["uss_kib"] == [100_001, 102_001]
     assert found["growth_percent"] == 2.0
     assert found["descriptors"] == [8, 8]
     assert found["flat"] is True
 
 
 def test_a_role_whose_memory_rises_by_more_than_2_percent_is_not_flat() -> None:
-    found = verdict("judge", run([1, 990, 1010, 1000, 1011, 1031, 1], [8] * 7), UPDATES)
+    found = verdict("judge", run([1, 99_000, 101_000, 100_000, 101_100, 103_100, 1], [8] * 7), UPDATES)
 
     assert found["growth_percent"] == 2.1
     assert found["flat"] is False
+
+
+@pytest.mark.parametrize(("more", "flat"), [(1024, True), (1025, False)])
+def test_a_small_role_may_rise_by_a_mebibyte(more: int, flat: bool) -> None:
+    memory = [1, 16_000, 16_000, 1, 16_000 + more, 16_000 + more, 1]
+    assert verdict("judge", run(memory, [8] * 7), UPDATES)["flat"] is flat
 
 
 def test_one_descriptor_more_is_growth() -> None:

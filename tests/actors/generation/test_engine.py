@@ -497,6 +497,8 @@ def test_the_environment_has_the_threads_of_the_actor_and_compiles_on_gpus_only(
     assert (on_cpu["OMP_NUM_THREADS"], on_gpu["OMP_NUM_THREADS"]) == ("2", "1")
     assert on_cpu["TORCHDYNAMO_DISABLE"] == "1"
     assert "TORCHDYNAMO_DISABLE" not in on_gpu
+    assert on_cpu["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "128"
+    assert "ONEDNN_PRIMITIVE_CACHE_CAPACITY" not in on_gpu
     assert on_cpu["VLLM_ENABLE_V1_MULTIPROCESSING"] == on_gpu["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
 
 
