@@ -7,8 +7,8 @@ Every few seconds each process of the run is asked what it has allocated, what i
 it shares (PSS), its open descriptors and its threads; the run's folder in /dev/shm is counted too. A role is all
 processes of one kind, and its figures are their sums. The first tenth of the updates is warming up. A role is flat if
 the median of its allocated memory over the last tenth is at most 2%, or a MiB, above the median over the second tenth,
-and the median of its descriptors no higher. USS is told beside it: pages of Ray's object store, which is of one size, count
-there for whoever happens to be the only one that maps them, tens of MiB that come and go.
+and the median of its descriptors no higher. USS is told beside it: pages of Ray's object store, which is of one size,
+count there for whoever happens to be the only one that maps them, tens of MiB that come and go.
 Exits with 1 if a role has grown or could not be judged.
 """
 
