@@ -49,14 +49,15 @@ def small_run(directory: Path, model_dir: Path, **settings: Any) -> Path:
     return path
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    """`offbeat ARGUMENTS`."""
+def start(*arguments: str, group: bool = False) -> subprocess.Popen[str]:
+    """`offbeat ARGUMENTS`; with `group`, in a process group of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "launch", *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=group,
         env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
     )
 
