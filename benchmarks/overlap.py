@@ -31,8 +31,8 @@ from actors.replay_buffer.pairing import best_and_worst
 from benchmarks import record
 from launch.cluster import wiring
 from launch.output.run_directory import SharedMemory
-from launch.run.generator_pool import COLLECT_SECONDS
 from launch.run.loop import LoopEvents, TrainingLoop
+from launch.run.pools.generator_pool import COLLECT_SECONDS
 from launch.settings.run import RunConfig
 
 VOCABULARY = 1024

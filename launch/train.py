@@ -7,7 +7,7 @@ started is ended whatever happens.
 import asyncio
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from pathlib import Path
 
 from actors.data.prompts import PromptSource
@@ -27,9 +27,9 @@ from launch.output.reporter import Reporter
 from launch.output.run_directory import SharedMemory
 from launch.output.session import Resume, Session, Status, ending_on_sigterm, stopping_on_signals, tell_skipped
 from launch.run.divergence import DivergedError, DivergenceGuard
-from launch.run.judge_pool import JudgePool
 from launch.run.loop import EvaluationSet, LoopEvents, TrainingLoop
 from launch.run.plugins import plugin_of
+from launch.run.pools.judge_pool import JudgePool
 from launch.run.preflight import (
     check_model,
     check_prompts,
@@ -277,13 +277,13 @@ class TrainingRun:
         async def write(stage: Path) -> None:
             await self.learner.save(stage)
             # Before the checkpoint counts: a run that resumes from it writes no update before it again.
-            self.journal.flush()
+            await asyncio.to_thread(self.journal.flush)
 
         await self.session.save(self.buffer.updates, state, write)
 
-    def _on_batch(self, batch: Batch) -> None:
+    def _on_batch(self, batch: Batch) -> Awaitable[None]:
         self.directory.require()
-        self.journal.add(batch)
+        return asyncio.to_thread(self.journal.add, batch)
 
     def _on_update(self, progress: Progress, values: Mapping[str, float]) -> None:
         self.metrics.write(self.buffer.updates, {**numbers(progress.stats), **values})

@@ -22,14 +22,11 @@ No deadlock. When v has caught up, u < (v + 1)k, so at least SB + b places are o
 groups of the next update can always be granted. A failure, an expiry or a discard frees its place at once.
 
 A failed or discarded prompt is granted again under its old index with the next attempt number, before any new prompt.
-After `max_attempts` failures it is dropped. The ledger counts every prompt and every grant exactly once:
-
-    offered = waiting + in flight + buffered + trained + dropped        (prompts)
-    leased  = in flight + buffered + trained + returned + dropped       (grants)
+After `max_attempts` failures it is dropped. The ledger counts every prompt and every grant once: see `ledger.py`.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from itertools import chain, count
 from typing import Any
@@ -37,6 +34,7 @@ from typing import Any
 from actors.errors import RunError, UsageError
 from actors.foreign.text import by_kind, count_reason
 from actors.replay_buffer.config import ReplayConfig
+from actors.replay_buffer.ledger import imbalance
 
 _FIXED_BY_STATE = ("order", "prompts_per_update", "updates_per_publish")
 
@@ -101,6 +99,8 @@ class Admission:
         self._in_flight: dict[int, _Entry] = {}
         self._buffered: dict[int, _Entry] = {}
         self._reusable: dict[int, _Entry] = {}
+        self._unswept: list[int] = []  # buffered since the last sweep
+        self._swept_version: int | None = None
         self._gaps: set[int] = set()  # dropped leases of future updates, in lease order
         self._counts: Counter[str] = Counter()
         self._returned, self._dropped = Counter[str](), Counter[str]()
@@ -119,6 +119,11 @@ class Admission:
     def buffered(self) -> int:
         """Number of judged groups that no update has consumed yet."""
         return len(self._buffered)
+
+    @property
+    def held(self) -> int:
+        """Number of groups that an update may still consume."""
+        return len(self._buffered) + len(self._reusable)
 
     def holds(self, index: int) -> bool:
         """Return whether an update may still consume the group of lease `index`."""
@@ -185,6 +190,7 @@ class Admission:
             self.generated(index, attempt)
         entry.oldest_version = oldest_version
         self._buffered[index] = self._in_flight.pop(index)
+        self._unswept.append(index)
         self._counts["judged"] += 1
         self._check()
         return True
@@ -246,7 +252,7 @@ class Admission:
         self.version = version
 
     def ledger(self) -> dict[str, Any]:
-        """Return counts since the start of the run; docs/staleness.md defines each, the module docstring their sums."""
+        """Return counts since the start of the run; docs/staleness.md defines each, `ledger.py` their sums."""
         counts = ("leased", "generated", "judged", "trained", "reused", "late", "empty_updates")
         return {
             "offered": self._next_index,
@@ -302,6 +308,7 @@ class Admission:
         entries = {name: {row[0]: _Entry(*row[1:]) for row in rows} for name, rows in state["entries"].items()}
         self._waiting, self._in_flight = entries["waiting"], entries["in_flight"]
         self._buffered, self._reusable = entries["buffered"], entries["reusable"]
+        self._swept_version = None
         self._gaps = set(state["gaps"])
         self._counts = Counter(state["counts"])
         self._returned, self._dropped = by_kind(state["returned"]), by_kind(state["dropped"])
@@ -344,10 +351,20 @@ class Admission:
         self._waiting[index] = _Entry(attempt=entry.attempt + 1, failures=entry.failures)
 
     def _sweep(self) -> None:
-        """Discard groups that exceed the bound. One that was already trained on is only forgotten."""
-        for index in [index for index, entry in self._buffered.items() if self._over_bound(index, entry)]:
-            self._fail(index, self._buffered.pop(index), "stale")
-        self._reusable = {i: entry for i, entry in self._reusable.items() if not self._over_bound(i, entry)}
+        """Discard groups that exceed the bound. One that was already trained on is only forgotten.
+
+        Groups age with the trained version; in lease order their staleness is certain once they are judged. So only
+        new ones are looked at until a version ends.
+        """
+        aged = self._swept_version != self.training_version
+        candidates = list(self._buffered) if aged else self._unswept
+        for index in candidates:
+            entry = self._buffered.get(index)
+            if entry is not None and self._over_bound(index, entry):
+                self._fail(index, self._buffered.pop(index), "stale")
+        self._unswept, self._swept_version = [], self.training_version
+        if aged:
+            self._reusable = {i: entry for i, entry in self._reusable.items() if not self._over_bound(i, entry)}
 
     def _over_bound(self, index: int, entry: _Entry) -> bool:
         due = index // self.config.prompts_per_version if self.config.order == "lease" else self.training_version
@@ -365,10 +382,11 @@ class Admission:
 
     def _in_ready_order(self) -> list[int] | None:
         """Return groups never trained on before reused ones, oldest tokens first: reuse only fills the gaps."""
-        held = self._buffered | self._reusable
-        ranked = sorted(held, key=lambda index: (held[index].uses, held[index].oldest_version, index))
         wanted = self.config.prompts_per_update
-        return ranked[:wanted] if len(ranked) >= wanted else None
+        if self.held < wanted:
+            return None
+        held = self._buffered | self._reusable
+        return sorted(held, key=lambda index: (held[index].uses, held[index].oldest_version, index))[:wanted]
 
     def _consume(self, index: int) -> _Entry:
         first_use = index in self._buffered
@@ -383,15 +401,3 @@ class Admission:
         """Stop the run if a prompt or a grant went missing."""
         if text := imbalance(self.ledger()):
             raise RunError(f"the ledger does not balance: {text}; this is a bug in Offbeat, please report it")
-
-
-def imbalance(ledger: Mapping[str, Any]) -> str:
-    """Return which of the two sums in the module docstring a ledger breaks, with its numbers; empty if both hold."""
-    returned, dropped = sum(ledger["returned"].values()), sum(ledger["dropped"].values())
-    settled = ledger["in_flight"] + ledger["buffered"] + ledger["trained"] + dropped
-    broken = []
-    if ledger["offered"] != settled + ledger["waiting"]:
-        broken.append(f"{ledger['offered']} prompts offered, {settled + ledger['waiting']} accounted for")
-    if ledger["leased"] != settled + returned:
-        broken.append(f"{ledger['leased']} grants, {settled + returned} accounted for")
-    return ", ".join(broken)

@@ -71,7 +71,8 @@ class ReplayBuffer(Admission):
         """Take the next update's groups; return None while some are missing and after the last update."""
         take = self.take()
         groups = () if take is None else tuple(self._groups[index] for index in take.indices)
-        self._groups = {index: group for index, group in self._groups.items() if self.holds(index)}
+        if len(self._groups) != self.held:
+            self._groups = {index: group for index, group in self._groups.items() if self.holds(index)}
         return None if take is None else Batch(take.update, take.version, groups, take.staleness)
 
     def state_dict(self, *, below: int | None = None) -> dict[str, Any]:

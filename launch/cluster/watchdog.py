@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 from actors.errors import RunError
 from actors.records import Pulse
 from launch.cluster.ray_processes import RAYLET, RayProcess, StartingActors, ray_processes
-from launch.run.protocols import give_up
+from launch.run.tasks import first_failure, give_up
 from launch.settings.run import WatchdogConfig
 
 T = TypeVar("T")
@@ -95,7 +95,7 @@ class Watchdog:
         try:
             await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
             if watching.done() and (error := watching.exception()) is not None:
-                raise _first(error)
+                raise first_failure(error)
             return await working
         except Exception as error:
             if lost := [f"{each.name} (process {each.process})" for each in self._ray if each.gone]:
@@ -240,9 +240,3 @@ def _spied(pulse: Pulse) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"no stacks: {error}"
     return done.stdout or f"no stacks: {done.stderr.strip()}"
-
-
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -18,6 +18,7 @@ from actors.errors import writing
 from actors.files import TEMPORARY, replace_file
 from actors.records import Group
 from actors.replay_buffer.buffer import Batch
+from launch.output.group_table import GROUPS, group_table
 from launch.output.journal_files import Checksums, Segment, require_whole, segments
 from launch.settings.run import RunConfig
 
@@ -26,40 +27,12 @@ SETTINGS = b"offbeat.settings"
 _GROUPS, _UPDATES = f"{TEMPORARY}groups.parquet", f"{TEMPORARY}updates.parquet"
 SEALED = b"offbeat.checksums"
 """Key beside it: the files were written with checksums."""
-_INTS, _FLOATS = pyarrow.list_(pyarrow.int32()), pyarrow.list_(pyarrow.float64())
-_COMPLETION = pyarrow.struct(
-    [
-        ("token_ids", _INTS),
-        ("logprobs", _FLOATS),
-        ("versions", _INTS),
-        ("text", pyarrow.string()),
-        ("finished", pyarrow.bool_()),
-        ("opponent", pyarrow.bool_()),
-        ("given", pyarrow.list_(_INTS)),
-    ]
-)
-GROUPS = pyarrow.schema(
-    [
-        ("lease_index", pyarrow.int64()),
-        ("attempt", pyarrow.int32()),
-        ("update", pyarrow.int64()),
-        ("prompt_id", pyarrow.string()),
-        ("prompt", pyarrow.string()),
-        ("prompt_token_ids", _INTS),
-        ("min_version", pyarrow.int32()),
-        ("oldest_version", pyarrow.int32()),
-        ("completions", pyarrow.list_(_COMPLETION)),
-        ("scores", _FLOATS),
-        ("preferences", pyarrow.list_(_FLOATS)),
-    ]
-)
-"""`update` consumed the group first; the other columns are fields of `actors.records`."""
 UPDATES = pyarrow.schema(
     [
         ("update", pyarrow.int64()),
         ("version", pyarrow.int32()),
         ("lease_indices", pyarrow.list_(pyarrow.int64())),
-        ("staleness", _INTS),
+        ("staleness", pyarrow.list_(pyarrow.int32())),
     ]
 )
 """A row is an `actors.replay_buffer.buffer.Batch`, with groups by lease."""
@@ -101,6 +74,9 @@ class Journal:
         self._written: dict[int, int] = {}
         """Recorded groups that may be consumed again: lease index -> oldest version."""
         with self._writing():
+            if self._config.enabled:
+                # Once: if the run's directory was exchanged, nothing is written to another one.
+                self._directory.mkdir(parents=True, exist_ok=True)
             self._checksums = Checksums(self._directory, run)
             _truncate(self._directory, resume_from, self._checksums)
             if self._reuse:
@@ -169,7 +145,6 @@ class _OpenSegment:
     """A segment being written, under temporary names."""
 
     def __init__(self, directory: Path, first: int, settings: str, checksums: Checksums) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
         self._directory, self._first, self._checksums = directory, first, checksums
         self._rows: list[dict[str, Any]] = []
         self._schema = UPDATES.with_metadata({SETTINGS: settings, SEALED: b"1"})
@@ -183,8 +158,7 @@ class _OpenSegment:
 
     def add(self, batch: Batch, fresh: Sequence[Group]) -> None:
         if fresh:
-            rows = [_row(group, batch.update) for group in fresh]
-            self._writer.write_table(pyarrow.Table.from_pylist(rows, schema=GROUPS))
+            self._writer.write_table(group_table(fresh, batch.update))
         self._rows.append(
             {
                 "update": batch.update,
@@ -202,32 +176,6 @@ class _OpenSegment:
         self._writer.close()
         segment = Segment(self._first, self._rows[-1]["update"], self._directory)
         _finish(segment, pyarrow.Table.from_pylist(self._rows, schema=self._schema), self._checksums)
-
-
-def _row(group: Group, update: int) -> dict[str, Any]:
-    lease, judgement = group.lease, group.judgement
-    assert judgement is not None
-    return {
-        "lease_index": lease.index,
-        "attempt": lease.attempt,
-        "update": update,
-        "prompt_id": _text(lease.prompt.id),
-        "prompt": _text(lease.prompt.text),
-        "prompt_token_ids": lease.prompt.token_ids,
-        "min_version": lease.min_version,
-        "oldest_version": group.oldest_version,
-        "completions": [
-            {field.name: getattr(each, field.name) for field in _COMPLETION} | {"text": _text(each.text)}
-            for each in group.completions
-        ],
-        "scores": judgement.scores,
-        "preferences": judgement.preferences,
-    }
-
-
-def _text(text: str) -> str:
-    """Text that UTF-8 can hold: JSON data may have half a surrogate pair."""
-    return text.encode("utf-8", "replace").decode()
 
 
 # ---------------------------------------------------------------- files

@@ -7,8 +7,8 @@ from launch.output.board import RunSnapshot
 from launch.output.run_directory import RunDirectory
 from launch.output.session import Status
 from launch.output.summary import Staleness, Summary
-from launch.run.judge_pool import JudgePool
 from launch.run.loop import TrainingLoop
+from launch.run.pools.judge_pool import JudgePool
 from launch.run.protocols import RunPlugin
 from launch.settings.run import RunConfig
 

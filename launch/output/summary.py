@@ -20,7 +20,7 @@ from rich.text import Text
 from actors.errors import writing
 from actors.files import atomic_write
 from actors.foreign.text import shown
-from actors.replay_buffer.admission import imbalance
+from actors.replay_buffer.ledger import imbalance
 from launch.output.board import clock
 from launch.output.judging import judging_account
 from launch.run.win_rate import Reward, WinRate

@@ -27,9 +27,9 @@ from actors.replay_buffer.buffer import Batch, ReplayBuffer
 from actors.replay_buffer.opponents import OpponentScheduler
 from launch.run import win_rate
 from launch.run.divergence import Departure, DivergenceWatch, figures_of
-from launch.run.generator_pool import GeneratorPool
-from launch.run.judge_pool import BATCHES_EACH
-from launch.run.lockstep import LockstepPool
+from launch.run.pools.generator_pool import GeneratorPool
+from launch.run.pools.judge_pool import BATCHES_EACH
+from launch.run.pools.lockstep import LockstepPool
 from launch.run.progress import Consumed, Progress, batch_metrics
 from launch.run.protocols import (
     GeneratorPort,
@@ -41,6 +41,7 @@ from launch.run.protocols import (
     PublicationObserver,
 )
 from launch.run.staleness_limit import LimitProbe
+from launch.run.tasks import first_failure
 from launch.settings.run import RunConfig
 
 WATCH_SECONDS = 1.0
@@ -59,6 +60,9 @@ class EvaluationSet:
 async def _not_heeded(departure: Departure) -> None: ...
 
 
+async def _not_kept(batch: Batch) -> None: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopEvents:
     """Whom a loop calls."""
@@ -67,7 +71,8 @@ class LoopEvents:
     on_watch: Callable[[TrainingLoop], None]  # about every second
     on_checkpoint: Callable[[TrainingLoop], Awaitable[None]]
     on_message: Callable[[str], None]
-    on_batch: Callable[[Batch], None] = lambda batch: None  # with each batch before it is trained on
+    on_batch: Callable[[Batch], Awaitable[None]] = _not_kept
+    """With each batch before it is trained on. The update does not wait for what is returned, but the next one does."""
     on_departure: Callable[[Departure], Awaitable[None]] = _not_heeded  # with a figure that left the band
 
 
@@ -146,7 +151,7 @@ class TrainingLoop:
                 for task in background:
                     task.cancel()
         except BaseExceptionGroup as group:
-            raise _first_failure(group) from None
+            raise first_failure(group) from None
 
     async def publish(self) -> Publication:
         """Publish the learner's weights as the version that its updates so far make. Does not wait for generators."""
@@ -251,8 +256,17 @@ class TrainingLoop:
 
     async def _update(self, batch: Batch) -> dict[str, float]:
         """Train on `batch`; return metrics, none if it is empty."""
-        # Before the update: a batch that the learner fails on is worth inspecting.
-        self._events.on_batch(batch)
+        # Kept whatever becomes of the update: a batch that the learner fails on is worth inspecting.
+        keeping = asyncio.ensure_future(self._events.on_batch(batch))
+        try:
+            metrics = await self._train(batch)
+        except BaseException:
+            await asyncio.gather(keeping, return_exceptions=True)  # the first error counts
+            raise
+        await keeping
+        return metrics
+
+    async def _train(self, batch: Batch) -> dict[str, float]:
         progress, consumed = self.progress, Consumed.of(batch, self.config)
         progress.consume(batch, consumed)
         if warning := progress.unfinished_warning(self.config.judging.missing_eos_score):
@@ -375,12 +389,3 @@ class TrainingLoop:
     async def _retire(self) -> None:
         while True:
             await self.learner.retire(await self._retiring.get())
-
-
-def _first_failure(group: BaseExceptionGroup) -> BaseException:
-    """Return the failure that ended a task group: the first leaf that is not a cancellation."""
-    for exception in group.exceptions:
-        leaf = _first_failure(exception) if isinstance(exception, BaseExceptionGroup) else exception
-        if not isinstance(leaf, asyncio.CancelledError):
-            return leaf
-    return group.exceptions[0]

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,26 +21,6 @@ class GeneratorUnavailableError(Exception):
 
 class GeneratorDeadError(Exception):
     """The generator's process died and will not come back."""
-
-
-class Signal:
-    """Wakes every waiter when something changed. Check the condition, then `wait` without an await in between."""
-
-    def __init__(self) -> None:
-        self._event = asyncio.Event()
-
-    def notify(self) -> None:
-        self._event.set()
-        self._event = asyncio.Event()
-
-    async def wait(self) -> None:
-        await self._event.wait()
-
-
-def give_up(work: asyncio.Future[Any]) -> None:
-    """Cancel `work`. Ask for its error if it has one: asyncio would print a traceback later."""
-    work.add_done_callback(lambda done: done.cancelled() or done.exception())
-    work.cancel()
 
 
 class GeneratorPort(Protocol):

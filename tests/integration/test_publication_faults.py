@@ -25,7 +25,7 @@ from actors.replay_buffer.buffer import ReplayBuffer
 from actors.replay_buffer.config import ReplayConfig
 from launch.cluster.ray_actors import RayGenerator
 from launch.cluster.wiring import ray_session
-from launch.run.generator_pool import GeneratorPool
+from launch.run.pools.generator_pool import GeneratorPool
 from launch.run.protocols import PoolEvents, PoolLimits, Publication
 from launch.settings.run import ClusterConfig
 from learner.config import PublicationConfig

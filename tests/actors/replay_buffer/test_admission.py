@@ -7,7 +7,7 @@ import json
 import pytest
 
 from actors.errors import RunError, UsageError
-from actors.replay_buffer.admission import Admission, Grant, imbalance
+from actors.replay_buffer.admission import Admission, Grant
 from actors.replay_buffer.config import ReplayConfig
 
 
@@ -348,11 +348,3 @@ def test_a_run_cannot_be_resumed_with_fewer_updates_than_it_has_done():
     state.take()
     with pytest.raises(UsageError, match="1 updates in all are fewer than the 2"):
         admission(total_updates=1).load_state_dict(state.state_dict())
-
-
-def test_a_ledger_that_lost_a_prompt_or_a_grant_says_how_many():
-    ledger = {"offered": 10, "leased": 12, "trained": 4, "waiting": 1, "in_flight": 2, "buffered": 1}
-    ledger |= {"returned": {"expired": 3}, "dropped": {"judge": 2}}
-    assert imbalance(ledger) == ""
-    assert imbalance(ledger | {"waiting": 0}) == "10 prompts offered, 9 accounted for"
-    assert imbalance(ledger | {"returned": {}}) == "12 grants, 9 accounted for"

@@ -21,7 +21,7 @@ from launch.cluster import watchdog as module
 from launch.cluster.ray_processes import RayProcess
 from launch.cluster.watchdog import Watchdog, stacks_of
 from launch.settings.run import WatchdogConfig
-from tests.launch.run.pools import heard
+from tests.launch.run.pools.serving import heard
 
 ELSEWHERE = Pulse("another-host", 7)
 

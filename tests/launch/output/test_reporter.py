@@ -14,9 +14,9 @@ from launch.output import reporter as report_module
 from launch.output.reporter import Reporter
 from launch.output.run_directory import RunDirectory
 from launch.output.summary import Staleness
-from launch.run.judge_pool import JudgePool
 from launch.run.loop import LoopEvents, TrainingLoop
 from launch.run.plugins import plugin_of
+from launch.run.pools.judge_pool import JudgePool
 from launch.run.staleness_limit import StalenessLimit
 from launch.run.win_rate import WinRate
 from launch.run.world import ExactEvaluation, ExactFigures

@@ -211,7 +211,7 @@ def test_the_learner_is_given_what_the_loop_gave_it(tmp_path: Path, settings: di
     recorded = Learner()
     batches: list[Batch] = []
     generator = FakeGenerator("a", opponents=2 if settings else 0)
-    loop = loop_of([generator], recorded, settings=nested(settings), on_batch=batches.append, **replay)
+    loop = loop_of([generator], recorded, settings=nested(settings), keep=batches.append, **replay)
     run(loop)
     journal = Journal(tmp_path, loop.config, lambda message: None)
     for batch in batches:

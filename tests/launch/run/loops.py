@@ -13,7 +13,7 @@ from tests.fakes.generators import FakePrompts, group_of
 from tests.fakes.judges import FakeJudge
 
 
-def loop_of(generators, learner, messages=None, settings=None, on_batch=lambda batch: None, **replay) -> TrainingLoop:
+def loop_of(generators, learner, messages=None, settings=None, keep=lambda batch: None, **replay) -> TrainingLoop:
     config = RunConfig.model_validate(
         {
             "model": {"path": "unused"},
@@ -26,6 +26,11 @@ def loop_of(generators, learner, messages=None, settings=None, on_batch=lambda b
 
     async def no_checkpoint(loop: TrainingLoop) -> None:
         raise AssertionError("no checkpoint was asked for")
+
+    async def on_batch(batch) -> None:
+        kept = keep(batch)
+        if kept is not None:
+            await kept
 
     async def in_band(departure) -> None:
         raise AssertionError(departure.describe())

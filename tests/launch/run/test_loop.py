@@ -19,6 +19,7 @@ from tests.fakes.generators import FakeGenerator, FakePrompts, judged_group
 from tests.fakes.judges import FakeJudge
 from tests.fakes.learner import FakeLearner, FakeStats
 from tests.launch.run.loops import evaluate, loop_of, run, with_evaluation
+from tests.launch.run.pools.serving import heard
 
 
 @pytest.mark.parametrize("order", ["lease", "ready"])
@@ -84,6 +85,43 @@ def test_a_failure_of_the_learner_ends_the_run_with_its_own_message() -> None:
 
     with pytest.raises(RunError, match=r"lower learner\.micro_batch_tokens"):
         run(loop_of([FakeGenerator("a")], Broken()))
+
+
+def test_a_batch_is_kept_while_it_is_trained_on_and_the_next_waits_for_that() -> None:
+    events: list[str] = []
+
+    class Telling(FakeLearner):
+        async def update(self, items, measure_step=False):
+            events.append("trains")
+            return await super().update(items)
+
+    async def keep(batch: Batch) -> None:
+        events.append(f"keeps {batch.update}")
+        await asyncio.sleep(0.02)
+        events.append(f"kept {batch.update}")
+
+    run(loop_of([FakeGenerator("a")], Telling(), settings={"updates": 2}, keep=keep))
+    assert [sorted(events[:2]), events[2], sorted(events[3:5]), events[5]] == [
+        ["keeps 0", "trains"],
+        "kept 0",
+        ["keeps 1", "trains"],
+        "kept 1",
+    ]
+
+
+def test_a_batch_that_cannot_be_kept_ends_the_run_unless_the_learner_failed_first() -> None:
+    async def keep(batch: Batch) -> None:
+        await asyncio.sleep(0.02)
+        raise RunError("the disk is full")
+
+    class Failing(FakeLearner):
+        async def update(self, items, measure_step=False):
+            raise RunError("out of memory")
+
+    with heard(), pytest.raises(RunError, match="the disk is full"):
+        run(loop_of([FakeGenerator("a")], FakeLearner(), keep=keep))
+    with heard(), pytest.raises(RunError, match="out of memory"):
+        run(loop_of([FakeGenerator("a")], Failing(), keep=keep))
 
 
 def test_superseded_publications_are_retired_and_the_newest_is_kept() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from actors.errors import RunError
 from actors.records import Group
-from launch.run.judge_pool import JudgePool, merged
+from launch.run.pools.judge_pool import JudgePool, merged
 from tests.fakes.generators import make_group
 from tests.fakes.judges import FakeJudge
 

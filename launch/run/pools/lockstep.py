@@ -11,7 +11,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from actors.records import Group
-from launch.run.generator_pool import GeneratorPool, Member
+from launch.run.pools.generator_pool import GeneratorPool, Member
 from launch.run.protocols import Publication
 
 

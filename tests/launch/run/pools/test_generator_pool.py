@@ -14,11 +14,12 @@ from actors.errors import TransferInterruptedError, WeightMismatchError
 from actors.records import Canary, Failure, GeneratorStatus, Group, Judgement, Lease, Manifest, Prompt
 from actors.replay_buffer.buffer import ReplayBuffer
 from actors.replay_buffer.config import ReplayConfig
-from launch.run import generator_pool as pool_module
-from launch.run.generator_pool import GeneratorPool
+from launch.run.pools import generator_pool as pool_module
+from launch.run.pools.generator_pool import GeneratorPool
 from launch.run.protocols import GeneratorDeadError, GeneratorUnavailableError, PoolEvents, PoolLimits, Publication
+from launch.run.tasks import first_failure
 from tests.fakes.generators import FakeGenerator, FakePrompts, group_of
-from tests.launch.run.pools import heard, offer, run, serving, until
+from tests.launch.run.pools.serving import heard, offer, run, serving, until
 
 
 class Manual(FakeGenerator):
@@ -725,7 +726,7 @@ def test_a_version_that_every_generator_refuses_ends_the_run_with_the_refusal() 
 
     with pytest.raises(BaseExceptionGroup) as raised:
         run(test)
-    assert str(pool_module._first(raised.value)) == "version 1: tensor 'a' is missing"
+    assert str(first_failure(raised.value)) == "version 1: tensor 'a' is missing"
 
 
 def test_an_interrupted_transfer_is_tried_again_and_told_once() -> None:

@@ -10,11 +10,11 @@ from typing import Any
 from actors.records import Group, Judgement, Lease, Manifest, Prompt
 from actors.replay_buffer.buffer import ReplayBuffer
 from actors.replay_buffer.config import ReplayConfig
-from launch.run.generator_pool import PoolEvents, PoolLimits
-from launch.run.lockstep import LockstepPool
+from launch.run.pools.generator_pool import PoolEvents, PoolLimits
+from launch.run.pools.lockstep import LockstepPool
 from launch.run.protocols import GeneratorUnavailableError
 from tests.fakes.generators import FakeGenerator, FakePrompts, group_of
-from tests.launch.run.pools import offer, run, serving, until
+from tests.launch.run.pools.serving import offer, run, serving, until
 
 BATCH = 4
 

@@ -9,7 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 from actors.records import Canary, Manifest
-from launch.run.generator_pool import GeneratorPool
+from launch.run.pools.generator_pool import GeneratorPool
 from launch.run.protocols import Publication
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from actors.errors import RunError, TransferInterruptedError, WeightMismatchError
 from actors.records import Draw, Failure, GeneratorStatus, Group, Lease, Prompt
 from actors.replay_buffer.buffer import ReplayBuffer
+from launch.run.pools.loads import Loads
 from launch.run.protocols import (
     GeneratorDeadError,
     GeneratorPort,
@@ -21,9 +22,8 @@ from launch.run.protocols import (
     PoolEvents,
     PoolLimits,
     Publication,
-    Signal,
-    give_up,
 )
+from launch.run.tasks import Signal, first_failure, give_up, shielded
 
 COLLECT_SECONDS = 2.0  # longest wait of one collect or status call
 READY_SECONDS = 120.0
@@ -34,30 +34,7 @@ SIDE_ATTEMPTS = 3
 """Grants of a prompt outside the buffer before its request fails."""
 
 
-def _first(error: BaseException) -> BaseException:
-    """Return the first exception inside nested exception groups."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-async def _shielded(work: Coroutine[Any, Any, None]) -> None:
-    """Await `work`, and pass every cancellation on to the caller.
-
-    A task group swallows a cancellation that arrives together with an error; so does `asyncio.wait_for`. The canceller
-    would wait forever.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait({task})
-    except asyncio.CancelledError:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)  # asyncio would print an error that nobody asks for
-        raise
-    task.result()
-
-
-@dataclass
+@dataclass(eq=False)
 class Member:
     """One generator and its state as the pool sees it."""
 
@@ -69,6 +46,8 @@ class Member:
     """Leases granted to it and not answered, by index and attempt."""
     unsent: list[Lease] = field(default_factory=list)
     """The part of `outstanding` that is not submitted yet."""
+    dealt: Signal = field(default_factory=Signal)
+    """Tells of new ones."""
     status: GeneratorStatus | None = None
 
 
@@ -88,6 +67,7 @@ class GeneratorPool:
     ) -> None:
         self.changed = Signal()
         self._members = [Member(port) for port in ports]
+        self._loads = Loads[Member](limits.max_running)  # of those that are working
         self._buffer = buffer
         self._limits = limits
         self._on_group, self._on_retire, self._on_message = events.on_group, events.on_retire, events.on_message
@@ -121,6 +101,7 @@ class GeneratorPool:
     async def run(self) -> None:
         """Serve all generators until cancelled. Raises RunError when none is left."""
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._dealing())
             for member in self._members:
                 tasks.create_task(self._serve(member))
 
@@ -167,6 +148,7 @@ class GeneratorPool:
                 if late or lease.index in expired:
                     side += [lease] if late else []
                     del member.outstanding[key]
+            self._loads.set(member, len(member.outstanding))
         for lease in side:
             self._again(lease)
         if expired or side:
@@ -191,11 +173,11 @@ class GeneratorPool:
         died: BaseException | None = None
         while died is None:
             try:
-                await _shielded(self._serve_until_death(member))
+                await shielded(self._serve_until_death(member))
             except* GeneratorUnavailableError as group:
-                self._on_message(f"{_first(group)} died and is being restarted")
+                self._on_message(f"{first_failure(group)} died and is being restarted")
             except* GeneratorDeadError as group:
-                died = _first(group)
+                died = first_failure(group)
             self._forget(member, "generator died")
         self._members.remove(member)
         self._ended += [member.status] if member.status is not None else []
@@ -233,6 +215,7 @@ class GeneratorPool:
         self._side_requests.extend(lease for lease in member.outstanding.values() if lease.index < 0)
         member.outstanding.clear()
         member.unsent.clear()
+        self._loads.leave(member)
         member.working, member.version = False, -1
         self._buffer.lost(indices, reason)
         self.changed.notify()
@@ -242,27 +225,34 @@ class GeneratorPool:
         while member.version < 0:
             await self._offered.wait()
         member.working = True
+        self._loads.join(member, len(member.outstanding))
+        self.changed.notify()
         while True:
-            self._deal()
             if member.unsent:
                 leases, member.unsent = member.unsent, []
                 await member.port.submit(leases)
             else:
-                await self.changed.wait()
+                await member.dealt.wait()
+
+    async def _dealing(self) -> None:
+        """Deal whenever something changed: once for all generators, however many there are."""
+        while True:
+            self._deal()
+            await self.changed.wait()
 
     def _deal(self) -> None:
         """Grant what may be granted now, each lease to the generator with the fewest.
 
         Side requests go first: the learner waits for opponents, and an evaluation is of the current version.
         """
-        working = [member for member in self._members if member.working]
-        room = sum(self._limits.max_running - len(member.outstanding) for member in working)
+        room = self._loads.room
         leases = self._take_side_requests(room)
         leases += self._buffer.lease(room - len(leases), self._clock(), self._limits.draw)
         for lease in leases:
-            member = min(working, key=lambda member: len(member.outstanding))
+            member = self._loads.take()
             member.outstanding[lease.index, lease.attempt] = lease
             member.unsent.append(lease)
+            member.dealt.notify()
         if leases:
             self.changed.notify()
 
@@ -294,6 +284,7 @@ class GeneratorPool:
         while True:
             for item in await member.port.collect(COLLECT_SECONDS):
                 self._settle(member, item)
+            self._loads.set(member, len(member.outstanding))
             self.changed.notify()
 
     def _settle(self, member: Member, item: Group | Failure) -> None:

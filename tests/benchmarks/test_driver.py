@@ -1,0 +1,28 @@
+"""The driver's benchmark: a small trial trains what it offers, within its own ledger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.driver import Size, Trial, checkpoint
+
+
+@pytest.mark.parametrize("rate", [None, 200.0])
+def test_a_trial_counts_the_groups_that_were_trained_and_keeps_them_in_a_journal(
+    tmp_path: Path, rate: float | None
+) -> None:
+    trial = Trial(tmp_path, 3, Size(2, 4), rate)
+    measured = trial.run(0.5)
+    trained = trial.buffer.ledger()["trained"]
+    assert 0 < measured["groups_per_second"]
+    assert rate is None or measured["groups_per_second"] < 3 * rate
+    assert trained > 0
+    assert list((tmp_path / "journal").glob("updates-*.parquet"))
+
+
+def test_a_checkpoint_is_of_a_full_buffer(tmp_path: Path) -> None:
+    saved = checkpoint(tmp_path, Size(2, 4), 12)
+    assert saved["groups"] == 12.0
+    assert saved["bytes"] == (tmp_path / "state.json").stat().st_size
