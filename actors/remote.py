@@ -89,7 +89,7 @@ def start_generator(spec: GeneratorSpec, place: GeneratorPlace) -> Any:
         num_cpus=spec.generators.cpus,
         num_gpus=place.gpus,
         # Ray gives each node this resource by its host's address; a node affinity would not survive the node.
-        resources={} if place.host is None else {f"node:{place.host}": 0.001},
+        resources=spec.generators.resources | ({} if place.host is None else {f"node:{place.host}": 0.001}),
         max_restarts=spec.generators.max_restarts,
         max_concurrency=COLLECTING_CALLS,
         runtime_env={"env_vars": place.environment},
@@ -103,6 +103,10 @@ def start_judge(config: JudgingConfig, *, tokenizer: str | None, environment: di
     Judges reserve no CPU core; a judge model may reserve GPUs.
     """
     actor = ray.remote(JudgeWorker).options(
-        num_cpus=0, num_gpus=config.gpus, max_restarts=config.max_restarts, runtime_env={"env_vars": environment}
+        num_cpus=0,
+        num_gpus=config.gpus,
+        resources=config.resources,
+        max_restarts=config.max_restarts,
+        runtime_env={"env_vars": environment},
     )
     return actor.remote(config, tokenizer)

@@ -1,12 +1,15 @@
 """Settings of the learner: loss, optimizer, DeepSpeed, publication, checkpoints. Must not import anything heavy."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from actors.foreign.passed_on import checked_environment, checked_resources
 from actors.generation.config import OpponentConfig
 from actors.settings import SMALLEST_SHARE, GpuShare, Settings
+from learner.deepspeed_keys import checked_deepspeed
 
 Level = Literal["none", "token", "sequence"]
 
@@ -144,6 +147,18 @@ class OptimizerConfig(Settings):
         return self
 
 
+_OWN_VARIABLES = {
+    "DS_ACCELERATOR": "it follows learner.gpus_per_rank; set that",
+    "LOCAL_RANK": "Offbeat sets it for each rank; leave it out",
+    "MASTER_ADDR": "the ranks meet on rank 0's host, wherever Ray places it; leave it out",
+    "MASTER_PORT": "it follows learner.port; set that",
+    "OMP_NUM_THREADS": "it follows learner.cpus_per_rank; set that",
+    "RANK": "Offbeat sets it for each rank; leave it out",
+    "WORLD_SIZE": "it follows learner.ranks; set that",
+}
+"""Variables that Offbeat sets for a rank's process, and what to do instead."""
+
+
 class TrainerConfig(Settings):
     """Ranks that train one model: resources, precision, batching and optimizer."""
 
@@ -174,6 +189,24 @@ class TrainerConfig(Settings):
     )
     port: int | None = Field(default=None, ge=1, le=65535, description="port on rank 0's host; unset: a free one")
     seed: int = Field(default=0, ge=0, description="seed of the learner's random state")
+    environment: dict[str, str] = Field(
+        default_factory=dict, description="environment variables of the ranks' processes"
+    )
+    resources: dict[str, float] = Field(
+        default_factory=dict, description="custom resources that each rank reserves from Ray: name and amount"
+    )
+    deepspeed: dict[str, Any] = Field(
+        default_factory=dict,
+        description="more of DeepSpeed's configuration, merged into Offbeat's; what other settings decide is refused",
+    )
+
+    _variables = field_validator("environment", mode="before")(partial(checked_environment, owned=_OWN_VARIABLES))
+    _amounts = field_validator("resources", mode="before")(checked_resources)
+
+    @field_validator("deepspeed", mode="before")
+    @classmethod
+    def _keys_are_free(cls, given: Any) -> Any:
+        return checked_deepspeed(given)
 
     @model_validator(mode="after")
     def _every_rank_has_a_card(self) -> Self:
@@ -182,6 +215,15 @@ class TrainerConfig(Settings):
             raise ValueError(
                 f"gpus_per_rank {share:g} with ranks {self.ranks}: two ranks could get the same GPU, which NCCL "
                 "refuses; set gpus_per_rank to 1, or above 0.5 if other roles share the cards, or ranks to 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _only_an_offloaded_optimizer_has_settings(self) -> Self:
+        if "offload_optimizer" in self.deepspeed.get("zero_optimization", {}) and not self.offload_optimizer:
+            raise ValueError(
+                "deepspeed.zero_optimization.offload_optimizer has no effect with offload_optimizer false; set that to "
+                "true, or leave the first out"
             )
         return self
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from actors.environments.config import EnvironmentConfig
+from actors.foreign.passed_on import checked_environment, checked_resources
+from actors.generation.engine_arguments import checked_arguments
 from actors.hub import resolve
 from actors.settings import SMALLEST_SHARE, Settings
 
@@ -96,6 +99,18 @@ class OpponentConfig(Settings):
         return {"self": 0.0, "reference": 1.0, "ema": 1.0}.get(self.kind, self.beta)
 
 
+_OWN_VARIABLES = {
+    "OMP_NUM_THREADS": "it follows generators.cpus; set that",
+    "TORCHDYNAMO_DISABLE": "Offbeat sets it for engines on CPU; on GPUs set generators.enforce_eager",
+    "VLLM_CPU_OMP_THREADS_BIND": "Offbeat sets it for engines on CPU; set generators.cpus",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "Offbeat keeps an engine in one process, so that nothing is sampled during a "
+    "weight sync; leave it out",
+    "VLLM_NO_USAGE_STATS": "Offbeat lets vLLM report nothing to its authors; leave it out",
+    "VLLM_USE_V2_MODEL_RUNNER": "Offbeat sets it where the opponent needs a second model; leave it out",
+}
+"""Variables that Offbeat sets for an engine's process, and what to do instead."""
+
+
 class GeneratorConfig(Settings):
     """The generator actors and the vLLM engine in each."""
 
@@ -129,6 +144,16 @@ class GeneratorConfig(Settings):
     enforce_eager: bool = Field(default=False, description="disable CUDA graphs; always true on CPU")
     cpus: float = Field(default=1.0, ge=SMALLEST_SHARE, description="CPU cores reserved per actor; also its threads")
     max_restarts: int = Field(default=3, ge=0, description="times Ray restarts a dead generator")
+    environment: dict[str, str] = Field(
+        default_factory=dict, description="environment variables of the generators' processes"
+    )
+    resources: dict[str, float] = Field(
+        default_factory=dict, description="custom resources that each generator reserves from Ray: name and amount"
+    )
+    engine: dict[str, Any] = Field(
+        default_factory=dict,
+        description="more of vLLM's EngineArgs by name; those that Offbeat sets or relies on are refused",
+    )
     canary_tolerance: float | None = Field(
         default=None,
         gt=0.0,
@@ -136,6 +161,10 @@ class GeneratorConfig(Settings):
         "if the mean exceeds 0.15 of it, or one token it (bfloat16: five times it). Unset: 1e-3 for float32, 1.0 for "
         "bfloat16",
     )
+
+    _variables = field_validator("environment", mode="before")(partial(checked_environment, owned=_OWN_VARIABLES))
+    _amounts = field_validator("resources", mode="before")(checked_resources)
+    _arguments = field_validator("engine", mode="before")(checked_arguments)
 
     @model_validator(mode="after")
     def _no_more_are_required_than_exist(self) -> GeneratorConfig:

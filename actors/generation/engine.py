@@ -321,6 +321,8 @@ class Engine:
         options |= self._load_options(model_dir, reference_dir)
         if config.tensor_parallel_size > 1:
             options["distributed_executor_backend"] = "mp"
+        fewest = max(MAX_BATCHED_TOKENS, config.max_model_len, requests)
+        options = {"max_num_batched_tokens": fewest} | options | config.engine
         try:
             arguments = EngineArgs(
                 model=model_dir,
@@ -329,7 +331,6 @@ class Engine:
                 dtype=config.dtype,
                 max_model_len=config.max_model_len,
                 max_num_seqs=requests,
-                max_num_batched_tokens=max(MAX_BATCHED_TOKENS, config.max_model_len, requests),
                 tensor_parallel_size=config.tensor_parallel_size,
                 seed=spec.engine_seed,
                 logprobs_mode="processed_logprobs",  # of the sampling distribution, temperature included
@@ -342,7 +343,9 @@ class Engine:
                 **options,
             )
             return LLMEngine.from_engine_args(arguments)
-        except (ValueError, AssertionError) as error:  # AssertionError: others on the GPU gave memory back meanwhile
+        except Exception as error:  # AssertionError: others on the GPU gave memory back meanwhile
+            if not (config.engine or isinstance(error, ValueError | AssertionError)):
+                raise
             raise UsageError(_refusal(model_dir, config, error, cpu=current_platform.is_cpu())) from error
 
     def _load_options(self, model_dir: str, reference_dir: str) -> dict[str, Any]:
@@ -371,10 +374,11 @@ class Engine:
 def _refusal(model_dir: str, config: GeneratorConfig, error: Exception, *, cpu: bool) -> str:
     """Say why vLLM did not start, with the setting that decides its memory on this platform."""
     memory = f"kv_cache_mib {config.kv_cache_mib}" if cpu else f"gpu_memory_utilization {config.gpu_memory_share:g}"
+    passed = f", generators.engine {', '.join(config.engine)}" if config.engine else ""
     shared = "" if cpu else "; if other processes hold the GPU's memory (`nvidia-smi`), end them or lower the last"
     return (
         f"vLLM refuses {model_dir} with generators.max_model_len {config.max_model_len}, dtype {config.dtype}, "
-        f"{memory}: {error}; change the setting that it names{shared}"
+        f"{memory}{passed}: {error}; change the setting that it names{shared}"
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
+from actors.foreign.passed_on import checked_environment, checked_resources
 from actors.judges.answers.config import CodeJudgeConfig, InstructionsJudgeConfig, VerifierJudgeConfig
 from actors.judges.http.config import EndpointJudgeConfig, HttpJudgeConfig, ServedRewardModelJudgeConfig
 from actors.settings import GpuShare, Settings, item_mistakes
@@ -135,12 +137,21 @@ class JudgingConfig(Settings):
     )
     count: int = Field(default=1, ge=1, description="judge actors, each with its own models or connections")
     max_restarts: int = Field(default=3, ge=0, description="times Ray restarts a judge that died")
+    environment: dict[str, str] = Field(
+        default_factory=dict, description="environment variables of the judges' processes"
+    )
+    resources: dict[str, float] = Field(
+        default_factory=dict, description="custom resources that each judge reserves from Ray: name and amount"
+    )
     max_batch_groups: int = Field(default=64, ge=1, description="groups judged together")
     timeout_seconds: float = Field(default=60.0, gt=0.0, description="seconds for one batch")
     retries: int = Field(default=2, ge=0, description="retries of a failed batch before its groups are judged alone")
     retry_backoff_seconds: float = Field(
         default=0.5, ge=0.0, description="seconds before the first retry, doubled each time"
     )
+
+    _variables = field_validator("environment", mode="before")(partial(checked_environment, owned={}))
+    _amounts = field_validator("resources", mode="before")(checked_resources)
 
     @model_validator(mode="after")
     def _a_request_ends_before_its_batch(self) -> JudgingConfig:

@@ -1,7 +1,7 @@
 """Which Ray a run joins, what it reserves, and whether the nodes have room. Imports nothing heavy, and not Ray."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from actors.errors import UsageError
@@ -11,18 +11,20 @@ from learner.config import TrainerConfig
 
 RANK, GENERATOR, JUDGE = "learner rank", "generator", "judge"
 _SETTINGS = {
-    RANK: "learner.ranks, learner.cpus_per_rank or learner.gpus_per_rank",
-    GENERATOR: "generators.count, generators.cpus, generators.gpus or generators.tensor_parallel_size",
-    JUDGE: "judging.count or judging.judge.gpus",
+    RANK: "learner.ranks, learner.cpus_per_rank, learner.gpus_per_rank or learner.resources",
+    GENERATOR: "generators.count, generators.cpus, generators.gpus, generators.tensor_parallel_size or "
+    "generators.resources",
+    JUDGE: "judging.count, judging.judge.gpus or judging.resources",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A host's cores and GPUs, as Ray counts them."""
+    """A host's cores, GPUs and custom resources, as Ray counts them."""
 
     cpus: float
     gpus: int
+    custom: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class Actor:
     role: str
     cpus: float
     gpus: float
+    custom: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,21 +65,34 @@ def sampling_actors(config: RunConfig) -> list[Actor]:
 
 def rank_actors(trainer: TrainerConfig) -> list[Actor]:
     """List the ranks of a learner or a stage."""
-    return [Actor(RANK, trainer.cpus_per_rank, trainer.gpus_per_rank)] * trainer.ranks
+    return [Actor(RANK, trainer.cpus_per_rank, trainer.gpus_per_rank, trainer.resources)] * trainer.ranks
 
 
 def _judges(config: RunConfig) -> list[Actor]:
-    return [Actor(JUDGE, 0.0, config.judging.gpus)] * config.judging.count
+    return [Actor(JUDGE, 0.0, config.judging.gpus, config.judging.resources)] * config.judging.count
 
 
 def _generators(config: RunConfig, count: int) -> list[Actor]:
-    return [Actor(GENERATOR, config.generators.cpus, generator_gpus(config))] * count
+    return [Actor(GENERATOR, config.generators.cpus, generator_gpus(config), config.generators.resources)] * count
 
 
 def resources_needed(actors: Iterable[Actor]) -> dict[str, float]:
-    """Sum the CPU cores and GPUs that `actors` reserve."""
+    """Sum the CPU cores, GPUs and custom resources that `actors` reserve."""
     listed = list(actors)
-    return {"CPU": sum(actor.cpus for actor in listed), "GPU": round(sum(actor.gpus for actor in listed), 4)}
+    needed = {"CPU": sum(actor.cpus for actor in listed), "GPU": round(sum(actor.gpus for actor in listed), 4)}
+    for actor in listed:
+        for name, amount in actor.custom.items():
+            needed[name] = round(needed.get(name, 0.0) + amount, 4)
+    return needed
+
+
+def too_little(resource: str, needed: float, have: float) -> str:
+    """Say that Ray has too little of a custom resource, and what to do."""
+    return (
+        f"the run needs {needed:g} of the resource {resource} and Ray has {have:g}; start a node with `ray start "
+        f"--resources='{{\"{resource}\": {needed:g}}}'` and join it by cluster.address, or lower generators.resources, "
+        "learner.resources or judging.resources"
+    )
 
 
 def generator_gpus(config: RunConfig) -> float:
@@ -106,7 +122,7 @@ def place(actors: Sequence[Actor], nodes: Sequence[Node], *, together: bool = Fa
     below one GPU goes to the GPU with the least room for it, whole GPUs only to free ones: Ray's own rule
     (`NodeResourceInstanceSet::TryAllocate`).
     """
-    rooms = [_Room(node.cpus, [1.0] * node.gpus) for node in nodes]
+    rooms = [_Room(node.cpus, [1.0] * node.gpus, dict(node.custom)) for node in nodes]
     ranks = [actor for actor in actors if actor.role == RANK]
     places: list[Place] = []
     home: int | None = None  # node of rank 0
@@ -134,12 +150,17 @@ class _Room:
 
     cpus: float
     cards: list[float] = field(default_factory=list)  # share of each GPU that is free
+    custom: dict[str, float] = field(default_factory=dict)
 
     def take(self, actor: Actor) -> tuple[int, ...] | None:
         """Reserve what `actor` needs and return the numbers of its GPUs. If it does not fit, return None."""
         cards = self._cards(actor.gpus)
         if cards is None or round(self.cpus - actor.cpus, 4) < 0.0:
             return None
+        left = {name: round(self.custom.get(name, 0.0) - amount, 4) for name, amount in actor.custom.items()}
+        if any(amount < 0.0 for amount in left.values()):
+            return None
+        self.custom |= left
         self.cpus = round(self.cpus - actor.cpus, 4)
         for card in cards:
             self.cards[card] = round(self.cards[card] - min(1.0, actor.gpus), 4)
@@ -147,7 +168,7 @@ class _Room:
 
     def holds(self, actors: Sequence[Actor]) -> bool:
         """Return whether all `actors` fit together."""
-        copy = _Room(self.cpus, list(self.cards))
+        copy = _Room(self.cpus, list(self.cards), dict(self.custom))
         return all(copy.take(actor) is not None for actor in actors)
 
     def _cards(self, gpus: float) -> tuple[int, ...] | None:
@@ -185,9 +206,12 @@ def _no_room(actor: Actor, actors: Sequence[Actor], places: Sequence[Place], roo
     number = sum(each.actor.role == actor.role for each in places) + 1
     count = sum(each.role == actor.role for each in actors)
     gpus = f"{actor.gpus:g} of one GPU" if actor.gpus < 1 else f"{actor.gpus:g} free GPUs of one node"
-    needs = " and ".join([f"{actor.cpus:g} CPUs"] * (actor.cpus > 0) + [gpus] * (actor.gpus > 0))
+    custom = [f"{amount:g} {name}" for name, amount in actor.custom.items()]
+    needs = " and ".join([f"{actor.cpus:g} CPUs"] * (actor.cpus > 0) + [gpus] * (actor.gpus > 0) + custom)
     left = "; ".join(
-        f"node {number}: {room.cpus:g} CPUs" + "".join(f", {share:g} of GPU {n}" for n, share in enumerate(room.cards))
+        f"node {number}: {room.cpus:g} CPUs"
+        + "".join(f", {share:g} of GPU {n}" for n, share in enumerate(room.cards))
+        + "".join(f", {room.custom.get(name, 0.0):g} {name}" for name in actor.custom)
         for number, room in rooms
     )
     beside = counted([each.actor.role for each in places]) if places else "nothing"

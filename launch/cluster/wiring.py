@@ -8,10 +8,12 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
+from ray.runtime_env import RuntimeEnv
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -27,6 +29,7 @@ from launch.cluster.placement import Node, address_to_join, generator_gpus
 from launch.cluster.ray_actors import RayGenerator, RayJudge, RayLearner, RayStage, origin, reason
 from launch.cluster.ray_job import auth_token
 from launch.settings.run import ClusterConfig, RunConfig
+from launch.settings.runtime_env import upload_problem
 from learner.backend.process import RankPlace
 from learner.config import LearnerSpec, TrainerConfig
 from learner.stages.config import StageConfig, StageSpec
@@ -42,6 +45,7 @@ a generator grew by 4 KiB an update."""
 def ray_session(cluster: ClusterConfig) -> Iterator[None]:
     """Join or start Ray for the duration. Raises RunError if the address does not answer."""
     address = address_to_join(cluster)
+    _check_runtime_env(cluster.runtime_env, joins=address is not None)
     if address is None:
         security_warnings.warn(security_warnings.started_ray(os.environ))
     else:
@@ -60,7 +64,9 @@ def _init(cluster: ClusterConfig, address: str | None) -> None:
     try:
         if address is not None:
             _check_answers(address)
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(
+                address=address, runtime_env=cluster.runtime_env or None, log_to_driver=False, logging_level="ERROR"
+            )
             return
         # Ray's GCS would keep a record of each of the last 100,000 calls, which nobody can look at without a dashboard.
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
@@ -71,6 +77,7 @@ def _init(cluster: ClusterConfig, address: str | None) -> None:
                 address="local",
                 num_cpus=cluster.num_cpus,
                 object_store_memory=cluster.object_store_mib << 20,
+                runtime_env=cluster.runtime_env or None,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="ERROR",
@@ -82,6 +89,16 @@ def _init(cluster: ClusterConfig, address: str | None) -> None:
             f"Ray could not be {done}: {reason(error)}; check that the cluster runs and the address is right, or set "
             "cluster.address=local"
         ) from None
+
+
+def _check_runtime_env(given: Mapping[str, Any], *, joins: bool) -> None:
+    """Raise UsageError if Ray refuses `cluster.runtime_env`, or there is no cluster to upload its code to."""
+    if not joins and (problem := upload_problem(given)):
+        raise UsageError(problem)
+    try:
+        RuntimeEnv(**given)
+    except Exception as error:  # Ray raises TypeError, ValueError, and others from packages that it imports
+        raise UsageError(f"Ray refuses cluster.runtime_env: {error}; correct the key that it names") from error
 
 
 def _check_answers(address: str) -> None:
@@ -134,7 +151,10 @@ def check_stage_resources(learner: TrainerConfig) -> None:
 
 def _check_amounts(needed: Mapping[str, float], have: Mapping[str, float], by: str, lowered: str) -> None:
     for resource, amount in needed.items():
-        if amount > have.get(resource, 0.0):
+        if resource not in ("CPU", "GPU"):
+            if amount > have.get(resource, 0.0):
+                raise UsageError(placement.too_little(resource, amount, have.get(resource, 0.0)))
+        elif amount > have.get(resource, 0.0):
             raise UsageError(
                 f"the run needs {amount:g} {resource}s ({by}) and Ray has {have.get(resource, 0.0):g}; lower "
                 f"{lowered}, or give Ray more (cluster.num_cpus oversubscribes CPUs)"
@@ -144,7 +164,7 @@ def _check_amounts(needed: Mapping[str, float], have: Mapping[str, float], by: s
 def _nodes() -> list[Node]:
     """List the live nodes of the Ray cluster."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(resources.get("CPU", 0.0), int(resources.get("GPU", 0.0))) for resources in alive]
+    return [Node(each.get("CPU", 0.0), int(each.get("GPU", 0.0)), each) for each in alive]
 
 
 def _hosts() -> set[str]:
@@ -173,7 +193,7 @@ def start_generators(
     gpus = generator_gpus(config)
     host = learner.host if learner is not None and placement.on_learner_host(config) else None
     after = [ref for other in (learner, *judges) if other is not None for ref in other.loaded()] if 0 < gpus < 1 else []
-    environment = engine_environment(config.generators, cuda=gpus > 0) | _environment()
+    environment = engine_environment(config.generators, cuda=gpus > 0) | _environment(config.generators.environment)
     place = GeneratorPlace(gpus, host, environment, after)
     chat_template = None
     if config.sampling.environment is not None:
@@ -204,8 +224,9 @@ def start_judges(config: RunConfig, model_dir: str) -> list[RayJudge]:
 
     security_warnings.warn(*map(security_warnings.http_judge, config.judging.judges))
     tokenizer = config.model.tokenizer or model_dir
+    environment = _environment(config.judging.environment)
     return [
-        RayJudge(remote.start_judge(config.judging, tokenizer=tokenizer, environment=_environment()), f"judge-{number}")
+        RayJudge(remote.start_judge(config.judging, tokenizer=tokenizer, environment=environment), f"judge-{number}")
         for number in range(config.judging.count)
     ]
 
@@ -282,7 +303,9 @@ def _ends(model_dir: str | Path, tokenizer: str | None) -> tuple[int, ...]:
 
 def _start_ranks(start: Callable[[dict[str, Any], RankPlace], Any], trainer: TrainerConfig) -> tuple[list[Any], str]:
     """Call `start` with the options and the place of each rank, packed together; return actors and rank 0's address."""
-    bundle = {"CPU": trainer.cpus_per_rank, **({"GPU": trainer.gpus_per_rank} if trainer.gpus_per_rank else {})}
+    bundle = {"CPU": trainer.cpus_per_rank, **trainer.resources}
+    if trainer.gpus_per_rank:
+        bundle["GPU"] = trainer.gpus_per_rank
     group = placement_group([bundle] * trainer.ranks, strategy="PACK")
     if not group.wait(PLACEMENT_SECONDS):
         raise RunError(
@@ -295,7 +318,8 @@ def _start_ranks(start: Callable[[dict[str, Any], RankPlace], Any], trainer: Tra
     options = {
         "num_cpus": trainer.cpus_per_rank,
         "num_gpus": trainer.gpus_per_rank,
-        "runtime_env": {"env_vars": _environment()},
+        "resources": trainer.resources,
+        "runtime_env": {"env_vars": _environment(trainer.environment)},
     }
     places = [RankPlace(rank, trainer.ranks, address, port) for rank in range(trainer.ranks)]
     ranks = [
@@ -327,12 +351,13 @@ def _meeting_point(port: int | None) -> tuple[str, int]:
         ) from None
 
 
-def _environment() -> dict[str, str]:
+def _environment(of_role: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     """Let workers import what the driver can, including judge functions in its working directory.
 
-    Where this node has no address but loopback, they listen there alone. Their heaps are few.
+    Where this node has no address but loopback, they listen there alone. Their heaps are few. `of_role`: the variables
+    that the settings give, which come last.
     """
     paths = [os.getcwd(), os.environ.get("PYTHONPATH", "")]
     path = os.pathsep.join(path for path in paths if path)
     own = {"PYTHONPATH": path, HEAPS: os.environ.get(HEAPS, "2")}
-    return own | loopback.environment(ray.util.get_node_ip_address(), os.environ)
+    return own | loopback.environment(ray.util.get_node_ip_address(), os.environ) | dict(of_role)

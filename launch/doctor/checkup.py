@@ -15,7 +15,7 @@ from shutil import disk_usage
 from typing import Any
 
 from actors.data.config import SHIPPED_PROMPTS
-from actors.errors import OffbeatError
+from actors.errors import OffbeatError, UsageError
 from actors.judges.config import FunctionJudgeConfig, ModelJudgeConfig
 from actors.settings import WORLD, missing_model_remedy
 from launch.cluster.loopback import keeps_to_loopback
@@ -28,6 +28,7 @@ from launch.doctor.model_facts import ELEMENT_BYTES, ModelFacts, is_hub_name, lo
 from launch.doctor.run_checks import Models
 from launch.output import run_directory
 from launch.settings.run import ClusterConfig, RunConfig
+from launch.settings.runtime_env import upload_problem
 
 LARGEST_LOADED = 500_000_000
 """Parameters of a judge's model that the doctor loads to try it."""
@@ -120,6 +121,8 @@ def _static_checks(config: RunConfig, gpus: list[Gpu]) -> Iterator[Finding]:
         if not joins:
             yield run_checks.check_memory(config, models, machine.memory())
     if not joins:
+        if (problem := upload_problem(config.cluster.runtime_env)) is not None:
+            yield from_exception("cluster", UsageError(problem))
         yield run_checks.check_placement(config, machine.cpus(), machine.visible_gpus())
         free = disk_usage(run_directory.SHARED_MEMORY).free
         yield run_checks.check_shared_memory(config.cluster, published, free)

@@ -38,14 +38,17 @@ class Models:
 
 def check_placement(config: RunConfig, cpus: int, gpus: int) -> Finding:
     """Compare the actors' reservations with a Ray started on this machine."""
-    node = Node(float(config.cluster.num_cpus or cpus), gpus)
     needed = placement.resources_needed(placement.run_actors(config))
+    hosts = {name: 1.0 for name in needed if name.startswith("node:")}  # Ray's own, whose address is known only then
+    node = Node(float(config.cluster.num_cpus or cpus), gpus, hosts)
     have = {"CPU": node.cpus, "GPU": float(node.gpus)}
+    for name in [name for name in needed if name not in have and name not in hosts]:
+        return from_exception("placement", UsageError(placement.too_little(name, needed[name], 0.0)))
     counts = {"generator": config.generators.count, "learner rank": config.learner.ranks, "judge": config.judging.count}
     actors = ", ".join(f"{count} {actor}{'' if count == 1 else 's'}" for actor, count in counts.items())
-    amounts = ", ".join(f"{needed[what]:g} of {have[what]:g} {what}s" for what in needed if needed[what] or have[what])
+    amounts = ", ".join(f"{needed[what]:g} of {have[what]:g} {what}s" for what in have if needed[what] or have[what])
     text = f"{actors}: {amounts}"
-    if any(needed[what] > have[what] for what in needed):
+    if any(needed[what] > have[what] for what in have):
         remedy = "lower generators.count, learner.ranks, judging.count or their shares, or join a larger cluster"
         if needed["CPU"] > have["CPU"]:
             remedy += "; cluster.num_cpus oversubscribes cores"
@@ -187,7 +190,7 @@ def _sharing(config: RunConfig, gpus: int) -> list[tuple[str, ...]]:
     """Return each different set of roles that share a GPU, on a machine with room for the run."""
     actors = placement.run_actors(config)
     needed = placement.resources_needed(actors)
-    node = Node(needed["CPU"], max(gpus, sum(math.ceil(actor.gpus) for actor in actors)))
+    node = Node(needed["CPU"], max(gpus, sum(math.ceil(actor.gpus) for actor in actors)), needed)
     cards: dict[int, list[str]] = {}
     for place in placement.place(actors, [node]):
         for number in place.cards:

@@ -38,11 +38,15 @@ UPDATES = pyarrow.schema(
 """A row is an `actors.replay_buffer.buffer.Batch`, with groups by lease."""
 
 
+_OF_THE_MACHINE = {"port", "max_skipped_updates", "environment", "resources"}
+"""Settings of the learner that change no weights."""
+
+
 def learning_settings(config: RunConfig) -> dict[str, Any]:
     """Return the settings that decide, with the groups, which weights the learner reaches. JSON values."""
     return {
         "updates": config.updates,
-        "learner": config.learner.model_dump(mode="json", exclude={"port", "max_skipped_updates"}),
+        "learner": config.learner.model_dump(mode="json", exclude=_OF_THE_MACHINE),
         "sampling.temperature": config.sampling.temperature,
         "judging.missing_eos_score": config.judging.missing_eos_score,
     }

@@ -216,6 +216,8 @@ def fixed_settings(config: RunConfig, prompts: PromptSource, plugin: RunPlugin) 
         "model.reference": config.model.reference,
         "sampling": config.sampling.model_dump(mode="json", exclude_none=True),
         "learner.loss.kind": config.learner.loss.kind,
+        "generators.engine": config.generators.engine,
+        "learner.deepspeed": config.learner.deepspeed,
         "evaluation.prompts": config.evaluation.prompts,
     }
     if config.model.path != WORLD:

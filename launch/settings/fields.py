@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _NOUNS = {int: ("integer", "integers"), float: ("number", "numbers"), str: ("text", "texts")}
 _BOUNDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
 WIDTH_WITHOUT_TERMINAL = 120
+TEXTS = "mapping of names to texts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,7 @@ def _describe(member: Any) -> str:
         plural = _NOUNS.get(items[0], ("value", "values"))[1]
         return f"list of {plural}" if items[-1] is Ellipsis else f"list of {len(items)} {plural}"
     if get_origin(member) is dict:
-        return "mapping"
+        return TEXTS if get_args(member) == (str, str) else "mapping"
     if member is bool:
         return "true | false"
     return _NOUNS.get(member, (str(member), ""))[0]

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from actors.errors import UsageError
 from actors.redaction import redact
-from launch.settings.fields import Setting, format_value, section_models, settings
+from launch.settings.fields import TEXTS, Setting, format_value, section_models, settings
 from launch.settings.renamed import Tree, new_key, remove, with_new_keys
 from launch.settings.run import RunConfig
 from launch.settings.verbs import TRAIN, Verb
@@ -169,6 +169,8 @@ def _apply(override: str, tree: Tree, known: Sequence[Setting], verb: Verb, mist
         mistakes.append(f"{key}: given {given}, which is not valid YAML ({error}); quote it, as in {key}='\"text\"'")
         return
     expected = {kind for setting in known if setting.key == ".".join(parts) for kind in setting.types}
+    if any(setting.allowed == TEXTS and setting.key == ".".join(parts[:-1]) for setting in known):
+        expected = {str}
     if str in expected and not isinstance(value, str) and not (value is None and type(None) in expected):
         value = text.strip()  # YAML reads 2026 or `on` as something else than text
     section = tree

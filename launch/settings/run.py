@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from actors.data.config import ChatTemplateConfig, PromptConfig
 from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig
@@ -13,6 +13,7 @@ from actors.judges.config import JudgingConfig
 from actors.replay_buffer.config import ReplayConfig
 from actors.settings import Settings
 from launch.settings.gpus import gpu_problem
+from launch.settings.runtime_env import checked_runtime_env, upload_problem
 from learner.config import CheckpointConfig, LearnerConfig, PublicationConfig
 
 NAME = r"^[A-Za-z0-9._-]+$"
@@ -116,6 +117,20 @@ class ClusterConfig(Settings):
         default=None, ge=1, description="CPU cores of a Ray started here; unset: all cores of the machine"
     )
     object_store_mib: int = Field(default=512, ge=80, description="shared memory for a Ray started here (MiB)")
+    runtime_env: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Ray's runtime environment of all workers: pip, conda, image_uri and so on; working_dir and "
+        "py_modules only if a cluster is joined",
+    )
+
+    _keys = field_validator("runtime_env", mode="before")(checked_runtime_env)
+
+    @model_validator(mode="after")
+    def _code_is_uploaded_to_a_cluster(self) -> ClusterConfig:
+        problem = upload_problem(self.runtime_env) if self.address == "local" else None
+        if problem is not None:
+            raise ValueError(problem.removeprefix("cluster."))
+        return self
 
 
 class WatchdogConfig(Settings):

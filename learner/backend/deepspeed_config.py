@@ -1,10 +1,12 @@
 """DeepSpeed's configuration, and the learning rate that the trainer sets itself. Must not import torch or deepspeed."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
+from actors.errors import UsageError
 from learner.config import OptimizerConfig, TrainerConfig
 
 BUCKET = 500_000_000
@@ -15,7 +17,8 @@ def deepspeed_config(config: TrainerConfig, parameters: int) -> dict[str, Any]:
     """Build DeepSpeed's configuration for a policy of `parameters` elements.
 
     DeepSpeed's scheduler and accumulation counter stay unused: `ShardedModel` sets the learning rate before each step
-    and counts micro-batches. Gradients are reduced and accumulated in float32 for every dtype of the weights.
+    and counts micro-batches. Gradients are reduced and accumulated in float32 for every dtype of the weights. The
+    section `learner.deepspeed` comes last.
     """
     optimizer = config.optimizer
     zero: dict[str, Any] = {
@@ -27,7 +30,7 @@ def deepspeed_config(config: TrainerConfig, parameters: int) -> dict[str, Any]:
     }
     if config.offload_optimizer and config.zero_stage > 0:
         zero["offload_optimizer"] = {"device": "cpu"}
-    return {
+    own = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "steps_per_print": None,
@@ -50,6 +53,21 @@ def deepspeed_config(config: TrainerConfig, parameters: int) -> dict[str, Any]:
             },
         },
     }
+    return _merged(own, config.deepspeed)
+
+
+@contextmanager
+def naming_the_section(config: TrainerConfig) -> Iterator[None]:
+    """Raise UsageError that names `learner.deepspeed`, if that is set, when DeepSpeed refuses its configuration."""
+    try:
+        yield
+    except Exception as error:  # DeepSpeed has no class of errors for what it refuses
+        if not config.deepspeed:
+            raise
+        raise UsageError(
+            f"DeepSpeed does not start with learner.deepspeed ({', '.join(_leaves(config.deepspeed))}): {error}; change "
+            "the key that it names, or leave the section out"
+        ) from error
 
 
 def reference_config(config: TrainerConfig, parameters: int) -> dict[str, Any]:
@@ -106,3 +124,20 @@ def schedule_notes(
             "learner.optimizer.schedule_updates, or leave it unset"
         )
     return notes
+
+
+def _merged(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `own` with the values of `given` added or in place of its own, section by section."""
+    result = dict(own)
+    for key, value in given.items():
+        below = result.get(key)
+        result[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def _leaves(given: Mapping[str, Any]) -> list[str]:
+    """List the values of `given`, as `dotted.key=value`."""
+    found: list[str] = []
+    for key, value in given.items():
+        found += [f"{key}.{leaf}" for leaf in _leaves(value)] if isinstance(value, Mapping) else [f"{key}={value!r}"]
+    return found

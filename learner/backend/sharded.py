@@ -34,7 +34,7 @@ from learner.backend.average import AveragePolicy
 from learner.backend.checkpoint_layout import in_parts
 from learner.backend.checkpoints import ENGINE, LAYOUT, MODEL
 from learner.backend.collective import MEETING, agree, error_of, gather
-from learner.backend.deepspeed_config import deepspeed_config, learning_rate, reference_config
+from learner.backend.deepspeed_config import deepspeed_config, learning_rate, naming_the_section, reference_config
 from learner.backend.models import checkpoint_activations, rehearse, write_model
 from learner.backend.universal import described, load_converted, only_world_size_differs, seed_of_new_rank, weights_only
 from learner.config import TrainerConfig
@@ -123,8 +123,10 @@ class ShardedModel:
         if config.gradient_checkpointing:
             checkpoint_activations(self.model)
         ds_config = deepspeed_config(config, sum(parameter.numel() for parameter in module.parameters()))
-        _distribute(module, config, ds_config, device)
-        self._engine, *_ = deepspeed.initialize(model=module, model_parameters=module.parameters(), config=ds_config)
+        with naming_the_section(config):
+            _distribute(module, config, ds_config, device)
+            trained = module.parameters()
+            self._engine, *_ = deepspeed.initialize(model=module, model_parameters=trained, config=ds_config)
         self._writer = self._engine.checkpoint_engine = _CheckpointFiles()
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
@@ -344,8 +346,9 @@ def frozen(module: nn.Module, config: TrainerConfig, device: torch.device) -> An
     """Prepare `module` for forward passes without gradient: on `device`, or sharded under ZeRO-3. Collective."""
     module = module.requires_grad_(False)
     ds_config = reference_config(config, sum(parameter.numel() for parameter in module.parameters()))
-    _distribute(module, config, ds_config, device)
-    return deepspeed.initialize(model=module, config=ds_config)[0] if config.zero_stage == 3 else module
+    with naming_the_section(config):
+        _distribute(module, config, ds_config, device)
+        return deepspeed.initialize(model=module, config=ds_config)[0] if config.zero_stage == 3 else module
 
 
 def _distribute(module: nn.Module, config: TrainerConfig, ds_config: dict[str, Any], device: torch.device) -> None:

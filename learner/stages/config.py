@@ -83,7 +83,8 @@ class StageConfig(Settings):
         training = {f"training.{name}": getattr(self.training, name) for name in ("epochs", "batch_size", "seed")}
         data = {VALIDATION_SPLIT: self.data.validation_split}
         scratch = {"model.scratch": self.model.scratch.model_dump()} if self.model.path == SCRATCH else {}
-        return {"model.path": self.model.path, **scratch, **data, **training}
+        passed = {"learner.deepspeed": self.learner.deepspeed}
+        return {"model.path": self.model.path, **scratch, **data, **training, **passed}
 
 
 @dataclass(frozen=True, slots=True)
