@@ -64,9 +64,10 @@ def naming_the_section(config: TrainerConfig) -> Iterator[None]:
     except Exception as error:  # DeepSpeed has no class of errors for what it refuses
         if not config.deepspeed:
             raise
+        said = " ".join(str(error).split()).partition(" For further information")[0]  # pydantic's own pages
         raise UsageError(
-            f"DeepSpeed does not start with learner.deepspeed ({', '.join(_leaves(config.deepspeed))}): {error}; change "
-            "the key that it names, or leave the section out"
+            f"DeepSpeed does not start with learner.deepspeed ({', '.join(_leaves(config.deepspeed))}): {said}; "
+            "correct the key that it names, or leave the section out"
         ) from error
 
 

@@ -175,6 +175,22 @@ def test_scores_are_in_the_order_of_the_sequences_whatever_rank_computed_them(tw
         assert reference == pytest.approx(expected, abs=1e-5)
 
 
+def test_deepspeed_s_own_keys_reach_it(make_engine):
+    zero = {"reduce_bucket_size": 1000, "round_robin_gradients": True}
+    engine = make_engine(deepspeed={"zero_optimization": zero, "wall_clock_breakdown": True})
+    config = engine.policy._engine._config
+    assert (config.zero_config.reduce_bucket_size, config.zero_config.round_robin_gradients) == (1000, True)
+    assert (config.zero_config.stage, config.wall_clock_breakdown) == (2, True)
+    assert engine.update(random_pairs(0)).grad_norm > 0.0
+
+
+def test_a_value_that_deepspeed_refuses_is_named_with_the_section(make_engine):
+    with pytest.raises(
+        UsageError, match=r"learner\.deepspeed \(zero_optimization\.overlap_comm='perhaps'\).*valid bool"
+    ):
+        make_engine(deepspeed={"zero_optimization": {"overlap_comm": "perhaps"}})
+
+
 def test_scores_without_reference_are_the_policy_s_alone(make_engine):
     engine = make_engine()
     sequences = [(pair.prompt_token_ids, pair.chosen.token_ids) for pair in random_pairs(0)[:3]]
