@@ -18,6 +18,18 @@ class Probe:
         context = ray.get_runtime_context()
         return context.get_node_id(), tuple(sorted(int(card) for card in context.get_accelerator_ids()["GPU"]))
 
+    def variable(self, name: str) -> str | None:
+        """An environment variable of its process."""
+        import os
+
+        return os.environ.get(name)
+
+    def value(self, module: str) -> Any:
+        """`VALUE` of a module that its process can import."""
+        import importlib
+
+        return importlib.import_module(module).VALUE
+
     def ready(self) -> None:
         pass
 

@@ -133,6 +133,37 @@ def test_what_is_reserved_is_what_ray_is_asked_for(monkeypatch: pytest.MonkeyPat
             wiring.check_resources(config)
 
 
+def test_a_custom_resource_places_an_actor_on_a_node_that_has_it_left() -> None:
+    """By hand: two of three units are taken on node 1, and 1.5 do not fit beside them; node 2 has 2."""
+    nodes = [Node(8.0, 0), Node(8.0, 0, {"rack": 3.0}), Node(8.0, 0, {"rack": 2.0})]
+    actors = [Actor(GENERATOR, 1.0, 0.0, {"rack": amount}) for amount in (2.0, 1.5)]
+    assert [each.node for each in place([*actors, Actor(JUDGE, 0.0, 0.0)], nodes)] == [1, 2, 0]
+    with pytest.raises(
+        UsageError, match=r"generator 3 of 3 needs 1 CPUs and 1.5 rack.*node 1: 7 CPUs, 1 rack; node 2: "
+    ):
+        place([*actors, actors[1]], nodes)
+
+
+def test_ranks_with_a_custom_resource_go_to_the_node_that_has_it_for_all() -> None:
+    nodes = [Node(8.0, 0, {"rack": 1.0}), Node(8.0, 0, {"rack": 2.0})]
+    ranks = [Actor(RANK, 1.0, 0.0, {"rack": 1.0})] * 2
+    assert [each.node for each in place(ranks, nodes)] == [1, 1]
+
+
+def test_custom_resources_of_all_roles_are_summed() -> None:
+    config = load_config(
+        "embedded",
+        [
+            "generators.count=2",
+            "generators.resources={rack: 0.1, a: 1}",
+            "learner.resources={rack: 1}",
+            "judging.resources={rack: 2}",
+        ],
+    )
+    wanted = needed(config)
+    assert (wanted["rack"], wanted["a"]) == (3.2, 2.0)
+
+
 def test_auto_joins_the_cluster_of_the_job_and_local_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert address_to_join(ClusterConfig(address="auto")) == "10.0.0.1:6379"

@@ -39,18 +39,25 @@ Where = tuple[str, tuple[int, ...]]
 
 
 @contextmanager
-def pretended(nodes: Sequence[Node], directory: Path) -> Iterator[None]:
-    """Join a Ray cluster of these nodes, all on this host."""
+def pretended(nodes: Sequence[Node], directory: Path, join: Any = None) -> Iterator[None]:
+    """Join a Ray cluster of these nodes, all on this host; by `join` of its address if that is given."""
     from ray.cluster_utils import Cluster
 
-    arguments = [{"num_cpus": int(node.cpus), "num_gpus": node.gpus, "object_store_memory": 80 << 20} for node in nodes]
+    arguments: list[dict[str, Any]] = [
+        {"num_cpus": int(node.cpus), "num_gpus": node.gpus, "resources": dict(node.custom)} for node in nodes
+    ]
+    arguments = [each | {"object_store_memory": 80 << 20} for each in arguments]
     head = arguments[0] | {"include_dashboard": False, "temp_dir": str(directory)}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for each in arguments[1:]:
             cluster.add_node(**each)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-        yield
+        if join is None:
+            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+            yield
+        else:
+            with join(cluster.address):
+                yield
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -80,19 +87,24 @@ def config_of(preset: str, *overrides: str) -> RunConfig:
 
 def start(config: RunConfig, directory: Path) -> dict[str, list[Where]]:
     """Start all actors as `offbeat train` does; return where those of each role are, and end them."""
-    wiring.check_resources(config)
-    judges = wiring.start_judges(config, "/model")
-    learner = wiring.start_learner(config, "/model", "/model", directory, directory / "failed")
-    generators = wiring.start_generators(config, "/model", "/model", learner, judges)
-    handles = {
-        JUDGE: [judge._actor for judge in judges],
-        RANK: list(learner._ranks),
-        GENERATOR: [generator._actor for generator in generators],
-    }
+    handles = actors_of(config, directory)
     found = {role: ray.get([actor.where.remote() for actor in actors], timeout=120) for role, actors in handles.items()}
     for actor in itertools.chain(*handles.values()):
         ray.kill(actor)
     return found
+
+
+def actors_of(config: RunConfig, directory: Path) -> dict[str, list[Any]]:
+    """Start all actors as `offbeat train` does."""
+    wiring.check_resources(config)
+    judges = wiring.start_judges(config, "/model")
+    learner = wiring.start_learner(config, "/model", "/model", directory, directory / "failed")
+    generators = wiring.start_generators(config, "/model", "/model", learner, judges)
+    return {
+        JUDGE: [judge._actor for judge in judges],
+        RANK: list(learner._ranks),
+        GENERATOR: [generator._actor for generator in generators],
+    }
 
 
 def planned(config: RunConfig, nodes: Sequence[Node]) -> dict[str, list[Any]]:
@@ -156,3 +168,57 @@ def test_ray_shares_gpus_out_as_planned(overrides: list[str], short_dir: Path) -
     assert together(given) == together(planned(config, nodes))
     if config.publication.transport == "ipc":
         assert {*given[RANK], *given[GENERATOR]} == {given[RANK][0]}
+
+
+def test_variables_and_resources_of_a_role_reach_its_workers_alone(short_dir: Path) -> None:
+    """Two racks hold two generators, `home` the learner; the judge goes anywhere. Each role has its own network."""
+    nodes = [Node(8.0, 0, {"home": 1.0}), Node(8.0, 0, {"rack": 2.0})]
+    config = config_of(
+        "embedded",
+        "publication.transport=object_store",
+        "generators.count=2",
+        "generators.resources={rack: 1}",
+        "learner.resources={home: 0.5}",
+        "generators.environment.NCCL_SOCKET_IFNAME=eth1",
+        "learner.environment.NCCL_SOCKET_IFNAME=eth2",
+        "judging.environment={NCCL_SOCKET_IFNAME: eth3, ONLY_OF_JUDGES: '1'}",
+    )
+    with pretended(nodes, short_dir):
+        at = {name: node["NodeID"] for node in ray.nodes() for name in ("home", "rack") if name in node["Resources"]}
+        handles = actors_of(config, short_dir)
+
+        def ask(call: str, *arguments: str) -> dict[str, list[Any]]:
+            return {
+                role: ray.get([getattr(actor, call).remote(*arguments) for actor in actors], timeout=120)
+                for role, actors in handles.items()
+            }
+
+        assert ask("variable", "NCCL_SOCKET_IFNAME") == {JUDGE: ["eth3"], RANK: ["eth2"], GENERATOR: ["eth1"] * 2}
+        assert ask("variable", "ONLY_OF_JUDGES") == {JUDGE: ["1"], RANK: [None], GENERATOR: [None] * 2}
+        where = ask("where")
+        assert {node for node, _ in where[GENERATOR]} == {at["rack"]}
+        assert [node for node, _ in where[RANK]] == [at["home"]]
+        with pytest.raises(
+            UsageError, match=r"needs 3 of the resource rack and Ray has 2; start a node with `ray start"
+        ):
+            wiring.check_resources(config_of("embedded", "generators.count=3", "generators.resources={rack: 1}"))
+
+
+def test_code_of_the_runtime_environment_reaches_the_workers_of_a_joined_cluster(
+    short_dir: Path, tmp_path: Path
+) -> None:
+    """The role's variables stay: Ray merges what a worker is started with into what the whole run has."""
+    module = tmp_path / "passed_on_code"
+    module.mkdir()
+    (module / "__init__.py").write_text("VALUE = 42")
+    config = config_of("embedded", f"cluster.runtime_env.py_modules=[{module}]", "judging.environment.GIVEN=yes")
+
+    def join(address: str) -> Any:
+        return wiring.ray_session(config.cluster.model_copy(update={"address": address}))
+
+    with pretended([Node(8.0, 0)], short_dir, join):
+        handles = actors_of(config, short_dir)
+        (judge,) = handles[JUDGE]
+        assert ray.get(judge.variable.remote("GIVEN"), timeout=120) == "yes"
+        actors = [*itertools.chain(*handles.values())]
+        assert ray.get([actor.value.remote("passed_on_code") for actor in actors], timeout=120) == [42] * len(actors)

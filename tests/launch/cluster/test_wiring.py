@@ -175,3 +175,75 @@ def test_a_ray_started_here_keeps_no_record_of_past_calls_and_a_joined_one_its_o
         pass
 
     assert told == [interval]
+
+
+def test_variables_and_resources_of_a_role_are_those_of_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come after those that keep a run on one host to loopback; what Offbeat needs stays beside them."""
+    actors = _Actors(monkeypatch)
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    config = _config(
+        generators={"environment": {"NCCL_SOCKET_IFNAME": "eth0", "VLLM_LOGGING_LEVEL": "INFO"}, "resources": {"a": 1}},
+        judging={"environment": {"HF_HOME": "/hub"}, "resources": {"b": 2}},
+        publication={"transport": "shm"},
+    )
+    wiring.start_generators(config, "start", "reference", _Loading("learner"))  # type: ignore[arg-type]
+    wiring.start_judges(config, "start")
+    generator, judge = ((each["runtime_env"]["env_vars"], each["resources"]) for each in actors.options_given)
+    assert generator[1] == {"a": 1.0, "node:10.0.0.1": 0.001}
+    assert judge[1] == {"b": 2.0}
+    assert (generator[0]["NCCL_SOCKET_IFNAME"], judge[0]["NCCL_SOCKET_IFNAME"]) == ("eth0", "lo")
+    assert generator[0]["VLLM_LOGGING_LEVEL"] == "INFO"
+    assert generator[0]["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert (judge[0]["HF_HOME"], generator[0].get("HF_HOME")) == ("/hub", None)
+
+
+def test_a_resource_that_ray_has_too_little_of_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "rack": 1.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0, "rack": 1.0}}])
+    wiring.check_sampling_resources(_config(generators={"resources": {"rack": 1}}))
+    said = (
+        r"needs 2 of the resource rack and Ray has 1; start a node with `ray start --resources='\{\"rack\": 2\}'` and"
+    )
+    with pytest.raises(UsageError, match=said):
+        wiring.check_sampling_resources(_config(generators={"resources": {"rack": 1}, "count": 2}))
+
+
+@pytest.mark.parametrize(
+    ("address", "given", "said"),
+    [
+        (
+            "auto",
+            {"working_dir": "."},
+            r"runtime_env\.working_dir takes code to the hosts.* set cluster\.address to HOST",
+        ),
+        ("head:6379", {"pip": 5}, r"Ray refuses cluster\.runtime_env: .*pip.*; correct the key"),
+        ("head:6379", {"image_uri": "a", "pip": ["b"]}, r"Ray refuses cluster\.runtime_env: .*image_uri"),
+    ],
+)
+def test_a_runtime_environment_that_ray_cannot_have_is_refused_before_it_starts(
+    address: str, given: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(wiring, "_init", lambda *_: pytest.fail("Ray was started"))
+    with (
+        pytest.raises(UsageError, match=said),
+        wiring.ray_session(ClusterConfig(address=address, runtime_env=given)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("address", "given"), [("local", {"pip": ["a"]}), ("head:6379", {"py_modules": ["s3://a/b.zip"]})]
+)
+def test_the_runtime_environment_is_the_whole_run_s(
+    address: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr(wiring, "_check_answers", lambda address: None)
+    monkeypatch.setattr(wiring.security_warnings, "keep_token_private", lambda home: None)
+    monkeypatch.setattr(ray, "init", lambda **settings: started.append(settings["runtime_env"]))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    for environment in (given, {}):
+        with wiring.ray_session(ClusterConfig(address=address, runtime_env=environment)):
+            pass
+    assert started == [given, None]
