@@ -106,6 +106,8 @@ def test_the_world_s_own_policy_takes_no_other_reference() -> None:
         ({"prompts": {"source": "world", "seed": 1}}, r"prompts.seed \(was 0, is 1\)"),
         ({"world": {"seed": 1}}, r"world \(was"),
         ({"learner": {"loss": {"kind": "nash_pg"}}}, r"learner.loss.kind \(was dpo, is nash_pg\)"),
+        ({"generators": {"engine": {"block_size": 16}}}, r"generators.engine \(was {}, is {'block_size': 16}\)"),
+        ({"learner": {"deepspeed": {"dump_state": True}}}, r"learner.deepspeed \(was {}, is {'dump_state': True}\)"),
     ],
 )
 def test_a_resume_names_what_was_changed_and_must_not_be(change: dict, named: str) -> None:
@@ -115,6 +117,10 @@ def test_a_resume_names_what_was_changed_and_must_not_be(change: dict, named: st
     saved = fixed(_config())
     check_same_run(saved, fixed(_config(updates=5, replay={"max_staleness": 3})), Path("update-1"))
     check_same_run(saved, fixed(_config(evaluation={"prompts": 0})), Path("update-1"))
+    elsewhere = {"environment": {"NCCL_SOCKET_IFNAME": "eth1"}, "resources": {"rack": 1}}
+    cluster = {"runtime_env": {"pip": ["a"]}}
+    given = _config(generators=elsewhere, learner=elsewhere, judging=elsewhere, cluster=cluster)
+    check_same_run(saved, fixed(given), Path("update-1"))
     with pytest.raises(UsageError, match=rf"cannot resume from update-1: .*{named}"):
         check_same_run(saved, fixed(_config(**change)), Path("update-1"))
 

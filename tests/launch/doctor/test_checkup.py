@@ -283,6 +283,16 @@ def test_the_fatal_part_lists_errors_alone(file: Path, small: Path) -> None:
     assert all(isinstance(finding, Finding) and finding.remedy for finding in found)
 
 
+def test_code_for_a_cluster_is_an_error_without_one(file: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload = ["cluster.address=auto", "cluster.runtime_env.working_dir=."]
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (found,) = doctor.fatal_checks(config_of(file, *upload))
+    assert found.text.startswith("cluster.runtime_env.working_dir takes code to the hosts of a cluster")
+    assert found.remedy == "set cluster.address to HOST:PORT, or leave it out"
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert doctor.fatal_checks(config_of(file, *upload)) == []
+
+
 def test_the_fatal_part_reads_headers_only_and_imports_nothing_heavy(file: Path) -> None:
     script = (
         "import sys, time\nfrom launch.doctor.checkup import fatal_checks\n"

@@ -54,6 +54,14 @@ def test_a_run_is_placed_up_to_the_last_core_and_gpu():
     assert "num_cpus" not in checks.check_placement(node(), 28, 7).remedy
 
 
+def test_a_custom_resource_is_not_on_a_ray_that_the_run_starts():
+    finding = checks.check_placement(embedded("learner.resources={rack: 0.5}"), cpus=8, gpus=0)
+    assert finding.level == "error"
+    assert finding.text == "the run needs 0.5 of the resource rack and Ray has 0"
+    assert "cluster.address" in finding.remedy
+    assert checks.check_placement(embedded("learner.resources={'node:127.0.0.1': 0.5}"), cpus=8, gpus=0).level == "ok"
+
+
 def test_given_cores_count_instead_of_the_machine_s():
     assert checks.check_placement(embedded("generators.count=3"), cpus=2, gpus=0).level == "error"
     assert checks.check_placement(embedded("generators.count=3", "cluster.num_cpus=4"), cpus=2, gpus=0).level == "ok"

@@ -28,6 +28,7 @@ from launch.output.journal import SETTINGS, Journal, learning_settings
 from launch.output.journal_files import segments
 from launch.output.journal_reader import JournalReader, UpdateRow, covered_from
 from launch.settings.run import RunConfig
+from learner.config import LearnerConfig
 from tests.fakes.disks import REFUSED, FaultyDisk
 
 INT32 = st.integers(0, 2**31 - 1)
@@ -200,6 +201,16 @@ def test_a_resume_leaves_each_update_once(tmp_path: Path, resume_from: int) -> N
     second.flush()
     assert read(tmp_path) == kept + again
     assert JournalReader(tmp_path).settings(0) == [(0, json.loads(json.dumps(learning_settings(config_of()))))]
+
+
+def test_where_the_learner_ran_is_no_setting_that_a_replay_differs_in() -> None:
+    elsewhere = config_of().model_copy(
+        update={"learner": LearnerConfig(environment={"NCCL_DEBUG": "INFO"}, resources={"rack": 1.0}, port=7)}
+    )
+    here = config_of().model_copy(update={"learner": LearnerConfig()})
+    assert learning_settings(elsewhere) == learning_settings(here)
+    other = LearnerConfig(deepspeed={"prescale_gradients": True})
+    assert learning_settings(here.model_copy(update={"learner": other})) != learning_settings(here)
 
 
 def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path) -> None:

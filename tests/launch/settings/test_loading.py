@@ -58,6 +58,16 @@ def test_overrides_win_over_the_file_and_the_last_one_wins(write):
         ("prompts.source=a=b", lambda config: config.prompts.source, "a=b"),
         ("output=null", lambda config: config.output, None),
         ("judging.judge={kind: function, path: 'a.b:c'}", lambda config: config.judging.judge.path, "a.b:c"),
+        ("learner.environment.A=10:20", lambda config: config.learner.environment, {"A": "10:20"}),
+        ("learner.environment.A=on", lambda config: config.learner.environment, {"A": "on"}),
+        ("learner.environment={A: b}", lambda config: config.learner.environment, {"A": "b"}),
+        ("learner.resources.rack=1", lambda config: config.learner.resources, {"rack": 1.0}),
+        ("generators.engine.block_size=16", lambda config: config.generators.engine, {"block_size": 16}),
+        (
+            "learner.deepspeed.zero_optimization.overlap_comm=true",
+            lambda config: config.learner.deepspeed,
+            {"zero_optimization": {"overlap_comm": True}},
+        ),
     ],
 )
 def test_values_of_overrides_are_yaml_and_text_stays_text(override, read, expected):
@@ -68,6 +78,44 @@ def test_a_section_with_all_its_lines_commented_out_stands_for_its_defaults(writ
     config = load_config(write("model: {path: world}\nreplay:\n  # max_staleness: 2\nlearner:\n  loss:\n"))
     assert config.replay.max_staleness == 1
     assert config.learner.loss.kind == "dpo"
+
+
+def test_what_is_passed_on_is_read_from_a_file_and_written_back_as_it_is(write):
+    config = load_config(
+        write(
+            "model: {path: world}\n"
+            "generators:\n  environment: {A: '1'}\n  engine:\n    # block_size: 16\n  resources:\n"
+            "learner: {deepspeed: {comms_logger: {enabled: true}}, resources: {rack: 0.5}}\n"
+            "cluster: {address: 'head:6379', runtime_env: {pip: [a]}}\n"
+        )
+    )
+    assert (config.generators.environment, config.generators.engine, config.generators.resources) == (
+        {"A": "1"},
+        {},
+        {},
+    )
+    assert load_config(write(dump_config(config))) == config
+
+
+def test_mistakes_in_what_is_passed_on_are_told_with_the_section_and_the_setting_to_use(write):
+    path = write(
+        "model: {path: world}\nlearner:\n  environment: {NCCL_IB_DISABLE: 1}\n  deepspeed: {fp16: {enabled: true}}\n"
+        "  resources: {rack: -1}\njudging: {environment: {HF_TOKEN: hf_aB3dE5fG7hJ9kL1mN2pQ}}\n"
+        "cluster: {runtime_env: {env_vars: {A: b}}}\n"
+    )
+    found = mistakes(path, "generators.engine.seed=3", "generators.environment.OMP_NUM_THREADS=4")
+    assert sorted(found) == [
+        "cluster.runtime_env: env_vars cannot be set here: variables belong to a role; set generators.environment, "
+        "learner.environment or judging.environment",
+        "generators.engine: seed cannot be set here: Offbeat sets it; set seed",
+        "generators.environment: OMP_NUM_THREADS cannot be set here: it follows generators.cpus; set that",
+        "judging.environment: must hold no secret, and HF_TOKEN looks like one: a configuration is saved with its run; "
+        "export it where Ray's nodes are started, or the run if it starts Ray, and workers have it",
+        "learner.deepspeed: fp16 cannot be set here: it follows learner.dtype; set that",
+        "learner.environment: NCCL_IB_DISABLE is 1, which YAML reads as no text; put the value in quotes",
+        "learner.resources: rack is -1; allowed is an amount of 0.0001 or more, the smallest that Ray can reserve; "
+        "correct it",
+    ]
 
 
 def test_all_mistakes_of_file_and_overrides_are_reported_at_once(write):
