@@ -66,8 +66,8 @@ def world(tmp_path_factory):
         b = tiny_llama(directory / "b", seed=2)
         publisher = Publisher(PublicationConfig(), directory / "shm")
 
-        def engine(self, name: str, temperature: float = 1.0, dtype: str = "float32") -> Engine:
-            settings = GeneratorConfig(dtype=dtype, max_model_len=256, max_running_prompts=8, kv_cache_mib=32)
+        def engine(self, name: str, temperature: float = 1.0, dtype: str = "float32", **more) -> Engine:
+            settings = GeneratorConfig(dtype=dtype, max_model_len=256, max_running_prompts=8, kv_cache_mib=32, **more)
             sampling = SamplingConfig(max_new_tokens=NEW_TOKENS, temperature=temperature, stop_token_ids=STOPS)
             return Engine(spec_of(self.directory / name, settings, sampling, seed=3))
 
@@ -98,6 +98,35 @@ def test_behaviour_log_probs_at_temperature_one_are_those_of_transformers(world)
     assert finished.keys() == asked.keys()
     for name, completion in finished.items():
         assert_sampled_by({0: world.a}, asked[name], completion, 1.0)
+
+
+@pytest.mark.vllm
+def test_more_engine_arguments_reach_vllm_and_weights_are_still_proven(world):
+    """In steps of 64 tokens, chunk by chunk, completions split over a weight sync are those of the two models."""
+    given = {"max_num_batched_tokens": 64, "watermark": 0.01, "compilation_config": {"mode": 0}}
+    engine = world.engine("a", engine=given)
+    scheduler = engine._llm.vllm_config.scheduler_config
+    assert (scheduler.max_num_batched_tokens, scheduler.watermark, scheduler.async_scheduling) == (64, 0.01, False)
+    asked = prompts(3, LONG, seed=5)
+    for name, prompt in asked.items():
+        engine.add(name, prompt)
+    finished = {}
+    for _ in range(9):
+        finished.update(engine.step())
+    engine.load(world.publish(world.b, 1))
+    finished |= run(engine)
+    for name, completion in finished.items():
+        assert_sampled_by({0: world.a, 1: world.b}, asked[name], completion, 1.0)
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize(
+    "given", [{"safetensors_load_strategy": "by hand"}, {"compilation_config": {"moed": 3}}, {"max_num_active_seqs": 0}]
+)
+def test_an_argument_that_vllm_refuses_is_named_with_the_section(world, given):
+    (name,) = given
+    with pytest.raises(UsageError, match=rf"vLLM refuses .* generators\.engine {name}: (?s:.*); change the setting"):
+        world.engine("a", engine=given)
 
 
 @pytest.mark.vllm
