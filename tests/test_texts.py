@@ -35,6 +35,8 @@ PAGES = sorted(page for folder in (ROOT, ROOT / "docs", ROOT / "docker") for pag
 SETTINGS = {verb: {setting.key for setting in settings(VERBS[verb].model)} for verb in VERBS}
 KEYS = set().union(*SETTINGS.values())
 SECTIONS = {".".join(key.split(".")[:depth]) for key in KEYS for depth in range(1, key.count(".") + 1)}
+OPEN = {each.key for verb in VERBS for each in settings(VERBS[verb].model) if each.allowed.startswith("mapping")}
+"""Settings below which other programs' names stand."""
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 FOREIGN_OPTIONS = {"--shm-size", "--strict", "--no-deps", "--max-model-len", "--served-model-name"}
@@ -247,6 +249,7 @@ def wrong_names(text: Text) -> Iterator[str]:
     """Dotted names that begin like a setting or a module and are neither. An argument may be a prefix of settings."""
     for name in NAME.findall(text.content):
         known = name in KEYS | SECTIONS | NAMES_OF_OTHERS or FILE_ENDING.search(name)
+        known = known or any(name.startswith(f"{key}.") for key in OPEN)
         known = known or (text.is_argument and any(key.startswith(name) for key in KEYS))
         if name.partition(".")[0] in (*SECTIONS, *FOLDERS) and not known and not is_code(name):
             yield name
