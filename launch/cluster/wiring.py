@@ -85,8 +85,9 @@ def _init(cluster: ClusterConfig, address: str | None) -> None:
         security_warnings.keep_token_private(Path.home())
     except Exception as error:  # Ray raises a bare Exception if its start takes too long
         done = "started" if address is None else f"joined at {address}"
+        checked = "the address and cluster.runtime_env are" if cluster.runtime_env else "the address is"
         raise RunError(
-            f"Ray could not be {done}: {reason(error)}; check that the cluster runs and the address is right, or set "
+            f"Ray could not be {done}: {reason(error)}; check that the cluster runs and {checked} right, or set "
             "cluster.address=local"
         ) from None
 

@@ -169,6 +169,15 @@ class TrainingConfig(NamedConfig):
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     watchdog: WatchdogConfig = Field(default_factory=WatchdogConfig)
 
+    @model_validator(mode="after")
+    def _workers_find_the_output(self) -> TrainingConfig:
+        if "working_dir" in self.cluster.runtime_env and not self.directory.is_absolute():
+            raise ValueError(
+                f"with cluster.runtime_env.working_dir workers start in a copy of that directory, and would write "
+                f"{self.directory} there, which Ray removes; set output to an absolute path"
+            )
+        return self
+
 
 _NEED_ANSWERS = {"verifier": "gold answers", "code": "tests", "instructions": "instructions"}
 """Kinds of judges that read `prompts.answer_field`, and what it holds."""

@@ -7,7 +7,7 @@ import inspect
 import pytest
 from pydantic import ValidationError
 
-from launch.settings.run import ClusterConfig
+from launch.settings.run import ClusterConfig, TrainingConfig
 from launch.settings.runtime_env import ALLOWED, REFUSED
 
 
@@ -42,3 +42,14 @@ def test_code_is_uploaded_only_to_a_cluster(name: str) -> None:
     ClusterConfig(address="auto", runtime_env={name: "."})
     with pytest.raises(ValidationError, match=f"runtime_env.{name} takes code to the hosts of a cluster"):
         ClusterConfig(address="local", runtime_env={name: "."})
+
+
+def test_a_run_s_output_is_never_below_the_copy_that_workers_start_in() -> None:
+    """The learner writes checkpoints by the path that it is given."""
+    cluster = {"address": "head:6379", "runtime_env": {"working_dir": "."}}
+    TrainingConfig(cluster=cluster, output="/shared/runs/a")
+    with pytest.raises(
+        ValidationError, match=r"would write runs/a there, which Ray removes; set output to an absolute"
+    ):
+        TrainingConfig(cluster=cluster, name="a")
+    TrainingConfig(cluster=cluster | {"runtime_env": {"py_modules": ["."]}}, name="a")
