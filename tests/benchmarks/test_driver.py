@@ -9,16 +9,14 @@ import pytest
 from benchmarks.driver import Size, Trial, checkpoint
 
 
-@pytest.mark.parametrize("rate", [None, 200.0])
+@pytest.mark.parametrize("rate", [None, 2000.0])
 def test_a_trial_counts_the_groups_that_were_trained_and_keeps_them_in_a_journal(
     tmp_path: Path, rate: float | None
 ) -> None:
     trial = Trial(tmp_path, 3, Size(2, 4), rate)
-    measured = trial.run(0.5)
-    trained = trial.buffer.ledger()["trained"]
-    assert 0 < measured["groups_per_second"]
-    assert rate is None or measured["groups_per_second"] < 3 * rate
-    assert trained > 0
+    measured = trial.run(1.0)
+    assert rate is None or measured["groups_per_second"] < 2 * rate
+    assert trial.buffer.ledger()["trained"] > 0
     assert list((tmp_path / "journal").glob("updates-*.parquet"))
 
 
