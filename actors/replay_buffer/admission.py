@@ -351,14 +351,10 @@ class Admission:
         self._waiting[index] = _Entry(attempt=entry.attempt + 1, failures=entry.failures)
 
     def _sweep(self) -> None:
-        """Discard groups that exceed the bound. One that was already trained on is only forgotten.
-
-        Groups age with the trained version; in lease order their staleness is certain once they are judged. So only
-        new ones are looked at until a version ends.
-        """
+        """Discard groups that exceed the bound; forget those that were already trained on. Until a version ends, only
+        new groups can."""
         aged = self._swept_version != self.training_version
-        candidates = list(self._buffered) if aged else self._unswept
-        for index in candidates:
+        for index in list(self._buffered) if aged else self._unswept:
             entry = self._buffered.get(index)
             if entry is not None and self._over_bound(index, entry):
                 self._fail(index, self._buffered.pop(index), "stale")
