@@ -9,6 +9,9 @@ import contextlib
 import json
 from collections.abc import Awaitable, Mapping
 from pathlib import Path
+from typing import Any
+
+import pyarrow
 
 from actors.data.prompts import PromptSource
 from actors.data.text import save_template
@@ -21,6 +24,7 @@ from launch.cluster.placement import address_to_join
 from launch.cluster.watchdog import Watchdog
 from launch.doctor.checkup import fatal_checks
 from launch.output.board import Board
+from launch.output.group_table import BUFFER_FILE, read_buffer, write_buffer
 from launch.output.journal import Journal
 from launch.output.metrics import MetricsWriter, numbers
 from launch.output.reporter import Reporter
@@ -83,8 +87,8 @@ def _run(config: RunConfig, *, resume: Resume) -> int:
     session = Session(config, resume=resume)
     session.check_same(fixed_settings(config, prompts, plugin))
     buffer = ReplayBuffer(config.replay, prompts, config.updates)
-    if session.state:
-        buffer.load_state_dict(session.state["buffer"])
+    if session.checkpoint is not None:
+        _restore(buffer, session.state["buffer"], session.checkpoint, prompts)
     check_machine(config)
     notes += session.notes
     notes += meet_judges(config, prompts, tokenizer, elsewhere=address_to_join(config.cluster) is not None)
@@ -109,6 +113,16 @@ def _run(config: RunConfig, *, resume: Resume) -> int:
         stack.enter_context(ending_on_sigterm())
         wiring.check_resources(config)
         return TrainingRun(config, session, plugin, prompts, buffer, board).run(shared_memory.path)
+
+
+def _restore(buffer: ReplayBuffer, state: Mapping[str, Any], checkpoint: Path, prompts: PromptSource) -> None:
+    """Fill the buffer from a checkpoint; older versions keep its groups beside admission's state."""
+    saved = state.get("groups")
+    if saved is None:
+        groups = read_buffer(checkpoint / BUFFER_FILE, prompts.prompt)
+    else:
+        groups = [group_from_dict(data, prompts.prompt(data["lease"]["index"])) for data in saved]
+    buffer.load_state_dict({"admission": state["admission"], "groups": groups})
 
 
 def check_machine(config: RunConfig) -> None:
@@ -266,16 +280,19 @@ class TrainingRun:
         return EvaluationSet(prompts, baseline)
 
     async def _save(self, loop: TrainingLoop) -> None:
-        below = await loop.settled()
+        buffer = self.buffer.state_dict(below=await loop.settled())
+        groups = buffer.pop("groups")
         state = {
             "updates": self.buffer.updates,
             "version": self.buffer.version,
             "fixed": self.session.fixed,
-            "buffer": self.buffer.state_dict(below=below),
+            "buffer": buffer,
         }
 
         async def write(stage: Path) -> None:
             await self.learner.save(stage)
+            with writing(f"checkpoint {stage}", "then use --resume", pyarrow.ArrowException):
+                await asyncio.to_thread(write_buffer, stage / BUFFER_FILE, groups)
             # Before the checkpoint counts: a run that resumes from it writes no update before it again.
             await asyncio.to_thread(self.journal.flush)
 

@@ -1,7 +1,7 @@
 """The replay buffer: leases out, judged groups in, batches out, all within the staleness bound.
 
 `admission.py` makes every decision, over indices; this module adds prompts and groups. Driven from one thread; its
-whole state is JSON-able. Must not depend on generators, judges or the learner.
+state is JSON-able but for its groups. Must not depend on generators, judges or the learner.
 """
 
 from dataclasses import dataclass, fields
@@ -76,25 +76,22 @@ class ReplayBuffer(Admission):
         return None if take is None else Batch(take.update, take.version, groups, take.staleness)
 
     def state_dict(self, *, below: int | None = None) -> dict[str, Any]:
-        """Return the state as JSON-able values, prompts by position. For the arguments see `Admission.state_dict`.
+        """Return admission's state as JSON-able values, and the groups in it. See `Admission.state_dict` for `below`.
 
         Groups of leases from `below` on are left out.
         """
         admission = super().state_dict(below=below)
         held = {row[0] for name in ("buffered", "reusable") for row in admission["entries"][name]}
-        return {
-            "admission": admission,
-            "groups": [group_to_dict(group) for index, group in self._groups.items() if index in held],
-        }
+        groups = tuple(group for index, group in self._groups.items() if index in held)
+        return {"admission": admission, "groups": groups}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`; leases that were in flight are granted again.
 
-        Raises UsageError if settings or prompts differ from the saved run's.
+        Raises UsageError if settings differ from the saved run's.
         """
-        groups = [group_from_dict(data, self._prompts.prompt(data["lease"]["index"])) for data in state["groups"]]
         super().load_state_dict(state["admission"])
-        self._groups = {group.lease.index: group for group in groups}
+        self._groups = {group.lease.index: group for group in state["groups"]}
 
 
 def group_to_dict(group: Group) -> dict[str, Any]:

@@ -200,7 +200,8 @@ class Model:
 
     def restart(self, below: int | None = None) -> None:
         """From a state that was cut before lease `below`: what was buffered of later ones is to be granted again."""
-        state = json.loads(json.dumps(self.buffer.state_dict(below=below)))
+        state = self.buffer.state_dict(below=below)
+        state |= {"admission": json.loads(json.dumps(state["admission"]))}
         settled = below is not None and all(self.where.get(i, "waiting") not in UNSETTLED for i in range(below))
         assert below is None or self.buffer.settled(below) == settled
         self.buffer = ReplayBuffer(self.config, FakePrompts(), self.total_updates)

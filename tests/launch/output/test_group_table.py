@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import gc
+import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pytest
 
+from actors.errors import UsageError
 from actors.records import Completion, Group, Judgement, Lease, Prompt
-from launch.output.group_table import GROUPS, group_table
+from launch.output.group_table import GROUPS, group_table, read_buffer, write_buffer
+from tests.fakes.disks import FaultyDisk
 
 SCORED = Group(
     Lease(7, 1, Prompt("p:7", (1, 2), "half a pair: \ud800"), 3, 9.5),
@@ -65,3 +72,41 @@ def test_a_token_that_is_no_int32_is_refused() -> None:
     group = Group(SCORED.lease, (Completion((1 << 31,), (0.0,), (0,), "", finished=True),), SCORED.judgement)
     with pytest.raises(pyarrow.ArrowInvalid):
         group_table([group], 0)
+
+
+def prompts_of(*groups: Group) -> Any:
+    return {group.lease.index: group.lease.prompt for group in groups}.__getitem__
+
+
+def test_a_buffer_is_read_back_exactly_with_texts_that_utf_8_cannot_hold(tmp_path: Path) -> None:
+    said = (("assistant", "2+2? \ud83d"), ("tool", "4"))
+    odd = replace(
+        COMPARED.completions[0], logprobs=(-1e-300, -0.1 - 0.2), text='"\u2028\udc00é', given=((0, 1),), messages=said
+    )
+    lease = replace(COMPARED.lease, deadline=1e9 + 1 / 3, draw="policy", prompt=Prompt("p:\ud800", (), ""))
+    groups = [SCORED, replace(COMPARED, lease=lease, completions=(odd, odd)), *(replace(SCORED),) * 130]
+    write_buffer(tmp_path / "buffer", groups)
+    assert read_buffer(tmp_path / "buffer", prompts_of(*groups)) == groups
+    write_buffer(tmp_path / "buffer", [])
+    assert read_buffer(tmp_path / "buffer", prompts_of()) == []
+
+
+def test_a_buffer_of_other_prompts_or_of_no_sense_is_refused(tmp_path: Path) -> None:
+    write_buffer(tmp_path / "buffer", [SCORED])
+    with pytest.raises(UsageError, match="position 7 of the prompts holds 'other' now and held 'p:7'"):
+        read_buffer(tmp_path / "buffer", lambda index: Prompt("other", (), ""))
+    (tmp_path / "buffer").write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(UsageError, match=r"buffer cannot be read: .*; use --resume=last-good"):
+        read_buffer(tmp_path / "buffer", prompts_of(SCORED))
+
+
+def test_a_full_disk_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unraisable: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    disk = FaultyDisk(tmp_path, errno.ENOSPC, monkeypatch)
+    disk.first = 1  # the file is opened, and its first write refused
+    with pytest.raises(OSError, match="No space left"):
+        write_buffer(tmp_path / "buffer", [SCORED])
+    disk.repair()
+    gc.collect()
+    assert not unraisable
