@@ -26,6 +26,7 @@ from typing import Any
 from actors.records import Canary, Completion, Failure, GeneratorStatus, Group, Judgement, Lease, Manifest, Prompt
 from actors.replay_buffer.buffer import ReplayBuffer
 from benchmarks import record
+from launch.output.group_table import BUFFER_FILE, write_buffer
 from launch.output.journal import Journal
 from launch.run.loop import LoopEvents, TrainingLoop
 from launch.run.protocols import Publication
@@ -228,10 +229,29 @@ def checkpoint(directory: Path, size: Size, groups: int) -> dict[str, float]:
         buffer.generated(lease.index, lease.attempt)
         judgement = Judgement(tuple(map(float, range(size.completions))))
         buffer.add(Group(lease, (one,) * size.completions, judgement))
-    began = time.perf_counter()
-    text = json.dumps({"buffer": buffer.state_dict()})
-    (directory / "state.json").write_text(text)
-    return {"groups": float(buffer.buffered), "stopped_seconds": time.perf_counter() - began, "bytes": float(len(text))}
+    longest = 0.0
+
+    async def save() -> float:
+        """As a run does; return its seconds."""
+        began = time.perf_counter()
+        state = buffer.state_dict()
+        held = state.pop("groups")
+        await asyncio.to_thread(write_buffer, directory / BUFFER_FILE, held)
+        (directory / "state.json").write_text(json.dumps(state))
+        return time.perf_counter() - began
+
+    async def watched() -> float:
+        nonlocal longest
+        saving = asyncio.ensure_future(save())
+        while not saving.done():
+            looked = time.perf_counter()
+            await asyncio.sleep(0)
+            longest = max(longest, time.perf_counter() - looked)
+        return await saving
+
+    seconds = asyncio.run(watched())
+    nbytes = sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
+    return {"groups": float(buffer.buffered), "seconds": seconds, "stopped_seconds": longest, "bytes": float(nbytes)}
 
 
 def main() -> None:
