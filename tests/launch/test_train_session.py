@@ -17,13 +17,16 @@ from safetensors.torch import load_file, save_file
 from actors.errors import RunError, UsageError
 from actors.generation.weights import fingerprint
 from actors.records import Canary, Manifest, TensorRecord
+from actors.replay_buffer.buffer import group_to_dict
 from actors.world import tokenizer
 from launch import train
 from launch.cluster import wiring
+from launch.output.group_table import BUFFER_FILE, read_buffer
 from launch.output.journal import Journal
 from launch.run.protocols import Publication
 from launch.settings.run import RunConfig
 from learner.backend import checkpoints
+from learner.backend.manifest import MANIFEST
 from learner.world.policy import TINY, build_policy
 from tests.fakes.generators import FakeGenerator
 from tests.fakes.judges import FakeJudge
@@ -71,6 +74,34 @@ def test_an_interrupted_run_is_saved_and_goes_on_where_it_was(tmp_path: Path, ac
     second = [pair.lease_index for batch in actors.learner.batches for pair in batch]
     assert first + second == list(range(24)), "every lease is trained exactly once over both parts"
     assert actors.learner.loaded == [tmp_path / "run" / "checkpoints" / "update-0000003"]
+    assert summary_of(tmp_path)["ledger"]["trained"] == 24
+    assert journaled(tmp_path) == [(update, list(range(4 * update, 4 * update + 4))) for update in range(6)]
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_resumed_run_trains_on_the_groups_that_its_checkpoint_holds(
+    tmp_path: Path, actors: Actors, older: bool
+) -> None:
+    """An older version kept them as JSON beside the ledger, and no manifest."""
+    settings = {"replay": {"prompts_per_update": 4, "max_staleness": 3}}
+    actors.learner.interrupt_at, actors.learner._update_seconds = 2, 0.05
+    assert train.run_training(config_of(tmp_path, **settings)) == 130
+    checkpoint = tmp_path / "run" / "checkpoints" / "update-0000002"
+    held = {lease.index: lease.prompt for lease in actors.generators[0].answered}
+    groups = read_buffer(checkpoint / BUFFER_FILE, held.__getitem__)
+    assert groups
+    if older:
+        state = json.loads((checkpoint / "run_state.json").read_text())
+        state["buffer"]["groups"] = [group_to_dict(group) for group in groups]
+        kept = {name: value for name, value in state.items() if value != MANIFEST}
+        (checkpoint / "run_state.json").write_text(json.dumps(kept))
+        (checkpoint / BUFFER_FILE).unlink()
+        (checkpoint / MANIFEST).unlink()
+
+    actors.learner, actors.generators = Learner(), [FakeGenerator("a")]
+    assert train.run_training(config_of(tmp_path, **settings), resume=True) == 0
+    again = {lease.index for lease in actors.generators[0].answered}
+    assert again.isdisjoint(group.lease.index for group in groups)
     assert summary_of(tmp_path)["ledger"]["trained"] == 24
     assert journaled(tmp_path) == [(update, list(range(4 * update, 4 * update + 4))) for update in range(6)]
 
