@@ -49,8 +49,10 @@ def test_a_generator_killed_on_one_of_two_nodes_costs_nothing_and_a_rank_lost_wi
         assert len(cluster.titled("ray::LearnerWorker")) == 2
         (generator,) = cluster.titled("ray::RemoteGenerator", name=node)
         generator.kill()
-        wait_until(lambda: bool(cluster.at_work(node)), process)
-        wait_for_updates(process, run, 16)
+        # Its successor, not itself: a killed process may be there for a moment.
+        wait_until(lambda: any(each.pid != generator.pid for each in cluster.at_work(node)), process)
+        made = len((run / "metrics.jsonl").read_text().splitlines())
+        wait_for_updates(process, run, made + 16)
         cluster.lose(node)
         _, err = finish(process, 1)
     assert "died and is being restarted" in err
