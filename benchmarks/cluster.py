@@ -69,14 +69,14 @@ class Cluster:
         dict(self._started)[name].wait()
 
     def running(self, name: str | None = None) -> list[psutil.Process]:
-        """The processes of a node, of all unless named."""
+        """The processes of a node, of all unless named. Ray's agents overwrite their environment."""
         names = {name} if name else {started for started, _ in self._started}
-        found = []
+        found: dict[psutil.Process, None] = {}
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if process.environ().get(NODE) in names and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+                    found |= dict.fromkeys([process, *(process.children() if process.name() == "raylet" else ())])
+        return list(found)
 
     def workers(self) -> list[psutil.Process]:
         """Processes that run actors, or may come to."""

@@ -152,14 +152,15 @@ def check_stage_resources(learner: TrainerConfig) -> None:
 
 def _check_amounts(needed: Mapping[str, float], have: Mapping[str, float], by: str, lowered: str) -> None:
     for resource, amount in needed.items():
+        present = have.get(resource, 0.0)
+        if amount <= present:
+            continue
         if resource not in ("CPU", "GPU"):
-            if amount > have.get(resource, 0.0):
-                raise UsageError(placement.too_little(resource, amount, have.get(resource, 0.0)))
-        elif amount > have.get(resource, 0.0):
-            raise UsageError(
-                f"the run needs {amount:g} {resource}s ({by}) and Ray has {have.get(resource, 0.0):g}; lower "
-                f"{lowered}, or give Ray more (cluster.num_cpus oversubscribes CPUs)"
-            )
+            raise UsageError(placement.too_little(resource, amount, present))
+        raise UsageError(
+            f"the run needs {amount:g} {resource}s ({by}) and Ray has {present:g}; lower {lowered}, or give Ray more "
+            "(cluster.num_cpus oversubscribes CPUs)"
+        )
 
 
 def _nodes() -> list[Node]:

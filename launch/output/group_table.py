@@ -61,6 +61,7 @@ def group_table(groups: Sequence[Group], update: int) -> pyarrow.Table:
     own = {
         "lease_index": [lease.index for lease in leases],
         "update": [update] * len(groups),
+        "prompt_id": [_text(lease.prompt.id) for lease in leases],
         "prompt": [_text(lease.prompt.text) for lease in leases],
         "prompt_token_ids": [lease.prompt.token_ids for lease in leases],
         "oldest_version": [group.oldest_version for group in groups],
@@ -127,7 +128,6 @@ def _table(groups: Sequence[Group], schema: pyarrow.Schema, own: dict[str, Any])
     completions = [completion for group in groups for completion in group.completions]
     columns = own | {
         "attempt": [lease.attempt for lease in leases],
-        "prompt_id": [_text(lease.prompt.id) for lease in leases],
         "min_version": [lease.min_version for lease in leases],
         "completions": pyarrow.ListArray.from_arrays(
             pyarrow.array(accumulate((len(group.completions) for group in groups), initial=0), type=pyarrow.int32()),

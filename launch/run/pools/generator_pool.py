@@ -41,7 +41,6 @@ class Member:
     port: GeneratorPort
     version: int = -1
     """Last version that it acknowledged; -1 before the first."""
-    working: bool = False  # whether it has verified weights and takes leases
     outstanding: dict[tuple[int, int], Lease] = field(default_factory=dict)
     """Leases granted to it and not answered, by index and attempt."""
     unsent: list[Lease] = field(default_factory=list)
@@ -216,7 +215,7 @@ class GeneratorPool:
         member.outstanding.clear()
         member.unsent.clear()
         self._loads.leave(member)
-        member.working, member.version = False, -1
+        member.version = -1
         self._buffer.lost(indices, reason)
         self.changed.notify()
 
@@ -224,7 +223,6 @@ class GeneratorPool:
         # Nothing is sampled with unverified weights, not even those that the engine started with.
         while member.version < 0:
             await self._offered.wait()
-        member.working = True
         self._loads.join(member, len(member.outstanding))
         self.changed.notify()
         while True:

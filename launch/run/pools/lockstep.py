@@ -51,7 +51,6 @@ class LockstepPool(GeneratorPool):
             self._to_judge(group)
         publication = self._next(member)
         if member.version >= 0:
-            member.working = True
             if self._buffer.in_flight:
                 return False
             leases = self._take_side_requests(sys.maxsize, member.version)

@@ -229,7 +229,7 @@ def test_evaluation_prompts_of_a_dead_generator_are_answered_by_another_one() ->
         a, b = Manual("a"), Manual("b")
         pool = Pool(a, b, prompts_per_update=1)
         async with pool.running():
-            await until(lambda: all(member.working for member in pool.pool._members))
+            await until(lambda: len(pool.pool._loads._held) == 2)
             sampling = asyncio.create_task(pool.pool.sample(PROMPTS, min_version=0))
             await until(lambda: len(_asides(a)) + len(_asides(b)) == 4)
             assert 1 <= len(_asides(a)) <= 2
