@@ -3,7 +3,7 @@
 import sys
 
 from launch.cli import main
-from launch.output import supervisor
+from launch.output.process import interrupts, supervisor
 
 
 def entry() -> int:
@@ -11,8 +11,9 @@ def entry() -> int:
     if supervisor.wanted(sys.argv[1:]):
         return supervisor.supervise([sys.executable, *sys.orig_argv[1:]])
     supervisor.be_driver()
+    interrupts.heed()
     code = main()
-    supervisor.tell("end")
+    supervisor.tell("end", code)
     return code
 
 

@@ -6,14 +6,16 @@ a failed run goes to `error.txt` in the run's directory. Imports nothing heavy a
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
+from typer.core import TyperGroup
 
 from actors.errors import INTERRUPTED, OffbeatError, UsageError, remedy_of
 from actors.files import atomic_write
@@ -38,8 +40,32 @@ if TYPE_CHECKING:
     from launch.settings.run import NamedConfig
 
 
+class _Group(TyperGroup):
+    """Let `main` say of every interrupt: Typer would end with code 130 in silence."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with _aborting():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _aborting():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _aborting() -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        # asyncio's CancelledError: the second Ctrl-C of a run that is ending.
+        if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "CancelledError":
+            raise typer.Abort from None
+        raise
+
+
 app = typer.Typer(
     name="offbeat",
+    cls=_Group,
     help="Asynchronous RLHF: vLLM generators, judges, a replay buffer with a staleness bound, a DeepSpeed learner.",
     add_completion=False,
     rich_markup_mode=None,
@@ -333,11 +359,6 @@ def _run(config: NamedConfig, run: Callable[[], int]) -> int:
         except OSError:
             raise error from None
         error.add_note(f"full traceback in {path}")
-        raise
-    except BaseException as error:
-        # asyncio's CancelledError: the second Ctrl-C of a run that is ending.
-        if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "CancelledError":
-            raise typer.Abort from None
         raise
 
 

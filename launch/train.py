@@ -27,9 +27,10 @@ from launch.output.board import Board
 from launch.output.group_table import BUFFER_FILE, read_buffer, write_buffer
 from launch.output.journal import Journal
 from launch.output.metrics import MetricsWriter, numbers
+from launch.output.process import interrupts
 from launch.output.reporter import Reporter
 from launch.output.run_directory import SharedMemory
-from launch.output.session import Resume, Session, Status, ending_on_sigterm, stopping_on_signals, tell_skipped
+from launch.output.session import Resume, Session, Status, stopping_on_signals, tell_skipped
 from launch.run.divergence import DivergedError, DivergenceGuard
 from launch.run.loop import EvaluationSet, LoopEvents, TrainingLoop
 from launch.run.plugins import plugin_of
@@ -109,8 +110,6 @@ def _run(config: RunConfig, *, resume: Resume) -> int:
             shared_memory.require(config.cluster.object_store_mib << 20, what="Ray's object store")
         board.message("starting Ray" if address is None else f"joining Ray at {address}")
         stack.enter_context(wiring.ray_session(config.cluster))
-        # After Ray, which sets a handler of its own.
-        stack.enter_context(ending_on_sigterm())
         wiring.check_resources(config)
         return TrainingRun(config, session, plugin, prompts, buffer, board).run(shared_memory.path)
 
@@ -219,6 +218,7 @@ class TrainingRun:
             await self.reporter.ask(self.judge)
         await self.learner.close()
         interrupted = self.buffer.updates < self.config.updates
+        interrupts.settle()
         self._write_summary("interrupted" if interrupted else "completed", None)
         return INTERRUPTED if interrupted else 0
 

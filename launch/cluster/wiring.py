@@ -5,6 +5,7 @@ The only module that decides where things run. Everything it starts ends with `r
 
 import contextlib
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -54,7 +55,9 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault(HEAPS, "2")
     try:
+        handler = signal.getsignal(signal.SIGTERM)
         _init(cluster, address)
+        signal.signal(signal.SIGTERM, handler)  # Ray's own ends the process with code 15
         yield
     finally:
         ray.shutdown()
@@ -83,6 +86,8 @@ def _init(cluster: ClusterConfig, address: str | None) -> None:
                 logging_level="ERROR",
             )
         security_warnings.keep_token_private(Path.home())
+    except SystemExit:  # raised by Ray's handler of SIGTERM
+        raise KeyboardInterrupt from None
     except Exception as error:  # Ray raises a bare Exception if its start takes too long
         done = "started" if address is None else f"joined at {address}"
         checked = "the address and cluster.runtime_env are" if cluster.runtime_env else "the address is"

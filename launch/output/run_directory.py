@@ -18,7 +18,7 @@ from pathlib import Path
 
 from actors.errors import RunError, UsageError, writing
 from actors.files import TEMPORARY, atomic_write, discard, open_lock
-from launch.output import supervisor
+from launch.output.process import supervisor
 from launch.settings.loading import LOCK, RECORDED, dump_config
 from launch.settings.run import NamedConfig
 

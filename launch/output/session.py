@@ -11,6 +11,7 @@ from typing import Any, Literal
 from actors.errors import OffbeatError, UsageError, surroundings, writing
 from actors.files import discard
 from actors.foreign.text import shown
+from launch.output.process import interrupts
 from launch.output.run_directory import RunDirectory
 from launch.settings.renamed import new_key
 from launch.settings.run import TrainingConfig
@@ -57,14 +58,15 @@ class Session:
     @contextlib.contextmanager
     def running(self) -> Iterator[RunDirectory]:
         """Hold the run's directory for this process; write its resolved config."""
-        self.directory.begin(self.config, checkpoints.run_of(self.checkpoint) if self.checkpoint else None)
-        try:
-            if self.checkpoint is not None:
-                checkpoints.point_to(self.directory.checkpoints, self.checkpoint)
-            with surroundings("then use --resume"):
-                yield self.directory
-        finally:
-            self.directory.close()
+        with interrupts.heeding():
+            self.directory.begin(self.config, checkpoints.run_of(self.checkpoint) if self.checkpoint else None)
+            try:
+                if self.checkpoint is not None:
+                    checkpoints.point_to(self.directory.checkpoints, self.checkpoint)
+                with surroundings("then use --resume"):
+                    yield self.directory
+            finally:
+                self.directory.close()
 
     def check_same(self, fixed: dict[str, Any]) -> None:
         """Raise UsageError if a fixed setting changed since the checkpoint. See `check_same_run`."""
@@ -101,13 +103,17 @@ class Session:
         """Run `main` in an event loop. Write the summary of a run that `main` does not end; a full disk must not hide
         what ended it. Raises KeyboardInterrupt after a second interrupt."""
         try:
-            return asyncio.run(main)
+            code = asyncio.run(main)
+            interrupts.settle()
+            return code
         except (KeyboardInterrupt, asyncio.CancelledError):
+            interrupts.settle()
             with contextlib.suppress(OffbeatError, OSError):
                 self.directory.require()
                 write_summary("interrupted", "ended at once; the last checkpoint stands")
             raise KeyboardInterrupt from None
         except BaseException as error:
+            interrupts.settle()
             with contextlib.suppress(OffbeatError, OSError):
                 self.directory.require()
                 write_summary("failed", shown(error, lines=True) or type(error).__name__)
@@ -146,20 +152,6 @@ def tell_skipped(skipped: Sequence[str], say: Callable[[str], None]) -> None:
 
 
 @contextlib.contextmanager
-def ending_on_sigterm() -> Iterator[None]:
-    """Within it SIGTERM raises KeyboardInterrupt as Ctrl-C does, so that everything started is ended too."""
-
-    def end(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-@contextlib.contextmanager
 def stopping_on_signals(stop: Callable[[], str | None], say: Callable[[str], None]) -> Iterator[None]:
     """Within it the first Ctrl-C or SIGTERM calls `stop`, and the second cancels the current task.
 
@@ -183,12 +175,11 @@ def stopping_on_signals(stop: Callable[[], str | None], say: Callable[[str], Non
         else:
             say(f"interrupted: {told}; a second time ends it at once")
 
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in previous:
-        running.add_signal_handler(number, handle, number)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            running.remove_signal_handler(number)
-            signal.signal(number, handler)
+    with interrupts.keeping():
+        for number in interrupts.NUMBERS:
+            running.add_signal_handler(number, handle, number)
+        try:
+            yield
+        finally:
+            for number in interrupts.NUMBERS:
+                running.remove_signal_handler(number)

@@ -25,7 +25,7 @@ from launch.output.journal import learning_settings
 from launch.output.journal_reader import JournalReader
 from launch.output.metrics import MetricsWriter, numbers
 from launch.output.run_directory import RunDirectory, next_free
-from launch.output.session import Session, ending_on_sigterm
+from launch.output.session import Session
 from launch.replay.recorded import recorded_weights, verify_start
 from launch.replay.report import (
     ReplayReport,
@@ -251,8 +251,6 @@ def run_replay(recorded: RunConfig, config: RunConfig, request: Request) -> int:
     with contextlib.ExitStack() as stack:
         stack.enter_context(session.running())
         stack.enter_context(wiring.ray_session(config.cluster))
-        # After Ray, which sets a handler of its own.
-        stack.enter_context(ending_on_sigterm())
         wiring.check_stage_resources(config.learner)
         replayed = _Replay(recorded, config, request, journal, start, plugin, weights)
         for note in notes:

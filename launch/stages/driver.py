@@ -26,7 +26,8 @@ from launch.cluster import wiring
 from launch.cluster.watchdog import Watchdog
 from launch.output.board import clock
 from launch.output.metrics import MetricsWriter
-from launch.output.session import Resume, Session, Status, ending_on_sigterm, stopping_on_signals, tell_skipped
+from launch.output.process import interrupts
+from launch.output.session import Resume, Session, Status, stopping_on_signals, tell_skipped
 from launch.output.summary import package_versions
 from launch.run.divergence import DivergenceGuard, DivergenceWatch, figures_of
 from launch.run.preflight import model_content
@@ -123,8 +124,6 @@ class StageRun:
             self._total = self.config.training.updates(prepared.train)
             self._say(f"starting {self.config.learner.ranks} learner ranks")
             self._ranks = stack.enter_context(self._start(self.config, prepared.model_dir, directory.path, self._total))
-            # After Ray, which sets a handler of its own.
-            stack.enter_context(ending_on_sigterm())
             self._metrics = MetricsWriter(directory.path, resume_from=self._state.updates)
             stack.callback(self._metrics.close)
             for note in schedule_notes(self.config.learner.optimizer, self._total, self._metrics.last):
@@ -140,6 +139,7 @@ class StageRun:
             watchdog = Watchdog(self._ranks.each(), self.config.watchdog, self._say, self._directory.record_hang)
             completed = await watchdog.guard(self._train())
             await self._ranks.close()
+        interrupts.settle()
         self._write_summary("completed" if completed else "interrupted", None)
         if not completed:
             self._say("interrupted: checkpoint written, go on with --resume")

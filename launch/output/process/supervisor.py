@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from actors.errors import INTERRUPTED
 from actors.files import atomic_write
 from actors.foreign.text import shown
 
@@ -47,14 +48,15 @@ def be_driver() -> None:
 
 
 def tell(what: str, value: object = "") -> None:
-    """Tell the supervisor, if there is one: `run` its directory, `shared` its folder, `end` that all is said."""
+    """Tell the supervisor, if there is one: `run` its directory, `shared` its folder, `settled`
+    whether a run's outcome stands, `end` its exit code."""
     for descriptor in _supervisors:
         with contextlib.suppress(OSError):
             os.write(descriptor, f"{json.dumps([what, str(value)])}\n".encode())
 
 
 def supervise(command: Sequence[str]) -> int:
-    """Run `command` as the driver; return its exit code, or 1 if it ended without a word."""
+    """Run `command` as the driver; return the exit code that it told, or 1 if it ended without a word."""
     _control(_PR_SET_CHILD_SUBREAPER, 1)
     reading, writing = os.pipe()
     driver = subprocess.Popen(
@@ -65,20 +67,26 @@ def supervise(command: Sequence[str]) -> int:
         preexec_fn=_die_with_parent,
     )
     os.close(writing)
+    signals = _Signals(driver)
     for number in FORWARDED:
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, lambda number, frame: _pass_on(driver, number))
+            signal.signal(number, lambda number, frame: signals.pass_on(number))
     told: dict[str, list[str]] = {}
-    listener = threading.Thread(target=_listen, args=(reading, told), daemon=True)
+    listener = threading.Thread(target=_listen, args=(reading, told, signals), daemon=True)
     listener.start()
     threading.Thread(target=_notice_stops, args=(driver.pid,), daemon=True).start()
     code = driver.wait()
+    for number in FORWARDED:
+        signal.signal(number, signal.SIG_IGN)
     _end_descendants()
     listener.join(timeout=1.0)
     for folder in told.get("shared", []):
         shutil.rmtree(folder, ignore_errors=True)
     if "end" in told:
-        return code if code >= 0 else 128 - code
+        return int(told["end"][-1])
+    if -code in signals.sent:
+        print("offbeat: interrupted", file=sys.stderr)
+        return INTERRUPTED
     return _say(code, told)
 
 
@@ -95,16 +103,35 @@ def _control(option: int, value: int) -> None:
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
-def _pass_on(driver: subprocess.Popen[bytes], number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        driver.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+class _Signals:
+    """What goes to the driver, except while it is taking a run down: Ray lets SIGTERM end a process there."""
+
+    def __init__(self, driver: subprocess.Popen[bytes]) -> None:
+        self.sent: set[int] = set()
+        self._driver = driver
+        self._waiting: list[int] = []
+        self._held = False
+
+    def pass_on(self, number: int) -> None:
+        self._waiting.append(signal.SIGTERM if number == signal.SIGHUP else number)
+        self.hold(self._held)
+
+    def hold(self, held: bool) -> None:
+        self._held = held
+        while self._waiting and not held:
+            with contextlib.suppress(ProcessLookupError, IndexError):  # the listener may have been quicker
+                number = self._waiting.pop()
+                self.sent.add(number)
+                self._driver.send_signal(number)
 
 
-def _listen(descriptor: int, told: dict[str, list[str]]) -> None:
+def _listen(descriptor: int, told: dict[str, list[str]], signals: _Signals) -> None:
     with os.fdopen(descriptor, encoding="utf-8") as lines:
         for line in lines:
             what, value = json.loads(line)
             told.setdefault(what, []).append(value)
+            if what == "settled":
+                signals.hold(value == "True")
 
 
 def _notice_stops(driver: int) -> None:

@@ -12,18 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from launch.output import supervisor
+from launch.output.process import supervisor
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 SUPERVISOR = """
 import signal, sys
-from launch.output import supervisor
+from launch.output.process import supervisor
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, under which the tests may run, has it ignored
 sys.exit(supervisor.supervise([sys.executable, "-c", {!r}]))
 """
 DRIVER = """
 import os, signal, subprocess, sys, time
-from launch.output import supervisor
+from launch.output.process import supervisor
 supervisor.be_driver()
 def left():  # as a judge's own server would be
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
@@ -79,10 +79,19 @@ def test_a_driver_that_ends_without_a_word_is_told_and_leaves_nothing(tmp_path: 
 
 
 @pytest.mark.parametrize("code", [0, 2, 130])
-def test_a_driver_that_says_its_end_passes_its_exit_code_on(code: int) -> None:
-    process = start(f"supervisor.tell('end'); sys.exit({code})")
+def test_the_exit_code_is_the_one_that_the_driver_told_however_its_process_ends(code: int) -> None:
+    process = start(f"supervisor.tell('end', {code}); os.kill(os.getpid(), signal.SIGKILL)")
     assert process.communicate(timeout=120) == ("", "")
     assert process.returncode == code
+
+
+def test_a_driver_that_a_signal_ends_before_it_listens_was_interrupted() -> None:
+    process = start("signal.signal(signal.SIGTERM, signal.SIG_DFL); print('ready', flush=True); time.sleep(60)")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    assert process.communicate(timeout=120) == ("", "offbeat: interrupted\n")
+    assert process.returncode == 130
 
 
 @pytest.mark.parametrize(
@@ -97,7 +106,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def hear(number, frame):
     print(signal.Signals(number).name, child.poll(), flush=True)
     child.kill()
-    supervisor.tell("end")
+    supervisor.tell("end", 130)
     sys.exit(130)
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, hear)
@@ -112,6 +121,27 @@ time.sleep(60)
     assert process.stdout.readline() == f"{heard} None\n"
     assert process.wait(timeout=120) == 130
     process.communicate()
+
+
+def test_a_signal_waits_while_the_outcome_of_a_run_stands_and_reaches_the_next_run() -> None:
+    process = start(
+        """
+supervisor.tell("settled", True)
+signal.signal(signal.SIGTERM, lambda number, frame: print("heard", flush=True))
+time.sleep(0.5)  # until the supervisor knows
+print("ready", flush=True)
+time.sleep(1.0)
+print("next", flush=True)
+supervisor.tell("settled", False)
+time.sleep(0.5)
+supervisor.tell("end", 0)
+"""
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    assert process.communicate(timeout=120) == ("next\nheard\n", "")
+    assert process.returncode == 0
 
 
 def test_the_driver_hears_sigterm_if_its_supervisor_is_killed(tmp_path: Path) -> None:

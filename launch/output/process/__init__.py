@@ -1,0 +1,1 @@
+"""The process of a run: its supervisor, and what signals do to it."""
