@@ -27,6 +27,8 @@ VERBS = ("train", "sft", "dpo", "preference", "evaluate", "replay", "demo")
 VARIABLE = "OFFBEAT_SUPERVISOR"
 """Environment variable of the driver: the descriptor on which it tells the supervisor what to clean up."""
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+HEAPS = {"MALLOC_ARENA_MAX": "2"}
+"""Of the C library, which keeps one for each thread: what one thread frees, no other can use, and the driver grows."""
 STOP_SECONDS = 12.0
 """Stop of the driver after which it is told."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -61,7 +63,7 @@ def supervise(command: Sequence[str]) -> int:
     reading, writing = os.pipe()
     driver = subprocess.Popen(
         command,
-        env={**os.environ, VARIABLE: str(writing)},
+        env=HEAPS | os.environ | {VARIABLE: str(writing)},
         pass_fds=[writing],
         start_new_session=True,
         preexec_fn=_die_with_parent,
