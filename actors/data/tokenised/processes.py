@@ -25,18 +25,13 @@ _given: list[tuple[PromptConfig, Any]] = []
 """In a process of the pool: what it tokenises with."""
 
 
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def can_be_sent(tokenizer: Any) -> bool:
-    """Return whether another process can have the same tokenizer."""
+def count(tokenizer: Any) -> int:
+    """Return how many processes this machine's cores allow; 1 if no other process can have the tokenizer."""
     try:
         ForkingPickler.dumps(tokenizer)
     except Exception:  # whatever an object's own pickling raises
-        return False
-    return True
+        return 1
+    return min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
 
 
 def in_this_process(batches: Iterable[Batch], config: PromptConfig, tokenizer: Any) -> Generator[Part, None, None]:
@@ -45,14 +40,14 @@ def in_this_process(batches: Iterable[Batch], config: PromptConfig, tokenizer: A
 
 
 def in_processes(
-    batches: Iterable[Batch], config: PromptConfig, tokenizer: Any, count: int
+    batches: Iterable[Batch], config: PromptConfig, tokenizer: Any, processes: int
 ) -> Generator[Part, None, None]:
-    """Tokenise batches in `count` processes; yield in order, and hold no more than three batches for each.
+    """Tokenise batches in several processes; yield in order, and hold no more than three batches for each.
 
     Raises UsageError as `tokenise`, for the first batch that has one; BrokenProcessPool if a process dies.
     """
     pool = ProcessPoolExecutor(
-        count, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(config, tokenizer)
+        processes, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(config, tokenizer)
     )
     waiting: deque[Future[Part]] = deque()
     refusal = None
@@ -60,7 +55,7 @@ def in_processes(
         try:
             for batch in batches:
                 waiting.append(pool.submit(_tokenise, batch))
-                if len(waiting) > 3 * count:
+                if len(waiting) > 3 * processes:
                     yield waiting.popleft().result()
         except UsageError as error:  # of the source, unless an earlier batch has one
             refusal = error

@@ -20,7 +20,9 @@ from actors.data.tokenised.parsing import Part
 from actors.data.tokenised.table import PromptTable, in_memory
 
 FEW_ROWS = 16_384
-"""Rows that are tokenised in less time than processes need to start. They are not cached either."""
+"""Rows that are tokenised in less time than a cache is worth."""
+MANY_ROWS = 65_536
+"""Rows that are tokenised in more time than several processes need to start."""
 
 
 def read_prompts(config: PromptConfig, tokenizer: Any) -> tuple[PromptTable, list[str]]:
@@ -29,30 +31,27 @@ def read_prompts(config: PromptConfig, tokenizer: Any) -> tuple[PromptTable, lis
     Raises UsageError if the source cannot be read, or the tokenizer cannot read it.
     """
     source = open_prompts(config)
-    first, more = _first(source.batches, FEW_ROWS)
-    if not more:
+    first = _first(source.batches, MANY_ROWS)
+    rows = sum(map(len, first))
+    if rows < FEW_ROWS:
         return in_memory(processes.in_this_process(first, config, tokenizer)), []
     source = OpenedSource(chain(first, source.batches), source.files, source.reading)
-    count = processes.cores() if processes.can_be_sent(tokenizer) else 1
+    count = processes.count(tokenizer) if rows >= MANY_ROWS else 1
     try:
-        return _read_many(source, config, tokenizer, min(count, processes.MOST_PROCESSES))
+        return _read_many(source, config, tokenizer, count)
     except BrokenProcessPool as error:
         note = f"warning: a process that tokenised prompts died ({error}); they were tokenised in one process"
         table, notes = _read_many(open_prompts(config), config, tokenizer, 1)
         return table, [note, *notes]
 
 
-def _first(batches: Iterator[Batch], rows: int) -> tuple[list[Batch], bool]:
-    """Return batches of at least `rows` rows, and whether there are that many."""
+def _first(batches: Iterator[Batch], rows: int) -> list[Batch]:
+    """Return batches of at least `rows` rows; all of them if there are fewer."""
     first: list[Batch] = []
-    held = 0
-    while held < rows:
-        batch = next(batches, None)
-        if batch is None:
-            return first, False
+    while rows > 0 and (batch := next(batches, None)) is not None:
         first.append(batch)
-        held += len(batch)
-    return first, True
+        rows -= len(batch)
+    return first
 
 
 def _read_many(source: OpenedSource, config: PromptConfig, tokenizer: Any, count: int) -> tuple[PromptTable, list[str]]:
