@@ -164,19 +164,14 @@ def peak() -> Iterator[dict[str, float]]:
 def table(starts: list[dict[str, Any]]) -> str:
     """Rows as Markdown."""
     lines = [
-        "| prompts | start | seconds | rows/s | tokens, MB | memory, most and then, MB | largest process beside, MB | "
+        "| prompts | start | seconds | rows/s | tokens, MB | memory, most and then, MB | processes beside, MB | "
         "us a prompt |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for each in starts:
-        held = f"{each['peak_mb']:,}, {each['held_mb']:,}"
+        megabytes = [f"{each['tokens_mb']:,}", f"{each['peak_mb']:,}, {each['held_mb']:,}"]
         cells = [each["kind"], each["start"], f"{each['seconds']:.1f}", f"{each['rows_per_second']:,}"]
-        cells += [
-            f"{each['tokens_mb']:,}",
-            held,
-            f"{each['processes_peak_mb']:,}",
-            f"{each['microseconds_per_prompt']}",
-        ]
+        cells += [*megabytes, f"{each['processes_peak_mb']:,}", f"{each['microseconds_per_prompt']}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

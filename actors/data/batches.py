@@ -14,8 +14,8 @@ from actors.data.formats import record_of_line, suffix_of
 from actors.errors import UsageError
 
 ROWS_PER_BATCH = 1024
-BYTES_PER_BATCH = 8 << 20
-"""Lines of more bytes than this make a batch of fewer rows."""
+BYTES_PER_BATCH = 2 << 20
+"""Lines of this many bytes make a batch of fewer rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,9 @@ class Row:
 class Batch(Protocol):
     """Some consecutive rows of a source."""
 
-    def __len__(self) -> int:
-        """Return the number of rows, blank lines included."""
+    @property
+    def work(self) -> float:
+        """Its work, as a share of that of a full batch."""
         ...
 
     def rows(self) -> Iterator[Row]:
@@ -49,8 +50,9 @@ class ReadRows:
 
     read: Sequence[Row]
 
-    def __len__(self) -> int:
-        return len(self.read)
+    @property
+    def work(self) -> float:
+        return len(self.read) / ROWS_PER_BATCH
 
     def rows(self) -> Iterator[Row]:
         return iter(self.read)
@@ -63,8 +65,10 @@ class Lines:
     file: Path
     lines: Sequence[tuple[int, bytes | None]]
 
-    def __len__(self) -> int:
-        return len(self.lines)
+    @property
+    def work(self) -> float:
+        size = sum(len(line or b"") for _, line in self.lines)
+        return max(len(self.lines) / ROWS_PER_BATCH, size / BYTES_PER_BATCH)
 
     def rows(self) -> Iterator[Row]:
         name = self.file.name
@@ -84,8 +88,9 @@ class ArrowRows:
     first: int
     content: Any  # pyarrow.RecordBatch
 
-    def __len__(self) -> int:
-        return int(self.content.num_rows)
+    @property
+    def work(self) -> float:
+        return float(self.content.num_rows / ROWS_PER_BATCH)
 
     def rows(self) -> Iterator[Row]:
         """Decode the rows. Raises UsageError if the file is damaged."""

@@ -74,7 +74,7 @@ class Cache:
         """
         temporary: str | None = None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY, suffix=SUFFIX, dir=self.folder)
             path = Path(temporary)
             file = os.fdopen(descriptor, "r+b")
@@ -182,7 +182,12 @@ def _write_header(file: BinaryIO, size: int, identity: str, facts: Facts) -> Non
 
 
 def _table(file: BinaryIO, identity: str) -> PromptTable | None:
-    """Return the prompts of a file if it is whole, and of this identity. Raises what broken content raises."""
+    """Return the prompts of a file of this user if it is whole, and of this identity.
+
+    Raises what broken content raises.
+    """
+    if os.fstat(file.fileno()).st_uid != os.geteuid():
+        return None
     _lock(file, fcntl.LOCK_SH)
     end = file.seek(0, os.SEEK_END)
     file.seek(max(0, end - _TAIL_BYTES))

@@ -6,6 +6,7 @@ Must not know other batches, files of tokens, or the order of prompts.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ def tokenise(rows: Iterable[Row], config: PromptConfig, tokenizer: Any) -> Part:
 
 def _columns(good: list[_Parsed], metadata: list[str | None], token_ids: list[list[int]]) -> Any:
     ends = np.cumsum([0, *map(len, token_ids)])
-    flat = np.fromiter((token for ids in token_ids for token in ids), dtype=np.uint32, count=int(ends[-1]))
+    flat = np.fromiter(chain.from_iterable(token_ids), dtype=np.uint32, count=int(ends[-1]))
     columns = {
         "id": [each.id.encode("utf-8", FILE_NAME_ERRORS) for each in good],
         "text": [each.text for each in good],

@@ -19,10 +19,8 @@ from actors.data.tokenised.identity import identity, stamps
 from actors.data.tokenised.parsing import Part
 from actors.data.tokenised.table import PromptTable, in_memory
 
-FEW_ROWS = 16_384
-"""Rows that are tokenised in less time than a cache is worth."""
-MANY_ROWS = 65_536
-"""Rows that are tokenised in more time than several processes need to start."""
+LITTLE_WORK, MUCH_WORK = 16.0, 64.0
+"""Full batches that are tokenised in less time than a cache is worth, and in more than processes need to start."""
 
 
 def read_prompts(config: PromptConfig, tokenizer: Any) -> tuple[PromptTable, list[str]]:
@@ -31,27 +29,27 @@ def read_prompts(config: PromptConfig, tokenizer: Any) -> tuple[PromptTable, lis
     Raises UsageError if the source cannot be read, or the tokenizer cannot read it.
     """
     source = open_prompts(config)
-    first = _first(source.batches, MANY_ROWS)
-    rows = sum(map(len, first))
-    if rows < FEW_ROWS:
+    first, work = _first(source.batches)
+    if work < LITTLE_WORK:
         return in_memory(processes.in_this_process(first, config, tokenizer)), []
     source = OpenedSource(chain(first, source.batches), source.files, source.reading)
-    count = processes.count(tokenizer) if rows >= MANY_ROWS else 1
+    count = processes.count(tokenizer) if work >= MUCH_WORK else 1
     try:
         return _read_many(source, config, tokenizer, count)
-    except BrokenProcessPool as error:
-        note = f"warning: a process that tokenised prompts died ({error}); they were tokenised in one process"
+    except (BrokenProcessPool, OSError) as error:  # one was killed, or none can be started
+        note = f"warning: several processes could not tokenise the prompts ({error}); one does"
         table, notes = _read_many(open_prompts(config), config, tokenizer, 1)
         return table, [note, *notes]
 
 
-def _first(batches: Iterator[Batch], rows: int) -> list[Batch]:
-    """Return batches of at least `rows` rows; all of them if there are fewer."""
+def _first(batches: Iterator[Batch]) -> tuple[list[Batch], float]:
+    """Return the batches with which much work begins, and how much it is; all of them if there is less."""
     first: list[Batch] = []
-    while rows > 0 and (batch := next(batches, None)) is not None:
+    work = 0.0
+    while work < MUCH_WORK and (batch := next(batches, None)) is not None:
         first.append(batch)
-        rows -= len(batch)
-    return first
+        work += batch.work
+    return first, work
 
 
 def _read_many(source: OpenedSource, config: PromptConfig, tokenizer: Any, count: int) -> tuple[PromptTable, list[str]]:
