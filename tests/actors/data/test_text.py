@@ -16,7 +16,7 @@ from actors.data.prompts import PromptSource
 from actors.data.text import encoded, load_tokenizer
 from actors.errors import UsageError
 from actors.settings import PRETRAINED
-from tests.actors.data.test_prompts import BOS, EOS, W0, make_tokenizer
+from tests.actors.data.test_prompts import BOS, EOS, UNK, W0, make_tokenizer
 
 
 def test_a_saved_tokenizer_is_loaded(tmp_path: Path) -> None:
@@ -71,12 +71,14 @@ def test_many_texts_have_the_ids_that_the_tokenizer_gives_one(texts: list[str], 
 
 @pytest.mark.parametrize("split", [False, True])
 def test_what_the_tokenizer_is_set_to_holds_for_every_text(split: bool) -> None:
-    tokenizer = make_tokenizer()
+    tokenizer, fresh = make_tokenizer("$A"), make_tokenizer("$A")
+    tokenizer.pad_token = "<eos>"
     tokenizer(["w1"] * 2, padding="max_length", truncation=True, max_length=3)  # leaves both on
-    tokenizer.split_special_tokens = split
-    texts = ["w1 w2 w3 w4 <eos>", "<eos> w1", "w1"]
+    tokenizer.split_special_tokens = fresh.split_special_tokens = split
+    texts = ["w1 w2 w3 w4 <eos>", "<eos>w1", "w1"]
     ids = encoded(texts, tokenizer, add_special_tokens=False)
-    assert ids == [make_tokenizer()(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert ids == [fresh(text)["input_ids"] for text in texts]
+    assert ids[1] == ([UNK] if split else [EOS, W0 + 1])
 
 
 def test_a_tokenizer_with_a_call_of_its_own_sees_every_text() -> None:
