@@ -234,7 +234,7 @@ def _check_calls_kept(message: Mapping[str, Any], text: str, what: str) -> None:
 
 def _check_kept(wanted: str | None, text: str, what: str) -> None:
     """Raise BrokenConversationError if `text` lacks `wanted`, white space aside."""
-    if wanted and "".join(wanted.split()) not in "".join(text.split()):
+    if wanted and wanted not in text and "".join(wanted.split()) not in "".join(text.split()):
         raise BrokenConversationError(
             "lost_text",
             f"the tokenizer's chat template leaves out text {what}, {wanted.strip()[:40]!r}; use a chat_template that "

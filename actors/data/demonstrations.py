@@ -5,12 +5,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from actors.data.batches import Row
 from actors.data.config import DemonstrationConfig
 from actors.data.conversations import BrokenConversationError, Conversation, conversation_tokens, written
 from actors.data.rows import (
     MalformedRowError,
     Problem,
-    Row,
     RowSource,
     check_problems,
     check_training_rows,

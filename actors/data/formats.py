@@ -47,7 +47,7 @@ def records(file: Path) -> Iterator[Record]:
             yield Record(number + 1, problem=f"not readable: the compressed file is damaged from here on: {error}")
 
 
-def _lines(content: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
+def numbered_lines(content: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
     """Return lines by their number from 1; None for one that is longer than `LONGEST_LINE`."""
     number = 0
     while line := content.readline(LONGEST_LINE):
@@ -62,21 +62,25 @@ def _lines(content: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
 
 def _json_lines(content: BinaryIO) -> Iterator[Record]:
     """Decode line by line, so that an error names its line. Skip blank lines."""
-    for number, line in _lines(content):
-        if line is None:
-            yield Record(number, problem=f"not JSON: the line is longer than {LONGEST_LINE} bytes")
-            continue
-        try:
-            # Editors may put a byte-order mark at the start of the file.
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            columns = json.loads(text) if text else None
-        except UnicodeDecodeError as error:
-            yield Record(number, problem=f"not UTF-8: {error.reason} at byte {error.start} of the line")
-        except (ValueError, RecursionError) as error:  # also an integer of more digits than Python converts
-            yield Record(number, problem=f"not JSON: {error}; each line must be one JSON object")
-        else:
-            if text:
-                yield _object(number, columns, "each line")
+    for number, line in numbered_lines(content):
+        record = record_of_line(number, line)
+        if record is not None:
+            yield record
+
+
+def record_of_line(number: int, line: bytes | None) -> Record | None:
+    """Decode a line of JSONL as `numbered_lines` yields it; None if it is blank."""
+    if line is None:
+        return Record(number, problem=f"not JSON: the line is longer than {LONGEST_LINE} bytes")
+    try:
+        # Editors may put a byte-order mark at the start of the file.
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        columns = json.loads(text) if text else None
+    except UnicodeDecodeError as error:
+        return Record(number, problem=f"not UTF-8: {error.reason} at byte {error.start} of the line")
+    except (ValueError, RecursionError) as error:  # also an integer of more digits than Python converts
+        return Record(number, problem=f"not JSON: {error}; each line must be one JSON object")
+    return _object(number, columns, "each line") if text else None
 
 
 def _object(number: int, value: Any, each: str) -> Record:
@@ -118,7 +122,7 @@ def _separated(content: BinaryIO, delimiter: str) -> Iterator[Record]:
     csv.field_size_limit(LONGEST_LINE)
     texts = (  # Half surrogates stand for bytes that are not UTF-8 until the row is complete.
         "" if line is None else line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
-        for number, line in _lines(content)
+        for number, line in numbered_lines(content)
     )
     reader = csv.reader(texts, delimiter=delimiter)
     header: list[str] | None = None

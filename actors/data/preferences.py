@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import pyarrow
 
+from actors.data.batches import Row
 from actors.data.config import ProbabilityFrom
 from actors.data.conversations import BrokenConversationError, Conversation, conversation_tokens, written
 from actors.data.preference_forms import FormError, Halves, RankedPairs, columns_for, pairs_of
@@ -27,7 +28,6 @@ from actors.data.preference_layouts import (
 from actors.data.rows import (
     MalformedRowError,
     Problem,
-    Row,
     RowSource,
     check_problems,
     columns_named,

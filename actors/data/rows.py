@@ -8,33 +8,30 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from actors.data.batches import (
+    ROWS_PER_BATCH,
+    ArrowRows,
+    Batch,
+    Row,
+    batches_of_lines,
+    batches_of_rows,
+    reading_parquet,
+    row_of_record,
+)
 from actors.data.config import SHIPPED_PROMPTS, HeldOutConfig, PromptConfig
-from actors.data.formats import ALLOWED, SUFFIXES, records, suffix_of
+from actors.data.formats import ALLOWED, SUFFIXES, numbered_lines, records, suffix_of
 from actors.errors import UsageError
 from actors.settings import WORLD
 
 KNOWN_SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 REPORTED_PROBLEMS = 5  # malformed rows that an error message lists
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row of a source."""
-
-    id: str
-    """`<file or source name>:<row>`; JSONL lines count from 1 and table rows from 0, as their tools count them."""
-    place: str
-    """Its name in errors: path and line, or path and row."""
-    columns: Mapping[str, Any] = field(default_factory=dict)
-    problem: str | None = None
-    """Why the row cannot be read; None if it can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +61,17 @@ class RowSource:
     """Prefix of the names `source` and `split` in errors, such as `prompts.`."""
     choose: Callable[[Sequence[str], str], list[str]]
     """Picks the columns to read from a table's columns and its name in errors. Raises UsageError if one is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSource:
+    """A source whose rows can be read, once."""
+
+    batches: Iterator[Batch]
+    files: Sequence[Path] = ()
+    """Files that hold all that is read; empty if there are none, or it lies elsewhere as well."""
+    reading: str = ""
+    """How the files are read, if their content does not say it."""
 
 
 def columns_named(wanted: Mapping[str, str]) -> Callable[[Sequence[str], str], list[str]]:
@@ -158,14 +166,19 @@ def check_training_rows(train: int, validation: int, malformed: int, source: str
 
 def read_prompt_rows(config: PromptConfig) -> Iterator[Row]:
     """Read all rows of prompts in file order. Raises UsageError as `rows_from`."""
+    return _rows(open_prompts(config))
+
+
+def open_prompts(config: PromptConfig) -> OpenedSource:
+    """Open the source of prompts. Raises UsageError as `rows_from`."""
     if config.source == WORLD:
-        return _world_rows()
+        return OpenedSource(batches_of_rows(_world_rows()))
     answers = [config.answer_field] if isinstance(config.answer_field, str) else config.answer_field or ()
     wanted = {f"prompts.answer_field {name}" if len(answers) > 1 else "prompts.answer_field": name for name in answers}
     wanted |= {"prompts.prompt_field": config.prompt_field}
     wanted |= {f"prompts.columns.{number}": column for number, column in enumerate(config.columns)}
     source = str(SHIPPED_PROMPTS.get(config.source, config.source))
-    return rows_from(RowSource(source, config.split, "prompts.", columns_named(wanted)))
+    return _opened(RowSource(source, config.split, "prompts.", columns_named(wanted)))
 
 
 def rows_from(table: RowSource) -> Iterator[Row]:
@@ -173,21 +186,30 @@ def rows_from(table: RowSource) -> Iterator[Row]:
 
     Raises UsageError if the source is missing, of an unknown format, unreadable, or lacks a column.
     """
+    return _rows(_opened(table))
+
+
+def _rows(opened: OpenedSource) -> Iterator[Row]:
+    return (row for batch in opened.batches for row in batch.rows())
+
+
+def _opened(table: RowSource) -> OpenedSource:
     path, section = Path(table.source).expanduser(), table.section
     if path.is_dir():
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            return _table_rows(_load_saved(path, table), table)
-        return _file_rows(_files_of_split(path, table), table)
+            return _opened_table(_load_saved(path, table), table)
+        files = _files_of_split(path, table)
+        return OpenedSource(_file_batches(files, table), files)
     if path.exists():
         if suffix_of(path) not in SUFFIXES:
             raise UsageError(
                 f"{section}source '{path}' ends in '{suffix_of(path)}'; allowed are {ALLOWED}, "
                 "directories of them, and directories written by datasets.save_to_disk"
             )
-        return _file_rows([path], table)
+        return OpenedSource(_file_batches([path], table), [path])
     if suffix_of(path) in SUFFIXES or not HUB_NAME.fullmatch(table.source) or table.source.startswith("."):
         raise UsageError(f"{section}source '{path}' does not exist (looked in {Path.cwd()}); give an existing path")
-    return _table_rows(_load_from_hub(table), table)
+    return _opened_table(_load_from_hub(table), table)
 
 
 def _world_rows() -> Iterator[Row]:
@@ -228,22 +250,23 @@ def _files_of_split(directory: Path, table: RowSource) -> list[Path]:
     return wanted or files
 
 
-def _file_rows(files: Sequence[Path], table: RowSource) -> Iterator[Row]:
+def _file_batches(files: Sequence[Path], table: RowSource) -> Iterator[Batch]:
     for file in files:
         try:
-            yield from _parquet_rows(file, table) if file.suffix == ".parquet" else _text_rows(file)
+            yield from _parquet_batches(file, table) if file.suffix == ".parquet" else _text_batches(file)
         except OSError as error:
             raise UsageError(
                 f"{table.section}source '{file}' cannot be read: {error}; give a file that this user may read"
             ) from error
 
 
-def _text_rows(file: Path) -> Iterator[Row]:
-    document = suffix_of(file).startswith(".json") and not suffix_of(file).startswith(".jsonl")
-    for record in records(file):
-        number = record.number
-        place = f"{file} item {number}" if document else f"{file}:{number}"
-        yield Row(f"{file.name}:{number}", place, record.columns or {}, record.problem)
+def _text_batches(file: Path) -> Iterator[Batch]:
+    if suffix_of(file) == ".jsonl":
+        with file.open("rb") as content:
+            yield from batches_of_lines(file, numbered_lines(content))
+    else:
+        read = (row_of_record(file, each.number, each.columns, each.problem) for each in records(file))
+        yield from batches_of_rows(read)
 
 
 def list_or_json(value: Any, what: str, of: str) -> list[Any] | None:
@@ -265,37 +288,20 @@ def _require_columns(wanted: Mapping[str, str], names: Sequence[str], place: str
     return list(dict.fromkeys([*wanted.values(), *(name for name in names if name == "tools")]))
 
 
-def _parquet_rows(file: Path, table: RowSource) -> Iterator[Row]:
-    import pyarrow
+def _parquet_batches(file: Path, table: RowSource) -> Iterator[Batch]:
     import pyarrow.parquet
 
-    try:
+    place = f"{table.section}source '{file}'"
+    with reading_parquet(place):
         content = pyarrow.parquet.ParquetFile(file)
-        place = f"{table.section}source '{file}'"
         names = table.choose(content.schema_arrow.names, place)
         for name in names:
             if content.schema_arrow.names.count(name) > 1:
                 raise UsageError(f"{place} has several columns '{name}'; keep one of them, or rename the others")
         number = 0
-        for batch in content.iter_batches(columns=names):
-            columns = [batch.column(name) for name in names]
-            for scalars in zip(*columns, strict=True):
-                yield _arrow_row(file, number, dict(zip(names, scalars, strict=True)))
-                number += 1
-    except pyarrow.ArrowException as error:
-        raise UsageError(
-            f"{table.section}source '{file}' is not a readable Parquet file: {error}; write it again"
-        ) from error
-
-
-def _arrow_row(file: Path, number: int, scalars: Mapping[str, Any]) -> Row:
-    row_id, place = f"{file.name}:{number}", f"{file} row {number}"
-    try:
-        return Row(row_id, place, {name: scalar.as_py() for name, scalar in scalars.items()})
-    except UnicodeDecodeError as error:
-        return Row(row_id, place, problem=f"not UTF-8: {error.reason} at byte {error.start}")
-    except (ValueError, OverflowError, RecursionError) as error:  # such as a date that Python has not
-        return Row(row_id, place, problem=f"not readable: {error}")
+        for batch in content.iter_batches(ROWS_PER_BATCH, columns=names):
+            yield ArrowRows(file, place, number, batch.select(names))
+            number += batch.num_rows
 
 
 def _load_saved(directory: Path, table: RowSource) -> Any:
@@ -332,8 +338,16 @@ def _load_from_hub(table: RowSource) -> Any:
         ) from error
 
 
-def _table_rows(content: Any, table: RowSource) -> Iterator[Row]:
+def _opened_table(content: Any, table: RowSource) -> OpenedSource:
     columns = table.choose(content.column_names, f"{table.section}source '{table.source}'")
+    # Rows that were selected or mapped in memory lie in no file as they are read here.
+    files = [] if content._indices is not None else [Path(each["filename"]) for each in content.cache_files]
+    return OpenedSource(
+        batches_of_rows(_table_rows(content.select_columns(columns), table)), files, repr(content.features)
+    )
+
+
+def _table_rows(content: Any, table: RowSource) -> Iterator[Row]:
     name = Path(table.source).name
-    for number, row in enumerate(content.select_columns(columns)):
+    for number, row in enumerate(content):
         yield Row(id=f"{name}:{number}", place=f"{table.source} row {number}", columns=row)

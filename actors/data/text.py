@@ -259,10 +259,15 @@ def encoded(texts: Sequence[str], tokenizer: Any, *, add_special_tokens: bool) -
     """Tokenise texts. Raises UsageError if the tokenizer has no token for a word."""
     if not texts:
         return []
+    options = {"add_special_tokens": add_special_tokens}
+    whole = 1 if _only_passes_on(tokenizer) else len(texts)
     try:
-        return tokenizer(
-            list(texts), add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False
-        )["input_ids"]
+        # The tokenizer's own call, also for what it sets: truncation, padding, whether special tokens are split.
+        ids = tokenizer(list(texts[:whole]), return_attention_mask=False, verbose=False, **options)["input_ids"]
+        if whole == len(texts):
+            return ids
+        # Without the place of each token in the text: a quarter faster.
+        return ids + [each.ids for each in tokenizer.backend_tokenizer.encode_batch_fast(list(texts[1:]), **options)]
     except Exception as error:
         if type(error) is not Exception:  # the tokenizers library raises the bare class
             raise
@@ -270,3 +275,15 @@ def encoded(texts: Sequence[str], tokenizer: Any, *, add_special_tokens: bool) -
             f"the tokenizer cannot read the data: {error}; use a tokenizer that knows every word or has an unknown "
             "token, such as the one the model was trained with"
         ) from error
+
+
+def _only_passes_on(tokenizer: Any) -> bool:
+    """Return whether a tokenizer's call does nothing to texts itself, as those of transformers that wrap another."""
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        return False
+    from transformers import PreTrainedTokenizerFast
+
+    kind = type(tokenizer)
+    return isinstance(tokenizer, PreTrainedTokenizerFast) and all(
+        getattr(kind, name) is getattr(PreTrainedTokenizerFast, name, None) for name in ("__call__", "_encode_plus")
+    )

@@ -100,7 +100,7 @@ def check_tokenizer(config: RunConfig, tokenizer: Any) -> list[str]:
 
 def check_prompts(config: RunConfig, prompts: PromptSource) -> list[str]:
     """Raise UsageError if a prompt has tokens that the policy does not. Return what else should be told, once."""
-    notes = []
+    notes = list(prompts.notes)
     if prompts.doubled_bos:
         notes.append(
             f"{prompts.doubled_bos:,} of {len(prompts):,} prompts hold {prompts.bos_token}, which the tokenizer adds "

@@ -11,8 +11,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from actors.data.batches import Row
 from actors.data.config import PromptConfig
-from actors.data.rows import Row, held_out, read_prompt_rows
+from actors.data.rows import held_out, read_prompt_rows
 from actors.errors import UsageError
 
 

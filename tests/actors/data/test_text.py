@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from actors.data.config import PromptConfig
 from actors.data.prompts import PromptSource
-from actors.data.text import load_tokenizer
+from actors.data.text import encoded, load_tokenizer
 from actors.errors import UsageError
 from actors.settings import PRETRAINED
-from tests.actors.data.test_prompts import BOS, EOS, W0, make_tokenizer
+from tests.actors.data.test_prompts import BOS, EOS, UNK, W0, make_tokenizer
 
 
 def test_a_saved_tokenizer_is_loaded(tmp_path: Path) -> None:
@@ -56,3 +60,31 @@ def test_a_word_that_the_tokenizer_has_no_token_for_is_a_mistake_in_the_request(
     path.write_text(json.dumps({"prompt": "stone"}) + "\n" + json.dumps({"prompt": "marble"}) + "\n")
     with pytest.raises(UsageError, match=r"the tokenizer cannot read the data: .*unknown token"):
         PromptSource(PromptConfig(source=str(path)), world.tokenizer())
+
+
+@given(st.lists(st.text() | st.sampled_from(["w1 w2", "<eos> w3", "w4<bos>"]), min_size=1, max_size=5), st.booleans())
+def test_many_texts_have_the_ids_that_the_tokenizer_gives_one(texts: list[str], special: bool) -> None:
+    for tokenizer in (make_tokenizer(), make_tokenizer("$A")):
+        alone = [tokenizer(text, add_special_tokens=special)["input_ids"] for text in texts]
+        assert encoded(texts, tokenizer, add_special_tokens=special) == alone
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_what_the_tokenizer_is_set_to_holds_for_every_text(split: bool) -> None:
+    tokenizer, fresh = make_tokenizer("$A"), make_tokenizer("$A")
+    tokenizer.pad_token = "<eos>"
+    tokenizer(["w1"] * 2, padding="max_length", truncation=True, max_length=3)  # leaves both on
+    tokenizer.split_special_tokens = fresh.split_special_tokens = split
+    texts = ["w1 w2 w3 w4 <eos>", "<eos>w1", "w1"]
+    ids = encoded(texts, tokenizer, add_special_tokens=False)
+    assert ids == [fresh(text)["input_ids"] for text in texts]
+    assert ids[1] == ([UNK] if split else [EOS, W0 + 1])
+
+
+def test_a_tokenizer_with_a_call_of_its_own_sees_every_text() -> None:
+    class Backwards(PreTrainedTokenizerFast):
+        def _encode_plus(self, text: Any, *arguments: Any, **options: Any) -> Any:
+            return super()._encode_plus([each[::-1] for each in text], *arguments, **options)
+
+    tokenizer = Backwards(tokenizer_object=make_tokenizer().backend_tokenizer, eos_token="<eos>")
+    assert encoded(["1w", "2w", "3w"], tokenizer, add_special_tokens=False) == [[W0 + 1], [W0 + 2], [W0 + 3]]

@@ -147,6 +147,14 @@ def test_prompts_that_begin_with_two_bos_are_counted_and_told(tmp_path: Path) ->
     assert PromptSource(twice.prompts, tokenizer).doubled_bos == 3
 
 
+def test_what_reading_the_prompts_has_to_say_is_told(tmp_path: Path) -> None:
+    tiny_llama(tmp_path / "model", seed=0)
+    run = config(tmp_path)
+    prompts = PromptSource(run.prompts, tokenizer_of(tmp_path / "model"))
+    prompts.notes.append("not kept")
+    assert check_prompts(run, prompts) == check_prompts(run, prompts) == ["not kept"]
+
+
 @pytest.mark.parametrize("temperature", [0.005, 1e-6])
 def test_a_temperature_at_which_the_engine_would_not_sample_is_refused(tmp_path: Path, temperature: float) -> None:
     with pytest.raises(ValueError, match=r"vLLM samples at 0\.01 instead .*; set 0\.01 or more"):
