@@ -45,6 +45,7 @@ from launch.run.tasks import first_failure
 from launch.settings.run import RunConfig
 
 WATCH_SECONDS = 1.0
+STATUS_CALLS = 100  # each time; more generators take turns
 MAX_EMPTY_UPDATES = 3
 """Updates in a row without any group before the run fails, so that failures never look like the end of the data."""
 
@@ -121,9 +122,9 @@ class TrainingLoop:
         heard = PoolEvents(on_group=self._on_group, on_retire=self._retiring.put_nowait, on_message=events.on_message)
         self.pool = pool(generators, buffer, limits, heard)
 
-    async def refresh(self) -> None:
-        """Ask the generators for their figures; take note of how far they are from the learner."""
-        await self.pool.refresh()
+    async def refresh(self, most: int | None = None) -> None:
+        """Ask the generators, or `most` of them, for their figures; note how far they are from the learner."""
+        await self.pool.refresh(most)
         for status in self.pool.statuses:
             if status.gap is not None:
                 self._note_gap(status.gap)
@@ -383,7 +384,7 @@ class TrainingLoop:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             self.pool.expire()
-            await self.refresh()
+            await self.refresh(STATUS_CALLS)
             self._events.on_watch(self)
 
     async def _retire(self) -> None:

@@ -81,6 +81,7 @@ class GeneratorPool:
         self._refused: dict[int, set[str]] = {}
         """By version: the names of generators that refused it."""
         self._said = ""
+        self._asked = 0  # generators that were asked in turn for their status
 
     @property
     def newest(self) -> Publication | None:
@@ -154,9 +155,13 @@ class GeneratorPool:
             self._on_message(f"{len(expired) + len(side)} leases expired; reissuing")
             self.changed.notify()
 
-    async def refresh(self) -> None:
-        """Ask every generator for its status; one that does not answer keeps its last."""
-        await asyncio.gather(*map(self._ask, self._members))
+    async def refresh(self, most: int | None = None) -> None:
+        """Ask every generator, or `most` in turn, for its status; one that does not answer keeps its last."""
+        members = self._members
+        if most is not None and most < len(members):
+            members = [members[(self._asked + step) % len(members)] for step in range(most)]
+            self._asked += most
+        await asyncio.gather(*map(self._ask, members))
 
     async def _ask(self, member: Member) -> None:
         try:

@@ -621,6 +621,27 @@ def test_a_generator_that_does_not_start_is_named_again_and_again(monkeypatch: p
     run(test)
 
 
+def test_many_generators_are_asked_for_their_status_in_turn() -> None:
+    asked: list[str] = []
+
+    class Asked(Manual):
+        async def status(self) -> GeneratorStatus:
+            asked.append(self.name)
+            return await super().status()
+
+    async def test() -> None:
+        pool = Pool(*map(Asked, "abcde"))
+        async with pool.running():
+            slices = []
+            for most in (2, 2, 2, 5, None, 9):
+                asked.clear()
+                await pool.pool.refresh(most)
+                slices.append("".join(asked))
+            assert slices == ["ab", "cd", "ea", "abcde", "abcde", "abcde"]
+
+    run(test)
+
+
 def test_the_account_of_a_generator_outlives_its_deaths() -> None:
     def account_of(process: str, tokens: int, seconds: float) -> GeneratorStatus:
         return GeneratorStatus("a", 0, 0, 0, tokens, seconds, 0.0, 0.0, process)
