@@ -177,6 +177,10 @@ class TrainerConfig(Settings):
     dtype: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="weights and activations; optimizer state is float32"
     )
+    reduce_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="dtype in which ranks add up gradients; bfloat16 sends half the bytes. They accumulate in float32",
+    )
     offload_optimizer: bool = Field(default=False, description="optimizer state in host memory (ZeRO 1-3 on GPUs)")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
     micro_batch_tokens: int = Field(
@@ -228,6 +232,15 @@ class TrainerConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _only_gradients_in_bfloat16_are_reduced_in_it(self) -> Self:
+        if self.reduce_dtype == "bfloat16" and self.dtype == "float32":
+            raise ValueError(
+                "reduce_dtype bfloat16 with dtype float32 would round gradients that are computed in float32; set "
+                "reduce_dtype to float32, or dtype to bfloat16"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _bfloat16_needs_zero(self) -> Self:
         if self.dtype == "bfloat16" and self.zero_stage == 0:
             raise ValueError(
@@ -237,7 +250,16 @@ class TrainerConfig(Settings):
         return self
 
 
-class LearnerConfig(TrainerConfig):
+class GroupTrainerConfig(TrainerConfig):
+    """Ranks that train on several completions of a prompt."""
+
+    share_prompts: bool = Field(
+        default=True,
+        description="compute a prompt once for all its completions, without padding, if the architecture allows it",
+    )
+
+
+class LearnerConfig(GroupTrainerConfig):
     """The learner's ranks, and their loss."""
 
     loss: LossConfig = Field(

@@ -13,7 +13,8 @@ from actors.foreign.passed_on import check_name, refuse_secrets
 ZERO, OFFLOAD = "zero_optimization", "zero_optimization.offload_optimizer"
 _DTYPE = "it follows learner.dtype; set that"
 _BATCH = "it follows learner.micro_batch_tokens and the size of a batch; set those"
-_FLOAT32 = "gradients are reduced and accumulated in float32 for every learner.dtype; leave it out"
+_FLOAT32 = "gradients accumulate in float32 for every learner.dtype; leave it out"
+_REDUCTION = "it follows learner.reduce_dtype; set that"
 _OPTIMIZER = "it follows learner.optimizer; set that"
 _CHECKPOINTS = "Offbeat writes and reads checkpoints itself; set checkpoints or learner.zero_stage instead"
 _TRAINING = "it changes what a step trains on, or how; leave it out"
@@ -56,8 +57,8 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "amp": _DTYPE,
         "torch_autocast": _DTYPE,
         "data_types": _FLOAT32,
-        "communication_data_type": _FLOAT32,
-        "seq_parallel_communication_data_type": _FLOAT32,
+        "communication_data_type": _REDUCTION,
+        "seq_parallel_communication_data_type": _PARALLEL,
         "disable_allgather": "DeepSpeed reads it nowhere; leave it out",
         "gradient_allreduce_op": "gradients are averaged over ranks; leave it out",
         "sparse_gradients": _TRAINING,
@@ -108,7 +109,7 @@ REFUSED: Mapping[str, str] = MappingProxyType(
             "override_module_apply": _TRAINING,
             "save_muon_momentum_buffer_in_memory": _OPTIMIZER,
             "zenflow": _TRAINING,
-            "zero_quantized_gradients": _FLOAT32,
+            "zero_quantized_gradients": _REDUCTION,
             "zero_quantized_nontrainable_weights": _DTYPE,
             "zero_quantized_weights": _DTYPE,
         }.items()

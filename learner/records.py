@@ -29,7 +29,8 @@ class UpdateStats:
     ties: int = 0
     games: int = 0  # games in the batch
     tokens: int
-    """Tokens of prompts and completions in all forward passes of the policy, without padding, over all ranks."""
+    """Tokens in all forward passes of the policy, without padding, over all ranks: completions, and prompts as often as
+    they were computed, once in a pass that shares them."""
     padded_tokens: int  # tokens with padding
     seconds: float
     """Wall time of the update on the slowest rank."""

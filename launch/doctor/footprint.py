@@ -8,7 +8,7 @@ from actors.generation.config import OpponentConfig
 from actors.records import TRANSPORTS
 from launch.doctor.model_facts import ELEMENT_BYTES, ModelFacts
 from launch.settings.run import RunConfig
-from learner.backend.deepspeed_config import BUCKET
+from learner.backend.deepspeed_config import bucket_elements
 from learner.config import TrainerConfig
 
 PROCESS_BYTES = 1 << 30
@@ -37,7 +37,7 @@ def learner_memory(
     psi = policy.parameters
     weights = element * psi / (ranks if stage == 3 else 1)
     if stage == 3:
-        weights += 4 * min(psi, BUCKET)
+        weights += 4 * bucket_elements(config, psi)
     gradients = 4 * psi / (ranks if stage >= 2 else 1)
     if stage == 1 and config.dtype == "bfloat16":
         gradients += 2 * psi
@@ -68,7 +68,8 @@ def activation_bytes(policy: ModelFacts, config: TrainerConfig, tokens: int) -> 
     section 5) each layer keeps its input, and one layer at a time the rest. The peak is at the head, with the
     activations of all layers, or later, where gradients are reduced.
     """
-    psi, bucket = policy.parameters, min(policy.parameters, BUCKET)
+    psi = policy.parameters
+    bucket = bucket_elements(config, psi)
     layer = layer_activations(policy, config.dtype) * ELEMENT_BYTES[config.dtype] * tokens
     kept = layer * policy.layers
     if config.gradient_checkpointing:
@@ -105,8 +106,11 @@ def head_bytes(policy: ModelFacts, config: TrainerConfig, tokens: int) -> float:
 
 
 def reduction_bytes(policy: ModelFacts, config: TrainerConfig) -> float:
-    """Estimate what reducing one bucket of gradients takes: the bucket, flattened once more, and summed in float32."""
-    return (8 if config.zero_stage > 0 else 4) * min(policy.parameters, BUCKET)
+    """Estimate what reducing one bucket of gradients takes: the bucket, flattened once more, and summed."""
+    summed = 4 if config.dtype == "bfloat16" and config.reduce_dtype == "float32" else 0  # in float32
+    return (2 * ELEMENT_BYTES[config.dtype] + summed if config.zero_stage > 0 else 4) * bucket_elements(
+        config, policy.parameters
+    )
 
 
 def gathered_bytes(policy: ModelFacts, config: TrainerConfig) -> float:

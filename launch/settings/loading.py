@@ -23,6 +23,7 @@ from launch.settings.verbs import TRAIN, Verb
 from launch.settings.yaml_text import YamlError, parse_yaml, read_yaml
 
 RECORDED = "config.yaml"  # in a run's directory: its resolved configuration
+_CHANGED_DEFAULTS = (("judging", "missing_eos_score"), ("learner", "share_prompts"))
 LOCK = ".lock"
 """In a run's directory: a file that a live process holds locked. Unlike a process id, valid across containers."""
 
@@ -56,6 +57,7 @@ def load_config(
     known = list(settings(verb.model))
     if path is not None and (older or _is_recorded(Path(path))):
         tree = with_current_keys(tree, verb.model)
+        tree = as_it_was(tree, verb.model) if _is_recorded(Path(path)) else tree
     for override in sorted(map(_renamed, overrides) if older else overrides, key=_after_kinds):
         _apply(override, tree, known, verb, mistakes)
     config = None if read is None else _validate(tree, verb.model, known, mistakes)
@@ -67,17 +69,25 @@ def load_config(
 def with_recorded_defaults(config: RunConfig) -> RunConfig:
     """Return the config of a resumed run with what its directory records of settings whose default has changed.
 
-    `judging.missing_eos_score` was -1 by default; a run goes on as it began, unless `config` sets its own.
+    `judging.missing_eos_score` was -1 by default, and prompts were not shared; a run goes on as it began, unless
+    `config` sets its own.
     """
     recorded = config.directory / RECORDED
-    if "missing_eos_score" in config.judging.model_fields_set or not recorded.is_file():
-        return config
-    saved = read_yaml(recorded)
-    judging = saved.get("judging") if isinstance(saved, dict) else None
-    if not isinstance(judging, dict) or "missing_eos_score" not in judging:
-        return config
-    value = {"missing_eos_score": judging["missing_eos_score"]}
-    return config.model_copy(update={"judging": config.judging.model_copy(update=value)})
+    saved = read_yaml(recorded) if recorded.is_file() else None
+    saved = as_it_was(saved, type(config)) if isinstance(saved, dict) else {}
+    for section, name in _CHANGED_DEFAULTS:
+        own, before = getattr(config, section), saved.get(section)
+        if name not in own.model_fields_set and isinstance(before, dict) and name in before:
+            config = config.model_copy(update={section: own.model_copy(update={name: before[name]})})
+    return config
+
+
+def as_it_was(recorded: Tree, model: type[BaseModel]) -> Tree:
+    """Return what a run recorded, with what it did before a setting of `model` existed that is on by default."""
+    learner = recorded.get("learner")
+    if not isinstance(learner, dict) or "learner.share_prompts" not in {entry.key for entry in settings(model)}:
+        return recorded
+    return recorded | {"learner": {"share_prompts": False} | learner}
 
 
 def dump_config(config: BaseModel) -> str:

@@ -17,8 +17,8 @@ def deepspeed_config(config: TrainerConfig, parameters: int) -> dict[str, Any]:
     """Build DeepSpeed's configuration for a policy of `parameters` elements.
 
     DeepSpeed's scheduler and accumulation counter stay unused: `ShardedModel` sets the learning rate before each step
-    and counts micro-batches. Gradients are reduced and accumulated in float32 for every dtype of the weights. The
-    section `learner.deepspeed` comes last.
+    and counts micro-batches. Gradients accumulate in float32 for every dtype of the weights. The section
+    `learner.deepspeed` comes last.
     """
     optimizer = config.optimizer
     zero: dict[str, Any] = {
@@ -37,7 +37,7 @@ def deepspeed_config(config: TrainerConfig, parameters: int) -> dict[str, Any]:
         "gradient_clipping": optimizer.max_grad_norm,
         "bf16": {"enabled": config.dtype == "bfloat16"},
         "data_types": {"grad_accum_dtype": "fp32"},
-        "communication_data_type": "fp32",
+        "communication_data_type": {"float32": "fp32", "bfloat16": "bf16"}[config.reduce_dtype],
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
         "optimizer": {
@@ -54,6 +54,11 @@ def deepspeed_config(config: TrainerConfig, parameters: int) -> dict[str, Any]:
         },
     }
     return _merged(own, config.deepspeed)
+
+
+def bucket_elements(config: TrainerConfig, parameters: int) -> int:
+    """Return the most elements of gradients that are reduced together."""
+    return int(deepspeed_config(config, parameters)["zero_optimization"]["reduce_bucket_size"])
 
 
 @contextmanager

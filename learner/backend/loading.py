@@ -20,6 +20,7 @@ from learner.backend.collective import gather
 from learner.backend.models import load_policy
 from learner.config import TrainerConfig
 from learner.tensors.logprobs import PolicyWithLogProbs
+from learner.tensors.shared_prompts import adopt
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -44,9 +45,13 @@ def load_for_ranks(
 
     def build() -> PolicyWithLogProbs:
         model = without_weights(AutoModelForCausalLM, directory, config.dtype)
+        adopt(model)
         return PolicyWithLogProbs(model, config.logprob_chunk, temperature)
 
-    return read_once(directory, load, build)
+    policy = read_once(directory, load, build)
+    if dist.is_initialized():
+        policy.shares_prompts = gather(policy.shares_prompts)[0]
+    return policy
 
 
 def read_once(directory: Path, load: Callable[[], M], build: Callable[[], M]) -> M:

@@ -16,6 +16,7 @@ from actors.foreign.documents import read_object
 from actors.hub import load_complete, read_config, require_unquantised
 from learner.backend.manifest import MANIFEST
 from learner.tensors.logprobs import PolicyWithLogProbs
+from learner.tensors.shared_prompts import supports
 
 _WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5")
 
@@ -56,6 +57,7 @@ def load_policy(directory: Path, dtype: str, chunk: int = 512, temperature: floa
     """
     policy = PolicyWithLogProbs(load_model(directory, dtype), chunk, temperature)
     policy.check(log_prob_tolerance(dtype))
+    policy.shares_prompts = supports(policy, log_prob_tolerance(dtype))
     return policy
 
 

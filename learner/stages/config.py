@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from actors.data.config import ChatTemplateConfig, DemonstrationConfig, HeldOutConfig, PreferenceSourceConfig
 from actors.settings import Settings
-from learner.config import OptimizerConfig, PairLossConfig, TrainerConfig
+from learner.config import GroupTrainerConfig, OptimizerConfig, PairLossConfig, TrainerConfig
 
 VALIDATION_SPLIT = "data.validation_split"
 """A setting that checkpoints of older runs do not name: they held out a share of every source."""
@@ -129,7 +129,7 @@ class PreferenceDataConfig(PreferenceSourceConfig, HeldOutConfig):
     max_response_tokens: int = Field(default=512, ge=1, description="tokens; a longer response is a malformed row")
 
 
-class DpoTrainerConfig(TrainerConfig):
+class DpoTrainerConfig(GroupTrainerConfig):
     """Ranks, optimizer and loss of offline preference learning."""
 
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(lr=5e-7))

@@ -16,12 +16,21 @@ from actors.hub import resolve
 from learner.backend.collective import gather
 from learner.backend.loading import load_for_ranks
 from learner.backend.sharded import frozen
-from learner.config import PairLossConfig, TrainerConfig
+from learner.config import PairLossConfig
 from learner.losses.pairs import preference_loss
-from learner.stages.config import DpoConfig
+from learner.stages.config import DpoConfig, DpoTrainerConfig
 from learner.stages.stage import Stage
-from learner.tensors.batching import TokenBatch, collate, pair_sequences, schedule, sum_by_sequence
+from learner.tensors.batching import (
+    TokenBatch,
+    balance,
+    collate,
+    pair_sequences,
+    schedule,
+    sum_by_sequence,
+    token_rows,
+)
 from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, read_pairs
+from learner.tensors.shared_prompts import collate_shared
 from learner.training.trainer import Measured, Objective
 
 Scores = tuple[float, float]
@@ -46,16 +55,19 @@ class OfflineObjective(Objective):
 
     sums = ("margin", "accuracy", "chosen_log_ratio", "rejected_log_ratio")
 
-    def __init__(self, loss: PairLossConfig, micro_batch_tokens: int) -> None:
-        super().__init__(micro_batch_tokens)
+    def __init__(self, loss: PairLossConfig, micro_batch_tokens: int, *, shares_prompts: bool = False) -> None:
+        super().__init__(micro_batch_tokens, shares_prompts=shares_prompts)
         self._loss = loss
 
     def length(self, item: ScoredPair) -> int:
         return _length(item.pair)
 
+    def tokens(self, item: ScoredPair) -> int:
+        return _tokens(item.pair)
+
     def measure(self, forward: Any, micro_batch: Sequence[ScoredPair], prepared: Any = None) -> Measured:
         pairs, device = [example.pair for example in micro_batch], forward.device
-        batch, chosen, rejected = _pair_logprobs(forward, pairs, device)
+        batch, chosen, rejected = _pair_logprobs(forward, pairs, device, self._shares_prompts)
         mu_chosen, mu_rejected = torch.tensor([example.reference for example in micro_batch], device=device).unbind(1)
         p = torch.tensor([pair.probability for pair in pairs], device=device)
         output = preference_loss(chosen, rejected, mu_chosen, mu_rejected, self._loss, p)
@@ -82,27 +94,37 @@ def make_stage(config: DpoConfig, model_dir: str | Path, data_dir: str | Path) -
     policy = load_for_ranks(Path(model_dir), learner)
     return Stage(
         module=policy,
-        objective=OfflineObjective(learner.loss, learner.micro_batch_tokens),
+        objective=OfflineObjective(
+            learner.loss,
+            learner.micro_batch_tokens,
+            shares_prompts=learner.share_prompts and policy.shares_prompts,
+        ),
         train=scored[: len(train)],
         validation=scored[len(train) :],
     )
 
 
 @torch.no_grad()
-def reference_scores(directory: Path, pairs: Sequence[TokenPair], learner: TrainerConfig) -> list[Scores]:
+def reference_scores(directory: Path, pairs: Sequence[TokenPair], learner: DpoTrainerConfig) -> list[Scores]:
     """Score `pairs` with the frozen model of `directory`, in order; every rank gets all scores. Collective.
 
     Ranks share the work. Raises UsageError as `load_for_ranks`.
     """
     cuda = learner.gpus_per_rank > 0
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-    model = frozen(load_for_ranks(directory, learner), learner, device)
+    policy = load_for_ranks(directory, learner)
+    shares = learner.share_prompts and policy.shares_prompts
+    model = frozen(policy, learner, device)
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     own: dict[int, Scores] = {}
-    for shares in schedule([_length(pair) for pair in pairs], 2, ranks, learner.micro_batch_tokens):
+    if shares:
+        rounds = balance([_tokens(pair) for pair in pairs], ranks, learner.micro_batch_tokens)
+    else:
+        rounds = schedule([_length(pair) for pair in pairs], 2, ranks, learner.micro_batch_tokens)
+    for parts in rounds:
         # Under ZeRO-3 a forward pass gathers weights, so a rank without a share must run one too.
-        indices = shares[rank] or shares[0][-1:]
-        _, chosen, rejected = _pair_logprobs(model, [pairs[index] for index in indices], device)
+        indices = parts[rank] or parts[0][-1:]
+        _, chosen, rejected = _pair_logprobs(model, [pairs[index] for index in indices], device, shares)
         own |= dict(zip(indices, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True))
     if hasattr(model, "destroy"):
         model.destroy()
@@ -110,11 +132,20 @@ def reference_scores(directory: Path, pairs: Sequence[TokenPair], learner: Train
     return [scores[index] for index in range(len(pairs))]
 
 
-def _pair_logprobs(module: Any, pairs: Sequence[TokenPair], device: torch.device) -> tuple[TokenBatch, Tensor, Tensor]:
+def _pair_logprobs(
+    module: Any, pairs: Sequence[TokenPair], device: torch.device, shares_prompts: bool
+) -> tuple[TokenBatch, Tensor, Tensor]:
     """Compute log-probs [b] (nats) of chosen and of rejected responses in one pass."""
-    batch = collate(pair_sequences((pair.prompt, pair.chosen, pair.rejected) for pair in pairs), device)
-    chosen, rejected = sum_by_sequence(module(batch), batch.rows, 2 * len(pairs)).chunk(2)
+    sequences = pair_sequences((pair.prompt, pair.chosen, pair.rejected) for pair in pairs)
+    batch = (collate_shared if shares_prompts else collate)(sequences, device)
+    rows = token_rows([len(response) for _, response in sequences], device)
+    chosen, rejected = sum_by_sequence(module(batch), rows, len(sequences)).chunk(2)
     return batch, chosen, rejected
+
+
+def _tokens(pair: TokenPair) -> int:
+    """Count the tokens of both sequences, their prompt once."""
+    return len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
 
 
 def _length(pair: TokenPair) -> int:

@@ -3,6 +3,7 @@
 Everything depends on arguments only. Must not depend on models or ranks' communication.
 """
 
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from actors.errors import UsageError
 from actors.records import Completion, Game, Pair, without
+from learner.tensors.layout import Layout
 
 Spans = Sequence[tuple[int, int]]
 TokenSequence = tuple[Sequence[int], Sequence[int]]  # prompt and response token ids
@@ -32,6 +34,8 @@ class TokenBatch:
     tokens: int  # tokens without padding
     position_ids: Tensor | None = None
     """[b, t] int64, restarting at 0 for each packed sequence; None: one sequence per row."""
+    layout: Layout | None = None
+    """Who attends to whom if prompts are shared; None: each token to all before it."""
 
     @property
     def padded_tokens(self) -> int:
@@ -58,6 +62,29 @@ def schedule(
         rounds.append([tuple(block[rank::ranks]) for rank in range(ranks)])
         start += len(block)
     return rounds
+
+
+def balance(tokens: Sequence[int], ranks: int, micro_batch_tokens: int) -> list[list[tuple[int, ...]]]:
+    """Plan rounds of micro-batches without padding: `result[round][rank]` holds indices into `tokens`.
+
+    As few rounds as it finds that hold at most `micro_batch_tokens` in every micro-batch, unless one item alone exceeds
+    them. Each item, largest first, goes to the micro-batch with the fewest tokens (Graham 1969: the fullest has at most
+    4/3 of the least possible), so that all ranks compute equally long. Some may get an empty tuple.
+    """
+    order = _longest_first(tokens)
+    rounds = -(-sum(min(each, micro_batch_tokens) for each in tokens) // (ranks * micro_batch_tokens))
+    while True:
+        shares: list[list[int]] = [[] for _ in range(rounds * ranks)]
+        loads = [(0, share) for share in range(len(shares))]
+        for index in order:
+            load, share = loads[0]
+            if shares[share] and load + tokens[index] > micro_batch_tokens:
+                break
+            shares[share].append(index)
+            heapq.heapreplace(loads, (load + tokens[index], share))
+        else:
+            return [[tuple(share) for share in shares[start : start + ranks]] for start in range(0, len(shares), ranks)]
+        rounds += 1
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -107,12 +134,7 @@ def collate_rows(
     for row, sequences in enumerate(rows):
         start = 0
         for sequence in sequences:
-            prompt, response, given = parts_of(sequence)
-            if not prompt or not response:
-                raise UsageError(
-                    f"a sequence has {len(prompt)} prompt and {len(response)} response tokens; both must be at least "
-                    "1. Check the prompt data and the sampling settings"
-                )
+            prompt, response, given = checked(sequence)
             end = start + len(prompt) + len(response)
             input_ids[row, start:end] = torch.tensor([*prompt, *response])
             position_ids[row, end:] = torch.arange(longest - end)
@@ -135,6 +157,17 @@ def collate_rows(
 def rollout(prompt: Sequence[int], completion: Completion) -> RolloutSequence:
     """Return the sequence of a completion."""
     return (prompt, completion.token_ids, completion.given)
+
+
+def checked(sequence: AnySequence) -> RolloutSequence:
+    """Return `parts_of` a sequence. Raises UsageError if prompt or response is empty."""
+    prompt, response, given = parts_of(sequence)
+    if not prompt or not response:
+        raise UsageError(
+            f"a sequence has {len(prompt)} prompt and {len(response)} response tokens; both must be at least 1. Check "
+            "the prompt data and the sampling settings"
+        )
+    return prompt, response, given
 
 
 def parts_of(sequence: AnySequence) -> tuple[Sequence[int], Sequence[int], Spans]:

@@ -194,6 +194,7 @@ class PolicyWithLogProbs(nn.Module):
         self.model = model
         self.head = LogProbHead(head, chunk, _transform_of(model.config))
         self.temperature = temperature
+        self.shares_prompts = False  # whether `collate_shared` serves; set by who loads it
 
     def forward(
         self,
@@ -210,8 +211,12 @@ class PolicyWithLogProbs(nn.Module):
         mixture with that model, without gradient. With `with_hidden`, returns a pair: these, and the last hidden states
         [n, d] at their positions, without gradient.
         """
-        positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
-        states = self.model.get_decoder()(input_ids=batch.input_ids, use_cache=False, **positions).last_hidden_state
+        options: dict[str, Any] = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
+        if batch.layout is not None:
+            # A mask of four dimensions keeps transformers from making one of [t, t].
+            mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.input_ids.device)
+            options |= {"layout": batch.layout, "attention_mask": mask}
+        states = self.model.get_decoder()(input_ids=batch.input_ids, use_cache=False, **options).last_hidden_state
         hidden = states[batch.rows, batch.columns]
         result = self.head(hidden, batch.targets, self.temperature if temperature is None else temperature, mixture)
         return (result, hidden.detach()) if with_hidden else result

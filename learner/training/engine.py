@@ -42,24 +42,27 @@ class TrainEngine:
     def __init__(self, spec: LearnerSpec) -> None:
         config, opponent = spec.config, spec.config.loss.opponent
         self.spec, self.config = spec, config
-        self._objective = objective_of(config)
         torch.manual_seed(config.seed)
         device = join_process_group(config)
 
         source = resolve(spec.model_dir)
         reference_source = source if spec.reference_dir is None else resolve(spec.reference_dir)
-        reference = frozen(self._load(reference_source), config, device)
+        mu = self._load(reference_source)
+        shares_prompts = config.share_prompts and mu.shares_prompts
+        reference = frozen(mu, config, device)
         average = None
         if opponent is not None and opponent.kind == "ema":
             average = AveragePolicy(frozen(self._load(reference_source), config, device), opponent.ema_decay)
         policy = self._load(source)
+        shares_prompts &= policy.shares_prompts
+        self._objective = objective_of(config, shares_prompts=shares_prompts)
         self.vocab_size = policy.head.weight.shape[0]
         tokenizer_source = source if spec.tokenizer_dir is None else resolve(spec.tokenizer_dir)
         settle_generation(policy.model, source, spec.ends, spec.temperature)
         self.policy = ShardedModel(
             policy, config, spec.total_updates, device, tokenizer_source, spec.failed_batches_dir, average
         )
-        self.policies = Policies(self.policy, reference, average, opponent, spec.temperature)
+        self.policies = Policies(self.policy, reference, average, opponent, spec.temperature, shares_prompts)
         self._trainer = Trainer(self.policy, self.policies)
 
     def update(self, items: Sequence[Pair] | Sequence[Game], measure_step: bool = False) -> UpdateStats:

@@ -46,8 +46,8 @@ class RolloutObjective(Objective):
     kind: type  # type of the items
     weighs_opponents: bool = False  # whether any pass computes the opponent's log-probs
 
-    def __init__(self, config: LearnerConfig, metrics: tuple[str, ...]) -> None:
-        super().__init__(config.micro_batch_tokens)
+    def __init__(self, config: LearnerConfig, metrics: tuple[str, ...], *, shares_prompts: bool) -> None:
+        super().__init__(config.micro_batch_tokens, shares_prompts=shares_prompts)
         self._config, self.metrics = config.loss, metrics
         self.sums = (*metrics, "items", "log_ratio", "k3", "responses")
         self.maxima = ("log_ratio_max", *(("opponent_log_ratio_max",) if self.weighs_opponents else ()))
@@ -117,9 +117,10 @@ class RolloutObjective(Objective):
         }
 
 
-def objective_of(config: LearnerConfig) -> RolloutObjective:
+def objective_of(config: LearnerConfig, *, shares_prompts: bool = False) -> RolloutObjective:
     """Return the objective of `config.loss`."""
-    return PairObjective(config) if isinstance(config.loss, PairLossConfig) else GameObjective(config)
+    chosen = PairObjective if isinstance(config.loss, PairLossConfig) else GameObjective
+    return chosen(config, shares_prompts=shares_prompts)
 
 
 class PairObjective(RolloutObjective):
@@ -127,8 +128,9 @@ class PairObjective(RolloutObjective):
 
     kind = Pair
 
-    def __init__(self, config: LearnerConfig) -> None:
-        super().__init__(config, ("margin", "accuracy", "kl_chosen", "kl_rejected"))
+    def __init__(self, config: LearnerConfig, *, shares_prompts: bool = False) -> None:
+        metrics = ("margin", "accuracy", "kl_chosen", "kl_rejected")
+        super().__init__(config, metrics, shares_prompts=shares_prompts)
         assert isinstance(config.loss, PairLossConfig)
         self._loss: PairLossConfig = config.loss
 
@@ -138,6 +140,9 @@ class PairObjective(RolloutObjective):
 
     def length(self, item: Pair) -> int:
         return len(item.prompt_token_ids) + max(len(item.chosen.token_ids), len(item.rejected.token_ids))
+
+    def tokens(self, item: Pair) -> int:
+        return len(item.prompt_token_ids) + len(item.chosen.token_ids) + len(item.rejected.token_ids)
 
     def sequences(self, members: Sequence[Pair], part: Pass) -> Sequence[RolloutSequence]:
         return batching.sequences_of(members)
@@ -168,14 +173,14 @@ class GameObjective(RolloutObjective):
 
     kind = Game
 
-    def __init__(self, config: LearnerConfig) -> None:
+    def __init__(self, config: LearnerConfig, *, shares_prompts: bool = False) -> None:
         assert not isinstance(config.loss, PairLossConfig)
         self._loss: RewardLossConfig | GameLossConfig = config.loss
         metrics: tuple[str, ...] = ("kl_players", "advantage_std", "player_ess", "player_truncated")
         if isinstance(self._loss, GameLossConfig):
             self.weighs_opponents = self._loss.weighs_opponents
             metrics += ("player_preference", "opponent_ess", "opponent_truncated", "opponent_weight_mean")
-        super().__init__(config, metrics)
+        super().__init__(config, metrics, shares_prompts=shares_prompts)
         self._renormalises = self.weighs_opponents and getattr(self._loss.correction, "renormalise", False)
         self._opponent_mean = 1.0  # of the batch's opponent weights, by which they are divided
 
@@ -191,6 +196,11 @@ class GameObjective(RolloutObjective):
     def length(self, item: Game) -> int:
         responses = (len(each.token_ids) for part in self._parts([item]) for each in item.completions[part])
         return len(item.prompt_token_ids) + max(responses)
+
+    def tokens(self, item: Game) -> int:
+        """Count the tokens of a game's largest pass."""
+        passes = [item.completions[part] for part in self._parts([item])]
+        return len(item.prompt_token_ids) + max(sum(len(each.token_ids) for each in own) for own in passes)
 
     def rows(self, items: Sequence[Game]) -> int:
         """Count the completions of a game's largest pass: they stay together, and must fit the budget."""

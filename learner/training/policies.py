@@ -16,6 +16,7 @@ from learner.backend.collective import gather
 from learner.backend.sharded import ShardedModel, gathered
 from learner.tensors.batching import AnySequence, TokenBatch, collate, length_of, sampled_length, schedule
 from learner.tensors.logprobs import Mixture
+from learner.tensors.shared_prompts import collate_shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +50,12 @@ class Policies:
     """Moving average of the policy's weights, for opponent kind `ema`."""
     opponent: OpponentConfig | None
     temperature: float
+    shares_prompts: bool = False
+    """Whether equal prompts stand once in a row. All models must support it."""
 
     def logprobs(self, sequences: Sequence[AnySequence], part: Pass) -> TokenLogProbs:
         """Compute the log-probs that `part` needs, with gradient through the policy if gradients are enabled."""
-        batch = collate(sequences, self.policy.device)
+        batch = self._collate(sequences)
         counts = (batch.tokens, batch.padded_tokens)
         beta = self.opponent.target_beta if self.opponent is not None else 0.0
         if part.opponent and 0.0 < beta < 1.0:
@@ -95,7 +98,7 @@ class Policies:
         own: dict[int, tuple[list[float], list[float]]] = {}
         for shares in schedule(lengths, 1, ranks, self.policy.config.micro_batch_tokens):
             share = shares[rank] or shares[0][:1]
-            batch = collate([sequences[index] for index in share], self.policy.device)
+            batch = self._collate([sequences[index] for index in share])
             sizes = [sampled_length(sequences[index]) for index in share]
             policy = _lists(self.policy(batch, temperature), sizes)
             reference = _lists(self.reference(batch, temperature), sizes) if with_reference else [[] for _ in share]
@@ -103,6 +106,10 @@ class Policies:
                 own |= {i: (p, r) for i, p, r in zip(share, policy, reference, strict=True)}
         merged = {index: result for part in gather(own) for index, result in part.items()}
         return [merged[index] for index in range(len(sequences))]
+
+    def _collate(self, sequences: Sequence[AnySequence]) -> TokenBatch:
+        make = collate_shared if self.shares_prompts else collate
+        return make(sequences, self.policy.device)
 
 
 def _lists(values: Tensor, lengths: Sequence[int]) -> list[list[float]]:

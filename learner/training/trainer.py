@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from learner.backend.sharded import ShardedModel
-from learner.tensors.batching import schedule
+from learner.tensors.batching import balance, schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +38,15 @@ class Measured:
 class Objective:
     """How a loss consumes a batch of items. Subclasses must define what raises NotImplementedError.
 
-    A micro-batch holds at most `micro_batch_tokens` padded tokens, unless one item alone exceeds them.
+    A micro-batch holds at most `micro_batch_tokens` padded tokens, unless one item alone exceeds them. With
+    `shares_prompts` nothing is padded, and the sequences of an item have their prompt in common.
     """
 
     sums: tuple[str, ...] = ()  # names of values to sum, beside the loss
     maxima: tuple[str, ...] = ()  # names of values whose maximum is kept
 
-    def __init__(self, micro_batch_tokens: int) -> None:
-        self._micro_batch_tokens = micro_batch_tokens
+    def __init__(self, micro_batch_tokens: int, *, shares_prompts: bool = False) -> None:
+        self._micro_batch_tokens, self._shares_prompts = micro_batch_tokens, shares_prompts
 
     def weight(self, items: Sequence[Any]) -> float:
         """Return the divisor of the summed loss of `items`: by default their number."""
@@ -63,11 +64,18 @@ class Objective:
         """Count the sequences per item that share a forward pass: by default two."""
         return 2
 
+    def tokens(self, item: Any) -> int:
+        """Count the tokens of `item`, its prompt once. Only objectives that share prompts need it."""
+        raise NotImplementedError
+
     def micro_batches(self, items: Sequence[Any], rank: int, ranks: int) -> list[Any]:
         """Return this rank's micro-batches of `items`: equally many on every rank, at least one; some may be empty."""
         active = self.active(items)
-        lengths = [self.length(item) for item in active]
-        rounds = schedule(lengths, self.rows(items), ranks, self._micro_batch_tokens)
+        if self._shares_prompts:
+            rounds = balance([self.tokens(item) for item in active], ranks, self._micro_batch_tokens)
+        else:
+            lengths = [self.length(item) for item in active]
+            rounds = schedule(lengths, self.rows(items), ranks, self._micro_batch_tokens)
         return [[active[index] for index in shares[rank]] for shares in rounds] or [[]]
 
     def filler(self, items: Sequence[Any]) -> Any:

@@ -63,7 +63,7 @@ def test_every_setting_to_use_instead_exists() -> None:
         ({"gradient_clipping": 1.0}, "it follows learner.optimizer.max_grad_norm"),
         ({"optimizer": {"params": {"lr": 1}}}, "it follows learner.optimizer; set that"),
         ({"train_batch_size": 8}, "it follows learner.micro_batch_tokens"),
-        ({"communication_data_type": "bf16"}, "gradients are reduced and accumulated in float32"),
+        ({"communication_data_type": "bf16"}, "it follows learner.reduce_dtype; set that"),
         (
             {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}},
             "zero_optimization.offload_optimizer.device",

@@ -13,6 +13,7 @@ from launch.doctor.footprint import (
     layer_activations,
     learner_memory,
     loading_bytes,
+    reduction_bytes,
     size,
 )
 from launch.doctor.model_facts import WORLD_POLICY, ModelFacts
@@ -143,6 +144,18 @@ def test_what_a_rank_gathers_and_reduces_at_a_time_is_bounded_by_deepspeed_s_lim
     # The bucket is full when the layers that filled it, 5 of 80 parts of the model, have freed their inputs.
     kept = 64 * 2 * 4096 * 32 * (1 - BUCKET / 8_030_261_248)
     assert activation_bytes(LLAMA_8B, alone, 64) == pytest.approx(kept + layer + 8 * BUCKET, rel=1e-9)
+
+
+def test_a_smaller_bucket_and_a_sum_in_bfloat16_take_less_while_gradients_are_reduced():
+    """By hand, at ZeRO-3 on one rank: the bucket in bfloat16 twice, and once more in float32."""
+    config = TrainerConfig(dtype="bfloat16", zero_stage=3)
+    smaller = TrainerConfig(
+        dtype="bfloat16", zero_stage=3, deepspeed={"zero_optimization": {"reduce_bucket_size": 1_000_000}}
+    )
+    half = TrainerConfig(dtype="bfloat16", zero_stage=3, reduce_dtype="bfloat16")
+    assert [reduction_bytes(LLAMA_8B, each) for each in (config, smaller, half)] == [8 * BUCKET, 8_000_000, 4 * BUCKET]
+    saved = [learner_memory(LLAMA_8B, None, each, average=False)[0] for each in (config, smaller)]
+    assert saved[0] - saved[1] == pytest.approx(4 * (BUCKET - 1_000_000))
 
 
 def test_a_learner_on_gpus_loads_through_the_memory_of_one_host():

@@ -330,3 +330,22 @@ def test_a_resumed_run_keeps_the_score_of_missing_ends_that_was_its_default(tmp_
     (tmp_path / "config.yaml").write_text(recorded + "\n")
     (tmp_path / "mine.yaml").write_text(f"model: {{path: unused}}\noutput: {tmp_path}\n")
     assert with_recorded_defaults(load_config(tmp_path / "mine.yaml", given)).judging.missing_eos_score == used
+
+
+@pytest.mark.parametrize(
+    ("recorded", "given", "used"),
+    [
+        ("learner: {ranks: 1}", [], False),
+        ("learner: {share_prompts: true}", [], True),
+        ("learner: {share_prompts: false}", [], False),
+        ("learner: {ranks: 1}", ["learner.share_prompts=true"], True),
+        ("updates: 5", [], True),
+    ],
+)
+def test_a_run_that_began_before_prompts_were_shared_goes_on_and_is_replayed_without(tmp_path, recorded, given, used):
+    """Sharing changes rounding, and both are to the bit."""
+    (tmp_path / "config.yaml").write_text(f"{recorded}\nmodel: {{path: unused}}\noutput: {tmp_path}\n")
+    (tmp_path / "mine.yaml").write_text(f"model: {{path: unused}}\noutput: {tmp_path}\n")
+    assert with_recorded_defaults(load_config(tmp_path / "mine.yaml", given)).learner.share_prompts == used
+    (tmp_path / "summary.json").write_text("{}")
+    assert load_config(tmp_path / "config.yaml", given).learner.share_prompts == used

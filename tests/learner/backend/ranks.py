@@ -257,6 +257,24 @@ def train_on_games(directory: Path, kind: str) -> dict[str, Any]:
     return result
 
 
+def _reduced(rank: int, world: int, port: int, directory: Path) -> None:
+    """One update in bfloat16 at every ZeRO stage, with gradients that ranks add in float32 and in bfloat16."""
+    _join(rank, world, port)
+    from learner.training.engine import TrainEngine
+
+    results = {}
+    for stage in (1, 2, 3):
+        for dtype in ("float32", "bfloat16"):
+            config = CONFIG.model_copy(update={"dtype": "bfloat16", "zero_stage": stage, "reduce_dtype": dtype})
+            engine = TrainEngine(spec_of(directory / "model", config))
+            reached = str(engine.policy._engine.communication_data_type)
+            results[stage, dtype] = {"update": engine.update(random_pairs(0)), "reached": reached}
+            results[stage, dtype]["state"] = full_state(engine)
+            engine.policy.destroy()
+    if rank == 0:
+        torch.save(results, directory / "reduced.pt")
+
+
 def _games(rank: int, world: int, port: int, directory: Path) -> None:
     _join(rank, world, port)
     results = {kind: train_on_games(directory, kind) for kind in GAME_SHAPES}
@@ -443,8 +461,8 @@ def _recover(rank: int, world: int, port: int, directory: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     scenarios = {
-        "train": _train, "once": _once, "games": _games, "offline": _offline, "supervised": _supervised,
-        "crash": _crash, "recover": _recover,
+        "train": _train, "once": _once, "games": _games, "reduced": _reduced, "offline": _offline,
+        "supervised": _supervised, "crash": _crash, "recover": _recover,
     }  # fmt: skip
     scenarios[sys.argv[5]](*(int(argument) for argument in sys.argv[1:4]), Path(sys.argv[4]))
     if torch.distributed.is_initialized():

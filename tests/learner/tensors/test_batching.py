@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from actors.errors import UsageError
 from actors.records import Completion, Game, Pair
 from learner.tensors.batching import (
+    balance,
     behaviour_logprobs,
     collate,
     game_sequences,
@@ -65,6 +66,29 @@ def test_every_item_is_dealt_once_within_the_budget_and_every_rank_has_every_rou
         for share in shares:
             padded = rows * len(share) * max((lengths[index] for index in share), default=0)
             assert padded <= budget or len(share) == 1
+
+
+@given(
+    tokens=st.lists(st.integers(1, 60), max_size=40), ranks=st.integers(1, 5), budget=st.integers(1, 200)
+)  # fmt: skip
+def test_without_padding_every_item_is_dealt_once_within_the_budget_and_ranks_are_even(tokens, ranks, budget):
+    rounds = balance(tokens, ranks, budget)
+    assert all(len(shares) == ranks for shares in rounds)
+    shares = [share for own in rounds for share in own]
+    assert sorted(index for share in shares for index in share) == list(range(len(tokens)))
+    loads = [sum(tokens[index] for index in share) for share in shares]
+    assert all(load <= budget or len(share) == 1 for load, share in zip(loads, shares, strict=True))
+    # Graham's bound against what no plan beats: the mean, and the largest item.
+    if tokens:
+        assert max(loads) <= 4 / 3 * max(sum(tokens) / len(shares), *tokens) + max(tokens) / 3
+
+
+def test_items_without_padding_by_hand():
+    """9 and 8 tokens to a rank each; then 5 to the emptier one, 4 to the other; 3 no longer fit: a second round."""
+    assert balance([9, 8, 5, 4], 2, 13) == [[(0, 3), (1, 2)]]
+    assert balance([9, 8, 5, 4, 3], 2, 13) == [[(0,), (1,)], [(2,), (3, 4)]]
+    assert balance([30, 1], 2, 13) == [[(0,), (1,)]]
+    assert balance([], 2, 13) == []
 
 
 def test_collation_marks_the_position_before_each_response_token():

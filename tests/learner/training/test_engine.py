@@ -76,6 +76,20 @@ def test_only_rank_0_reads_a_model_s_weights(directory, two_ranks):
         assert first[stage]["update"].grad_norm == pytest.approx(two_ranks[stage]["updates"][0].grad_norm, rel=1e-6)
 
 
+@pytest.mark.slow
+def test_gradients_added_in_bfloat16_are_those_of_float32_to_its_rounding(directory):
+    """Of 8 bits: a sum of two gradients is rounded by at most 1/256 of it."""
+    codes = run_ranks(directory, "reduced")
+    assert codes == [0, 0], (directory / "reduced-rank0.log").read_text()[-3000:]
+    results = torch.load(directory / "reduced.pt", weights_only=False)
+    for stage in (1, 2, 3):
+        whole, half = (results[stage, dtype] for dtype in ("float32", "bfloat16"))
+        assert (whole["reached"], half["reached"]) == ("torch.float32", "torch.bfloat16")
+        assert half["update"].grad_norm == pytest.approx(whole["update"].grad_norm, rel=1 / 256)
+        assert half["update"].grad_norm != whole["update"].grad_norm
+        assert half["update"].loss == whole["update"].loss
+
+
 @pytest.fixture
 def make_engine(directory, tmp_path):
     """Engines of one rank in this process; the process is left as it was."""
@@ -219,9 +233,9 @@ def test_statistics_follow_their_definitions(make_engine):
     assert stats.log_ratio_mean == pytest.approx(sum(map(abs, differences)) / len(differences), rel=1e-4)
     k3 = [math.exp(d) - 1.0 - d for d in differences]
     assert stats.behaviour_kl == pytest.approx(sum(k3) / len(k3), rel=1e-4)
-    lengths = [len(pair.prompt_token_ids) + len(completion.token_ids) for pair, completion in completions]
-    assert (stats.pairs, stats.ties, stats.tokens) == (5, 1, sum(lengths))
-    assert stats.padded_tokens >= stats.tokens
+    # Each prompt once, and nothing padded.
+    lengths = [len(p.prompt_token_ids) + len(p.chosen.token_ids) + len(p.rejected.token_ids) for p in active]
+    assert (stats.pairs, stats.ties, stats.tokens, stats.padded_tokens) == (5, 1, sum(lengths), sum(lengths))
     assert stats.lr == CONFIG.optimizer.lr / 2
     second = engine.update(pairs)
     assert second.margin > 0.0

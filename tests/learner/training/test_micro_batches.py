@@ -47,6 +47,22 @@ def test_a_batch_of_ties_alone_still_gives_every_rank_one_empty_micro_batch():
     assert [pairs_of(100).micro_batches(ties, rank, 2) for rank in range(2)] == [[[]], [[]]]
 
 
+def test_with_shared_prompts_a_game_counts_each_token_of_its_largest_pass_once():
+    """By hand: players 3 + (1 + 2), opponents 3 + (4): 7 tokens, of which two fit into 14."""
+    config = LearnerConfig(micro_batch_tokens=14, loss=GameLossConfig())
+    objective = GameObjective(config, shares_prompts=True)
+    games = [game(index, 3, 1, 2, 4) for index in range(3)]
+    assert objective.tokens(games[0]) == 7
+    assert [sorted(each.lease_index for each in own) for own in objective.micro_batches(games, 0, 1)] == [[0, 2], [1]]
+
+
+def test_with_shared_prompts_a_pair_counts_its_prompt_once():
+    objective = PairObjective(LearnerConfig(micro_batch_tokens=20, loss=PairLossConfig()), shares_prompts=True)
+    pairs = [pair(1, 5, 3, 4), pair(2, 4, 2, 2), pair(3, 1, 1, 1)]
+    assert [objective.tokens(each) for each in pairs] == [12, 8, 3]
+    assert objective.micro_batches(pairs, 0, 1) == [[pairs[0]], [pairs[1], pairs[2]]]
+
+
 def test_the_filler_is_the_shortest_pair():
     pairs = [pair(1, 5, 3, 4), pair(2, 2, 6, 1), pair(3, 1, 1, 5)]
     assert pairs_of(100).filler(pairs) == [pairs[2]]

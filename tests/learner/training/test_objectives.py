@@ -223,7 +223,8 @@ def test_the_opponent_s_ratio_is_of_the_mixture_as_it_is_at_the_update(engine, m
     assert stats.opponent_log_ratio_max == pytest.approx(
         max(ratios(mixed(policy, reference, 0.4), "opponents")), rel=1e-5
     )
-    lengths = [len(g.prompt_token_ids) + len(c.token_ids) for g in games for c in g.completions]
+    # A prompt once in the pass of the players, and once in that of the opponents.
+    lengths = [2 * len(g.prompt_token_ids) + sum(len(c.token_ids) for c in g.completions) for g in games]
     assert (stats.games, stats.pairs, stats.ties, stats.tokens) == (3, 0, 0, sum(lengths))
 
 
@@ -270,6 +271,7 @@ def test_completions_go_through_the_models_that_the_loss_reads_and_with_gradient
     """Sequences in each forward pass of an update on two games, in order; without gradient come first."""
     kind, settings, opponent_kind, shape, expected = MODELS[case]
     use(engine, loss_of(kind, CorrectionConfig(**settings), opponent=OpponentConfig(kind=opponent_kind)), 10_000)
+    games = random_games(6, 2, *shape, vocabulary=VOCABULARY)
     calls, hooks = [], []
     models = {
         "policy": engine.policy._engine.module,
@@ -279,16 +281,16 @@ def test_completions_go_through_the_models_that_the_loss_reads_and_with_gradient
     for name, model in models.items():
 
         def note(module, inputs, name=name):
-            calls.append((name, "gradient" if torch.is_grad_enabled() else "", len(inputs[0].input_ids)))
+            parts = sum(len(block.distance) for block in inputs[0].layout.blocks)  # prompts and completions
+            calls.append((name, "gradient" if torch.is_grad_enabled() else "", parts - len(games)))
 
         hooks.append(model.register_forward_pre_hook(note))
-    games = random_games(6, 2, *shape, vocabulary=VOCABULARY)
     stats = engine.update(games)
     for hook in hooks:
         hook.remove()
     assert calls == expected
     if expected == PLAYERS:
-        lengths = [len(game.prompt_token_ids) + len(player.token_ids) for game in games for player in game.players]
+        lengths = [len(g.prompt_token_ids) + sum(len(each.token_ids) for each in g.players) for g in games]
         assert stats.tokens == sum(lengths)
         assert (stats.opponent_ess, stats.opponent_truncated) == ((1.0, 0.0) if kind == "nash_pg" else (None, None))
 

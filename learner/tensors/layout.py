@@ -1,0 +1,87 @@
+"""Where prompts and completions stand in one row, and which of its tokens attend to which.
+
+A row holds groups without padding: a prompt, then each of its completions, whose positions go on from the prompt's end.
+Attention runs in blocks of similar shape that are gathered from the row. Must not depend on models.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+CALL_SCORES = 1 << 18
+"""Attention scores that cost as much as one more call: blocks share a call while they waste fewer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Prompts and completions of similar shape, n of them, padded to q queries and k keys: one call of attention."""
+
+    queries: Tensor  # [n * q] int64: places in the row
+    keys: Tensor  # [n * k] int64
+    distance: Tensor
+    """[n, 1, q, k] int32: position of the query minus that of the key; -1 where the key is padding."""
+
+
+@dataclass(slots=True)
+class Layout:
+    """Blocks of a row of t tokens."""
+
+    blocks: tuple[Block, ...]
+    outputs: Tensor
+    """[t] int64: where each token's output is among those of all blocks."""
+    calls: int = 0  # of `attention` with it
+
+
+def layout_of(groups: Sequence[tuple[int, Sequence[int]]], device: torch.device | str = "cpu") -> Layout:
+    """Lay out groups of (prompt length, completion lengths) that stand one after the other in a row."""
+    ranges = []  # start and length of a prompt or a completion, and of the prompt before it
+    end = 0
+    for prompt, completions in groups:
+        start = end
+        ranges.append((start, prompt, start, 0))
+        end += prompt
+        for length in completions:
+            ranges.append((end, length, start, prompt))
+            end += length
+    parts = np.array(ranges)
+    blocks, outputs, offset = [], torch.empty(end, dtype=torch.int64), 0
+    for members in _alike(parts):
+        block, real = _block(parts[members])
+        outputs[block.queries[real]] = offset + real.nonzero()[:, 0]
+        blocks.append(Block(*(tensor.to(device) for tensor in (block.queries, block.keys, block.distance))))
+        offset += len(block.queries)
+    return Layout(tuple(blocks), outputs.to(device))
+
+
+def _alike(parts: NDArray[np.int64]) -> list[list[int]]:
+    """Split parts into runs of similar shape, most keys first."""
+    queries, keys = parts[:, 1], parts[:, 1] + parts[:, 3]
+    runs: list[list[int]] = []
+    real = widest = longest = 0
+    for part in np.lexsort((-queries, -keys)).tolist():
+        area = int(queries[part] * keys[part])
+        padded = (len(runs[-1]) + 1) * max(widest, int(queries[part])) * longest if runs else 0
+        if not runs or padded - real - area > CALL_SCORES:
+            runs.append([])
+            real, widest, longest = 0, 0, int(keys[part])
+        runs[-1].append(part)
+        real, widest = real + area, max(widest, int(queries[part]))
+    return runs
+
+
+def _block(parts: NDArray[np.int64]) -> tuple[Block, Tensor]:
+    """Return the block of `parts`, and which of its queries [n * q] are no padding."""
+    start, count, before, prompt = (column[:, None] for column in parts.T)
+    query, key = np.arange(count.max()), np.arange((count + prompt).max())
+    real = query < count
+    # A padded query repeats the last one, so that its softmax is finite; nobody reads it.
+    query = np.minimum(query, count - 1)
+    keys = np.where(key < prompt, before + key, np.minimum(start + key - prompt, start + count - 1))
+    distance = (prompt + query)[:, :, None] - key
+    distance = np.where((key < count + prompt)[:, None], distance, -1).astype(np.int32)
+    flat = [torch.from_numpy(np.ascontiguousarray(each)).flatten() for each in (start + query, keys, real)]
+    return Block(flat[0], flat[1], torch.from_numpy(distance)[:, None]), flat[2]
