@@ -90,6 +90,7 @@ def start_generator(spec: GeneratorSpec, place: GeneratorPlace) -> Any:
         num_gpus=place.gpus,
         # Ray gives each node this resource by its host's address; a node affinity would not survive the node.
         resources=spec.generators.resources | ({} if place.host is None else {f"node:{place.host}": 0.001}),
+        label_selector=spec.generators.labels,
         max_restarts=spec.generators.max_restarts,
         max_concurrency=COLLECTING_CALLS,
         runtime_env={"env_vars": place.environment},
@@ -106,6 +107,7 @@ def start_judge(config: JudgingConfig, *, tokenizer: str | None, environment: di
         num_cpus=0,
         num_gpus=config.gpus,
         resources=config.resources,
+        label_selector=config.labels,
         max_restarts=config.max_restarts,
         runtime_env={"env_vars": environment},
     )

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from actors.foreign.passed_on import checked_environment, checked_resources
+from actors.foreign.passed_on import checked_environment, checked_labels, checked_resources
 from actors.generation.config import OpponentConfig
 from actors.settings import SMALLEST_SHARE, GpuShare, Settings
 from learner.deepspeed_keys import checked_deepspeed
@@ -199,6 +199,9 @@ class TrainerConfig(Settings):
     resources: dict[str, float] = Field(
         default_factory=dict, description="custom resources that each rank reserves from Ray: name and amount"
     )
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="labels of the nodes that each rank may run on, as Ray's label selector"
+    )
     deepspeed: dict[str, Any] = Field(
         default_factory=dict,
         description="more of DeepSpeed's configuration, merged into Offbeat's; what other settings decide is refused",
@@ -206,6 +209,7 @@ class TrainerConfig(Settings):
 
     _variables = field_validator("environment", mode="before")(partial(checked_environment, owned=_OWN_VARIABLES))
     _amounts = field_validator("resources", mode="before")(checked_resources)
+    _selector = field_validator("labels", mode="before")(checked_labels)
 
     @field_validator("deepspeed", mode="before")
     @classmethod
@@ -320,6 +324,7 @@ class LearnerSpec:
     total_updates: int  # length of the learning-rate schedule (updates)
     temperature: float = 1.0
     """Sampling temperature; divides the logits of policy and reference."""
+    head_dtype: str = "model"  # of the logits; float32, or that of the weights
     ends: tuple[int, ...] = ()
     """Token ids that end an answer, which saved models name; empty keeps the directory's own."""
     canary_prompt: tuple[int, ...] = (0,)  # token ids of the prompt whose answer learner and engines score

@@ -18,6 +18,9 @@ _OF_EVERY_ROLE = {
     "PYTHONPATH": "Offbeat sets it, so that workers import what the run does; set it where the run starts",
     "CUDA_VISIBLE_DEVICES": "Ray sets it to the GPUs that it gives a worker; set the role's share of GPUs",
 }
+_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
+_LABEL_NAME = re.compile(rf"(?:[a-zA-Z0-9.-]{{1,253}}/)?{_LABEL}")
+_LABEL_CONDITION = re.compile(rf"!?(?:{_LABEL}|in\({_LABEL}(?:, ?{_LABEL})*\))")
 _RAYS_OWN = "Ray reads it before a worker is there; set it where `ray start` runs, or where the run starts its own Ray"
 _OF_RAY = {
     "CPU": "set the role's cores: generators.cpus or learner.cpus_per_rank",
@@ -67,6 +70,31 @@ def checked_resources(given: Any) -> Any:
                 "reserve; correct it"
             )
     return {name: float(amount) for name, amount in given.items()}
+
+
+def checked_labels(given: Any) -> Any:
+    """Return Ray's label selector: names of labels, and their values or conditions. Raises ValueError for another."""
+    if not isinstance(given, Mapping):
+        return {} if given is None else given
+    for name, value in given.items():
+        if not isinstance(name, str) or not _LABEL_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not the name of a label; write the one given to `ray start --labels`")
+        if not isinstance(value, str) or not _LABEL_CONDITION.fullmatch(value):
+            raise ValueError(
+                f"{name} is {value!r}; allowed is the text of a value such as H100, or one of `!H100`, "
+                "`in(H100, H200)` and `!in(H100, H200)`; correct it"
+            )
+    return dict(given)
+
+
+def meets(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
+    """Return whether a node with `labels` meets Ray's label selector; a label that is not there is no value."""
+    return all((labels.get(name) in _values(value)) != value.startswith("!") for name, value in selector.items())
+
+
+def _values(condition: str) -> list[str]:
+    listed = condition.removeprefix("!")
+    return listed[3:-1].replace(" ", "").split(",") if listed.startswith("in(") else [listed]
 
 
 def check_name(name: Any, allowed: Collection[str], refused: Mapping[str, str], owner: str) -> None:

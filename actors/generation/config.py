@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from actors.environments.config import EnvironmentConfig
-from actors.foreign.passed_on import checked_environment, checked_resources
+from actors.foreign.passed_on import checked_environment, checked_labels, checked_resources
 from actors.generation.engine_arguments import checked_arguments
 from actors.hub import resolve
 from actors.settings import SMALLEST_SHARE, Settings
@@ -150,6 +150,9 @@ class GeneratorConfig(Settings):
     resources: dict[str, float] = Field(
         default_factory=dict, description="custom resources that each generator reserves from Ray: name and amount"
     )
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="labels of the nodes that each generator may run on, as Ray's label selector"
+    )
     engine: dict[str, Any] = Field(
         default_factory=dict,
         description="more of vLLM's EngineArgs by name; those that Offbeat sets or relies on are refused",
@@ -164,6 +167,7 @@ class GeneratorConfig(Settings):
 
     _variables = field_validator("environment", mode="before")(partial(checked_environment, owned=_OWN_VARIABLES))
     _amounts = field_validator("resources", mode="before")(checked_resources)
+    _selector = field_validator("labels", mode="before")(checked_labels)
     _arguments = field_validator("engine", mode="before")(checked_arguments)
 
     @model_validator(mode="after")
@@ -233,6 +237,7 @@ class GeneratorSpec:
     its average from it."""
     tokenizer: str | None = None  # directory or hub name; None: the model's own
     chat_template: str | None = None  # for an environment's messages; None: the tokenizer's own
+    head_dtype: str = "model"  # of the logits; float32, or that of the weights
     generators: GeneratorConfig
     sampling: SamplingConfig
     opponent: OpponentConfig | None = None  # None if the loss has no opponent

@@ -319,6 +319,8 @@ class Engine:
         else:
             options |= {"enforce_eager": config.enforce_eager, "gpu_memory_utilization": config.gpu_memory_share}
         options |= self._load_options(model_dir, reference_dir)
+        if spec.head_dtype != "model":
+            options["hf_overrides"] = options.get("hf_overrides", {}) | {"head_dtype": spec.head_dtype}
         if config.tensor_parallel_size > 1:
             options["distributed_executor_backend"] = "mp"
         fewest = max(MAX_BATCHED_TOKENS, config.max_model_len, requests)

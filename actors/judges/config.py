@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
-from actors.foreign.passed_on import checked_environment, checked_resources
+from actors.foreign.passed_on import checked_environment, checked_labels, checked_resources
 from actors.judges.answers.config import CodeJudgeConfig, InstructionsJudgeConfig, VerifierJudgeConfig
 from actors.judges.http.config import EndpointJudgeConfig, HttpJudgeConfig, ServedRewardModelJudgeConfig
 from actors.settings import GpuShare, Settings, item_mistakes
@@ -143,6 +143,9 @@ class JudgingConfig(Settings):
     resources: dict[str, float] = Field(
         default_factory=dict, description="custom resources that each judge reserves from Ray: name and amount"
     )
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="labels of the nodes that each judge may run on, as Ray's label selector"
+    )
     max_batch_groups: int = Field(default=64, ge=1, description="groups judged together")
     timeout_seconds: float = Field(default=60.0, gt=0.0, description="seconds for one batch")
     retries: int = Field(default=2, ge=0, description="retries of a failed batch before its groups are judged alone")
@@ -152,6 +155,7 @@ class JudgingConfig(Settings):
 
     _variables = field_validator("environment", mode="before")(partial(checked_environment, owned={}))
     _amounts = field_validator("resources", mode="before")(checked_resources)
+    _selector = field_validator("labels", mode="before")(checked_labels)
 
     @model_validator(mode="after")
     def _a_request_ends_before_its_batch(self) -> JudgingConfig:

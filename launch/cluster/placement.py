@@ -5,36 +5,39 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from actors.errors import UsageError
+from actors.foreign.passed_on import meets
 from actors.records import TRANSPORTS
 from launch.settings.run import ClusterConfig, RunConfig
 from learner.config import TrainerConfig
 
 RANK, GENERATOR, JUDGE = "learner rank", "generator", "judge"
 _SETTINGS = {
-    RANK: "learner.ranks, learner.cpus_per_rank, learner.gpus_per_rank or learner.resources",
-    GENERATOR: "generators.count, generators.cpus, generators.gpus, generators.tensor_parallel_size or "
-    "generators.resources",
-    JUDGE: "judging.count, judging.judge.gpus or judging.resources",
+    RANK: "learner.ranks, learner.cpus_per_rank, learner.gpus_per_rank, learner.resources or learner.labels",
+    GENERATOR: "generators.count, generators.cpus, generators.gpus, generators.tensor_parallel_size, "
+    "generators.resources or generators.labels",
+    JUDGE: "judging.count, judging.judge.gpus, judging.resources or judging.labels",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A host's cores, GPUs and custom resources, as Ray counts them."""
+    """A host's cores, GPUs and custom resources, as Ray counts them, and its labels."""
 
     cpus: float
     gpus: int
     custom: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """What one process of a run reserves."""
+    """What one process of a run reserves, and the labels of the nodes that it may run on."""
 
     role: str
     cpus: float
     gpus: float
     custom: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +68,18 @@ def sampling_actors(config: RunConfig) -> list[Actor]:
 
 def rank_actors(trainer: TrainerConfig) -> list[Actor]:
     """List the ranks of a learner or a stage."""
-    return [Actor(RANK, trainer.cpus_per_rank, trainer.gpus_per_rank, trainer.resources)] * trainer.ranks
+    own = Actor(RANK, trainer.cpus_per_rank, trainer.gpus_per_rank, trainer.resources, trainer.labels)
+    return [own] * trainer.ranks
 
 
 def _judges(config: RunConfig) -> list[Actor]:
-    return [Actor(JUDGE, 0.0, config.judging.gpus, config.judging.resources)] * config.judging.count
+    own = config.judging
+    return [Actor(JUDGE, 0.0, own.gpus, own.resources, own.labels)] * own.count
 
 
 def _generators(config: RunConfig, count: int) -> list[Actor]:
-    return [Actor(GENERATOR, config.generators.cpus, generator_gpus(config), config.generators.resources)] * count
+    own = config.generators
+    return [Actor(GENERATOR, own.cpus, generator_gpus(config), own.resources, own.labels)] * count
 
 
 def resources_needed(actors: Iterable[Actor]) -> dict[str, float]:
@@ -122,7 +128,7 @@ def place(actors: Sequence[Actor], nodes: Sequence[Node], *, together: bool = Fa
     below one GPU goes to the GPU with the least room for it, whole GPUs only to free ones: Ray's own rule
     (`NodeResourceInstanceSet::TryAllocate`).
     """
-    rooms = [_Room(node.cpus, [1.0] * node.gpus, dict(node.custom)) for node in nodes]
+    rooms = [_Room(node.cpus, [1.0] * node.gpus, dict(node.custom), node.labels) for node in nodes]
     ranks = [actor for actor in actors if actor.role == RANK]
     places: list[Place] = []
     home: int | None = None  # node of rank 0
@@ -151,11 +157,12 @@ class _Room:
     cpus: float
     cards: list[float] = field(default_factory=list)  # share of each GPU that is free
     custom: dict[str, float] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     def take(self, actor: Actor) -> tuple[int, ...] | None:
         """Reserve what `actor` needs and return the numbers of its GPUs. If it does not fit, return None."""
         cards = self._cards(actor.gpus)
-        if cards is None or round(self.cpus - actor.cpus, 4) < 0.0:
+        if cards is None or round(self.cpus - actor.cpus, 4) < 0.0 or not meets(self.labels, actor.labels):
             return None
         left = {name: round(self.custom.get(name, 0.0) - amount, 4) for name, amount in actor.custom.items()}
         if any(amount < 0.0 for amount in left.values()):
@@ -168,7 +175,7 @@ class _Room:
 
     def holds(self, actors: Sequence[Actor]) -> bool:
         """Return whether all `actors` fit together."""
-        copy = _Room(self.cpus, list(self.cards), dict(self.custom))
+        copy = _Room(self.cpus, list(self.cards), dict(self.custom), self.labels)
         return all(copy.take(actor) is not None for actor in actors)
 
     def _cards(self, gpus: float) -> tuple[int, ...] | None:
@@ -207,11 +214,13 @@ def _no_room(actor: Actor, actors: Sequence[Actor], places: Sequence[Place], roo
     count = sum(each.role == actor.role for each in actors)
     gpus = f"{actor.gpus:g} of one GPU" if actor.gpus < 1 else f"{actor.gpus:g} free GPUs of one node"
     custom = [f"{amount:g} {name}" for name, amount in actor.custom.items()]
+    custom += [f"a node with {name}={value}" for name, value in actor.labels.items()]
     needs = " and ".join([f"{actor.cpus:g} CPUs"] * (actor.cpus > 0) + [gpus] * (actor.gpus > 0) + custom)
     left = "; ".join(
         f"node {number}: {room.cpus:g} CPUs"
         + "".join(f", {share:g} of GPU {n}" for n, share in enumerate(room.cards))
         + "".join(f", {room.custom.get(name, 0.0):g} {name}" for name in actor.custom)
+        + "".join(f", {name}={room.labels.get(name, 'unset')}" for name in actor.labels)
         for number, room in rooms
     )
     beside = counted([each.actor.role for each in places]) if places else "nothing"

@@ -170,8 +170,8 @@ def _check_amounts(needed: Mapping[str, float], have: Mapping[str, float], by: s
 
 def _nodes() -> list[Node]:
     """List the live nodes of the Ray cluster."""
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(each.get("CPU", 0.0), int(each.get("GPU", 0.0)), each) for each in alive]
+    alive = [(node["Resources"], node.get("Labels", {})) for node in ray.nodes() if node["Alive"]]
+    return [Node(each.get("CPU", 0.0), int(each.get("GPU", 0.0)), each, labels) for each, labels in alive]
 
 
 def _hosts() -> set[str]:
@@ -212,6 +212,7 @@ def start_generators(
             reference_dir=reference_dir,
             tokenizer=config.model.tokenizer,
             chat_template=chat_template,
+            head_dtype=config.model.head_dtype,
             generators=config.generators,
             sampling=config.sampling,
             opponent=config.opponent,
@@ -260,6 +261,7 @@ def start_learner(
         tokenizer_dir=config.model.tokenizer,
         total_updates=config.updates,
         temperature=config.sampling.temperature,
+        head_dtype=config.model.head_dtype,
         ends=_ends(model_dir, config.model.tokenizer),
         failed_batches_dir=str(failed_batches),
         **_canary(config, prompt),
@@ -313,7 +315,8 @@ def _start_ranks(start: Callable[[dict[str, Any], RankPlace], Any], trainer: Tra
     bundle = {"CPU": trainer.cpus_per_rank, **trainer.resources}
     if trainer.gpus_per_rank:
         bundle["GPU"] = trainer.gpus_per_rank
-    group = placement_group([bundle] * trainer.ranks, strategy="PACK")
+    labels = [trainer.labels] * trainer.ranks if trainer.labels else None
+    group = placement_group([bundle] * trainer.ranks, strategy="PACK", bundle_label_selector=labels)
     if not group.wait(PLACEMENT_SECONDS):
         raise RunError(
             f"Ray could not place {trainer.ranks} learner ranks of {bundle} within {PLACEMENT_SECONDS:g} s; free those "

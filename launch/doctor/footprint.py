@@ -61,7 +61,7 @@ def loading_bytes(policy: ModelFacts, reference: ModelFacts | None, config: Trai
     return float(ELEMENT_BYTES[config.dtype] * largest) if config.gpus_per_rank > 0 else 0.0
 
 
-def activation_bytes(policy: ModelFacts, config: TrainerConfig, tokens: int) -> float:
+def activation_bytes(policy: ModelFacts, config: TrainerConfig, tokens: int, head_dtype: str = "model") -> float:
     """Estimate what a pass over `tokens` tokens with gradient takes at its peak: activations and buffers.
 
     With checkpointing (Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models",
@@ -74,7 +74,7 @@ def activation_bytes(policy: ModelFacts, config: TrainerConfig, tokens: int) -> 
     kept = layer * policy.layers
     if config.gradient_checkpointing:
         kept = ELEMENT_BYTES[config.dtype] * policy.hidden * tokens * policy.layers
-    at_head = kept + head_bytes(policy, config, tokens)
+    at_head = kept + head_bytes(policy, config, tokens, head_dtype)
     # A bucket is full when the layers above it, whose gradients it holds, have freed their activations.
     at_reduction = kept * (1.0 - bucket / psi) + layer * config.gradient_checkpointing + reduction_bytes(policy, config)
     return max(at_head, at_reduction) + gathered_bytes(policy, config)
@@ -93,13 +93,16 @@ def layer_activations(policy: ModelFacts, dtype: str) -> int:
     return base * policy.hidden + 2 * policy.kv_heads * policy.head_size + (4 if policy.gated else 2) * width
 
 
-def head_bytes(policy: ModelFacts, config: TrainerConfig, tokens: int) -> float:
+def head_bytes(policy: ModelFacts, config: TrainerConfig, tokens: int, head_dtype: str = "model") -> float:
     """Estimate what the log-probs of a chunk of tokens take, forward or backward, beside the layers' activations.
 
     Forward: float32 logits, and their exponentials. Backward: the gradient of the logits in float32 and in the weights'
-    dtype; the gradient of the head's weights in float32, and a chunk's product in their own.
+    dtype; the gradient of the head's weights in float32, and a chunk's product in their own. A head in float32 has a
+    copy of its weights and the product in that.
     """
     element, chunk = ELEMENT_BYTES[config.dtype], min(config.logprob_chunk, tokens)
+    if config.dtype == "bfloat16" and head_dtype == "float32":
+        return policy.vocabulary * max(8 * chunk, 4 * chunk + 12 * policy.hidden)
     cast = element if config.dtype == "bfloat16" else 0
     backward = (4 + cast) * chunk * policy.vocabulary + (4 + element) * policy.vocabulary * policy.hidden
     return max(8 * chunk * policy.vocabulary, backward)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from actors.errors import UsageError
@@ -190,6 +190,7 @@ def _sharing(config: RunConfig, gpus: int) -> list[tuple[str, ...]]:
     """Return each different set of roles that share a GPU, on a machine with room for the run."""
     actors = placement.run_actors(config)
     needed = placement.resources_needed(actors)
+    actors = [replace(actor, labels={}) for actor in actors]  # wherever that node is
     node = Node(needed["CPU"], max(gpus, sum(math.ceil(actor.gpus) for actor in actors)), needed)
     cards: dict[int, list[str]] = {}
     for place in placement.place(actors, [node]):
@@ -296,7 +297,7 @@ def _learner_memory(config: RunConfig, models: Models) -> tuple[float, float]:
 
 
 def _activations(config: RunConfig, models: Models) -> float:
-    return footprint.activation_bytes(models.policy, config.learner, largest_pass(config))
+    return footprint.activation_bytes(models.policy, config.learner, largest_pass(config), config.model.head_dtype)
 
 
 def largest_pass(config: RunConfig) -> int:

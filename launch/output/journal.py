@@ -38,7 +38,7 @@ UPDATES = pyarrow.schema(
 """A row is an `actors.replay_buffer.buffer.Batch`, with groups by lease."""
 
 
-_OF_THE_MACHINE = {"port", "max_skipped_updates", "environment", "resources"}
+_OF_THE_MACHINE = {"port", "max_skipped_updates", "environment", "resources", "labels"}
 """Settings of the learner that change no weights."""
 
 
@@ -47,6 +47,7 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
     return {
         "updates": config.updates,
         "learner": config.learner.model_dump(mode="json", exclude=_OF_THE_MACHINE),
+        "model.head_dtype": config.model.head_dtype,
         "sampling.temperature": config.sampling.temperature,
         "judging.missing_eos_score": config.judging.missing_eos_score,
     }

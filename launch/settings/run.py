@@ -32,6 +32,10 @@ class ModelConfig(ChatTemplateConfig):
         "policy",
     )
     tokenizer: str | None = Field(default=None, description="directory or hub name; unset: the model's own")
+    head_dtype: Literal["model", "float32"] = Field(
+        default="model",
+        description="dtype in which engines and learner alike compute logits; float32 rounds bfloat16 weights' less",
+    )
 
 
 class WorldConfig(Settings):

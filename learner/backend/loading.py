@@ -30,6 +30,7 @@ def load_for_ranks(
     config: TrainerConfig,
     temperature: float = 1.0,
     check: Callable[[PolicyWithLogProbs], None] | None = None,
+    head_dtype: str = "model",
 ) -> PolicyWithLogProbs:
     """Load a policy on rank 0's CPU; elsewhere return it with weights of no meaning. Collective.
 
@@ -38,7 +39,7 @@ def load_for_ranks(
     """
 
     def load() -> PolicyWithLogProbs:
-        policy = load_policy(directory, config.dtype, config.logprob_chunk, temperature)
+        policy = load_policy(directory, config.dtype, config.logprob_chunk, temperature, head_dtype)
         if check is not None:
             check(policy)
         return policy
@@ -46,7 +47,7 @@ def load_for_ranks(
     def build() -> PolicyWithLogProbs:
         model = without_weights(AutoModelForCausalLM, directory, config.dtype)
         adopt(model)
-        return PolicyWithLogProbs(model, config.logprob_chunk, temperature)
+        return PolicyWithLogProbs(model, config.logprob_chunk, temperature, head_dtype)
 
     policy = read_once(directory, load, build)
     if dist.is_initialized():

@@ -50,12 +50,14 @@ def log_prob_tolerance(dtype: str) -> float:
     return 1e-3 if dtype == "float32" else 0.25
 
 
-def load_policy(directory: Path, dtype: str, chunk: int = 512, temperature: float = 1.0) -> PolicyWithLogProbs:
+def load_policy(
+    directory: Path, dtype: str, chunk: int = 512, temperature: float = 1.0, head_dtype: str = "model"
+) -> PolicyWithLogProbs:
     """Load a model as a function from tokens to log-probs, and check it against the model's own logits.
 
     Raises UsageError if it cannot be loaded or has no supported architecture.
     """
-    policy = PolicyWithLogProbs(load_model(directory, dtype), chunk, temperature)
+    policy = PolicyWithLogProbs(load_model(directory, dtype), chunk, temperature, head_dtype)
     policy.check(log_prob_tolerance(dtype))
     policy.shares_prompts = supports(policy, log_prob_tolerance(dtype))
     return policy

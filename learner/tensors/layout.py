@@ -5,7 +5,8 @@ Attention runs in blocks of similar shape that are gathered from the row. Must n
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,21 @@ class Layout:
     outputs: Tensor
     """[t] int64: where each token's output is among those of all blocks."""
     calls: int = 0  # of `attention` with it
+    masks: dict[Any, Tensor] = field(default_factory=dict)
+    """Those of `mask`: all layers have the same, and autograd keeps one for all."""
+
+    def mask(self, number: int, window: int | None, heads: int, dtype: torch.dtype) -> Tensor:
+        """Return what is added to the scores of block `number`: [n, 1, heads * q, k], 0 or minus infinity.
+
+        `window`: positions that a query sees, itself included. `heads` that share keys stand one after the other.
+        """
+        known = (number, window, heads, dtype)
+        if known not in self.masks:
+            distance = self.blocks[number].distance
+            hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+            added = torch.zeros(distance.shape, dtype=dtype, device=distance.device)
+            self.masks[known] = added.masked_fill_(hidden, -torch.inf).repeat(1, 1, heads, 1)
+        return self.masks[known]
 
 
 def layout_of(groups: Sequence[tuple[int, Sequence[int]]], device: torch.device | str = "cpu") -> Layout:

@@ -29,6 +29,8 @@ class LogitTransform:
     scale: float = 1.0
     softcap: float | None = None
     temperature: float = 1.0
+    in_float32: bool = False
+    """Whether z is computed in float32 from weights and hidden states of any dtype; else in theirs."""
 
     @property
     def after_cap(self) -> float:
@@ -38,13 +40,20 @@ class LogitTransform:
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, transform: LogitTransform) -> Tensor:
     """Compute float32 logits [n, v] of a chunk."""
-    z = (hidden @ weight.T).float()
+    z = _in_float32(hidden, weight.T) if transform.in_float32 else (hidden @ weight.T).float()
     if bias is not None:
         z += bias.float()
     z *= transform.scale
     if transform.softcap is not None:
         z = z.div_(transform.softcap).tanh_().mul_(transform.softcap)
     return z.mul_(transform.after_cap)
+
+
+def _in_float32(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply matrices with a float32 result; on a GPU without a float32 copy of either, as the engine does."""
+    if left.is_cuda and left.dtype == right.dtype == torch.bfloat16:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
 
 
 class _LinearLogProb(torch.autograd.Function):
@@ -86,11 +95,12 @@ class _LinearLogProb(torch.autograd.Function):
             d_logits *= transform.scale * transform.after_cap
             if d_bias is not None:
                 d_bias += d_logits.sum(0)
-            d_logits = d_logits.to(weight.dtype)
+            if not transform.in_float32:
+                d_logits = d_logits.to(weight.dtype)
             if d_hidden is not None:
-                d_hidden[part] = d_logits @ weight
+                d_hidden[part] = d_logits @ weight.to(d_logits.dtype)
             if d_weight is not None:
-                d_weight += d_logits.T @ hidden[part]
+                d_weight += d_logits.T @ hidden[part].to(d_logits.dtype)
             del z, g, d_logits, slope  # before the next chunk's are made
         return (
             d_hidden,
@@ -182,7 +192,7 @@ class PolicyWithLogProbs(nn.Module):
     decoder.
     """
 
-    def __init__(self, model: nn.Module, chunk: int = 512, temperature: float = 1.0) -> None:
+    def __init__(self, model: nn.Module, chunk: int = 512, temperature: float = 1.0, head_dtype: str = "model") -> None:
         super().__init__()
         head = model.get_output_embeddings()
         decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
@@ -192,7 +202,8 @@ class PolicyWithLogProbs(nn.Module):
                 "decoder-only causal language model (transformers' AutoModelForCausalLM)"
             )
         self.model = model
-        self.head = LogProbHead(head, chunk, _transform_of(model.config))
+        transform = replace(_transform_of(model.config), in_float32=head_dtype == "float32")
+        self.head = LogProbHead(head, chunk, transform)
         self.temperature = temperature
         self.shares_prompts = False  # whether `collate_shared` serves; set by who loads it
 

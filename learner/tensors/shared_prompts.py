@@ -76,28 +76,26 @@ def attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     layout.calls += 1
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    parts = [_attend(block, q, k, v, scaling, options.get("sliding_window")) for block in layout.blocks]
+    window, heads = options.get("sliding_window"), query.shape[1] // key.shape[1]
+    parts = [
+        _attend(block, q, k, v, layout.mask(number, window, heads, query.dtype), scaling)
+        for number, block in enumerate(layout.blocks)
+    ]
     return torch.cat(parts).index_select(0, layout.outputs)[None], None
 
 
-def _attend(
-    block: Block, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
-) -> Tensor:
+def _attend(block: Block, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
     """Attend within a block; query, key and value are [t, h, d], the result is [n * q, h, d]."""
     count, most = len(block.distance), block.distance.shape[2]
     q, k, v = (
         tensor.index_select(0, places).unflatten(0, (count, -1)).transpose(1, 2)
         for tensor, places in ((query, block.queries), (key, block.keys), (value, block.keys))
     )
-    mask = block.distance >= 0
-    if window is not None:
-        mask &= block.distance < window
     # Heads that share keys stand one after the other as queries, so that keys are not copied for each.
-    heads = q.shape[1] // k.shape[1]
-    q = q.reshape(count, k.shape[1], heads * most, q.shape[-1])
-    output = scaled_dot_product_attention(q, k, v, mask.repeat(1, 1, heads, 1), scale=scaling)
-    output = output.reshape(count, k.shape[1] * heads, most, v.shape[-1])
-    return output.transpose(1, 2).flatten(0, 1)
+    heads, shared = q.shape[1], k.shape[1]
+    q = q.reshape(count, shared, heads // shared * most, q.shape[-1])
+    output = scaled_dot_product_attention(q, k, v, mask, scale=scaling)
+    return output.reshape(count, heads, most, v.shape[-1]).transpose(1, 2).flatten(0, 1)
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention)

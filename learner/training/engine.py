@@ -126,4 +126,4 @@ class TrainEngine:
         return layouts
 
     def _load(self, directory: Path) -> PolicyWithLogProbs:
-        return load_for_ranks(directory, self.config, self.spec.temperature)
+        return load_for_ranks(directory, self.config, self.spec.temperature, head_dtype=self.spec.head_dtype)

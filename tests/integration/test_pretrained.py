@@ -14,8 +14,9 @@ from tests.integration.runs import ROOT, finish, leaving_nothing, start, summary
 from tests.processes import Marked
 
 MODEL = ROOT / "models" / "smollm2-135m-instruct"
-GAP = {"float32": (2e-4, 2e-5), "bfloat16": (0.6, 0.15)}
-"""Largest and mean log-prob difference, in nats, between engine and learner on a token."""
+GAP = {"float32": (2e-4, 2e-5), "bfloat16": (0.6, 0.15), "bfloat16-float32": (0.6, 0.15)}
+"""Largest and mean log-prob difference, in nats, between engine and learner on a token; by dtype, and that of the head
+if it has another."""
 TEMPERATURE = 0.7
 QUESTIONS = (
     "What is the capital of France?",
@@ -39,10 +40,18 @@ pytestmark = [
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run and the dtype of its engine and learner."""
+    """A finished run and the dtypes of its engine and learner: one of `GAP`."""
 
     directory: Path
-    dtype: str
+    name: str
+
+    @property
+    def dtype(self) -> str:
+        return self.name.partition("-")[0]
+
+    @property
+    def head_dtype(self) -> str:
+        return self.name.partition("-")[2] or self.dtype
 
 
 @pytest.fixture(scope="module")
@@ -66,17 +75,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     arguments = ["train", "chat", *(f"{key}={value}" for key, value in settings.items())]
     try:
         with leaving_nothing(processes):
-            started = {
-                dtype: start(
-                    *arguments, f"generators.dtype={dtype}", f"learner.dtype={dtype}", f"output={directory / dtype}"
-                )
-                for dtype in GAP
-            }
-            for process in started.values():
+            started = []
+            for name in GAP:
+                dtype, _, head = name.partition("-")
+                own = (f"generators.dtype={dtype}", f"learner.dtype={dtype}", f"output={directory / name}")
+                started.append(start(*arguments, *own, f"model.head_dtype={head or 'model'}"))
+            for process in started:
                 finish(process)
     finally:
         processes.end()
-    return {dtype: directory / dtype for dtype in GAP}
+    return {name: directory / name for name in GAP}
 
 
 @pytest.fixture(params=GAP)
@@ -91,7 +99,7 @@ def _groups(run: Run) -> list[Any]:
 def test_every_token_of_a_pretrained_model_is_on_policy(run: Run) -> None:
     summary = summary_of(run.directory)
     assert (summary["status"], summary["updates"], summary["staleness"]["max"]) == ("completed", 2, 0)
-    largest, mean = GAP[run.dtype]
+    largest, mean = GAP[run.name]
     assert 0 < summary["log_ratio_max"] < largest
     metrics = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
     assert [row["staleness_max"] for row in metrics] == [0, 0]
@@ -134,10 +142,12 @@ def test_the_engine_s_log_probs_are_those_of_the_model_in_transformers(run: Run)
         for completion in group.completions:
             ids = torch.tensor([[*group.lease.prompt.token_ids, *completion.token_ids]])
             with torch.no_grad():
-                logits = model(ids).logits[0, len(group.lease.prompt.token_ids) - 1 : -1].float() / TEMPERATURE
+                hidden = model.model(ids).last_hidden_state[0, len(group.lease.prompt.token_ids) - 1 : -1]
+                head = getattr(torch, run.head_dtype)
+                logits = (hidden.to(head) @ model.lm_head.weight.to(head).T).float() / TEMPERATURE
             scored = logits.log_softmax(-1).gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
             assert set(completion.versions) == {0}
-            assert scored.tolist() == pytest.approx(completion.logprobs, abs=GAP[run.dtype][0])
+            assert scored.tolist() == pytest.approx(completion.logprobs, abs=GAP[run.name][0])
 
 
 def test_the_trained_model_answers_in_transformers(run: Run) -> None:

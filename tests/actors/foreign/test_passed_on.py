@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from ray._private.label_utils import validate_label_selector
 
-from actors.foreign.passed_on import check_name, checked_environment, checked_resources
+from actors.foreign.passed_on import check_name, checked_environment, checked_labels, checked_resources, meets
 
 KEY = "hf_" + "aB3dE5fG7hJ9kL1mN2pQ"
 
@@ -50,6 +51,29 @@ def test_amounts_of_resources_are_numbers_from_the_smallest_on() -> None:
     for wrong in (0, -1.0, 0.00001, True, "1", float("inf"), float("nan")):
         with pytest.raises(ValueError, match=r"rack is .*; allowed is an amount of 0.0001 or more"):
             checked_resources({"rack": wrong})
+
+
+@pytest.mark.parametrize("value", ["H100", "!H100", "in(H100, H200)", "!in(a,b)", "1.0_x-2"])
+def test_a_label_selector_is_passed_on_as_it_is(value: str) -> None:
+    given = {"gpu": value, "ray.io/node-type": "a"}
+    assert checked_labels(given) == given
+    assert validate_label_selector(given) is None, "Ray takes it"
+
+
+@pytest.mark.parametrize("value", ["", "a b", "in()", "in(a b)", "not(a)", "!!a", "-a", 5, None, "a" * 64])
+def test_what_is_no_label_selector_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match=r"gpu is .*; allowed is the text of a value such as H100, or one of `!H100`"):
+        checked_labels({"gpu": value})
+    with pytest.raises(ValueError, match="'g p' is not the name of a label; write the one given to `ray start"):
+        checked_labels({"g p": "a"})
+
+
+def test_labels_meet_a_selector_by_hand() -> None:
+    labels = {"gpu": "H100", "zone": "b"}
+    met = [{}, {"gpu": "H100"}, {"gpu": "in(A, H100)", "zone": "!a"}, {"zone": "!in(a, c)"}, {"other": "!x"}]
+    unmet = [{"gpu": "H10"}, {"gpu": "!H100"}, {"zone": "in(a, c)"}, {"zone": "!in(a, b)"}, {"other": "x"}]
+    assert all(meets(labels, selector) for selector in met)
+    assert not any(meets(labels, selector) for selector in unmet)
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,20 @@ def test_a_custom_resource_places_an_actor_on_a_node_that_has_it_left() -> None:
         place([*actors, actors[1]], nodes)
 
 
+def test_labels_place_an_actor_on_a_node_that_has_them() -> None:
+    nodes = [Node(8.0, 0), Node(8.0, 0, labels={"gpu": "A100"}), Node(8.0, 0, labels={"gpu": "H100", "zone": "b"})]
+    selectors = ({"gpu": "H100"}, {"gpu": "in(A100, L4)"}, {"gpu": "!in(A100, L4)", "zone": "b"}, {"zone": "!b"})
+    actors = [Actor(GENERATOR, 1.0, 0.0, labels=selector) for selector in selectors]
+    assert [each.node for each in place(actors, nodes)] == [2, 1, 2, 0]
+    with pytest.raises(UsageError, match=r"1 of 1 needs 1 CPUs and a node with zone=c.*node 2: 8 CPUs, zone=b\)"):
+        place([Actor(GENERATOR, 1.0, 0.0, labels={"zone": "c"})], nodes)
+
+
+def test_ranks_go_to_the_nodes_that_have_their_labels() -> None:
+    nodes = [Node(8.0, 0), Node(8.0, 0, labels={"gpu": "H100"})]
+    assert [each.node for each in place([Actor(RANK, 1.0, 0.0, labels={"gpu": "H100"})] * 2, nodes)] == [1, 1]
+
+
 def test_ranks_with_a_custom_resource_go_to_the_node_that_has_it_for_all() -> None:
     nodes = [Node(8.0, 0, {"rack": 1.0}), Node(8.0, 0, {"rack": 2.0})]
     ranks = [Actor(RANK, 1.0, 0.0, {"rack": 1.0})] * 2

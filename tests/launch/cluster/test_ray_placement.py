@@ -44,7 +44,8 @@ def pretended(nodes: Sequence[Node], directory: Path, join: Any = None) -> Itera
     from ray.cluster_utils import Cluster
 
     arguments: list[dict[str, Any]] = [
-        {"num_cpus": int(node.cpus), "num_gpus": node.gpus, "resources": dict(node.custom)} for node in nodes
+        {"num_cpus": int(node.cpus), "num_gpus": node.gpus, "resources": dict(node.custom), "labels": dict(node.labels)}
+        for node in nodes
     ]
     arguments = [each | {"object_store_memory": 80 << 20} for each in arguments]
     head = arguments[0] | {"include_dashboard": False, "temp_dir": str(directory)}
@@ -170,21 +171,24 @@ def test_ray_shares_gpus_out_as_planned(overrides: list[str], short_dir: Path) -
         assert {*given[RANK], *given[GENERATOR]} == {given[RANK][0]}
 
 
-def test_variables_and_resources_of_a_role_reach_its_workers_alone(short_dir: Path) -> None:
-    """Two racks hold two generators, `home` the learner; the judge goes anywhere. Each role has its own network."""
-    nodes = [Node(8.0, 0, {"home": 1.0}), Node(8.0, 0, {"rack": 2.0})]
+def test_variables_resources_and_labels_of_a_role_reach_its_workers_alone(short_dir: Path) -> None:
+    """Two racks hold two generators, `home` the learner; labels take the judge there. Each role has its own network."""
+    nodes = [Node(8.0, 0, {"home": 1.0}), Node(8.0, 0, {"rack": 2.0}, {"zone": "b"})]
+    nodes.append(Node(8.0, 0, {"home": 1.0}, {"zone": "c"}))
     config = config_of(
         "embedded",
         "publication.transport=object_store",
         "generators.count=2",
         "generators.resources={rack: 1}",
         "learner.resources={home: 0.5}",
+        "learner.labels={zone: c}",
+        "judging.labels={zone: 'in(c, d)', other: '!there'}",
         "generators.environment.NCCL_SOCKET_IFNAME=eth1",
         "learner.environment.NCCL_SOCKET_IFNAME=eth2",
         "judging.environment={NCCL_SOCKET_IFNAME: eth3, ONLY_OF_JUDGES: '1'}",
     )
     with pretended(nodes, short_dir):
-        at = {name: node["NodeID"] for node in ray.nodes() for name in ("home", "rack") if name in node["Resources"]}
+        at = {node["Labels"].get("zone"): node["NodeID"] for node in ray.nodes()}
         handles = actors_of(config, short_dir)
 
         def ask(call: str, *arguments: str) -> dict[str, list[Any]]:
@@ -196,8 +200,11 @@ def test_variables_and_resources_of_a_role_reach_its_workers_alone(short_dir: Pa
         assert ask("variable", "NCCL_SOCKET_IFNAME") == {JUDGE: ["eth3"], RANK: ["eth2"], GENERATOR: ["eth1"] * 2}
         assert ask("variable", "ONLY_OF_JUDGES") == {JUDGE: ["1"], RANK: [None], GENERATOR: [None] * 2}
         where = ask("where")
-        assert {node for node, _ in where[GENERATOR]} == {at["rack"]}
-        assert [node for node, _ in where[RANK]] == [at["home"]]
+        assert {node for node, _ in where[GENERATOR]} == {at["b"]}
+        assert [node for node, _ in where[RANK]] == [at["c"]], "not on the first node with its resource"
+        assert [node for node, _ in where[JUDGE]] == [at["c"]]
+        with pytest.raises(UsageError, match=r"learner rank 1 of 1 needs 1 CPUs and a node with zone=z.*zone=unset"):
+            wiring.check_resources(config_of("embedded", "learner.labels={zone: z}"))
         with pytest.raises(
             UsageError, match=r"needs 3 of the resource rack and Ray has 2; start a node with `ray start"
         ):

@@ -119,6 +119,8 @@ def test_the_head_of_a_large_vocabulary_by_hand():
     expected = 4 * 128_256 * 4096 + 2 * 128_256 * 4096 + 512 * 128_256 * (4 + 2)
     assert head_bytes(LLAMA_8B, config, 8192) == expected
     assert expected / GIB == pytest.approx(1.957 + 0.979 + 0.367, abs=0.001)
+    # A head in float32: its gradient, a copy of its weights and a chunk's product, and the logits' gradient.
+    assert head_bytes(LLAMA_8B, config, 8192, "float32") == 3 * 4 * 128_256 * 4096 + 512 * 128_256 * 4
     # A small vocabulary in float32: forward, logits and their exponentials, is more than backward.
     assert head_bytes(model(1), TrainerConfig(dtype="float32"), 100) == max(8 * 100 * 5, 4 * 100 * 5 + 8 * 5 * 4)
 

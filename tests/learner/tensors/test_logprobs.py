@@ -64,6 +64,27 @@ def test_values_and_gradients_equal_those_of_log_softmax_in_float64(chunk, with_
         assert torch.allclose(got.double(), want, atol=5e-5)
 
 
+@pytest.mark.parametrize("chunk", [5, 512])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_a_head_in_float32_rounds_no_logit_of_bfloat16_weights(chunk, softcap):
+    """Against float64 on the same values; the head in bfloat16 is a hundred times further away."""
+    hidden, weight, _, targets, upstream = inputs()
+    leaves = [t.bfloat16().double().requires_grad_() for t in (hidden, weight)]
+    expected = naive(*leaves, None, targets, 1.0, softcap, 0.7)
+    expected_grads = torch.autograd.grad((expected * upstream).sum(), leaves)
+
+    half = [t.detach().bfloat16().requires_grad_() for t in leaves]
+    exact, rounded = (
+        linear_logprobs(*half, targets, chunk=chunk, transform=LogitTransform(1.0, softcap, 0.7, in_float32))
+        for in_float32 in (True, False)
+    )
+    assert torch.allclose(exact.double(), expected, atol=2e-5)
+    assert float((rounded.detach().double() - expected).abs().max()) > 2e-3
+    for got, want in zip(torch.autograd.grad((exact * upstream).sum(), half), expected_grads, strict=True):
+        assert got.dtype == torch.bfloat16
+        torch.testing.assert_close(got.double(), want, rtol=2**-8, atol=1e-4)  # rounded once, at the end
+
+
 def test_bfloat16_inputs_are_reduced_in_float32():
     """On bfloat16's own grid log-probs near -11 are 0.06 apart; the reduction here must be far finer than that."""
     generator = torch.Generator().manual_seed(1)
