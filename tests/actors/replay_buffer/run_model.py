@@ -233,6 +233,15 @@ class Model:
         assert sorted(self.buffer.ages()) == sorted(self.made - group.oldest_version for group in self.ready.values())
         assert self.buffer.updates == self.updates
 
+    def serve(self, version: int) -> None:
+        """Hear of `version`; everybody answers what can be granted, and all that is ready is taken."""
+        self.publish(version)
+        self.grant(1000, start_version=lambda low, high: high)
+        for index in sorted(self.flying):
+            self.answer(index, self.newest)
+        while self.take():
+            pass
+
     def finish(self) -> None:
         """A fair schedule from here: everybody answers, the learner publishes. It must reach the end of the run."""
         rounds = 0
@@ -241,12 +250,7 @@ class Model:
             assert rounds <= 2 * self.total_updates + 2 * self.config.max_staleness + 2, (
                 f"stuck: {self.buffer.ledger()}"
             )
-            self.publish(self.made)
-            self.grant(1000, start_version=lambda low, high: high)
-            for index in sorted(self.flying):
-                self.answer(index, self.newest)
-            while self.take():
-                pass
+            self.serve(self.made)
         self.check_ledger()
         places = Counter(self.where.values())
         if self.config.max_reuse == 1:
