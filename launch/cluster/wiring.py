@@ -54,10 +54,12 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
     # No usage reports to Ray's authors.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault(HEAPS, "2")
+    handler = signal.getsignal(signal.SIGTERM)
     try:
-        handler = signal.getsignal(signal.SIGTERM)
-        _init(cluster, address)
-        signal.signal(signal.SIGTERM, handler)  # Ray's own ends the process with code 15
+        try:
+            _init(cluster, address)
+        finally:
+            signal.signal(signal.SIGTERM, handler)  # Ray's own ends the process with code 15
         yield
     finally:
         ray.shutdown()
