@@ -172,7 +172,7 @@ def load_complete(
     local = Path(path).expanduser()
     require_safetensors(local)
     options = {**attention_of(read_config(path)), **options}
-    with _quiet():
+    with quiet():
         model, loading = model_class.from_pretrained(
             str(local) if local.is_dir() else str(path),
             dtype=getattr(torch, dtype),
@@ -233,7 +233,7 @@ def outline(model_dir: str | Path, model_class: Any = None, **options: Any) -> O
     }
     try:
         config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False, **options)
-        with torch.device("meta"), _quiet():
+        with torch.device("meta"), quiet():
             model = (model_class or AutoModelForCausalLM).from_config(config, trust_remote_code=False)
             settings = LoadStateDictConfig(
                 ignore_mismatched_sizes=True,
@@ -282,7 +282,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence transformers' report on a checkpoint: what matters in it is refused or listed in words of ours."""
     from transformers.utils import logging
 

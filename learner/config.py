@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from actors.adapters.config import LoraConfig
 from actors.foreign.passed_on import checked_environment, checked_labels, checked_resources
 from actors.generation.config import OpponentConfig
 from actors.settings import SMALLEST_SHARE, GpuShare, Settings
@@ -180,6 +181,9 @@ class TrainerConfig(Settings):
     reduce_dtype: Literal["float32", "bfloat16"] = Field(
         default="float32",
         description="dtype in which ranks add up gradients; bfloat16 sends half the bytes. They accumulate in float32",
+    )
+    lora: LoraConfig | None = Field(
+        default=None, description="train low-rank adapters and keep the weights as they are; unset: train all weights"
     )
     offload_optimizer: bool = Field(default=False, description="optimizer state in host memory (ZeRO 1-3 on GPUs)")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")

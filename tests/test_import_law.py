@@ -17,6 +17,7 @@ from tests.house import ARGUMENTS, FILE_LINES, FOLDER_FILES, FUNCTION_LINES, ROO
 HOUSE = House.at(ROOT)
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "datasets", "pyarrow", "numpy", "tensorboard")
 CONFIGS = (
+    "actors.adapters.config",
     "actors.data.config",
     "actors.environments.config",
     "actors.generation.config",
@@ -29,10 +30,11 @@ CONFIGS = (
 
 ALLOWED = {
     "actors": {
+        "adapters": "errors hub settings",
         "data": "errors files foreign records settings world",
         "environments": "data errors records settings user_code",
         "foreign": "errors redaction",
-        "generation": "environments errors foreign hub records settings",
+        "generation": "adapters environments errors foreign hub records settings",
         "hub": "errors foreign",
         "judges": "data errors files foreign hub intervals preferences records redaction settings user_code world",
         "preferences": "errors",
@@ -67,7 +69,7 @@ ALLOWED = {
     },
 }
 """For each top folder: a room (a sub-package or a file), and the rooms beside it that it may import."""
-MOST_ARROWS = {"actors": 47, "learner": 20, "launch": 41}
+MOST_ARROWS = {"actors": 51, "learner": 20, "launch": 41}
 
 # Exceptions. Each list may only become shorter: an entry that is no exception any more has to be removed.
 CYCLES: set[str] = set()

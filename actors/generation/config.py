@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from actors.adapters.config import LoraConfig
 from actors.environments.config import EnvironmentConfig
 from actors.foreign.passed_on import checked_environment, checked_labels, checked_resources
 from actors.generation.engine_arguments import checked_arguments
@@ -241,6 +242,8 @@ class GeneratorSpec:
     generators: GeneratorConfig
     sampling: SamplingConfig
     opponent: OpponentConfig | None = None  # None if the loss has no opponent
+    adapter: LoraConfig | None = None
+    """The adapters that publications hold, for a base that stays; None if they hold all weights."""
     seed: int = 0  # of the run
     number: int = 0  # among the generators of the run
     start: int = 0

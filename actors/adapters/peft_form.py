@@ -1,0 +1,98 @@
+"""Adapters in peft's form: put into a model, listed by the names of peft's files, and described for peft and engines.
+
+Engines derive from a base directory alone what a learner of it must publish. Must not know ranks or engines.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from actors.adapters.config import ALL_LINEAR, LoraConfig
+from actors.errors import UsageError
+from actors.hub import Shape, listed, quiet, read_config
+
+ADAPTER_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+PREFIX = "base_model.model."
+"""Before each name in peft's files."""
+_NAME = "default"  # of the only adapter
+
+
+def adapt(model: Any, lora: LoraConfig) -> None:
+    """Freeze `model`, a causal language model of transformers, and put adapters into its linear layers.
+
+    B starts as zeros, so that the model computes what it did. A comes from torch's random state. Raises UsageError if a
+    name in `lora.targets` is none of a linear layer, the head left out.
+    """
+    from peft import LoraConfig as PeftConfig
+    from peft import TaskType, inject_adapter_in_model
+
+    names = linear_layers(model)
+    targets = names if lora.targets == ALL_LINEAR else list(lora.targets)
+    unknown = [name for name in targets if name not in names]
+    if unknown or not names:
+        raise UsageError(
+            f"lora.targets names {listed(unknown)}, but the linear layers of {type(model).__name__} beside its head "
+            f"are {', '.join(names) or 'none'}; name some of these, or all-linear"
+        )
+    config = PeftConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=targets,
+        lora_dropout=0.0,  # two passes of one policy must not differ
+        bias="none",
+    )
+    model.requires_grad_(False)
+    inject_adapter_in_model(config, model, _NAME)
+
+
+def layers(model: Any) -> list[Any]:
+    """Return the adapted layers of `model`."""
+    from peft.tuners.lora import LoraLayer
+
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def linear_layers(model: Any) -> list[str]:
+    """Return the last parts of the names of the model's linear layers, the head's left out."""
+    import torch
+
+    head = model.get_output_embeddings()
+    named = ((name, each) for name, each in model.named_modules() if isinstance(each, torch.nn.Linear))
+    return sorted({name.rpartition(".")[2] for name, each in named if each is not head and "lora_" not in name})
+
+
+def tensors(model: Any) -> dict[str, Any]:
+    """Return the parameters of the adapters of `model` by the names that peft gives them in its files."""
+    named = model.named_parameters()
+    return {PREFIX + name.replace(f".{_NAME}.", "."): each for name, each in named if f".{_NAME}." in name}
+
+
+def described(model: Any, base: str) -> str:
+    """Return the content of peft's `adapter_config.json` for the adapters in `model`, made for the model `base`."""
+    fields = model.peft_config[_NAME].to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
+    plain = {name: sorted(value) if isinstance(value, set) else value for name, value in fields.items()}
+    return json.dumps(plain, indent=2, sort_keys=True) + "\n"
+
+
+@functools.cache
+def _outline(model_dir: str, lora: str) -> dict[str, Shape]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"), quiet():
+        model = AutoModelForCausalLM.from_config(read_config(model_dir), trust_remote_code=False)
+        adapt(model, LoraConfig.model_validate_json(lora))
+    return {name: tuple(each.shape) for name, each in tensors(model).items()}
+
+
+def outline(model_dir: str | Path, lora: LoraConfig) -> dict[str, Shape]:
+    """Return names and shapes of the adapter tensors that a learner of this model directory publishes.
+
+    Reads `config.json` alone. Engines ask before vLLM builds its model: for some architectures it changes transformers'
+    classes. Raises UsageError as `adapt`.
+    """
+    return dict(_outline(str(model_dir), lora.model_dump_json()))
