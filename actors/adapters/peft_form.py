@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ ADAPTER_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
 """Before each name in peft's files."""
 _NAME = "default"  # of the only adapter
+_PARTS = f".lora_A.{_NAME}.weight", f".lora_B.{_NAME}.weight"
+_BASE_WEIGHT = ".base_layer.weight"
 
 
 def adapt(model: Any, lora: LoraConfig) -> None:
@@ -69,6 +72,41 @@ def tensors(model: Any) -> dict[str, Any]:
     """Return the parameters of the adapters of `model` by the names that peft gives them in its files."""
     named = model.named_parameters()
     return {PREFIX + name.replace(f".{_NAME}.", "."): each for name, each in named if f".{_NAME}." in name}
+
+
+def is_adapted(model: Any) -> bool:
+    """Return whether `adapt` was called with `model`."""
+    return hasattr(model, "peft_config")
+
+
+def units(names: Iterable[str]) -> list[list[str]]:
+    """Group the names of an adapted model's tensors: a weight with its A and B, every other by itself."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        owner = next((name.partition(mark)[0] + ".weight" for mark in (*_PARTS, _BASE_WEIGHT) if mark in name), name)
+        groups.setdefault(owner, []).append(name)
+    return list(groups.values())
+
+
+def merged(model: Any, held: Mapping[str, Any]) -> dict[str, Any]:
+    """Return tensors of `model`, by its own names, as those of the base with the adapters merged in.
+
+    `held` holds whole `units`. W + (alpha / rank) B A is computed in float32 and rounded to the dtype of W.
+    """
+    if not is_adapted(model):
+        return dict(held)
+    config = model.peft_config[_NAME]
+    result = {}
+    for name, tensor in held.items():
+        if any(part in name for part in _PARTS):
+            continue
+        layer, is_weight, _ = name.partition(_BASE_WEIGHT)
+        factors = [held[layer + part] for part in _PARTS if layer + part in held] if is_weight else []
+        if factors:
+            a, b = (factor.float() for factor in factors)
+            tensor = (tensor.float() + config.lora_alpha / config.r * (b @ a)).to(tensor.dtype)
+        result[name.replace(".base_layer.", ".")] = tensor
+    return result
 
 
 def described(model: Any, base: str) -> str:

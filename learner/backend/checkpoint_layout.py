@@ -1,16 +1,18 @@
 """How the tensors of a model in memory make those of its checkpoint, and which of them belong together.
 
 For some architectures the two differ in names and shapes: transformers keeps a layer's experts in one tensor, or a
-projection in three. Must not know ranks, or what becomes of the tensors.
+projection in three. A model with adapters is saved as these alone, or with them merged in. Must not know ranks, or what
+becomes of the tensors.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from actors.adapters import peft_form
 from actors.hub import checkpoint_names, unique_tensors
 
 _PART_NUMEL = 1 << 26
@@ -19,7 +21,7 @@ _LAYER = re.compile(r".*?\.\d+(?=\.)")
 
 
 class CheckpointLayout:
-    """The layout of `model`, whose weights may be sharded or on the meta device."""
+    """The layout of `model` as a whole, adapters merged in. Its weights may be sharded or on the meta device."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -29,12 +31,16 @@ class CheckpointLayout:
         self._groups = next(groups for groups in _groupings(held) if self._independent(held, groups))
 
     def parts(self) -> list[dict[str, Tensor]]:
-        """Return the model's own tensors by name, in parts that `convert` takes one by one."""
+        """Return the model's own tensors by name, in parts that `held` and `convert` take one by one."""
         return in_parts(unique_tensors(self._model), _PART_NUMEL, self._groups)
+
+    def held(self, part: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return a part under the names and in the shapes of the model in memory, without adapters."""
+        return peft_form.merged(self._model, part)
 
     def convert(self, part: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return a part in the names and shapes of the checkpoint; a tensor may share memory with the part's."""
-        return checkpoint_names(self._model, part)
+        return checkpoint_names(self._model, self.held(part))
 
     def _independent(self, held: Mapping[str, Tensor], groups: Sequence[Sequence[str]]) -> bool:
         """Return whether the groups, each converted by itself, make the whole checkpoint."""
@@ -47,6 +53,33 @@ class CheckpointLayout:
         except Exception:  # a conversion that lacks an operand fails in any way
             return False
         return _shapes(made) == _shapes(self.outline)
+
+
+class AdapterLayout:
+    """The layout of a model's adapters alone, under peft's names."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.outline: Mapping[str, Tensor] = {name: _outline(each) for name, each in peft_form.tensors(model).items()}
+        """As `CheckpointLayout.outline`."""
+
+    def parts(self) -> list[dict[str, Tensor]]:
+        """As `CheckpointLayout.parts`."""
+        return in_parts(peft_form.tensors(self._model), _PART_NUMEL)
+
+    def held(self, part: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the part."""
+        return part
+
+    convert = held
+
+
+Layout = CheckpointLayout | AdapterLayout
+
+
+def layout_of(model: Any, form: Literal["adapter", "merged"]) -> Layout:
+    """Return the layout of a model in one of the two forms; without adapters it has only the second."""
+    return AdapterLayout(model) if form == "adapter" and peft_form.is_adapted(model) else CheckpointLayout(model)
 
 
 def in_parts(
@@ -66,11 +99,12 @@ def in_parts(
 
 def _groupings(names: Iterable[str]) -> list[list[list[str]]]:
     """Return the ways to divide the names, the finest first: each by itself, by layer, not at all."""
+    units = peft_form.units(names)
     layers: dict[str, list[str]] = {}
-    for name in names:
-        layer = _LAYER.match(name)
-        layers.setdefault(layer[0] if layer else name, []).append(name)
-    return [[[name] for name in names], list(layers.values()), [list(names)]]
+    for unit in units:
+        layer = _LAYER.match(unit[0])
+        layers.setdefault(layer[0] if layer else unit[0], []).extend(unit)
+    return [units, list(layers.values()), [[name for unit in units for name in unit]]]
 
 
 def _outline(tensor: Tensor) -> Tensor:
