@@ -15,9 +15,9 @@ from typing import Any
 from actors.errors import RunError, TransferInterruptedError, UsageError, WeightMismatchError
 from actors.generation import start_files
 from actors.generation.config import GeneratorConfig, GeneratorSpec
-from actors.generation.detokenize import text_after
 from actors.generation.proof.canary import CanaryCheck, newest_canary
-from actors.hub import answer_ends, require_safetensors
+from actors.generation.requests import Requests
+from actors.hub import require_safetensors
 from actors.records import Canary, Completion, Manifest
 
 MAX_REQUESTS = 1024
@@ -25,9 +25,6 @@ MAX_REQUESTS = 1024
 
 MAX_BATCHED_TOKENS = 8192
 """Lower limit of tokens per engine step, so that a running batch is prefilled in few steps after a weight sync."""
-
-_MIXED = "mixed"
-"""Cache salt of opponents' prompts: the policy's cached blocks lack keys and values of the second model."""
 
 _CANARY = "canary"
 _CANARY_PRIORITY, _SAMPLE_PRIORITY = 0, 1
@@ -83,11 +80,7 @@ class Engine:
             self._llm = self._build(str(spec.model_dir), str(reference_dir))
             self._remove_start_files()
         self._llm.set_weight_version("0")
-        self._vocab_size = self._llm.model_config.get_vocab_size()
-        self._tokenizer = self._llm.get_tokenizer()
-        self._ends = answer_ends(spec.model_dir, self._tokenizer)
-        self._params = self._sampling_params()
-        self._opponent_params = self._sampling_params(self._engine_beta)
+        self._requests = Requests(spec, self._llm.get_tokenizer(), self._llm.model_config.get_vocab_size())
 
     def _remove_start_files(self) -> None:
         start_files.expect_missing()
@@ -97,12 +90,12 @@ class Engine:
 
     @property
     def tokenizer(self) -> Any:
-        return self._tokenizer
+        return self._requests.tokenizer
 
     @property
     def ends(self) -> tuple[int, ...]:
         """Token ids that end an answer."""
-        return tuple(self._ends)
+        return self._requests.ends
 
     @property
     def gap(self) -> float | None:
@@ -129,14 +122,9 @@ class Engine:
         accepted; the engine keeps working.
         """
         self._check_sound()
-        self._check_prompt(request_id, prompt_token_ids, max_tokens or self._spec.sampling.max_new_tokens)
-        prompt: dict[str, Any] = {"prompt_token_ids": list(prompt_token_ids)}
-        if opponent and self._engine_beta is not None:
-            prompt["cache_salt"] = _MIXED
-        params = self._opponent_params if opponent else self._params
-        if seed is not None or max_tokens is not None:
-            params = params.clone()
-            params.seed, params.max_tokens = seed, max_tokens or params.max_tokens
+        prompt, params = self._requests.checked(request_id, prompt_token_ids, opponent, seed, max_tokens)
+        if request_id in self._running or request_id == _CANARY:
+            raise UsageError(f"request id {request_id!r} is taken; use a new one")
         self._llm.add_request(request_id, prompt, params, priority=_SAMPLE_PRIORITY)
         self._running[request_id] = opponent
 
@@ -243,66 +231,12 @@ class Engine:
         for output in outputs:
             if output.finished and output.request_id in self._running:
                 opponent = self._running.pop(output.request_id)
-                finished.append((output.request_id, self._completion(output, opponent)))
+                finished.append((output.request_id, self._requests.completion(output, opponent)))
         return finished
-
-    def _completion(self, request: Any, opponent: bool) -> Completion:
-        output = request.outputs[0]
-        if output.finish_reason not in ("stop", "length"):
-            raise RunError(f"the engine ended a request with {output.finish_reason!r}; see its log")
-        token_ids = tuple(output.token_ids)
-        written = token_ids[:-1] if output.finish_reason == "stop" else token_ids
-        return Completion(
-            token_ids=token_ids,
-            logprobs=tuple(output.logprobs.logprobs),
-            versions=tuple(int(span.version) for span in output.weight_versions for _ in range(span.start, span.end)),
-            text=text_after(request.prompt_token_ids, written, self._tokenizer),
-            finished=token_ids[-1] in self._ends,
-            opponent=opponent,
-        )
 
     def _check_sound(self) -> None:
         if self.failure is not None:
             raise self.failure
-
-    def _check_prompt(self, request_id: str, prompt_token_ids: Sequence[int], new_tokens: int) -> None:
-        needed = len(prompt_token_ids) + new_tokens
-        if not prompt_token_ids:
-            raise UsageError(f"request {request_id!r} has an empty prompt; give it at least one token")
-        if needed > self._spec.generators.max_model_len:
-            raise UsageError(
-                f"request {request_id!r} has a prompt of {len(prompt_token_ids)} tokens, which with "
-                f"sampling.max_new_tokens {self._spec.sampling.max_new_tokens} makes {needed}, more than "
-                f"generators.max_model_len {self._spec.generators.max_model_len}; raise the last or shorten the prompt"
-            )
-        if not 0 <= min(prompt_token_ids) <= max(prompt_token_ids) < self._vocab_size:
-            raise UsageError(
-                f"request {request_id!r} has token ids outside the vocabulary of {self._vocab_size}; use the tokenizer "
-                "that belongs to the model"
-            )
-        if request_id in self._running or request_id == _CANARY:
-            raise UsageError(f"request id {request_id!r} is taken; use a new one")
-
-    def _sampling_params(self, beta: float | None = None) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        from actors.generation.mixture import BETA
-
-        stops = {*self._ends, *self._spec.sampling.stop_token_ids}
-        return SamplingParams(
-            temperature=self._spec.sampling.temperature,
-            max_tokens=self._spec.sampling.max_new_tokens,
-            # Exactly these end a completion: vLLM's own reading of the model's files may name others.
-            ignore_eos=True,
-            stop_token_ids=sorted(token for token in stops if token < self._vocab_size),
-            logprobs=0,  # only of the sampled token
-            flat_logprobs=True,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            # vLLM would also write each log-prob's token as text, and fails for rows of the model beyond the tokenizer.
-            detokenize=False,
-            extra_args=None if beta is None else {BETA: beta},
-        )
 
     def _build(self, model_dir: str, reference_dir: str) -> Any:
         with _gc_paused():

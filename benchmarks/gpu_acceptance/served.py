@@ -62,7 +62,7 @@ class ServedEngine:
         """
         if beta is not None:
             # One engine has one beta in a run. Requests can have any.
-            self._engine._opponent_params = self._engine._sampling_params(beta)
+            self._engine._requests.opponent_params = self._engine._requests.sampling_params(beta)
         began = time.perf_counter()
         for number, prompt in enumerate(prompts):
             self._engine.add(str(number), prompt, opponent=beta is not None, seed=seed + number)

@@ -10,7 +10,7 @@ import pytest
 
 from actors.data.text import encoded, response_token_ids
 from actors.errors import UsageError
-from actors.generation.detokenize import text_after
+from actors.generation.requests import text_after
 from actors.hub import answer_ends
 from tests.actors.data.test_prompts import EOS, W0, make_tokenizer
 from tests.fakes.tokenizers import metaspace_tokenizer

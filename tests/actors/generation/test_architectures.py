@@ -75,7 +75,7 @@ def gap(engine: Engine, policy: Any) -> float:
 
 def mixture_gap(engine: Engine, policy: Any, reference: Any, beta: float) -> float:
     """The largest difference of any token sampled at `beta` from the mixture by its formula, in nats."""
-    engine._opponent_params = engine._sampling_params(beta)
+    engine._requests.opponent_params = engine._requests.sampling_params(beta)
     for number, prompt in enumerate(PROMPTS):
         engine.add(str(number), prompt, opponent=True)
     worst = 0.0

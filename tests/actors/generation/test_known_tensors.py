@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from actors import hub
-from actors.generation.detokenize import text_after
+from actors.generation.requests import text_after
 from learner.stages.scratch import train_tokenizer
 from tests.fakes.architectures import architecture
 from tests.fakes.tokenizers import metaspace_tokenizer
