@@ -6,12 +6,13 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from actors.adapters.config import LoraConfig
+from actors.adapters.config import LoraConfig, PublishedLoraConfig
 from actors.foreign.passed_on import checked_environment, checked_labels, checked_resources
 from actors.generation.config import OpponentConfig
 from actors.settings import SMALLEST_SHARE, GpuShare, Settings
 from learner.deepspeed_keys import checked_deepspeed
 
+LORA = "train low-rank adapters and keep the weights as they are; unset: train all weights"
 Level = Literal["none", "token", "sequence"]
 
 
@@ -182,9 +183,7 @@ class TrainerConfig(Settings):
         default="float32",
         description="dtype in which ranks add up gradients; bfloat16 sends half the bytes. They accumulate in float32",
     )
-    lora: LoraConfig | None = Field(
-        default=None, description="train low-rank adapters and keep the weights as they are; unset: train all weights"
-    )
+    lora: LoraConfig | None = Field(default=None, description=LORA)
     offload_optimizer: bool = Field(default=False, description="optimizer state in host memory (ZeRO 1-3 on GPUs)")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
     micro_batch_tokens: int = Field(
@@ -270,6 +269,7 @@ class GroupTrainerConfig(TrainerConfig):
 class LearnerConfig(GroupTrainerConfig):
     """The learner's ranks, and their loss."""
 
+    lora: PublishedLoraConfig | None = Field(default=None, description=LORA)
     loss: LossConfig = Field(
         default_factory=PairLossConfig, discriminator="kind", description="on pairs, scores or games; unset: dpo"
     )
@@ -285,6 +285,16 @@ class LearnerConfig(GroupTrainerConfig):
             raise ValueError(
                 "loss.opponent.kind ema needs unsharded weights, and zero_stage 3 shards them; set zero_stage to 2 or "
                 "less, or choose another opponent"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _an_average_is_no_adapter(self) -> Self:
+        ema = self.loss.opponent is not None and self.loss.opponent.kind == "ema"
+        if ema and self.lora is not None and self.lora.publish == "adapter":
+            raise ValueError(
+                "lora.publish adapter with loss.opponent.kind ema: the average of adapted weights is no adapter; set "
+                "lora.publish to merged"
             )
         return self
 

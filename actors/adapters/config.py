@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from actors.settings import Settings
 
-ALL_LINEAR = "all-linear"
+ALL_LINEAR: Literal["all-linear"] = "all-linear"
 
 
 class LoraConfig(Settings):
@@ -16,15 +16,10 @@ class LoraConfig(Settings):
     """
 
     rank: int = Field(default=16, ge=1, le=512, description="rows of A and columns of B")
-    alpha: float = Field(default=32.0, gt=0.0, description="the adapter's output is multiplied by alpha / rank")
+    alpha: int = Field(default=32, ge=1, description="the adapter's output is multiplied by alpha / rank")
     targets: Literal["all-linear"] | list[str] = Field(
         default=ALL_LINEAR,
         description="names of the linear layers that get an adapter, such as q_proj; all-linear: all but the head",
-    )
-    publish: Literal["adapter", "merged"] = Field(
-        default="adapter",
-        description="what a weight sync sends: the adapter, which engines apply beside their base, or whole weights "
-        "with the adapter merged in",
     )
     save: Literal["adapter", "merged"] = Field(
         default="adapter",
@@ -38,7 +33,18 @@ class LoraConfig(Settings):
             raise ValueError("targets is empty, so nothing would be trained; name layers such as q_proj, or all-linear")
         return targets
 
-    @property
-    def scaling(self) -> float:
-        """Factor of the adapter's output."""
-        return self.alpha / self.rank
+
+class PublishedLoraConfig(LoraConfig):
+    """Low-rank adapters of a policy that engines sample from."""
+
+    publish: Literal["adapter", "merged"] = Field(
+        default="adapter",
+        description="what a weight sync sends: the adapter, which engines apply beside their base, or whole weights "
+        "with the adapter merged in",
+    )
+
+
+class MergedLoraConfig(LoraConfig):
+    """Low-rank adapters of a model that is read whole."""
+
+    save: Literal["merged"] = Field(default="merged", description="form of saved models: whole, as judges read them")

@@ -5,9 +5,10 @@ Engines derive from a base directory alone what a learner of it must publish. Mu
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,17 @@ _PARTS = f".lora_A.{_NAME}.weight", f".lora_B.{_NAME}.weight"
 _BASE_WEIGHT = ".base_layer.weight"
 
 
-def adapt(model: Any, lora: LoraConfig) -> None:
+def adapt(model: Any, lora: LoraConfig, base: str = "", whole: str | None = None) -> None:
     """Freeze `model`, a causal language model of transformers, and put adapters into its linear layers.
 
-    B starts as zeros, so that the model computes what it did. A comes from torch's random state. Raises UsageError if a
-    name in `lora.targets` is none of a linear layer, the head left out.
+    B starts as zeros, so that the model computes what it did. A comes from torch's random state. `base`: directory or
+    hub name, under which others find the base of saved adapters. `whole`: name of a layer that is trained as it is.
+    Raises UsageError if a name in `lora.targets` is none of a linear layer, heads left out.
     """
     from peft import LoraConfig as PeftConfig
     from peft import TaskType, inject_adapter_in_model
 
-    names = linear_layers(model)
+    names = [name for name in linear_layers(model) if name != whole]
     targets = names if lora.targets == ALL_LINEAR else list(lora.targets)
     unknown = [name for name in targets if name not in names]
     if unknown or not names:
@@ -42,6 +44,7 @@ def adapt(model: Any, lora: LoraConfig) -> None:
         )
     config = PeftConfig(
         task_type=TaskType.CAUSAL_LM,
+        base_model_name_or_path=str(Path(base).resolve()) if Path(base).is_dir() else base,
         r=lora.rank,
         lora_alpha=lora.alpha,
         target_modules=targets,
@@ -50,13 +53,24 @@ def adapt(model: Any, lora: LoraConfig) -> None:
     )
     model.requires_grad_(False)
     inject_adapter_in_model(config, model, _NAME)
+    if whole is not None:
+        getattr(model, whole).requires_grad_(True)
 
 
-def layers(model: Any) -> list[Any]:
-    """Return the adapted layers of `model`."""
+@contextlib.contextmanager
+def without_adapters(model: Any) -> Iterator[None]:
+    """Let `model` compute what its base does, within the context."""
     from peft.tuners.lora import LoraLayer
 
-    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+    adapted = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in adapted:
+        # Its `enable_adapters` would also freeze the adapters, whose gradients are being gathered.
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in adapted:
+            layer._disable_adapters = False
 
 
 def linear_layers(model: Any) -> list[str]:
@@ -109,21 +123,21 @@ def merged(model: Any, held: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def described(model: Any, base: str) -> str:
-    """Return the content of peft's `adapter_config.json` for the adapters in `model`, made for the model `base`."""
-    fields = model.peft_config[_NAME].to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
+def described(model: Any) -> str:
+    """Return the content of peft's `adapter_config.json` for the adapters in `model`."""
+    fields = model.peft_config[_NAME].to_dict() | {"inference_mode": True}
     plain = {name: sorted(value) if isinstance(value, set) else value for name, value in fields.items()}
     return json.dumps(plain, indent=2, sort_keys=True) + "\n"
 
 
 @functools.cache
-def _outline(model_dir: str, lora: str) -> dict[str, Shape]:
+def _outline(model_dir: str, settings: str) -> dict[str, Shape]:
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"), quiet():
         model = AutoModelForCausalLM.from_config(read_config(model_dir), trust_remote_code=False)
-        adapt(model, LoraConfig.model_validate_json(lora))
+        adapt(model, LoraConfig.model_validate_json(settings))
     return {name: tuple(each.shape) for name, each in tensors(model).items()}
 
 
@@ -133,4 +147,4 @@ def outline(model_dir: str | Path, lora: LoraConfig) -> dict[str, Shape]:
     Reads `config.json` alone. Engines ask before vLLM builds its model: for some architectures it changes transformers'
     classes. Raises UsageError as `adapt`.
     """
-    return dict(_outline(str(model_dir), lora.model_dump_json()))
+    return dict(_outline(str(model_dir), lora.model_dump_json(include={"rank", "targets"})))

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from actors.adapters.peft_form import merged
 from actors.errors import UsageError
 from actors.hub import unique_tensors
 from learner.tensors.logprobs import PolicyWithLogProbs
@@ -26,8 +27,8 @@ class AveragePolicy:
 
     @torch.no_grad()
     def update(self, policy: nn.Module) -> None:
-        """Move the average towards the weights of `policy`, a model of the same class."""
-        current = unique_tensors(policy)
+        """Move the average towards the weights of `policy`, a model of the same class; adapters are merged in."""
+        current = merged(policy, unique_tensors(policy))
         for name, own in unique_tensors(self.model.model).items():
             average = self._weights[name].lerp_(current[name].float(), 1.0 - self._decay)
             own.copy_(average)

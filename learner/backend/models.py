@@ -3,14 +3,16 @@
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from actors.adapters import peft_form
 from actors.errors import UsageError
 from actors.foreign.documents import read_object
 from actors.hub import load_complete, read_config, require_unquantised
@@ -26,6 +28,7 @@ _UNTRUNCATED = {
 }  # fmt: skip
 """Settings of transformers' `generate` under which it samples from the whole distribution."""
 
+CONFIG = "config.json"
 DPO_FILE = "dpo.json"
 """Record of `offbeat dpo` in a model directory: reference, loss and beta. Does not apply to models trained from it."""
 
@@ -71,6 +74,9 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     """
     # Re-entrant: under ZeRO-3 the non-re-entrant variant sees weights of other shapes when it recomputes.
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    if peft_form.is_adapted(model):
+        # It recomputes only layers whose input has a gradient, and the frozen embedding's output has none.
+        model.enable_input_require_grads()
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.training = True
@@ -124,14 +130,23 @@ def settle_generation(model: Any, model_dir: Path, ends: Sequence[int], temperat
         model.config.get_text_config().eos_token_id = ends[0] if len(ends) == 1 else list(ends)
 
 
-def rehearse(model: PreTrainedModel, source: Path) -> None:
+Writer = Callable[[Path, PreTrainedModel, dict[str, Tensor], Path], None]
+"""`write_model` or `write_adapter`."""
+
+
+def writer_of(model: PreTrainedModel, form: Literal["adapter", "merged"]) -> Writer:
+    """Return what writes a model in one of the two forms; without adapters it has only the second."""
+    return write_adapter if form == "adapter" and peft_form.is_adapted(model) else write_model
+
+
+def rehearse(model: PreTrainedModel, source: Path, write: Writer | None = None) -> None:
     """Write all of a saved model but its weights to a temporary directory: what fails at the end fails now.
 
     Raises UsageError with the whole reason.
     """
     try:
         with tempfile.TemporaryDirectory() as folder:
-            write_model(Path(folder), model, {}, source)
+            (write or write_model)(Path(folder), model, {}, source)
     except Exception as error:
         raise UsageError(
             f"a model trained from {model.config.name_or_path} could not be saved: {type(error).__name__}: {error}; "
@@ -142,8 +157,20 @@ def rehearse(model: PreTrainedModel, source: Path) -> None:
 def write_model(directory: Path, model: PreTrainedModel, state: dict[str, Tensor], source: Path) -> None:
     """Write `state` (in-memory names, CPU) and the configuration, copy the tokenizer of `source`. Raises OSError."""
     model.save_pretrained(directory, state_dict=state)
+    _copy_tokenizer(source, directory)
+
+
+def write_adapter(directory: Path, model: PreTrainedModel, state: dict[str, Tensor], source: Path) -> None:
+    """Write the adapters `state` (CPU) of `model` in peft's form, copy the tokenizer of `source`. Raises OSError."""
+    save_file(state, directory / peft_form.ADAPTER_FILE, metadata={"format": "pt"})
+    (directory / peft_form.CONFIG_FILE).write_text(peft_form.described(model), encoding="utf-8")
+    model.generation_config.save_pretrained(directory)
+    _copy_tokenizer(source, directory, besides=(CONFIG,))
+
+
+def _copy_tokenizer(source: Path, directory: Path, besides: Sequence[str] = ()) -> None:
     for path in source.iterdir():
         # A file that is neither weights nor just written belongs to the tokenizer, of whatever kind.
-        other = path.name.endswith(_WEIGHT_SUFFIXES) or path.name in (DPO_FILE, MANIFEST)
+        other = path.name.endswith(_WEIGHT_SUFFIXES) or path.name in (DPO_FILE, MANIFEST, *besides)
         if path.is_file() and not other and not (directory / path.name).exists():
             shutil.copyfile(path, directory / path.name)

@@ -8,11 +8,11 @@ import json
 import logging
 import math
 import os
-import tempfile
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,20 @@ from torch import Tensor, nn
 
 from actors.errors import RunError, UsageError, writing
 from actors.files import replace_directory, write_json_lines
-from actors.hub import unique_tensors
 from learner.backend.average import AveragePolicy
-from learner.backend.checkpoint_layout import in_parts
+from learner.backend.checkpoint_layout import layout_of
 from learner.backend.checkpoints import ENGINE, LAYOUT, MODEL
 from learner.backend.collective import MEETING, agree, error_of, gather
 from learner.backend.deepspeed_config import deepspeed_config, learning_rate, naming_the_section, reference_config
-from learner.backend.models import checkpoint_activations, rehearse, write_model
-from learner.backend.universal import described, load_converted, only_world_size_differs, seed_of_new_rank, weights_only
+from learner.backend.models import checkpoint_activations, rehearse, writer_of
+from learner.backend.universal import (
+    described,
+    linked,
+    load_converted,
+    only_world_size_differs,
+    seed_of_new_rank,
+    weights_only,
+)
 from learner.config import TrainerConfig
 
 ENGINE_TAG = "engine"
@@ -118,14 +124,16 @@ class ShardedModel:
         self.updates = self.skipped_updates = 0
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self._tokenizer_source, self._average = tokenizer_source, average
+        saved = "merged" if config.lora is None else config.lora.save
+        self._saved, self._writing = layout_of(self.model, saved), partial(writer_of, self.model, saved)
         if self.rank == 0:
-            rehearse(self.model, tokenizer_source)
+            rehearse(self.model, tokenizer_source, self._writing())
         if config.gradient_checkpointing:
             checkpoint_activations(self.model)
-        ds_config = deepspeed_config(config, sum(parameter.numel() for parameter in module.parameters()))
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        ds_config = deepspeed_config(config, sum(map(torch.Tensor.numel, trained)))
         with naming_the_section(config):
             _distribute(module, config, ds_config, device)
-            trained = module.parameters()
             self._engine, *_ = deepspeed.initialize(model=module, model_parameters=trained, config=ds_config)
         self._writer = self._engine.checkpoint_engine = _CheckpointFiles()
 
@@ -209,11 +217,11 @@ class ShardedModel:
                     yield {name: tensor.detach() for name, tensor in part.items()}
 
     def gather_state(self) -> dict[str, Tensor]:
-        """Copy the weights to rank 0's CPU, under the model's own names; empty on other ranks. Collective.
+        """Copy what is saved to rank 0's CPU, under the model's own names; empty on other ranks. Collective.
 
-        Tied weights appear once, under their first name.
+        Tied weights appear once, under their first name. Adapters alone are under peft's.
         """
-        parts = self.gather(in_parts(unique_tensors(self.model)))
+        parts = map(self._saved.held, self.gather(self._saved.parts()))
         return {name: tensor.to("cpu", copy=True) for part in parts for name, tensor in part.items()}
 
     def save_pretrained(self, directory: str | Path) -> None:
@@ -230,7 +238,7 @@ class ShardedModel:
 
     def _write_model(self, directory: Path, state: dict[str, Tensor]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        write_model(directory, self.model, state, self._tokenizer_source)
+        self._writing()(directory, self.model, state, self._tokenizer_source)
 
     def save(self, directory: str | Path, client_state: dict[str, Any] | None = None) -> None:
         """Write engine state and a model directory below `directory`, a stage of `checkpoints.begin`. Collective.
@@ -249,6 +257,7 @@ class ShardedModel:
                 tag=ENGINE_TAG,
                 client_state={"learner": own, "client": client_state or {}},
                 save_latest=False,
+                exclude_frozen_parameters=self.config.lora is not None,
             )
         except OSError as error:
             # Only the script that DeepSpeed adds on rank 0 raises here, just before the last barrier.
@@ -311,8 +320,9 @@ class ShardedModel:
     def _load_engine(self, directory: Path, *, universal: bool = False) -> tuple[str | None, dict[str, Any]]:
         settings = self._engine._config  # DeepSpeed reads its setting of this name at construction only
         settings.load_universal_checkpoint = universal
-        with _linked(directory) as (link,), weights_only(_SAVED_CLASSES):
-            loaded: tuple[str | None, dict[str, Any]] = self._engine.load_checkpoint(str(link), tag=ENGINE_TAG)
+        with linked(directory) as (link,), weights_only(_SAVED_CLASSES):
+            whole = self.config.lora is None
+            loaded = self._engine.load_checkpoint(str(link), tag=ENGINE_TAG, load_module_strict=whole)
         if universal:
             # Under ZeRO-3 all parameter groups get one shared step counter, which each of them would advance, and a
             # fused optimizer needs it on the parameters' device.
@@ -330,7 +340,8 @@ class ShardedModel:
         deepspeed.comm.destroy_process_group()
 
     def _layout(self) -> dict[str, Any]:
-        return {"ranks": self.ranks, "zero_stage": self.config.zero_stage, "dtype": self.config.dtype}
+        lora = {} if self.config.lora is None else {"lora": self.config.lora.model_dump(include={"rank", "targets"})}
+        return {"ranks": self.ranks, "zero_stage": self.config.zero_stage, "dtype": self.config.dtype, **lora}
 
     def _random_state(self) -> dict[str, Tensor]:
         state = {"cpu": torch.get_rng_state()}
@@ -381,20 +392,10 @@ def gathered(parameters: Sequence[Tensor]) -> Iterator[None]:
 
 def _convert(directory: Path, stage: Path) -> None:
     """Write the engine state in `directory` to `stage` in DeepSpeed's universal form."""
-    with _linked(directory, stage) as (source, target), open(os.devnull, "w") as silence:
+    with linked(directory, stage) as (source, target), open(os.devnull, "w") as silence:
         arguments = Namespace(
             input_folder=str(source / ENGINE_TAG), output_folder=str(target / ENGINE_TAG), num_extract_workers=1,
             num_merge_workers=1, keep_temp_folder=False, strict=True, inject_missing_state=True,
         )  # fmt: skip
         with redirect_stdout(silence), redirect_stderr(silence), weights_only(_SAVED_CLASSES):
             ds_to_universal.main(arguments)
-
-
-@contextmanager
-def _linked(*directories: Path) -> Iterator[list[Path]]:
-    """Link `directories` under plain names: DeepSpeed treats paths as glob patterns."""
-    with tempfile.TemporaryDirectory() as folder:
-        links = [Path(folder, str(number)) for number in range(len(directories))]
-        for link, directory in zip(links, directories, strict=True):
-            link.symlink_to(directory.resolve(), target_is_directory=True)
-        yield links

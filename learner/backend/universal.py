@@ -4,6 +4,7 @@
 """
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -98,3 +99,13 @@ def load_converted(checkpoint: Path, convert: Callable[[Path], None], load: Call
 def described(layout: dict[str, Any]) -> str:
     """Return the settings that an engine state was written with, as a user writes them."""
     return ", ".join(f"learner.{name} {value}" for name, value in layout.items())
+
+
+@contextmanager
+def linked(*directories: Path) -> Iterator[list[Path]]:
+    """Link `directories` under plain names: DeepSpeed treats paths as glob patterns."""
+    with tempfile.TemporaryDirectory() as folder:
+        links = [Path(folder, str(number)) for number in range(len(directories))]
+        for link, directory in zip(links, directories, strict=True):
+            link.symlink_to(directory.resolve(), target_is_directory=True)
+        yield links

@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from actors.adapters.config import MergedLoraConfig
 from actors.data.config import ChatTemplateConfig, DemonstrationConfig, HeldOutConfig, PreferenceSourceConfig
 from actors.settings import Settings
-from learner.config import GroupTrainerConfig, OptimizerConfig, PairLossConfig, TrainerConfig
+from learner.config import LORA, GroupTrainerConfig, OptimizerConfig, PairLossConfig, TrainerConfig
 
 VALIDATION_SPLIT = "data.validation_split"
 """A setting that checkpoints of older runs do not name: they held out a share of every source."""
@@ -194,6 +195,12 @@ class PreferenceModelConfig(Settings):
     calibrate: bool = Field(default=True, description="fit a temperature on the held-out pairs after training")
 
 
+class PreferenceTrainerConfig(FineTuningConfig):
+    """Ranks and optimizer of a preference model."""
+
+    lora: MergedLoraConfig | None = Field(default=None, description=LORA)
+
+
 class PreferencePassesConfig(PassesConfig):
     """Passes over the data, and early stopping."""
 
@@ -208,7 +215,7 @@ class PreferenceConfig(StageConfig):
     data: PreferenceModelDataConfig
     preference: PreferenceModelConfig = Field(default_factory=PreferenceModelConfig)
     training: PreferencePassesConfig = Field(default_factory=PreferencePassesConfig)
-    learner: FineTuningConfig = Field(default_factory=FineTuningConfig)
+    learner: PreferenceTrainerConfig = Field(default_factory=PreferenceTrainerConfig)
 
     @model_validator(mode="after")
     def _a_margin_needs_scores(self) -> Self:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from actors.adapters.peft_form import adapt
 from actors.hub import resolve
 from learner.backend.collective import gather
 from learner.backend.loading import load_for_ranks
@@ -92,6 +93,8 @@ def make_stage(config: DpoConfig, model_dir: str | Path, data_dir: str | Path) -
     scores = reference_scores(reference_dir, [*train, *validation], learner)
     scored = [ScoredPair(pair, score) for pair, score in zip([*train, *validation], scores, strict=True)]
     policy = load_for_ranks(Path(model_dir), learner)
+    if learner.lora is not None:
+        adapt(policy.model, learner.lora, config.model.path)
     return Stage(
         module=policy,
         objective=OfflineObjective(

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import AutoModelForSequenceClassification
 
+from actors.adapters.peft_form import adapt
 from actors.data.text import load_tokenizer
 from actors.judges.models.classifier import collate, load_classifier
 from actors.judges.models.preference_network import PreferenceForm, PreferenceNetwork
@@ -74,9 +75,11 @@ def make_stage(config: PreferenceConfig, model_dir: str | Path, data_dir: str | 
     a decoder.
     """
     settings, tokens = config.preference, config.learner.micro_batch_tokens
-    tokenizer = load_tokenizer(config.model.tokenizer or str(model_dir))
+    lora, tokenizer = config.learner.lora, load_tokenizer(config.model.tokenizer or str(model_dir))
     form = PreferenceForm(settings.kind, tokenizer.eos_token_id, settings.skew_blocks if settings.kind == "skew" else 0)
     network = start_network(Path(model_dir), form, config.learner.dtype, config.learner.seed)
+    if lora is not None:
+        adapt(network.model, lora, config.model.path, whole="score")
     # Sequence-classification models read the last token that is not padding, and a finished response ends with
     # end-of-sequence: the two tokens must differ.
     pad = tokenizer.pad_token_id

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from actors.adapters.peft_form import adapt
 from actors.errors import UsageError
 from learner.backend.loading import load_for_ranks
 from learner.backend.models import log_prob_tolerance
@@ -84,6 +85,8 @@ def make_stage(config: SftConfig, model_dir: str | Path, data_dir: str | Path) -
     tolerance = log_prob_tolerance(learner.dtype)
     check = (lambda policy: check_packing(policy, tolerance)) if learner.packing else None
     policy = load_for_ranks(Path(model_dir), learner, check=check)
+    if learner.lora is not None:
+        adapt(policy.model, learner.lora, config.model.path)
     return Stage(
         module=policy,
         objective=SupervisedObjective(learner.micro_batch_tokens, packing=learner.packing),

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from actors.adapters.peft_form import adapt
 from actors.errors import UsageError
 from actors.generation.weights import REFERENCE_PREFIX
 from actors.hub import resolve
 from actors.records import Game, Pair
 from learner.backend.average import AveragePolicy
-from learner.backend.checkpoint_layout import CheckpointLayout
+from learner.backend.checkpoint_layout import CheckpointLayout, Layout, layout_of
 from learner.backend.collective import gather
 from learner.backend.loading import load_for_ranks
 from learner.backend.models import settle_generation
@@ -28,7 +29,7 @@ from learner.tensors.batching import TokenSequence
 from learner.tensors.logprobs import PolicyWithLogProbs
 from learner.tensors.sampling import sample_answer
 from learner.training.objectives import Players, objective_of, step_size
-from learner.training.policies import Policies
+from learner.training.policies import BasePolicy, Policies
 from learner.training.trainer import Trainer
 
 
@@ -47,14 +48,19 @@ class TrainEngine:
 
         source = resolve(spec.model_dir)
         reference_source = source if spec.reference_dir is None else resolve(spec.reference_dir)
-        mu = self._load(reference_source)
-        shares_prompts = config.share_prompts and mu.shares_prompts
-        reference = frozen(mu, config, device)
+        shares_prompts, reference = config.share_prompts, None
+        # The base of the adapters is a reference without a copy of its own.
+        if config.lora is None or reference_source != source:
+            mu = self._load(reference_source)
+            shares_prompts &= mu.shares_prompts
+            reference = frozen(mu, config, device)
         average = None
         if opponent is not None and opponent.kind == "ema":
             average = AveragePolicy(frozen(self._load(reference_source), config, device), opponent.ema_decay)
         policy = self._load(source)
         shares_prompts &= policy.shares_prompts
+        if config.lora is not None:
+            adapt(policy.model, config.lora, spec.model_dir)
         self._objective = objective_of(config, shares_prompts=shares_prompts)
         self.vocab_size = policy.head.weight.shape[0]
         tokenizer_source = source if spec.tokenizer_dir is None else resolve(spec.tokenizer_dir)
@@ -62,6 +68,7 @@ class TrainEngine:
         self.policy = ShardedModel(
             policy, config, spec.total_updates, device, tokenizer_source, spec.failed_batches_dir, average
         )
+        reference = reference or BasePolicy(self.policy, policy.head)
         self.policies = Policies(self.policy, reference, average, opponent, spec.temperature, shares_prompts)
         self._trainer = Trainer(self.policy, self.policies)
 
@@ -107,9 +114,10 @@ class TrainEngine:
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every weight of a publication by name, one at a time, on rank 0's device. Collective.
 
-        The policy's are under the names and in the shapes of `save_pretrained`, tied ones once; then, for opponent kind
-        `ema`, those of the average, prefixed with `REFERENCE_PREFIX`. Each is the weight itself, not a copy, and whole
-        only until the next is asked for. Other ranks get none, but must exhaust the iterator like rank 0.
+        The policy's are under the names and in the shapes of `save_pretrained`, tied ones once, or its adapters under
+        peft's; then, for opponent kind `ema`, those of the average, prefixed with `REFERENCE_PREFIX`. Each may be the
+        weight itself, not a copy, and whole only until the next is asked for. Other ranks get none, but must exhaust
+        the iterator like rank 0.
         """
         for prefix, layout in self._layouts:
             parts = layout.parts()
@@ -119,8 +127,9 @@ class TrainEngine:
                         yield prefix + name, tensor.detach()
 
     @cached_property
-    def _layouts(self) -> list[tuple[str, CheckpointLayout]]:
-        layouts = [("", CheckpointLayout(self.policy.model))]
+    def _layouts(self) -> list[tuple[str, Layout]]:
+        lora = self.config.lora
+        layouts = [("", layout_of(self.policy.model, "merged" if lora is None else lora.publish))]
         if self.policies.average is not None:
             layouts.append((REFERENCE_PREFIX, CheckpointLayout(self.policies.average.model.model)))
         return layouts

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from actors.adapters.peft_form import without_adapters
 from actors.generation.config import OpponentConfig
 from learner.backend.average import AveragePolicy
 from learner.backend.collective import gather
 from learner.backend.sharded import ShardedModel, gathered
 from learner.tensors.batching import AnySequence, TokenBatch, collate, length_of, sampled_length, schedule
-from learner.tensors.logprobs import Mixture
+from learner.tensors.logprobs import LogProbHead, Mixture
 from learner.tensors.shared_prompts import collate_shared
 
 
@@ -38,6 +39,17 @@ class TokenLogProbs:
     opponent: Tensor | None = None
     tokens: int = 0
     padded_tokens: int = 0
+
+
+class BasePolicy:
+    """The model under a policy's adapters, as a reference without a second copy. Calls are collective."""
+
+    def __init__(self, policy: ShardedModel, head: LogProbHead) -> None:
+        self._policy, self.head = policy, head
+
+    def __call__(self, batch: TokenBatch, *arguments: Any, **keywords: Any) -> Any:
+        with torch.no_grad(), without_adapters(self._policy.model):
+            return self._policy(batch, *arguments, **keywords)
 
 
 @dataclass(slots=True)
@@ -79,7 +91,7 @@ class Policies:
         head = getattr(self.reference, "module", self.reference).head
         # Only the reference's head: ZeRO-3 gathers the policy's in its forward pass, and gathering it here would clash
         # with the copy prefetched for the backward pass.
-        with gathered(list(head.parameters())):
+        with gathered([] if isinstance(self.reference, BasePolicy) else list(head.parameters())):
             policy, opponent = self.policy(batch, mixture=Mixture(beta, hidden, head))
         return policy, reference, opponent
 

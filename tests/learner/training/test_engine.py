@@ -337,7 +337,7 @@ def test_a_write_that_fails_for_whatever_reason_is_told_and_training_goes_on(mak
         raise ValueError("GenerationConfig is invalid: \n- `temperature`: whole message")
 
     with monkeypatch.context() as patch:
-        patch.setattr("learner.backend.sharded.write_model", refuse)
+        patch.setattr("learner.backend.models.write_model", refuse)
         for save in (engine.policy.save_pretrained, engine.policy.save):
             with pytest.raises(RunError, match=r"could not be written(.|\n)*`temperature`: whole message"):
                 save(tmp_path / "update-1")
