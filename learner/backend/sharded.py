@@ -12,7 +12,6 @@ from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +120,13 @@ class ShardedModel:
     ) -> None:
         self.model, self.config, self.total_updates, self.device = module.model, config, total_updates, device
         self.failed_batches_dir = None if failed_batches_dir is None else Path(failed_batches_dir)
-        self.updates = self.skipped_updates = 0
+        self.updates, self.skipped_updates = 0, 0
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self._tokenizer_source, self._average = tokenizer_source, average
-        saved = "merged" if config.lora is None else config.lora.save
-        self._saved, self._writing = layout_of(self.model, saved), partial(writer_of, self.model, saved)
+        self._form = "merged" if config.lora is None else config.lora.save
+        self._saved = layout_of(self.model, self._form)
         if self.rank == 0:
-            rehearse(self.model, tokenizer_source, self._writing())
+            rehearse(self.model, tokenizer_source, writer_of(self.model, self._form))
         if config.gradient_checkpointing:
             checkpoint_activations(self.model)
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -238,7 +237,7 @@ class ShardedModel:
 
     def _write_model(self, directory: Path, state: dict[str, Tensor]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self._writing()(directory, self.model, state, self._tokenizer_source)
+        writer_of(self.model, self._form)(directory, self.model, state, self._tokenizer_source)
 
     def save(self, directory: str | Path, client_state: dict[str, Any] | None = None) -> None:
         """Write engine state and a model directory below `directory`, a stage of `checkpoints.begin`. Collective.
@@ -321,8 +320,8 @@ class ShardedModel:
         settings = self._engine._config  # DeepSpeed reads its setting of this name at construction only
         settings.load_universal_checkpoint = universal
         with linked(directory) as (link,), weights_only(_SAVED_CLASSES):
-            whole = self.config.lora is None
-            loaded = self._engine.load_checkpoint(str(link), tag=ENGINE_TAG, load_module_strict=whole)
+            strict = self.config.lora is None  # frozen weights are not saved
+            loaded = self._engine.load_checkpoint(str(link), tag=ENGINE_TAG, load_module_strict=strict)
         if universal:
             # Under ZeRO-3 all parameter groups get one shared step counter, which each of them would advance, and a
             # fused optimizer needs it on the parameters' device.
@@ -340,8 +339,8 @@ class ShardedModel:
         deepspeed.comm.destroy_process_group()
 
     def _layout(self) -> dict[str, Any]:
-        lora = {} if self.config.lora is None else {"lora": self.config.lora.model_dump(include={"rank", "targets"})}
-        return {"ranks": self.ranks, "zero_stage": self.config.zero_stage, "dtype": self.config.dtype, **lora}
+        names: Any = {"zero_stage": True, "dtype": True, "lora": {"rank", "targets"}}
+        return {"ranks": self.ranks, **self.config.model_dump(include=names, exclude_none=True)}
 
     def _random_state(self) -> dict[str, Tensor]:
         state = {"cpu": torch.get_rng_state()}

@@ -15,12 +15,12 @@ def test_adapters_without_layers_are_refused():
 
 def test_a_preference_model_is_saved_whole():
     assert PreferenceTrainerConfig(lora={"rank": 4}).lora == MergedLoraConfig(rank=4)
-    with pytest.raises(ValidationError, match="lora.save"):
+    with pytest.raises(ValidationError, match=r"lora\.save"):
         PreferenceTrainerConfig(lora={"save": "adapter"})
 
 
 def test_an_average_of_past_policies_is_published_whole():
     loss = {"kind": "nash_pg", "opponent": {"kind": "ema"}}
-    with pytest.raises(ValidationError, match="the average of adapted weights is no adapter; set lora.publish to merg"):
+    with pytest.raises(ValidationError, match=r"average of adapted weights is no adapter; set lora\.publish to merged"):
         LearnerConfig(loss=loss, lora={})
     LearnerConfig(loss=loss, lora={"publish": "merged"})
