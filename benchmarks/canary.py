@@ -150,8 +150,8 @@ class Learner:
 
         from actors.hub import answer_ends
         from actors.network import free_port
-        from learner.backend.process import RankPlace
         from learner.config import LearnerConfig, LearnerSpec, PublicationConfig
+        from learner.training.process import RankPlace
         from learner.training.worker import LearnerWorker
 
         tokenizer = AutoTokenizer.from_pretrained(model)

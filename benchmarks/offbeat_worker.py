@@ -29,7 +29,6 @@ from actors.judges.config import RewardModelJudgeConfig
 from actors.records import Completion, Group, Lease, Manifest, Prompt
 from actors.replay_buffer.pairing import game_of
 from benchmarks.trl_nash_md import DRAWS, OVERLAPPED, POSITIONS, Setting
-from learner.backend.process import RankPlace
 from learner.config import (
     CorrectionConfig,
     GameLossConfig,
@@ -38,6 +37,7 @@ from learner.config import (
     OptimizerConfig,
     PublicationConfig,
 )
+from learner.training.process import RankPlace
 
 MANY = 1_000_000
 """More updates than are measured; the learning rate is constant."""

@@ -21,8 +21,8 @@ from actors.records import TRANSPORTS, Completion, Manifest, Pair
 from benchmarks.gpu_acceptance.children import Child, gpu_environment
 from benchmarks.gpu_acceptance.parts import Setup
 from benchmarks.gpu_acceptance.served import LOAD, TOTAL, TRANSFER
-from learner.backend.process import RankPlace
 from learner.config import LearnerConfig, LearnerSpec, LossConfig, OptimizerConfig, PublicationConfig
+from learner.training.process import RankPlace
 
 if TYPE_CHECKING:
     from learner.training.worker import LearnerWorker

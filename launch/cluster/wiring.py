@@ -31,9 +31,9 @@ from launch.cluster.ray_actors import RayGenerator, RayJudge, RayLearner, RaySta
 from launch.cluster.ray_job import auth_token
 from launch.settings.run import ClusterConfig, RunConfig
 from launch.settings.runtime_env import upload_problem
-from learner.backend.process import RankPlace
 from learner.config import LearnerSpec, TrainerConfig
 from learner.stages.config import StageConfig, StageSpec
+from learner.training.process import RankPlace
 
 PLACEMENT_SECONDS = 120.0
 CONNECT_SECONDS = 10.0

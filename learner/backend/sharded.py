@@ -1,16 +1,15 @@
 """One model and its optimizer under DeepSpeed ZeRO 0-3, on the ranks of a process group.
 
-The only module that imports deepspeed. Must not depend on losses, data, references, policy versions or Ray. Methods
-marked collective must be entered by all ranks with equal arguments.
+Must not depend on losses, data, references, policy versions or Ray. Methods marked collective must be entered by all
+ranks with equal arguments.
 """
 
 import json
 import logging
 import math
 import os
-from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,6 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
-from deepspeed.checkpoint import ds_to_universal
-from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 
 from actors.errors import RunError, UsageError, writing
@@ -33,6 +27,7 @@ from learner.backend.checkpoint_layout import layout_of
 from learner.backend.checkpoints import ENGINE, LAYOUT, MODEL
 from learner.backend.collective import MEETING, agree, error_of, gather
 from learner.backend.deepspeed_config import deepspeed_config, learning_rate, naming_the_section, reference_config
+from learner.backend.engine_state import ENGINE_TAG, SAVED_CLASSES, CheckpointFiles, convert
 from learner.backend.models import checkpoint_activations, rehearse, writer_of
 from learner.backend.universal import (
     described,
@@ -43,10 +38,6 @@ from learner.backend.universal import (
     weights_only,
 )
 from learner.config import TrainerConfig
-
-ENGINE_TAG = "engine"
-_SAVED_CLASSES: list[Any] = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
-"""Classes that DeepSpeed saves in an engine's state, beside tensors and plain values."""
 
 
 def join_process_group(config: TrainerConfig) -> torch.device:
@@ -74,25 +65,6 @@ def join_process_group(config: TrainerConfig) -> torch.device:
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     torch.cuda.set_device(device)
     return device
-
-
-class _CheckpointFiles(TorchCheckpointEngine):
-    """Keeps the error of a failed write, so that this rank still reaches the barriers at which the others wait.
-
-    Reads tensors, plain values and DeepSpeed's own classes only; DeepSpeed's reader would run any code in a file.
-    """
-
-    def __init__(self, config_params: Any = None) -> None:
-        super().__init__(config_params)
-        self.error: Exception | None = None
-
-    def save(self, state_dict: Any, path: str) -> None:
-        save = super().save
-        self.error = error_of(lambda: save(state_dict, path)) or self.error
-
-    def load(self, path: str, map_location: Any = None) -> Any:
-        with weights_only(_SAVED_CLASSES):
-            return torch.load(path, map_location=map_location, weights_only=True)
 
 
 class ShardedModel:
@@ -134,7 +106,7 @@ class ShardedModel:
         with naming_the_section(config):
             _distribute(module, config, ds_config, device)
             self._engine, *_ = deepspeed.initialize(model=module, model_parameters=trained, config=ds_config)
-        self._writer = self._engine.checkpoint_engine = _CheckpointFiles()
+        self._writer = self._engine.checkpoint_engine = CheckpointFiles(module if config.lora else None)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         """Run the module's forward pass."""
@@ -294,7 +266,7 @@ class ShardedModel:
             if other_ranks and self.config.zero_stage > 0:
                 path, state = load_converted(
                     Path(checkpoint),
-                    convert=lambda stage: _convert(directory, stage),
+                    convert=lambda stage: convert(directory, stage),
                     load=lambda stage: self._load_engine(stage, universal=True),
                 )
             else:
@@ -319,7 +291,7 @@ class ShardedModel:
     def _load_engine(self, directory: Path, *, universal: bool = False) -> tuple[str | None, dict[str, Any]]:
         settings = self._engine._config  # DeepSpeed reads its setting of this name at construction only
         settings.load_universal_checkpoint = universal
-        with linked(directory) as (link,), weights_only(_SAVED_CLASSES):
+        with linked(directory) as (link,), weights_only(SAVED_CLASSES):
             strict = self.config.lora is None  # frozen weights are not saved
             loaded = self._engine.load_checkpoint(str(link), tag=ENGINE_TAG, load_module_strict=strict)
         if universal:
@@ -387,14 +359,3 @@ def gathered(parameters: Sequence[Tensor]) -> Iterator[None]:
     partitioned = [tensor for tensor in parameters if hasattr(tensor, "ds_id")]
     with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
         yield
-
-
-def _convert(directory: Path, stage: Path) -> None:
-    """Write the engine state in `directory` to `stage` in DeepSpeed's universal form."""
-    with linked(directory, stage) as (source, target), open(os.devnull, "w") as silence:
-        arguments = Namespace(
-            input_folder=str(source / ENGINE_TAG), output_folder=str(target / ENGINE_TAG), num_extract_workers=1,
-            num_merge_workers=1, keep_temp_folder=False, strict=True, inject_missing_state=True,
-        )  # fmt: skip
-        with redirect_stdout(silence), redirect_stderr(silence), weights_only(_SAVED_CLASSES):
-            ds_to_universal.main(arguments)

@@ -6,9 +6,9 @@ from typing import Any
 
 from actors.errors import LEARNER_MEMORY, oom_hint, writing
 from actors.hub import resolve
-from learner.backend.process import RankPlace
 from learner.records import StageStats
 from learner.stages.config import StageSpec
+from learner.training.process import RankPlace
 from learner.training.worker import RankWorker
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from actors.errors import LEARNER_MEMORY, oom_hint
 from actors.records import Canary, Game, Manifest, Pair, Pulse, Seat
-from learner.backend.process import RankPlace, set_environment, threads
 from learner.config import LearnerSpec, PublicationConfig, TrainerConfig
 from learner.records import UpdateStats
+from learner.training.process import RankPlace, set_environment, threads
 
 FRESH_TOKENS = 128
 """Most tokens of a rollout that engines score at each version."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from learner.backend.process import set_environment
+from learner.training.process import set_environment
 from tests.learner.backend.ranks import CONFIG, OPTIMIZER, full_state, place_of, random_pairs, spec_of
 
 CASES = (

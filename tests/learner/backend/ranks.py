@@ -17,7 +17,6 @@ import torch
 
 from actors.network import free_port
 from actors.records import Completion, Pair
-from learner.backend.process import RankPlace
 from learner.config import (
     CorrectionConfig,
     GameLossConfig,
@@ -27,6 +26,7 @@ from learner.config import (
     PairLossConfig,
     PublicationConfig,
 )
+from learner.training.process import RankPlace
 
 VOCABULARY = 50
 TOTAL_UPDATES = 6
@@ -152,7 +152,7 @@ def spec_of(model: Path, config: LearnerConfig, **settings: Any) -> LearnerSpec:
 
 
 def _join(rank: int, world: int, port: int) -> None:
-    from learner.backend.process import set_environment
+    from learner.training.process import set_environment
 
     set_environment(CONFIG, place_of(rank, world, port))
 

@@ -214,13 +214,13 @@ def test_a_conversion_runs_no_code_of_the_checkpoint(make_engine, tmp_path, stag
 def test_a_converted_checkpoint_is_read_as_restricted_as_any(make_engine, tmp_path, monkeypatch):
     from learner.backend import sharded
 
-    convert = sharded._convert
+    convert = sharded.convert
 
     def spoil(directory: Path, stage: Path) -> None:
         convert(directory, stage)
         torch.save({"more": Payload(tmp_path / "ran")}, stage / "engine" / "zero" / "optimizer_state.pt")
 
-    monkeypatch.setattr(sharded, "_convert", spoil)
+    monkeypatch.setattr(sharded, "convert", spoil)
     engine = make_engine(zero_stage=2)
     save_as_of_two_ranks(engine, tmp_path / "update-0")
     with pytest.raises(UsageError, match="update-0 cannot be read: Weights only load failed"):
