@@ -29,6 +29,7 @@ DTYPE_NAMES = {
 }  # fmt: skip
 """Dtype names of safetensors to those of torch."""
 
+ADAPTER_CONFIG = "adapter_config.json"  # of peft
 # Fields of config.json that do not change what a model computes.
 _IMMATERIAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "initializer_range"}
 _IMMATERIAL_SUFFIXES = ("_token_id", "dropout", "_pdrop")
@@ -40,6 +41,7 @@ def resolve(path: str | Path, *, weights: bool = True) -> Path:
     Without `weights` only configuration and tokenizer are downloaded. Raises UsageError if it is neither.
     """
     if Path(path).is_dir():
+        require_no_adapter(path)
         return Path(path)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -51,6 +53,17 @@ def resolve(path: str | Path, *, weights: bool = True) -> Path:
             f"model {str(path)!r} is neither a directory nor a hub name that can be downloaded ({error}); "
             "give the directory of a Hugging Face model"
         ) from error
+
+
+def require_no_adapter(path: str | Path) -> None:
+    """Raise UsageError if a directory holds a LoRA adapter instead of a model."""
+    file = Path(path) / ADAPTER_CONFIG
+    if file.is_file() and not (Path(path) / "config.json").is_file():
+        base = read_object(file).get("base_model_name_or_path")
+        raise UsageError(
+            f"{path} holds a LoRA adapter of {base}, not a model; make one with `offbeat merge {path} DIRECTORY`, and "
+            "give that directory"
+        )
 
 
 def require_safetensors(path: str | Path) -> None:

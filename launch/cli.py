@@ -195,6 +195,18 @@ def verify(
 
 
 @app.command()
+def merge(
+    adapter: Annotated[Path, Argument(metavar="ADAPTER", help="directory with adapter_config.json, as a run's final")],
+    into: Annotated[Path, Argument(metavar="DIRECTORY", help="directory to write the model to")],
+    base: Annotated[str | None, Option(metavar="MODEL", help="unset: the one that the adapter names")] = None,
+) -> int:
+    """Write a LoRA adapter and its base as one model."""
+    from launch.merge import run_merge
+
+    return run_merge(adapter, into, base)
+
+
+@app.command()
 def demo(overrides: Overrides = None, output: Output = None) -> int:
     """Compare a reward model with Nash-MD in a small world, on CPU."""
     from launch.demo.demo import run_demo

@@ -6,6 +6,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from actors.errors import UsageError
+from actors.hub import ADAPTER_CONFIG
 from launch.doctor.findings import Finding, from_exception, graded, report
 from launch.output.journal_files import Checksums, require_run, require_whole, segments
 from launch.output.run_directory import RunDirectory
@@ -31,6 +32,7 @@ def run_verify(directory: Path, *, json: bool = False) -> int:
 
 def parts(directory: Path) -> Iterator[Finding]:
     """Verify every checkpoint, journal and sealed directory below `directory`, those of nested runs and replays too."""
+    files_of_a_model = {"config.json", ADAPTER_CONFIG}
     for place, folders, files in os.walk(directory):
         path = Path(place)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -39,7 +41,7 @@ def parts(directory: Path) -> Iterator[Finding]:
             yield _checkpoint(path)
         elif manifest.MANIFEST in files:
             yield _directory(path)
-        elif path.name in ("final", "start") and "config.json" in files:
+        elif path.name in ("final", "start") and not files_of_a_model.isdisjoint(files):
             yield graded("model", f"{path}: no {manifest.MANIFEST}, so it cannot be verified", doubtful=True)
         if checkpoints.POINTER in files:
             yield from _pointer(path)

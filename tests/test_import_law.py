@@ -54,7 +54,7 @@ ALLOWED = {
     },
     "launch": {
         "__main__": "cli output",  # the supervisor stands before the command line
-        "cli": "cluster data demo doctor evaluate replay settings verify",
+        "cli": "cluster data demo doctor evaluate merge replay settings verify",
         "cluster": "run settings",
         "data": "settings",
         "demo": "output run settings",
@@ -69,7 +69,7 @@ ALLOWED = {
     },
 }
 """For each top folder: a room (a sub-package or a file), and the rooms beside it that it may import."""
-MOST_ARROWS = {"actors": 51, "learner": 20, "launch": 41}
+MOST_ARROWS = {"actors": 51, "learner": 20, "launch": 42}
 
 # Exceptions. Each list may only become shorter: an entry that is no exception any more has to be removed.
 CYCLES: set[str] = set()

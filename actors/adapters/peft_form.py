@@ -16,7 +16,7 @@ from actors.adapters.config import ALL_LINEAR, LoraConfig
 from actors.errors import UsageError
 from actors.hub import Shape, listed, quiet, read_config
 
-ADAPTER_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+ADAPTER_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """Before each name in peft's files."""
 _NAME = "default"  # of the only adapter
@@ -86,6 +86,24 @@ def tensors(model: Any) -> dict[str, Any]:
     """Return the parameters of the adapters of `model` by the names that peft gives them in its files."""
     named = model.named_parameters()
     return {PREFIX + name.replace(f".{_NAME}.", "."): each for name, each in named if f".{_NAME}." in name}
+
+
+def load(model: Any, given: Mapping[str, Any]) -> None:
+    """Copy tensors, by peft's names, into the adapters of `model`. Raises UsageError unless they are all of them."""
+    import torch
+
+    own = tensors(model)
+    found = {name: tuple(each.shape) for name, each in given.items()}
+    wanted = {name: tuple(each.shape) for name, each in own.items()}
+    if found != wanted:
+        name = min(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        raise UsageError(
+            f"the adapter has {name!r} as {found.get(name, 'nothing')} where the model has {wanted.get(name, 'none')}; "
+            "use the base that it was trained on"
+        )
+    with torch.no_grad():
+        for name, tensor in given.items():
+            own[name].copy_(tensor)
 
 
 def is_adapted(model: Any) -> bool:

@@ -218,6 +218,7 @@ def start_generators(
             generators=config.generators,
             sampling=config.sampling,
             opponent=config.opponent,
+            adapter=config.adapter,
             seed=config.seed,
             number=number,
             start=updates,

@@ -157,7 +157,8 @@ def _models(config: RunConfig) -> tuple[Models | None, list[Finding]]:
 
     policy = facts("model", "model.path", config.model.path)
     other = config.model.reference
-    reference = policy if other is None else facts("reference", "model.reference", other)
+    own = policy if config.learner.lora is None else None  # the base of adapters is their reference
+    reference = own if other is None else facts("reference", "model.reference", other)
     judge_bytes = sum(
         ELEMENT_BYTES[judge.dtype] * model.parameters
         for judge in config.judging.judges

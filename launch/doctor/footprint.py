@@ -4,6 +4,7 @@ Notation: Psi parameters of a model, N learner ranks, e bytes per weight (4 in f
 lower bound: it leaves out fragmentation and the libraries' own buffers.
 """
 
+from actors.adapters.config import ALL_LINEAR, LoraConfig
 from actors.generation.config import OpponentConfig
 from actors.records import TRANSPORTS
 from launch.doctor.model_facts import ELEMENT_BYTES, ModelFacts
@@ -21,6 +22,30 @@ PUBLISHED_VERSIONS = 2
 """Publications that exist at a time: the one that generators are loading, and the next."""
 
 
+def adapter_parameters(model: ModelFacts, lora: LoraConfig) -> int:
+    """Count the elements of A [r, in] and B [out, r] over the adapted layers.
+
+    Of Llama's names. A target of another name counts as a square layer, and all-linear as these seven.
+    """
+    h, i = model.hidden, model.intermediate or 4 * model.hidden
+    queries, keys = (model.heads or h // model.head_size) * model.head_size, model.kv_heads * model.head_size
+    ends = {"q_proj": h + queries, "k_proj": h + keys, "v_proj": h + keys, "o_proj": queries + h}
+    ends |= {"up_proj": h + i, "down_proj": i + h} | ({"gate_proj": h + i} if model.gated else {})
+    names = list(ends) if lora.targets == ALL_LINEAR else lora.targets
+    return model.layers * lora.rank * sum(ends.get(name, 2 * h) for name in names)
+
+
+def trained_parameters(model: ModelFacts, config: TrainerConfig) -> int:
+    """Count the elements that an optimizer step changes: all weights, or those of the adapters."""
+    return model.parameters if config.lora is None else adapter_parameters(model, config.lora)
+
+
+def saved_parameters(model: ModelFacts, config: TrainerConfig) -> int:
+    """Count the elements of a saved model."""
+    alone = config.lora is not None and config.lora.save == "adapter"
+    return trained_parameters(model, config) if alone else model.parameters
+
+
 def learner_memory(
     policy: ModelFacts, reference: ModelFacts | None, config: TrainerConfig, *, average: bool
 ) -> tuple[float, float]:
@@ -31,11 +56,13 @@ def learner_memory(
     are summed in float32 (4 Psi), and stage 0 trains in float32 without a second copy (8 Psi for the optimizer).
     DeepSpeed also keeps 2 Psi of unsummed gradients at stage 1 in bfloat16, and one bucket at stage 3. With offload
     it sums gradients on the device, except at stage 3 and, in float32, at stage 2; the host gets a copy, and at stages
-    1 and 2 the new weights too (DeepSpeed 0.19.8, its module of stages 1 and 2).
+    1 and 2 the new weights too (DeepSpeed 0.19.8, its module of stages 1 and 2). With adapters Psi counts these alone
+    in gradients and optimizer, and the base is the reference if there is no other.
     """
     stage, ranks, element = config.zero_stage, config.ranks, ELEMENT_BYTES[config.dtype]
-    psi = policy.parameters
-    weights = element * psi / (ranks if stage == 3 else 1)
+    psi = trained_parameters(policy, config)
+    base = 0 if config.lora is None else policy.parameters
+    weights = element * (base + psi) / (ranks if stage == 3 else 1)
     if stage == 3:
         weights += 4 * bucket_elements(config, psi)
     gradients = 4 * psi / (ranks if stage >= 2 else 1)
@@ -43,7 +70,7 @@ def learner_memory(
         gradients += 2 * psi
     states = 12 * psi / ranks if stage >= 1 else 8 * psi
     frozen = element * reference.parameters / (ranks if stage == 3 else 1) if reference is not None else 0.0
-    averaged = (4 + element) * psi if average else 0.0
+    averaged = (4 + element) * policy.parameters if average else 0.0
     if config.gpus_per_rank > 0 and config.offload_optimizer and stage > 0:
         moved = stage == 3 or (stage == 2 and config.dtype == "float32")
         device = weights + frozen + averaged + (0.0 if moved else gradients)
@@ -156,7 +183,8 @@ def has_average(config: RunConfig) -> bool:
 
 def publication_bytes(policy: ModelFacts, config: RunConfig) -> int:
     """Return the size of one publication: the policy, and its average if there is one."""
-    return (2 if has_average(config) else 1) * ELEMENT_BYTES[config.learner.dtype] * policy.parameters
+    published = policy.parameters if config.adapter is None else adapter_parameters(policy, config.adapter)
+    return (2 if has_average(config) else 1) * ELEMENT_BYTES[config.learner.dtype] * published
 
 
 def kept_on_gpu(policy: ModelFacts, config: RunConfig) -> int:
@@ -185,14 +213,17 @@ def kept_on_host(policy: ModelFacts, config: RunConfig) -> int:
 
 def checkpoint_bytes(policy: ModelFacts, config: TrainerConfig, *, average: bool) -> int:
     """Return the size of one checkpoint: model, engine weights (not at stage 3), optimizer, and average in float32."""
-    weights = ELEMENT_BYTES[config.dtype] * (1 if config.zero_stage == 3 else 2)
-    return (weights + (8 if config.zero_stage == 0 else 12) + (4 if average else 0)) * policy.parameters
+    element, trained = ELEMENT_BYTES[config.dtype], trained_parameters(policy, config)
+    engine = (0 if config.zero_stage == 3 else element) + (8 if config.zero_stage == 0 else 12)
+    averaged = 4 * policy.parameters if average else 0
+    return element * saved_parameters(policy, config) + engine * trained + averaged
 
 
 def disk_bytes(policy: ModelFacts, config: RunConfig) -> int:
     """Return the size of a whole run: the checkpoints it keeps, the one it is writing, and `final/`."""
     one = checkpoint_bytes(policy, config.learner, average=has_average(config))
-    return (config.checkpoints.keep + 1) * one + ELEMENT_BYTES[config.learner.dtype] * policy.parameters
+    final = ELEMENT_BYTES[config.learner.dtype] * saved_parameters(policy, config.learner)
+    return (config.checkpoints.keep + 1) * one + final
 
 
 def size(nbytes: float) -> str:

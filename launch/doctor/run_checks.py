@@ -32,7 +32,8 @@ class Models:
 
     policy: ModelFacts
     reference: ModelFacts | None
-    """None if it is not on this machine. Equals `policy` if the run sets no reference."""
+    """None if it is not on this machine, or the policy's adapters are left out for it. Equals `policy` if the run sets
+    no reference."""
     judge_bytes: float = 0.0  # bytes of weights in one judge actor
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from actors.adapters import peft_form
 from actors.data.prompts import PromptSource
 from actors.errors import UsageError
 from actors.hub import (
@@ -45,6 +46,8 @@ def check_model(config: RunConfig, plugin: RunPlugin) -> list[str]:
         notes += check_weights("model.reference", config.model.reference)
         if config.opponent is not None and config.opponent.needs_second_model:
             check_same_architecture(config.model.path, config.model.reference)
+    if config.learner.lora is not None and Path(config.model.path).is_dir():
+        peft_form.outline(config.model.path, config.learner.lora)
     longest = positions_of(model)
     if longest is not None and config.generators.max_model_len > longest:
         raise UsageError(
@@ -227,4 +230,6 @@ def fixed_settings(config: RunConfig, prompts: PromptSource, plugin: RunPlugin) 
     if config.opponent is not None:
         names = {"kind", "beta", "completions_per_prompt", "max_staleness"}
         fixed["learner.loss.opponent"] = config.opponent.model_dump(mode="json", include=names)
+    if config.learner.lora is not None:
+        fixed["learner.lora"] = config.learner.lora.model_dump(include={"rank", "alpha", "targets"})
     return fixed | plugin.fixed(config)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors import world
+from actors.adapters import peft_form
+from actors.adapters.config import LoraConfig
 from actors.errors import UsageError
 from actors.foreign.documents import read_object
 from actors.records import TRANSPORTS
@@ -126,6 +128,7 @@ class ExactEvaluation:
     """Measures policies against one reference, at the first publication after every `every` updates and at the end.
 
     `reference_dir` holds the reference, a policy of the embedded world; `temperature` is the sampling temperature.
+    `adapted`: the directory of the base and its adapters' settings, if publications hold adapters alone.
     """
 
     task: Task
@@ -137,6 +140,7 @@ class ExactEvaluation:
     updates_per_publish: int = 1
     threads: int = 1
     """As the learner's, so that equal weights give equal figures."""
+    adapted: tuple[Path, LoraConfig] | None = None
     history: list[ExactFigures] = field(default_factory=list)
     _parts: Any = None
     _model: Any = None
@@ -155,8 +159,14 @@ class ExactEvaluation:
         from learner.world import exact
 
         if self._model is None:
-            self._model = load_model(self.reference_dir, "float32")
-        self._model.load_state_dict(tensors, strict=False)
+            base, lora = self.adapted or (self.reference_dir, None)
+            self._model = load_model(base, "float32")
+            if lora is not None:
+                peft_form.adapt(self._model, lora)
+        if self.adapted is None:
+            self._model.load_state_dict(tensors, strict=False)
+        else:
+            peft_form.load(self._model, tensors)
         threads = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
@@ -195,6 +205,7 @@ class ExactEvaluation:
 def exact_evaluation(config: RunConfig, reference_dir: Path, say: Callable[[str], None]) -> ExactEvaluation | None:
     """Return the evaluation by enumeration if prompts and vocabulary are the embedded world's, else None."""
     every, transport = config.evaluation.exact_every_updates, config.publication.transport
+    base = reference_dir if config.model.path == WORLD else Path(config.model.path)
     model = reference_dir / "config.json"
     if config.prompts.source != WORLD or not every or not model.is_file():
         return None
@@ -221,4 +232,5 @@ def exact_evaluation(config: RunConfig, reference_dir: Path, say: Callable[[str]
         updates=config.updates,
         updates_per_publish=config.replay.updates_per_publish,
         threads=max(1, int(config.learner.cpus_per_rank)),
+        adapted=None if config.adapter is None else (base, config.adapter),
     )

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from actors.adapters.config import LoraConfig
 from actors.data.config import ChatTemplateConfig, PromptConfig
 from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.judges.config import JudgingConfig
@@ -327,6 +328,12 @@ class RunConfig(TrainingConfig):
         if problem := gpu_problem(self.learner, self.generators, self.publication.transport):
             raise ValueError(problem)
         return self
+
+    @property
+    def adapter(self) -> LoraConfig | None:
+        """The adapters that weight syncs hold; None if they hold all weights."""
+        lora = self.learner.lora
+        return lora if lora is not None and lora.publish == "adapter" else None
 
     @property
     def opponent(self) -> OpponentConfig | None:

@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from actors.adapters import peft_form
 from actors.errors import UsageError
 from actors.foreign.documents import read_object
-from actors.hub import load_complete, read_config, require_unquantised
+from actors.hub import ADAPTER_CONFIG, load_complete, read_config, require_unquantised
 from learner.backend.manifest import MANIFEST
 from learner.tensors.logprobs import PolicyWithLogProbs
 from learner.tensors.shared_prompts import supports
@@ -163,7 +163,7 @@ def write_model(directory: Path, model: PreTrainedModel, state: dict[str, Tensor
 def write_adapter(directory: Path, model: PreTrainedModel, state: dict[str, Tensor], source: Path) -> None:
     """Write the adapters `state` (CPU) of `model` in peft's form, copy the tokenizer of `source`. Raises OSError."""
     save_file(state, directory / peft_form.ADAPTER_FILE, metadata={"format": "pt"})
-    (directory / peft_form.CONFIG_FILE).write_text(peft_form.described(model), encoding="utf-8")
+    (directory / ADAPTER_CONFIG).write_text(peft_form.described(model), encoding="utf-8")
     model.generation_config.save_pretrained(directory)
     _copy_tokenizer(source, directory, besides=(CONFIG,))
 

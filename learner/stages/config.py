@@ -84,7 +84,9 @@ class StageConfig(Settings):
         training = {f"training.{name}": getattr(self.training, name) for name in ("epochs", "batch_size", "seed")}
         data = {VALIDATION_SPLIT: self.data.validation_split}
         scratch = {"model.scratch": self.model.scratch.model_dump()} if self.model.path == SCRATCH else {}
-        passed = {"learner.deepspeed": self.learner.deepspeed}
+        passed: dict[str, Any] = {"learner.deepspeed": self.learner.deepspeed}
+        if self.learner.lora is not None:
+            passed["learner.lora"] = self.learner.lora.model_dump(include={"rank", "alpha", "targets"})
         return {"model.path": self.model.path, **scratch, **data, **training, **passed}
 
 
