@@ -5,6 +5,7 @@ transformers and torch are imported by the functions that need them.
 """
 
 import contextlib
+import io
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,8 @@ def resolve(path: str | Path, *, weights: bool = True) -> Path:
     Without `weights` only configuration and tokenizer are downloaded. Raises UsageError if it is neither.
     """
     if Path(path).is_dir():
-        require_no_adapter(path)
+        if weights:
+            require_no_adapter(path)
         return Path(path)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -87,6 +89,7 @@ def read_config(path: str | Path) -> Any:
     """
     from transformers import AutoConfig
 
+    require_no_adapter(path)
     if (file := Path(path).expanduser() / "config.json").is_file():
         read_object(file)
     try:
@@ -296,14 +299,18 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' report on a checkpoint: what matters in it is refused or listed in words of ours."""
+    """Silence transformers' report on a checkpoint: what matters in it is refused or listed in words of ours.
+
+    And DeepSpeed, which transformers imports to save a model, and which prints what it found.
+    """
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:

@@ -9,7 +9,7 @@ from actors.adapters.config import LoraConfig
 from actors.errors import UsageError, writing
 from actors.files import atomic_directory
 from actors.foreign.documents import read_object
-from actors.hub import ADAPTER_CONFIG, read_config, resolve, unique_tensors
+from actors.hub import ADAPTER_CONFIG, quiet, read_config, resolve, unique_tensors
 from learner.backend import manifest
 from learner.backend.models import load_model, settle_generation, write_model
 
@@ -28,12 +28,13 @@ def run_merge(adapter: Path, into: Path, base: str | None = None) -> int:
     manifest.check(adapter)
     fields = read_object(described)
     source = resolve(base or str(fields.get("base_model_name_or_path") or ""))
-    model = load_model(source, _dtype(source))
+    with quiet():
+        model = load_model(source, _dtype(source))
     peft_form.adapt(model, _settings(fields, adapter), str(source))
     peft_form.load(model, load_file(weights))
     settle_generation(model, adapter if (adapter / "generation_config.json").is_file() else source, ())
     state = peft_form.merged(model, {name: each.detach() for name, each in unique_tensors(model).items()})
-    with writing(into, "then try again"), atomic_directory(into) as stage:
+    with writing(into, "then try again"), atomic_directory(into) as stage, quiet():
         write_model(stage, model, state, _tokenizer_of(adapter, source))
         manifest.seal(stage)
     print(f"{adapter} merged into {source}: {into}")

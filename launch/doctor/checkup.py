@@ -24,7 +24,14 @@ from launch.doctor import machine, run_checks
 from launch.doctor.findings import Finding, from_exception, graded, report
 from launch.doctor.footprint import size
 from launch.doctor.machine import Gpu
-from launch.doctor.model_facts import ELEMENT_BYTES, ModelFacts, is_hub_name, local_directory, read_model
+from launch.doctor.model_facts import (
+    ELEMENT_BYTES,
+    ModelFacts,
+    is_hub_name,
+    known_vocabulary,
+    local_directory,
+    read_model,
+)
 from launch.doctor.run_checks import Models
 from launch.output import run_directory
 from launch.settings.run import ClusterConfig, RunConfig
@@ -147,6 +154,9 @@ def _models(config: RunConfig) -> tuple[Models | None, list[Finding]]:
         except ValueError as problem:
             findings.append(Finding(name, "error", f"{setting}: {problem}", "give a Hugging Face model's directory"))
             return None
+        except UsageError as problem:
+            findings.append(from_exception(name, problem))
+            return None
         if model is None and is_hub_name(path):
             text = f"{setting} {path} is not on this machine; it will be downloaded"
             findings.append(Finding(name, "warning", text, _HUB_REMEDY))
@@ -207,17 +217,17 @@ def _model_and_prompts(config: RunConfig, silent: Collection[str]) -> Iterator[F
         except OffbeatError as exception:
             yield from_exception("tokenizer", exception)
         else:
-            yield _check_tokenizer(local, tokenizer, read_model(local.model.path))
+            yield _check_tokenizer(local, tokenizer, known_vocabulary(local.model.path))
     prompts = yield from _prompts(config, tokenizer)
     yield from _functions(config) if prompts is None else _met(config, prompts, tokenizer, silent)
 
 
-def _check_tokenizer(config: RunConfig, tokenizer: Any, model: ModelFacts | None) -> Finding:
+def _check_tokenizer(config: RunConfig, tokenizer: Any, vocabulary: int | None) -> Finding:
     from actors.hub import answer_ends
     from launch.run.preflight import check_tokenizer
 
     template = "a chat template" if tokenizer.chat_template else "no chat template"
-    limit = len(tokenizer) if model is None else model.vocabulary
+    limit = vocabulary or len(tokenizer)
     try:
         ends = tokenizer.convert_ids_to_tokens(list(answer_ends(config.model.path, tokenizer)))
     except OffbeatError as exception:

@@ -3,6 +3,7 @@
 Must not import anything heavy; `huggingface_hub` only if a hub name has to be looked up in the local cache.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from actors.data.rows import HUB_NAME
 from actors.errors import UsageError
 from actors.foreign.documents import read_object
 from actors.foreign.tensor_files import read_header, weight_files
+from actors.hub import require_no_adapter
 from actors.settings import WORLD
 
 _GATED = ("silu", "swish", "gelu_pytorch_tanh")
@@ -60,12 +62,23 @@ def local_directory(path: str) -> Path | None:
 def read_model(path: str) -> ModelFacts | None:
     """Read the size of a model: a directory, a hub name, or `world`. None if it is not on this machine.
 
-    Raises ValueError, naming the file, if its files are incomplete or unreadable.
+    Raises ValueError, naming the file, if its files are incomplete or unreadable, UsageError for an adapter.
     """
     if path == WORLD:
         return WORLD_POLICY
     directory = local_directory(path)
-    return None if directory is None else facts_of(_json(directory / "config.json"), count_parameters(directory))
+    if directory is None:
+        return None
+    require_no_adapter(directory)
+    return facts_of(_json(directory / "config.json"), count_parameters(directory))
+
+
+def known_vocabulary(path: str) -> int | None:
+    """Count the rows of a model's vocabulary; None if it is not on this machine, or its files cannot be read."""
+    with contextlib.suppress(ValueError, UsageError):
+        model = read_model(path)
+        return None if model is None else model.vocabulary
+    return None
 
 
 def facts_of(config: Mapping[str, Any], parameters: int) -> ModelFacts:

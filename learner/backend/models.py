@@ -171,6 +171,6 @@ def write_adapter(directory: Path, model: PreTrainedModel, state: dict[str, Tens
 def _copy_tokenizer(source: Path, directory: Path, besides: Sequence[str] = ()) -> None:
     for path in source.iterdir():
         # A file that is neither weights nor just written belongs to the tokenizer, of whatever kind.
-        other = path.name.endswith(_WEIGHT_SUFFIXES) or path.name in (DPO_FILE, MANIFEST, *besides)
+        other = path.name.endswith(_WEIGHT_SUFFIXES) or path.name in (DPO_FILE, MANIFEST, ADAPTER_CONFIG, *besides)
         if path.is_file() and not other and not (directory / path.name).exists():
             shutil.copyfile(path, directory / path.name)

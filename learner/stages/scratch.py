@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from transformers.utils.logging import disable_progress_bar
 
 from actors.files import atomic_directory
+from actors.hub import quiet
 from learner.stages.config import ScratchConfig
 
 EOS, PAD = "<|end|>", "<|pad|>"
@@ -63,8 +63,7 @@ def make_model(directory: str | Path, texts: Iterable[str], config: ScratchConfi
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
-    disable_progress_bar()  # it would run through the messages of the run
-    with atomic_directory(Path(directory)) as stage:
+    with atomic_directory(Path(directory)) as stage, quiet():
         model.save_pretrained(stage)
         tokenizer.save_pretrained(stage)
     return model.num_parameters()
