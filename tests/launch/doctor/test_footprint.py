@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import pytest
 
+from actors.adapters import peft_form
+from actors.adapters.config import LoraConfig
 from actors.generation.config import OpponentConfig
 from launch.doctor import footprint
 from launch.doctor.footprint import (
     activation_bytes,
+    adapter_parameters,
     head_bytes,
     kv_bytes_per_token,
     layer_activations,
@@ -21,6 +24,7 @@ from launch.settings.loading import load_config
 from launch.settings.run import RunConfig
 from learner.backend.deepspeed_config import BUCKET
 from learner.config import TrainerConfig
+from learner.world.policy import build_policy
 
 GIB = 1 << 30
 
@@ -262,3 +266,48 @@ def test_publications_are_counted_where_they_are(
     policy, one = model(1000), 2000
     assert footprint.kept_on_gpu(policy, config) == on_gpu * one
     assert footprint.kept_on_host(policy, config) == on_host * one
+
+
+# Adapters
+
+
+LLAMA_8B = ModelFacts(8_030_261_248, 32, 4096, 8, 128, vocabulary=128_256, heads=32, intermediate=14_336)
+"""Llama 3.1 8B, from its config.json."""
+
+
+def test_adapters_of_an_8b_model_counted_by_hand():
+    """Of rank 16: per layer q, o 8192 each, k, v 5120 each, gate, up, down 18432 each, times 16, times 32 layers."""
+    per_layer = 16 * (2 * 8192 + 2 * 5120 + 3 * 18_432)
+    assert adapter_parameters(LLAMA_8B, LoraConfig(rank=16)) == 32 * per_layer == 41_943_040
+    assert adapter_parameters(LLAMA_8B, LoraConfig(rank=8, targets=["q_proj", "v_proj"])) == 32 * 8 * (8192 + 5120)
+
+
+def test_adapters_of_a_real_model_are_those_that_peft_makes(tmp_path):
+    build_policy().save_pretrained(tmp_path)
+    lora = LoraConfig(rank=5)
+    shapes = peft_form.outline(tmp_path, lora).values()
+    assert adapter_parameters(WORLD_POLICY, lora) == sum(rows * columns for rows, columns in shapes)
+
+
+@pytest.mark.parametrize(("stage", "ranks"), [(1, 1), (2, 2), (3, 4)])
+def test_a_rank_with_adapters_holds_the_base_once_and_states_of_the_adapters(stage, ranks):
+    lora = LoraConfig(rank=16)
+    config = TrainerConfig(zero_stage=stage, ranks=ranks, lora=lora)
+    base, phi = 8_030_261_248, 41_943_040
+    by_hand = {
+        1: 2 * (base + phi) + 4 * phi + 2 * phi + 12 * phi,
+        2: 2 * (base + phi) + (4 * phi + 12 * phi) / 2,
+        # And the bucket of gradients, as large as all adapters: four bytes each.
+        3: (2 * (base + phi) + 4 * phi + 12 * phi) / 4 + 4 * phi,
+    }
+    assert learner_memory(LLAMA_8B, None, config, average=False) == (pytest.approx(by_hand[stage]), 0.0)
+
+
+def test_publications_and_checkpoints_of_adapters_are_small():
+    whole = RunConfig(model={"path": "world"}, learner={"lora": {"publish": "merged", "save": "merged"}})
+    adapters = RunConfig(model={"path": "world"}, learner={"lora": {}})
+    phi = 41_943_040
+    assert footprint.publication_bytes(LLAMA_8B, adapters) == 2 * phi
+    assert footprint.publication_bytes(LLAMA_8B, whole) == 2 * LLAMA_8B.parameters
+    assert footprint.checkpoint_bytes(LLAMA_8B, adapters.learner, average=False) == (2 + 2 + 12) * phi
+    assert footprint.checkpoint_bytes(LLAMA_8B, whole.learner, average=False) == 14 * phi + 2 * LLAMA_8B.parameters

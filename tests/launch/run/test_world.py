@@ -13,6 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from actors import world
+from actors.adapters import peft_form
+from actors.adapters.config import LoraConfig
 from actors.records import Canary
 from actors.world import EOS, FIRST_SYMBOL, INVALID, NOEOS, PROMPTS, SYMBOLS, World
 from launch.run.protocols import Publication
@@ -161,6 +163,23 @@ def test_the_policy_of_a_publication_is_measured_at_the_sampling_temperature(tmp
     figures = by_hand.measure(3, exact_policy(policy.eval(), 0.7).token_logprobs.astype("float32"))
     assert asyncio.run(observed.observe(3, publication)) == figures.metrics()
     assert observed.history[0].exact_kl > 0.01
+    publisher.close()
+
+
+def test_published_adapters_are_measured_on_their_base(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    build_policy(TINY).save_pretrained(tmp_path / "base")
+    build_policy(TINY).save_pretrained(tmp_path / "reference")
+    lora = LoraConfig(rank=3)
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32).eval()
+    peft_form.adapt(policy, lora)
+    tensors = {name: each.detach().normal_(std=0.3) for name, each in peft_form.tensors(policy).items()}
+    publisher = Publisher(PublicationConfig(), tmp_path / "shm")
+    publication = Publication(publisher.publish(3, tensors, Canary((0, 1), (0.0,))))
+    observed = ExactEvaluation("intransitive", 0, tmp_path / "reference", adapted=(tmp_path / "base", lora))
+    by_hand = ExactEvaluation("intransitive", 0, tmp_path / "reference")
+    figures = by_hand.measure(3, exact_policy(policy, 1.0).token_logprobs.astype("float32"))
+    assert asyncio.run(observed.observe(3, publication)) == figures.metrics()
     publisher.close()
 
 
