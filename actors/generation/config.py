@@ -100,6 +100,16 @@ class OpponentConfig(Settings):
         return {"self": 0.0, "reference": 1.0, "ema": 1.0}.get(self.kind, self.beta)
 
 
+def adapter_problem(adapter: LoraConfig | None, opponent: OpponentConfig | None) -> str | None:
+    """Say why engines cannot apply published adapters with this opponent; None if they can, or are not asked to."""
+    if adapter is None or adapter.publish == "merged" or opponent is None or opponent.kind not in ("mixture", "ema"):
+        return None
+    return (
+        f"opponent kind {opponent.kind} with lora.publish adapter: the engine would hold a second model, which has no "
+        "adapters of its own; set lora.publish to merged, or the kind to weighted, self or reference"
+    )
+
+
 _OWN_VARIABLES = {
     "OMP_NUM_THREADS": "it follows generators.cpus; set that",
     "TORCHDYNAMO_DISABLE": "Offbeat sets it for engines on CPU; on GPUs set generators.enforce_eager",
@@ -260,6 +270,16 @@ class GeneratorSpec:
     def engine_seed(self) -> int:
         """Seed of the engine's sampler, of which no two engines of one run or of two have the same."""
         return seed_of(self.seed, "generator", self.number, "engine", self.start, bits=32)  # as many as numpy takes
+
+    @property
+    def engine_beta(self) -> float | None:
+        """Weight of the engine's second model in opponents; None if the engine holds no second model."""
+        return None if self.opponent is None or self.opponent_is_base else self.opponent.engine_beta
+
+    @property
+    def opponent_is_base(self) -> bool:
+        """Whether opponents are sampled by the base without its adapter, so that one model serves both."""
+        return self.adapter is not None and self.opponent is not None and self.opponent.kind == "reference"
 
     @property
     def publishes_average(self) -> bool:
