@@ -102,11 +102,11 @@ class OpponentConfig(Settings):
 
 def adapter_problem(adapter: LoraConfig | None, opponent: OpponentConfig | None) -> str | None:
     """Say why engines cannot apply published adapters with this opponent; None if they can, or are not asked to."""
-    if adapter is None or adapter.publish == "merged" or opponent is None or opponent.kind not in ("mixture", "ema"):
+    if adapter is None or adapter.publish == "merged" or opponent is None or opponent.kind != "ema":
         return None
     return (
-        f"opponent kind {opponent.kind} with lora.publish adapter: the engine would hold a second model, which has no "
-        "adapters of its own; set lora.publish to merged, or the kind to weighted, self or reference"
+        "opponent kind ema with lora.publish adapter: the average of past policies is no base with one adapter; set "
+        "lora.publish to merged, or the kind to weighted, self, mixture or reference"
     )
 
 
@@ -279,7 +279,12 @@ class GeneratorSpec:
     @property
     def opponent_is_base(self) -> bool:
         """Whether opponents are sampled by the base without its adapter, so that one model serves both."""
-        return self.adapter is not None and self.opponent is not None and self.opponent.kind == "reference"
+        return (
+            self.adapter is not None
+            and self.opponent is not None
+            and self.opponent.kind == "reference"
+            and str(self.reference_dir or self.model_dir) == str(self.model_dir)
+        )
 
     @property
     def publishes_average(self) -> bool:

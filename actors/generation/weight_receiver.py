@@ -66,9 +66,10 @@ class WeightReceiver:
         return start_files.of_process(rendezvous=self.distributed_init_method)
 
     def begin_adapters(self, lora: LoraConfig, expected: Mapping[str, tuple[weights.Shape, str]]) -> str | None:
-        """Put the adapter of version 0 in place: publications will hold adapters, these tensors, instead of all weights.
+        """Put the adapter of version 0 in place, before a first request.
 
-        Returns why this engine cannot apply them, or None.
+        `expected`: the tensors of each publication, instead of all weights. Returns why this engine cannot apply them,
+        or None.
         """
         self.expected_publication = dict(expected)
         self.adapter_slot = AdapterSlot(self.model_runner, lora, {name: shape for name, (shape, _) in expected.items()})

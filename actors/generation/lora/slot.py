@@ -1,7 +1,7 @@
 """The one adapter of an engine worker: put in place between two steps, without files, and read back.
 
-vLLM loads adapters by path, and only if it does not know their number yet. Here the tensors come from a publication that
-was checked, and replace the adapter that vLLM knows. Must not know manifests, transports or versions.
+vLLM loads adapters by path, and only if it does not know their number yet. Here the tensors come from a publication
+that was checked, and replace the adapter that vLLM knows. Must not know manifests, transports or versions.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from vllm.platforms import current_platform
 from actors.adapters.config import LoraConfig
 from actors.generation.lora.arguments import ADAPTER_ID
 from actors.generation.lora.cpu_kernels import OneAdapterCPU
+from actors.generation.mixture import POLICY_PREFIX, GeometricMixtureForCausalLM
 from actors.generation.proof.loaded_adapters import LoadedAdapters, Pair
 from actors.hub import Shape, listed
 
@@ -30,9 +31,7 @@ class AdapterSlot:
         self._lora, self._shapes = lora, dict(shapes)
         self._manager = model_runner.lora_manager._adapter_manager
         self._dtype = model_runner.lora_config.lora_dtype
-        mapper = getattr(self._manager.model, "hf_to_vllm_mapper", None)
-        self._mapper = None if mapper is None else mapper.get_rename_mapper()
-        self._layers = {name: parse_fine_tuned_lora_name(name, self._mapper) for name in shapes}
+        self._layers = {name: _place(self._manager.model, name) for name in shapes}
         """By peft's name of a tensor: vLLM's name of its layer, and whether it is A."""
         self._loaded = LoadedAdapters(self._manager, (layer for layer, _ in self._layers.values()))
         if current_platform.is_cpu():
@@ -55,11 +54,14 @@ class AdapterSlot:
 
         `tensors`: in peft's form, any dtype; they are left as they are.
         """
-        # vLLM scales B in place, and what is staged may be memory that others read.
-        own = {name: tensor.to("cpu", self._dtype, copy=True) for name, tensor in tensors.items()}
+        own = {}
+        for name, tensor in tensors.items():
+            layer, is_a = self._layers[name]
+            # vLLM scales B in place, and what is staged may be memory that others read.
+            own[f"{layer}.lora_{'A' if is_a else 'B'}.weight"] = tensor.to("cpu", self._dtype, copy=True)
         targets = sorted({layer.rpartition(".")[2] for layer, _ in self._layers.values()})
-        helper = PEFTHelper(r=self._lora.rank, lora_alpha=self._lora.alpha, target_modules=targets)  # type: ignore[arg-type]
-        model = LoRAModel.from_lora_tensors(ADAPTER_ID, own, helper, device="cpu", weights_mapper=self._mapper)
+        helper = PEFTHelper(r=self._lora.rank, lora_alpha=self._lora.alpha, target_modules=targets)
+        model = LoRAModel.from_lora_tensors(ADAPTER_ID, own, helper, device="cpu")
         with torch.inference_mode():
             self._manager.remove_adapter(ADAPTER_ID)
             self._manager.add_adapter(model)
@@ -88,3 +90,11 @@ class AdapterSlot:
         manager.punica_wrapper_mapping = dict.fromkeys(manager.punica_wrapper_mapping, kernels)
         for module in manager.modules.values():
             module.set_mapping(kernels)
+
+
+def _place(model: Any, name: str) -> tuple[str, bool]:
+    """Return vLLM's name of the layer that a tensor in peft's form belongs to, and whether the tensor is A."""
+    policy = model.policy if isinstance(model, GeometricMixtureForCausalLM) else model
+    mapper = getattr(policy, "hf_to_vllm_mapper", None)
+    layer, is_a = parse_fine_tuned_lora_name(name, None if mapper is None else mapper.get_rename_mapper())
+    return (layer if policy is model else POLICY_PREFIX + layer), is_a
