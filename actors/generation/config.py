@@ -100,16 +100,6 @@ class OpponentConfig(Settings):
         return {"self": 0.0, "reference": 1.0, "ema": 1.0}.get(self.kind, self.beta)
 
 
-def adapter_problem(adapter: LoraConfig | None, opponent: OpponentConfig | None) -> str | None:
-    """Say why engines cannot apply published adapters with this opponent; None if they can, or are not asked to."""
-    if adapter is None or adapter.publish == "merged" or opponent is None or opponent.kind != "ema":
-        return None
-    return (
-        "opponent kind ema with lora.publish adapter: the average of past policies is no base with one adapter; set "
-        "lora.publish to merged, or the kind to weighted, self, mixture or reference"
-    )
-
-
 _OWN_VARIABLES = {
     "OMP_NUM_THREADS": "it follows generators.cpus; set that",
     "TORCHDYNAMO_DISABLE": "Offbeat sets it for engines on CPU; on GPUs set generators.enforce_eager",

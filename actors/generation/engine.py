@@ -14,8 +14,8 @@ from typing import Any
 
 from actors.errors import RunError, TransferInterruptedError, UsageError, WeightMismatchError
 from actors.generation import start_files
-from actors.generation.config import GeneratorConfig, GeneratorSpec, adapter_problem
-from actors.generation.lora.arguments import adapter_request, engine_arguments
+from actors.generation.config import GeneratorConfig, GeneratorSpec
+from actors.generation.lora.arguments import adapter_request, engine_arguments, not_applied
 from actors.generation.proof.canary import CanaryCheck, newest_canary
 from actors.generation.requests import Requests
 from actors.hub import require_safetensors
@@ -63,9 +63,11 @@ class Engine:
     """
 
     def __init__(self, spec: GeneratorSpec) -> None:
-        problem = adapter_problem(spec.adapter, spec.opponent)
-        if problem is not None:
-            raise UsageError(problem)
+        if spec.adapter is not None and spec.publishes_average:
+            raise UsageError(
+                "the opponent's kind is ema, but an average of adapted weights is no adapter; set learner.lora.publish "
+                "to merged"
+            )
         reference_dir = spec.reference_dir or spec.model_dir
         for directory in (spec.model_dir, reference_dir):
             if not (Path(directory) / "config.json").is_file():
@@ -91,10 +93,7 @@ class Engine:
         """Put version 0 in place; return what every request carries. Raises UsageError if vLLM cannot apply it."""
         refusal = self._call_workers("begin_adapters", self._spec.adapter, self._expected_adapter())
         if refusal is not None:
-            raise UsageError(
-                f"vLLM cannot apply adapters to {self._spec.model_dir}: {refusal}; set lora.publish to merged, or name "
-                "other layers in lora.targets"
-            )
+            raise UsageError(not_applied(str(self._spec.model_dir), refusal))
         return adapter_request()
 
     def _expected_adapter(self) -> Any:
@@ -310,6 +309,8 @@ class Engine:
         except Exception as error:  # AssertionError: others on the GPU gave memory back meanwhile
             if not (config.engine or isinstance(error, ValueError | AssertionError)):
                 raise
+            if spec.adapter is not None and "LoRA" in str(error):
+                raise UsageError(not_applied(model_dir, str(error))) from error
             raise UsageError(_refusal(model_dir, config, error, cpu=current_platform.is_cpu())) from error
 
     def _load_options(self, model_dir: str, reference_dir: str) -> dict[str, Any]:

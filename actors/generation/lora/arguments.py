@@ -32,3 +32,11 @@ def adapter_request() -> Any:
     from vllm.lora.request import LoRARequest
 
     return LoRARequest(lora_name=_NAME, lora_int_id=ADAPTER_ID, lora_path=_NOWHERE)
+
+
+def not_applied(model_dir: str, reason: str) -> str:
+    """Return what is told of a model to which vLLM cannot apply adapters."""
+    return (
+        f"vLLM cannot apply adapters to {model_dir}: {reason.rstrip('.')}; set learner.lora.publish to merged, or name "
+        "other layers in learner.lora.targets"
+    )

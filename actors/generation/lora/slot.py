@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.lora.layers import LoRAMapping
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.utils import parse_fine_tuned_lora_name
@@ -20,8 +21,10 @@ from actors.adapters.config import LoraConfig
 from actors.generation.lora.arguments import ADAPTER_ID
 from actors.generation.lora.cpu_kernels import OneAdapterCPU
 from actors.generation.mixture import POLICY_PREFIX, GeometricMixtureForCausalLM
-from actors.generation.proof.loaded_adapters import LoadedAdapters, Pair
+from actors.generation.proof.loaded_adapters import VECTORS, LoadedAdapters, Pair
 from actors.hub import Shape, listed
+
+_ROWS = (ADAPTER_ID,) * VECTORS
 
 
 class AdapterSlot:
@@ -29,6 +32,7 @@ class AdapterSlot:
 
     def __init__(self, model_runner: Any, lora: LoraConfig, shapes: Mapping[str, Shape]) -> None:
         self._lora, self._shapes = lora, dict(shapes)
+        self._scaling = lora.alpha / lora.rank
         self._manager = model_runner.lora_manager._adapter_manager
         self._dtype = model_runner.lora_config.lora_dtype
         self._layers = {name: _place(self._manager.model, name) for name in shapes}
@@ -66,6 +70,8 @@ class AdapterSlot:
             self._manager.remove_adapter(ADAPTER_ID)
             self._manager.add_adapter(model)
             self._manager.activate_adapter(ADAPTER_ID)
+            # The next step maps its own rows again.
+            self._manager.set_adapter_mapping(LoRAMapping(_ROWS, _ROWS, is_prefill=True))
             return self._loaded.verdict(self._pairs(tensors), ADAPTER_ID)
 
     def applied(self) -> str | None:
@@ -80,8 +86,7 @@ class AdapterSlot:
         for name, tensor in tensors.items():
             layer, is_a = self._layers[name]
             cast = tensor.to(self._dtype)
-            scaled = cast if is_a or self._lora.scaling == 1 else cast * self._lora.scaling
-            halves.setdefault(layer, {})[is_a] = scaled
+            halves.setdefault(layer, {})[is_a] = cast if is_a else cast * self._scaling
         return {layer: Pair(half[True], half[False]) for layer, half in halves.items()}
 
     def _use_own_kernels(self) -> None:

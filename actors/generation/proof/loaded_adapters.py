@@ -17,7 +17,8 @@ from torch.nn.functional import linear
 
 from actors.generation.proof.loaded_weights import GROSS
 
-_VECTORS = 2  # that each layer multiplies
+VECTORS = 2
+"""Rows that each layer multiplies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +47,14 @@ class LoadedAdapters:
         """Layers that this engine would leave as they are, or adapts in a form that cannot be read back here."""
 
     def verdict(self, pairs: Mapping[str, Pair], adapter_id: int) -> str | None:
-        """Say what is wrong with the layers now; None if nothing is. `pairs`: what they must hold, by vLLM's names."""
+        """Say what is wrong with the layers now; None if nothing is.
+
+        `pairs`: what they must hold, by vLLM's names. Needs kernels that give the adapter to the first `VECTORS` rows.
+        """
         slots, found = list(self._manager.lora_index_to_id), set(self._manager.list_adapters())
         if slots != [adapter_id] or found != {adapter_id}:
             return f"the engine's one slot for adapters holds {slots} of {sorted(found)} instead of {adapter_id}"
         checks: list[tuple[str, Tensor]] = []
-        self._adapt_all_rows(adapter_id)
         for layer, parts in self._parts.items():
             module = self._manager.modules[layer]
             wanted = _wanted(module, [None if part is None else pairs[part] for part in parts])
@@ -63,12 +66,6 @@ class LoadedAdapters:
         flags = torch.stack([flag for _, flag in checks]).tolist() if checks else []
         wrong = [text for (text, _), flag in zip(checks, flags, strict=True) if flag]
         return f"{wrong[0]} that was published" if wrong else None
-
-    def _adapt_all_rows(self, adapter_id: int) -> None:
-        from vllm.lora.layers import LoRAMapping
-
-        rows = (adapter_id,) * _VECTORS
-        self._manager.set_adapter_mapping(LoRAMapping(rows, rows, is_prefill=True))
 
 
 def _is_cut_plainly(module: Any, parts: int) -> bool:
@@ -94,8 +91,8 @@ def _wanted(module: Any, pairs: Sequence[Pair | None]) -> list[Tensor]:
 def _differs(module: Any, wanted: Sequence[Tensor]) -> Tensor:
     """Return whether a product with the adapter is off by more than rounding."""
     count, inputs = len(module.output_slices), wanted[0].shape[1]
-    x = torch.randn(_VECTORS, inputs, generator=torch.Generator().manual_seed(inputs)).to(wanted[0])
-    actual = x.new_zeros(_VECTORS, sum(module.output_slices))
+    x = torch.randn(VECTORS, inputs, generator=torch.Generator().manual_seed(inputs)).to(wanted[0])
+    actual = x.new_zeros(VECTORS, sum(module.output_slices))
     module.punica_wrapper.add_lora_linear(
         actual, x, module.lora_a_stacked, module.lora_b_stacked, 1.0, module.output_slices
     )
