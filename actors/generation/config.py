@@ -216,6 +216,16 @@ class GeneratorConfig(Settings):
         return self.count if self.min_count is None else self.min_count
 
 
+def adapter_problem(dtype: str, *, gpu: bool) -> str | None:
+    """Say why an engine cannot apply adapters in this dtype; None if it can. `gpu`: whether it runs on GPUs."""
+    if not gpu or dtype != "float32":
+        return None
+    return (
+        "generators.dtype is float32, but vLLM multiplies with adapters on GPUs in bfloat16 alone; set it to bfloat16, "
+        "or learner.lora.publish to merged"
+    )
+
+
 def seed_of(*keys: str | int, bits: int = 63) -> int:
     """Return the seed of the random stream that `keys` name, in [0, 2^bits).
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from actors.errors import RunError, TransferInterruptedError, UsageError, WeightMismatchError
 from actors.generation import start_files
-from actors.generation.config import GeneratorConfig, GeneratorSpec
+from actors.generation.config import GeneratorConfig, GeneratorSpec, adapter_problem
 from actors.generation.lora.arguments import adapter_request, engine_arguments, not_applied
 from actors.generation.proof.canary import CanaryCheck, newest_canary
 from actors.generation.requests import Requests
@@ -274,6 +274,8 @@ class Engine:
         requests = min(MAX_REQUESTS, config.max_running_prompts * drawn + 1)
         options = {} if self._engine_beta is None else self._mixture_options(model_dir, reference_dir)
         if spec.adapter is not None:
+            if problem := adapter_problem(config.dtype, gpu=not current_platform.is_cpu()):
+                raise UsageError(problem)
             options |= engine_arguments(spec.adapter, self._expected_adapter())
         if current_platform.is_cpu():
             options |= {"enforce_eager": True, "kv_cache_memory_bytes": config.kv_cache_mib << 20}

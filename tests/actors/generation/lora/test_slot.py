@@ -4,8 +4,13 @@ What `test_engine.py` proves of publications of all weights is proven here of ad
 """
 
 import itertools
+import math
+import os
+import subprocess
+import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +51,8 @@ pytestmark = pytest.mark.vllm
 
 LORA = LoraConfig(rank=5, alpha=7)
 """The scaling is no power of two, and vLLM pads the rank to 8."""
+SMOL = Path(__file__).resolve().parents[4] / "models" / "smollm2-135m-instruct"
+ASKED = (1, 504, 5345, 282, 4649, 314, 7042, 30)
 
 
 class World:
@@ -386,3 +393,69 @@ def test_a_mixture_adapts_the_policy_alone(world):
 def test_an_average_of_policies_is_refused_with_what_to_set(world):
     with pytest.raises(UsageError, match=r"kind is ema, but .* set learner\.lora\.publish to merged"):
         world.engine_of(settings(), adapter=LORA, opponent=OpponentConfig(kind="ema"))
+
+
+# ---------------------------------------------------------------- a real model
+
+
+@pytest.mark.pretrained
+@pytest.mark.slow
+@pytest.mark.skipif(not (SMOL / "config.json").is_file(), reason="no pretrained model; `make pretrained` brings it")
+def test_a_pretrained_model_in_bfloat16_samples_with_each_of_two_adapters(tmp_path):
+    """Of 135M parameters an adapter of rank 8 is 1.8%, and it travels in bfloat16 as all weights would."""
+    lora = LoraConfig(rank=8, alpha=16)
+    config = GeneratorConfig(dtype="bfloat16", max_model_len=256, max_running_prompts=8, kv_cache_mib=64)
+    engine = Engine(spec_of(SMOL, config, SamplingConfig(max_new_tokens=24), seed=3, adapter=lora))
+    publisher = Publisher(PublicationConfig(), tmp_path / "shm")
+    asked = {str(number): [1, 504 + number, 314, 260] for number in range(8)}
+    models = [with_adapter(SMOL, lora, seed=seed, spread=0.03).to(torch.bfloat16) for seed in (1, 2)]
+    for version, model in enumerate(models, start=1):
+        tensors = {name: tensor.detach() for name, tensor in peft_form.tensors(model).items()}
+        whole = sum(each.numel() for each in model.parameters()) - sum(each.numel() for each in tensors.values())
+        manifest = publisher.publish(version, tensors, Canary(ASKED, tuple(log_probs(model, list(ASKED)))))
+        assert sum(math.prod(record.shape) for record in manifest.tensors) == 2_442_240 < 0.03 * whole
+        engine.load(manifest)
+        for name, prompt in asked.items():
+            engine.add(name, prompt)
+        off = []
+        for name, completion in run(engine).items():
+            tokens = asked[name] + list(completion.token_ids)
+            expected = [log_probs(each, tokens)[len(asked[name]) - 1 :] for each in models]
+            ours, other = (torch.tensor(completion.logprobs) - torch.tensor(each) for each in expected)
+            off.append((ours if version == 1 else other).abs().mean().item())
+            assert (other if version == 1 else ours).abs().mean() > 1.0, "the two adapters must differ"
+        assert max(off) < 0.15
+    publisher.close()
+
+
+# ---------------------------------------------------------------- several workers
+
+TWO_WORKERS = """
+import os, sys
+from pathlib import Path
+from tests.actors.generation.lora.test_slot import World, assert_sampled_by, sampled
+
+if __name__ == "__main__":
+    world = World(Path(sys.argv[1]))
+    engine = world.engine(tensor_parallel_size=2)
+    for version, model in ((1, world.b), (2, world.c)):
+        engine.load(world.publish(model, version))
+        for prompt, completion in sampled(engine):
+            assert_sampled_by({version: model}, prompt, completion, 1.0)
+    world.publisher.close()
+    print("sampled", flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.slow
+def test_two_workers_hold_a_share_each_and_sample_as_one(tmp_path):
+    """The model has two heads and one key-value head, which both workers hold."""
+    script = tmp_path / "engine.py"
+    script.write_text(TWO_WORKERS)
+    root = Path(__file__).resolve().parents[4]
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True, text=True, timeout=250,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (-9, ["sampled"]), done.stderr[-3000:]
