@@ -76,7 +76,7 @@ class WeightReceiver:
         return self.adapter_slot.begin()
 
     def adapter_applied(self) -> str | None:
-        """Say what is wrong if the step before was computed without the adapter; None if nothing is, or none is due."""
+        """Say what is wrong if nothing was computed with the adapter since it was loaded; None if something was."""
         return None if self.adapter_slot is None else self.adapter_slot.applied()
 
     def check_publication(self, manifest: Manifest, payload: Sequence[Any]) -> str | None:

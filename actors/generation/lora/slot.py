@@ -40,6 +40,8 @@ class AdapterSlot:
         self._loaded = LoadedAdapters(self._manager, (layer for layer, _ in self._layers.values()))
         if current_platform.is_cpu():
             self._use_own_kernels()
+        self._map_rows, self._was_applied = self._manager.set_adapter_mapping, False
+        self._manager.set_adapter_mapping = self._note_and_map
 
     def begin(self) -> str | None:
         """Put version 0 in place, which changes nothing; return why this engine cannot apply adapters, or None.
@@ -70,16 +72,19 @@ class AdapterSlot:
             self._manager.remove_adapter(ADAPTER_ID)
             self._manager.add_adapter(model)
             self._manager.activate_adapter(ADAPTER_ID)
-            # The next step maps its own rows again.
-            self._manager.set_adapter_mapping(LoRAMapping(_ROWS, _ROWS, is_prefill=True))
-            return self._loaded.verdict(self._pairs(tensors), ADAPTER_ID)
+            if absent := self._loaded.absent(ADAPTER_ID):
+                return absent
+            self._map_rows(LoRAMapping(_ROWS, _ROWS, is_prefill=True))  # the next step maps its own
+            self._was_applied = False
+            return self._loaded.verdict(self._pairs(tensors))
 
     def applied(self) -> str | None:
-        """Say what is wrong if no token of the step before was computed with the adapter; None if one was."""
-        mapping = self._manager._last_mapping
-        if mapping is None or ADAPTER_ID not in mapping.index_mapping:
-            return "the engine computed without the adapter"
-        return None
+        """Say what is wrong if no token since the last `put` was computed with the adapter; None if one was."""
+        return None if self._was_applied else "the engine computed without the adapter"
+
+    def _note_and_map(self, mapping: LoRAMapping) -> None:
+        self._was_applied |= ADAPTER_ID in mapping.index_mapping
+        self._map_rows(mapping)
 
     def _pairs(self, tensors: Mapping[str, Tensor]) -> dict[str, Pair]:
         halves: dict[str, dict[bool, Tensor]] = {}

@@ -46,14 +46,18 @@ class LoadedAdapters:
         self.unplaced = sorted(names.difference(*self._parts.values()))
         """Layers that this engine would leave as they are, or adapts in a form that cannot be read back here."""
 
-    def verdict(self, pairs: Mapping[str, Pair], adapter_id: int) -> str | None:
+    def absent(self, adapter_id: int) -> str | None:
+        """Say what is wrong if the slot does not hold this adapter."""
+        slots, found = list(self._manager.lora_index_to_id), set(self._manager.list_adapters())
+        if slots != [adapter_id] or found != {adapter_id}:
+            return f"the engine's one slot for adapters holds {slots} of {sorted(found)} instead of {adapter_id}"
+        return None
+
+    def verdict(self, pairs: Mapping[str, Pair]) -> str | None:
         """Say what is wrong with the layers now; None if nothing is.
 
         `pairs`: what they must hold, by vLLM's names. Needs kernels that give the adapter to the first `VECTORS` rows.
         """
-        slots, found = list(self._manager.lora_index_to_id), set(self._manager.list_adapters())
-        if slots != [adapter_id] or found != {adapter_id}:
-            return f"the engine's one slot for adapters holds {slots} of {sorted(found)} instead of {adapter_id}"
         checks: list[tuple[str, Tensor]] = []
         for layer, parts in self._parts.items():
             module = self._manager.modules[layer]
