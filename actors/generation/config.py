@@ -216,6 +216,16 @@ class GeneratorConfig(Settings):
         return self.count if self.min_count is None else self.min_count
 
 
+def adapter_problem(dtype: str, *, gpu: bool) -> str | None:
+    """Say why an engine cannot apply adapters in this dtype; None if it can. `gpu`: whether it runs on GPUs."""
+    if not gpu or dtype != "float32":
+        return None
+    return (
+        "generators.dtype is float32, but vLLM multiplies with adapters on GPUs in bfloat16 alone; set it to bfloat16, "
+        "or learner.lora.publish to merged"
+    )
+
+
 def seed_of(*keys: str | int, bits: int = 63) -> int:
     """Return the seed of the random stream that `keys` name, in [0, 2^bits).
 
@@ -260,6 +270,21 @@ class GeneratorSpec:
     def engine_seed(self) -> int:
         """Seed of the engine's sampler, of which no two engines of one run or of two have the same."""
         return seed_of(self.seed, "generator", self.number, "engine", self.start, bits=32)  # as many as numpy takes
+
+    @property
+    def engine_beta(self) -> float | None:
+        """Weight of the engine's second model in opponents; None if the engine holds no second model."""
+        return None if self.opponent is None or self.opponent_is_base else self.opponent.engine_beta
+
+    @property
+    def opponent_is_base(self) -> bool:
+        """Whether opponents are sampled by the base without its adapter, so that one model serves both."""
+        return (
+            self.adapter is not None
+            and self.opponent is not None
+            and self.opponent.kind == "reference"
+            and str(self.reference_dir or self.model_dir) == str(self.model_dir)
+        )
 
     @property
     def publishes_average(self) -> bool:

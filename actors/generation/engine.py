@@ -14,7 +14,8 @@ from typing import Any
 
 from actors.errors import RunError, TransferInterruptedError, UsageError, WeightMismatchError
 from actors.generation import start_files
-from actors.generation.config import GeneratorConfig, GeneratorSpec
+from actors.generation.config import GeneratorConfig, GeneratorSpec, adapter_problem
+from actors.generation.lora.arguments import adapter_request, engine_arguments, not_applied
 from actors.generation.proof.canary import CanaryCheck, newest_canary
 from actors.generation.requests import Requests
 from actors.hub import require_safetensors
@@ -62,6 +63,11 @@ class Engine:
     """
 
     def __init__(self, spec: GeneratorSpec) -> None:
+        if spec.adapter is not None and spec.publishes_average:
+            raise UsageError(
+                "the opponent's kind is ema, but an average of adapted weights is no adapter; set learner.lora.publish "
+                "to merged"
+            )
         reference_dir = spec.reference_dir or spec.model_dir
         for directory in (spec.model_dir, reference_dir):
             if not (Path(directory) / "config.json").is_file():
@@ -75,12 +81,25 @@ class Engine:
         self._running: dict[str, bool] = {}  # by request id: whether it samples an opponent
         self._finished: list[tuple[str, Completion]] = []
         os.environ.update(engine_environment(spec.generators))
-        self._engine_beta = None if spec.opponent is None else spec.opponent.engine_beta
+        self._engine_beta = spec.engine_beta
         with start_files.noted():
             self._llm = self._build(str(spec.model_dir), str(reference_dir))
             self._remove_start_files()
+        self._adapter = None if spec.adapter is None else self._begin_adapters()
         self._llm.set_weight_version("0")
         self._requests = Requests(spec, self._llm.get_tokenizer(), self._llm.model_config.get_vocab_size())
+
+    def _begin_adapters(self) -> Any:
+        """Put version 0 in place; return what every request carries. Raises UsageError if vLLM cannot apply it."""
+        refusal = self._call_workers("begin_adapters", self._spec.adapter, self._expected_adapter())
+        if refusal is not None:
+            raise UsageError(not_applied(str(self._spec.model_dir), refusal))
+        return adapter_request()
+
+    def _expected_adapter(self) -> Any:
+        from actors.generation.weights import expected_tensors
+
+        return expected_tensors(self._spec.model_dir, adapter=self._spec.adapter)
 
     def _remove_start_files(self) -> None:
         start_files.expect_missing()
@@ -125,7 +144,8 @@ class Engine:
         prompt, params = self._requests.checked(request_id, prompt_token_ids, opponent, seed, max_tokens)
         if request_id in self._running or request_id == _CANARY:
             raise UsageError(f"request id {request_id!r} is taken; use a new one")
-        self._llm.add_request(request_id, prompt, params, priority=_SAMPLE_PRIORITY)
+        adapter = None if opponent and self._spec.opponent_is_base else self._adapter
+        self._llm.add_request(request_id, prompt, params, lora_request=adapter, priority=_SAMPLE_PRIORITY)
         self._running[request_id] = opponent
 
     def step(self) -> list[tuple[str, Completion]]:
@@ -203,6 +223,11 @@ class Engine:
             )
         self._llm.set_weight_version(str(manifest.version))
         scored, finished = self._score(newest_canary(manifest))
+        wrong = None if self._adapter is None else self._call_workers("adapter_applied")
+        if wrong is not None:
+            raise WeightMismatchError(
+                f"version {manifest.version}: {wrong}; rollouts since then are discarded. Restart this generator"
+            )
         self._canaries.check(manifest, scored)
         self._finished += finished
         self.version = manifest.version
@@ -215,7 +240,7 @@ class Engine:
             max_tokens=1, prompt_logprobs=0, temperature=self._spec.sampling.temperature, detokenize=False
         )
         prompt = {"prompt_token_ids": list(canary.token_ids)}
-        self._llm.add_request(_CANARY, prompt, params, priority=_CANARY_PRIORITY)
+        self._llm.add_request(_CANARY, prompt, params, lora_request=self._adapter, priority=_CANARY_PRIORITY)
         finished: list[tuple[str, Completion]] = []
         while True:
             outputs = self._llm.step()
@@ -248,6 +273,10 @@ class Engine:
         drawn += opponent.completions_per_prompt if opponent is not None and opponent.sampled else 0
         requests = min(MAX_REQUESTS, config.max_running_prompts * drawn + 1)
         options = {} if self._engine_beta is None else self._mixture_options(model_dir, reference_dir)
+        if spec.adapter is not None:
+            if problem := adapter_problem(config.dtype, gpu=not current_platform.is_cpu()):
+                raise UsageError(problem)
+            options |= engine_arguments(spec.adapter, self._expected_adapter())
         if current_platform.is_cpu():
             options |= {"enforce_eager": True, "kv_cache_memory_bytes": config.kv_cache_mib << 20}
         else:
@@ -282,6 +311,8 @@ class Engine:
         except Exception as error:  # AssertionError: others on the GPU gave memory back meanwhile
             if not (config.engine or isinstance(error, ValueError | AssertionError)):
                 raise
+            if spec.adapter is not None and "LoRA" in str(error):
+                raise UsageError(not_applied(model_dir, str(error))) from error
             raise UsageError(_refusal(model_dir, config, error, cpu=current_platform.is_cpu())) from error
 
     def _load_options(self, model_dir: str, reference_dir: str) -> dict[str, Any]:

@@ -119,7 +119,7 @@ _REASONS = {
         enable_shm_tensor_arena eplb_config expert_placement_strategy fault_tolerance_config master_addr master_port
         nnodes node_rank pipeline_parallel_size prefill_context_parallel_size ray_workers_use_nsight ubatch_size
     """,
-    "the learner trains and publishes whole weights, without adapters; leave it out": """
+    "an engine applies the learner's adapter and no other: Offbeat sets it by learner.lora; leave it out": """
         default_mm_loras enable_lora enable_mixed_moe_lora_format enable_moe_shared_loras enable_tower_connector_lora
         fully_sharded_loras lora_dtype lora_target_modules max_cpu_loras max_lora_cls_labels max_lora_rank max_loras
         specialize_active_lora

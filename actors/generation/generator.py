@@ -135,7 +135,8 @@ class Generator:
         Raises WeightMismatchError if the version is older than the one in use, or a name or shape does not fit.
         """
         check_not_older(manifest, self._version)
-        expected = expected_tensors(self._spec.model_dir, with_reference=self._spec.publishes_average)
+        spec = self._spec
+        expected = expected_tensors(spec.model_dir, with_reference=spec.publishes_average, adapter=spec.adapter)
         check_expected(manifest, expected)
 
     def status(self) -> GeneratorStatus:

@@ -24,8 +24,9 @@ from vllm import ModelRegistry, SamplingParams
 from vllm.compilation.backends import set_model_tag
 from vllm.config import VllmConfig
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
-from vllm.model_executor.models.interfaces import has_inner_state, supports_multimodal
+from vllm.model_executor.models.interfaces import SupportsLoRA, has_inner_state, supports_lora, supports_multimodal
 from vllm.model_executor.models.utils import AutoWeightsLoader, init_vllm_registered_model, maybe_prefix
+from vllm.model_executor.utils import get_packed_modules_mapping
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
@@ -41,7 +42,8 @@ BETA = "mixture_beta"
 _SETTINGS = "geometric_mixture"
 """Attribute that `engine_arguments` adds to the engine's Hugging Face config."""
 
-_POLICY_PREFIX = "policy."
+POLICY_PREFIX = "policy."
+"""Prefix of the names of the policy's layers in the engine."""
 
 
 def register() -> None:
@@ -124,11 +126,11 @@ def _mixing_of(vllm_config: VllmConfig) -> _Mixing:
     return _MIXINGS.setdefault(vllm_config.instance_id, _Mixing())
 
 
-class GeometricMixtureForCausalLM(nn.Module):
+class GeometricMixtureForCausalLM(nn.Module, SupportsLoRA):
     """Policy and reference side by side. vLLM builds it from the result of `engine_arguments`.
 
-    Hidden states are [tokens, 2 * hidden], policy first, or [tokens, hidden] if the reference was left out. Raises
-    UsageError if the engine or the architecture does not support mixing.
+    Hidden states are [tokens, 2 * hidden], policy first, or [tokens, hidden] if the reference was left out. An engine
+    with LoRA adapts the policy alone. Raises UsageError if the engine or the architecture does not support mixing.
     """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -139,6 +141,8 @@ class GeometricMixtureForCausalLM(nn.Module):
         # Graphs compiled in this process are kept by this tag, those of earlier processes by the hash in `_inner`.
         with set_model_tag("reference"):
             self.reference = _inner(vllm_config, maybe_prefix(prefix, "reference"))
+        self.config = self.policy.config
+        self.packed_modules_mapping = get_packed_modules_mapping(self)
         self.secondary_weights = [DefaultModelLoader.Source(settings["reference"], None, prefix=REFERENCE_PREFIX)]
         self._mixing = _mixing_of(vllm_config)
         self._mixing.reference = self.reference
@@ -168,7 +172,7 @@ class GeometricMixtureForCausalLM(nn.Module):
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load the policy's tensors by the names of its checkpoint, the reference's with the prefix `reference.`."""
-        named = ((n if n.startswith(REFERENCE_PREFIX) else _POLICY_PREFIX + n, tensor) for n, tensor in weights)
+        named = ((n if n.startswith(REFERENCE_PREFIX) else POLICY_PREFIX + n, tensor) for n, tensor in weights)
         return AutoWeightsLoader(self).load_weights(named)
 
 
@@ -183,6 +187,8 @@ def _inner(vllm_config: VllmConfig, prefix: str) -> nn.Module:
     # would load and overwrite the policy's file, whose graphs name the policy's attention layers.
     settings_of(config)["part"] = prefix
     model = init_vllm_registered_model(vllm_config, prefix=prefix, hf_config=config, architectures=architectures)
+    if vllm_config.lora_config is not None and not supports_lora(model):
+        raise ValueError(f"{architectures[0]} does not support LoRA yet.")
     if has_inner_state(model) or supports_multimodal(model):
         raise UsageError(
             f"{architectures[0]} cannot be mixed: it keeps state besides its key-value cache, or is multimodal; use a "

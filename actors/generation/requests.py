@@ -23,7 +23,7 @@ class Requests:
         self.ends = tuple(answer_ends(spec.model_dir, tokenizer))
         """Token ids that end an answer."""
         self._spec, self._vocabulary = spec, vocabulary
-        self._engine_beta = None if spec.opponent is None else spec.opponent.engine_beta
+        self._engine_beta = spec.engine_beta
         self.params = self.sampling_params()
         self.opponent_params = self.sampling_params(self._engine_beta)
 

@@ -9,7 +9,7 @@ An exception means that the worker is broken.
 
 import contextlib
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +19,10 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.platforms import current_platform
 
 import actors.generation.known_tensors  # noqa: F401, registers its load format in this process
+from actors.adapters.config import LoraConfig
 from actors.errors import RunError, TransferInterruptedError
 from actors.generation import start_files, weights
+from actors.generation.lora.slot import AdapterSlot
 from actors.generation.mixture import settings_of
 from actors.generation.proof.loaded_weights import LoadedWeights
 from actors.generation.receivers import Receiver, receiver_of
@@ -46,9 +48,10 @@ class WeightReceiver:
     publication_receivers: dict[str, Receiver] | None = None  # by transport, each made for its first publication
     staged_publication: dict[str, Tensor] | None = None  # checked, waiting for `load_publication`
     loaded_weights: LoadedWeights | None = None  # made for the first publication
+    adapter_slot: AdapterSlot | None = None  # if publications hold adapters
     loads = 0
     expected_publication: dict[str, tuple[weights.Shape, str]] | None = None
-    """Tensors of the files that the model was loaded from; read once."""
+    """Names, shapes and dtypes of the tensors of each publication; read once."""
 
     # Provided by the worker class:
     model_runner: Any
@@ -61,6 +64,20 @@ class WeightReceiver:
         """Return the names that this worker does not need any more, and expect their removal."""
         start_files.expect_missing()
         return start_files.of_process(rendezvous=self.distributed_init_method)
+
+    def begin_adapters(self, lora: LoraConfig, expected: Mapping[str, tuple[weights.Shape, str]]) -> str | None:
+        """Put the adapter of version 0 in place, before a first request.
+
+        `expected`: the tensors of each publication, instead of all weights. Returns why this engine cannot apply them,
+        or None.
+        """
+        self.expected_publication = dict(expected)
+        self.adapter_slot = AdapterSlot(self.model_runner, lora, {name: shape for name, (shape, _) in expected.items()})
+        return self.adapter_slot.begin()
+
+    def adapter_applied(self) -> str | None:
+        """Say what is wrong if nothing was computed with the adapter since it was loaded; None if something was."""
+        return None if self.adapter_slot is None else self.adapter_slot.applied()
 
     def check_publication(self, manifest: Manifest, payload: Sequence[Any]) -> str | None:
         """Fetch and check a publication; stage it for `load_publication`.
@@ -86,6 +103,11 @@ class WeightReceiver:
         staged, self.staged_publication = self.staged_publication, None
         if staged is None:
             raise RuntimeError("load_publication was called without a publication that passed check_publication")
+        self.loads += 1
+        if self.loads % GIVE_BACK_EVERY == 0:
+            give_back()
+        if self.adapter_slot is not None:
+            return self.adapter_slot.put(staged)
         # By vLLM's own reload, layer by layer: on CPU a linear layer's weight is stored repacked, and loading into it
         # directly fails halfway.
         if self.loaded_weights is None:
@@ -94,9 +116,6 @@ class WeightReceiver:
             with self.loaded_weights.reloading() as taken:
                 self.reload_weights(weights_iterator=iter(staged.items()))  # type: ignore[attr-defined]
             self._rebuild_tied_head()
-            self.loads += 1
-            if self.loads % GIVE_BACK_EVERY == 0:
-                give_back()
             return self.loaded_weights.verdict(taken, staged, changed=changed)
 
     def _frozen(self) -> str | None:

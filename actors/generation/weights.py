@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actors.adapters import peft_form
+from actors.adapters.config import LoraConfig
 from actors.errors import RunError, UsageError, WeightMismatchError
 from actors.foreign.documents import read_object
 from actors.foreign.tensor_files import read_header
@@ -123,13 +125,18 @@ def outline_once(model_dir: str) -> Outline:
     return outline(model_dir)
 
 
-def expected_tensors(model_dir: str | Path, *, with_reference: bool = False) -> dict[str, tuple[Shape, str]]:
+def expected_tensors(
+    model_dir: str | Path, *, with_reference: bool = False, adapter: LoraConfig | None = None
+) -> dict[str, tuple[Shape, str]]:
     """Return names, shapes and dtypes of the tensors that a learner of this model directory publishes.
 
     They are those that its training saves, by the directory's `config.json`: so an engine tells whether the learner
     trains the model that it holds itself, whatever else its files hold. `with_reference` adds every tensor again as
-    `reference.<name>`, as in publications with an averaged second model. Raises UsageError as `outline`.
+    `reference.<name>`, as in publications with an averaged second model. With `adapter` they are an adapter's alone.
+    Raises UsageError as `outline`.
     """
+    if adapter is not None:
+        return {name: (shape, "float32") for name, shape in peft_form.outline(model_dir, adapter).items()}
     expected = dict(outline_once(str(model_dir)).tensors)
     if with_reference:
         expected |= {REFERENCE_PREFIX + name: entry for name, entry in expected.items()}

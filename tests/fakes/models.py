@@ -74,3 +74,22 @@ def tiny_preference_model(
     world.tokenizer().save_pretrained(directory)
     write_form(directory, form)
     return model
+
+
+def with_adapter(directory: Path, lora: Any, *, seed: int, spread: float = 0.1) -> Any:
+    """The model of a directory with an adapter of random numbers in peft's own layers, A and B alike.
+
+    `spread`: their standard deviation; with 0 the adapter changes nothing.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from actors.adapters import peft_form
+
+    model = AutoModelForCausalLM.from_pretrained(directory).eval()
+    peft_form.adapt(model, lora)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in peft_form.tensors(model).values():
+            parameter.copy_(torch.randn(parameter.shape) * spread)
+    return model
