@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from actors.adapters.config import LoraConfig
 from actors.data.config import ChatTemplateConfig, PromptConfig
-from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig
+from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig, adapter_problem
 from actors.judges.config import JudgingConfig
 from actors.replay_buffer.config import ReplayConfig
 from actors.settings import Settings
@@ -229,6 +229,13 @@ class RunConfig(TrainingConfig):
                 f"publication.canary_tokens {self.publication.canary_tokens} must be below generators.max_model_len "
                 f"{self.generators.max_model_len}; lower the first or raise the second"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _engines_multiply_with_adapters(self) -> RunConfig:
+        problem = adapter_problem(self.generators.dtype, gpu=self.learner.gpus_per_rank > 0)
+        if self.adapter is not None and problem is not None:
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")

@@ -85,3 +85,13 @@ def test_an_engine_takes_85_hundredths_of_its_share_unless_told_otherwise() -> N
     assert node().generators.gpu_memory_share == pytest.approx(0.85)
     assert node("generators.gpus=0.4", "publication.transport=shm").generators.gpu_memory_share == pytest.approx(0.34)
     assert node("generators.gpu_memory_utilization=0.5").generators.gpu_memory_share == 0.5
+
+
+def test_adapters_are_refused_where_engines_have_no_kernels_for_them() -> None:
+    """vLLM's kernels on GPUs know bfloat16; its own assertion would come minutes later, in each engine."""
+    with pytest.raises(
+        UsageError, match=r"dtype is float32, .* on GPUs in bfloat16 alone; set it to bfloat16, or learner"
+    ):
+        node("generators.dtype=float32", "learner.lora.rank=8")
+    assert node("generators.dtype=float32", "learner.lora.publish=merged").adapter is None
+    assert node("generators.dtype=bfloat16", "learner.lora.rank=8").adapter is not None
