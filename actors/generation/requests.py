@@ -47,6 +47,14 @@ class Requests:
             params.seed, params.max_tokens = seed, max_tokens or params.max_tokens
         return prompt, params
 
+    def scoring(self, token_ids: Sequence[int]) -> tuple[dict[str, Any], Any]:
+        """Return prompt and parameters of a request whose prompt's log-probs are wanted, and no text."""
+        from vllm import SamplingParams
+
+        temperature = self._spec.sampling.temperature
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=temperature, detokenize=False)
+        return {"prompt_token_ids": list(token_ids)}, params
+
     def completion(self, request: Any, opponent: bool) -> Completion:
         """Return the completion of a finished request. Raises RunError if the engine ended it for another reason."""
         output = request.outputs[0]
