@@ -121,7 +121,8 @@ class Engine:
         accepted; the engine keeps working.
         """
         self._check_sound()
-        prompt, params = self._requests.checked(request_id, prompt_token_ids, opponent, seed, max_tokens)
+        asked = (request_id, prompt_token_ids, opponent, seed, max_tokens)
+        prompt, params = self._requests.checked(*asked, version=self.version)
         if request_id in self._running or request_id == _CANARY:
             raise UsageError(f"request id {request_id!r} is taken; use a new one")
         adapter = None if opponent and self._spec.opponent_is_base else self._adapter
@@ -144,9 +145,10 @@ class Engine:
             self._running.pop(request_id, None)
 
     def load(self, manifest: Manifest, payload: Sequence[Any] | None = None) -> None:
-        """Replace the weights between two steps; running requests continue, prefilled again under the new weights.
+        """Replace the weights between two steps; running requests continue, as `generators.on_update` says.
 
-        `payload`: what the transport's receiver needs beside the manifest; see `receivers.py`.
+        A step in flight ends first, so that its tokens carry the version that they were sampled with. `payload`: what
+        the transport's receiver needs beside the manifest; see `receivers.py`.
 
         Raises WeightMismatchError if the publication is refused, TransferInterruptedError if another generator's
         failure ended its transfer. If `failure` is then None, the old weights are intact and in use; otherwise the
@@ -158,6 +160,8 @@ class Engine:
         check_not_older(manifest, self.version)
         self._canaries.check_before(manifest)
         try:
+            if self._spec.generators.async_scheduling:
+                self._finish_step_in_flight()
             refusal = self._call_workers("check_publication", manifest, list(payload or ()))
             if refusal is None:
                 wrong = self._call_workers("load_publication", self._canaries.changed(manifest))
@@ -178,6 +182,14 @@ class Engine:
         if refusal is not None:
             raise WeightMismatchError(refusal)
 
+    def _finish_step_in_flight(self) -> None:
+        """Take the tokens of steps that have begun, without beginning another; the next `step` returns those that
+        finished."""
+        self._llm.sleep(level=0, mode="keep")  # schedule nothing more; at this level nothing else sleeps
+        for _ in range(self._llm.vllm_config.max_concurrent_batches):
+            self._finished += self._completions(self._llm.step())
+        self._llm.wake_up(tags=["scheduling"])
+
     def _call_workers(self, method: str, *arguments: Any) -> str | None:
         """Call a method of every worker's `WeightReceiver`; return the first refusal, or None."""
         from actors.generation.weight_receiver import Interruption
@@ -195,8 +207,10 @@ class Engine:
         The canary's steps advance the other requests too; the next `step` returns those that finish.
         """
         # Cached keys and values belong to the old weights. Preempting all requests frees their blocks, without which
-        # nothing is dropped, and lets the canary run in the very next step, because its priority is higher.
-        if not self._llm.reset_prefix_cache(reset_running_requests=True):
+        # nothing is dropped, and lets the canary run in the very next step, because its priority is higher. Where
+        # running requests keep theirs, no later request finds them: `Requests` salts prompts with the version.
+        kept = self._spec.generators.on_update == "keep" and self._running
+        if not kept and not self._llm.reset_prefix_cache(reset_running_requests=True):
             raise RunError(
                 f"version {manifest.version}: the engine did not drop what it cached under the previous weights; "
                 "restart this generator"

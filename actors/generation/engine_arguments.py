@@ -64,6 +64,7 @@ _SETTINGS = {
     "gpu_memory_utilization": "generators.gpu_memory_utilization",
     "kv_cache_memory_bytes": "generators.gpu_memory_utilization, or on CPU generators.kv_cache_mib",
     "enforce_eager": "generators.enforce_eager",
+    "async_scheduling": "generators.async_scheduling",
     "log_level": "VLLM_LOGGING_LEVEL in generators.environment",
     "logging_config": "VLLM_LOGGING_CONFIG_PATH in generators.environment",
     "log_config_file": "VLLM_LOGGING_CONFIG_PATH in generators.environment",
@@ -93,7 +94,7 @@ _REASONS = {
         per_request_spec_decode_metrics spec_method spec_model spec_tokens speculative_config
     """,
     "a weight sync happens between two steps of one scheduler, which Offbeat sets up; leave it out": """
-        async_scheduling max_num_queued_reqs max_num_queued_tokens prefill_schedule_interval scheduler_cls
+        max_num_queued_reqs max_num_queued_tokens prefill_schedule_interval scheduler_cls
         scheduling_policy stream_interval worker_cls worker_extension_cls
     """,
     "a weight sync must reach every weight where the engine keeps it; leave it out": """

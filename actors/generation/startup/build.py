@@ -45,20 +45,23 @@ def build(spec: GeneratorSpec) -> Any:
             seed=spec.engine_seed,
             logprobs_mode="processed_logprobs",  # of the sampling distribution, temperature included
             scheduling_policy="priority",
-            async_scheduling=False,  # a step in flight would get the version of the next weights
+            async_scheduling=config.async_scheduling,
             worker_extension_cls="actors.generation.weight_receiver.WeightReceiver",
             disable_log_stats=True,
             # Cached prefixes change the shapes of computations, and with them the rounding.
             enable_prefix_caching=not spec.deterministic,
             **options,
         )
-        return LLMEngine.from_engine_args(arguments)
+        engine = LLMEngine.from_engine_args(arguments)
     except Exception as error:  # AssertionError: others on the GPU gave memory back meanwhile
         if not (config.engine or isinstance(error, ValueError | AssertionError)):
             raise
         if spec.adapter is not None and "LoRA" in str(error):
             raise UsageError(not_applied(str(spec.model_dir), str(error))) from error
         raise UsageError(refusal(str(spec.model_dir), config, error, cpu=cpu)) from error
+    if config.async_scheduling != engine.vllm_config.scheduler_config.async_scheduling:
+        raise UsageError("generators.async_scheduling is true, and vLLM has it for engines on GPUs only; leave it out")
+    return engine
 
 
 def _options(spec: GeneratorSpec, *, cpu: bool) -> dict[str, Any]:
