@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from actors.errors import UsageError
 from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.generation.engine import Engine
 from actors.records import Canary, Completion, Manifest
@@ -115,7 +114,8 @@ def expected_of(world: World, prompt: list[int], completion: Completion, *, kept
         ends = [len(prompt) + i for i, (version, following) in changes if version != following]
         bounds = [0, *ends, len(tokens)]
         readers = [completion.versions[0], *(completion.versions[end - len(prompt) + 1] for end in ends)]
-        parts = [(world.versions[v], tokens[x:y]) for v, x, y in zip(readers, bounds, bounds[1:], strict=True)]
+        spans = zip(readers, itertools.pairwise(bounds), strict=True)
+        parts = [(world.versions[version], tokens[start:end]) for version, (start, end) in spans]
         return log_probs(parts)[len(prompt) - 1 :]
     by_version = {v: log_probs([(world.versions[v], tokens)])[len(prompt) - 1 :] for v in set(completion.versions)}
     return [by_version[version][position] for position, version in enumerate(completion.versions)]
@@ -243,11 +243,6 @@ def test_a_mixture_is_sampled_by_its_formula_with_asynchronous_scheduling(world:
             weight = beta if completion.opponent else 0.0
             mixed = ((1 - weight) * rows[0] + weight * rows[1]).log_softmax(-1)
             assert logprob == pytest.approx(mixed[completion.token_ids[position]].item(), abs=1e-4)
-
-
-def test_asynchronous_scheduling_is_refused_where_vllm_has_none(world: World) -> None:
-    with pytest.raises(UsageError, match=r"generators\.async_scheduling is true, and vLLM has it for engines on GPUs"):
-        world.engine(async_scheduling=True)
 
 
 # ---------------------------------------------------------------- keys and values that stay

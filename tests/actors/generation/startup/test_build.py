@@ -8,6 +8,7 @@ from actors.errors import UsageError
 from actors.generation.config import GeneratorConfig
 from actors.generation.startup.build import build, gc_paused, refusal
 from tests.fakes.generators import spec_of
+from tests.fakes.models import tiny_llama
 
 
 def test_what_an_import_defines_is_kept_from_the_collector_which_goes_on_as_before():
@@ -41,3 +42,12 @@ def test_an_engine_that_does_not_start_names_the_setting_of_its_own_platform(cpu
 def test_a_directory_without_a_model_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"has no config\.json"):
         build(spec_of(tmp_path))
+
+
+@pytest.mark.vllm
+def test_asynchronous_scheduling_is_refused_where_vllm_turns_it_off(tmp_path):
+    """vLLM says nothing of it on CPU: the run would go on without what was asked for."""
+    tiny_llama(tmp_path / "model", seed=1)
+    config = GeneratorConfig(dtype="float32", max_model_len=64, kv_cache_mib=16, async_scheduling=True)
+    with pytest.raises(UsageError, match=r"generators\.async_scheduling is true, and vLLM has it .* on GPUs only"):
+        build(spec_of(tmp_path / "model", config))
