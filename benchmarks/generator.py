@@ -193,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a model of real size, in bfloat16; left out if not given")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--prompts", type=int, nargs=2, default=(192, 8), help="of the toy model, and of --model")
+    parser.add_argument("--prompts", type=int, nargs=2, default=(96, 4), help="of the toy model, and of --model")
     parser.add_argument("--completions", type=int, default=4)
     parser.add_argument("--profile", action="store_true", help="print where the generator's engine spends its time")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/generator.json"))
@@ -208,7 +208,7 @@ def main() -> None:
         make_model(toy, hidden=128, layers=2)  # before the engines: vLLM's worker changes this process's torch
         cases = {"toy": (toy, Load(arguments.prompts[0], arguments.completions, 16, 48, VOCABULARY))}
         if arguments.model is not None:
-            cases["model"] = (arguments.model, Load(arguments.prompts[1], arguments.completions, 128, 64, 40_000))
+            cases["model"] = (arguments.model, Load(arguments.prompts[1], arguments.completions, 64, 32, 40_000))
         for name, (model, load) in cases.items():
             dtype, cache = ("float32", 1024) if name == "toy" else ("bfloat16", 512)
             rounds = measure(load, spec_of(model, load, dtype, cache), arguments.rounds, profile=arguments.profile)

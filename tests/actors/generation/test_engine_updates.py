@@ -49,7 +49,7 @@ class World:
 
     def publish(self, model: Any, version: int) -> Manifest:
         tensors = {name: p.detach() for name, p in model.named_parameters()}
-        canary = Canary(CANARY, tuple(log_probs([(model, CANARY)])))
+        canary = Canary(CANARY, tuple(log_probs(model, CANARY)))
         self.versions[version] = model
         return self.publisher.publish(version, tensors, canary)
 
@@ -88,37 +88,43 @@ def keeping(world: World) -> Engine:
     return world.engine(on_update="keep")
 
 
-def log_probs(parts: list[tuple[Any, Any]]) -> list[float]:
-    """Log-probs of tokens 1.. of one sequence, whose `parts` are read by one model each, with the keys and values that
-    those before it left. Softmax in float64."""
+def read(parts: list[tuple[Any, Any]]) -> torch.Tensor:
+    """Log-probs [tokens, vocabulary] after each token of one sequence, whose `parts` are read by one model each, with
+    the keys and values that those before it left. Softmax in float64."""
     logits, cache = [], None
     with torch.no_grad():
         for model, tokens in parts:
             output = model(torch.tensor([list(tokens)]), past_key_values=cache, use_cache=True)
             logits.append(output.logits[0].double())
             cache = output.past_key_values
-    sequence = [token for _, tokens in parts for token in tokens]
-    chosen = torch.tensor(sequence[1:])[:, None]
-    return torch.log_softmax(torch.cat(logits), -1)[:-1].gather(1, chosen)[:, 0].tolist()
+    return torch.log_softmax(torch.cat(logits), -1)
 
 
-def expected_of(world: World, prompt: list[int], completion: Completion, *, kept: bool) -> list[float]:
-    """What the completion's log-probs must be.
+def log_probs(model: Any, tokens: Any) -> list[float]:
+    """Log-probs of tokens 1.. of a sequence."""
+    return read([(model, tokens)])[:-1].gather(1, torch.tensor(tokens[1:])[:, None])[:, 0].tolist()
+
+
+def policy_of(world: World, prompt: list[int], completion: Completion, *, kept: bool) -> torch.Tensor:
+    """Log-probs [tokens, vocabulary] that the policy had wherever it sampled a token of the completion.
 
     A token's keys and values are computed in the step after the one that samples it: with `kept` ones, the sequence up
     to but without the last token of a version is read by that version's model. Otherwise each version reads it whole.
     """
-    tokens = prompt + list(completion.token_ids)
+    tokens, versions, before = prompt + list(completion.token_ids), completion.versions, slice(len(prompt) - 1, -1)
     if kept:
-        changes = enumerate(itertools.pairwise(completion.versions))
+        changes = enumerate(itertools.pairwise(versions))
         ends = [len(prompt) + i for i, (version, following) in changes if version != following]
-        bounds = [0, *ends, len(tokens)]
-        readers = [completion.versions[0], *(completion.versions[end - len(prompt) + 1] for end in ends)]
-        spans = zip(readers, itertools.pairwise(bounds), strict=True)
-        parts = [(world.versions[version], tokens[start:end]) for version, (start, end) in spans]
-        return log_probs(parts)[len(prompt) - 1 :]
-    by_version = {v: log_probs([(world.versions[v], tokens)])[len(prompt) - 1 :] for v in set(completion.versions)}
-    return [by_version[version][position] for position, version in enumerate(completion.versions)]
+        readers = [versions[0], *(versions[end - len(prompt) + 1] for end in ends)]
+        spans = zip(readers, itertools.pairwise([0, *ends, len(tokens)]), strict=True)
+        return read([(world.versions[version], tokens[start:end]) for version, (start, end) in spans])[before]
+    whole = {version: read([(world.versions[version], tokens)])[before] for version in set(versions)}
+    return torch.stack([whole[version][position] for position, version in enumerate(versions)])
+
+
+def expected_of(world: World, prompt: list[int], completion: Completion, *, kept: bool) -> list[float]:
+    chosen = torch.tensor(completion.token_ids)[:, None]
+    return policy_of(world, prompt, completion, kept=kept).gather(1, chosen)[:, 0].tolist()
 
 
 def assert_exact(world: World, prompt: list[int], completion: Completion, *, kept: bool = False) -> None:
@@ -219,32 +225,6 @@ def test_requests_dropped_while_their_step_is_in_flight_never_come_back(world: W
         assert_exact(world, asked[name], completion)
 
 
-def test_a_mixture_is_sampled_by_its_formula_with_asynchronous_scheduling(world: World, scheduling_ahead: None) -> None:
-    beta = 0.5
-    engine = world.engine(opponent=OpponentConfig(kind="mixture", beta=beta), async_scheduling=True)
-    asked = prompts(8, SHORT, seed=6)
-    for number, (name, prompt) in enumerate(asked.items()):
-        engine.add(name, prompt, opponent=number % 2 == 0)
-    finished = {}
-    for _ in range(5):
-        finished.update(engine.step())
-    engine.load(world.publish(world.b, 1))
-    while engine.busy:
-        finished.update(engine.step())
-    assert split(finished)
-    for name, completion in finished.items():
-        tokens = asked[name] + list(completion.token_ids)
-        for position, (logprob, version) in enumerate(zip(completion.logprobs, completion.versions, strict=True)):
-            rows = []
-            for model in (world.b if version else world.a, world.a):
-                with torch.no_grad():
-                    at = model(torch.tensor([tokens])).logits[0, len(asked[name]) - 1 + position]
-                rows.append(at.double().log_softmax(-1))
-            weight = beta if completion.opponent else 0.0
-            mixed = ((1 - weight) * rows[0] + weight * rows[1]).log_softmax(-1)
-            assert logprob == pytest.approx(mixed[completion.token_ids[position]].item(), abs=1e-4)
-
-
 # ---------------------------------------------------------------- keys and values that stay
 
 
@@ -333,3 +313,34 @@ def test_an_engine_keeps_and_schedules_ahead_at_once(world: World, scheduling_ah
     for name, completion in finished.items():
         assert_exact(world, asked[name], completion, kept=True)
     assert {completion.versions.count(0) for completion in split(finished)} == {6}
+
+
+@pytest.mark.parametrize("settings", [{"async_scheduling": True}, {"on_update": "keep"}], ids=["ahead", "kept"])
+def test_a_mixture_is_sampled_by_its_formula_over_an_update(
+    world: World, scheduling_ahead: None, settings: dict[str, Any]
+) -> None:
+    """Long prompts that policy and mixture share: their blocks must not, as the policy's lack the reference's keys."""
+    beta, kept = 0.5, "on_update" in settings
+    engine = world.engine(opponent=OpponentConfig(kind="mixture", beta=beta), **settings)
+    asked = {f"{kind}-{n}": p for n, p in (prompts(3, SHORT, 6) | prompts(2, LONG, 6)).items() for kind in "pm"}
+    finished: dict[str, Completion] = {}
+    for name, prompt in asked.items():
+        engine.add(name, prompt, opponent=name.startswith("m"))
+    for _ in range(5):
+        finished.update(engine.step())
+    engine.load(world.publish(world.b, 1))
+    for name in [name for name in asked if str(LONG) in name]:
+        asked[f"{name}-new"] = asked[name]
+        engine.add(f"{name}-new", asked[name], opponent=name.startswith("m"))
+    while engine.busy:
+        finished.update(engine.step())
+    assert finished.keys() == asked.keys()
+    assert split(finished)
+    for name, completion in finished.items():
+        prompt, weight = asked[name], beta if completion.opponent else 0.0
+        reference = read([(world.a, prompt + list(completion.token_ids))])[len(prompt) - 1 : -1]
+        policy = policy_of(world, prompt, completion, kept=kept)
+        mixed = ((1 - weight) * policy + weight * reference).log_softmax(-1)
+        expected = mixed.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0].tolist()
+        assert completion.logprobs == pytest.approx(expected, abs=1e-4)
+        assert not name.endswith("new") or set(completion.versions) == {1}
