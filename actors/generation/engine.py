@@ -68,7 +68,7 @@ class Engine:
         self._finished: list[tuple[str, Completion]] = []
         os.environ.update(engine_environment(spec.generators))
         with start_files.noted():
-            self._llm = build(spec)
+            self._llm = self._build()
             self._remove_start_files()
         self._adapter = None if spec.adapter is None else self._begin_adapters()
         self._llm.set_weight_version("0")
@@ -80,6 +80,9 @@ class Engine:
         if refusal is not None:
             raise UsageError(not_applied(str(self._spec.model_dir), refusal))
         return adapter_request()
+
+    def _build(self) -> Any:
+        return build(self._spec)
 
     def _remove_start_files(self) -> None:
         start_files.expect_missing()

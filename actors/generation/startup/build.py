@@ -22,8 +22,11 @@ MAX_BATCHED_TOKENS = 8192
 """Lower limit of tokens per engine step, so that a running batch is prefilled in few steps after a weight sync."""
 
 
-def build(spec: GeneratorSpec) -> Any:
-    """Return the engine of `spec`, ready to step. Raises UsageError if its directories or settings do not fit one."""
+def build(spec: GeneratorSpec, **more: Any) -> Any:
+    """Return the engine of `spec`, ready to step. `more`: arguments of vLLM beside those that `spec` leads to.
+
+    Raises UsageError if its directories or settings do not fit an engine.
+    """
     for directory in (spec.model_dir, _reference_dir(spec)):
         if not (Path(directory) / "config.json").is_file():
             raise UsageError(f"{directory} is not a Hugging Face model directory: it has no config.json")
@@ -33,7 +36,7 @@ def build(spec: GeneratorSpec) -> Any:
         from vllm.platforms import current_platform
 
     config, cpu = spec.generators, current_platform.is_cpu()
-    options = _options(spec, cpu=cpu)
+    options = _options(spec, cpu=cpu) | more
     try:
         arguments = EngineArgs(
             model=str(spec.model_dir),
