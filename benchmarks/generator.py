@@ -5,8 +5,9 @@
 One process, one thread for kernels. A generator takes leases and returns groups, each completion with its text, its
 behaviour log-probs and the policy version of every token. The bare engine is vLLM's with vLLM's own scheduling, given
 the same prompts and the same limits: once with the log-probs of the sampled tokens, and once without. Its tokens are
-counted, not even read. The figure is sampled tokens per second of one batch of requests that start together. The order
-turns by one from round to round.
+counted, not even read. The figure is sampled tokens per second of one batch of requests that start together, by the
+clock and by the processor's time of all threads, which programs beside this one lengthen less. The order turns by one
+from round to round.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from actors.records import Lease, Prompt
 from benchmarks import record
 
 GENERATOR, BARE, WITHOUT = "generator", "bare engine", "bare engine, no log-probs"
+
+Rates = dict[str, dict[str, float]]
+"""For each way, its tokens per second by the clock and by the processor's time."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,8 @@ def bare_engine(spec: GeneratorSpec, load: Load) -> Any:
     return LLMEngine.from_engine_args(arguments)
 
 
-def bare_rate(engine: Any, load: Load, leases: Sequence[Lease], ends: Sequence[int], logprobs: int | None) -> float:
-    """Tokens per second of the bare engine."""
+def sample_bare(engine: Any, load: Load, leases: Sequence[Lease], ends: Sequence[int], logprobs: int | None) -> int:
+    """Sample through the bare engine; return the number of tokens."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -97,26 +101,24 @@ def bare_rate(engine: Any, load: Load, leases: Sequence[Lease], ends: Sequence[i
         output_kind=RequestOutputKind.FINAL_ONLY,
         detokenize=False,
     )
-    began = time.perf_counter()
     for lease in leases:
         for k in range(load.completions):
             engine.add_request(f"{lease.index}.{k}", {"prompt_token_ids": list(lease.prompt.token_ids)}, params)
     tokens = 0
     while engine.has_unfinished_requests():
         tokens += sum(len(output.outputs[0].token_ids) for output in engine.step() if output.finished)
-    return tokens / (time.perf_counter() - began)
+    return tokens
 
 
-def generator_rate(generator: Any, leases: Sequence[Lease]) -> float:
-    """Tokens per second of the groups of `leases`, from their submission to the last group."""
-    began = time.perf_counter()
+def sample_groups(generator: Any, leases: Sequence[Lease]) -> int:
+    """Take the groups of `leases`, from their submission to the last one; return the number of tokens."""
     generator.submit(leases)
     groups, tokens = 0, 0
     while groups < len(leases):
         for group in generator.collect(60.0):
             groups += 1
             tokens += sum(len(completion.token_ids) for completion in group.completions)
-    return tokens / (time.perf_counter() - began)
+    return tokens
 
 
 class Profiled:
@@ -137,7 +139,7 @@ class Profiled:
         return self.profile.runcall(self.engine.step)
 
 
-def measure(load: Load, spec: GeneratorSpec, rounds: int, *, profile: bool) -> list[dict[str, float]]:
+def measure(load: Load, spec: GeneratorSpec, rounds: int, *, profile: bool) -> list[Rates]:
     """Tokens per second of each way, one dictionary a round."""
     from actors.generation.engine import Engine
     from actors.generation.generator import Generator
@@ -151,10 +153,10 @@ def measure(load: Load, spec: GeneratorSpec, rounds: int, *, profile: bool) -> l
     generator = Generator(spec, make)
     bare = bare_engine(spec, load)
     ends = made[0].ends
-    ways: dict[str, Callable[[list[Lease]], float]] = {
-        GENERATOR: lambda leases: generator_rate(generator, leases),
-        BARE: lambda leases: bare_rate(bare, load, leases, ends, 0),
-        WITHOUT: lambda leases: bare_rate(bare, load, leases, ends, None),
+    ways: dict[str, Callable[[list[Lease]], int]] = {
+        GENERATOR: lambda leases: sample_groups(generator, leases),
+        BARE: lambda leases: sample_bare(bare, load, leases, ends, 0),
+        WITHOUT: lambda leases: sample_bare(bare, load, leases, ends, None),
     }
     names = list(ways)
     results = []
@@ -162,14 +164,19 @@ def measure(load: Load, spec: GeneratorSpec, rounds: int, *, profile: bool) -> l
         turn = number % len(names)
         leases = load.leases(number * load.prompts)
         # All ways sample the same prompts, each engine from a cache that does not hold them.
-        result = {}
+        result: Rates = {}
         for name in names[turn:] + names[:turn]:
             made[0]._llm.reset_prefix_cache()
             bare.reset_prefix_cache()
-            result[name] = ways[name](leases)
+            clock, processor = time.perf_counter(), time.process_time()
+            tokens = ways[name](leases)
+            result[name] = {
+                "clock": tokens / (time.perf_counter() - clock),
+                "processor": tokens / (time.process_time() - processor),
+            }
         if number:  # the first one warms up
             results.append(result)
-            print({name: round(rate, 1) for name, rate in result.items()}, flush=True)
+            print({name: round(rate["processor"], 1) for name, rate in result.items()}, flush=True)
     generator.close()
     if profile:
         stats = pstats.Stats(made[0].profile)
@@ -178,11 +185,12 @@ def measure(load: Load, spec: GeneratorSpec, rounds: int, *, profile: bool) -> l
     return results
 
 
-def summary(rounds: Sequence[dict[str, float]]) -> dict[str, Any]:
+def summary(rounds: Sequence[Rates], by: str) -> dict[str, Any]:
     """Medians over rounds: of each way's rate, and of the generator's share of each bare one in the same round."""
-    shares = {name: [each[GENERATOR] / each[name] for each in rounds] for name in (BARE, WITHOUT)}
+    shares = {name: [each[GENERATOR][by] / each[name][by] for each in rounds] for name in (BARE, WITHOUT)}
+    rates = {name: statistics.median(each[name][by] for each in rounds) for name in rounds[0]}
     return {
-        "tokens_per_second": {name: round(statistics.median(each[name] for each in rounds), 1) for name in rounds[0]},
+        "tokens_per_second": {name: round(rate, 1) for name, rate in rates.items()},
         "generator_over": {name: round(statistics.median(values), 3) for name, values in shares.items()},
         "least": {name: round(min(values), 3) for name, values in shares.items()},
         "most": {name: round(max(values), 3) for name, values in shares.items()},
@@ -212,8 +220,9 @@ def main() -> None:
         for name, (model, load) in cases.items():
             dtype, cache = ("float32", 1024) if name == "toy" else ("bfloat16", 512)
             rounds = measure(load, spec_of(model, load, dtype, cache), arguments.rounds, profile=arguments.profile)
-            result[name] = {"load": vars(load), "dtype": dtype, "rounds": rounds, "median": summary(rounds)}
-            print(name, json.dumps(result[name]["median"]), flush=True)
+            medians = {by: summary(rounds, by) for by in ("clock", "processor")}
+            result[name] = {"load": vars(load), "dtype": dtype, "rounds": rounds} | medians
+            print(name, json.dumps(medians), flush=True)
     result["machine"] = {**record.machine(), "threads": 1}
     result["versions"] = package_versions()
     record.write(arguments.output, result)

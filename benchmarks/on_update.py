@@ -5,7 +5,8 @@
 One process, one thread for kernels, two engines: `generators.on_update` recompute and keep. In every round each engine
 samples the same prompts, once without a weight sync and once with some, evenly spaced over the steps; the order turns.
 Publications hold the model's own weights, so that all requests go on as long. The cost of one sync is the difference of
-the two batches, divided by the number of syncs; loading and the canary, equal for both, are in it.
+the two batches, divided by the number of syncs; loading and the canary, equal for both, are in it. Seconds are of the
+processor, which programs beside this one lengthen less than those of the clock.
 """
 
 from __future__ import annotations
@@ -63,16 +64,16 @@ def batch_seconds(engine: Any, load: Load, first: int, manifests: list[Manifest]
     for lease in load.leases(first):
         for k in range(load.completions):
             engine.add(f"{lease.index}.{k}", lease.prompt.token_ids)
-    began, steps, loads = time.perf_counter(), 0, []
+    began, steps, loads = time.process_time(), 0, []
     at = {load.new_tokens * (number + 1) // (len(manifests) + 1): each for number, each in enumerate(manifests)}
     while engine.busy:
         if (manifest := at.pop(steps, None)) is not None:
-            loading = time.perf_counter()
+            loading = time.process_time()
             engine.load(manifest)
-            loads.append(time.perf_counter() - loading)
+            loads.append(time.process_time() - loading)
         engine.step()
         steps += 1
-    return time.perf_counter() - began, loads
+    return time.process_time() - began, loads
 
 
 def measure(engines: dict[str, Any], load: Load, manifest: Manifest, arguments: argparse.Namespace) -> list[Any]:
