@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from actors.generation.engine import Engine
 from actors.records import Canary, Completion, Manifest
 from learner.config import PublicationConfig
 from learner.publication.publisher import Publisher
+from tests.actors.generation.lora.test_slot import World as AdapterWorld
 from tests.fakes.canaries import canary_tokens
 from tests.fakes.generators import spec_of
 from tests.fakes.models import tiny_llama
@@ -33,7 +35,7 @@ SHORT, LONG = 9, 140
 class World:
     """Two models on disk, and what makes engines and publications of them."""
 
-    def __init__(self, directory: Any) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.a = tiny_llama(directory / "a", seed=1)
         self.b = tiny_llama(directory / "b", seed=2)
@@ -344,3 +346,16 @@ def test_a_mixture_is_sampled_by_its_formula_over_an_update(
         expected = mixed.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0].tolist()
         assert completion.logprobs == pytest.approx(expected, abs=1e-4)
         assert not name.endswith("new") or set(completion.versions) == {1}
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["ahead", "ahead and kept"])
+def test_adapters_take_over_requests_as_all_weights_do(tmp_path: Path, scheduling_ahead: None, kept: bool) -> None:
+    adapters: Any = AdapterWorld(tmp_path)
+    adapters.versions = {0: adapters.base, 1: adapters.b}
+    engine = adapters.engine(async_scheduling=True, on_update="keep" if kept else "recompute")
+    asked = prompts(6, SHORT, seed=17) | prompts(3, LONG, seed=17)
+    finished = over_an_update(engine, asked, adapters.publish(adapters.b, 1), steps=6)
+    for name, completion in finished.items():
+        assert_exact(adapters, asked[name], completion, kept=kept)
+    assert {completion.versions.count(0) for completion in split(finished)} == {6}
+    adapters.publisher.close()
