@@ -27,9 +27,10 @@ def start(model: str, way: str) -> float:
     began = time.monotonic()
     from actors.generation import engine
     from actors.generation.config import GeneratorConfig, GeneratorSpec, SamplingConfig
+    from actors.generation.startup import build
 
     if way == "collecting":
-        engine._collector_at_rest = contextlib.nullcontext
+        build.gc_paused = contextlib.nullcontext
     settings = GeneratorConfig(dtype="float32", max_model_len=64)
     os.environ.update(engine.engine_environment(settings, cuda=False))
     spec = GeneratorSpec(model_dir=model, generators=settings, sampling=SamplingConfig(max_new_tokens=48))

@@ -156,8 +156,8 @@ def test_only_remote_and_launch_know_ray():
 
 def test_only_the_engine_s_own_modules_and_the_transfer_know_vllm():
     files = (
-        "engine known_tensors lora/arguments lora/cpu_kernels lora/slot mixture proof/loaded_weights requests "
-        "transfer_group weight_receiver"
+        "lora/arguments lora/cpu_kernels lora/slot mixture proof/loaded_weights requests startup/build "
+        "startup/known_tensors transfer_group weight_receiver"
     )
     assert users_of("vllm") <= {f"actors/generation/{name}.py" for name in files.split()}
 

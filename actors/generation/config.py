@@ -143,6 +143,17 @@ class GeneratorConfig(Settings):
         description="fraction of a whole card's memory to use; GPU engines only. Unset: 0.85 of `gpus`",
     )
     enforce_eager: bool = Field(default=False, description="disable CUDA graphs; always true on CPU")
+    async_scheduling: bool = Field(
+        default=False,
+        description="prepare the next engine step while the GPU computes this one; GPU engines only. A weight sync "
+        "first finishes the step in flight",
+    )
+    on_update: Literal["recompute", "keep"] = Field(
+        default="recompute",
+        description="keys and values of running requests at a weight sync. recompute: prefill their tokens again "
+        "under the new weights; keep: go on with those of the old weights, which costs no prefill, but then no one "
+        "version's log-probs are those of the tokens that follow",
+    )
     cpus: float = Field(default=1.0, ge=SMALLEST_SHARE, description="CPU cores reserved per actor; also its threads")
     max_restarts: int = Field(default=3, ge=0, description="times Ray restarts a dead generator")
     environment: dict[str, str] = Field(

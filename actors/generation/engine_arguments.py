@@ -64,6 +64,7 @@ _SETTINGS = {
     "gpu_memory_utilization": "generators.gpu_memory_utilization",
     "kv_cache_memory_bytes": "generators.gpu_memory_utilization, or on CPU generators.kv_cache_mib",
     "enforce_eager": "generators.enforce_eager",
+    "async_scheduling": "generators.async_scheduling",
     "log_level": "VLLM_LOGGING_LEVEL in generators.environment",
     "logging_config": "VLLM_LOGGING_CONFIG_PATH in generators.environment",
     "log_config_file": "VLLM_LOGGING_CONFIG_PATH in generators.environment",
@@ -81,8 +82,11 @@ _REASONS = {
     """,
     "it rounds differently from the learner, whose log-probs it must match; set generators.dtype": """
         enable_mamba_cache_stochastic_rounding kv_cache_dtype kv_cache_dtype_skip_layers mamba_cache_dtype
-        mamba_cache_philox_rounds mamba_config mamba_ssm_cache_dtype quantization quantization_config
-        replayssm_buffer_len use_replayssm
+        mamba_cache_philox_rounds mamba_config mamba_ssm_cache_dtype replayssm_buffer_len use_replayssm
+    """,
+    "every layer must compute with the published weights to the bit, which a quantised one cannot; set "
+    "generators.dtype": """
+        quantization quantization_config
     """,
     "behaviour log-probs are of the sampling distribution itself; set sampling.temperature or the opponent instead": """
         enable_batch_sharded_sampling generation_config logits_processors logprobs_mode max_logprobs
@@ -93,7 +97,7 @@ _REASONS = {
         per_request_spec_decode_metrics spec_method spec_model spec_tokens speculative_config
     """,
     "a weight sync happens between two steps of one scheduler, which Offbeat sets up; leave it out": """
-        async_scheduling max_num_queued_reqs max_num_queued_tokens prefill_schedule_interval scheduler_cls
+        max_num_queued_reqs max_num_queued_tokens prefill_schedule_interval scheduler_cls
         scheduling_policy stream_interval worker_cls worker_extension_cls
     """,
     "a weight sync must reach every weight where the engine keeps it; leave it out": """
@@ -107,17 +111,20 @@ _REASONS = {
         kv_offloading_backend kv_offloading_size kv_sharing_fast_prefill kv_transfer_config mamba_block_size
         mamba_cache_mode swa_bounded_replay
     """,
-    "an engine is one process, or several with tensor parallelism on one node; set generators.tensor_parallel_size and "
-    "generators.count": """
-        _api_process_count _api_process_rank all2all_backend cp_kv_cache_interleave_size data_parallel_address
-        data_parallel_backend data_parallel_external_lb data_parallel_hybrid_lb data_parallel_multi_port_external_lb
-        data_parallel_rank data_parallel_rpc_port data_parallel_size data_parallel_size_local data_parallel_start_rank
-        dbo_decode_token_threshold dbo_prefill_token_threshold dcp_comm_backend dcp_kv_cache_interleave_size
-        dcp_q_replicate decode_context_parallel_size device_ids disable_nccl_for_dp_synchronization
-        distributed_executor_backend dp_sync_interval elastic_ep_max_dp_size enable_dbo enable_elastic_ep
-        enable_ep_weight_filter enable_eplb enable_expert_parallel enable_fault_tolerance enable_hc_sp
-        enable_shm_tensor_arena eplb_config expert_placement_strategy fault_tolerance_config master_addr master_port
-        nnodes node_rank pipeline_parallel_size prefill_context_parallel_size ray_workers_use_nsight ubatch_size
+    "each generator is an engine of its own; set generators.count": """
+        _api_process_count _api_process_rank data_parallel_address data_parallel_backend data_parallel_external_lb
+        data_parallel_hybrid_lb data_parallel_multi_port_external_lb data_parallel_rank data_parallel_rpc_port
+        data_parallel_size data_parallel_size_local data_parallel_start_rank disable_nccl_for_dp_synchronization
+        dp_sync_interval elastic_ep_max_dp_size enable_elastic_ep
+    """,
+    "workers of an engine share its tensors on one node; set generators.tensor_parallel_size to the GPUs of a node at "
+    "most, and generators.count for more": """
+        all2all_backend cp_kv_cache_interleave_size dbo_decode_token_threshold dbo_prefill_token_threshold
+        dcp_comm_backend dcp_kv_cache_interleave_size dcp_q_replicate decode_context_parallel_size device_ids
+        distributed_executor_backend enable_dbo enable_ep_weight_filter enable_eplb enable_expert_parallel
+        enable_fault_tolerance enable_hc_sp enable_shm_tensor_arena eplb_config expert_placement_strategy
+        fault_tolerance_config master_addr master_port nnodes node_rank pipeline_parallel_size
+        prefill_context_parallel_size ray_workers_use_nsight ubatch_size
     """,
     "an engine applies the learner's adapter and no other: Offbeat sets it by learner.lora; leave it out": """
         default_mm_loras enable_lora enable_mixed_moe_lora_format enable_moe_shared_loras enable_tower_connector_lora

@@ -34,18 +34,32 @@ class Requests:
         opponent: bool = False,
         seed: int | None = None,
         max_tokens: int | None = None,
+        version: int = 0,
     ) -> tuple[dict[str, Any], Any]:
-        """Return prompt and sampling parameters of one request, as `Engine.add` takes it. Raises UsageError if the
-        prompt does not fit the engine."""
+        """Return prompt and sampling parameters of one request, as `Engine.add` takes it.
+
+        `version`: of the weights in use. Raises UsageError if the prompt does not fit the engine.
+        """
         self._check_prompt(request_id, prompt_token_ids, max_tokens or self._spec.sampling.max_new_tokens)
         prompt: dict[str, Any] = {"prompt_token_ids": list(prompt_token_ids)}
-        if opponent and self._engine_beta is not None:
-            prompt["cache_salt"] = _MIXED
+        salts = [_MIXED] if opponent and self._engine_beta is not None else []
+        if self._spec.generators.on_update == "keep":
+            salts.append(str(version))  # what is cached under older weights stays, for requests of theirs alone
+        if salts:
+            prompt["cache_salt"] = ":".join(salts)
         params = self.opponent_params if opponent else self.params
         if seed is not None or max_tokens is not None:
             params = params.clone()
             params.seed, params.max_tokens = seed, max_tokens or params.max_tokens
         return prompt, params
+
+    def scoring(self, token_ids: Sequence[int]) -> tuple[dict[str, Any], Any]:
+        """Return prompt and parameters of a request whose prompt's log-probs are wanted, and no text."""
+        from vllm import SamplingParams
+
+        temperature = self._spec.sampling.temperature
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=temperature, detokenize=False)
+        return {"prompt_token_ids": list(token_ids)}, params
 
     def completion(self, request: Any, opponent: bool) -> Completion:
         """Return the completion of a finished request. Raises RunError if the engine ended it for another reason."""
@@ -108,7 +122,8 @@ def text_after(prompt_ids: Sequence[int], ids: Sequence[int], tokenizer: Any) ->
     A sequence is decoded as a stream: decoded apart, a first word would lose its space, and a character that several
     tokens spell would be cut.
     """
-    ids = [token for token in ids if token < len(tokenizer)]
+    known = len(tokenizer)
+    ids = [token for token in ids if token < known]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         before = tokenizer.decode(prompt_ids, skip_special_tokens=True)

@@ -18,14 +18,15 @@ from vllm.config import set_current_vllm_config
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.platforms import current_platform
 
-import actors.generation.known_tensors  # noqa: F401, registers its load format in this process
+import actors.generation.startup.known_tensors  # noqa: F401, registers its load format in this process
 from actors.adapters.config import LoraConfig
 from actors.errors import RunError, TransferInterruptedError
-from actors.generation import start_files, weights
+from actors.generation import weights
 from actors.generation.lora.slot import AdapterSlot
 from actors.generation.mixture import settings_of
 from actors.generation.proof.loaded_weights import LoadedWeights
 from actors.generation.receivers import Receiver, receiver_of
+from actors.generation.startup import start_files
 from actors.records import Manifest
 
 GIVE_BACK_EVERY = 50

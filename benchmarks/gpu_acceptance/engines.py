@@ -12,16 +12,20 @@ SLEEP_TOKENS, SLEEP_PROMPTS = 16, 4
 
 
 def generation(setup: Setup) -> Iterator[dict[str, Any]]:
-    """Sample `requests` that start together, `rounds` times after a first one that is not counted."""
+    """Sample `requests` that start together, `rounds` times after a first one that is not counted.
+
+    On a GPU once more with `generators.async_scheduling`, which has never run on one so far.
+    """
     prompts = random_prompts(setup, setup.requests)
-    with engine_of(setup, eager=setup.eager, new_tokens=setup.new_tokens) as engine:
-        engine.call("sample", prompts)
-        rates = []
-        for number in range(setup.rounds):
-            samples, seconds = engine.call("sample", prompts, None, 1000 * number)
-            tokens = sum(len(sample.tokens) for sample in samples)
-            rates.append(tokens / seconds)
-            yield {"tokens_per_second": statistics.median(rates), "tokens": tokens, "requests": setup.requests}
+    for name, ahead in (("tokens_per_second", False), ("tokens_per_second_ahead", True))[: 1 + setup.cuda]:
+        with engine_of(setup, eager=setup.eager, new_tokens=setup.new_tokens, ahead=ahead) as engine:
+            engine.call("sample", prompts)
+            rates = []
+            for number in range(setup.rounds):
+                samples, seconds = engine.call("sample", prompts, None, 1000 * number)
+                tokens = sum(len(sample.tokens) for sample in samples)
+                rates.append(tokens / seconds)
+                yield {name: statistics.median(rates), "tokens": tokens, "requests": setup.requests}
 
 
 def sleep(setup: Setup) -> Iterator[dict[str, Any]]:

@@ -70,6 +70,7 @@ def engine_of(
     new_tokens: int = 16,
     opponent: OpponentConfig | None = None,
     sleeps: bool = False,
+    ahead: bool = False,
 ) -> Iterator[Child]:
     """An engine in a process that sees one GPU. On CPU it starts beside what follows; on a GPU first and alone.
 
@@ -82,6 +83,7 @@ def engine_of(
         max_running_prompts=requests,
         gpu_memory_utilization=setup.engine_memory,
         enforce_eager=eager,
+        async_scheduling=ahead,
     )
     spec = GeneratorSpec(
         model_dir=setup.model,

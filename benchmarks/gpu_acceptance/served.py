@@ -25,6 +25,7 @@ class ServedEngine:
 
     def __init__(self, spec: Any, sleeps: bool = False) -> None:
         from actors.generation.engine import Engine
+        from actors.generation.startup.build import build
 
         seconds: dict[str, float] = {}
 
@@ -36,9 +37,8 @@ class ServedEngine:
                 finally:
                     seconds[method] = time.perf_counter() - began
 
-            def _load_options(self, *arguments: Any) -> dict[str, Any]:
-                options = super()._load_options(*arguments)
-                return options | {"enable_sleep_mode": True} if sleeps else options
+            def _build(self) -> Any:
+                return build(self._spec, **({"enable_sleep_mode": True} if sleeps else {}))
 
         self._seconds = seconds
         self._engine: Any = TimedEngine(spec)

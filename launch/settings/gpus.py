@@ -19,6 +19,11 @@ def gpu_problem(learner: LearnerConfig, generators: GeneratorConfig, transport: 
                 f"generators.gpus {engine:g} has no effect: with learner.gpus_per_rank 0 generators run on CPU too; "
                 "leave it out, or set learner.gpus_per_rank above 0"
             )
+        if generators.async_scheduling:
+            return (
+                "generators.async_scheduling is for engines on GPUs, and with learner.gpus_per_rank 0 generators run "
+                "on CPU; leave it out, or set learner.gpus_per_rank above 0"
+            )
         return None
     if transport == "nccl":
         return _nccl_problem(rank, generators)

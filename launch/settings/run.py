@@ -297,6 +297,8 @@ class RunConfig(TrainingConfig):
             "replay.order": (self.replay.order, "lease"),
             "replay.updates_per_publish": (self.replay.updates_per_publish, 1),
             "learner.loss.opponent.max_staleness": (self.opponent and self.opponent.max_staleness, None),
+            "generators.on_update": (self.generators.on_update, "recompute"),
+            "generators.async_scheduling": (self.generators.async_scheduling, False),
         }
         if self.divergence.action == "rollback":
             raise ValueError(
@@ -306,6 +308,16 @@ class RunConfig(TrainingConfig):
         wrong = [f"{name} is {given!r} and must be {only!r}" for name, (given, only) in wanted.items() if given != only]
         if wrong:
             raise ValueError(f"deterministic needs a fixed schedule: {'; '.join(wrong)}; or leave deterministic out")
+        return self
+
+    @model_validator(mode="after")
+    def _proven_log_probs_are_of_one_version(self) -> RunConfig:
+        if self.generators.on_update == "keep" and self.replay.max_staleness == 0:
+            raise ValueError(
+                "generators.on_update keep mixes two versions' keys and values, and at replay.max_staleness 0 every "
+                "token is held to be of the policy that trains on it; set on_update to recompute, which costs nothing "
+                "there, or max_staleness to 1 or more"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,6 +1,5 @@
 """Runs real engines on tiny random Llamas and compares every log-prob with transformers in float64."""
 
-import gc
 import itertools
 import json
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 
 from actors.errors import RunError, UsageError, WeightMismatchError
 from actors.generation.config import LOWEST_TEMPERATURE, GeneratorConfig, SamplingConfig
-from actors.generation.engine import Engine, _gc_paused, _refusal, engine_environment
+from actors.generation.engine import Engine, engine_environment
 from actors.generation.proof.canary import CanaryCheck
 from actors.records import Canary, Completion, Manifest
 from learner.config import PublicationConfig
@@ -458,11 +457,6 @@ def test_a_load_that_fails_after_the_model_was_touched_ends_the_engine(broken, m
             call()
 
 
-def test_a_directory_without_a_model_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"has no config\.json"):
-        Engine(spec_of(tmp_path))
-
-
 @pytest.mark.vllm
 def test_an_answer_that_ends_with_any_of_its_ends_is_finished(world):
     """The tokenizer ends with 1, the generation config with 7 and 8: answers that ended with 1 counted as cut off."""
@@ -529,31 +523,3 @@ def test_the_environment_has_the_threads_of_the_actor_and_compiles_on_gpus_only(
     assert on_cpu["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "128"
     assert "ONEDNN_PRIMITIVE_CACHE_CAPACITY" not in on_gpu
     assert on_cpu["VLLM_ENABLE_V1_MULTIPROCESSING"] == on_gpu["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
-
-
-def test_what_an_import_defines_is_kept_from_the_collector_which_goes_on_as_before():
-    before = gc.get_freeze_count()
-    with _gc_paused():
-        assert not gc.isenabled()
-        kept = [[]]
-    assert gc.isenabled()
-    assert gc.get_freeze_count() > before
-    assert not any(each is kept for each in gc.get_objects())
-    gc.disable()
-    try:
-        with _gc_paused():
-            pass
-        assert not gc.isenabled()
-    finally:
-        gc.enable()
-
-
-@pytest.mark.parametrize(("cpu", "named", "other"), [(True, "kv_cache_mib 96", "gpu_"), (False, "gpu_memory_", "kv_")])
-def test_an_engine_that_does_not_start_names_the_setting_of_its_own_platform(cpu: bool, named: str, other: str) -> None:
-    """On a GPU without enough free memory the message spoke of kv_cache_mib, which only CPU engines read."""
-    config = GeneratorConfig(kv_cache_mib=96, gpu_memory_utilization=0.5)
-    text = _refusal("/model", config, ValueError("Free memory is less than desired"), cpu=cpu)
-    assert named in text
-    assert other not in text
-    assert "Free memory is less than desired; change the setting that it names" in text
-    assert cpu or "gpu_memory_utilization 0.5" in text

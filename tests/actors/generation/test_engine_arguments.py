@@ -39,7 +39,7 @@ def test_every_argument_of_vllm_is_allowed_or_refused_and_no_other_is_named() ->
 
 def test_what_the_engine_sets_itself_is_refused() -> None:
     """All but the number of tokens in a step, which is a default."""
-    tree = ast.parse((ROOT / "actors/generation/engine.py").read_text())
+    tree = ast.parse((ROOT / "actors/generation/startup/build.py").read_text())
     (call,) = [
         node
         for node in ast.walk(tree)
@@ -68,7 +68,13 @@ def test_every_setting_to_use_instead_exists() -> None:
         ({"seed": 1}, "set seed"),
         ({"tensor_parallel_size": 2}, "set generators.tensor_parallel_size"),
         ({"speculative_config": {}}, "a draft's weights would stay behind at a weight sync"),
-        ({"quantization": "fp8"}, "it rounds differently from the learner"),
+        ({"quantization": "fp8"}, "every layer must compute with the published weights to the bit"),
+        ({"kv_cache_dtype": "fp8"}, "it rounds differently from the learner"),
+        ({"async_scheduling": True}, "set generators.async_scheduling"),
+        ({"data_parallel_size": 2}, "each generator is an engine of its own; set generators.count"),
+        ({"pipeline_parallel_size": 2}, "workers of an engine share its tensors on one node"),
+        ({"nnodes": 2}, "set generators.tensor_parallel_size to the GPUs of a node at most"),
+        ({"enable_sleep_mode": True}, "a weight sync must reach every weight where the engine keeps it"),
         ({"enable_lora": True}, "Offbeat sets it by learner.lora"),
         ({"max_lora_rank": 8}, "the learner's adapter and no other"),
         ({"blok_size": 16}, "blok_size is not one of vLLM's engine arguments; nearest: block_size"),

@@ -28,6 +28,10 @@ def node(*overrides: str) -> RunConfig:
             ["learner.gpus_per_rank=0", "publication.transport=shm", "generators.gpus=0.5"],
             r"generators.gpus 0.5 has no effect.*; leave it out",
         ),
+        (
+            ["learner.gpus_per_rank=0", "publication.transport=shm", "generators.async_scheduling=true"],
+            r"generators.async_scheduling is for engines on GPUs, .* run on CPU; leave it out, or set",
+        ),
         (["learner.gpus_per_rank=0.5"], r"gpus_per_rank 0.5 with ranks 4: two ranks could get the same GPU.*; set"),
         (["learner.gpus_per_rank=2"], r"gpus_per_rank: 2 is.*less than or equal to 1|gpus_per_rank.*<= 1|at most 1"),
         (["learner.gpus_per_rank=0.00001", "learner.ranks=1"], r"1e-05 is below 0.0001, the smallest share"),

@@ -246,19 +246,27 @@ def test_a_fixed_schedule_names_everything_that_it_cannot_be_had_with():
     with pytest.raises(ValidationError) as mistake:
         _game(
             deterministic=True,
-            generators={"count": 2},
+            generators={"count": 2, "on_update": "keep", "async_scheduling": True},
             replay={"updates_per_publish": 2},
             opponent={"max_staleness": 1},
         )
     for text in (
         "generators.count is 2 and must be 1",
         "updates_per_publish is 2 and must be 1",
+        "generators.on_update is 'keep' and must be 'recompute'",
+        "generators.async_scheduling is True and must be False",
         "is 1 and must be None",
     ):
         assert text in str(mistake.value)
     with pytest.raises(ValidationError, match=r"replay\.order is 'ready' and must be 'lease'"):
         _game(deterministic=True, replay={"order": "ready"})
     assert _game(deterministic=True).deterministic
+
+
+def test_keys_and_values_are_not_kept_where_every_token_is_held_to_one_policy():
+    with pytest.raises(ValidationError, match=r"on_update keep mixes two versions.*; set on_update to recompute"):
+        _game(generators={"on_update": "keep"}, replay={"max_staleness": 0})
+    assert _game(generators={"on_update": "keep"}, replay={"max_staleness": 1}).generators.on_update == "keep"
 
 
 def test_no_more_generators_are_required_than_there_are():

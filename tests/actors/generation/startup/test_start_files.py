@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.generation import start_files
+from actors.generation.startup import start_files
 from tests.fakes.models import tiny_llama
 from tests.house import ROOT
 
@@ -87,7 +87,7 @@ import os, socket, tempfile, time
 from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
-from actors.generation import start_files
+from actors.generation.startup import start_files
 
 with start_files.noted(0.02):
     segment = SharedMemory(create=True, size=4096)

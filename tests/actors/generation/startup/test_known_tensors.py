@@ -21,7 +21,7 @@ def test_the_engine_loads_all_tensors_but_the_unused_ones(tmp_path: Path) -> Non
     from vllm.config.load import LoadConfig
     from vllm.model_executor.model_loader import get_model_loader
 
-    from actors.generation.known_tensors import LOAD_FORMAT, UNUSED
+    from actors.generation.startup.known_tensors import LOAD_FORMAT, UNUSED
 
     architecture(tmp_path, "mistral")
     unused = hub.outline(tmp_path).unused
