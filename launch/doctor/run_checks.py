@@ -168,8 +168,9 @@ def _gpu_roles(config: RunConfig, models: Models, card: int | None) -> dict[str,
             taken=models.judge_bytes,
             limit=None if card is None else card * config.judging.gpus,
         )
-    if config.reference.count and config.reference.gpus and models.reference is not None:
-        weights, active = footprint.reference_memory(models.reference, config)
+    reference = _reference_of_actors(config, models)
+    if config.reference.gpus and reference is not None:
+        weights, active = footprint.reference_memory(reference, config)
         roles[REFERENCE] = _GpuRole(
             role=REFERENCE,
             name="reference GPU",
@@ -247,8 +248,9 @@ def host_memory(config: RunConfig, models: Models) -> dict[str, float]:
         "generators": config.generators.count * engine,
         "judges": 0.0 if config.judging.gpus else config.judging.count * models.judge_bytes,
     }
-    if config.reference.count and not config.reference.gpus and models.reference is not None:
-        weights = footprint.reference_memory(models.reference, config)[0]
+    reference = _reference_of_actors(config, models)
+    if not config.reference.gpus and reference is not None:
+        weights = footprint.reference_memory(reference, config)[0]
         needed["reference actors"] = config.reference.count * weights
     return needed
 
@@ -321,6 +323,13 @@ def _learner_memory(config: RunConfig, models: Models) -> tuple[float, float]:
 def _held_reference(config: RunConfig, models: Models) -> ModelFacts | None:
     """Return the reference if the learner holds it."""
     return None if config.reference.count else models.reference
+
+
+def _reference_of_actors(config: RunConfig, models: Models) -> ModelFacts | None:
+    """Return the reference if actors of its own hold it; adapters have none of their own at the learner."""
+    if config.reference.count == 0:
+        return None
+    return models.policy if config.model.reference is None else models.reference
 
 
 def _activations(config: RunConfig, models: Models) -> float:

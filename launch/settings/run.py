@@ -333,7 +333,7 @@ class RunConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _recorded_log_probs_are_enough(self) -> RunConfig:
-        if problem := reference_problem(self.reference, self.learner):
+        if problem := reference_problem(self.reference, self.learner, own_model=self.model.reference is not None):
             raise ValueError(problem)
         return self
 

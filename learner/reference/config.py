@@ -53,9 +53,17 @@ class ReferenceConfig(Settings):
     _selector = field_validator("labels", mode="before")(checked_labels)
 
 
-def reference_problem(reference: ReferenceConfig, learner: LearnerConfig) -> str | None:
-    """Return why the reference cannot be on actors of its own, with the next step; None if it can or need not."""
+def reference_problem(reference: ReferenceConfig, learner: LearnerConfig, *, own_model: bool) -> str | None:
+    """Return why the reference cannot be where the settings want it, with the next step; None if it can.
+
+    `own_model`: whether it is another model than the starting policy.
+    """
     if reference.count == 0:
+        if learner.offload_reference and learner.lora is not None and not own_model:
+            return (
+                "learner.offload_reference has no effect with learner.lora: the base of the adapters is the reference, "
+                "without a copy of its own; leave it out"
+            )
         return None
     loss = learner.loss
     if isinstance(loss, GameLossConfig) and loss.weighs_opponents and 0.0 < loss.opponent.target_beta < 1.0:

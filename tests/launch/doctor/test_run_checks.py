@@ -223,6 +223,12 @@ def test_a_reference_on_actors_of_its_own_is_counted_there_and_not_at_the_learne
     assert checks.check_placement(embedded("reference.count=2"), cpus=3, gpus=0).level == "error"
 
 
+def test_actors_hold_the_base_of_a_learner_s_adapters():
+    """Which has no reference of its own to be counted."""
+    config = embedded("reference.count=1", "learner.lora={rank: 4}")
+    assert checks.host_memory(config, Models(WORLD_POLICY, None))["reference actors"] == 4 * WORLD_POLICY.parameters
+
+
 def test_a_reference_actor_on_a_gpu_is_compared_with_its_share():
     config = node("reference.count=1", "reference.gpus=0.25", "judging.judge.gpus=0")
     models = Models(EIGHT, EIGHT)

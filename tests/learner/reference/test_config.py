@@ -13,7 +13,7 @@ ACTORS = ReferenceConfig(count=2)
 
 
 def problem(loss: object, reference: ReferenceConfig = ACTORS, **settings: object) -> str | None:
-    return reference_problem(reference, LearnerConfig(loss=loss, **settings))
+    return reference_problem(reference, LearnerConfig(loss=loss, **settings), own_model=False)
 
 
 def game(kind: str, opponent: str, beta: float = 0.25, *, weights: str = "sequence") -> GameLossConfig:
@@ -52,6 +52,14 @@ def test_a_reference_that_the_learner_does_not_hold_cannot_be_offloaded() -> Non
     assert told is not None
     assert told.startswith("learner.offload_reference has no effect with reference.count 2")
     assert problem(PairLossConfig(), ReferenceConfig(), offload_reference=True) is None
+
+
+def test_the_base_of_adapters_is_no_reference_that_could_be_offloaded() -> None:
+    learner = LearnerConfig.model_validate({"lora": {"rank": 4}, "offload_reference": True})
+    told = reference_problem(ReferenceConfig(), learner, own_model=False)
+    assert told is not None
+    assert told.startswith("learner.offload_reference has no effect with learner.lora")
+    assert reference_problem(ReferenceConfig(), learner, own_model=True) is None
 
 
 def test_threads_are_set_by_their_own_setting() -> None:

@@ -63,12 +63,12 @@ def update(directory: Path) -> Iterator[Update]:
     os.environ["DS_ACCELERATOR"] = "cpu"
     from learner.training.engine import TrainEngine
 
-    def updated(batches: Sequence[Any], *, held: bool, **settings: Any) -> tuple[list[Any], dict[str, torch.Tensor]]:
+    def updated(batches: Sequence[Any], *, held: bool, mu: str = "reference", **settings: Any) -> Any:
         # With Adam's usual epsilon rounding decides where a weight goes whose gradient is next to nothing.
         optimizer = OPTIMIZER.model_copy(update={"eps": 1e-4})
         config = LearnerConfig.model_validate(CONFIG.model_dump() | {"optimizer": optimizer} | settings)
-        mu = str(directory / "reference")
-        engine = TrainEngine(spec_of(directory / "policy", config, reference_dir=mu, with_reference=held))
+        places = {"reference_dir": str(directory / mu), "with_reference": held}
+        engine = TrainEngine(spec_of(directory / "policy", config, **places))
         assert (engine.policies.reference is not None) == held
         try:
             return [engine.update(items) for items in batches], full_state(engine)
@@ -81,11 +81,11 @@ def update(directory: Path) -> Iterator[Update]:
     os.environ.update(before)
 
 
-def scored(directory: Path, items: Sequence[Any], *, share_prompts: bool) -> list[Any]:
+def scored(directory: Path, items: Sequence[Any], *, share_prompts: bool = True, mu: str = "reference") -> list[Any]:
     """`items` whose completions bring the log-probs of a reference actor."""
     spec = ReferenceSpec(
         config=ReferenceConfig(count=1),
-        model_dir=str(directory / "reference"),
+        model_dir=str(directory / mu),
         dtype="float32",
         logprob_chunk=CONFIG.logprob_chunk,
         temperature=TEMPERATURE,
@@ -108,7 +108,8 @@ def scored(directory: Path, items: Sequence[Any], *, share_prompts: bool) -> lis
 
 def assert_alike(update: Update, directory: Path, batches: Sequence[Any], **settings: Any) -> None:
     share = settings.get("share_prompts", True)
-    recorded = [scored(directory, items, share_prompts=share) for items in batches]
+    places = {"mu": settings.get("mu", "reference"), "share_prompts": share}
+    recorded = [scored(directory, items, **places) for items in batches]
     held, held_weights = update(batches, held=True, **settings)
     given, given_weights = update(recorded, held=False, **settings)
     for ours, theirs in zip(given, held, strict=True):
@@ -138,6 +139,12 @@ def test_a_loss_on_games_reaches_the_weights_of_a_learner_with_a_reference(
     loss, shape = GAMES[case]
     games = [conversed(random_games(seed, 3, *shape, vocabulary=VOCABULARY), seed) for seed in (2, 3)]
     assert_alike(update, directory, games, loss=loss.model_dump())
+
+
+def test_the_base_of_adapters_is_the_reference_of_the_actors_too(update: Update, directory: Path) -> None:
+    """The learner computes it with its adapters off."""
+    batches = [random_pairs(seed) for seed in (0, 1)]
+    assert_alike(update, directory, batches, loss=PAIRS["dpo"].model_dump(), lora={"rank": 4}, mu="policy")
 
 
 @pytest.mark.slow
@@ -171,7 +178,7 @@ def test_an_offloaded_reference_changes_no_bit(update: Update, directory: Path, 
 def test_a_completion_that_nobody_scored_is_refused_by_a_learner_without_a_reference(
     update: Update, directory: Path
 ) -> None:
-    first, *rest = scored(directory, random_pairs(0), share_prompts=True)
+    first, *rest = scored(directory, random_pairs(0))
     bare = replace(first, rejected=replace(first.rejected, reference_logprobs=()))
     tokens = len(first.rejected.token_ids)
     with pytest.raises(UsageError) as told:
