@@ -158,6 +158,7 @@ class TrainingRun:
         self.reporter = Reporter(config, self.directory, plugin, len(prompts))
         self.learner: wiring.RayLearner
         self.judge: JudgePool
+        self.reference: ReferencePool | None = None
         self.loop: TrainingLoop
         self.watchdog: Watchdog
 
@@ -172,9 +173,15 @@ class TrainingRun:
         judges = wiring.start_judges(config, model_dir)
         self.judge = JudgePool(judges, say)
         references = wiring.start_references(config, reference_dir)
-        pool = ReferencePool(references, say) if references else None
+        self.reference = ReferencePool(references, say) if references else None
         self.learner = wiring.start_learner(
-            config, model_dir, reference_dir, shared_memory, self.directory.failed_batches, self._canary_prompt(), pool
+            config,
+            model_dir,
+            reference_dir,
+            shared_memory,
+            self.directory.failed_batches,
+            self._canary_prompt(),
+            self.reference,
         )
         # Last: there may be more generators than there is room for.
         generators = wiring.start_generators(
@@ -188,7 +195,7 @@ class TrainingRun:
             config,
             buffer=self.buffer,
             generators=generators,
-            judge=self.judge if pool is None else JudgeBesideReference(self.judge, pool),
+            judge=self.judge if self.reference is None else JudgeBesideReference(self.judge, self.reference),
             learner=self.learner,
             events=LoopEvents(
                 on_update=self._on_update,
@@ -222,7 +229,7 @@ class TrainingRun:
             with stopping_on_signals(self._stop, self.board.message):
                 await self.watchdog.guard(self._run())
         finally:
-            await self.reporter.ask(self.judge)
+            await self.reporter.ask(self.judge, self.reference)
         await self.learner.close()
         interrupted = self.buffer.updates < self.config.updates
         interrupts.settle()

@@ -64,6 +64,7 @@ def test_every_completion_that_was_trained_on_has_its_reference_log_probs(whole:
     summary = summary_of(whole)
     assert (summary["status"], summary["updates"], summary["ledger"]["trained"]) == ("completed", UPDATES, UPDATES * 8)
     assert summary["kl"] > 0.0
+    assert summary["time_budget"]["reference"]["scoring"] > 0.0
     batches = JournalReader(whole / "journal").batches(0)
     completions = [each for batch in batches for each in flatten(batch.groups)]
     assert len(completions) == UPDATES * 8 * 4
