@@ -82,7 +82,7 @@ def test_actors_on_ray_score_as_one_in_this_process_and_one_that_is_killed_comes
             "model": {"path": str(model)},
             "learner": {"dtype": "float32", "logprob_chunk": 7},
             "sampling": {"temperature": 0.7},
-            "reference": {"count": 2, "cpus": 0.5, "max_restarts": 1, "environment": {"OFFBEAT_PROBE": "set"}},
+            "reference": {"count": 2, "cpus": 0.5, "max_restarts": 1},
         }
     )
     spec = ReferenceSpec(
