@@ -52,6 +52,7 @@ ENGINE_MEMORY = (
     "lower generators.gpu_memory_utilization if the GPU is shared, generators.max_model_len or "
     "generators.max_running_prompts, or raise generators.tensor_parallel_size"
 )
+REFERENCE_MEMORY = "lower reference.micro_batch_tokens, or give the reference actor its own GPU"
 JUDGE_MEMORY = "lower judging.judge.batch_tokens, set its dtype to bfloat16, or give the judge its own GPU"
 
 

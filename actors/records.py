@@ -64,6 +64,8 @@ class Completion:
     """Ranges [start, end) of tokens that an environment wrote. They are context: no loss, ratio or KL counts them."""
     messages: tuple[tuple[str, str], ...] = ()
     """Role and content of each message of a conversation, from the policy's first; empty without an environment."""
+    reference_logprobs: tuple[float, ...] = ()
+    """Log-prob of each token (nats) under the frozen reference; 0 if it is `given`. Empty if no actor has scored it."""
 
     @property
     def oldest_version(self) -> int:
@@ -127,6 +129,10 @@ class Pair:
     rejected: Completion
     margin: float
     """Score of chosen minus score of rejected, at least 0. 0 is a tie, which has no gradient."""
+
+    @property
+    def completions(self) -> tuple[Completion, Completion]:
+        return self.chosen, self.rejected
 
     @property
     def tie(self) -> bool:

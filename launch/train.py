@@ -35,9 +35,11 @@ from launch.run.divergence import DivergedError, DivergenceGuard
 from launch.run.loop import EvaluationSet, LoopEvents, TrainingLoop
 from launch.run.plugins import plugin_of
 from launch.run.pools.judge_pool import JudgePool
+from launch.run.pools.reference_pool import JudgeBesideReference, ReferencePool
 from launch.run.preflight import (
     check_model,
     check_prompts,
+    check_restored,
     check_tokenizer,
     fixed_settings,
     meet_judges,
@@ -89,7 +91,7 @@ def _run(config: RunConfig, *, resume: Resume) -> int:
     session.check_same(fixed_settings(config, prompts, plugin))
     buffer = ReplayBuffer(config.replay, prompts, config.updates)
     if session.checkpoint is not None:
-        _restore(buffer, session.state["buffer"], session.checkpoint, prompts)
+        _restore(config, buffer, session.state["buffer"], session.checkpoint, prompts)
     check_machine(config)
     notes += session.notes
     notes += meet_judges(config, prompts, tokenizer, elsewhere=address_to_join(config.cluster) is not None)
@@ -114,13 +116,16 @@ def _run(config: RunConfig, *, resume: Resume) -> int:
         return TrainingRun(config, session, plugin, prompts, buffer, board).run(shared_memory.path)
 
 
-def _restore(buffer: ReplayBuffer, state: Mapping[str, Any], checkpoint: Path, prompts: PromptSource) -> None:
+def _restore(
+    config: RunConfig, buffer: ReplayBuffer, state: Mapping[str, Any], checkpoint: Path, prompts: PromptSource
+) -> None:
     """Fill the buffer from a checkpoint; older versions keep its groups beside admission's state."""
     saved = state.get("groups")
     if saved is None:
         groups = read_buffer(checkpoint / BUFFER_FILE, prompts.prompt)
     else:
         groups = [group_from_dict(data, prompts.prompt(data["lease"]["index"])) for data in saved]
+    check_restored(groups, config)
     buffer.load_state_dict({"admission": state["admission"], "groups": groups})
 
 
@@ -153,6 +158,7 @@ class TrainingRun:
         self.reporter = Reporter(config, self.directory, plugin, len(prompts))
         self.learner: wiring.RayLearner
         self.judge: JudgePool
+        self.reference: ReferencePool | None = None
         self.loop: TrainingLoop
         self.watchdog: Watchdog
 
@@ -166,12 +172,20 @@ class TrainingRun:
         reference_dir = config.model.reference or model_dir
         judges = wiring.start_judges(config, model_dir)
         self.judge = JudgePool(judges, say)
+        references = wiring.start_references(config, reference_dir)
+        self.reference = ReferencePool(references, say) if references else None
         self.learner = wiring.start_learner(
-            config, model_dir, reference_dir, shared_memory, self.directory.failed_batches, self._canary_prompt()
+            config,
+            model_dir,
+            reference_dir,
+            shared_memory,
+            self.directory.failed_batches,
+            self._canary_prompt(),
+            self.reference,
         )
         # Last: there may be more generators than there is room for.
         generators = wiring.start_generators(
-            config, model_dir, reference_dir, self.learner, judges, updates=self.buffer.updates
+            config, model_dir, reference_dir, self.learner, [*judges, *references], updates=self.buffer.updates
         )
         say(f"starting {len(generators)} generators and {config.learner.ranks} learner ranks")
         guard = DivergenceGuard(
@@ -181,7 +195,7 @@ class TrainingRun:
             config,
             buffer=self.buffer,
             generators=generators,
-            judge=self.judge,
+            judge=self.judge if self.reference is None else JudgeBesideReference(self.judge, self.reference),
             learner=self.learner,
             events=LoopEvents(
                 on_update=self._on_update,
@@ -194,7 +208,7 @@ class TrainingRun:
             observers=self.plugin.observers(config, Path(reference_dir), say),
         )
         self.watchdog = Watchdog(
-            [*generators, *judges, *self.learner.each()], config.watchdog, say, self.directory.record_hang
+            [*generators, *judges, *references, *self.learner.each()], config.watchdog, say, self.directory.record_hang
         )
         if config.opponent is not None:
             say(announce(config))
@@ -215,7 +229,7 @@ class TrainingRun:
             with stopping_on_signals(self._stop, self.board.message):
                 await self.watchdog.guard(self._run())
         finally:
-            await self.reporter.ask(self.judge)
+            await self.reporter.ask(self.judge, self.reference)
         await self.learner.close()
         interrupted = self.buffer.updates < self.config.updates
         interrupts.settle()
@@ -223,7 +237,7 @@ class TrainingRun:
         return INTERRUPTED if interrupted else 0
 
     async def _run(self) -> None:
-        await asyncio.gather(self.learner.ready(), self.judge.ready())
+        await asyncio.gather(self.learner.ready(), self.loop.judge.ready())
         if self.session.checkpoint is not None:
             await self.learner.load(self.session.checkpoint)
             self.board.message(f"resumed from {self.session.checkpoint} after {self.buffer.updates} updates")

@@ -273,6 +273,9 @@ class LearnerConfig(GroupTrainerConfig):
     loss: LossConfig = Field(
         default_factory=PairLossConfig, discriminator="kind", description="on pairs, scores or games; unset: dpo"
     )
+    offload_reference: bool = Field(
+        default=False, description="frozen reference in host memory, on the GPU one module at a time (on GPUs)"
+    )
 
     @field_validator("loss", mode="before")
     @classmethod
@@ -334,6 +337,8 @@ class LearnerSpec:
     config: LearnerConfig
     model_dir: str
     reference_dir: str | None = None  # None: `model_dir`
+    with_reference: bool = True
+    """Whether the ranks hold the reference; without it every completion brings its log-probs."""
     tokenizer_dir: str | None = None  # None: `model_dir`
     total_updates: int  # length of the learning-rate schedule (updates)
     temperature: float = 1.0

@@ -10,12 +10,13 @@ from actors.records import TRANSPORTS
 from launch.settings.run import ClusterConfig, RunConfig
 from learner.config import TrainerConfig
 
-RANK, GENERATOR, JUDGE = "learner rank", "generator", "judge"
+RANK, GENERATOR, JUDGE, REFERENCE = "learner rank", "generator", "judge", "reference actor"
 _SETTINGS = {
     RANK: "learner.ranks, learner.cpus_per_rank, learner.gpus_per_rank, learner.resources or learner.labels",
     GENERATOR: "generators.count, generators.cpus, generators.gpus, generators.tensor_parallel_size, "
     "generators.resources or generators.labels",
     JUDGE: "judging.count, judging.judge.gpus, judging.resources or judging.labels",
+    REFERENCE: "reference.count, reference.cpus, reference.gpus, reference.resources or reference.labels",
 }
 
 
@@ -58,7 +59,8 @@ def address_to_join(cluster: ClusterConfig) -> str | None:
 
 def run_actors(config: RunConfig) -> list[Actor]:
     """List the actors that must be placed before a run trains, in the order in which they are started."""
-    return [*_judges(config), *rank_actors(config.learner), *_generators(config, config.generators.required)]
+    before = [*_judges(config), *_references(config)]
+    return [*before, *rank_actors(config.learner), *_generators(config, config.generators.required)]
 
 
 def sampling_actors(config: RunConfig) -> list[Actor]:
@@ -75,6 +77,11 @@ def rank_actors(trainer: TrainerConfig) -> list[Actor]:
 def _judges(config: RunConfig) -> list[Actor]:
     own = config.judging
     return [Actor(JUDGE, 0.0, own.gpus, own.resources, own.labels)] * own.count
+
+
+def _references(config: RunConfig) -> list[Actor]:
+    own = config.reference
+    return [Actor(REFERENCE, own.cpus, own.gpus, own.resources, own.labels)] * own.count
 
 
 def _generators(config: RunConfig, count: int) -> list[Actor]:
@@ -97,7 +104,7 @@ def too_little(resource: str, needed: float, have: float) -> str:
     return (
         f"the run needs {needed:g} of the resource {resource} and Ray has {have:g}; start a node with `ray start "
         f"--resources='{{\"{resource}\": {needed:g}}}'` and join it by cluster.address, or lower generators.resources, "
-        "learner.resources or judging.resources"
+        "learner.resources, judging.resources or reference.resources"
     )
 
 
@@ -237,6 +244,7 @@ def _check_one_card(places: Sequence[Place]) -> None:
     if elsewhere:
         raise UsageError(
             "publication.transport ipc needs the learner rank and all generators on one GPU, and Ray would place "
-            f"{counted([each.actor.role for each in elsewhere])} on another one; give judges a whole GPU of their own, "
-            "or none (judging.judge.gpus 1 or 0), or set the transport to shm"
+            f"{counted([each.actor.role for each in elsewhere])} on another one; give judges and reference "
+            "actors a whole GPU of their own, or none (judging.judge.gpus 1 or 0, reference.gpus too), or set the "
+            "transport to shm"
         )

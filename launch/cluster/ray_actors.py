@@ -17,7 +17,8 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError,
 from actors.errors import EngineStartError, OffbeatError, RunError, UsageError, WeightMismatchError
 from actors.records import Failure, Game, GeneratorStatus, Group, Lease, Manifest, Pair, Pulse
 from launch.cluster.carriers import PULSE, carrier_of
-from launch.run.protocols import GeneratorDeadError, GeneratorUnavailableError, Publication
+from launch.run.pools.reference_pool import ReferencePool
+from launch.run.protocols import GeneratorDeadError, GeneratorUnavailableError, Publication, Rollout
 from learner.records import StageStats, UpdateStats
 
 JUDGE_ATTEMPTS = 3
@@ -33,7 +34,7 @@ START_PAUSE_SECONDS = 5.0
 """Pause before the next try if a restarted engine did not start; doubles each time."""
 
 
-async def _answer(reference: Awaitable[Any]) -> Any:
+async def answer(reference: Awaitable[Any]) -> Any:
     """Await a call's result; raise an exception of the actor's own code unwrapped."""
     try:
         return await reference
@@ -170,7 +171,7 @@ class RayJudge:
         try:
             for _ in range(JUDGE_ATTEMPTS):
                 try:
-                    return await _answer(self._actor.judge.remote(list(groups)))
+                    return await answer(self._actor.judge.remote(list(groups)))
                 except ActorUnavailableError:
                     await self._back()
         except ActorDiedError as error:
@@ -190,7 +191,7 @@ class RayJudge:
         return [self._actor.seconds.options(max_task_retries=-1).remote()]
 
     async def pulse(self) -> Pulse:
-        return await _answer(self._actor.pulse.remote())
+        return await answer(self._actor.pulse.remote())
 
     def kill(self) -> None:
         """Kill its process; it is restarted while restarts are left."""
@@ -200,21 +201,21 @@ class RayJudge:
         """Ask for its seconds; return the last answer if it does not reply."""
         with contextlib.suppress(RayActorError, TimeoutError):
             async with asyncio.timeout(ANSWER_SECONDS):
-                self._seconds = await _answer(self._actor.seconds.remote())
+                self._seconds = await answer(self._actor.seconds.remote())
         return self._seconds
 
     async def figures(self) -> dict[str, float]:
         """Ask for its counters since its last start; return the last answer if it does not reply."""
         with contextlib.suppress(RayActorError, TimeoutError):
             async with asyncio.timeout(ANSWER_SECONDS):
-                self._figures = await _answer(self._actor.figures.remote())
+                self._figures = await answer(self._actor.figures.remote())
         return self._figures
 
     async def _back(self) -> None:
         """Wait until the judge is reachable; loading time does not count as a failed attempt."""
         while True:
             try:
-                await _answer(self._actor.seconds.remote())
+                await answer(self._actor.seconds.remote())
                 return
             except ActorUnavailableError:
                 await asyncio.sleep(RESTART_POLL_SECONDS)
@@ -230,7 +231,7 @@ class RayRank:
         self._actor = actor
 
     async def pulse(self) -> Pulse:
-        return await _answer(self._actor.pulse.options(concurrency_group=PULSE).remote())
+        return await answer(self._actor.pulse.options(concurrency_group=PULSE).remote())
 
     def kill(self) -> None:
         ray.kill(self._actor)
@@ -281,7 +282,7 @@ class RayRanks:
         return (await self._gather([call.remote(*arguments)]))[0]
 
     async def _gather(self, references: Sequence[Awaitable[Any]]) -> list[Any]:
-        answers = [asyncio.ensure_future(_answer(reference)) for reference in references]
+        answers = [asyncio.ensure_future(answer(reference)) for reference in references]
         try:
             return list(await asyncio.gather(*answers))
         except RayActorError as error:
@@ -319,9 +320,11 @@ class RayLearner(RayRanks):
         *,
         host: str = "",
         take_seconds: float = 600.0,
+        reference: ReferencePool | None = None,
     ) -> None:
         super().__init__(ranks)
         self.host = host  # address of rank 0's host
+        self._reference = reference  # None if the ranks hold it
         self._carrier = carrier_of(transport, self, generator_workers, take_seconds)
 
     async def update(self, items: Sequence[Pair] | Sequence[Game], measure_step: bool = False) -> UpdateStats:
@@ -340,10 +343,13 @@ class RayLearner(RayRanks):
     async def retire(self, version: int) -> None:
         await self.first("retire", version)
 
-    async def score(
-        self, sequences: Sequence[tuple[Sequence[int], Sequence[int], Sequence[tuple[int, int]]]]
-    ) -> list[Any]:
-        return await self._all("score", ray.put([tuple(map(tuple, sequence)) for sequence in sequences]))
+    async def score(self, sequences: Sequence[Rollout]) -> list[tuple[list[float], list[float]]]:
+        policy = self._all("score", ray.put([tuple(map(tuple, sequence)) for sequence in sequences]))
+        if self._reference is None:
+            scored: list[tuple[list[float], list[float]]] = await policy
+            return scored
+        both = await asyncio.gather(policy, self._reference.sampled(sequences))
+        return [(own, mu) for (own, _), mu in zip(*both, strict=True)]
 
 
 async def _first_death(answers: Sequence[asyncio.Future[Any]]) -> RayActorError | None:

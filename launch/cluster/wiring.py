@@ -24,11 +24,13 @@ from actors.generation.config import GeneratorSpec
 from actors.hub import answer_ends, resolve
 from actors.network import free_port
 from actors.records import TRANSPORTS
-from launch.cluster import loopback, placement, security_warnings
+from launch.cluster import loopback, placement, ray_reference, security_warnings
 from launch.cluster.carriers import CONCURRENCY_GROUPS, PULSE
 from launch.cluster.placement import Node, address_to_join, generator_gpus
 from launch.cluster.ray_actors import RayGenerator, RayJudge, RayLearner, RayStage, origin, reason
 from launch.cluster.ray_job import auth_token
+from launch.cluster.ray_reference import RayReference
+from launch.run.pools.reference_pool import ReferencePool
 from launch.settings.run import ClusterConfig, RunConfig
 from launch.settings.runtime_env import upload_problem
 from learner.config import LearnerSpec, TrainerConfig
@@ -125,12 +127,9 @@ def _check_answers(address: str) -> None:
 def check_resources(config: RunConfig) -> None:
     """Raise UsageError if Ray cannot place the run's actors; they would wait forever."""
     needed = placement.resources_needed(placement.run_actors(config))
-    _check_amounts(
-        needed,
-        ray.cluster_resources(),
-        f"{config.generators.required} generators, {config.learner.ranks} learner ranks, {config.judging.count} judges",
-        "generators.count, learner.ranks or their shares",
-    )
+    by = f"{config.generators.required} generators, {config.learner.ranks} learner ranks, {config.judging.count} judges"
+    by += f", {config.reference.count} reference actors" if config.reference.count else ""
+    _check_amounts(needed, ray.cluster_resources(), by, "generators.count, learner.ranks or their shares")
     transport = config.publication.transport
     if TRANSPORTS[transport].one_host and len(_hosts()) > 1:
         raise UsageError(
@@ -185,15 +184,15 @@ def start_generators(
     model_dir: str,
     reference_dir: str,
     learner: RayLearner | None = None,
-    judges: Sequence[RayJudge] = (),
+    judges: Sequence[RayJudge | RayReference] = (),
     *,
     updates: int = 0,
 ) -> list[RayGenerator]:
     """Start all generator actors; their engines load in the background.
 
-    `learner`, `judges`: those of the run. Generators stay on the learner's host if its publications do; engines that
-    may share a GPU with them start when they have loaded, because vLLM measures the memory that others leave.
-    `updates`: those that a resumed run begins with.
+    `learner`, `judges`: those of the run, and its reference actors. Generators stay on the learner's host if its
+    publications do; engines that may share a GPU with them start when they have loaded, because vLLM measures the
+    memory that others leave. `updates`: those that a resumed run begins with.
     """
     from actors.data.text import load_tokenizer
     from actors.generation.engine import engine_environment
@@ -242,6 +241,11 @@ def start_judges(config: RunConfig, model_dir: str) -> list[RayJudge]:
     ]
 
 
+def start_references(config: RunConfig, reference_dir: str) -> list[RayReference]:
+    """Start all reference actors, none if the learner holds the reference; models load in the background."""
+    return ray_reference.start(config, reference_dir, _environment(config.reference.environment))
+
+
 def start_learner(
     config: RunConfig,
     model_dir: str,
@@ -249,10 +253,12 @@ def start_learner(
     shared_memory: Path,
     failed_batches: Path,
     prompt: Sequence[int] = (0,),
+    reference: ReferencePool | None = None,
 ) -> RayLearner:
     """Start all learner ranks, packed together, with rank 0's host as their meeting point.
 
-    `prompt`: token ids of the one that learner and engines score an answer of after each weight sync.
+    `prompt`: token ids of the one that learner and engines score an answer of after each weight sync. `reference`: the
+    actors that hold the reference in place of the ranks.
     """
     from learner.training.worker import LearnerWorker
 
@@ -261,6 +267,7 @@ def start_learner(
         config=config.learner,
         model_dir=model_dir,
         reference_dir=reference_dir,
+        with_reference=config.reference.count == 0,
         tokenizer_dir=config.model.tokenizer,
         total_updates=config.updates,
         temperature=config.sampling.temperature,
@@ -278,7 +285,7 @@ def start_learner(
 
     ranks, host = _start_ranks(start, config.learner)
     workers, seconds = config.generators.tensor_parallel_size, config.publication.timeout_seconds
-    return RayLearner(ranks, transport, workers, host=host, take_seconds=seconds)
+    return RayLearner(ranks, transport, workers, host=host, take_seconds=seconds, reference=reference)
 
 
 def start_stage(config: StageConfig, model_dir: Path, directory: Path, total_updates: int) -> RayStage:

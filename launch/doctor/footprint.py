@@ -47,9 +47,16 @@ def saved_parameters(model: ModelFacts, config: TrainerConfig) -> int:
 
 
 def learner_memory(
-    policy: ModelFacts, reference: ModelFacts | None, config: TrainerConfig, *, average: bool
+    policy: ModelFacts,
+    reference: ModelFacts | None,
+    config: TrainerConfig,
+    *,
+    average: bool,
+    offload_reference: bool = False,
 ) -> tuple[float, float]:
     """Estimate the bytes of one learner rank between two forward passes: on its device, and offloaded to the host.
+
+    `reference`: None if the rank holds none. Offloaded it leaves its largest module's weights on the device at a time.
 
     Mixed-precision Adam under ZeRO: Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion
     Parameter Models", sections 3.1 and 5. Offload: Ren et al. 2021, "ZeRO-Offload", section 3. Unlike there, gradients
@@ -71,11 +78,26 @@ def learner_memory(
     states = 12 * psi / ranks if stage >= 1 else 8 * psi
     frozen = element * reference.parameters / (ranks if stage == 3 else 1) if reference is not None else 0.0
     averaged = (4 + element) * policy.parameters if average else 0.0
+    offloaded = 0.0
+    if config.gpus_per_rank > 0 and offload_reference and reference is not None:
+        offloaded, frozen = frozen, 0.0 if stage == 3 else float(element * reference.vocabulary * reference.hidden)
     if config.gpus_per_rank > 0 and config.offload_optimizer and stage > 0:
         moved = stage == 3 or (stage == 2 and config.dtype == "float32")
         device = weights + frozen + averaged + (0.0 if moved else gradients)
-        return device, states + (4 + (element if stage < 3 else 0)) * psi / ranks
-    return weights + gradients + states + frozen + averaged, 0.0
+        return device, offloaded + states + (4 + (element if stage < 3 else 0)) * psi / ranks
+    return weights + gradients + states + frozen + averaged, offloaded
+
+
+def reference_memory(reference: ModelFacts, config: RunConfig) -> tuple[float, float]:
+    """Estimate the bytes of one reference actor: its weights, and what a pass without gradient takes at its peak.
+
+    That is one layer's activations, or float32 logits of a chunk and their exponentials.
+    """
+    own = config.reference
+    dtype = own.dtype or config.learner.dtype
+    layer = layer_activations(reference, dtype) * ELEMENT_BYTES[dtype] * own.micro_batch_tokens
+    head = 8 * min(config.learner.logprob_chunk, own.micro_batch_tokens) * reference.vocabulary
+    return float(ELEMENT_BYTES[dtype] * reference.parameters), float(max(layer, head))
 
 
 def loading_bytes(policy: ModelFacts, reference: ModelFacts | None, config: TrainerConfig) -> float:

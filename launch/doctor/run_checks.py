@@ -9,7 +9,7 @@ from actors.errors import UsageError
 from actors.judges.config import HttpJudgeConfig
 from actors.records import TRANSPORTS
 from launch.cluster import placement
-from launch.cluster.placement import GENERATOR, JUDGE, RANK, Node
+from launch.cluster.placement import GENERATOR, JUDGE, RANK, REFERENCE, Node
 from launch.doctor import footprint
 from launch.doctor.findings import Finding, from_exception, graded
 from launch.doctor.footprint import size
@@ -46,6 +46,7 @@ def check_placement(config: RunConfig, cpus: int, gpus: int) -> Finding:
     for name in [name for name in needed if name not in have and name not in hosts]:
         return from_exception("placement", UsageError(placement.too_little(name, needed[name], 0.0)))
     counts = {"generator": config.generators.count, "learner rank": config.learner.ranks, "judge": config.judging.count}
+    counts |= {REFERENCE: config.reference.count} if config.reference.count else {}
     actors = ", ".join(f"{count} {actor}{'' if count == 1 else 's'}" for actor, count in counts.items())
     amounts = ", ".join(f"{needed[what]:g} of {have[what]:g} {what}s" for what in have if needed[what] or have[what])
     text = f"{actors}: {amounts}"
@@ -139,8 +140,8 @@ def _gpu_roles(config: RunConfig, models: Models, card: int | None) -> dict[str,
             role=RANK,
             name="learner GPU",
             text=f"a rank needs {size(learner)} and about {size(active)} of activations and buffers",
-            remedy="raise learner.ranks or learner.zero_stage, set learner.gradient_checkpointing or "
-            "learner.offload_optimizer, or lower learner.micro_batch_tokens",
+            remedy="raise learner.ranks or learner.zero_stage, set learner.gradient_checkpointing, "
+            "learner.offload_optimizer or learner.offload_reference, or lower learner.micro_batch_tokens",
             sure=learner,
             likely=active,
             taken=learner,
@@ -166,6 +167,19 @@ def _gpu_roles(config: RunConfig, models: Models, card: int | None) -> dict[str,
             sure=models.judge_bytes,
             taken=models.judge_bytes,
             limit=None if card is None else card * config.judging.gpus,
+        )
+    reference = _reference_of_actors(config, models)
+    if config.reference.gpus and reference is not None:
+        weights, active = footprint.reference_memory(reference, config)
+        roles[REFERENCE] = _GpuRole(
+            role=REFERENCE,
+            name="reference GPU",
+            text=f"weights need {size(weights)} and about {size(active)} of activations",
+            remedy="raise reference.gpus, or lower reference.micro_batch_tokens",
+            sure=weights,
+            likely=active,
+            taken=weights,
+            limit=None if card is None else card * config.reference.gpus,
         )
     return roles
 
@@ -215,7 +229,8 @@ def check_memory(config: RunConfig, models: Models, memory: Memory) -> Finding:
         "object store": float(config.cluster.object_store_mib << 20),
         "publications": float(footprint.kept_on_host(models.policy, config)),
     }
-    processes = config.generators.count + config.learner.ranks + config.judging.count + 1  # the driver
+    processes = config.generators.count + config.learner.ranks + config.judging.count + config.reference.count
+    processes += 1  # the driver
     total = sum(likely.values()) + processes * footprint.PROCESS_BYTES
     roles = ", ".join(f"{name} {size(need)}" for name, need in likely.items() if need)
     text = f"{roles}, {processes} processes: about {size(total)}, of {size(memory.total)} with {size(memory.free)} free"
@@ -226,13 +241,18 @@ def check_memory(config: RunConfig, models: Models, memory: Memory) -> Finding:
 def host_memory(config: RunConfig, models: Models) -> dict[str, float]:
     """Estimate the least host memory of each role (bytes), summed over its actors."""
     on_gpu, (device, host) = config.learner.gpus_per_rank > 0, _learner_memory(config, models)
-    loading = footprint.loading_bytes(models.policy, models.reference, config.learner)
+    loading = footprint.loading_bytes(models.policy, _held_reference(config, models), config.learner)
     engine = 0.0 if on_gpu else footprint.generator_memory(models.policy, config)
-    return {
+    needed = {
         "learner": max(loading, config.learner.ranks * (host if on_gpu else device)),
         "generators": config.generators.count * engine,
         "judges": 0.0 if config.judging.gpus else config.judging.count * models.judge_bytes,
     }
+    reference = _reference_of_actors(config, models)
+    if not config.reference.gpus and reference is not None:
+        weights = footprint.reference_memory(reference, config)[0]
+        needed["reference actors"] = config.reference.count * weights
+    return needed
 
 
 def check_shared_memory(cluster: ClusterConfig, published: int, free: int) -> Finding:
@@ -293,8 +313,23 @@ def published_bytes(config: RunConfig, policy: ModelFacts) -> int:
 
 def _learner_memory(config: RunConfig, models: Models) -> tuple[float, float]:
     average = footprint.has_average(config)
-    device, host = footprint.learner_memory(models.policy, models.reference, config.learner, average=average)
+    reference = _held_reference(config, models)
+    device, host = footprint.learner_memory(
+        models.policy, reference, config.learner, average=average, offload_reference=config.learner.offload_reference
+    )
     return device + footprint.kept_on_gpu(models.policy, config), host
+
+
+def _held_reference(config: RunConfig, models: Models) -> ModelFacts | None:
+    """Return the reference if the learner holds it."""
+    return None if config.reference.count else models.reference
+
+
+def _reference_of_actors(config: RunConfig, models: Models) -> ModelFacts | None:
+    """Return the reference if actors of its own hold it; adapters have none of their own at the learner."""
+    if config.reference.count == 0:
+        return None
+    return models.policy if config.model.reference is None else models.reference
 
 
 def _activations(config: RunConfig, models: Models) -> float:

@@ -18,7 +18,12 @@ from actors.replay_buffer.buffer import group_from_dict
 
 _INTS, _FLOATS = pyarrow.list_(pyarrow.int32()), pyarrow.list_(pyarrow.float64())
 _TOKENS = [("token_ids", _INTS), ("logprobs", _FLOATS), ("versions", _INTS)]
-_ENDS = [("finished", pyarrow.bool_()), ("opponent", pyarrow.bool_()), ("given", pyarrow.list_(_INTS))]
+_ENDS = [
+    ("finished", pyarrow.bool_()),
+    ("opponent", pyarrow.bool_()),
+    ("given", pyarrow.list_(_INTS)),
+    ("reference_logprobs", _FLOATS),
+]
 GROUPS = pyarrow.schema(
     [
         ("lease_index", pyarrow.int64()),

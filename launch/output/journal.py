@@ -38,7 +38,7 @@ UPDATES = pyarrow.schema(
 """A row is an `actors.replay_buffer.buffer.Batch`, with groups by lease."""
 
 
-_OF_THE_MACHINE = {"port", "max_skipped_updates", "environment", "resources", "labels"}
+_OF_THE_MACHINE = {"port", "max_skipped_updates", "offload_reference", "environment", "resources", "labels"}
 """Settings of the learner that change no weights."""
 
 
@@ -50,6 +50,7 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
         "model.head_dtype": config.model.head_dtype,
         "sampling.temperature": config.sampling.temperature,
         "judging.missing_eos_score": config.judging.missing_eos_score,
+        **({"reference": "recorded with the completions"} if config.reference.count else {}),
     }
 
 

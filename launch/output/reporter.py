@@ -9,6 +9,7 @@ from launch.output.session import Status
 from launch.output.summary import Staleness, Summary
 from launch.run.loop import TrainingLoop
 from launch.run.pools.judge_pool import JudgePool
+from launch.run.pools.reference_pool import ReferencePool
 from launch.run.protocols import RunPlugin
 from launch.settings.run import RunConfig
 
@@ -24,6 +25,7 @@ class Reporter:
         self._history: deque[tuple[float, int, int]] = deque()
         self._judging_seconds = 0.0
         self._judging_figures: dict[str, float] = {}
+        self._scoring_seconds: float | None = None  # of reference actors
 
     def snapshot(self, loop: TrainingLoop) -> RunSnapshot:
         """Describe the run as it is now."""
@@ -65,10 +67,11 @@ class Reporter:
         """Return how often `updates` updates went over the prompts; None if their number is not known."""
         return updates * self._config.replay.prompts_per_update / self._prompts if self._prompts else None
 
-    async def ask(self, judge: JudgePool) -> None:
-        """Record the judges' counters, while they are alive."""
+    async def ask(self, judge: JudgePool, reference: ReferencePool | None = None) -> None:
+        """Record the counters of judges and reference actors, while they are alive."""
         self._judging_seconds = await judge.seconds()
         self._judging_figures = await judge.figures()
+        self._scoring_seconds = None if reference is None else await reference.seconds()
 
     def summary(self, loop: TrainingLoop, *, status: Status, error: str | None) -> Summary:
         """Describe the run as it ended."""
@@ -97,6 +100,7 @@ class Reporter:
                 },
                 "learner": dict(progress.clock.seconds),
                 "judge": {"judging": self._judging_seconds},
+                **({} if self._scoring_seconds is None else {"reference": {"scoring": self._scoring_seconds}}),
             },
             dropped_tokens=max(0, sampled - progress.tokens - loop.evaluation_tokens),
             unfinished_won=progress.unfinished_won,

@@ -68,7 +68,7 @@ class Summary(BaseModel):
     tokens_per_second: float = 0.0
     """Response tokens of the consumed groups per second of learning."""
     time_budget: dict[str, dict[str, float]]
-    """Seconds by role (`generator`, `learner`, `judge`) and activity."""
+    """Seconds by role (`generator`, `learner`, `judge`, `reference`) and activity."""
     dropped_tokens: int = 0  # response tokens sampled and never trained on
     unfinished_won: int = 0  # groups in which an unfinished completion has the best score, although some finished
     mixed_groups: int = 0  # groups with finished and unfinished completions

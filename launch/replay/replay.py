@@ -45,8 +45,8 @@ from launch.settings.loading import load_config
 from launch.settings.run import RunConfig
 from learner.backend import checkpoints
 
-CHANGEABLE = ("learner", "cluster")
-"""Sections that may be changed: how the learner trains, and where."""
+CHANGEABLE = ("learner", "cluster", "reference")
+"""Sections that may be changed: how the learner trains, and where, and whether it holds the reference."""
 REPORTS = 10  # progress lines in total
 
 
@@ -84,7 +84,7 @@ def replay_config(recorded: RunConfig, request: Request) -> RunConfig:
         key = setting.partition("=")[0].strip()
         if key.partition(".")[0] not in CHANGEABLE:
             raise UsageError(
-                f"--set {setting}: only {' and '.join(f'{name}.*' for name in CHANGEABLE)} can be set; other settings "
+                f"--set {setting}: only learner.*, cluster.* and reference.* can be set; other settings "
                 "decided what was sampled, judged and consumed, which the journal has recorded; train a new run with "
                 "them"
             )
@@ -96,6 +96,11 @@ def replay_config(recorded: RunConfig, request: Request) -> RunConfig:
     if request.loss is not None:
         overrides.append(f"learner.loss.kind={request.loss}")
     config = load_config(RunDirectory(request.run).config, overrides)
+    if config.reference.count and not recorded.reference.count:
+        raise UsageError(
+            f"reference.count {config.reference.count} needs reference log-probs of the run's completions, and it "
+            "recorded none, with reference.count 0; leave it out"
+        )
     output = request.output or next_free(request.run / "replay")
     return config.model_copy(update={"output": str(output)})
 

@@ -142,7 +142,7 @@ class TrainingLoop:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                judging = BATCHES_EACH * self.config.judging.count
+                judging = BATCHES_EACH * max(self.config.judging.count, self.config.reference.count)
                 background = [tasks.create_task(each) for each in (self.pool.run(), self._watch(), self._retire())]
                 background += [tasks.create_task(self._judge()) for _ in range(judging)]
                 background += (

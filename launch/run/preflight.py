@@ -1,5 +1,6 @@
 """What `offbeat train` checks of its models before it starts anything, and what a resumed run must not change."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from actors.hub import (
     resolve,
 )
 from actors.judges.answers.config import CodeJudgeConfig
+from actors.records import Group
 from actors.settings import WORLD
 from launch.run.protocols import RunPlugin
 from launch.settings.run import RunConfig
@@ -206,6 +208,17 @@ def model_content(path: str | Path) -> str:
     directory = resolve(path, weights=False)
     from_hub = directory != Path(path) and directory.parent.name == "snapshots"
     return directory.name if from_hub else manifest.content(directory)
+
+
+def check_restored(groups: Sequence[Group], config: RunConfig) -> None:
+    """Raise UsageError if buffered groups lack the reference log-probs that this run's learner does not compute."""
+    lacking = [group for group in groups if not all(each.reference_logprobs for each in group.completions)]
+    if config.reference.count and lacking:
+        raise UsageError(
+            f"{len(lacking)} of the {len(groups)} groups that wait in the checkpoint have no reference log-probs: "
+            f"reference.count was 0 when they were judged, and is {config.reference.count}; resume with "
+            "reference.count=0, or start a new run"
+        )
 
 
 def fixed_settings(config: RunConfig, prompts: PromptSource, plugin: RunPlugin) -> dict[str, Any]:

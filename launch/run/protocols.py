@@ -62,6 +62,24 @@ class JudgePort(Protocol):
         """Return its counters by name."""
 
 
+Rollout = tuple[Sequence[int], Sequence[int], Sequence[tuple[int, int]]]
+"""Token ids of a prompt and a response, and the ranges of the response that an environment wrote."""
+
+
+class ReferencePort(Protocol):
+    """A reference actor."""
+
+    async def ready(self) -> None:
+        """Wait until it answers; raise if it never will."""
+
+    async def score(self, rollouts: Sequence[Rollout]) -> list[tuple[float, ...]] | None:
+        """Compute the reference's log-prob (nats) of each response token of one prompt's rollouts; 0 if it was given.
+
+        None if the actor died over them several times."""
+
+    async def seconds(self) -> float: ...
+
+
 class RanksPort(Protocol):
     """All ranks that train one model, as one."""
 
@@ -93,13 +111,8 @@ class LearnerPort(RanksPort, Protocol):
     async def retire(self, version: int) -> None:
         """Free a publication that nobody will take any more."""
 
-    async def score(
-        self, sequences: Sequence[tuple[Sequence[int], Sequence[int], Sequence[tuple[int, int]]]]
-    ) -> list[tuple[list[float], list[float]]]:
-        """Compute per-token log-probs (nats) of each (prompt, response) under policy and reference.
-
-        The third part are the ranges of a response that an environment wrote: their tokens are left out.
-        """
+    async def score(self, sequences: Sequence[Rollout]) -> list[tuple[list[float], list[float]]]:
+        """Compute log-probs (nats) of each response's sampled tokens under policy and reference."""
 
 
 class StagePort(RanksPort, Protocol):

@@ -16,6 +16,7 @@ from actors.settings import Settings
 from launch.settings.gpus import gpu_problem
 from launch.settings.runtime_env import checked_runtime_env, upload_problem
 from learner.config import CheckpointConfig, LearnerConfig, PublicationConfig
+from learner.reference.config import ReferenceConfig, reference_problem
 
 NAME = r"^[A-Za-z0-9._-]+$"
 
@@ -204,6 +205,7 @@ class RunConfig(TrainingConfig):
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     generators: GeneratorConfig = Field(default_factory=GeneratorConfig)
     judging: JudgingConfig = Field(default_factory=JudgingConfig)
+    reference: ReferenceConfig = Field(default_factory=ReferenceConfig)
     replay: ReplayConfig = Field(default_factory=ReplayConfig)
     learner: LearnerConfig = Field(default_factory=LearnerConfig)
     publication: PublicationConfig = Field(default_factory=PublicationConfig)
@@ -345,6 +347,12 @@ class RunConfig(TrainingConfig):
     @model_validator(mode="after")
     def _gpus_are_shared_by_those_that_can(self) -> RunConfig:
         if problem := gpu_problem(self.learner, self.generators, self.publication.transport):
+            raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _recorded_log_probs_are_enough(self) -> RunConfig:
+        if problem := reference_problem(self.reference, self.learner, own_model=self.model.reference is not None):
             raise ValueError(problem)
         return self
 

@@ -14,8 +14,8 @@ ALLOWED = frozenset(
 )
 REFUSED: Mapping[str, str] = MappingProxyType(
     {
-        "env_vars": "variables belong to a role; set generators.environment, learner.environment or "
-        "judging.environment",
+        "env_vars": "variables belong to a role; set generators.environment, learner.environment, "
+        "judging.environment or reference.environment",
         "java_jars": "workers are Python alone; leave it out",
     }
 )

@@ -76,11 +76,17 @@ def naming_the_section(config: TrainerConfig) -> Iterator[None]:
         ) from error
 
 
-def reference_config(config: TrainerConfig, parameters: int) -> dict[str, Any]:
-    """Build the configuration of the frozen reference under ZeRO-3: sharded like the policy, no optimizer."""
+def reference_config(config: TrainerConfig, parameters: int, *, offload: bool = False) -> dict[str, Any]:
+    """Build the configuration of the frozen reference under ZeRO-3: sharded like the policy, no optimizer.
+
+    With `offload` its parts are in host memory, page-locked on GPUs, until they are gathered.
+    """
     policy = deepspeed_config(config, parameters)
+    zero = {key: value for key, value in policy["zero_optimization"].items() if "offload" not in key}
+    if offload:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": config.gpus_per_rank > 0}
     return {key: policy[key] for key in ("train_micro_batch_size_per_gpu", "steps_per_print", "bf16")} | {
-        "zero_optimization": {key: value for key, value in policy["zero_optimization"].items() if "offload" not in key}
+        "zero_optimization": zero
     }
 
 

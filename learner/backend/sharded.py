@@ -38,6 +38,7 @@ from learner.backend.universal import (
     weights_only,
 )
 from learner.config import TrainerConfig
+from learner.tensors.offload import keep_on_host
 
 
 def join_process_group(config: TrainerConfig) -> torch.device:
@@ -324,13 +325,15 @@ class ShardedModel:
             torch.cuda.set_rng_state(state["cuda"], self.device)
 
 
-def frozen(module: nn.Module, config: TrainerConfig, device: torch.device) -> Any:
-    """Prepare `module` for forward passes without gradient: on `device`, or sharded under ZeRO-3. Collective."""
+def frozen(module: nn.Module, config: TrainerConfig, device: torch.device, *, offload: bool = False) -> Any:
+    """Prepare `module` for passes without gradient; with `offload` its weights stay in host memory. Collective."""
     module = module.requires_grad_(False)
-    ds_config = reference_config(config, sum(parameter.numel() for parameter in module.parameters()))
+    ds_config = reference_config(config, sum(parameter.numel() for parameter in module.parameters()), offload=offload)
     with naming_the_section(config):
         _distribute(module, config, ds_config, device)
-        return deepspeed.initialize(model=module, config=ds_config)[0] if config.zero_stage == 3 else module
+        if config.zero_stage == 3:
+            return deepspeed.initialize(model=module, config=ds_config)[0]
+    return keep_on_host(module, device) if offload else module
 
 
 def _distribute(module: nn.Module, config: TrainerConfig, ds_config: dict[str, Any], device: torch.device) -> None:

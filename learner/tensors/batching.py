@@ -186,6 +186,20 @@ def sampled_length(sequence: AnySequence) -> int:
     return len(response) - sum(end - start for start, end in given)
 
 
+def spread(values: Sequence[float], sequence: RolloutSequence) -> tuple[float, ...]:
+    """Give each response token of `sequence` its value: `values` in order to sampled tokens, 0 to given ones."""
+    _, response, given = sequence
+    result = [0.0] * len(response)
+    for place, value in zip(without(range(len(response)), given), values, strict=True):
+        result[place] = value
+    return tuple(result)
+
+
+def reference_logprobs(completions: Iterable[Completion]) -> list[float]:
+    """List recorded reference log-probs (nats) of all sampled tokens, completion by completion."""
+    return [value for each in completions for value in each.sampled(each.reference_logprobs)]
+
+
 def pair_sequences(pairs: Iterable[tuple[Sequence[int], Sequence[int], Sequence[int]]]) -> list[TokenSequence]:
     """List all chosen sequences, then all rejected ones, of (prompt, chosen, rejected)."""
     pairs = list(pairs)
@@ -194,14 +208,18 @@ def pair_sequences(pairs: Iterable[tuple[Sequence[int], Sequence[int], Sequence[
 
 def sequences_of(pairs: Sequence[Pair]) -> list[RolloutSequence]:
     """Return prompts and responses of rollout pairs, in the order of `pair_sequences`."""
-    completions = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    completions = pair_completions(pairs)
     return [rollout(pair.prompt_token_ids, each) for pair, each in zip([*pairs, *pairs], completions, strict=True)]
+
+
+def pair_completions(pairs: Sequence[Pair]) -> list[Completion]:
+    """List all chosen completions, then all rejected ones."""
+    return [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
 
 
 def behaviour_logprobs(pairs: Sequence[Pair]) -> list[float]:
     """List recorded behaviour log-probs (nats) of all sampled tokens, in the order of `sequences_of`."""
-    completions = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    return [logprob for completion in completions for logprob in completion.sampled(completion.logprobs)]
+    return [logprob for completion in pair_completions(pairs) for logprob in completion.sampled(completion.logprobs)]
 
 
 def game_sequences(games: Sequence[Game], part: slice) -> list[RolloutSequence]:

@@ -28,7 +28,7 @@ from learner.records import UpdateStats
 from learner.tensors.batching import TokenSequence
 from learner.tensors.logprobs import PolicyWithLogProbs
 from learner.tensors.sampling import sample_answer
-from learner.training.objectives import Players, objective_of, step_size
+from learner.training.objectives import Players, check_reference_logprobs, objective_of, step_size
 from learner.training.policies import BasePolicy, Policies
 from learner.training.trainer import Trainer
 
@@ -50,10 +50,10 @@ class TrainEngine:
         reference_source = source if spec.reference_dir is None else resolve(spec.reference_dir)
         shares_prompts, reference = config.share_prompts, None
         # The base of the adapters is a reference without a copy of its own.
-        if config.lora is None or reference_source != source:
+        if spec.with_reference and (config.lora is None or reference_source != source):
             mu = self._load(reference_source)
             shares_prompts &= mu.shares_prompts
-            reference = frozen(mu, config, device)
+            reference = frozen(mu, config, device, offload=config.offload_reference)
         average = None
         if opponent is not None and opponent.kind == "ema":
             average = AveragePolicy(frozen(self._load(reference_source), config, device), opponent.ema_decay)
@@ -68,7 +68,8 @@ class TrainEngine:
         self.policy = ShardedModel(
             policy, config, spec.total_updates, device, tokenizer_source, spec.failed_batches_dir, average
         )
-        reference = reference or BasePolicy(self.policy, policy.head)
+        if spec.with_reference and reference is None:
+            reference = BasePolicy(self.policy, policy.head)
         self.policies = Policies(self.policy, reference, average, opponent, spec.temperature, shares_prompts)
         self._trainer = Trainer(self.policy, self.policies)
 
@@ -76,9 +77,12 @@ class TrainEngine:
         """Take one optimizer step on the mean loss over `items`, the whole batch on every rank. Collective.
 
         `measure_step` scores the players of games again after the step, for `step_size`. Raises UsageError for items
-        that the loss does not consume, RunError if more than `max_skipped_updates` updates were skipped.
+        that the loss does not consume, or that lack reference log-probs if there is no reference here; RunError if more
+        than `max_skipped_updates` updates were skipped.
         """
         self._objective.check(items)
+        if self.policies.reference is None:
+            check_reference_logprobs(items)
         if measure_step and self._objective.kind is Pair:
             raise UsageError(
                 f"the step size is measured on games, and learner.loss.kind {self.config.loss.kind} consumes pairs; "

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from actors.errors import UsageError
-from actors.records import Game, Pair
+from actors.records import Completion, Game, Pair
 from learner.config import GameLossConfig, LearnerConfig, PairLossConfig, RewardLossConfig
 from learner.games.stability import step_size_estimate
 from learner.losses.games import GameBatch, game_loss, opponent_weights, opponents_of
@@ -73,17 +73,24 @@ class RolloutObjective(Objective):
         """Return the sequences of `members` in one of the `passes`."""
         raise NotImplementedError
 
+    def completions(self, members: Sequence[Any], part: Pass) -> Sequence[Completion]:
+        """Return the completions of `sequences`, in their order."""
+        raise NotImplementedError
+
     def losses(self, members: Sequence[Any], logprobs: Sequence[TokenLogProbs]) -> Losses:
         """Compute losses and metrics of `members` from the log-probs of their `passes`."""
         raise NotImplementedError
 
     def prepare(self, forward: Policies, micro_batch: Sequence[Any]) -> list[TokenLogProbs]:
         *constant, _ = self.passes(micro_batch)
-        return [forward.logprobs(self.sequences(micro_batch, part), part) for part in constant]
+        return [self._logprobs(forward, micro_batch, part) for part in constant]
+
+    def _logprobs(self, forward: Policies, members: Sequence[Any], part: Pass) -> TokenLogProbs:
+        return forward.logprobs(self.sequences(members, part), part, self.completions(members, part))
 
     def measure(self, forward: Policies, micro_batch: Sequence[Any], prepared: list[TokenLogProbs]) -> Measured:
         last = self.passes(micro_batch)[-1]
-        logprobs = [*prepared, forward.logprobs(self.sequences(micro_batch, last), last)]
+        logprobs = [*prepared, self._logprobs(forward, micro_batch, last)]
         losses = self.losses(micro_batch, logprobs)
         d = losses.behaviour_log_ratio.detach().double()
         sums = {name: losses.metrics[name] for name in self.metrics} | {
@@ -123,6 +130,18 @@ def objective_of(config: LearnerConfig, *, shares_prompts: bool = False) -> Roll
     return chosen(config, shares_prompts=shares_prompts)
 
 
+def check_reference_logprobs(items: Sequence[Pair] | Sequence[Game]) -> None:
+    """Raise UsageError if a completion lacks the reference log-probs of its tokens, for a learner without reference."""
+    for item in items:
+        for each in item.completions:
+            if len(each.reference_logprobs) != len(each.token_ids):
+                raise UsageError(
+                    f"a completion of lease {item.lease_index} has {len(each.reference_logprobs)} reference log-probs "
+                    f"for {len(each.token_ids)} tokens, and with reference.count above 0 the learner holds no "
+                    "reference; set reference.count to 0"
+                )
+
+
 class PairObjective(RolloutObjective):
     """Losses on pairs. Ties skip the forward pass: their loss is constant."""
 
@@ -146,6 +165,9 @@ class PairObjective(RolloutObjective):
 
     def sequences(self, members: Sequence[Pair], part: Pass) -> Sequence[RolloutSequence]:
         return batching.sequences_of(members)
+
+    def completions(self, members: Sequence[Pair], part: Pass) -> Sequence[Completion]:
+        return batching.pair_completions(members)
 
     def losses(self, members: Sequence[Pair], logprobs: Sequence[TokenLogProbs]) -> Losses:
         (own,) = logprobs
@@ -244,6 +266,9 @@ class GameObjective(RolloutObjective):
 
     def sequences(self, members: Sequence[Game], part: Pass) -> Sequence[RolloutSequence]:
         return batching.game_sequences(members, part.completions)
+
+    def completions(self, members: Sequence[Game], part: Pass) -> Sequence[Completion]:
+        return [completion for game in members for completion in game.completions[part.completions]]
 
     def losses(self, members: Sequence[Game], logprobs: Sequence[TokenLogProbs]) -> Losses:
         games = game_batch(members, self._parts(members), logprobs)

@@ -12,11 +12,21 @@ from torch import Tensor
 
 from actors.adapters.peft_form import without_adapters
 from actors.generation.config import OpponentConfig
+from actors.records import Completion
 from learner.backend.average import AveragePolicy
 from learner.backend.collective import gather
 from learner.backend.sharded import ShardedModel, gathered
-from learner.tensors.batching import AnySequence, TokenBatch, collate, length_of, sampled_length, schedule
+from learner.tensors.batching import (
+    AnySequence,
+    TokenBatch,
+    collate,
+    length_of,
+    reference_logprobs,
+    sampled_length,
+    schedule,
+)
 from learner.tensors.logprobs import LogProbHead, Mixture
+from learner.tensors.offload import present
 from learner.tensors.shared_prompts import collate_shared
 
 
@@ -58,6 +68,7 @@ class Policies:
 
     policy: ShardedModel
     reference: Any
+    """None: its log-probs come with the completions."""
     average: AveragePolicy | None
     """Moving average of the policy's weights, for opponent kind `ema`."""
     opponent: OpponentConfig | None
@@ -65,24 +76,39 @@ class Policies:
     shares_prompts: bool = False
     """Whether equal prompts stand once in a row. All models must support it."""
 
-    def logprobs(self, sequences: Sequence[AnySequence], part: Pass) -> TokenLogProbs:
-        """Compute the log-probs that `part` needs, with gradient through the policy if gradients are enabled."""
+    def logprobs(
+        self, sequences: Sequence[AnySequence], part: Pass, completions: Sequence[Completion] = ()
+    ) -> TokenLogProbs:
+        """Compute the log-probs that `part` needs, with gradient through the policy if gradients are enabled.
+
+        `completions`, those of `sequences`, bring the reference's log-probs if there is no reference here.
+        """
         batch = self._collate(sequences)
         counts = (batch.tokens, batch.padded_tokens)
         beta = self.opponent.target_beta if self.opponent is not None else 0.0
         if part.opponent and 0.0 < beta < 1.0:
             return TokenLogProbs(*self.mixture(batch, beta), *counts)
+        with torch.no_grad():
+            # First, so that an offloaded reference's weights are gone before activations are kept.
+            needed = part.log_ratio or (part.opponent and beta == 1.0 and self.average is None)
+            reference = self._reference(batch, completions) if needed else None
         policy = self.policy(batch) if part.log_ratio else None
         with torch.no_grad():
-            reference = self.reference(batch) if part.log_ratio else None
             if not part.opponent:
                 opponent = None
             elif self.average is not None:
                 opponent = self.average.model(batch)
             else:
-                model, known = (self.policy, policy) if beta == 0.0 else (self.reference, reference)
-                opponent = model(batch) if known is None else known.detach()
-        return TokenLogProbs(policy, reference, opponent, *counts)
+                known = policy if beta == 0.0 else reference
+                opponent = self.policy(batch) if known is None else known.detach()
+        return TokenLogProbs(policy, reference if part.log_ratio else None, opponent, *counts)
+
+    def _reference(self, batch: TokenBatch, completions: Sequence[Completion]) -> Tensor:
+        """Compute log mu [n], or read it off `completions` if there is no reference here."""
+        if self.reference is None:
+            return torch.tensor(reference_logprobs(completions), device=self.policy.device)
+        values: Tensor = self.reference(batch)
+        return values
 
     def mixture(self, batch: TokenBatch, beta: float) -> tuple[Tensor, Tensor, Tensor]:
         """Compute log pi, log mu and log pi' [n] each, with pi' = pi^(1-beta) mu^beta normalised at every token."""
@@ -91,7 +117,7 @@ class Policies:
         head = getattr(self.reference, "module", self.reference).head
         # Only the reference's head: ZeRO-3 gathers the policy's in its forward pass, and gathering it here would clash
         # with the copy prefetched for the backward pass.
-        with gathered([] if isinstance(self.reference, BasePolicy) else list(head.parameters())):
+        with gathered([] if isinstance(self.reference, BasePolicy) else list(head.parameters())), present(head):
             policy, opponent = self.policy(batch, mixture=Mixture(beta, hidden, head))
         return policy, reference, opponent
 
@@ -102,8 +128,9 @@ class Policies:
         """Compute log-probs (nats) of each sequence's sampled tokens under policy and reference. Collective.
 
         Ranks share the work, and each gets all results. Without reference its lists are empty, and ZeRO-3 does not
-        gather its weights.
+        gather its weights; so too if there is none here.
         """
+        with_reference = with_reference and self.reference is not None
         temperature = temperature or self.temperature
         rank, ranks = self.policy.rank, self.policy.ranks
         lengths = [length_of(sequence) for sequence in sequences]

@@ -6,9 +6,9 @@ Knows of the judges only what they count.
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
-from actors.errors import RunError
 from actors.judges.http.figures import frequent_abstentions, language_models, with_shares
 from actors.records import Failure, Group
+from launch.run.pools.failover import Failover
 from launch.run.protocols import JudgePort
 
 BATCHES_EACH = 2
@@ -20,9 +20,8 @@ class JudgePool:
 
     def __init__(self, judges: Sequence[JudgePort], on_message: Callable[[str], None]) -> None:
         self._judges = list(judges)
+        self._actors = Failover("judge", self._judges, on_message)
         self._on_message = on_message
-        self._busy = [0] * len(self._judges)
-        self._alive = [True] * len(self._judges)
         self._batches = 0
         self._told: set[str] = set()
 
@@ -32,22 +31,9 @@ class JudgePool:
 
     async def judge(self, groups: Sequence[Group]) -> list[Group | Failure]:
         """Send `groups` to the judge with the fewest batches. Raises RunError when the last judge has died."""
-        while True:
-            chosen = min((n for n, alive in enumerate(self._alive) if alive), key=lambda n: self._busy[n])
-            self._busy[chosen] += 1
-            try:
-                answers = await self._judges[chosen].judge(groups)
-            except RunError as error:
-                if sum(self._alive) - self._alive[chosen] == 0:
-                    raise
-                if self._alive[chosen]:
-                    self._alive[chosen] = False
-                    self._on_message(f"judge {chosen}: {error}; {sum(self._alive)} left")
-            else:
-                await self._tell_abstentions()
-                return answers
-            finally:
-                self._busy[chosen] -= 1
+        answers = await self._actors.call(lambda judge: judge.judge(groups))
+        await self._tell_abstentions()
+        return answers
 
     async def _tell_abstentions(self) -> None:
         """After 2, 4, 8, ... batches, tell once of each language model whether its answers often lack a verdict."""

@@ -8,7 +8,18 @@ import pytest
 
 from actors.errors import UsageError
 from launch.cluster import placement
-from launch.cluster.placement import GENERATOR, JUDGE, RANK, Actor, Node, address_to_join, place, plan, run_actors
+from launch.cluster.placement import (
+    GENERATOR,
+    JUDGE,
+    RANK,
+    REFERENCE,
+    Actor,
+    Node,
+    address_to_join,
+    place,
+    plan,
+    run_actors,
+)
 from launch.settings.loading import load_config
 from launch.settings.run import ClusterConfig, RunConfig
 
@@ -40,6 +51,17 @@ def test_generators_on_part_of_a_gpu_reserve_that_part() -> None:
 def test_a_cpu_run_reserves_no_gpus() -> None:
     config = load_config("embedded", ["generators.count=3", "learner.ranks=2", "learner.cpus_per_rank=0.5"])
     assert needed(config) == {"CPU": 4.0, "GPU": 0.0}
+
+
+def test_reference_actors_reserve_what_their_section_says_and_go_where_it_says() -> None:
+    given = "reference={count: 2, cpus: 0.5, gpus: 0.25, resources: {rack: 1}, labels: {zone: b}}"
+    config = load_config("node-8gpu", [*PASSED, given])
+    assert needed(config) == {"CPU": 29.0, "GPU": 8.5, "rack": 2.0}
+    places = plan(config, [Node(28.0, 8), Node(1.0, 1, {"rack": 2.0}, {"zone": "b"})])
+    assert cards(places, REFERENCE) == [(1, (0,))] * 2
+    with pytest.raises(UsageError, match=r"reference actor 2 of 2 needs .*; lower reference\.count, reference\.cpus"):
+        plan(config, [Node(28.0, 8), Node(1.0, 1, {"rack": 1.0}, {"zone": "b"})])
+    assert needed(load_config("node-8gpu", PASSED)) == {"CPU": 28.0, "GPU": 8.0}
 
 
 def test_generators_that_may_come_later_reserve_nothing_at_the_start() -> None:

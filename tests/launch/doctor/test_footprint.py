@@ -98,6 +98,46 @@ def test_an_offloaded_optimizer_moves_to_the_host_and_its_gradients_only_at_some
     assert (device, host) == (on_device * 1000, on_host * 1000)
 
 
+@pytest.mark.parametrize(
+    ("stage", "left", "on_host"), [(1, 2 * 5 * 4, 2 * 1000), (2, 2 * 5 * 4, 2000), (3, 0, 2 * 250)]
+)
+def test_an_offloaded_reference_leaves_its_largest_module_on_the_gpu_or_nothing_where_it_is_sharded(
+    stage, left, on_host
+):
+    """A thousand weights of two bytes on four ranks, of which the embedding has 5 x 4."""
+    config = TrainerConfig(zero_stage=stage, ranks=4, dtype="bfloat16", gpus_per_rank=1)
+    without, _ = learner_memory(model(1000), None, config, average=False)
+    device, host = learner_memory(model(1000), model(1000), config, average=False, offload_reference=True)
+    assert (device - without, host) == (left, on_host)
+    both = config.model_copy(update={"offload_optimizer": True})
+    _, optimizer = learner_memory(model(1000), model(1000), both, average=False)
+    assert learner_memory(model(1000), model(1000), both, average=False, offload_reference=True)[1] == (
+        optimizer + on_host
+    )
+
+
+def test_an_offloaded_reference_of_a_rank_on_cpu_is_where_it_was():
+    config = TrainerConfig(zero_stage=2, dtype="bfloat16")
+    held, offloaded = (
+        learner_memory(model(100), model(100), config, average=False, offload_reference=offload)
+        for offload in (False, True)
+    )
+    assert held == offloaded
+
+
+def test_a_reference_actor_needs_its_weights_and_a_pass_without_gradient():
+    """In bfloat16 two bytes a weight; the head's float32 logits and exponentials of 512 tokens: 8 x 512 x 128,256."""
+    settings = {"model": {"path": "p"}, "learner": {"dtype": "bfloat16"}, "reference": {"count": 1}}
+    config = RunConfig.model_validate(settings)
+    weights, active = footprint.reference_memory(LLAMA_1B, config)
+    assert (weights, active) == (
+        2 * 1_235_814_400,
+        max(8 * 512 * 128_256, 2 * 8192 * layer_activations(LLAMA_1B, "bfloat16")),
+    )
+    config = RunConfig.model_validate(settings | {"reference": {"count": 1, "dtype": "float32"}})
+    assert footprint.reference_memory(LLAMA_1B, config)[0] == 4 * 1_235_814_400
+
+
 LLAMA_1B = model(1_235_814_400, layers=16, hidden=2048, kv_heads=8, head_size=64, vocabulary=128_256, heads=32)
 LLAMA_8B = model(8_030_261_248, layers=32, hidden=4096, kv_heads=8, head_size=128, vocabulary=128_256, heads=32)
 LLAMA_1B, LLAMA_8B = replace(LLAMA_1B, intermediate=8192), replace(LLAMA_8B, intermediate=14_336)

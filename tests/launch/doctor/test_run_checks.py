@@ -210,6 +210,37 @@ def test_host_memory_adds_up_the_roles_of_a_cpu_run():
     }
 
 
+def test_a_reference_on_actors_of_its_own_is_counted_there_and_not_at_the_learner():
+    """Float32 on CPU: four bytes a weight less in the rank, and as many in each of two actors."""
+    psi = WORLD_POLICY.parameters
+    held = checks.host_memory(embedded("learner.zero_stage=1"), WORLD)
+    apart = checks.host_memory(embedded("learner.zero_stage=1", "reference.count=2"), WORLD)
+    assert apart == held | {"learner": held["learner"] - 4 * psi, "reference actors": 2 * 4 * psi}
+    memory = Memory(16 * GIB, 16 * GIB)
+    assert "6 processes" in checks.check_memory(embedded("reference.count=2"), WORLD, memory).text
+    placed = checks.check_placement(embedded("reference.count=2"), cpus=4, gpus=0)
+    assert "1 judge, 2 reference actors: 4 of 4 CPUs" in placed.text
+    assert checks.check_placement(embedded("reference.count=2"), cpus=3, gpus=0).level == "error"
+
+
+def test_actors_hold_the_base_of_a_learner_s_adapters():
+    """Which has no reference of its own to be counted."""
+    config = embedded("reference.count=1", "learner.lora={rank: 4}")
+    assert checks.host_memory(config, Models(WORLD_POLICY, None))["reference actors"] == 4 * WORLD_POLICY.parameters
+
+
+def test_a_reference_actor_on_a_gpu_is_compared_with_its_share():
+    config = node("reference.count=1", "reference.gpus=0.25", "judging.judge.gpus=0")
+    models = Models(EIGHT, EIGHT)
+    found = by_name(checks.check_gpu_memory(config, models, gpus()))
+    held = by_name(checks.check_gpu_memory(node("judging.judge.gpus=0"), models, gpus()))
+    assert found["reference GPU"].level == "ok"
+    assert found["reference GPU"].text.startswith("weights need 14.9 GiB")
+    assert found["reference GPU"].text.endswith("of 20.0 GiB")
+    assert found["learner GPU"].text != held["learner GPU"].text
+    assert checks.host_memory(config, models).keys() == {"learner", "generators", "judges"}
+
+
 def test_a_learner_on_gpus_loads_through_host_memory_once():
     """Rank 0 reads 8 billion parameters in bfloat16, 15 GiB; none of it was counted."""
     judged = Models(EIGHT, EIGHT, 2.0 * EIGHT.parameters)

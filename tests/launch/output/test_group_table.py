@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.parquet
 import pytest
 
 from actors.errors import UsageError
@@ -20,7 +21,9 @@ from tests.fakes.disks import FaultyDisk
 SCORED = Group(
     Lease(7, 1, Prompt("p:7", (1, 2), "half a pair: \ud800"), 3, 9.5),
     (
-        Completion((5, 6, 2), (-0.5, -1.25, 0.0), (3, 3, 4), "five", finished=True),
+        Completion(
+            (5, 6, 2), (-0.5, -1.25, 0.0), (3, 3, 4), "five", finished=True, reference_logprobs=(-0.1, -1 / 3, -1e-300)
+        ),
         Completion((2,), (-2.0,), (4,), "", finished=False, opponent=True, given=((0, 1), (2, 3))),
     ),
     Judgement((1.0, -2.5)),
@@ -53,6 +56,7 @@ def row(group: Group, update: int) -> dict[str, Any]:
                 "finished": each.finished,
                 "opponent": each.opponent,
                 "given": [list(span) for span in each.given],
+                "reference_logprobs": list(each.reference_logprobs),
             }
             for each in group.completions
         ],
@@ -89,6 +93,20 @@ def test_a_buffer_is_read_back_exactly_with_texts_that_utf_8_cannot_hold(tmp_pat
     assert read_buffer(tmp_path / "buffer", prompts_of(*groups)) == groups
     write_buffer(tmp_path / "buffer", [])
     assert read_buffer(tmp_path / "buffer", prompts_of()) == []
+
+
+def test_a_buffer_without_the_column_of_reference_log_probs_is_read_as_without_any(tmp_path: Path) -> None:
+    """Checkpoints from before reference actors have none."""
+    write_buffer(tmp_path / "buffer", [SCORED])
+    table = pyarrow.parquet.read_table(tmp_path / "buffer")
+    rows = [
+        row
+        | {"completions": [{k: v for k, v in each.items() if k != "reference_logprobs"} for each in row["completions"]]}
+        for row in table.to_pylist()
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "older")
+    bare = tuple(replace(each, reference_logprobs=()) for each in SCORED.completions)
+    assert read_buffer(tmp_path / "older", prompts_of(SCORED)) == [replace(SCORED, completions=bare)]
 
 
 def test_a_buffer_of_other_prompts_or_of_no_sense_is_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from launch.output.summary import Staleness
 from launch.run.loop import LoopEvents, TrainingLoop
 from launch.run.plugins import plugin_of
 from launch.run.pools.judge_pool import JudgePool
+from launch.run.pools.reference_pool import ReferencePool
 from launch.run.staleness_limit import StalenessLimit
 from launch.run.win_rate import WinRate
 from launch.run.world import ExactEvaluation, ExactFigures
@@ -138,8 +139,21 @@ def test_the_summary_counts_the_dead_too() -> None:
     summary = _summary(loop, reporter)
     assert summary.time_budget["generator"] == {"generating": 18.0, "updating": 1.0, "idle": 2.5}
     assert summary.time_budget["judge"] == {"judging": 3.0}
+    assert "reference" not in summary.time_budget
     assert summary.dropped_tokens == 600 - 450 - 50
     assert (summary.groups_per_second, summary.tokens_per_second) == (10.0, 50.0)
+
+
+def test_the_seconds_of_reference_actors_are_in_the_budget_if_there_are_any() -> None:
+    class Scoring:
+        async def seconds(self) -> float:
+            return 2.5
+
+    loop = _loop()
+    reporter = _reporter(loop)
+    pool = ReferencePool([Scoring(), Scoring()], print)  # type: ignore[list-item]
+    asyncio.run(reporter.ask(JudgePool([Judging()], print), pool))
+    assert _summary(loop, reporter).time_budget["reference"] == {"scoring": 5.0}
 
 
 def test_the_summary_of_a_run_that_consumed_nothing_has_no_numbers_made_up() -> None:

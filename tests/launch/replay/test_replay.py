@@ -12,7 +12,7 @@ import pytest
 from actors.errors import RunError, UsageError
 from actors.records import Completion, Group, Judgement, Lease, Prompt
 from actors.replay_buffer.buffer import Batch
-from launch.output.journal import Journal
+from launch.output.journal import Journal, learning_settings
 from launch.output.journal_reader import JournalReader
 from launch.replay.replay import (
     Request,
@@ -24,6 +24,7 @@ from launch.replay.replay import (
     within,
     without_opponents,
 )
+from launch.replay.report import changed_settings
 from launch.settings.loading import dump_config
 from launch.settings.run import RunConfig
 from learner.backend import checkpoints
@@ -65,6 +66,29 @@ def test_settings_of_the_learner_and_of_where_it_runs_are_changed(tmp_path: Path
     assert (given.learner.optimizer.lr, given.cluster.num_cpus, given.learner.loss.kind) == (0.5, 1, "slic")
 
 
+def test_a_replay_takes_the_recorded_reference_log_probs_or_lets_its_learner_hold_the_reference(tmp_path: Path) -> None:
+    """A loss that needs the whole distribution of the reference says how it can be had."""
+    recorded = recorded_in(tmp_path, reference={"count": 2})
+    assert replay_config(recorded, Request(tmp_path)).reference.count == 2
+    assert replay_config(recorded, Request(tmp_path, settings=("reference.count=0",))).reference.count == 0
+    with pytest.raises(UsageError, match=r"need its whole distribution in every update; set reference\.count to 0"):
+        replay_config(recorded, Request(tmp_path, loss="nash_pg"))
+    given = replay_config(recorded, Request(tmp_path, loss="nash_pg", settings=("reference.count=0",)))
+    assert given.learner.loss.kind == "nash_pg"
+
+
+def test_a_replay_cannot_do_without_a_reference_that_no_actor_recorded(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^reference\.count 1 needs .* recorded none, .*; leave it out"):
+        replay_config(recorded_in(tmp_path), Request(tmp_path, settings=("reference.count=1",)))
+
+
+def test_the_report_of_a_replay_says_that_the_reference_was_elsewhere(tmp_path: Path) -> None:
+    recorded = learning_settings(recorded_in(tmp_path, reference={"count": 2}))
+    held = learning_settings(RunConfig.model_validate({"model": {"path": "unused"}}))
+    assert "reference" not in held
+    assert changed_settings(recorded, held) == {"reference": ("recorded with the completions", None)}
+
+
 @pytest.mark.parametrize("kind", ["dpo", "ipo", "slic", "reward_pg", "online_ipo", "ipo_md"])
 def test_every_loss_can_take_the_place_of_one_on_games(tmp_path: Path, kind: str) -> None:
     """What the new loss does not read goes back to its default; the rest stays."""
@@ -84,7 +108,10 @@ def test_every_loss_can_take_the_place_of_one_on_games(tmp_path: Path, kind: str
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
-        ("sampling.temperature=0.5", r"only learner\.\* and cluster\.\* can be set; other settings decided what was"),
+        (
+            "sampling.temperature=0.5",
+            r"only learner\.\*, cluster\.\* and reference\.\* can be set; other settings",
+        ),
         ("updates=5", r"--set updates=5: only learner"),
         ("learnerr.seed=1", "only learner"),
         ("learner.loss.kind=ipo", r"choose the kind of loss with --loss KIND"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from actors.errors import UsageError
 from launch.run.preflight import (
     check_model,
     check_prompts,
+    check_restored,
     check_tokenizer,
     check_weights,
     meet_judges,
@@ -24,7 +26,9 @@ from launch.run.preflight import (
 )
 from launch.run.protocols import RunPlugin
 from launch.settings.run import RunConfig
+from learner.reference.config import ReferenceConfig
 from tests.fakes.architectures import rewrite
+from tests.fakes.generators import make_group
 from tests.fakes.models import tiny_llama, tiny_preference_model
 
 MATRIX = "model.layers.1.mlp.up_proj.weight"
@@ -204,3 +208,20 @@ def test_a_judge_of_a_cluster_that_fails_here_is_told_and_not_refused(tmp_path: 
     (note,) = meet_judges(settings, prompts, tokenizer, elsewhere=True)
     assert note.startswith("warning: judging.judge.path 'a_module_of_the_cluster:f'")
     assert note.endswith("judges run on the cluster, which may have what is missing here")
+
+
+def test_groups_of_a_checkpoint_that_nobody_scored_are_refused_by_a_learner_without_a_reference() -> None:
+    config = RunConfig.model_validate({"model": {"path": "unused"}, "reference": {"count": 2}})
+    bare = make_group(["a", "b"], index=1)
+    scored = replace(
+        bare, completions=tuple(replace(each, reference_logprobs=each.logprobs) for each in bare.completions)
+    )
+    half = replace(bare, completions=(scored.completions[0], bare.completions[1]))
+    check_restored([scored], config)
+    check_restored([bare], config.model_copy(update={"reference": ReferenceConfig()}))
+    with pytest.raises(UsageError) as told:
+        check_restored([scored, half], config)
+    assert str(told.value) == (
+        "1 of the 2 groups that wait in the checkpoint have no reference log-probs: reference.count was 0 when they "
+        "were judged, and is 2; resume with reference.count=0, or start a new run"
+    )

@@ -106,7 +106,7 @@ def test_mistakes_in_what_is_passed_on_are_told_with_the_section_and_the_setting
     found = mistakes(path, "generators.engine.seed=3", "generators.environment.OMP_NUM_THREADS=4")
     assert sorted(found) == [
         "cluster.runtime_env: env_vars cannot be set here: variables belong to a role; set generators.environment, "
-        "learner.environment or judging.environment",
+        "learner.environment, judging.environment or reference.environment",
         "generators.engine: seed cannot be set here: Offbeat sets it; set seed",
         "generators.environment: OMP_NUM_THREADS cannot be set here: it follows generators.cpus; set that",
         "judging.environment: must hold no secret, and HF_TOKEN looks like one: a configuration is saved with its run; "

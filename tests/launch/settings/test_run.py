@@ -110,6 +110,14 @@ def test_opponents_drawn_late_need_the_order_of_leases():
         _game(opponent={"max_staleness": 0}, replay={"order": "ready"})
 
 
+def test_recorded_reference_log_probs_are_refused_where_the_loss_needs_the_whole_distribution():
+    reference = {"count": 1}
+    settings = {"model": {"path": "m"}, "reference": reference, "learner": {"loss": {"kind": "nash_pg"}}}
+    with pytest.raises(ValidationError, match=r"reference\.count 1 records .* set reference\.count to 0"):
+        RunConfig.model_validate(settings)
+    assert RunConfig.model_validate({"model": {"path": "m"}, "reference": reference}).reference.count == 1
+
+
 def test_a_split_group_needs_two_players_on_each_side():
     with pytest.raises(ValidationError, match="completions_per_prompt 3 is too few to split"):
         _game(sampling={"completions_per_prompt": 3})

@@ -249,7 +249,7 @@ def test_an_opponent_is_computed_and_measured_only_where_the_loss_reads_it(
     assert (stats.margin, stats.accuracy, stats.kl_chosen, stats.kl_rejected) == (None, None, None, None)
 
 
-PLAYERS = [("policy", "gradient", 6), ("reference", "", 6)]
+PLAYERS = [("reference", "", 6), ("policy", "gradient", 6)]
 """What two games of three players cost where their opponents cost nothing."""
 MODELS = {
     "nash_pg uncorrected": ("nash_pg", {"opponents": "none"}, "mixture", DRAWN, PLAYERS),
@@ -260,9 +260,9 @@ MODELS = {
     "online_ipo average": ("online_ipo", {}, "ema", DRAWN, [("average", "", 4), *PLAYERS]),
     "ipo_md": (
         "ipo_md", {"opponents": "none"}, "mixture", DRAWN,
-        [("policy", "", 6), ("reference", "", 6), ("policy", "gradient", 4), ("reference", "", 4)],
+        [("reference", "", 6), ("policy", "", 6), ("reference", "", 4), ("policy", "gradient", 4)],
     ),
-    "split": ("nash_pg", {}, "self", SPLIT, [("policy", "gradient", 8), ("reference", "", 8)]),
+    "split": ("nash_pg", {}, "self", SPLIT, [("reference", "", 8), ("policy", "gradient", 8)]),
 }  # fmt: skip
 
 
