@@ -188,23 +188,13 @@ class TrainingRun:
             config, model_dir, reference_dir, self.learner, [*judges, *references], updates=self.buffer.updates
         )
         say(f"starting {len(generators)} generators and {config.learner.ranks} learner ranks")
-        guard = DivergenceGuard(
-            config.divergence.action, self.directory.checkpoints, self.directory.failed_batches, say
-        )
         self.loop = TrainingLoop(
             config,
             buffer=self.buffer,
             generators=generators,
             judge=self.judge if self.reference is None else JudgeBesideReference(self.judge, self.reference),
             learner=self.learner,
-            events=LoopEvents(
-                on_update=self._on_update,
-                on_watch=lambda loop: self.board.update(self.reporter.snapshot(loop)),
-                on_checkpoint=self._save,
-                on_message=say,
-                on_batch=self._on_batch,
-                on_departure=lambda departure: guard.heed(departure, lambda: self._save(self.loop)),
-            ),
+            events=self._events(),
             observers=self.plugin.observers(config, Path(reference_dir), say),
         )
         self.watchdog = Watchdog(
@@ -218,6 +208,18 @@ class TrainingRun:
             self.metrics.close()
             with contextlib.suppress(RunError):
                 self.journal.flush()
+
+    def _events(self) -> LoopEvents:
+        directory, say = self.directory, self.board.message
+        guard = DivergenceGuard(self.config.divergence.action, directory.checkpoints, directory.failed_batches, say)
+        return LoopEvents(
+            on_update=self._on_update,
+            on_watch=lambda loop: self.board.update(self.reporter.snapshot(loop)),
+            on_checkpoint=self._save,
+            on_message=say,
+            on_batch=self._on_batch,
+            on_departure=lambda departure: guard.heed(departure, lambda: self._save(self.loop)),
+        )
 
     def _canary_prompt(self) -> tuple[int, ...]:
         """Return a short prompt: engines read it at every weight sync."""

@@ -184,6 +184,11 @@ class TrainerConfig(Settings):
         description="dtype in which ranks add up gradients; bfloat16 sends half the bytes. They accumulate in float32",
     )
     lora: LoraConfig | None = Field(default=None, description=LORA)
+    offload_weights: bool = Field(
+        default=False,
+        description="weights in host memory, gathered on the GPU layer by layer (ZeRO 3 on GPUs); for a frozen base "
+        "under adapters",
+    )
     offload_optimizer: bool = Field(default=False, description="optimizer state in host memory (ZeRO 1-3 on GPUs)")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
     micro_batch_tokens: int = Field(
@@ -226,6 +231,15 @@ class TrainerConfig(Settings):
             raise ValueError(
                 f"gpus_per_rank {share:g} with ranks {self.ranks}: two ranks could get the same GPU, which NCCL "
                 "refuses; set gpus_per_rank to 1, or above 0.5 if other roles share the cards, or ranks to 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _only_gathered_weights_can_be_elsewhere(self) -> Self:
+        if self.offload_weights and self.zero_stage != 3:
+            raise ValueError(
+                f"offload_weights with zero_stage {self.zero_stage}: only stage 3 gathers weights when they are "
+                "needed; set zero_stage to 3, or offload_weights to false"
             )
         return self
 

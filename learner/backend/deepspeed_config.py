@@ -30,6 +30,8 @@ def deepspeed_config(config: TrainerConfig, parameters: int) -> dict[str, Any]:
     }
     if config.offload_optimizer and config.zero_stage > 0:
         zero["offload_optimizer"] = {"device": "cpu"}
+    if config.offload_weights:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": config.gpus_per_rank > 0}
     own = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
