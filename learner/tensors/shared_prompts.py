@@ -17,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from actors.records import without
 from learner.tensors.batching import AnySequence, TokenBatch, checked, collate
 from learner.tensors.layout import Block, Layout, layout_of
+from learner.tensors.sequence_parallel import SequenceGroup
 
 ATTENTION = "offbeat_shared_prompts"
 """Name under which transformers finds this module's attention."""
@@ -70,18 +71,24 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Attend as transformers' `sdpa`, or within the blocks of `layout`; the mask that comes with it means nothing.
 
-    Shapes: query [1, h, t, d], key and value [1, h', t, d] with h' a divisor of h; returns [1, t, h, d].
+    Shapes: query [1, h, t, d], key and value [1, h', t, d] with h' a divisor of h; returns [1, t, h, d]. With
+    the option `sequences`, all three hold this rank's positions, and so does the result.
     """
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     layout.calls += 1
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    window, heads = options.get("sliding_window"), query.shape[1] // key.shape[1]
+    sequences: SequenceGroup | None = options.get("sequences")
+    if sequences is None:
+        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    else:
+        q, k, v = sequences.to_heads((query, key, value))
+    window, heads = options.get("sliding_window"), q.shape[1] // k.shape[1]
     parts = [
         _attend(block, q, k, v, layout.mask(number, window, heads, query.dtype), scaling)
         for number, block in enumerate(layout.blocks)
     ]
-    return torch.cat(parts).index_select(0, layout.outputs)[None], None
+    output = torch.cat(parts).index_select(0, layout.outputs)
+    return output[None] if sequences is None else sequences.to_positions(output), None
 
 
 def _attend(block: Block, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
