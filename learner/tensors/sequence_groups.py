@@ -15,16 +15,16 @@ _BY_LENGTH = ("dynamic", "longrope")
 class Share(NamedTuple):
     """Which micro-batches a rank computes, alone or with others."""
 
-    index: int
-    """Its number among those that compute at a time."""
-    count: int
+    group: int
+    """Its number among the groups, each of which computes a micro-batch at a time."""
+    groups: int
     leads: bool
     """Whether it reports them: one rank of each group does."""
 
 
 def share_of(rank: int, ranks: int, size: int) -> Share:
     """Return the share of `rank` if groups of `size` of all `ranks` compute micro-batches together."""
-    return Share(rank // size, ranks // size, rank % size == 0)
+    return Share(rank // size, ranks // size, leads=rank % size == 0)
 
 
 def split_sequences(policy: PolicyWithLogProbs, size: int, name: str) -> None:

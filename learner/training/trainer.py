@@ -149,7 +149,7 @@ class Trainer:
 
     def _run(self, items: Sequence[Any], objective: Objective, *, train: bool) -> tuple[_Totals, list[Any]]:
         policy, weight = self.policy, objective.weight(items)
-        batches = objective.micro_batches(items, self._share.index, self._share.count)
+        batches = objective.micro_batches(items, self._share.group, self._share.groups)
         # Before any pass with gradient: ZeRO-3 prefetches weights in the module order that it recorded, and never
         # records the order of a backward pass if a pass without gradient comes in between.
         with torch.no_grad():

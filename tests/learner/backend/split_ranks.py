@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -40,39 +40,34 @@ MIXTURE = GameLossConfig(
 )
 
 
-class Case(NamedTuple):
-    """A loss on pairs, or on games whose opponents are of the mixture; the ZeRO stage; whether layers recompute."""
-
-    games: bool
-    stage: int
-    recomputes: bool
-
-
-CASES = [Case(games, stage, again) for games in (False, True) for stage in (1, 3) for again in (False, True)]
-SAVED = Case(games=False, stage=1, recomputes=False), Case(games=True, stage=3, recomputes=True)
-"""Those that write a checkpoint."""
+Case = tuple[bool, int, bool]
+"""Whether items are games, whose opponents are of the mixture, or pairs; the ZeRO stage; whether layers recompute."""
+CASES: list[Case] = [(games, stage, again) for games in (False, True) for stage in (1, 3) for again in (False, True)]
+SAVED: list[Case] = [(False, 1, False), (True, 3, True)]
+"""Those that write a checkpoint, and those of four ranks."""
 STAGES = (1, 3)
 """ZeRO stages of offline and supervised training."""
 
 
 def checkpoint_of(directory: Path, scenario: str, case: Case) -> Path:
-    return directory / f"{scenario}-{case.games:d}-{case.stage}"
+    return directory / f"{scenario}-{'-'.join(map(str, case))}"
 
 
 def make_worker(rank: int, world: int, port: int, directory: Path, case: Case, size: int) -> Any:
     """A worker whose ranks have 40 tokens each: of two that split sequences, micro-batches of 80."""
     from learner.training.worker import LearnerWorker
 
-    settings = {"ranks": world, "sequence_parallel": size, "zero_stage": case.stage}
-    settings |= {"gradient_checkpointing": case.recomputes, **({"loss": MIXTURE} if case.games else {})}
-    spec = spec_of(directory / ("world" if case.games else "model"), LEARNER.model_copy(update=settings))
+    games, stage, again = case
+    settings = {"ranks": world, "sequence_parallel": size, "zero_stage": stage, "gradient_checkpointing": again}
+    settings |= {"loss": MIXTURE} if games else {}
+    spec = spec_of(directory / ("world" if games else "model"), LEARNER.model_copy(update=settings))
     publication = PublicationConfig(transport="object_store")
     return LearnerWorker(spec, place_of(rank, world, port), publication, str(directory / "publish"))
 
 
 def update(worker: Any, case: Case, seed: int) -> Any:
     """Three games, of which four ranks in two groups leave one idle, or seven pairs."""
-    if case.games:
+    if case[0]:
         return worker.update(random_games(seed, 3, 3, 2, vocabulary=18), measure_step=True)
     return worker.update(random_pairs(seed))
 
@@ -80,9 +75,9 @@ def update(worker: Any, case: Case, seed: int) -> Any:
 def _train(place: tuple[int, int, int], directory: Path, scenario: str, size: int) -> dict[Any, Any]:
     """Scores, two updates, a publication, a checkpoint, and another update."""
     results: dict[Any, Any] = {}
-    for case in CASES:
+    for case in CASES if place[1] < 4 else SAVED:
         worker = make_worker(*place, directory, case, size)
-        result: dict[str, Any] = {"score": worker.score(random_sequences(0, 5)) if not case.games else []}
+        result: dict[str, Any] = {"score": worker.score(random_sequences(0, 5)) if not case[0] else []}
         result["updates"] = [update(worker, case, seed) for seed in range(2)]
         result["state"] = full_state(worker._engine)
         result["manifest"] = worker.export(1)
@@ -90,11 +85,11 @@ def _train(place: tuple[int, int, int], directory: Path, scenario: str, size: in
             chunks = [worker.chunk(index) for index in range(worker.chunk_count())]
             result["published"] = {name: torch.from_numpy(a.copy()) for chunk in chunks for name, a in chunk.items()}
         if case in SAVED:
-            worker.save(str(checkpoint_of(directory, scenario, case)), {"note": case})
+            worker.save(str(checkpoint_of(directory, scenario, case)), {"note": scenario})
         result["updates"].append(update(worker, case, 2))
         worker._engine.policy.destroy()
         results[case] = result
-    for stage in STAGES:
+    for stage in STAGES if place[1] < 4 else ():
         results["offline", stage] = train_offline(directory, stage, ranks=place[1], sequence_parallel=size)
         results["supervised", stage] = train_supervised(
             directory, stage, packing=stage == 1, ranks=place[1], sequence_parallel=size
