@@ -216,13 +216,13 @@ def head_bytes(policy: ModelFacts, config: TrainerConfig, tokens: int, head_dtyp
 
     Forward: float32 logits, and their exponentials. Backward: the gradient of the logits in float32 and in the weights'
     dtype; the gradient of the head's weights in float32, and a chunk's product in their own. A head in float32 has a
-    copy of its weights and the product in that.
+    copy of its weights and the product in that. On CPU torch adds a product in bfloat16 through a float32 copy of it.
     """
     element, chunk = ELEMENT_BYTES[config.dtype], min(config.logprob_chunk, tokens)
     if config.dtype == "bfloat16" and head_dtype == "float32":
         return policy.vocabulary * max(8 * chunk, 4 * chunk + 12 * policy.hidden)
-    cast = element if config.dtype == "bfloat16" else 0
-    backward = (4 + cast) * chunk * policy.vocabulary + (4 + element) * policy.vocabulary * policy.hidden
+    cast, copied = (element, 0 if config.gpus_per_rank else 4) if config.dtype == "bfloat16" else (0, 0)
+    backward = (4 + cast) * chunk * policy.vocabulary + (4 + element + copied) * policy.vocabulary * policy.hidden
     return max(8 * chunk * policy.vocabulary, backward)
 
 
