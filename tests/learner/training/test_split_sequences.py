@@ -40,10 +40,10 @@ def results(directory):
 
 
 def assert_close(found, expected, what):
-    """Weights after steps of up to 5e-3; a lost or doubled gradient costs a large part of that."""
+    """Weights after steps of up to 5e-3, of which a lost or doubled gradient costs a large part; 6e-7 were measured."""
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, atol=2e-5, rtol=1e-5, msg=f"{what}: {name}")
+        torch.testing.assert_close(found[name], tensor, atol=5e-6, rtol=1e-5, msg=f"{what}: {name}")
 
 
 def assert_same_update(found, expected, *, idle=False):
