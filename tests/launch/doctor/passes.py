@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from learner.backend.process import set_environment
 
 from benchmarks.gpu_acceptance.memory import peak_bytes
 from launch.doctor.footprint import activation_bytes, pass_of
 from launch.doctor.model_facts import read_model
 from learner.backend.models import checkpoint_activations, load_policy
-from learner.backend.process import set_environment
 from learner.backend.sharded import join_process_group
 from learner.config import TrainerConfig
 from learner.tensors.sequence_groups import split_sequences

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from learner.backend.process import set_environment
 
 from actors.generation.config import OpponentConfig
-from learner.backend.process import set_environment
 from learner.config import CorrectionConfig, GameLossConfig, PublicationConfig
 from tests.learner.backend.ranks import (
     CONFIG,

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from learner.backend.process import set_environment
 from torch import Tensor
 
 from learner.backend.models import checkpoint_activations
-from learner.backend.process import set_environment
 from learner.backend.sharded import join_process_group
 from learner.tensors.layout import Block
 from learner.tensors.sequence_groups import split_sequences
