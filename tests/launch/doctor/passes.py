@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from learner.backend.process import set_environment
 
 from benchmarks.gpu_acceptance.memory import peak_bytes
 from launch.doctor.footprint import activation_bytes, pass_of
@@ -22,6 +21,7 @@ from learner.backend.sharded import join_process_group
 from learner.config import TrainerConfig
 from learner.tensors.sequence_groups import split_sequences
 from learner.tensors.shared_prompts import collate_shared
+from learner.training.process import set_environment
 from tests.learner.backend.ranks import CONFIG, place_of
 
 PROGRAM = "tests.launch.doctor.passes"

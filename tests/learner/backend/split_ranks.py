@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learner.backend.process import set_environment
 
 from actors.generation.config import OpponentConfig
 from learner.config import CorrectionConfig, GameLossConfig, PublicationConfig
+from learner.training.process import set_environment
 from tests.learner.backend.ranks import (
     CONFIG,
     OPTIMIZER,

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from learner.backend.process import set_environment
 from torch import Tensor
 
 from learner.backend.models import checkpoint_activations
@@ -20,6 +19,7 @@ from learner.backend.sharded import join_process_group
 from learner.tensors.layout import Block
 from learner.tensors.sequence_groups import split_sequences
 from learner.tensors.shared_prompts import collate_shared, supports
+from learner.training.process import set_environment
 from tests.learner.backend.ranks import CONFIG, place_of
 from tests.learner.tensors.test_shared_prompts import SUPPORTED, gradients, policy_of, sequences
 
