@@ -164,7 +164,12 @@ _OWN_VARIABLES = {
 class TrainerConfig(Settings):
     """Ranks that train one model: resources, precision, batching and optimizer."""
 
-    ranks: int = Field(default=1, ge=1, description="data-parallel learner processes")
+    ranks: int = Field(default=1, ge=1, description="learner processes, data-parallel unless sequence_parallel says so")
+    sequence_parallel: int = Field(
+        default=1,
+        ge=1,
+        description="consecutive ranks that split each sequence between them, for long ones; divides ranks",
+    )
     gpus_per_rank: GpuShare = Field(
         default=0.0,
         ge=0.0,
@@ -244,6 +249,20 @@ class TrainerConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _ranks_form_groups(self) -> Self:
+        if self.ranks % self.sequence_parallel:
+            raise ValueError(
+                f"sequence_parallel {self.sequence_parallel} does not divide ranks {self.ranks}; set ranks to a "
+                f"multiple of {self.sequence_parallel}, or lower sequence_parallel"
+            )
+        return self
+
+    @property
+    def pass_tokens(self) -> int:
+        """Padded tokens of a forward pass, on all ranks that share it."""
+        return self.micro_batch_tokens * self.sequence_parallel
+
+    @model_validator(mode="after")
     def _only_an_offloaded_optimizer_has_settings(self) -> Self:
         if "offload_optimizer" in self.deepspeed.get("zero_optimization", {}) and not self.offload_optimizer:
             raise ValueError(
@@ -278,6 +297,15 @@ class GroupTrainerConfig(TrainerConfig):
         default=True,
         description="compute a prompt once for all its completions, without padding, if the architecture allows it",
     )
+
+    @model_validator(mode="after")
+    def _split_sequences_share_rows(self) -> Self:
+        if self.sequence_parallel > 1 and not self.share_prompts:
+            raise ValueError(
+                f"sequence_parallel {self.sequence_parallel} splits rows without padding, which share_prompts false "
+                "does not make; set share_prompts to true, or sequence_parallel to 1"
+            )
+        return self
 
 
 class LearnerConfig(GroupTrainerConfig):

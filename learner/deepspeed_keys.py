@@ -73,7 +73,7 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "pipeline": _PARALLEL,
         "tensor_parallel": _PARALLEL,
         "expert_parallel": _PARALLEL,
-        "sequence_parallel_size": _PARALLEL,
+        "sequence_parallel_size": "the learner splits sequences itself; set learner.sequence_parallel",
         "use_data_before_expert_parallelism": _PARALLEL,
         "elasticity": "a resumed run takes another learner.ranks; set that",
         "autotuning": _TRAINING,

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.gpu_acceptance.learners import learner_config, random_pairs
 from benchmarks.gpu_acceptance.parts import Setup, SkippedError
-from launch.doctor.footprint import CONTEXT_BYTES, activation_bytes, learner_memory, size
+from launch.doctor.footprint import CONTEXT_BYTES, activation_bytes, learner_memory, pass_of, size
 from launch.doctor.model_facts import ModelFacts, read_model
 from learner.config import LearnerSpec
 
@@ -52,8 +52,10 @@ def learner(setup: Setup) -> Iterator[dict[str, Any]]:
     assert facts is not None
     config = learner_config(setup)
     rows = max(2, setup.micro_batch_tokens // setup.row_tokens // 2 * 2)
+    half = setup.row_tokens // 2
+    largest = pass_of(half, half, 2, max(3 * half, config.micro_batch_tokens))
     estimate = learner_memory(facts, facts, config, average=False)[0]
-    estimate += activation_bytes(facts, config, rows * setup.row_tokens)
+    estimate += activation_bytes(facts, config, largest)
     yield {"parameters": facts.parameters, "estimate_bytes": int(estimate)}
     os.environ |= {"DS_ACCELERATOR": "cuda" if setup.cuda else "cpu", "LOCAL_RANK": "0"}
     import torch

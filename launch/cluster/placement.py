@@ -195,6 +195,19 @@ class _Room:
         return tuple(free) if len(free) == int(gpus) else None
 
 
+def in_groups(nodes: Sequence[str], size: int) -> list[int]:
+    """Order the bundles on `nodes` so that each `size` in a row are on one node, if it has as many.
+
+    What is left of several nodes comes last. Within a node the order stays.
+    """
+    if size == 1:
+        return list(range(len(nodes)))
+    on = {node: [number for number, other in enumerate(nodes) if other == node] for node in nodes}
+    whole = {node: len(numbers) // size * size for node, numbers in on.items()}
+    first = [number for node, numbers in on.items() for number in numbers[: whole[node]]]
+    return first + [number for node, numbers in on.items() for number in numbers[whole[node] :]]
+
+
 def describe(places: Sequence[Place]) -> str:
     """List who shares a GPU, for example `1 learner rank and 1 generator share GPU 0`; empty if nobody does."""
     by_card: dict[tuple[int, int], list[str]] = {}

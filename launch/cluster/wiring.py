@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 from ray.runtime_env import RuntimeEnv
-from ray.util.placement_group import placement_group
+from ray.util.placement_group import placement_group, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.data.text import load_tokenizer
@@ -321,7 +321,10 @@ def _ends(model_dir: str | Path, tokenizer: str | None) -> tuple[int, ...]:
 
 
 def _start_ranks(start: Callable[[dict[str, Any], RankPlace], Any], trainer: TrainerConfig) -> tuple[list[Any], str]:
-    """Call `start` with the options and the place of each rank, packed together; return actors and rank 0's address."""
+    """Call `start` with the options and the place of each rank, packed together; return actors and rank 0's address.
+
+    Ranks that split sequences are on one node if it has room for them.
+    """
     bundle = {"CPU": trainer.cpus_per_rank, **trainer.resources}
     if trainer.gpus_per_rank:
         bundle["GPU"] = trainer.gpus_per_rank
@@ -332,7 +335,9 @@ def _start_ranks(start: Callable[[dict[str, Any], RankPlace], Any], trainer: Tra
             f"Ray could not place {trainer.ranks} learner ranks of {bundle} within {PLACEMENT_SECONDS:g} s; free those "
             "resources or lower learner.ranks"
         )
-    strategies = [PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=n) for n in range(trainer.ranks)]
+    nodes = placement_group_table(group)["bundles_to_node_id"]
+    order = placement.in_groups([nodes[number] for number in range(trainer.ranks)], trainer.sequence_parallel)
+    strategies = [PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number) for number in order]
     meeting_point = ray.remote(_meeting_point).options(num_cpus=0, scheduling_strategy=strategies[0])
     address, port = ray.get(meeting_point.remote(trainer.port))
     options = {

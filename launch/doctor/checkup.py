@@ -123,6 +123,7 @@ def _static_checks(config: RunConfig, gpus: list[Gpu]) -> Iterator[Finding]:
     if models is not None:
         yield run_checks.check_cache(config, models.policy)
         yield from run_checks.check_tensor_parallel(config, models.policy)
+        yield from run_checks.check_sequence_parallel(config, models.policy)
         yield from run_checks.check_attention(config, models.policy)
         yield from run_checks.check_gpu_memory(config, models, gpus)
         if not joins:

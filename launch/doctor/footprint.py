@@ -4,6 +4,9 @@ Notation: Psi parameters of a model, N learner ranks, e bytes per weight (4 in f
 lower bound: it leaves out fragmentation and the libraries' own buffers.
 """
 
+import math
+from dataclasses import dataclass
+
 from actors.adapters.config import ALL_LINEAR, LoraConfig
 from actors.generation.config import OpponentConfig
 from actors.records import TRANSPORTS
@@ -18,6 +21,8 @@ CONTEXT_BYTES = 500 << 20
 """Rough GPU memory of a process before its first tensor: CUDA's context and the libraries' kernels."""
 LIVE = 1_000_000_000
 """Most weights that ZeRO-3 gathers at a time: DeepSpeed's `stage3_max_live_parameters`."""
+MASKED_SCORES = 1 << 18
+"""Most attention scores of a part of a split sequence that gets a mask: `CALL_SCORES` of learner/tensors/layout.py."""
 PUBLISHED_VERSIONS = 2
 """Publications that exist at a time: the one that generators are loading, and the next."""
 
@@ -44,6 +49,28 @@ def saved_parameters(model: ModelFacts, config: TrainerConfig) -> int:
     """Count the elements of a saved model."""
     alone = config.lora is not None and config.lora.save == "adapter"
     return trained_parameters(model, config) if alone else model.parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A forward pass with gradient, as one rank computes it: what of it takes memory."""
+
+    tokens: int
+    repeated_keys: int = 0
+    """Tokens of prompts that completions attend to, each but the first time."""
+    scores: int = 0
+    """Attention scores of one head that a mask covers. Ranks that split sequences each have all of it."""
+
+
+def pass_of(prompt: int, completion: int, rows: int, tokens: int, split: int = 1) -> Pass:
+    """Count a pass of `tokens` over prompts of `rows` completions each, prompts once, on one of `split` ranks.
+
+    `prompt` and `completion` are lengths in tokens; the last prompt need not be whole.
+    """
+    item = prompt + rows * completion
+    parts = [prompt**2, *[completion * (prompt + completion)] * rows]
+    scores = sum(part for part in parts if split == 1 or part <= MASKED_SCORES)
+    return Pass(-(-tokens // split), -(-tokens * rows * prompt // (item * split)), -(-tokens * scores // item))
 
 
 def learner_memory(
@@ -110,23 +137,26 @@ def loading_bytes(policy: ModelFacts, reference: ModelFacts | None, config: Trai
     return float(ELEMENT_BYTES[config.dtype] * largest) if config.gpus_per_rank > 0 else 0.0
 
 
-def activation_bytes(policy: ModelFacts, config: TrainerConfig, tokens: int, head_dtype: str = "model") -> float:
-    """Estimate what a pass over `tokens` tokens with gradient takes at its peak: activations and buffers.
+def activation_bytes(policy: ModelFacts, config: TrainerConfig, largest: Pass, head_dtype: str = "model") -> float:
+    """Estimate what the `largest` pass takes at its peak: activations and buffers.
 
     With checkpointing (Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models",
     section 5) each layer keeps its input, and one layer at a time the rest. The peak is at the head, with the
-    activations of all layers, or later, where gradients are reduced.
+    activations of all layers, or where the last layer's gradients are computed, or later, where they are reduced.
     """
-    psi = policy.parameters
+    element, psi = ELEMENT_BYTES[config.dtype], policy.parameters
     bucket = bucket_elements(config, psi)
-    layer = layer_activations(policy, config.dtype) * ELEMENT_BYTES[config.dtype] * tokens
-    kept = layer * policy.layers
+    layer = float(layer_activations(policy, config.dtype) * element * largest.tokens)
+    layer += repeated_key_bytes(policy, config, largest)
+    kept, again = layer * policy.layers, float(layer_gradients(policy) * element * largest.tokens)
     if config.gradient_checkpointing:
-        kept = ELEMENT_BYTES[config.dtype] * policy.hidden * tokens * policy.layers
-    at_head = kept + head_bytes(policy, config, tokens, head_dtype)
+        kept, again = element * policy.hidden * largest.tokens * policy.layers, again + layer
+    at_head = kept + head_bytes(policy, config, largest.tokens, head_dtype)
     # A bucket is full when the layers above it, whose gradients it holds, have freed their activations.
-    at_reduction = kept * (1.0 - bucket / psi) + layer * config.gradient_checkpointing + reduction_bytes(policy, config)
-    return max(at_head, at_reduction) + gathered_bytes(policy, config)
+    reducing = layer * config.gradient_checkpointing + reduction_bytes(policy, config)
+    at_reduction = kept * (1.0 - bucket / psi) + reducing
+    peak = max(at_head, kept + again, at_reduction)
+    return peak + mask_bytes(policy, config, largest) + gathered_bytes(policy, config)
 
 
 def layer_activations(policy: ModelFacts, dtype: str) -> int:
@@ -142,18 +172,57 @@ def layer_activations(policy: ModelFacts, dtype: str) -> int:
     return base * policy.hidden + 2 * policy.kv_heads * policy.head_size + (4 if policy.gated else 2) * width
 
 
+def layer_gradients(policy: ModelFacts) -> int:
+    """Count the elements per token by which gradients exceed what they replace, at most, in a layer's backward pass.
+
+    In a gated MLP of width i the gradients of its product and of both factors exist at once, and the product no longer:
+    2 i more. Without a gate, i.
+    """
+    return (2 if policy.gated else 1) * (policy.intermediate or 4 * policy.hidden)
+
+
+def repeated_key_bytes(policy: ModelFacts, config: TrainerConfig, largest: Pass) -> float:
+    """Estimate the keys and values of prompts that one layer keeps once more for each completion."""
+    return 2 * ELEMENT_BYTES[config.dtype] * _kv_heads(policy, config) * policy.head_size * largest.repeated_keys
+
+
+def mask_bytes(policy: ModelFacts, config: TrainerConfig, largest: Pass) -> float:
+    """Estimate the masks of a row in which prompts are shared: all layers have the same.
+
+    They hold what is added to each score, once for each query head that shares the keys.
+    """
+    shared = max(1, policy.heads // _kv_heads(policy, config))
+    return ELEMENT_BYTES[config.dtype] * shared * largest.scores
+
+
+def _kv_heads(policy: ModelFacts, config: TrainerConfig) -> int:
+    """Count the heads of keys over all ranks that split a sequence: repeated, if there are too few to share out."""
+    return math.lcm(policy.kv_heads, config.sequence_parallel)
+
+
+def exchanged_bytes(policy: ModelFacts, config: TrainerConfig, largest: Pass) -> float:
+    """Return what a rank sends for one layer's attention, forward or backward, if ranks split sequences.
+
+    Jacobs et al. 2023, "DeepSpeed Ulysses", section 3.2: queries and keys and values there, outputs back; of each the
+    share of all other ranks.
+    """
+    size, heads = config.sequence_parallel, policy.heads or policy.hidden // policy.head_size
+    elements = 2 * (heads + _kv_heads(policy, config)) * policy.head_size * largest.tokens
+    return ELEMENT_BYTES[config.dtype] * elements * (size - 1) / size
+
+
 def head_bytes(policy: ModelFacts, config: TrainerConfig, tokens: int, head_dtype: str = "model") -> float:
     """Estimate what the log-probs of a chunk of tokens take, forward or backward, beside the layers' activations.
 
     Forward: float32 logits, and their exponentials. Backward: the gradient of the logits in float32 and in the weights'
     dtype; the gradient of the head's weights in float32, and a chunk's product in their own. A head in float32 has a
-    copy of its weights and the product in that.
+    copy of its weights and the product in that. On CPU torch adds a product in bfloat16 through a float32 copy of it.
     """
     element, chunk = ELEMENT_BYTES[config.dtype], min(config.logprob_chunk, tokens)
     if config.dtype == "bfloat16" and head_dtype == "float32":
         return policy.vocabulary * max(8 * chunk, 4 * chunk + 12 * policy.hidden)
-    cast = element if config.dtype == "bfloat16" else 0
-    backward = (4 + cast) * chunk * policy.vocabulary + (4 + element) * policy.vocabulary * policy.hidden
+    cast, copied = (element, 0 if config.gpus_per_rank else 4) if config.dtype == "bfloat16" else (0, 0)
+    backward = (4 + cast) * chunk * policy.vocabulary + (4 + element + copied) * policy.vocabulary * policy.hidden
     return max(8 * chunk * policy.vocabulary, backward)
 
 

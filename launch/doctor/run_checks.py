@@ -12,7 +12,7 @@ from launch.cluster import placement
 from launch.cluster.placement import GENERATOR, JUDGE, RANK, REFERENCE, Node
 from launch.doctor import footprint
 from launch.doctor.findings import Finding, from_exception, graded
-from launch.doctor.footprint import size
+from launch.doctor.footprint import Pass, size
 from launch.doctor.machine import Gpu, Memory
 from launch.doctor.model_facts import ModelFacts
 from launch.settings.run import ClusterConfig, RunConfig
@@ -91,6 +91,21 @@ def check_tensor_parallel(config: RunConfig, policy: ModelFacts) -> Iterator[Fin
     remedy = f"set generators.tensor_parallel_size to {fits[-1] if fits else 1}"
     text += f" does not divide {', '.join(wrong)}" if wrong else " divides heads, vocabulary and MLP"
     yield graded("tensor parallel", text, remedy, fatal=bool(wrong))
+
+
+def check_sequence_parallel(config: RunConfig, policy: ModelFacts) -> Iterator[Finding]:
+    """Check that ranks can split the policy's sequences, and say what they exchange; silent if they do not."""
+    split, ranks = config.learner.sequence_parallel, config.learner.ranks
+    if split == 1:
+        return
+    fits = [other for other in range(1, split) if not policy.heads % other and not ranks % other]
+    remedy = f"set learner.sequence_parallel to {fits[-1]}"
+    if policy.heads % split:
+        text = f"learner.sequence_parallel {split} does not divide {policy.heads} attention heads"
+    else:
+        sent = size(footprint.exchanged_bytes(policy, config.learner, largest_pass(config)))
+        text = f"{split} ranks split a sequence; each sends up to {sent} per layer, forward and again backward"
+    yield graded("sequence parallel", text, remedy, fatal=policy.heads % split > 0)
 
 
 def check_attention(config: RunConfig, policy: ModelFacts) -> Iterator[Finding]:
@@ -336,9 +351,14 @@ def _activations(config: RunConfig, models: Models) -> float:
     return footprint.activation_bytes(models.policy, config.learner, largest_pass(config), config.model.head_dtype)
 
 
-def largest_pass(config: RunConfig) -> int:
-    """Return the padded tokens of a rank's largest forward pass: a micro-batch, or one prompt's rows if more."""
-    rows = 2 if config.learner.loss.on_pairs else config.sampling.completions_per_prompt
-    item = rows * (config.prompts.max_prompt_tokens + config.sampling.max_new_tokens)
-    share = -(-config.replay.prompts_per_update // config.learner.ranks)
-    return max(item, min(config.learner.micro_batch_tokens, share * item))
+def largest_pass(config: RunConfig) -> Pass:
+    """Return a rank's largest forward pass: a micro-batch, or one prompt's completions if more, or its part of either.
+
+    If prompts are not shared, each completion has its own, and no mask.
+    """
+    learner, prompt, completion = config.learner, config.prompts.max_prompt_tokens, config.sampling.max_new_tokens
+    rows, split = 2 if learner.loss.on_pairs else config.sampling.completions_per_prompt, learner.sequence_parallel
+    share = -(-config.replay.prompts_per_update // (learner.ranks // split))
+    item = prompt + rows * completion if learner.share_prompts else rows * (prompt + completion)
+    tokens = max(item, min(learner.pass_tokens, share * item))
+    return footprint.pass_of(prompt, completion, rows, tokens, split) if learner.share_prompts else Pass(tokens)

@@ -38,6 +38,7 @@ def check_model(config: RunConfig, plugin: RunPlugin) -> list[str]:
         return notes
     model = read_text_config("model.path", config.model.path)
     notes += check_weights("model.path", config.model.path)
+    check_split(config.learner.sequence_parallel, model, config.model.path)
     if config.model.reference is not None:
         reference = read_text_config("model.reference", config.model.reference)
         if reference.vocab_size != model.vocab_size:
@@ -46,6 +47,7 @@ def check_model(config: RunConfig, plugin: RunPlugin) -> list[str]:
                 f"policy {config.model.path} one of {model.vocab_size}; use a reference with the policy's vocabulary"
             )
         notes += check_weights("model.reference", config.model.reference)
+        check_split(config.learner.sequence_parallel, reference, config.model.reference)
         if config.opponent is not None and config.opponent.needs_second_model:
             check_same_architecture(config.model.path, config.model.reference)
     if config.learner.lora is not None and Path(config.model.path).is_dir():
@@ -57,6 +59,14 @@ def check_model(config: RunConfig, plugin: RunPlugin) -> list[str]:
             f"{config.model.path}; lower it to {longest} or less"
         )
     return notes
+
+
+def check_split(size: int, settings: Any, path: str | Path) -> None:
+    """Raise UsageError unless `size` ranks can split the sequences of the model in `path`, which has these settings."""
+    if size > 1:
+        from learner.tensors.sequence_groups import check_heads
+
+        check_heads(settings, size, str(path))
 
 
 def check_weights(setting: str, path: str | Path, *, classifier: bool = False, new_head: bool = False) -> list[str]:

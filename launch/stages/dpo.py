@@ -16,7 +16,7 @@ from actors.data.text import load_tokenizer
 from actors.errors import UsageError
 from actors.hub import answer_ends, positions_of, read_text_config, resolve
 from launch.output.session import Resume
-from launch.run.preflight import check_weights
+from launch.run.preflight import check_split, check_weights
 from launch.stages.config import DpoRunConfig
 from launch.stages.driver import StageRun
 from launch.stages.prepared import Prepared, writing_to
@@ -50,7 +50,9 @@ def prepare_dpo(config: DpoRunConfig, directory: Path) -> Prepared:
     if config.reference is not None:
         _check_vocabulary(model_dir, resolve(config.reference))
         notes += check_weights("reference", resolve(config.reference))
-    context = positions_of(read_text_config("model.path", model_dir))
+    model = read_text_config("model.path", model_dir)
+    check_split(config.learner.sequence_parallel, model, model_dir)
+    context = positions_of(model)
     tokenizer = load_tokenizer(config.model.tokenizer or str(model_dir), chats=config.model)
     sides, skipped = load_pairs(config.data, tokenizer, context, answer_ends(model_dir, tokenizer))
     with writing_to(directory):

@@ -11,7 +11,7 @@ from actors.data.text import load_tokenizer
 from actors.errors import UsageError
 from actors.hub import answer_ends, positions_of, read_text_config, resolve
 from launch.output.session import Resume
-from launch.run.preflight import check_weights
+from launch.run.preflight import check_split, check_weights
 from launch.stages.config import SftRunConfig
 from launch.stages.driver import StageRun
 from launch.stages.prepared import Prepared, writing_to
@@ -36,6 +36,7 @@ def prepare_sft(config: SftRunConfig, directory: Path) -> Prepared:
     with writing_to(directory):
         model_dir = starting_model(config, directory / "start")
         notes = check_weights("model.path", model_dir)
+        check_split(config.learner.sequence_parallel, read_text_config("model.path", model_dir), model_dir)
         tokenizer = load_tokenizer(config.model.tokenizer or str(model_dir), chats=config.model)
         demonstrations = load_demonstrations(config.data, tokenizer, answer_ends(model_dir, tokenizer))
         check_fit(config, model_dir, demonstrations)

@@ -20,6 +20,7 @@ from learner.backend.collective import gather
 from learner.backend.models import load_policy
 from learner.config import TrainerConfig
 from learner.tensors.logprobs import PolicyWithLogProbs
+from learner.tensors.sequence_groups import split_sequences
 from learner.tensors.shared_prompts import adopt
 
 M = TypeVar("M", bound=nn.Module)
@@ -35,7 +36,7 @@ def load_for_ranks(
     """Load a policy on rank 0's CPU; elsewhere return it with weights of no meaning. Collective.
 
     `check` is called with the loaded policy, and may raise. `ShardedModel` and `frozen` distribute the weights. Raises
-    UsageError on every rank if rank 0 cannot load it, or another cannot build it.
+    UsageError on every rank if rank 0 cannot load it, another cannot build it, or ranks cannot split its sequences.
     """
 
     def load() -> PolicyWithLogProbs:
@@ -52,6 +53,7 @@ def load_for_ranks(
     policy = read_once(directory, load, build)
     if dist.is_initialized():
         policy.shares_prompts = gather(policy.shares_prompts)[0]
+    split_sequences(policy, config.sequence_parallel, str(directory))
     return policy
 
 

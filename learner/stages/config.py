@@ -220,6 +220,15 @@ class PreferenceConfig(StageConfig):
     learner: PreferenceTrainerConfig = Field(default_factory=PreferenceTrainerConfig)
 
     @model_validator(mode="after")
+    def _sequences_stay_whole(self) -> Self:
+        if self.learner.sequence_parallel > 1:
+            raise ValueError(
+                f"learner.sequence_parallel {self.learner.sequence_parallel} splits sequences, and a preference model "
+                "reads its answer from the last token of a whole one; set it to 1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_margin_needs_scores(self) -> Self:
         if self.preference.margin and self.data.probability_from == "probability":
             raise ValueError(

@@ -31,6 +31,7 @@ from learner.tensors.batching import (
     token_rows,
 )
 from learner.tensors.examples import TRAIN, VALIDATION, TokenPair, read_pairs
+from learner.tensors.sequence_groups import share_of
 from learner.tensors.shared_prompts import collate_shared
 from learner.training.trainer import Measured, Objective
 
@@ -99,7 +100,7 @@ def make_stage(config: DpoConfig, model_dir: str | Path, data_dir: str | Path) -
         module=policy,
         objective=OfflineObjective(
             learner.loss,
-            learner.micro_batch_tokens,
+            learner.pass_tokens,
             shares_prompts=learner.share_prompts and policy.shares_prompts,
         ),
         train=scored[: len(train)],
@@ -118,12 +119,13 @@ def reference_scores(directory: Path, pairs: Sequence[TokenPair], learner: DpoTr
     policy = load_for_ranks(directory, learner)
     shares = learner.share_prompts and policy.shares_prompts
     model = frozen(policy, learner, device)
-    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    rank, ranks, _ = share_of(*world, learner.sequence_parallel)
     own: dict[int, Scores] = {}
     if shares:
-        rounds = balance([_tokens(pair) for pair in pairs], ranks, learner.micro_batch_tokens)
+        rounds = balance([_tokens(pair) for pair in pairs], ranks, learner.pass_tokens)
     else:
-        rounds = schedule([_length(pair) for pair in pairs], 2, ranks, learner.micro_batch_tokens)
+        rounds = schedule([_length(pair) for pair in pairs], 2, ranks, learner.pass_tokens)
     for parts in rounds:
         # Under ZeRO-3 a forward pass gathers weights, so a rank without a share must run one too.
         indices = parts[rank] or parts[0][-1:]

@@ -15,6 +15,7 @@ from learner.stages.stage import Stage
 from learner.tensors.batching import TokenBatch, TokenSequence, collate, collate_rows, pack, schedule
 from learner.tensors.examples import TRAIN, VALIDATION, read_sequences
 from learner.tensors.logprobs import PolicyWithLogProbs
+from learner.tensors.shared_prompts import collate_shared
 from learner.training.trainer import Measured, Objective
 
 Rows = list[list[TokenSequence]]  # A micro-batch: rows of sequences
@@ -24,10 +25,12 @@ class SupervisedObjective(Objective):
     """Mean loss over the response tokens of a batch, in nats per token.
 
     With `packing`, sequences share rows as long as the batch's longest sequence, with attention within each sequence.
+    With `one_row`, a micro-batch's rows stand in one, as `collate_shared` makes it.
     """
 
-    def __init__(self, micro_batch_tokens: int, *, packing: bool = True) -> None:
+    def __init__(self, micro_batch_tokens: int, *, packing: bool = True, one_row: bool = False) -> None:
         super().__init__(micro_batch_tokens)
+        self._one_row = one_row
         self._packing = packing
 
     def weight(self, items: Sequence[TokenSequence]) -> float:
@@ -49,6 +52,8 @@ class SupervisedObjective(Objective):
 
     def collate(self, rows: Rows, device: torch.device | str = "cpu") -> TokenBatch:
         """Turn rows of sequences into tensors."""
+        if self._one_row:
+            return collate_shared([sequence for row in rows for sequence in row], device)
         return collate_rows(rows, device, positions=self._packing)
 
     def measure(self, forward: Any, micro_batch: Rows, prepared: Any = None) -> Measured:
@@ -82,14 +87,14 @@ def make_stage(config: SftConfig, model_dir: str | Path, data_dir: str | Path) -
     Raises UsageError if the model cannot be loaded, or its architecture does not support log-probs or packing.
     """
     learner = config.learner
-    tolerance = log_prob_tolerance(learner.dtype)
-    check = (lambda policy: check_packing(policy, tolerance)) if learner.packing else None
+    tolerance, splits = log_prob_tolerance(learner.dtype), learner.sequence_parallel > 1
+    check = (lambda policy: check_packing(policy, tolerance)) if learner.packing and not splits else None
     policy = load_for_ranks(Path(model_dir), learner, check=check)
     if learner.lora is not None:
         adapt(policy.model, learner.lora, config.model.path)
     return Stage(
         module=policy,
-        objective=SupervisedObjective(learner.micro_batch_tokens, packing=learner.packing),
+        objective=SupervisedObjective(learner.pass_tokens, packing=learner.packing, one_row=splits),
         train=read_sequences(Path(data_dir) / TRAIN),
         validation=read_sequences(Path(data_dir) / VALIDATION),
     )

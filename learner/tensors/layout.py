@@ -23,8 +23,22 @@ class Block:
 
     queries: Tensor  # [n * q] int64: places in the row
     keys: Tensor  # [n * k] int64
-    distance: Tensor
-    """[n, 1, q, k] int32: position of the query minus that of the key; -1 where the key is padding."""
+    positions: Tensor  # [n, q] int32: of each query in its sequence
+    parts: tuple[tuple[int, int], ...]
+    """Queries and keys of each prompt or completion, without padding; its queries are the last of its keys."""
+
+    @property
+    def long(self) -> bool:
+        """Whether a part may have more than `CALL_SCORES` scores."""
+        return len(self.queries) * len(self.keys) > CALL_SCORES * len(self.parts) ** 2
+
+    @property
+    def distance(self) -> Tensor:
+        """Position of each query minus that of each key, [n, 1, q, k] int32; -1 where the key is padding."""
+        key = torch.arange(len(self.keys) // len(self.parts), dtype=torch.int32, device=self.keys.device)
+        counts = torch.tensor([keys for _, keys in self.parts], device=key.device)
+        distance = self.positions[:, :, None] - key
+        return distance.masked_fill_((key >= counts[:, None])[:, None], -1)[:, None]
 
 
 @dataclass(slots=True)
@@ -68,7 +82,8 @@ def layout_of(groups: Sequence[tuple[int, Sequence[int]]], device: torch.device 
     for members in _alike(parts):
         block, real = _block(parts[members])
         outputs[block.queries[real]] = offset + real.nonzero()[:, 0]
-        blocks.append(Block(*(tensor.to(device) for tensor in (block.queries, block.keys, block.distance))))
+        queries, keys, positions = (each.to(device) for each in (block.queries, block.keys, block.positions))
+        blocks.append(Block(queries, keys, positions, block.parts))
         offset += len(block.queries)
     return Layout(tuple(blocks), outputs.to(device))
 
@@ -97,7 +112,7 @@ def _block(parts: NDArray[np.int64]) -> tuple[Block, Tensor]:
     # A padded query repeats the last one, so that its softmax is finite; nobody reads it.
     query = np.minimum(query, count - 1)
     keys = np.where(key < prompt, before + key, np.minimum(start + key - prompt, start + count - 1))
-    distance = (prompt + query)[:, :, None] - key
-    distance = np.where((key < count + prompt)[:, None], distance, -1).astype(np.int32)
     flat = [torch.from_numpy(np.ascontiguousarray(each)).flatten() for each in (start + query, keys, real)]
-    return Block(flat[0], flat[1], torch.from_numpy(distance)[:, None]), flat[2]
+    lengths = tuple(zip(count[:, 0].tolist(), (count + prompt)[:, 0].tolist(), strict=True))
+    positions = torch.from_numpy((prompt + query).astype(np.int32))
+    return Block(flat[0], flat[1], positions, lengths), flat[2]

@@ -1,4 +1,4 @@
-"""Token log-probs of completions from hidden states, a chunk of tokens at a time. Must not depend on losses or ranks.
+"""Token log-probs of completions from hidden states, a chunk of tokens at a time. Must not depend on losses.
 
 With a vocabulary of 150,000 the logits are by far the largest tensor of a training step. Here logits exist only for the
 positions that predict completion tokens, `chunk` of them at a time, forward and backward.
@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from actors.errors import UsageError
 from learner.tensors.batching import TokenBatch
+from learner.tensors.sequence_parallel import SequenceGroup
 
 
 def _slices(count: int, chunk: int) -> Iterator[slice]:
@@ -206,6 +207,7 @@ class PolicyWithLogProbs(nn.Module):
         self.head = LogProbHead(head, chunk, transform)
         self.temperature = temperature
         self.shares_prompts = False  # whether `collate_shared` serves; set by who loads it
+        self.sequences: SequenceGroup | None = None  # ranks that split each row; set by who loads it
 
     def forward(
         self,
@@ -220,16 +222,20 @@ class PolicyWithLogProbs(nn.Module):
         No attention mask is needed: padding is on the right, so that causal attention hides it from every real token.
         `temperature` overrides the module's own. With `mixture`, returns a pair: these, and the log-probs [n] under the
         mixture with that model, without gradient. With `with_hidden`, returns a pair: these, and the last hidden states
-        [n, d] at their positions, without gradient.
+        [n, d] at their positions, without gradient; if ranks split the row, those of this rank's positions.
         """
-        options: dict[str, Any] = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
-        if batch.layout is not None:
+        split = None if self.sequences is None else self.sequences.split(batch)
+        part = batch if split is None else split.part
+        options: dict[str, Any] = {} if part.position_ids is None else {"position_ids": part.position_ids}
+        if part.layout is not None:
             # A mask of four dimensions keeps transformers from making one of [t, t].
-            mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.input_ids.device)
-            options |= {"layout": batch.layout, "attention_mask": mask}
-        states = self.model.get_decoder()(input_ids=batch.input_ids, use_cache=False, **options).last_hidden_state
-        hidden = states[batch.rows, batch.columns]
-        result = self.head(hidden, batch.targets, self.temperature if temperature is None else temperature, mixture)
+            mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=part.input_ids.device)
+            options |= {"layout": part.layout, "attention_mask": mask, "sequences": self.sequences}
+        states = self.model.get_decoder()(input_ids=part.input_ids, use_cache=False, **options).last_hidden_state
+        hidden = states[part.rows, part.columns]
+        result = self.head(hidden, part.targets, self.temperature if temperature is None else temperature, mixture)
+        if split is not None:
+            result = split.whole(result) if mixture is None else tuple(map(split.whole, result))
         return (result, hidden.detach()) if with_hidden else result
 
     @torch.no_grad()

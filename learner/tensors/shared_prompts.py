@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -17,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from actors.records import without
 from learner.tensors.batching import AnySequence, TokenBatch, checked, collate
 from learner.tensors.layout import Block, Layout, layout_of
+from learner.tensors.sequence_parallel import SequenceGroup
 
 ATTENTION = "offbeat_shared_prompts"
 """Name under which transformers finds this module's attention."""
@@ -70,23 +71,32 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Attend as transformers' `sdpa`, or within the blocks of `layout`; the mask that comes with it means nothing.
 
-    Shapes: query [1, h, t, d], key and value [1, h', t, d] with h' a divisor of h; returns [1, t, h, d].
+    Shapes: query [1, h, t, d], key and value [1, h', t, d] with h' a divisor of h; returns [1, t, h, d]. With
+    the option `sequences`, all three hold this rank's positions, and so does the result.
     """
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     layout.calls += 1
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    window, heads = options.get("sliding_window"), query.shape[1] // key.shape[1]
+    sequences: SequenceGroup | None = options.get("sequences")
+    if sequences is None:
+        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    else:
+        q, k, v = sequences.to_heads((query, key, value))
+    window, heads = options.get("sliding_window"), q.shape[1] // k.shape[1]
     parts = [
-        _attend(block, q, k, v, layout.mask(number, window, heads, query.dtype), scaling)
+        # Long sequences, for which ranks split them, get no mask: it would be as large on each as without the others.
+        _attend_causally(block, q, k, v, scaling)
+        if sequences is not None and window is None and block.long
+        else _attend(block, q, k, v, layout.mask(number, window, heads, query.dtype), scaling)
         for number, block in enumerate(layout.blocks)
     ]
-    return torch.cat(parts).index_select(0, layout.outputs)[None], None
+    output = torch.cat(parts).index_select(0, layout.outputs)
+    return output[None] if sequences is None else sequences.to_positions(output), None
 
 
 def _attend(block: Block, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
     """Attend within a block; query, key and value are [t, h, d], the result is [n * q, h, d]."""
-    count, most = len(block.distance), block.distance.shape[2]
+    count, most = block.positions.shape
     q, k, v = (
         tensor.index_select(0, places).unflatten(0, (count, -1)).transpose(1, 2)
         for tensor, places in ((query, block.queries), (key, block.keys), (value, block.keys))
@@ -96,6 +106,16 @@ def _attend(block: Block, query: Tensor, key: Tensor, value: Tensor, mask: Tenso
     q = q.reshape(count, shared, heads // shared * most, q.shape[-1])
     output = scaled_dot_product_attention(q, k, v, mask, scale=scaling)
     return output.reshape(count, heads, most, v.shape[-1]).transpose(1, 2).flatten(0, 1)
+
+
+def _attend_causally(block: Block, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    """Attend as `_attend` without a mask: each completion after its prompt, whose queries are computed once more."""
+    most, outputs = block.positions.shape[1], []
+    for (queries, keys), places in zip(block.parts, block.keys.view(len(block.parts), -1), strict=True):
+        q, k, v = (tensor.index_select(0, places[:keys]).transpose(0, 1)[None] for tensor in (query, key, value))
+        output = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+        outputs.append(pad(output[0, :, -queries:].transpose(0, 1), (0, 0, 0, 0, 0, most - queries)))
+    return torch.cat(outputs)
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention)

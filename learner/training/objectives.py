@@ -47,7 +47,7 @@ class RolloutObjective(Objective):
     weighs_opponents: bool = False  # whether any pass computes the opponent's log-probs
 
     def __init__(self, config: LearnerConfig, metrics: tuple[str, ...], *, shares_prompts: bool) -> None:
-        super().__init__(config.micro_batch_tokens, shares_prompts=shares_prompts)
+        super().__init__(config.pass_tokens, shares_prompts=shares_prompts)
         self._config, self.metrics = config.loss, metrics
         self.sums = (*metrics, "items", "log_ratio", "k3", "responses")
         self.maxima = ("log_ratio_max", *(("opponent_log_ratio_max",) if self.weighs_opponents else ()))

@@ -27,6 +27,7 @@ from learner.tensors.batching import (
 )
 from learner.tensors.logprobs import LogProbHead, Mixture
 from learner.tensors.offload import present
+from learner.tensors.sequence_groups import share_of
 from learner.tensors.shared_prompts import collate_shared
 
 
@@ -132,10 +133,11 @@ class Policies:
         """
         with_reference = with_reference and self.reference is not None
         temperature = temperature or self.temperature
-        rank, ranks = self.policy.rank, self.policy.ranks
+        config = self.policy.config
+        rank, ranks, _ = share_of(self.policy.rank, self.policy.ranks, config.sequence_parallel)
         lengths = [length_of(sequence) for sequence in sequences]
         own: dict[int, tuple[list[float], list[float]]] = {}
-        for shares in schedule(lengths, 1, ranks, self.policy.config.micro_batch_tokens):
+        for shares in schedule(lengths, 1, ranks, config.pass_tokens):
             share = shares[rank] or shares[0][:1]
             batch = self._collate([sequences[index] for index in share])
             sizes = [sampled_length(sequences[index]) for index in share]

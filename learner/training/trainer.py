@@ -19,6 +19,7 @@ from torch import Tensor
 
 from learner.backend.sharded import ShardedModel
 from learner.tensors.batching import balance, schedule
+from learner.tensors.sequence_groups import share_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class Step:
     """False if loss or gradients were not finite on any rank; then no rank took the step."""
     values: dict[str, Any]
     """The objective's `means` and every other field that `UpdateStats` and `StageStats` share."""
-    details: list[Any]  # `Measured.detail` of this rank's micro-batches
+    details: list[Any]  # `Measured.detail` of the micro-batches that this rank reports
 
 
 class Trainer:
@@ -121,6 +122,7 @@ class Trainer:
     def __init__(self, policy: ShardedModel, forward: Any = None) -> None:
         self.policy = policy
         self._forward = policy if forward is None else forward
+        self._share = share_of(policy.rank, policy.ranks, policy.config.sequence_parallel)
 
     def update(self, items: Sequence[Any], objective: Objective) -> Step:
         """Take one optimizer step on the mean loss over `items`, the whole batch on every rank. Collective.
@@ -147,7 +149,7 @@ class Trainer:
 
     def _run(self, items: Sequence[Any], objective: Objective, *, train: bool) -> tuple[_Totals, list[Any]]:
         policy, weight = self.policy, objective.weight(items)
-        batches = objective.micro_batches(items, policy.rank, policy.ranks)
+        batches = objective.micro_batches(items, self._share.group, self._share.groups)
         # Before any pass with gradient: ZeRO-3 prefetches weights in the module order that it recorded, and never
         # records the order of a backward pass if a pass without gradient comes in between.
         with torch.no_grad():
@@ -156,12 +158,14 @@ class Trainer:
         totals, details = _Totals(objective, policy.device), []
         for number, (batch, known) in enumerate(zip(batches, prepared, strict=True), start=1):
             measured = objective.measure(self._forward, batch or objective.filler(items), known)
-            totals.add(measured, counts=bool(batch))
-            if batch:
+            if self._share.leads:
+                totals.add(measured, counts=bool(batch))
+            if batch and self._share.leads:
                 details.append(measured.detail)
             if train:
-                # DeepSpeed averages gradients over ranks, but the loss is a mean over the items of all ranks. A
-                # non-finite loss makes every gradient non-finite, so checking the gradient norm is enough.
+                # DeepSpeed averages gradients over ranks, but the loss is a mean over the items of all ranks, and the
+                # gradients of ranks that split a sequence add up. A non-finite loss makes every gradient non-finite, so
+                # checking the gradient norm is enough.
                 finite = torch.where(measured.loss.detach().isfinite(), 1.0, math.nan)
                 scale = policy.ranks / weight if batch else 0.0
                 policy.backward(measured.loss * finite * scale, last=number == len(batches))
@@ -169,7 +173,7 @@ class Trainer:
 
     def _add(self, values: Sequence[float]) -> list[float]:
         total = torch.tensor(values, dtype=torch.float64, device=self.policy.device)
-        dist.all_reduce(total)
+        dist.all_reduce(total if self._share.leads else total.zero_())
         return list(total.tolist())
 
 

@@ -48,6 +48,14 @@ def test_generators_on_part_of_a_gpu_reserve_that_part() -> None:
     assert needed(load_config("node-8gpu", [*shm, "generators.gpus=0.25", "learner.ranks=1"]))["GPU"] == 0.75 + 1 + 1
 
 
+def test_ranks_that_split_sequences_are_on_one_node_if_it_has_room_for_them() -> None:
+    """By hand. Without a split the order stays; rests of nodes come last."""
+    assert placement.in_groups(["a", "b", "a", "b"], 1) == [0, 1, 2, 3]
+    assert placement.in_groups(["a", "b", "a", "b"], 2) == [0, 2, 1, 3]
+    assert placement.in_groups(["b", "a", "a", "a", "b", "b"], 2) == [0, 4, 1, 2, 5, 3]
+    assert placement.in_groups(["a", "b", "c", "b"], 4) == [0, 1, 3, 2]
+
+
 def test_a_cpu_run_reserves_no_gpus() -> None:
     config = load_config("embedded", ["generators.count=3", "learner.ranks=2", "learner.cpus_per_rank=0.5"])
     assert needed(config) == {"CPU": 4.0, "GPU": 0.0}

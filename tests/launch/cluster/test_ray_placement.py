@@ -152,6 +152,18 @@ def test_every_preset_for_gpus_starts_on_the_machines_that_it_names(preset: str,
         assert set(taken.values()) == {1}
 
 
+def test_ranks_that_split_sequences_are_on_one_node(short_dir: Path) -> None:
+    """Nodes hold three, three and two ranks: three groups are on a node each, the fourth is of what is left."""
+    nodes = [Node(6.0, 0), Node(6.0, 0), Node(6.0, 0)]
+    split = ("learner.ranks=8", "learner.sequence_parallel=2", "learner.cpus_per_rank=2", "generators.count=1")
+    with pretended(nodes, short_dir):
+        found = start(config_of("embedded", *split, "publication.transport=object_store"), short_dir)
+    hosts = [node for node, _ in found[RANK]]
+    pairs = [(hosts[first], hosts[first + 1]) for first in range(0, 8, 2)]
+    assert sorted(Counter(hosts).values()) == [2, 3, 3]
+    assert [left == right for left, right in pairs] == [True, True, True, False]
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

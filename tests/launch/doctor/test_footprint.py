@@ -9,13 +9,18 @@ from actors.adapters.config import LoraConfig
 from actors.generation.config import OpponentConfig
 from launch.doctor import footprint
 from launch.doctor.footprint import (
+    MASKED_SCORES,
+    Pass,
     activation_bytes,
     adapter_parameters,
+    exchanged_bytes,
     head_bytes,
     kv_bytes_per_token,
     layer_activations,
     learner_memory,
     loading_bytes,
+    mask_bytes,
+    pass_of,
     reduction_bytes,
     size,
 )
@@ -24,6 +29,7 @@ from launch.settings.loading import load_config
 from launch.settings.run import RunConfig
 from learner.backend.deepspeed_config import BUCKET
 from learner.config import TrainerConfig
+from learner.tensors.layout import CALL_SCORES
 from learner.world.policy import build_policy
 
 GIB = 1 << 30
@@ -159,10 +165,12 @@ def test_a_layer_keeps_what_was_counted_in_its_class():
 def test_the_head_of_a_large_vocabulary_by_hand():
     """Llama 3.1 8B: a gradient of the head in float32, 1.96 GiB, and a chunk's product in bfloat16, 0.98, beside 512
     rows of logits in float32 and in bfloat16, 0.37. The logits alone were counted."""
-    config = TrainerConfig(dtype="bfloat16")
+    config = TrainerConfig(dtype="bfloat16", gpus_per_rank=1)
     expected = 4 * 128_256 * 4096 + 2 * 128_256 * 4096 + 512 * 128_256 * (4 + 2)
     assert head_bytes(LLAMA_8B, config, 8192) == expected
     assert expected / GIB == pytest.approx(1.957 + 0.979 + 0.367, abs=0.001)
+    # On CPU torch copies the product to float32 before it adds it: 108 MiB in a pass of SmolLM2-135M.
+    assert head_bytes(LLAMA_8B, TrainerConfig(dtype="bfloat16"), 8192) == expected + 4 * 128_256 * 4096
     # A head in float32: its gradient, a copy of its weights and a chunk's product, and the logits' gradient.
     assert head_bytes(LLAMA_8B, config, 8192, "float32") == 3 * 4 * 128_256 * 4096 + 512 * 128_256 * 4
     # A small vocabulary in float32: forward, logits and their exponentials, is more than backward.
@@ -173,23 +181,52 @@ def test_activations_by_hand():
     # Two layers of 10 tokens: 10 x 4 of hidden units, 2 x 4 of keys and values, 4 x 16 of the MLP, in 2 bytes.
     layer = 10 * 2 * (10 * 4 + 2 * 4 + 4 * 16)
     head = max(8 * 8 * 5, 8 * 5 * (4 + 2) + 5 * 4 * (4 + 2))
+    config = TrainerConfig(dtype="bfloat16", logprob_chunk=8, gpus_per_rank=1)
+    again = 10 * 2 * 2 * 16  # gradients that a gated MLP adds
+    assert activation_bytes(model(1), config, Pass(10)) == 2 * layer + max(head, again)
+    # With checkpointing two inputs; and, when its gradients are computed, one layer. The bucket here is one element.
+    config = TrainerConfig(dtype="bfloat16", logprob_chunk=8, gpus_per_rank=1, gradient_checkpointing=True)
+    inputs = 2 * (2 * 10 * 4)
+    assert activation_bytes(model(1), config, Pass(10)) == max(inputs + max(head, layer + again), layer + 8 * 1)
+
+
+def test_a_prompt_that_is_shared_costs_keys_for_each_completion_and_masks_once():
+    """By hand: a prompt of 3 tokens, two completions of 2: 7 tokens, 6 keys more, 9 + 2 x 2 x 5 scores."""
+    one = pass_of(3, 2, 2, 7)
+    assert one == Pass(7, 6, 29)
+    assert pass_of(3, 2, 2, 28) == Pass(28, 24, 4 * 29)
     config = TrainerConfig(dtype="bfloat16", logprob_chunk=8)
-    assert activation_bytes(model(1), config, 10) == 2 * layer + head
-    # With checkpointing two inputs; or, when its gradients are computed, one layer. The bucket here is one element.
-    config = TrainerConfig(dtype="bfloat16", logprob_chunk=8, gradient_checkpointing=True)
-    assert activation_bytes(model(1), config, 10) == max(2 * (2 * 10 * 4) + head, layer + 8 * 1)
+    # Four query heads on two of keys: 2 bytes of the mask for each of two heads.
+    facts = model(1, heads=4)
+    assert mask_bytes(facts, config, one) == 29 * 2 * 2
+    added = activation_bytes(facts, config, one) - activation_bytes(facts, config, Pass(7))
+    assert added == 29 * 4 + 2 * (2 * 2 * 2 * 2 * 6)  # two layers: keys and values of 2 heads of 2, in 2 bytes
+
+
+def test_ranks_that_split_a_sequence_divide_its_activations_and_repeat_keys_that_are_too_few():
+    """By hand, of Llama 3.1 8B on 16 ranks: 8 heads of keys become 16, so that each has one, for two query heads."""
+    whole, split = pass_of(300, 600, 2, 24_000), pass_of(300, 600, 2, 24_000, 16)
+    assert (split.tokens, split.repeated_keys) == (1500, 600)
+    # Sixteen prompts get masks of 300 x 300; completions of 600 x 900, more than 2^18 scores, get none if ranks split.
+    assert (whole.scores, split.scores) == (16 * (300**2 + 2 * 600 * 900), 16 * 300**2)
+    assert MASKED_SCORES == CALL_SCORES == 262_144
+    config = TrainerConfig(dtype="bfloat16", ranks=16, sequence_parallel=16)
+    assert mask_bytes(LLAMA_8B, config, split) == split.scores * 2 * 2
+    # Queries and outputs of 32 heads, keys and values of 16, of 128 units in 2 bytes; 15 of 16 parts to others.
+    assert exchanged_bytes(LLAMA_8B, config, split) == 1500 * 2 * 128 * (2 * 32 + 2 * 16) * 15 / 16
+    assert exchanged_bytes(LLAMA_8B, TrainerConfig(dtype="bfloat16"), whole) == 0.0
 
 
 def test_what_a_rank_gathers_and_reduces_at_a_time_is_bounded_by_deepspeed_s_limits():
     """ZeRO-3 on several ranks: up to a billion weights of policy and reference each, and a bucket of gradients."""
-    config = TrainerConfig(dtype="bfloat16", zero_stage=3, ranks=4, gradient_checkpointing=True)
+    config = TrainerConfig(dtype="bfloat16", zero_stage=3, ranks=4, gradient_checkpointing=True, gpus_per_rank=1)
     alone = config.model_copy(update={"ranks": 1})
-    gathered = activation_bytes(LLAMA_8B, config, 64) - activation_bytes(LLAMA_8B, alone, 64)
+    gathered = activation_bytes(LLAMA_8B, config, Pass(64)) - activation_bytes(LLAMA_8B, alone, Pass(64))
     assert gathered == pytest.approx(2 * 2 * 1_000_000_000, rel=1e-9)
     layer = 64 * 2 * layer_activations(LLAMA_8B, "bfloat16")
     # The bucket is full when the layers that filled it, 5 of 80 parts of the model, have freed their inputs.
     kept = 64 * 2 * 4096 * 32 * (1 - BUCKET / 8_030_261_248)
-    assert activation_bytes(LLAMA_8B, alone, 64) == pytest.approx(kept + layer + 8 * BUCKET, rel=1e-9)
+    assert activation_bytes(LLAMA_8B, alone, Pass(64)) == pytest.approx(kept + layer + 8 * BUCKET, rel=1e-9)
 
 
 def test_a_smaller_bucket_and_a_sum_in_bfloat16_take_less_while_gradients_are_reduced():

@@ -3,7 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
+from launch.doctor import footprint
 from launch.doctor import run_checks as checks
+from launch.doctor.footprint import Pass
 from launch.doctor.machine import Gpu, Memory
 from launch.doctor.model_facts import WORLD_POLICY, ModelFacts
 from launch.doctor.run_checks import Models
@@ -263,11 +265,41 @@ def test_too_little_memory_is_an_error_and_too_little_free_a_warning():
 def test_a_micro_batch_is_no_larger_than_the_rank_s_share_of_an_update_and_no_smaller_than_one_prompt():
     settings = ("prompts.max_prompt_tokens=8", "sampling.max_new_tokens=4", "replay.prompts_per_update=6")
     pairs = [*settings, "learner.ranks=4"]  # two prompts on a rank, two rows of 12 tokens for each
-    assert checks.largest_pass(embedded(*pairs, "learner.micro_batch_tokens=1000")) == 2 * 2 * 12
-    assert checks.largest_pass(embedded(*pairs, "learner.micro_batch_tokens=40")) == 40
-    assert checks.largest_pass(embedded(*pairs, "learner.micro_batch_tokens=1")) == 2 * 12
+    alone = [*pairs, "learner.share_prompts=false"]
+    assert checks.largest_pass(embedded(*alone, "learner.micro_batch_tokens=1000")) == Pass(2 * 2 * 12)
+    assert checks.largest_pass(embedded(*alone, "learner.micro_batch_tokens=40")) == Pass(40)
+    assert checks.largest_pass(embedded(*alone, "learner.micro_batch_tokens=1")) == Pass(2 * 12)
+    # With prompts once, 8 + 2 * 4 tokens; each completion attends to 8 + 4, and the prompt to itself.
+    scores = 8 * 8 + 2 * 4 * 12
+    assert checks.largest_pass(embedded(*pairs, "learner.micro_batch_tokens=1000")) == Pass(2 * 16, 2 * 16, 2 * scores)
+    assert checks.largest_pass(embedded(*pairs, "learner.micro_batch_tokens=24")) == Pass(24, 24, scores * 3 // 2)
+    assert checks.largest_pass(embedded(*pairs, "learner.micro_batch_tokens=1")) == Pass(16, 16, scores)
     games = load_config("embedded-nash-md", [*settings, "learner.micro_batch_tokens=1"])
-    assert checks.largest_pass(games) == games.sampling.completions_per_prompt * 12
+    rows = games.sampling.completions_per_prompt
+    assert checks.largest_pass(games) == Pass(8 + rows * 4, rows * 8, 8 * 8 + rows * 4 * 12)
+
+
+def test_ranks_that_split_sequences_hold_a_part_of_a_pass_each_and_its_masks_whole():
+    """Four ranks in two groups: three prompts of 16 tokens for each, of which two fit into 2 x 16."""
+    settings = ("prompts.max_prompt_tokens=8", "sampling.max_new_tokens=4", "replay.prompts_per_update=6")
+    split = [*settings, "learner.ranks=4", "learner.sequence_parallel=2", "learner.micro_batch_tokens=16"]
+    assert checks.largest_pass(embedded(*split)) == Pass(16, 16, 2 * (8 * 8 + 2 * 4 * 12))
+    longer = checks.largest_pass(embedded(*split, "learner.micro_batch_tokens=1000"))
+    assert longer == Pass(3 * 16 // 2, 3 * 16 // 2, 3 * (8 * 8 + 2 * 4 * 12))
+
+
+def test_doctor_says_what_ranks_that_split_sequences_exchange_or_that_heads_do_not_divide():
+    """A rank sends half of its 16 tokens' queries, keys, values and outputs, of 192 units each, in float32."""
+    settings = ("prompts.max_prompt_tokens=8", "sampling.max_new_tokens=4", "learner.micro_batch_tokens=16")
+    split = embedded(*settings, "learner.ranks=2", "learner.sequence_parallel=2", "replay.prompts_per_update=6")
+    found = the(checks.check_sequence_parallel(split, WORLD_POLICY))
+    assert (found.level, split.learner.dtype) == ("ok", "float32")
+    assert footprint.exchanged_bytes(WORLD_POLICY, split.learner, Pass(16)) == 4 * 16 * (2 * 192 + 2 * 192) // 2
+    wrong = embedded("learner.ranks=4", "learner.sequence_parallel=4")
+    found = the(checks.check_sequence_parallel(wrong, WORLD_POLICY))
+    assert (found.level, found.remedy) == ("error", "set learner.sequence_parallel to 2")
+    assert "4 does not divide 6 attention heads" in found.text
+    assert list(checks.check_sequence_parallel(embedded(), WORLD_POLICY)) == []
 
 
 # Shared memory and disk

@@ -61,6 +61,22 @@ def test_a_sound_model_has_nothing_to_be_told(tmp_path: Path) -> None:
     assert check_prompts(run, PromptSource(run.prompts, tokenizer)) == []
 
 
+def test_heads_that_ranks_cannot_split_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    """Of the policy, and of a reference of another shape."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tiny_llama(tmp_path / "model", seed=0)
+    split = {"ranks": 2, "sequence_parallel": 2}
+    assert check_model(config(tmp_path, learner=split), RunPlugin()) == []
+    settings = {"vocab_size": 96, "hidden_size": 96, "num_attention_heads": 3, "intermediate_size": 32}
+    LlamaForCausalLM(LlamaConfig(**settings, num_hidden_layers=1)).save_pretrained(tmp_path / "other")
+    models = {"path": str(tmp_path / "model"), "reference": str(tmp_path / "other")}
+    with pytest.raises(UsageError, match=r"2 does not divide the 3 attention heads of .*/other; set it to one of 1, 3"):
+        check_model(config(tmp_path, learner=split, model=models), RunPlugin())
+    with pytest.raises(UsageError, match=r"3 does not divide the 2 attention heads of .*/model"):
+        check_model(config(tmp_path, learner={"ranks": 3, "sequence_parallel": 3}), RunPlugin())
+
+
 def test_missing_weights_are_refused_and_unused_ones_told(tmp_path: Path) -> None:
     tiny_llama(tmp_path / "model", seed=0)
     rewrite(

@@ -287,13 +287,13 @@ def random_sequences(seed: int, count: int) -> list[tuple[tuple[int, ...], tuple
     return [(pair.prompt_token_ids, pair.chosen.token_ids) for pair in random_pairs(seed, count)]
 
 
-def supervised_config(zero_stage: int, *, packing: bool = True) -> Any:
+def supervised_config(zero_stage: int, *, packing: bool = True, **settings: Any) -> Any:
     """Fine-tuning in float32 with everything in play that two ranks could differ in."""
     from learner.stages.config import SftConfig
 
     learner = {
         "dtype": "float32", "zero_stage": zero_stage, "micro_batch_tokens": 30, "logprob_chunk": 5, "packing": packing,
-        "optimizer": OPTIMIZER.model_copy(update={"eps": 1e-4}),
+        "optimizer": OPTIMIZER.model_copy(update={"eps": 1e-4}), **settings,
     }  # fmt: skip
     return SftConfig.model_validate(
         {
@@ -305,14 +305,14 @@ def supervised_config(zero_stage: int, *, packing: bool = True) -> Any:
     )
 
 
-def make_supervised(directory: Path, zero_stage: int, *, packing: bool = True) -> Any:
+def make_supervised(directory: Path, zero_stage: int, *, packing: bool = True, **settings: Any) -> Any:
     """A trainer of `directory`/model on twelve sequences, seven held out, on the ranks of the process group."""
     from learner.backend.sharded import ShardedModel, join_process_group
     from learner.stages.sft import make_stage
     from learner.stages.stage import StageTrainer
     from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
 
-    config = supervised_config(zero_stage, packing=packing)
+    config = supervised_config(zero_stage, packing=packing, **settings)
     data = directory / f"sft-{os.getpid()}"
     write_sequences(data / TRAIN, random_sequences(4, 12))
     write_sequences(data / VALIDATION, random_sequences(5, 7))
@@ -328,9 +328,9 @@ SUPERVISED = {1: True, 3: False}
 """ZeRO stages, and whether sequences are packed."""
 
 
-def train_supervised(directory: Path, zero_stage: int, *, packing: bool) -> dict[str, Any]:
+def train_supervised(directory: Path, zero_stage: int, *, packing: bool, **settings: Any) -> dict[str, Any]:
     """Five updates, over the border between two epochs, and all that came of them."""
-    trainer = make_supervised(directory, zero_stage, packing=packing)
+    trainer = make_supervised(directory, zero_stage, packing=packing, **settings)
     result = {"held out": [trainer.evaluate()], "stats": trainer.advance(5), "state": trainer.policy.gather_state()}
     result["held out"].append(trainer.evaluate())
     trainer.policy.destroy()
@@ -355,7 +355,7 @@ def offline_pairs(seed: int, count: int) -> list[Any]:
     ]
 
 
-def train_offline(directory: Path, zero_stage: int) -> dict[str, Any]:
+def train_offline(directory: Path, zero_stage: int, **settings: Any) -> dict[str, Any]:
     """Three updates of offline DPO on soft labels against another reference, and all that came of them."""
     from learner.backend.sharded import ShardedModel, join_process_group
     from learner.stages.config import DpoConfig
@@ -365,7 +365,7 @@ def train_offline(directory: Path, zero_stage: int) -> dict[str, Any]:
 
     learner = {
         "dtype": "float32", "zero_stage": zero_stage, "micro_batch_tokens": 40, "loss": {"beta": 0.3},
-        "optimizer": OPTIMIZER.model_copy(update={"eps": 1e-4}),
+        "optimizer": OPTIMIZER.model_copy(update={"eps": 1e-4}), **settings,
     }  # fmt: skip
     config = DpoConfig.model_validate(
         {
