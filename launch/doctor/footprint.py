@@ -91,12 +91,15 @@ def learner_memory(
     DeepSpeed also keeps 2 Psi of unsummed gradients at stage 1 in bfloat16, and one bucket at stage 3. With offload
     it sums gradients on the device, except at stage 3 and, in float32, at stage 2; the host gets a copy, and at stages
     1 and 2 the new weights too (DeepSpeed 0.19.8, its module of stages 1 and 2). With adapters Psi counts these alone
-    in gradients and optimizer, and the base is the reference if there is no other.
+    in gradients and optimizer, and the base is the reference if there is no other. Offloaded weights leave what is
+    gathered at a time: `gathered_bytes`.
     """
     stage, ranks, element = config.zero_stage, config.ranks, ELEMENT_BYTES[config.dtype]
     psi = trained_parameters(policy, config)
     base = 0 if config.lora is None else policy.parameters
-    weights = element * (base + psi) / (ranks if stage == 3 else 1)
+    weights, offloaded = element * (base + psi) / (ranks if stage == 3 else 1), 0.0
+    if config.gpus_per_rank > 0 and config.offload_weights:
+        weights, offloaded = 0.0, weights
     if stage == 3:
         weights += 4 * bucket_elements(config, psi)
     gradients = 4 * psi / (ranks if stage >= 2 else 1)
@@ -105,9 +108,9 @@ def learner_memory(
     states = 12 * psi / ranks if stage >= 1 else 8 * psi
     frozen = element * reference.parameters / (ranks if stage == 3 else 1) if reference is not None else 0.0
     averaged = (4 + element) * policy.parameters if average else 0.0
-    offloaded = 0.0
     if config.gpus_per_rank > 0 and offload_reference and reference is not None:
-        offloaded, frozen = frozen, 0.0 if stage == 3 else float(element * reference.vocabulary * reference.hidden)
+        offloaded += frozen
+        frozen = 0.0 if stage == 3 else float(element * reference.vocabulary * reference.hidden)
     if config.gpus_per_rank > 0 and config.offload_optimizer and stage > 0:
         moved = stage == 3 or (stage == 2 and config.dtype == "float32")
         device = weights + frozen + averaged + (0.0 if moved else gradients)
@@ -144,7 +147,7 @@ def activation_bytes(policy: ModelFacts, config: TrainerConfig, largest: Pass, h
     section 5) each layer keeps its input, and one layer at a time the rest. The peak is at the head, with the
     activations of all layers, or where the last layer's gradients are computed, or later, where they are reduced.
     """
-    element, psi = ELEMENT_BYTES[config.dtype], policy.parameters
+    element, psi = ELEMENT_BYTES[config.dtype], trained_parameters(policy, config)
     bucket = bucket_elements(config, psi)
     layer = float(layer_activations(policy, config.dtype) * element * largest.tokens)
     layer += repeated_key_bytes(policy, config, largest)
@@ -217,9 +220,14 @@ def head_bytes(policy: ModelFacts, config: TrainerConfig, tokens: int, head_dtyp
     Forward: float32 logits, and their exponentials. Backward: the gradient of the logits in float32 and in the weights'
     dtype; the gradient of the head's weights in float32, and a chunk's product in their own. A head in float32 has a
     copy of its weights and the product in that. On CPU torch adds a product in bfloat16 through a float32 copy of it.
+    Under adapters the head is frozen, and only a float32 head has a copy of its weights.
     """
     element, chunk = ELEMENT_BYTES[config.dtype], min(config.logprob_chunk, tokens)
-    if config.dtype == "bfloat16" and head_dtype == "float32":
+    in_float32 = config.dtype == "bfloat16" and head_dtype == "float32"
+    if config.lora is not None:
+        copied = 4 * policy.hidden if in_float32 else 0
+        return policy.vocabulary * (8 * chunk + copied)
+    if in_float32:
         return policy.vocabulary * max(8 * chunk, 4 * chunk + 12 * policy.hidden)
     cast, copied = (element, 0 if config.gpus_per_rank else 4) if config.dtype == "bfloat16" else (0, 0)
     backward = (4 + cast) * chunk * policy.vocabulary + (4 + element + copied) * policy.vocabulary * policy.hidden
@@ -229,16 +237,20 @@ def head_bytes(policy: ModelFacts, config: TrainerConfig, tokens: int, head_dtyp
 def reduction_bytes(policy: ModelFacts, config: TrainerConfig) -> float:
     """Estimate what reducing one bucket of gradients takes: the bucket, flattened once more, and summed."""
     summed = 4 if config.dtype == "bfloat16" and config.reduce_dtype == "float32" else 0  # in float32
-    return (2 * ELEMENT_BYTES[config.dtype] + summed if config.zero_stage > 0 else 4) * bucket_elements(
-        config, policy.parameters
-    )
+    each = 2 * ELEMENT_BYTES[config.dtype] + summed if config.zero_stage > 0 else 4
+    return each * bucket_elements(config, trained_parameters(policy, config))
 
 
 def gathered_bytes(policy: ModelFacts, config: TrainerConfig) -> float:
-    """Estimate the whole weights that ZeRO-3 holds at a time on several ranks, of policy and reference each."""
-    if config.zero_stage < 3 or config.ranks == 1:
+    """Estimate the whole weights that ZeRO-3 holds at a time, of policy and reference each; adapters have one base.
+
+    None on a single rank that keeps all weights on its device. The largest weight is gathered whole in any case.
+    """
+    if config.zero_stage < 3 or (config.ranks == 1 and not config.offload_weights):
         return 0.0
-    return 2 * ELEMENT_BYTES[config.dtype] * min(policy.parameters, LIVE)
+    limit = config.deepspeed.get("zero_optimization", {}).get("stage3_max_live_parameters", LIVE)
+    at_once = min(policy.parameters, max(limit, policy.vocabulary * policy.hidden))
+    return float((1 if config.lora is not None else 2) * ELEMENT_BYTES[config.dtype] * at_once)
 
 
 def kv_bytes_per_token(model: ModelFacts, dtype: str) -> int:

@@ -32,6 +32,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("shared
 
 GPU_MACHINES = {
     "gpu-1": [Node(8.0, 1)],
+    "gpu-1-lora": [Node(8.0, 1)],
+    "gpu-1-80gb": [Node(8.0, 1)],
     "node-8gpu": [Node(28.0, 8)],
     "cluster-2node": [Node(32.0, 8), Node(32.0, 8)],
 }

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from launch.doctor import footprint
 from launch.doctor import run_checks as checks
 from launch.doctor.footprint import Pass
@@ -129,6 +131,26 @@ def test_roles_that_share_a_gpu_are_added_up():
     assert found["engine GPU"].level == "ok"
     assert found["shared GPU"].level == "error"  # 16.8 + 6.5 + 2.3 of 24
     assert "gpu_memory_utilization" in found["shared GPU"].remedy
+
+
+@pytest.mark.parametrize(
+    ("preset", "card", "learner", "together"),
+    [
+        # 16 phi and a bucket of 4; gathered: the embedding, 2 x 525 million; inputs of 32 layers, 2 x 2048 x 4096 each,
+        # and one layer whole: 102,400 elements per token, and keys of the prompts.
+        ("gpu-1-lora", 24, "800.0 MiB and about 2.0 GiB", "1 generator 17.5 GiB, 2 CUDA contexts 1,000.0 MiB"),
+        ("gpu-1-80gb", 80, "16.5 GiB and about 4.0 GiB", "1 generator 30.4 GiB, 3 CUDA contexts 1.5 GiB"),
+    ],
+)
+def test_the_presets_of_adapters_fit_their_card_with_an_8b_model(preset, card, learner, together):
+    config, models = (
+        load_config(preset, [*PASSED, "judging.judge.path=x:y"]),
+        Models(EIGHT, None, 2.0 * EIGHT.parameters),
+    )
+    found = by_name(checks.check_gpu_memory(config, models, gpus(1, card * GIB)))
+    assert {name: finding.level for name, finding in found.items()} == dict.fromkeys(found, "ok")
+    assert learner in found["learner GPU"].text
+    assert together in found["shared GPU"].text
 
 
 def test_roles_with_gpus_of_their_own_are_not_added_up():

@@ -8,7 +8,10 @@ from actors.settings import Settings
 from launch.settings.loading import config_file, dump_config, load_config, preset_names, with_recorded_defaults
 from launch.settings.verbs import Verb
 
-PRESETS = "chat, cluster-2node, embedded, embedded-bradley-terry, embedded-nash-md, gpu-1, gsm8k, node-8gpu"
+PRESETS = (
+    "chat, cluster-2node, embedded, embedded-bradley-terry, embedded-nash-md, gpu-1, gpu-1-80gb, gpu-1-lora, gsm8k, "
+    "node-8gpu"
+)
 WORLD = "model.path=world"
 
 

@@ -10,7 +10,7 @@ from launch.settings.loading import load_config, preset_names
 from launch.settings.verbs import SFT, TRAIN
 from tests.house import ROOT
 
-USER_KNOWS = ["model.path=/m", "prompts.source=/p.jsonl", "judging.judge.path=/rm"]
+USER_KNOWS = ["model.path=/m", "prompts.source=/p.jsonl", "judging.judge.path=/rm:f"]
 
 
 def gpus(config):
@@ -54,7 +54,15 @@ def test_the_preset_for_one_gpu_uses_one_and_nothing_that_needs_two():
     assert config.learner.zero_stage == 3
 
 
-@pytest.mark.parametrize("preset", ["gpu-1", "node-8gpu", "cluster-2node"])
+@pytest.mark.parametrize("preset", ["gpu-1-lora", "gpu-1-80gb"])
+def test_the_presets_of_adapters_use_one_gpu_and_publish_them_alone(preset):
+    config = load_config(preset, USER_KNOWS)
+    assert gpus(config) == pytest.approx(1.0)
+    assert config.adapter is not None
+    assert config.learner.offload_weights == (preset == "gpu-1-lora")
+
+
+@pytest.mark.parametrize("preset", ["gpu-1", "gpu-1-lora", "gpu-1-80gb", "node-8gpu", "cluster-2node"])
 def test_a_gpu_preset_asks_for_all_that_only_the_user_knows_at_once(preset):
     with pytest.raises(UsageError) as caught:
         load_config(preset)
@@ -67,7 +75,7 @@ def test_a_gpu_preset_asks_for_all_that_only_the_user_knows_at_once(preset):
 @pytest.mark.parametrize("preset", preset_names())
 def test_a_run_of_a_preset_is_named_after_it(preset):
     known = {"gsm8k": ["prompts.source=/gsm8k"], "gpu-1": USER_KNOWS, "node-8gpu": USER_KNOWS}
-    known["cluster-2node"] = USER_KNOWS
+    known |= dict.fromkeys(("cluster-2node", "gpu-1-lora", "gpu-1-80gb"), USER_KNOWS)
     assert load_config(preset, known.get(preset, [])).name == preset
 
 
