@@ -34,3 +34,10 @@ def test_fine_tuning_may_split_sequences_and_a_preference_model_may_not() -> Non
     settings = {"model": {"path": "/m"}, "data": {"source": "/d.jsonl"}, "learner": split}
     with pytest.raises(ValidationError, match=r"sequence_parallel 2 splits sequences, and a preference model reads"):
         PreferenceConfig.model_validate(settings)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_weights_that_are_never_gathered_cannot_be_in_host_memory(stage):
+    with pytest.raises(ValidationError, match=f"offload_weights with zero_stage {stage}: only stage 3 gathers weights"):
+        TrainerConfig(offload_weights=True, zero_stage=stage, dtype="float32")
+    TrainerConfig(offload_weights=True, zero_stage=3)

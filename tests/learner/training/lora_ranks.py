@@ -29,6 +29,16 @@ def lora_config(zero_stage: int, **settings: Any) -> LearnerConfig:
     return CONFIG.model_copy(update={"lora": lora, "optimizer": optimizer, "zero_stage": zero_stage, **settings})
 
 
+def staged(directory: Path, zero_stage: int, world: int) -> Any:
+    """The engine of a stage: tied weights at 3, recomputed layers at 1 and 3, sequences split over the ranks at 2."""
+    from learner.training.engine import TrainEngine
+
+    model = directory / ("tied" if zero_stage == 3 else "model")
+    split = world if zero_stage == 2 else 1
+    config = lora_config(zero_stage, gradient_checkpointing=zero_stage in (1, 3), sequence_parallel=split)
+    return TrainEngine(spec_of(model, config))
+
+
 def base_digest(engine: Any) -> str:
     """A digest of all frozen weights. Collective."""
     digest = hashlib.sha256()
@@ -41,14 +51,10 @@ def base_digest(engine: Any) -> str:
 
 def _stages(rank: int, world: int, port: int, directory: Path) -> None:
     _join(rank, world, port)
-    from learner.training.engine import TrainEngine
-
     batches = [random_pairs(seed) for seed in range(UPDATES)]
     results = {}
     for stage in (0, 1, 2, 3):
-        model = directory / ("tied" if stage == 3 else "model")
-        config = lora_config(stage, gradient_checkpointing=stage in (1, 3))
-        engine = TrainEngine(spec_of(model, config))
+        engine = staged(directory, stage, world)
         result: dict[str, Any] = {"start": full_state(engine), "base": base_digest(engine)}
         result["updates"] = [engine.update(batch) for batch in batches]
         result |= {"state": full_state(engine), "base after": base_digest(engine)}
@@ -57,7 +63,7 @@ def _stages(rank: int, world: int, port: int, directory: Path) -> None:
         engine.policy.save(directory / f"stage{stage}", {"note": stage})
         result["went on"], result["state that went on"] = engine.update(batches[0]), full_state(engine)
         engine.policy.destroy()
-        resumed = TrainEngine(spec_of(model, config))
+        resumed = staged(directory, stage, world)
         resumed.policy.load(directory / f"stage{stage}")
         result["resumed"], result["resumed state"] = resumed.update(batches[0]), full_state(resumed)
         resumed.policy.destroy()
@@ -69,16 +75,28 @@ def _stages(rank: int, world: int, port: int, directory: Path) -> None:
 def _alone(rank: int, world: int, port: int, directory: Path) -> None:
     """What two ranks wrote goes on with one."""
     _join(rank, world, port)
-    from learner.training.engine import TrainEngine
-
     results = {}
     for stage in (0, 1, 2, 3):
-        model = directory / ("tied" if stage == 3 else "model")
-        engine = TrainEngine(spec_of(model, lora_config(stage, gradient_checkpointing=stage in (1, 3))))
+        engine = staged(directory, stage, world)
         engine.policy.load(directory / f"stage{stage}")
         results[stage] = {"update": engine.update(random_pairs(0)), "state": full_state(engine)}
         engine.policy.destroy()
     torch.save(results, directory / "alone.pt")
+
+
+def _offloaded(rank: int, world: int, port: int, directory: Path) -> None:
+    """The updates of stage 3 with weights in host memory."""
+    _join(rank, world, port)
+    from learner.training.engine import TrainEngine
+
+    config = lora_config(3, gradient_checkpointing=True, offload_weights=True)
+    engine = TrainEngine(spec_of(directory / "tied", config))
+    kept = engine.policy._engine.zero_offload_param()
+    updates = [engine.update(random_pairs(seed)) for seed in range(UPDATES)]
+    result = {"updates": updates, "state": full_state(engine), "device": str(kept.device)}
+    engine.policy.destroy()
+    if rank == 0:
+        torch.save(result, directory / "offloaded.pt")
 
 
 def train_on_games(directory: Path, kind: str, zero_stage: int, reference: str | None) -> dict[str, Any]:
@@ -112,7 +130,7 @@ def _games(rank: int, world: int, port: int, directory: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    scenarios = {"stages": _stages, "alone": _alone, "games": _games}
+    scenarios = {"stages": _stages, "alone": _alone, "games": _games, "offloaded": _offloaded}
     scenarios[sys.argv[5]](*(int(argument) for argument in sys.argv[1:4]), Path(sys.argv[4]))
     torch.distributed.barrier()  # the first rank's end takes the others' meeting point away
     torch.distributed.destroy_process_group()

@@ -155,3 +155,12 @@ def test_the_base_is_the_reference_that_a_copy_of_it_would_be(directory, case):
     for name, tensor in copied["state"].items():
         torch.testing.assert_close(own["state"][name], tensor, atol=1e-6, rtol=1e-5)
     assert own["base"] == copied["base"]
+
+
+def test_weights_in_host_memory_train_to_the_same_bits(directory, two_ranks):
+    ran(directory, "offloaded")
+    result = torch.load(directory / "offloaded.pt", weights_only=False)
+    assert result["device"] == "cpu"
+    assert [stats.loss for stats in result["updates"]] == [stats.loss for stats in two_ranks[3]["updates"]]
+    for name, tensor in two_ranks[3]["state"].items():
+        assert torch.equal(result["state"][name], tensor), name
