@@ -14,7 +14,7 @@ from torch import Tensor
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
-from vllm.lora.utils import parse_fine_tuned_lora_name
+from vllm.lora.utils import is_moe_model, parse_fine_tuned_lora_name
 from vllm.platforms import current_platform
 
 from actors.adapters.config import LoraConfig
@@ -48,6 +48,8 @@ class AdapterSlot:
 
         An adapter of random numbers comes first, to see whether every tensor arrives.
         """
+        if current_platform.is_cpu() and is_moe_model(self._manager.model):
+            return "vLLM computes a mixture of experts beside adapters on GPUs alone"
         if self._loaded.unplaced:
             return f"vLLM applies no adapter to {listed(self._loaded.unplaced)} of this model"
         random = torch.Generator().manual_seed(0)
