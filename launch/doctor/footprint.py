@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 
 from actors.adapters.config import ALL_LINEAR, LoraConfig
-from actors.generation.config import OpponentConfig
 from actors.records import TRANSPORTS
 from launch.doctor.model_facts import ELEMENT_BYTES, ModelFacts
 from launch.settings.run import RunConfig
@@ -261,7 +260,7 @@ def kv_bytes_per_token(model: ModelFacts, dtype: str) -> int:
 def generator_memory(policy: ModelFacts, config: RunConfig) -> float:
     """Estimate the memory of one engine: on CPU with its whole KV cache, on each GPU with the longest sequence."""
     generators = config.generators
-    models, shards = engine_models(config.opponent), generators.tensor_parallel_size
+    models, shards = engine_models(config), generators.tensor_parallel_size
     weights = models * ELEMENT_BYTES[generators.dtype] * policy.parameters / shards
     if config.learner.gpus_per_rank > 0:
         return weights + longest_sequence_bytes(policy, config) / shards
@@ -271,12 +270,18 @@ def generator_memory(policy: ModelFacts, config: RunConfig) -> float:
 def longest_sequence_bytes(policy: ModelFacts, config: RunConfig) -> int:
     """Return the KV cache bytes of one sequence of `generators.max_model_len`, over all models of the engine."""
     per_token = kv_bytes_per_token(policy, config.generators.dtype)
-    return engine_models(config.opponent) * per_token * config.generators.max_model_len
+    return engine_models(config) * per_token * config.generators.max_model_len
 
 
-def engine_models(opponent: OpponentConfig | None) -> int:
-    """Return the number of models in one engine; each has its own KV cache."""
-    return 2 if opponent is not None and opponent.needs_second_model else 1
+def engine_models(config: RunConfig) -> int:
+    """Return the number of models in one engine; each has its own KV cache.
+
+    An engine with adapters samples a reference opponent from their base.
+    """
+    opponent = config.opponent
+    base = config.adapter is not None and opponent is not None and opponent.kind == "reference"
+    one = opponent is None or not opponent.needs_second_model or (base and config.model.reference is None)
+    return 1 if one else 2
 
 
 def has_average(config: RunConfig) -> bool:

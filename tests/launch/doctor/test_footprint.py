@@ -6,7 +6,6 @@ import pytest
 
 from actors.adapters import peft_form
 from actors.adapters.config import LoraConfig
-from actors.generation.config import OpponentConfig
 from launch.doctor import footprint
 from launch.doctor.footprint import (
     MASKED_SCORES,
@@ -277,8 +276,14 @@ def test_tensor_parallel_engines_share_weights_and_cache():
 
 
 def test_only_sampled_opponents_of_another_model_double_the_engine():
+    def models(kind, **learner):
+        loss = {"kind": "nash_pg", "opponent": {"kind": kind}}
+        return footprint.engine_models(RunConfig(model={"path": "world"}, learner={"loss": loss, **learner}))
+
     kinds = ("weighted", "self", "mixture", "reference", "ema")
-    assert [footprint.engine_models(OpponentConfig(kind=kind)) for kind in kinds] == [1, 1, 2, 2, 2]
+    assert [models(kind) for kind in kinds] == [1, 1, 2, 2, 2]
+    assert [models(kind, lora={}) for kind in kinds[:-1]] == [1, 1, 2, 1]
+    assert models("reference", lora={"publish": "merged"}) == 2
 
 
 @pytest.mark.parametrize(
