@@ -30,6 +30,7 @@ from actors.generation.config import GeneratorConfig, GeneratorSpec, SamplingCon
 from actors.records import Lease, Prompt
 from benchmarks import record
 
+LOADS = ("toy", "model")
 GENERATOR, BARE, WITHOUT = "generator", "bare engine", "bare engine, no log-probs"
 
 Rates = dict[str, dict[str, float]]
@@ -199,7 +200,10 @@ def summary(rounds: Sequence[Rates], by: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a model of real size, in bfloat16; left out if not given")
+    parser.add_argument("--model", type=Path, help="a model of real size, in bfloat16; needed for the load `model`")
+    parser.add_argument(
+        "--loads", nargs="+", choices=LOADS, default=LOADS, help="others stay in the output as they are"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompts", type=int, nargs=2, default=(96, 4), help="of the toy model, and of --model")
     parser.add_argument("--completions", type=int, default=4)
@@ -210,14 +214,16 @@ def main() -> None:
     from benchmarks.overlap import VOCABULARY, make_model
     from launch.output.summary import package_versions
 
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
     with tempfile.TemporaryDirectory() as directory:
         toy = Path(directory) / "policy"
         make_model(toy, hidden=128, layers=2)  # before the engines: vLLM's worker changes this process's torch
-        cases = {"toy": (toy, Load(arguments.prompts[0], arguments.completions, 16, 48, VOCABULARY))}
-        if arguments.model is not None:
-            cases["model"] = (arguments.model, Load(arguments.prompts[1], arguments.completions, 64, 32, 40_000))
-        for name, (model, load) in cases.items():
+        cases = {
+            "toy": (toy, Load(arguments.prompts[0], arguments.completions, 16, 48, VOCABULARY)),
+            "model": (arguments.model, Load(arguments.prompts[1], arguments.completions, 64, 32, 40_000)),
+        }
+        for name in arguments.loads:
+            model, load = cases[name]
             dtype, cache = ("float32", 1024) if name == "toy" else ("bfloat16", 512)
             rounds = measure(load, spec_of(model, load, dtype, cache), arguments.rounds, profile=arguments.profile)
             medians = {by: summary(rounds, by) for by in ("clock", "processor")}
