@@ -2,10 +2,10 @@
 
     python -m benchmarks.reference --model MODEL_DIR --output benchmarks/results/reference.json
 
-Takes turns on the same games of one process, prompt 256 and completions of 128 tokens, K of them: an update of a
-learner that holds the reference, an update of one without, whose completions bring what a reference actor recorded, and
-that actor's own scoring of the batch, which in a run happens on other cores. Bytes are those of each learner's tensors
-between updates, counted.
+Takes turns on the same games in one process, K completions to a prompt: an update of a learner that holds the
+reference, an update of one without, whose completions bring what a reference actor recorded, and that actor's own
+scoring of the batch, which in a run happens on other cores. CPU seconds of the process count beside wall time: they say
+the same on a machine that others use too. Bytes are those of each learner's tensors between updates, counted.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import gc
 import json
 import os
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,7 +24,7 @@ import torch
 
 from actors.records import Completion, Game
 from benchmarks.record import machine, write
-from benchmarks.shared_prompts import games, timed
+from benchmarks.shared_prompts import games
 from launch.output.summary import package_versions
 from learner.config import LearnerConfig, LearnerSpec, OptimizerConfig, RewardLossConfig
 from learner.reference.config import ReferenceConfig, ReferenceSpec
@@ -81,20 +82,25 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         learners[name] = learner_of(config, arguments.model, with_reference=name == HELD)
         losses[name] = learners[name].update(items).loss  # warms up, and makes the optimizer's state
         size[name] = tensor_bytes() - before
-    seconds: dict[str, list[float]] = {HELD: [], RECORDED: [], ACTOR: []}
+    seconds: dict[str, list[tuple[float, float]]] = {HELD: [], RECORDED: [], ACTOR: []}
     for turn in range(arguments.repeats):
         for name, found in seconds.items():
             way = (lambda: scored(worker, batch)) if name == ACTOR else partial(learners[name].update, batches[name])
-            found.append(timed(way)[0])
-            print(f"{turn} {name}: {found[-1]:.2f} s", flush=True)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+            wall, cpu = time.perf_counter(), time.process_time()
+            way()
+            found.append((time.process_time() - cpu, time.perf_counter() - wall))
+            print(f"{turn} {name}: {found[-1][0]:.2f} CPU s, {found[-1][1]:.2f} s", flush=True)
+    medians = {
+        name: [statistics.median(values) for values in zip(*each, strict=True)] for name, each in seconds.items()
+    }
     return {
-        "seconds": {name: round(value, 3) for name, value in medians.items()},
-        "update_ratio": round(medians[RECORDED] / medians[HELD], 3),
+        "cpu_seconds": {name: round(cpu, 3) for name, (cpu, _) in medians.items()},
+        "wall_seconds": {name: round(wall, 3) for name, (_, wall) in medians.items()},
+        "update_ratio": round(medians[RECORDED][0] / medians[HELD][0], 3),
         "losses": losses,
         "learner_bytes": size,
         "parameters": sum(each.numel() for each in learners[HELD].policy.model.parameters()),
-        "all_seconds": seconds,
+        "all_cpu_and_wall_seconds": seconds,
     }
 
 
@@ -104,13 +110,13 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--games", type=int, default=2)
+    parser.add_argument("--games", type=int, default=1)
     parser.add_argument("--completions", type=int, default=8)
     parser.add_argument("--prompt", type=int, default=256)
     parser.add_argument("--completion", type=int, default=128)
     parser.add_argument("--micro-batch-tokens", type=int, default=3072)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     os.environ["DS_ACCELERATOR"] = "cpu"
     torch.set_num_threads(arguments.threads)
