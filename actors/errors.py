@@ -45,8 +45,8 @@ class TransferInterruptedError(OffbeatError):
 
 
 LEARNER_MEMORY = (
-    "lower learner.micro_batch_tokens, set learner.gradient_checkpointing=true, or raise learner.zero_stage with more "
-    "learner.ranks"
+    "lower learner.micro_batch_tokens, set learner.gradient_checkpointing=true, raise learner.zero_stage with more "
+    "learner.ranks, or learner.sequence_parallel if one prompt's completions are too long"
 )
 ENGINE_MEMORY = (
     "lower generators.gpu_memory_utilization if the GPU is shared, generators.max_model_len or "

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from actors.adapters.config import PublishedLoraConfig
 from actors.generation.config import OpponentConfig
 from learner.config import CorrectionConfig, GameLossConfig, PublicationConfig
 from learner.training.process import set_environment
@@ -46,20 +47,21 @@ CASES: list[Case] = [(games, stage, again) for games in (False, True) for stage 
 SAVED: list[Case] = [(False, 1, False), (True, 3, True)]
 """Those that write a checkpoint, and those of four ranks."""
 STAGES = (1, 3)
-"""ZeRO stages of offline and supervised training."""
+"""ZeRO stages of offline and supervised training, and of adapters on pairs and on games."""
+Place = tuple[int, int, int]  # rank, ranks and port
 
 
 def checkpoint_of(directory: Path, scenario: str, case: Case) -> Path:
     return directory / f"{scenario}-{'-'.join(map(str, case))}"
 
 
-def make_worker(rank: int, world: int, port: int, directory: Path, case: Case, size: int) -> Any:
+def make_worker(place: Place, directory: Path, case: Case, size: int, **more: Any) -> Any:
     """A worker whose ranks have 40 tokens each: of two that split sequences, micro-batches of 80."""
     from learner.training.worker import LearnerWorker
 
-    games, stage, again = case
+    (rank, world, port), (games, stage, again) = place, case
     settings = {"ranks": world, "sequence_parallel": size, "zero_stage": stage, "gradient_checkpointing": again}
-    settings |= {"loss": MIXTURE} if games else {}
+    settings |= {"loss": MIXTURE, **more} if games else more
     spec = spec_of(directory / ("world" if games else "model"), LEARNER.model_copy(update=settings))
     publication = PublicationConfig(transport="object_store")
     return LearnerWorker(spec, place_of(rank, world, port), publication, str(directory / "publish"))
@@ -72,11 +74,11 @@ def update(worker: Any, case: Case, seed: int) -> Any:
     return worker.update(random_pairs(seed))
 
 
-def _train(place: tuple[int, int, int], directory: Path, scenario: str, size: int) -> dict[Any, Any]:
+def _train(place: Place, directory: Path, scenario: str, size: int) -> dict[Any, Any]:
     """Scores, two updates, a publication, a checkpoint, and another update."""
     results: dict[Any, Any] = {}
     for case in CASES if place[1] < 4 else SAVED:
-        worker = make_worker(*place, directory, case, size)
+        worker = make_worker(place, directory, case, size)
         result: dict[str, Any] = {"score": worker.score(random_sequences(0, 5)) if not case[0] else []}
         result["updates"] = [update(worker, case, seed) for seed in range(2)]
         result["state"] = full_state(worker._engine)
@@ -90,6 +92,10 @@ def _train(place: tuple[int, int, int], directory: Path, scenario: str, size: in
         worker._engine.policy.destroy()
         results[case] = result
     for stage in STAGES if place[1] < 4 else ():
+        adapted = make_worker(place, directory, (stage == 3, stage, False), size, lora=PublishedLoraConfig(rank=4))
+        updates = [update(adapted, (stage == 3, stage, False), seed) for seed in range(2)]
+        results["adapters", stage] = {"stats": updates, "state": full_state(adapted._engine), "held out": {}}
+        adapted._engine.policy.destroy()
         results["offline", stage] = train_offline(directory, stage, ranks=place[1], sequence_parallel=size)
         results["supervised", stage] = train_supervised(
             directory, stage, packing=stage == 1, ranks=place[1], sequence_parallel=size
@@ -97,11 +103,11 @@ def _train(place: tuple[int, int, int], directory: Path, scenario: str, size: in
     return results
 
 
-def _resume(place: tuple[int, int, int], directory: Path, size: int) -> dict[Any, Any]:
+def _resume(place: Place, directory: Path, size: int) -> dict[Any, Any]:
     """The last update once more, from checkpoints of two ranks that split sequences."""
     results: dict[Any, Any] = {}
     for case in SAVED:
-        worker = make_worker(*place, directory, case, size)
+        worker = make_worker(place, directory, case, size)
         client = worker.load(str(checkpoint_of(directory, "train-2-2", case)))
         results[case] = {"client": client, "state": full_state(worker._engine), "update": update(worker, case, 2)}
         worker._engine.policy.destroy()

@@ -112,8 +112,8 @@ def test_a_run_resumes_with_another_split_as_it_would_have_gone_on(results, scen
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("kind", ["offline", "supervised"])
-def test_stages_train_as_with_whole_sequences(results, kind, stage):
+@pytest.mark.parametrize("kind", ["adapters", "offline", "supervised"])
+def test_stages_and_adapters_train_as_with_whole_sequences(results, kind, stage):
     whole, split = results["train-1-1"][kind, stage], results["train-2-2"][kind, stage]
     for found, expected in zip(split["stats"], whole["stats"], strict=True):
         assert found.loss == pytest.approx(expected.loss, rel=1e-4)
