@@ -86,7 +86,7 @@ def make_models(policy: Path, reward_model: Path) -> int:
     """Random Llamas of one vocabulary, float32: the policy (2.4 million parameters) and the reward model. Returns the
     policy's number of parameters.
 
-    The policy samples neither special token: each embedding has 1 in the first dimension, which the layers hardly change,
+    The policy samples neither special token: each embedding has 1 in the first dimension, which layers hardly change,
     and the head's rows of these two have -100 there.
     """
     import torch
