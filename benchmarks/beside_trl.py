@@ -2,6 +2,7 @@
 
     python -m benchmarks.beside_trl online_dpo --trl-python DIR/bin/python [--rounds 3] [--new-tokens 64 512]
     python -m benchmarks.beside_trl nash_md --trl-python DIR/bin/python
+    python -m benchmarks.beside_trl online_dpo --trl-python DIR/bin/python --mean-tokens 16 128 --output FILE
 
 TRL runs in a Python environment of its own (`trl_worker.py`); without `--trl-python` or TRL_PYTHON this program prints
 how to make one. Each algorithm is measured in two of TRL's ways.
@@ -15,8 +16,10 @@ how to make one. Each algorithm is measured in two of TRL's ways.
 Offbeat (`offbeat_worker.py`) runs its real loop asynchronously, on Ray: an engine and a learner of one thread each,
 with judge and driver beside them. TRL has all cores for whatever it does.
 
-One step is the same work on both sides: as many completions, each of exactly the given length (no model here can end a
-sequence), judged by the same reward model; one optimizer step. For online DPO both draw two completions of a prompt.
+One step is the same work on both sides: as many completions, each of exactly the given length (the model never ends
+one), judged by the same reward model; one optimizer step. With `--mean-tokens` the model ends completions, each token
+with the same probability, and the given lengths are only where they are cut: then lengths vary as those of real answers
+do. For online DPO both draw two completions of a prompt.
 For Nash-MD half of them are the mixture's: TRL draws 1 + 1 for a prompt and Offbeat 2 + 2 for each of half as many
 prompts, because its leave-one-out baseline needs two. A round measures all in turn; TRL's processes use no core while
 they wait, and Offbeat's exist only while it is measured.
@@ -26,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -69,6 +73,8 @@ class Setting:
     prompts: Sequence[Sequence[int]]
     """Token ids, all prompts of one length: none is padded."""
     new_tokens: int
+    mean_tokens: int | None
+    """Of completions that nothing cuts; None: all have `new_tokens`."""
     completions: int
     """Per step, all together."""
     threads: int
@@ -82,12 +88,13 @@ class Setting:
     lr: float = 1e-6
 
 
-def make_models(policy: Path, reward_model: Path) -> int:
+def make_models(policy: Path, reward_model: Path, mean_tokens: int | None = None) -> int:
     """Random Llamas of one vocabulary, float32: the policy (2.4 million parameters) and the reward model. Returns the
     policy's number of parameters.
 
     The policy samples neither special token: each embedding has 1 in the first dimension, which layers hardly change,
-    and the head's rows of these two have -100 there.
+    and the head's rows of these two have -100 there. With `mean_tokens` the end has so much that it is one token in
+    that many.
     """
     import torch
     from tokenizers import Tokenizer
@@ -115,6 +122,12 @@ def make_models(policy: Path, reward_model: Path) -> int:
     with torch.no_grad():
         model.model.embed_tokens.weight[:, 0] = 1.0
         model.lm_head.weight[WORDS:, 0] = -100.0
+        if mean_tokens is not None:
+            # Measured after random prompts: what the head reads, and what it gives the words.
+            hidden = model.model(torch.randint(WORDS, (16, 32))).last_hidden_state.flatten(0, 1)
+            words = model.lm_head(hidden)[:, :WORDS].logsumexp(-1).mean()
+            model.lm_head.weight[-1] = 0.0
+            model.lm_head.weight[-1, 0] = (words - math.log(mean_tokens - 1)) / hidden[:, 0].mean()
     model.save_pretrained(policy)
     LlamaForSequenceClassification(config(64, 2, num_labels=1)).save_pretrained(reward_model)
     words = {f"w{i}": i for i in range(WORDS)} | {"<pad>": WORDS, "<eos>": WORDS + 1}
@@ -214,6 +227,7 @@ def measure_length(
             print(f"{setting.new_tokens} tokens, round {number}, completions per second: {rates}", flush=True)
     return {
         "completions_per_step": setting.completions,
+        "mean_tokens": setting.mean_tokens,
         "steps_per_round": steps,
         "rounds": results,
         "median": medians(results, names),
@@ -253,6 +267,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--trl-python", default=os.environ.get("TRL_PYTHON"), help="Python that has TRL")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--new-tokens", type=int, nargs="+", default=[64, 512], help="lengths")
+    parser.add_argument("--mean-tokens", type=int, nargs="+", help="of completions, each length; default: all are full")
     parser.add_argument("--completions", type=int, nargs="+", default=[128, 32], help="per step, for each length")
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 1], help="TRL's timed steps per round, each length")
     parser.add_argument("--offbeat-steps", type=int, nargs="+", default=[16, 8], help="Offbeat's, for each length")
@@ -262,9 +277,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="cores, and TRL's threads")
     parser.add_argument("--output", type=Path, help="default: in benchmarks/results, by the algorithm's name")
     arguments = parser.parse_args()
-    lists = (arguments.completions, arguments.steps, arguments.offbeat_steps, arguments.warm)
+    arguments.mean_tokens = arguments.mean_tokens or [None] * len(arguments.new_tokens)
+    lists = (arguments.mean_tokens, arguments.completions, arguments.steps, arguments.offbeat_steps, arguments.warm)
     if any(len(values) != len(arguments.new_tokens) for values in lists):
-        parser.error("--completions, --steps, --offbeat-steps and --warm need one number for each of --new-tokens")
+        parser.error(
+            "--mean-tokens, --completions, --steps, --offbeat-steps and --warm need one number for each of --new-tokens"
+        )
     if any(count < 2 * DRAWS or count % (2 * DRAWS) for count in arguments.completions):
         parser.error(f"--completions {arguments.completions} must be multiples of {2 * DRAWS}")
     if max(arguments.new_tokens) + arguments.prompt_tokens > POSITIONS:
@@ -278,31 +296,23 @@ def main() -> None:
     prompts = np.random.default_rng(0).integers(WORDS, size=(PROMPTS, arguments.prompt_tokens)).tolist()
     lengths: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        parameters = make_models(directory / "policy", directory / "reward_model")
-        model, reward_model = str(directory / "policy"), str(directory / "reward_model")
-        for new_tokens, count, steps, offbeat_steps, warm in zip(
-            arguments.new_tokens,
-            arguments.completions,
-            arguments.steps,
-            arguments.offbeat_steps,
-            arguments.warm,
-            strict=True,
-        ):
+        for number, new_tokens in enumerate(arguments.new_tokens):
+            directory, mean_tokens = Path(name) / str(number), arguments.mean_tokens[number]
+            parameters = make_models(directory / "policy", directory / "reward_model", mean_tokens)
             setting = Setting(
                 arguments.algorithm,
-                model,
-                reward_model,
+                str(directory / "policy"),
+                str(directory / "reward_model"),
                 prompts,
                 new_tokens,
-                count,
+                mean_tokens,
+                arguments.completions[number],
                 threads=arguments.cores,
                 max_staleness=arguments.max_staleness,
             )
-            taken = {"TRL": steps, OFFBEAT: offbeat_steps}
-            lengths[str(new_tokens)] = measure_length(
-                python, setting, taken, arguments.rounds, directory, warm=bool(warm)
-            )
+            steps = {"TRL": arguments.steps[number], OFFBEAT: arguments.offbeat_steps[number]}
+            warm = bool(arguments.warm[number])
+            lengths[str(new_tokens)] = measure_length(python, setting, steps, arguments.rounds, directory, warm=warm)
     shared = ("dtype", "max_staleness", "lr") + (
         ("mixture_beta", "tau") if arguments.algorithm == NASH_MD else ("beta",)
     )

@@ -68,8 +68,8 @@ class Pacer(TrainerCallback):
         self._answers.flush()
 
 
-def nash_md_trainer(mode: str) -> tuple[type, type]:
-    """The trainer and its configuration.
+def nash_md_trainer(mode: str, full: bool) -> tuple[type, type]:
+    """The trainer and its configuration; with `full`, every completion has the whole length.
 
     TRL 1.13.0 turns the mixture's key-value cache off where transformers 5 does not look: `generate` makes one all the
     same, both models write their keys and values into it, and what is sampled is no mixture of the two. The policy's
@@ -87,7 +87,9 @@ def nash_md_trainer(mode: str) -> tuple[type, type]:
     class Sampled(NashMDTrainer):
         def _generate_completions(self, model: Any, prompts: Any) -> Any:
             outputs = super()._generate_completions(model, prompts)
-            _check([output.shape[1] - prompts["input_ids"].shape[1] for output in outputs], self.args.max_new_tokens)
+            if full:
+                widths = [output.shape[1] - prompts["input_ids"].shape[1] for output in outputs]
+                _check(widths, self.args.max_new_tokens)
             return outputs
 
     if mode == "exact":
@@ -95,14 +97,15 @@ def nash_md_trainer(mode: str) -> tuple[type, type]:
     return Sampled, NashMDConfig
 
 
-def online_dpo_trainer() -> tuple[type, type]:
-    """The trainer and its configuration."""
+def online_dpo_trainer(full: bool) -> tuple[type, type]:
+    """The trainer and its configuration; with `full`, every completion has the whole length."""
     from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
     class Sampled(OnlineDPOTrainer):
         def _generate(self, *args: Any, **kwargs: Any) -> Any:
             outputs = super()._generate(*args, **kwargs)
-            _check([outputs[2].shape[1]], self.args.max_new_tokens)
+            if full:
+                _check([outputs[2].shape[1]], self.args.max_new_tokens)
             return outputs
 
     return Sampled, OnlineDPOConfig
@@ -121,11 +124,12 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     torch.set_num_threads(setting["threads"])
+    full = setting["mean_tokens"] is None
     if setting["algorithm"] == "nash_md":
-        trainer_type, config_type = nash_md_trainer(mode)
+        trainer_type, config_type = nash_md_trainer(mode, full)
         own = {"mixture_coef": [setting["mixture_beta"]], "beta": [setting["tau"]]}
     else:
-        trainer_type, config_type = online_dpo_trainer()
+        trainer_type, config_type = online_dpo_trainer(full)
         own = {"beta": [setting["beta"]]}
     # With a space at the end: online DPO's reward model reads prompt and completion joined as one text.
     prompts = ["".join(f"w{token} " for token in prompt) for prompt in setting["prompts"]]
