@@ -1,10 +1,11 @@
-"""TRL's NashMDTrainer for `trl_nash_md.py`: paced step by step over standard input and output.
+"""TRL's NashMDTrainer or OnlineDPOTrainer for `beside_trl.py`: paced step by step over standard input and output.
 
-    TRL_PYTHON benchmarks/trl_worker.py MODE '{"model": ..., "reward_model": ..., "prompts": ..., ...}'
+    TRL_PYTHON benchmarks/trl_worker.py MODE '{"algorithm": ..., "model": ..., "reward_model": ..., ...}'
 
-MODE is `exact`, or `released` for TRL as it is; see `UncachedMixture`. The last argument is a `trl_nash_md.Setting`.
-Each line of standard input is a number of optimizer steps; each is answered by one line of JSON with their seconds. The
-end of standard input ends the training. Runs under a Python that has TRL and must not know Offbeat.
+MODE is, for Nash-MD, `exact`, or `released` for TRL as it is, see `nash_md_trainer`; for online DPO `cached`, or
+`defaults` with gradient checkpointing. The last argument is a `beside_trl.Setting`. Each line of standard input is a
+number of optimizer steps; each is answered by one line of JSON with their seconds. The end of standard input ends the
+training. Runs under a Python that has TRL and must not know Offbeat.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from transformers import (
     AutoTokenizer,
     TrainerCallback,
 )
-from trl.experimental.nash_md import NashMDConfig, NashMDTrainer, nash_md_trainer
 
 
 class Pacer(TrainerCallback):
@@ -68,57 +68,86 @@ class Pacer(TrainerCallback):
         self._answers.flush()
 
 
-class UncachedMixture(nash_md_trainer.GeometricMixtureWrapper):
-    """Samples from the mixture.
+def nash_md_trainer(mode: str, full: bool) -> tuple[type, type]:
+    """The trainer and its configuration; with `full`, every completion has the whole length.
 
-    TRL 1.13.0 turns the key-value cache off where transformers 5 does not look: `generate` makes one all the same, both
-    models write their keys and values into it, and what is sampled is no mixture of the two. The policy's own
-    completions keep their cache.
+    TRL 1.13.0 turns the mixture's key-value cache off where transformers 5 does not look: `generate` makes one all the
+    same, both models write their keys and values into it, and what is sampled is no mixture of the two. The policy's
+    own completions have their cache either way. `exact` samples from the mixture, without a cache.
     """
+    from trl.experimental.nash_md import NashMDConfig, NashMDTrainer
+    from trl.experimental.nash_md import nash_md_trainer as module
 
-    def generate(self, *args: Any, generation_config: Any, **kwargs: Any) -> Any:
-        uncached = copy.deepcopy(generation_config)
-        uncached.use_cache = False
-        return super().generate(*args, generation_config=uncached, **kwargs)
+    class UncachedMixture(module.GeometricMixtureWrapper):
+        def generate(self, *args: Any, generation_config: Any, **kwargs: Any) -> Any:
+            uncached = copy.deepcopy(generation_config)
+            uncached.use_cache = False
+            return super().generate(*args, generation_config=uncached, **kwargs)
+
+    class Sampled(NashMDTrainer):
+        def _generate_completions(self, model: Any, prompts: Any) -> Any:
+            outputs = super()._generate_completions(model, prompts)
+            if full:
+                widths = [output.shape[1] - prompts["input_ids"].shape[1] for output in outputs]
+                _check(widths, self.args.max_new_tokens)
+            return outputs
+
+    if mode == "exact":
+        module.GeometricMixtureWrapper = UncachedMixture
+    return Sampled, NashMDConfig
 
 
-class Sampled(NashMDTrainer):
-    """Checks that completions have exactly the length that is measured; otherwise TRL's own."""
+def online_dpo_trainer(full: bool) -> tuple[type, type]:
+    """The trainer and its configuration; with `full`, every completion has the whole length."""
+    from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
-    def _generate_completions(self, model: Any, prompts: Any) -> Any:
-        outputs = super()._generate_completions(model, prompts)
-        wanted = prompts["input_ids"].shape[1] + self.args.max_new_tokens
-        if any(output.shape[1] != wanted for output in outputs):
-            raise SystemExit(f"completions of {[tuple(o.shape) for o in outputs]}; {wanted} tokens are wanted")
-        return outputs
+    class Sampled(OnlineDPOTrainer):
+        def _generate(self, *args: Any, **kwargs: Any) -> Any:
+            outputs = super()._generate(*args, **kwargs)
+            if full:
+                _check([outputs[2].shape[1]], self.args.max_new_tokens)
+            return outputs
+
+    return Sampled, OnlineDPOConfig
+
+
+def _check(lengths: list[int], wanted: int) -> None:
+    """Exit unless completions have exactly the length that is measured."""
+    if any(length != wanted for length in lengths):
+        raise SystemExit(f"completions of {lengths} tokens; {wanted} are wanted")
 
 
 def main() -> None:
     mode, text = sys.argv[1:]
     setting = json.loads(text)
-    if mode == "exact":
-        nash_md_trainer.GeometricMixtureWrapper = UncachedMixture
     # Answers alone on standard output: what libraries print goes to the log.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     torch.set_num_threads(setting["threads"])
-    prompts = [" ".join(f"w{token}" for token in prompt) for prompt in setting["prompts"]]
+    full = setting["mean_tokens"] is None
+    if setting["algorithm"] == "nash_md":
+        trainer_type, config_type = nash_md_trainer(mode, full)
+        own = {"mixture_coef": [setting["mixture_beta"]], "beta": [setting["tau"]]}
+    else:
+        trainer_type, config_type = online_dpo_trainer(full)
+        own = {"beta": [setting["beta"]]}
+    # With a space at the end: online DPO's reward model reads prompt and completion joined as one text.
+    prompts = ["".join(f"w{token} " for token in prompt) for prompt in setting["prompts"]]
     tokenizer = AutoTokenizer.from_pretrained(setting["model"])
+    dtype = getattr(torch, setting["dtype"])
     with tempfile.TemporaryDirectory() as directory:
-        config = NashMDConfig(
+        config = config_type(
             output_dir=directory,
-            per_device_train_batch_size=setting["completions"],
+            per_device_train_batch_size=setting["completions"] // 2,
             max_new_tokens=setting["new_tokens"],
             max_length=len(setting["prompts"][0]) + setting["new_tokens"] + 1,
             temperature=1.0,
-            mixture_coef=[setting["mixture_beta"]],
-            beta=[setting["tau"]],
             learning_rate=setting["lr"],
             lr_scheduler_type="constant",
             max_steps=1_000_000,
             bf16=False,
-            # Recomputing activations would also switch off the KV cache of the policy's own completions.
-            gradient_checkpointing=False,
+            # Recomputing activations also switches off the KV cache of the policy's own completions.
+            gradient_checkpointing=mode == "defaults",
             use_cpu=True,
             dataloader_drop_last=True,
             save_strategy="no",
@@ -126,11 +155,12 @@ def main() -> None:
             report_to="none",
             disable_tqdm=True,
             seed=0,
+            **own,
         )
-        trainer = Sampled(
-            model=AutoModelForCausalLM.from_pretrained(setting["model"], dtype=torch.float32),
+        trainer = trainer_type(
+            model=AutoModelForCausalLM.from_pretrained(setting["model"], dtype=dtype),
             reward_funcs=AutoModelForSequenceClassification.from_pretrained(
-                setting["reward_model"], num_labels=1, dtype=torch.float32
+                setting["reward_model"], num_labels=1, dtype=dtype
             ),
             args=config,
             train_dataset=Dataset.from_dict({"prompt": prompts}),

@@ -9,7 +9,7 @@ import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -18,10 +18,11 @@ from actors.errors import UsageError
 from actors.redaction import redact
 from launch.settings.fields import TEXTS, Setting, format_value, section_models, settings
 from launch.settings.renamed import Tree, new_key, remove, with_new_keys
-from launch.settings.run import RunConfig
+from launch.settings.run import RunConfig, TrainingConfig
 from launch.settings.verbs import TRAIN, Verb
 from launch.settings.yaml_text import YamlError, parse_yaml, read_yaml
 
+Config = TypeVar("Config", bound=TrainingConfig)
 RECORDED = "config.yaml"  # in a run's directory: its resolved configuration
 _CHANGED_DEFAULTS = (("judging", "missing_eos_score"), ("learner", "share_prompts"))
 LOCK = ".lock"
@@ -66,7 +67,7 @@ def load_config(
     return config
 
 
-def with_recorded_defaults(config: RunConfig) -> RunConfig:
+def with_recorded_defaults(config: Config) -> Config:
     """Return the config of a resumed run with what its directory records of settings whose default has changed.
 
     `judging.missing_eos_score` was -1 by default, and prompts were not shared; a run goes on as it began, unless
@@ -76,8 +77,8 @@ def with_recorded_defaults(config: RunConfig) -> RunConfig:
     saved = read_yaml(recorded) if recorded.is_file() else None
     saved = as_it_was(saved, type(config)) if isinstance(saved, dict) else {}
     for section, name in _CHANGED_DEFAULTS:
-        own, before = getattr(config, section), saved.get(section)
-        if name not in own.model_fields_set and isinstance(before, dict) and name in before:
+        own, before = getattr(config, section, None), saved.get(section)
+        if own is not None and name not in own.model_fields_set and isinstance(before, dict) and name in before:
             config = config.model_copy(update={section: own.model_copy(update={name: before[name]})})
     return config
 

@@ -32,6 +32,7 @@ from launch.output.summary import package_versions
 from launch.run.divergence import DivergenceGuard, DivergenceWatch, figures_of
 from launch.run.preflight import model_content
 from launch.run.protocols import StagePort
+from launch.settings.loading import with_recorded_defaults
 from launch.stages.config import PreferenceRunConfig, StageRunConfig
 from launch.stages.prepared import Prepared
 from learner.backend import manifest
@@ -81,6 +82,7 @@ class StageRun:
         resume: Resume = False,
         start: StartRanks = ranks_on_ray,
     ) -> None:
+        config = with_recorded_defaults(config) if resume else config
         self.config, self._prepare, self._start = config, prepare, start
         self._session = Session(config, resume=resume)
         if self._session.state and VALIDATION_SPLIT not in self._session.state["fixed"]:

@@ -110,10 +110,14 @@ class FineTuningConfig(TrainerConfig):
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(lr=1e-5))
 
 
-class SftTrainerConfig(FineTuningConfig):
+class SftTrainerConfig(GroupTrainerConfig):
     """Ranks and optimizer of supervised fine-tuning."""
 
-    packing: bool = Field(default=True, description="pack several examples per row, with attention within each")
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig(lr=1e-5))
+    packing: bool = Field(
+        default=True,
+        description="several examples per row, with attention within each; without padding if share_prompts is true",
+    )
 
 
 class SftConfig(StageConfig):

@@ -18,19 +18,19 @@ from learner.tensors.logprobs import PolicyWithLogProbs
 from learner.tensors.shared_prompts import collate_shared
 from learner.training.trainer import Measured, Objective
 
-Rows = list[list[TokenSequence]]  # A micro-batch: rows of sequences
+Rows = list[list[TokenSequence]]  # A padded micro-batch: rows of sequences
 
 
 class SupervisedObjective(Objective):
     """Mean loss over the response tokens of a batch, in nats per token.
 
-    With `packing`, sequences share rows as long as the batch's longest sequence, with attention within each sequence.
-    With `one_row`, a micro-batch's rows stand in one, as `collate_shared` makes it.
+    With `shares_prompts`, a micro-batch is a list of sequences in one row without padding, equal prompts once. With
+    `packing` alone, sequences share rows as long as the batch's longest sequence. Either way attention stays within
+    each sequence.
     """
 
-    def __init__(self, micro_batch_tokens: int, *, packing: bool = True, one_row: bool = False) -> None:
-        super().__init__(micro_batch_tokens)
-        self._one_row = one_row
+    def __init__(self, micro_batch_tokens: int, *, packing: bool = True, shares_prompts: bool = False) -> None:
+        super().__init__(micro_batch_tokens, shares_prompts=shares_prompts)
         self._packing = packing
 
     def weight(self, items: Sequence[TokenSequence]) -> float:
@@ -40,23 +40,29 @@ class SupervisedObjective(Objective):
     def length(self, item: TokenSequence) -> int:
         return len(item[0]) + len(item[1])
 
-    def micro_batches(self, items: Sequence[TokenSequence], rank: int, ranks: int) -> list[Rows]:
+    def tokens(self, item: TokenSequence) -> int:
+        return self.length(item)
+
+    def micro_batches(self, items: Sequence[TokenSequence], rank: int, ranks: int) -> list[Any]:
+        if self._shares_prompts:
+            return super().micro_batches(items, rank, ranks)
         lengths = [self.length(item) for item in items]
         rows = pack(lengths, max(lengths)) if self._packing else [[index] for index in range(len(lengths))]
         row_lengths = [sum(lengths[index] for index in row) for row in rows]
         rounds = schedule(row_lengths, 1, ranks, self._micro_batch_tokens)
         return [[[items[index] for index in rows[row]] for row in shares[rank]] for shares in rounds]
 
-    def filler(self, items: Sequence[TokenSequence]) -> Rows:
-        return [super().filler(items)]
+    def filler(self, items: Sequence[TokenSequence]) -> Any:
+        cheapest = super().filler(items)
+        return cheapest if self._shares_prompts else [cheapest]
 
-    def collate(self, rows: Rows, device: torch.device | str = "cpu") -> TokenBatch:
-        """Turn rows of sequences into tensors."""
-        if self._one_row:
-            return collate_shared([sequence for row in rows for sequence in row], device)
-        return collate_rows(rows, device, positions=self._packing)
+    def collate(self, micro_batch: Any, device: torch.device | str = "cpu") -> TokenBatch:
+        """Turn a micro-batch into tensors."""
+        if self._shares_prompts:
+            return collate_shared(micro_batch, device)
+        return collate_rows(micro_batch, device, positions=self._packing)
 
-    def measure(self, forward: Any, micro_batch: Rows, prepared: Any = None) -> Measured:
+    def measure(self, forward: Any, micro_batch: Any, prepared: Any = None) -> Measured:
         batch = self.collate(micro_batch, forward.device)
         return Measured(-forward(batch).sum(), {}, batch.tokens, batch.padded_tokens)
 
@@ -87,14 +93,21 @@ def make_stage(config: SftConfig, model_dir: str | Path, data_dir: str | Path) -
     Raises UsageError if the model cannot be loaded, or its architecture does not support log-probs or packing.
     """
     learner = config.learner
-    tolerance, splits = log_prob_tolerance(learner.dtype), learner.sequence_parallel > 1
-    check = (lambda policy: check_packing(policy, tolerance)) if learner.packing and not splits else None
+    tolerance = log_prob_tolerance(learner.dtype)
+    # Ranks that split sequences split one row of them.
+    wanted = (learner.packing and learner.share_prompts) or learner.sequence_parallel > 1
+
+    def check(policy: PolicyWithLogProbs) -> None:
+        if learner.packing and not (wanted and policy.shares_prompts):
+            check_packing(policy, tolerance)
+
     policy = load_for_ranks(Path(model_dir), learner, check=check)
+    shares_prompts = wanted and policy.shares_prompts
     if learner.lora is not None:
         adapt(policy.model, learner.lora, config.model.path)
     return Stage(
         module=policy,
-        objective=SupervisedObjective(learner.pass_tokens, packing=learner.packing, one_row=splits),
+        objective=SupervisedObjective(learner.pass_tokens, packing=learner.packing, shares_prompts=shares_prompts),
         train=read_sequences(Path(data_dir) / TRAIN),
         validation=read_sequences(Path(data_dir) / VALIDATION),
     )

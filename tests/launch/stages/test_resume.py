@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from actors.errors import UsageError
 from launch.output.session import Session
+from launch.settings.loading import RECORDED
+from launch.settings.yaml_text import parse_yaml
+from launch.stages.driver import StageRun
 from launch.stages.prepared import Prepared
 from learner.backend import checkpoints, manifest
 from tests.fakes.learner import FakeRanks
@@ -116,3 +120,17 @@ def test_a_finished_model_s_manifest_covers_what_was_added_at_the_end(tmp_path: 
     assert sorted(found.files) == ["dpo.json", "preference.json", "updates"]
     assert found.problems(tmp_path / "run" / "final", closed=True) == []
     assert final_of(tmp_path) == found.update == 10
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_run_that_began_before_rows_had_no_padding_goes_on_with_its_packing(tmp_path: Path, recorded: bool) -> None:
+    """One row without padding changes rounding, and a resumed run is the same to the bit."""
+    run(config_of(tmp_path, checkpoint_every=5), FakeRanks([1.0]))
+    file = tmp_path / "run" / RECORDED
+    tree = parse_yaml(file.read_text())
+    if not recorded:
+        del tree["learner"]["share_prompts"]
+    file.write_text(yaml.safe_dump(tree))
+    resumed = StageRun(config_of(tmp_path, checkpoint_every=5), prepare, resume=True)
+    assert resumed.config.learner.packing
+    assert resumed.config.learner.share_prompts == recorded

@@ -287,14 +287,14 @@ def random_sequences(seed: int, count: int) -> list[tuple[tuple[int, ...], tuple
     return [(pair.prompt_token_ids, pair.chosen.token_ids) for pair in random_pairs(seed, count)]
 
 
-def supervised_config(zero_stage: int, *, packing: bool = True, **settings: Any) -> Any:
+def supervised_config(zero_stage: int, **learner: Any) -> Any:
     """Fine-tuning in float32 with everything in play that two ranks could differ in."""
     from learner.stages.config import SftConfig
 
     learner = {
-        "dtype": "float32", "zero_stage": zero_stage, "micro_batch_tokens": 30, "logprob_chunk": 5, "packing": packing,
-        "optimizer": OPTIMIZER.model_copy(update={"eps": 1e-4}), **settings,
-    }  # fmt: skip
+        "dtype": "float32", "zero_stage": zero_stage, "micro_batch_tokens": 30, "logprob_chunk": 5,
+        "optimizer": OPTIMIZER.model_copy(update={"eps": 1e-4}),
+    } | learner  # fmt: skip
     return SftConfig.model_validate(
         {
             "model": {"path": "unused"},
@@ -305,14 +305,14 @@ def supervised_config(zero_stage: int, *, packing: bool = True, **settings: Any)
     )
 
 
-def make_supervised(directory: Path, zero_stage: int, *, packing: bool = True, **settings: Any) -> Any:
+def make_supervised(directory: Path, zero_stage: int, **learner: Any) -> Any:
     """A trainer of `directory`/model on twelve sequences, seven held out, on the ranks of the process group."""
     from learner.backend.sharded import ShardedModel, join_process_group
     from learner.stages.sft import make_stage
     from learner.stages.stage import StageTrainer
     from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
 
-    config = supervised_config(zero_stage, packing=packing, **settings)
+    config = supervised_config(zero_stage, **learner)
     data = directory / f"sft-{os.getpid()}"
     write_sequences(data / TRAIN, random_sequences(4, 12))
     write_sequences(data / VALIDATION, random_sequences(5, 7))
@@ -324,13 +324,13 @@ def make_supervised(directory: Path, zero_stage: int, *, packing: bool = True, *
     return StageTrainer(stage, policy, batch_size=5, seed=3)
 
 
-SUPERVISED = {1: True, 3: False}
-"""ZeRO stages, and whether sequences are packed."""
+SUPERVISED: dict[int, dict[str, bool]] = {1: {}, 2: {"share_prompts": False}, 3: {"packing": False}}
+"""ZeRO stages, and how sequences stand in rows: all in one, several to a row, each in its own."""
 
 
-def train_supervised(directory: Path, zero_stage: int, *, packing: bool, **settings: Any) -> dict[str, Any]:
+def train_supervised(directory: Path, zero_stage: int, **learner: Any) -> dict[str, Any]:
     """Five updates, over the border between two epochs, and all that came of them."""
-    trainer = make_supervised(directory, zero_stage, packing=packing, **settings)
+    trainer = make_supervised(directory, zero_stage, **learner)
     result = {"held out": [trainer.evaluate()], "stats": trainer.advance(5), "state": trainer.policy.gather_state()}
     result["held out"].append(trainer.evaluate())
     trainer.policy.destroy()
@@ -339,7 +339,7 @@ def train_supervised(directory: Path, zero_stage: int, *, packing: bool, **setti
 
 def _supervised(rank: int, world: int, port: int, directory: Path) -> None:
     _join(rank, world, port)
-    results = {stage: train_supervised(directory, stage, packing=packing) for stage, packing in SUPERVISED.items()}
+    results = {stage: train_supervised(directory, stage, **rows) for stage, rows in SUPERVISED.items()}
     if rank == 0:
         torch.save(results, directory / "supervised.pt")
 

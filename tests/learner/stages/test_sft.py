@@ -12,9 +12,17 @@ from learner.stages.config import SftConfig
 from learner.stages.sft import SupervisedObjective, check_packing, make_stage
 from learner.tensors.examples import TRAIN, VALIDATION, write_sequences
 from learner.tensors.logprobs import PolicyWithLogProbs
+from learner.tensors.shared_prompts import adopt
 from tests.learner.backend.ranks import make_model, random_sequences
 
 CPU = torch.device("cpu")
+SHARED, PACKED, PADDED = {"shares_prompts": True}, {"packing": True}, {"packing": False}
+"""All sequences in one row without padding, several to a row, each in its own."""
+
+
+def config_with(**learner):
+    learner = {"dtype": "float32", **learner}
+    return SftConfig.model_validate({"model": {"path": "unused"}, "data": {"source": "unused"}, "learner": learner})
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +33,7 @@ def model_dir(tmp_path_factory):
 def policy_of(model_dir):
     policy = PolicyWithLogProbs(AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval(), chunk=5)
     policy.device = CPU
+    adopt(policy.model)
     return policy
 
 
@@ -42,12 +51,12 @@ def slow_loss_and_gradient(model_dir, examples):
     return float(total.detach()) / tokens, {name: p.grad for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("rows", [SHARED, PACKED, PADDED])
 @pytest.mark.parametrize("micro_batch_tokens", [25, 10_000])
-def test_loss_and_gradient_are_those_of_cross_entropy_on_the_response(model_dir, packing, micro_batch_tokens):
+def test_loss_and_gradient_are_those_of_cross_entropy_on_the_response(model_dir, rows, micro_batch_tokens):
     examples = random_sequences(0, 9)
     expected, gradient = slow_loss_and_gradient(model_dir, examples)
-    policy, objective = policy_of(model_dir), SupervisedObjective(micro_batch_tokens, packing=packing)
+    policy, objective = policy_of(model_dir), SupervisedObjective(micro_batch_tokens, **rows)
     batches = objective.micro_batches(examples, 0, 1)
     assert (len(batches) == 1) == (micro_batch_tokens == 10_000)
     measured = [objective.measure(policy, batch) for batch in batches]
@@ -68,6 +77,15 @@ def test_packing_needs_less_padding():
         padded[packing] = objective.collate(rows).input_ids.numel()
     # 16, 12 + 4, 8 + 8, 4 fill four rows of 16; alone there are six.
     assert padded == {True: 4 * 16, False: 6 * 16}
+
+
+def test_a_shared_row_has_no_padding_and_each_prompt_once():
+    objective = SupervisedObjective(20, shares_prompts=True)
+    examples = [((1, 2, 3), (4, 5)), ((1, 2, 3), (6,)), ((7,), (8, 9))]
+    # Counted with their prompts 5 + 4 + 3, within the budget; in the row 3 + 2 + 1 and 1 + 2.
+    [batch] = map(objective.collate, objective.micro_batches(examples, 0, 1))
+    assert batch.tokens == batch.padded_tokens == 9
+    assert sorted(batch.targets.tolist()) == [4, 5, 6, 8, 9]
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -92,6 +110,8 @@ def test_a_rank_with_nothing_passes_the_shortest_example():
     objective = SupervisedObjective(1)
     assert [objective.micro_batches(examples, rank, 2)[-1] for rank in range(2)] == [[[examples[1]]], []]
     assert objective.filler(examples) == [[examples[1]]]
+    objective = SupervisedObjective(1, shares_prompts=True)
+    assert objective.collate(objective.filler(examples)).targets.tolist() == [2, 3]
 
 
 # Architectures that cannot be packed for
@@ -114,8 +134,29 @@ def test_a_stage_is_made_of_what_lies_on_disk(model_dir, tmp_path):
     train, validation = random_sequences(2, 5), random_sequences(3, 2)
     write_sequences(tmp_path / TRAIN, train)
     write_sequences(tmp_path / VALIDATION, validation)
-    learner = {"dtype": "float32", "packing": False}
-    config = SftConfig.model_validate({"model": {"path": "unused"}, "data": {"source": "unused"}, "learner": learner})
-    stage = make_stage(config, model_dir, tmp_path)
+    stage = make_stage(config_with(packing=False), model_dir, tmp_path)
     assert (stage.train, stage.validation) == (train, validation)
     assert stage.objective.micro_batches(train, 0, 1)[0][0] in [[example] for example in train]
+
+
+@pytest.mark.parametrize(
+    ("given", "padding"),
+    [({}, 0), ({"share_prompts": False}, 1), ({"packing": False}, 7)],
+)
+def test_the_settings_say_how_sequences_stand_in_rows(model_dir, tmp_path, given, padding):
+    # 6, 3 and 2 tokens: packed, two rows of 6; else three.
+    train = [((1, 2), (3, 4, 5, 6)), ((6,), (7, 8)), ((9,), (1,))]
+    for name in (TRAIN, VALIDATION):
+        write_sequences(tmp_path / name, train)
+    objective = make_stage(config_with(**given), model_dir, tmp_path).objective
+    [batch] = map(objective.collate, objective.micro_batches(train, 0, 1))
+    assert batch.padded_tokens - batch.tokens == padding
+
+
+def test_an_architecture_that_does_not_share_prompts_is_packed(model_dir, tmp_path, monkeypatch):
+    """If attention by layouts changed its log-probs, rows are packed as with share_prompts false."""
+    monkeypatch.setattr("learner.backend.models.supports", lambda policy, tolerance: False)
+    for name in (TRAIN, VALIDATION):
+        write_sequences(tmp_path / name, [((1,), (2, 3))])
+    objective = make_stage(config_with(), model_dir, tmp_path).objective
+    assert objective.collate(objective.filler([((1,), (2, 3))])).layout is None
