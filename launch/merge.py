@@ -9,6 +9,7 @@ from actors.adapters.config import LoraConfig
 from actors.errors import UsageError, writing
 from actors.files import atomic_directory
 from actors.foreign.documents import read_object
+from actors.foreign.text import WHOLE, shown
 from actors.hub import ADAPTER_CONFIG, quiet, read_config, resolve, unique_tensors
 from learner.backend import manifest
 from learner.backend.models import load_model, settle_generation, write_model
@@ -37,7 +38,7 @@ def run_merge(adapter: Path, into: Path, base: str | None = None) -> int:
     with writing(into, "then try again"), atomic_directory(into) as stage, quiet():
         write_model(stage, model, state, _tokenizer_of(adapter, source))
         manifest.seal(stage)
-    print(f"{adapter} merged into {source}: {into}")
+    print(shown(f"{adapter} merged into {source}: {into}", WHOLE))
     return 0
 
 

@@ -233,11 +233,11 @@ def test_code_that_comes_with_a_model_is_not_run_and_not_asked_about(tmp_path: P
 
 
 def test_a_checkpoint_that_holds_more_than_an_engine_s_state_is_not_read(tmp_path: Path) -> None:
-    from learner.backend.sharded import _CheckpointFiles
+    from learner.backend.engine_state import CheckpointFiles
 
     torch.save({"module": Payload(tmp_path / "ran")}, tmp_path / "state.pt")
     with pytest.raises(pickle.UnpicklingError, match="Unsupported"):
-        _CheckpointFiles().load(str(tmp_path / "state.pt"))
+        CheckpointFiles().load(str(tmp_path / "state.pt"))
     assert not (tmp_path / "ran").exists()
 
 
