@@ -4,8 +4,8 @@
 
 Each preset is trained with all weights and with adapters of every linear layer (alpha = 2 rank), published alone, at
 ten times the preset's learning rate (Schulman et al. 2025, "LoRA Without Regret"). The result holds each run's figures,
-the bytes of its final model, and for each figure the difference of paired seeds with a 95% t interval. The embedded runs
-start from one policy. Runs that the output already holds are kept.
+the bytes of its final model, and for each figure the difference of paired seeds with a 95% t interval. The embedded
+runs start from one policy. Runs that the output already holds are kept.
 """
 
 from __future__ import annotations
