@@ -189,23 +189,18 @@ class Worker:
             self._process.kill()
 
 
-def side_names(algorithm: str) -> list[str]:
-    """TRL's two ways by name, the one that counts first."""
-    return [f"TRL, {mode}" for mode in MODES[algorithm]]
-
-
 def measure_length(
-    python: str, setting: Setting, steps: dict[str, int], rounds: int, logs: Path, *, warm: bool
+    python: str, modes: Sequence[str], setting: Setting, steps: dict[str, int], rounds: int, logs: Path, warm: bool
 ) -> dict[str, Any]:
     """`rounds` rounds at one length; with `warm`, after one step of TRL that is not timed.
 
-    `steps`: of each side, and of TRL's second way as of its first.
+    `modes` are TRL's; `steps`: of each side, of TRL in every mode.
     """
     trl = [python, str(Path(__file__).with_name("trl_worker.py"))]
-    names = side_names(setting.algorithm)
+    names = [f"TRL, {mode}" for mode in modes]
     with ExitStack() as stack:
         workers = {}
-        for name, mode in zip(names, MODES[setting.algorithm], strict=True):
+        for name, mode in zip(names, modes, strict=True):
             log = logs / f"{name}-{setting.new_tokens}.log"
             threads = {"OMP_NUM_THREADS": str(setting.threads)}
             workers[name] = stack.enter_context(closing(Worker([*trl, mode], setting, log, threads)))
@@ -265,6 +260,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("algorithm", choices=list(MODES))
     parser.add_argument("--trl-python", default=os.environ.get("TRL_PYTHON"), help="Python that has TRL")
+    parser.add_argument("--modes", nargs="+", help="of TRL; default: both of the algorithm")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--new-tokens", type=int, nargs="+", default=[64, 512], help="lengths")
     parser.add_argument("--mean-tokens", type=int, nargs="+", help="of completions, each length; default: all are full")
@@ -277,6 +273,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="cores, and TRL's threads")
     parser.add_argument("--output", type=Path, help="default: in benchmarks/results, by the algorithm's name")
     arguments = parser.parse_args()
+    known = MODES[arguments.algorithm]
+    arguments.modes = arguments.modes or list(known)
+    if not set(arguments.modes) <= set(known):
+        parser.error(
+            f"--modes {' '.join(arguments.modes)}: TRL's modes of {arguments.algorithm} are {', '.join(known)}"
+        )
     arguments.mean_tokens = arguments.mean_tokens or [None] * len(arguments.new_tokens)
     lists = (arguments.mean_tokens, arguments.completions, arguments.steps, arguments.offbeat_steps, arguments.warm)
     if any(len(values) != len(arguments.new_tokens) for values in lists):
@@ -312,7 +314,9 @@ def main() -> None:
             )
             steps = {"TRL": arguments.steps[number], OFFBEAT: arguments.offbeat_steps[number]}
             warm = bool(arguments.warm[number])
-            lengths[str(new_tokens)] = measure_length(python, setting, steps, arguments.rounds, directory, warm=warm)
+            lengths[str(new_tokens)] = measure_length(
+                python, arguments.modes, setting, steps, arguments.rounds, directory, warm
+            )
     shared = ("dtype", "max_staleness", "lr") + (
         ("mixture_beta", "tau") if arguments.algorithm == NASH_MD else ("beta",)
     )
