@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -31,11 +32,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def no_process_group_is_left() -> Iterator[None]:
-    """A test that fails keeps its engine alive, and with it the process group that the next file's tests would join."""
+    """A test that fails keeps its engine alive, and with it the process group that the next file's tests would join.
+
+    The last test of a file holds its fixtures until the next file begins. An engine among them ends when Python
+    collects it, and takes the groups of whatever engine is at work then.
+    """
+    _end_groups()
     yield
+    _end_groups()
+
+
+def _end_groups() -> None:
     vllm, deepspeed = (sys.modules.get(name) for name in ("vllm.distributed.parallel_state", "deepspeed.utils.groups"))
-    if vllm is not None and vllm._WORLD is not None:
-        vllm.cleanup_dist_env_and_memory()
+    if vllm is not None:
+        gc.collect()
+        if vllm._WORLD is not None:
+            vllm.cleanup_dist_env_and_memory()
     torch = sys.modules.get("torch.distributed")
     if torch is not None and torch.is_initialized():
         torch.destroy_process_group()
