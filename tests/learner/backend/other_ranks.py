@@ -91,13 +91,13 @@ def _refusal(engine: Any, checkpoint: Path) -> str:
     def fail(*_: Path) -> None:
         raise AssertionError
 
-    real, sharded._convert = sharded._convert, fail
+    real, sharded.convert = sharded.convert, fail
     try:
         engine.policy.load(checkpoint)
     except UsageError as error:
         return str(error)
     finally:
-        sharded._convert = real
+        sharded.convert = real
     return "no error"
 
 
