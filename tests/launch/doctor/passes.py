@@ -70,10 +70,8 @@ def _main(rank: int, world: int, port: int, directory: Path, scenario: str) -> N
     set_environment(CONFIG, place_of(rank, world, port))
     torch.set_num_threads(1)
     join_process_group(CONFIG)
-    found = {
-        again: measured_pass(directory / "model", "bfloat16", LONG, 2, recomputes=again, split=world)
-        for again in (False, True)
-    }
+    # Not with recomputed layers: gloo's threads hold what was exchanged for a moment, which is a third of their peak.
+    found = measured_pass(directory / "model", "bfloat16", LONG, 2, recomputes=False, split=world)
     torch.save(found, directory / f"{scenario}-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
