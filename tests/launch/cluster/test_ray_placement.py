@@ -146,8 +146,9 @@ def test_every_preset_for_gpus_starts_on_the_machines_that_it_names(preset: str,
     expected = planned(config, nodes)
     assert {role: len(each) for role, each in found.items()} == {role: len(each) for role, each in expected.items()}
     assert len({node for node, _ in found[RANK]}) == 1
-    if preset == "gpu-1":
-        assert {cards for each in found.values() for _, cards in each} == {(0,)}
+    if preset.startswith("gpu-1"):
+        assert {cards for each in found.values() for _, cards in each if cards} == {(0,)}
+        assert all(cards for role in (RANK, GENERATOR) for _, cards in found[role])
     else:
         taken = Counter((node, card) for each in found.values() for node, cards in each for card in cards)
         assert len(taken) == sum(node.gpus for node in nodes)
