@@ -10,7 +10,6 @@ the same on a machine that others use too. Bytes are those of each learner's ten
 
 import argparse
 import gc
-import json
 import os
 import statistics
 import time
@@ -23,9 +22,8 @@ from typing import Any
 import torch
 
 from actors.records import Completion, Game
-from benchmarks.record import machine, write
+from benchmarks.record import tell
 from benchmarks.shared_prompts import games
-from launch.output.summary import package_versions
 from learner.config import LearnerConfig, LearnerSpec, OptimizerConfig, RewardLossConfig
 from learner.reference.config import ReferenceConfig, ReferenceSpec
 from learner.reference.worker import ReferenceWorker
@@ -120,11 +118,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ["DS_ACCELERATOR"] = "cpu"
     torch.set_num_threads(arguments.threads)
-    result = {"settings": {key: str(value) for key, value in vars(arguments).items() if key != "output"}}
-    result |= measure(arguments) | {"machine": machine(), "versions": package_versions()}
-    result["settings"]["model"] = arguments.model.name
-    write(arguments.output, result)
-    print(json.dumps({key: value for key, value in result.items() if key != "versions"}, indent=1))
+    tell(arguments, measure(arguments))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ resident size at most.
 
 import argparse
 import gc
-import json
 import os
 import random
 import statistics
@@ -24,8 +23,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from actors.records import Completion, Game
-from benchmarks.record import machine, write
-from launch.output.summary import package_versions
+from benchmarks.record import tell
 from learner.config import LearnerConfig, LearnerSpec, OptimizerConfig, RewardLossConfig
 from learner.tensors.batching import collate, game_sequences, schedule
 from learner.training.engine import TrainEngine
@@ -149,11 +147,7 @@ def main() -> None:
     parser.add_argument("--varied", action="store_true")
     arguments = parser.parse_args()
     os.environ["DS_ACCELERATOR"] = "cpu"
-    result = {"settings": {key: str(value) for key, value in vars(arguments).items() if key != "output"}}
-    result |= measure(arguments) | {"machine": machine(), "versions": package_versions()}
-    result["settings"]["model"] = arguments.model.name
-    write(arguments.output, result)
-    print(json.dumps({key: value for key, value in result.items() if key != "versions"}, indent=1))
+    tell(arguments, measure(arguments))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Settings of LoRA. Must not import anything heavy."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -32,6 +32,11 @@ class LoraConfig(Settings):
         if not targets:
             raise ValueError("targets is empty, so nothing would be trained; name layers such as q_proj, or all-linear")
         return targets
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """Settings that may not change on resume."""
+        return self.model_dump(include={"rank", "alpha", "targets"})
 
 
 class PublishedLoraConfig(LoraConfig):

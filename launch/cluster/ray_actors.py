@@ -14,17 +14,13 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 
-from actors.errors import EngineStartError, OffbeatError, RunError, UsageError, WeightMismatchError
+from actors.errors import EngineStartError, OffbeatError, RunError, WeightMismatchError
 from actors.records import Failure, Game, GeneratorStatus, Group, Lease, Manifest, Pair, Pulse
 from launch.cluster.carriers import PULSE, carrier_of
 from launch.run.pools.reference_pool import ReferencePool
 from launch.run.protocols import GeneratorDeadError, GeneratorUnavailableError, Publication, Rollout
 from learner.records import StageStats, UpdateStats
 
-JUDGE_ATTEMPTS = 3
-"""Deaths of the judge over one batch before its groups fail."""
-ANSWER_SECONDS = 2.0
-"""Longest wait for a value that is only reported."""
 CLOSE_SECONDS = 10.0
 DEATH_SECONDS = 30.0
 """Longest wait for the news of a rank's death after another rank's error."""
@@ -154,71 +150,6 @@ class RayGenerator:
             self._unreachable = True
             return GeneratorUnavailableError(self.name)
         return error
-
-
-class RayJudge:
-    """A judge actor."""
-
-    vital = False
-
-    def __init__(self, actor: Any, name: str = "judge") -> None:
-        self._actor = actor
-        self.name = name
-        self._seconds = 0.0
-        self._figures: dict[str, float] = {}
-
-    async def judge(self, groups: Sequence[Group]) -> list[Group | Failure]:
-        try:
-            for _ in range(JUDGE_ATTEMPTS):
-                try:
-                    return await answer(self._actor.judge.remote(list(groups)))
-                except ActorUnavailableError:
-                    await self._back()
-        except ActorDiedError as error:
-            raise RunError(f"the judge died for good: {reason(error)}; use --resume") from None
-        return [Failure(group.lease.index, group.lease.attempt, "judge unavailable") for group in groups]
-
-    async def ready(self) -> None:
-        """Wait until the judge answers. Raises UsageError if it could not be built, RunError if it died."""
-        try:
-            await self._back()
-        except ActorDiedError as error:
-            kind = UsageError if error.actor_init_failed else RunError
-            raise kind(f"the judge could not start: {reason(error)}") from None
-
-    def loaded(self) -> list[Any]:
-        """Return references that resolve once the judge has been built."""
-        return [self._actor.seconds.options(max_task_retries=-1).remote()]
-
-    async def pulse(self) -> Pulse:
-        return await answer(self._actor.pulse.remote())
-
-    def kill(self) -> None:
-        """Kill its process; it is restarted while restarts are left."""
-        ray.kill(self._actor, no_restart=False)
-
-    async def seconds(self) -> float:
-        """Ask for its seconds; return the last answer if it does not reply."""
-        with contextlib.suppress(RayActorError, TimeoutError):
-            async with asyncio.timeout(ANSWER_SECONDS):
-                self._seconds = await answer(self._actor.seconds.remote())
-        return self._seconds
-
-    async def figures(self) -> dict[str, float]:
-        """Ask for its counters since its last start; return the last answer if it does not reply."""
-        with contextlib.suppress(RayActorError, TimeoutError):
-            async with asyncio.timeout(ANSWER_SECONDS):
-                self._figures = await answer(self._actor.figures.remote())
-        return self._figures
-
-    async def _back(self) -> None:
-        """Wait until the judge is reachable; loading time does not count as a failed attempt."""
-        while True:
-            try:
-                await answer(self._actor.seconds.remote())
-                return
-            except ActorUnavailableError:
-                await asyncio.sleep(RESTART_POLL_SECONDS)
 
 
 class RayRank:

@@ -24,12 +24,12 @@ from actors.generation.config import GeneratorSpec
 from actors.hub import answer_ends, resolve
 from actors.network import free_port
 from actors.records import TRANSPORTS
-from launch.cluster import loopback, placement, ray_reference, security_warnings
+from launch.cluster import interchangeable, loopback, placement, security_warnings
 from launch.cluster.carriers import CONCURRENCY_GROUPS, PULSE
+from launch.cluster.interchangeable import RayJudge, RayReference
 from launch.cluster.placement import Node, address_to_join, generator_gpus
-from launch.cluster.ray_actors import RayGenerator, RayJudge, RayLearner, RayStage, origin, reason
+from launch.cluster.ray_actors import RayGenerator, RayLearner, RayStage, origin, reason
 from launch.cluster.ray_job import auth_token
-from launch.cluster.ray_reference import RayReference
 from launch.run.pools.reference_pool import ReferencePool
 from launch.settings.run import ClusterConfig, RunConfig
 from launch.settings.runtime_env import upload_problem
@@ -243,7 +243,7 @@ def start_judges(config: RunConfig, model_dir: str) -> list[RayJudge]:
 
 def start_references(config: RunConfig, reference_dir: str) -> list[RayReference]:
     """Start all reference actors, none if the learner holds the reference; models load in the background."""
-    return ray_reference.start(config, reference_dir, _environment(config.reference.environment))
+    return interchangeable.start_references(config, reference_dir, _environment(config.reference.environment))
 
 
 def start_learner(

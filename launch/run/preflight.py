@@ -254,5 +254,5 @@ def fixed_settings(config: RunConfig, prompts: PromptSource, plugin: RunPlugin) 
         names = {"kind", "beta", "completions_per_prompt", "max_staleness"}
         fixed["learner.loss.opponent"] = config.opponent.model_dump(mode="json", include=names)
     if config.learner.lora is not None:
-        fixed["learner.lora"] = config.learner.lora.model_dump(include={"rank", "alpha", "targets"})
+        fixed["learner.lora"] = config.learner.lora.fixed
     return fixed | plugin.fixed(config)

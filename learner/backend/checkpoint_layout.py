@@ -74,10 +74,11 @@ class AdapterLayout:
     convert = held
 
 
+Form = Literal["adapter", "merged"]
 Layout = CheckpointLayout | AdapterLayout
 
 
-def layout_of(model: Any, form: Literal["adapter", "merged"]) -> Layout:
+def layout_of(model: Any, form: Form) -> Layout:
     """Return the layout of a model in one of the two forms; without adapters it has only the second."""
     return AdapterLayout(model) if form == "adapter" and peft_form.is_adapted(model) else CheckpointLayout(model)
 

@@ -31,7 +31,7 @@ def deepspeed_config(config: TrainerConfig, parameters: int) -> dict[str, Any]:
     if config.offload_optimizer and config.zero_stage > 0:
         zero["offload_optimizer"] = {"device": "cpu"}
     if config.offload_weights:
-        zero["offload_param"] = {"device": "cpu", "pin_memory": config.gpus_per_rank > 0}
+        zero["offload_param"] = _in_host_memory(config)
     own = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -86,10 +86,14 @@ def reference_config(config: TrainerConfig, parameters: int, *, offload: bool = 
     policy = deepspeed_config(config, parameters)
     zero = {key: value for key, value in policy["zero_optimization"].items() if "offload" not in key}
     if offload:
-        zero["offload_param"] = {"device": "cpu", "pin_memory": config.gpus_per_rank > 0}
+        zero["offload_param"] = _in_host_memory(config)
     return {key: policy[key] for key in ("train_micro_batch_size_per_gpu", "steps_per_print", "bf16")} | {
         "zero_optimization": zero
     }
+
+
+def _in_host_memory(config: TrainerConfig) -> dict[str, Any]:
+    return {"device": "cpu", "pin_memory": config.gpus_per_rank > 0}
 
 
 def learning_rate(config: OptimizerConfig, update: int, total_updates: int) -> float:

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,6 +16,7 @@ from actors.adapters import peft_form
 from actors.errors import UsageError
 from actors.foreign.documents import read_object
 from actors.hub import ADAPTER_CONFIG, load_complete, read_config, require_unquantised
+from learner.backend.checkpoint_layout import Form
 from learner.backend.manifest import MANIFEST
 from learner.tensors.logprobs import PolicyWithLogProbs
 from learner.tensors.shared_prompts import supports
@@ -134,7 +135,7 @@ Writer = Callable[[Path, PreTrainedModel, dict[str, Tensor], Path], None]
 """`write_model` or `write_adapter`."""
 
 
-def writer_of(model: PreTrainedModel, form: Literal["adapter", "merged"]) -> Writer:
+def writer_of(model: PreTrainedModel, form: Form) -> Writer:
     """Return what writes a model in one of the two forms; without adapters it has only the second."""
     return write_adapter if form == "adapter" and peft_form.is_adapted(model) else write_model
 

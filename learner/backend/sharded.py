@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from actors.errors import RunError, UsageError, writing
 from actors.files import replace_directory, write_json_lines
 from learner.backend.average import AveragePolicy
-from learner.backend.checkpoint_layout import layout_of
+from learner.backend.checkpoint_layout import Form, Layout, layout_of
 from learner.backend.checkpoints import ENGINE, LAYOUT, MODEL
 from learner.backend.collective import MEETING, agree, error_of, gather
 from learner.backend.deepspeed_config import deepspeed_config, learning_rate, naming_the_section, reference_config
@@ -96,8 +96,8 @@ class ShardedModel:
         self.updates, self.skipped_updates = 0, 0
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self._tokenizer_source, self._average = tokenizer_source, average
-        self._form = "merged" if config.lora is None else config.lora.save
-        self._saved = layout_of(self.model, self._form)
+        self._form: Form = "merged" if config.lora is None else config.lora.save
+        self._layouts: dict[Form, Layout] = {}
         if self.rank == 0:
             rehearse(self.model, tokenizer_source, writer_of(self.model, self._form))
         if config.gradient_checkpointing:
@@ -177,6 +177,12 @@ class ShardedModel:
 
     # Weights
 
+    def layout(self, form: Form) -> Layout:
+        """Return the layout of the model in one of its forms, made once."""
+        if form not in self._layouts:
+            self._layouts[form] = layout_of(self.model, form)
+        return self._layouts[form]
+
     def gather(self, parts: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """Yield `parts` of the model's tensors, each whole while it is at work; on rank 0 only. Collective.
 
@@ -193,7 +199,8 @@ class ShardedModel:
 
         Tied weights appear once, under their first name. Adapters alone are under peft's.
         """
-        parts = map(self._saved.held, self.gather(self._saved.parts()))
+        saved = self.layout(self._form)
+        parts = map(saved.held, self.gather(saved.parts()))
         return {name: tensor.to("cpu", copy=True) for part in parts for name, tensor in part.items()}
 
     def save_pretrained(self, directory: str | Path) -> None:

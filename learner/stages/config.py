@@ -86,7 +86,7 @@ class StageConfig(Settings):
         scratch = {"model.scratch": self.model.scratch.model_dump()} if self.model.path == SCRATCH else {}
         passed: dict[str, Any] = {"learner.deepspeed": self.learner.deepspeed}
         if self.learner.lora is not None:
-            passed["learner.lora"] = self.learner.lora.model_dump(include={"rank", "alpha", "targets"})
+            passed["learner.lora"] = self.learner.lora.fixed
         return {"model.path": self.model.path, **scratch, **data, **training, **passed}
 
 

@@ -18,7 +18,7 @@ from actors.generation.weights import REFERENCE_PREFIX
 from actors.hub import resolve
 from actors.records import Game, Pair
 from learner.backend.average import AveragePolicy
-from learner.backend.checkpoint_layout import CheckpointLayout, Layout, layout_of
+from learner.backend.checkpoint_layout import CheckpointLayout, Layout
 from learner.backend.collective import gather
 from learner.backend.loading import load_for_ranks
 from learner.backend.models import settle_generation
@@ -133,7 +133,7 @@ class TrainEngine:
     @cached_property
     def _layouts(self) -> list[tuple[str, Layout]]:
         lora = self.config.lora
-        layouts = [("", layout_of(self.policy.model, "merged" if lora is None else lora.publish))]
+        layouts = [("", self.policy.layout("merged" if lora is None else lora.publish))]
         if self.policies.average is not None:
             layouts.append((REFERENCE_PREFIX, CheckpointLayout(self.policies.average.model.model)))
         return layouts

@@ -30,3 +30,14 @@ def own(marked: Marked) -> Iterator[Marked]:
     """The processes of the test's runs. None of them, and no shared memory of theirs, may outlive the runs."""
     with leaving_nothing(marked):
         yield marked
+
+
+@pytest.fixture(scope="module")
+def ours() -> Iterator[Marked]:
+    """As `own`, for all runs of a file."""
+    processes = Marked()
+    try:
+        with leaving_nothing(processes):
+            yield processes
+    finally:
+        processes.end()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,12 @@ from safetensors.torch import load_file
 from actors.records import flatten
 from launch.cli import main
 from launch.output.journal_reader import JournalReader
-from tests.integration.runs import finish, leaving_nothing, small_run, start, summary_of, wait_for_updates
+from tests.integration.runs import finish, small_run, start, summary_of, wait_for_updates
 from tests.processes import Marked
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(900)]
 
 UPDATES = 16
-
-
-@pytest.fixture(scope="module")
-def ours() -> Iterator[Marked]:
-    processes = Marked()
-    try:
-        with leaving_nothing(processes):
-            yield processes
-    finally:
-        processes.end()
 
 
 def configured(directory: Path, model_dir: Path, **settings: Any) -> Path:

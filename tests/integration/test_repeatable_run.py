@@ -10,7 +10,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from launch.cli import main
 from launch.output.journal_reader import JournalReader
-from tests.integration.runs import finish, leaving_nothing, small_run, start, summary_of, wait_for_updates
+from tests.integration.runs import finish, small_run, start, summary_of, wait_for_updates
 from tests.processes import Marked
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -42,16 +42,6 @@ class Runs:
 
     whole: Path
     killed: Path
-
-
-@pytest.fixture(scope="module")
-def ours() -> Iterator[Marked]:
-    processes = Marked()
-    try:
-        with leaving_nothing(processes):
-            yield processes
-    finally:
-        processes.end()
 
 
 @pytest.fixture(scope="module")

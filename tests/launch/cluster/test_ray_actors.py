@@ -10,9 +10,10 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from actors.errors import EngineStartError, RunError, TransferInterruptedError, UsageError, WeightMismatchError
-from actors.records import Canary, Failure, GeneratorStatus, Lease, Manifest, Seat
+from actors.records import Canary, GeneratorStatus, Lease, Manifest, Seat
 from launch.cluster import ray_actors as ray_ports
-from launch.cluster.ray_actors import RayGenerator, RayJudge, RayLearner
+from launch.cluster.interchangeable import RayJudge
+from launch.cluster.ray_actors import RayGenerator, RayLearner
 from launch.run.protocols import GeneratorDeadError, GeneratorUnavailableError
 from tests.fakes.generators import FakePrompts, group_of
 
@@ -241,42 +242,6 @@ def test_a_generator_gets_handles_of_its_own_where_it_shares_the_learner_s_gpu()
     assert rank.calls == ["export", "share", "share"]
 
 
-def test_a_judge_that_is_being_restarted_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its groups used to be given up after seconds, while its model took longer to load."""
-    monkeypatch.setattr(asyncio, "sleep", _no_sleep)
-    actor = FakeActor(judge=[_unavailable(), [GROUP]], seconds=[*[_unavailable()] * 50, 1.5])
-    assert asyncio.run(RayJudge(actor).judge([GROUP])) == [GROUP]
-    assert actor.calls.count("judge") == 2
-    assert actor.calls.count("seconds") == 51
-
-
-async def _no_sleep(seconds: float) -> None: ...
-
-
-def test_groups_over_which_the_judge_dies_again_and_again_are_returned() -> None:
-    actor = FakeActor(judge=_unavailable(), seconds=0.0)
-    assert asyncio.run(RayJudge(actor).judge([GROUP])) == [Failure(3, 1, "judge unavailable")]
-    assert actor.calls.count("judge") == 3
-
-
-def test_a_judge_that_died_for_good_ends_the_run() -> None:
-    judge = RayJudge(FakeActor(judge=_unavailable(), seconds=ActorDiedError()))
-    with pytest.raises(RunError, match=r"the judge died for good.*--resume"):
-        asyncio.run(judge.judge([GROUP]))
-
-
-def test_the_judge_s_seconds_are_the_last_known_when_it_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_ports, "ANSWER_SECONDS", 0.01)
-
-    async def test() -> None:
-        judge = RayJudge(FakeActor(seconds=[2.5, ..., ActorDiedError()]))
-        assert await judge.seconds() == 2.5
-        assert await judge.seconds() == 2.5
-        assert await judge.seconds() == 2.5
-
-    asyncio.run(test())
-
-
 @pytest.mark.parametrize("answer", [..., ActorDiedError(), None])
 def test_closing_the_learner_never_fails_a_run(answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that took over ten seconds to close turned a completed run into a failed one."""
@@ -354,13 +319,3 @@ def test_an_update_enters_every_rank_with_its_items_and_whether_to_measure_the_s
     learner = RayLearner([Rank(0), Rank(1)], "shm")
     assert asyncio.run(learner.update(["item"], measure_step=True)) == "stats of rank 0"
     assert calls == [(0, (("put", ["item"]), True)), (1, (("put", ["item"]), True))]
-
-
-def test_what_the_judge_counted_is_the_last_known_when_it_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_ports, "ANSWER_SECONDS", 0.01)
-
-    async def test() -> None:
-        judge = RayJudge(FakeActor(figures=[{"groups": 2.0}, ..., ActorDiedError()]))
-        assert [await judge.figures() for _ in range(3)] == [{"groups": 2.0}] * 3
-
-    asyncio.run(test())

@@ -12,16 +12,17 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from actors.errors import RunError, UsageError
-from launch.cluster import wiring
+from actors.records import Failure
+from launch.cluster import interchangeable, wiring
+from launch.cluster.interchangeable import RayJudge, RayReference
 from launch.cluster.ray_actors import RayLearner
-from launch.cluster.ray_reference import RayReference
 from launch.cluster.wiring import ray_session
 from launch.run.pools.reference_pool import ReferencePool
 from launch.settings.run import ClusterConfig, RunConfig
 from learner.reference.config import ReferenceConfig, ReferenceSpec
 from learner.reference.worker import ReferenceWorker
 from tests.fakes.models import tiny_llama
-from tests.launch.cluster.test_ray_actors import FakeActor
+from tests.launch.cluster.test_ray_actors import GROUP, FakeActor
 
 ROLLOUTS = [((1, 2), (3, 4), ()), ((1, 2), (5, 4, 3), ((1, 2),))]
 
@@ -31,6 +32,49 @@ def unavailable() -> ActorUnavailableError:
 
 
 async def no_sleep(seconds: float) -> None: ...
+
+
+def test_a_judge_that_is_being_restarted_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its groups used to be given up after seconds, while its model took longer to load."""
+    monkeypatch.setattr(asyncio, "sleep", no_sleep)
+    actor = FakeActor(judge=[unavailable(), [GROUP]], seconds=[*[unavailable()] * 50, 1.5])
+    assert asyncio.run(RayJudge(actor).judge([GROUP])) == [GROUP]
+    assert actor.calls.count("judge") == 2
+    assert actor.calls.count("seconds") == 51
+
+
+def test_groups_over_which_the_judge_dies_again_and_again_are_returned() -> None:
+    actor = FakeActor(judge=unavailable(), seconds=0.0)
+    assert asyncio.run(RayJudge(actor).judge([GROUP])) == [Failure(3, 1, "judge unavailable")]
+    assert actor.calls.count("judge") == 3
+
+
+def test_a_judge_that_died_for_good_ends_the_run() -> None:
+    judge = RayJudge(FakeActor(judge=unavailable(), seconds=ActorDiedError()))
+    with pytest.raises(RunError, match=r"the judge died for good.*--resume"):
+        asyncio.run(judge.judge([GROUP]))
+
+
+def test_the_judge_s_seconds_are_the_last_known_when_it_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interchangeable, "ANSWER_SECONDS", 0.01)
+
+    async def test() -> None:
+        judge = RayJudge(FakeActor(seconds=[2.5, ..., ActorDiedError()]))
+        assert await judge.seconds() == 2.5
+        assert await judge.seconds() == 2.5
+        assert await judge.seconds() == 2.5
+
+    asyncio.run(test())
+
+
+def test_what_the_judge_counted_is_the_last_known_when_it_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interchangeable, "ANSWER_SECONDS", 0.01)
+
+    async def test() -> None:
+        judge = RayJudge(FakeActor(figures=[{"groups": 2.0}, ..., ActorDiedError()]))
+        assert [await judge.figures() for _ in range(3)] == [{"groups": 2.0}] * 3
+
+    asyncio.run(test())
 
 
 def test_an_actor_that_is_being_restarted_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +147,8 @@ def test_actors_on_ray_score_as_one_in_this_process_and_one_that_is_killed_comes
             assert (await first.pulse()).process != process
             first.kill()  # its only restart is used up
             with pytest.raises(RunError, match="died for good"):
-                await first.score(ROLLOUTS)
+                while True:  # Ray does not wait for the death, so that it may answer once more
+                    await first.score(ROLLOUTS)
         assert await pool.score(ROLLOUTS) == expected
         assert await pool.seconds() > 0.0
 
