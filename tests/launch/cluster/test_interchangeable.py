@@ -134,6 +134,10 @@ def test_actors_on_ray_score_as_one_in_this_process_and_one_that_is_killed_comes
     )
     expected = ReferenceWorker(spec).score(ROLLOUTS)
 
+    async def until_it_is_gone(reference: RayReference) -> None:
+        while True:  # Ray does not wait for the death that it is asked for: there may be another answer
+            await reference.score(ROLLOUTS)
+
     async def test() -> None:
         first, second = references = wiring.start_references(config, str(model))
         pool = ReferencePool(references, print)
@@ -147,8 +151,7 @@ def test_actors_on_ray_score_as_one_in_this_process_and_one_that_is_killed_comes
             assert (await first.pulse()).process != process
             first.kill()  # its only restart is used up
             with pytest.raises(RunError, match="died for good"):
-                while True:  # Ray does not wait for the death, so that it may answer once more
-                    await first.score(ROLLOUTS)
+                await until_it_is_gone(first)
         assert await pool.score(ROLLOUTS) == expected
         assert await pool.seconds() > 0.0
 
