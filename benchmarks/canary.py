@@ -150,7 +150,8 @@ class Learner:
 
         from actors.hub import answer_ends
         from actors.network import free_port
-        from learner.config import LearnerConfig, LearnerSpec, PublicationConfig
+        from learner.config import LearnerConfig, LearnerSpec
+        from learner.publication.config import PublicationConfig
         from learner.training.process import RankPlace
         from learner.training.worker import LearnerWorker
 

@@ -1,17 +1,20 @@
-"""Which correction bears how much staleness: Nash-MD on the intransitive task at an exact lag, without a system around.
+"""Which correction bears how much staleness: Nash-MD and online DPO on the intransitive task at an exact lag.
 
     python -m benchmarks.lag [ROW ...] [--updates 400] [--output benchmarks/results/lag.json]
+    python -m benchmarks.lag dpo-lag-16 dpo-lag-16-anchor --schedule constant --groups 32 --updates 1600 --seed 1 \
+        --output benchmarks/results/anchor.json
 
 The policy of update u is trained on completions that the policy of update u - LAG sampled (of update 0 before that).
-Losses are the product's (`learner.losses.games`), on a language model with AdamW; sampling is from the exact table of
-the
+Losses are the product's (`learner.losses`), on a language model with AdamW; sampling is from the exact table of the
 policy (`learner.world.exact`), so the lag is exact and no time is spent on engines. What whole runs of the system do is
-measured by `benchmarks.nash`. One thread per row; `--list` prints the rows.
+measured by `benchmarks.nash`. Online DPO compares half of a prompt's completions with the other half, each by the
+world's own preference as a soft label. One thread per row; `--list` prints the rows.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import tempfile
@@ -26,8 +29,10 @@ from numpy.typing import NDArray
 
 from actors import world as world_module
 from actors.world import PROMPTS, SYMBOLS, World
-from learner.config import GameLossConfig
+from learner.config import GameLossConfig, PairLossConfig
+from learner.losses.anchor import anchored, pulled_to, strength
 from learner.losses.games import GameBatch, game_loss
+from learner.losses.pairs import preference_loss
 from learner.world import exact
 
 TOKENS = world_module.MAX_NEW_TOKENS
@@ -37,13 +42,14 @@ UNCORRECTED = {"baseline": "constant", "kl": "reward_to_go", "opponents": "none"
 
 @dataclass(frozen=True)
 class Row:
-    """One setting. `fresh`: lag of opponents drawn apart; None splits the players."""
+    """One setting. `fresh`: lag of opponents drawn apart; None splits the players. `anchor`: weight and horizon."""
 
     lag: int
     correction: dict[str, Any] = field(default_factory=dict)
     fresh: int | None = None
     beta: float = 0.125
     kind: str = "nash_pg"
+    anchor: tuple[float, int] | None = None
 
 
 ROWS = {
@@ -60,6 +66,18 @@ ROWS = {
     "lag-64-fresh": Row(64, fresh=0),
     "lag-64-fresh-1": Row(64, fresh=1),
     "lag-64-fresh-online-ipo": Row(64, fresh=0, kind="online_ipo"),
+    "lag-0-anchor": Row(0, {"opponents": "none"}, anchor=(0.32, 32)),
+    "lag-16-unweighted": Row(16, {"opponents": "none"}),
+    "lag-16-anchor": Row(16, {"opponents": "none"}, anchor=(0.32, 32)),
+    "lag-16-weighted-anchor": Row(16, anchor=(0.32, 32)),
+    "lag-64-anchor": Row(64, {"opponents": "none"}, anchor=(0.32, 128)),
+    "lag-64-weighted-anchor": Row(64, anchor=(0.32, 128)),
+    "dpo-lag-0": Row(0, kind="dpo"),
+    "dpo-lag-0-anchor": Row(0, kind="dpo", anchor=(0.8, 32)),
+    "dpo-lag-16": Row(16, kind="dpo"),
+    "dpo-lag-16-anchor": Row(16, kind="dpo", anchor=(0.8, 32)),
+    "dpo-lag-64": Row(64, kind="dpo"),
+    "dpo-lag-64-anchor": Row(64, kind="dpo", anchor=(0.8, 128)),
 }
 
 
@@ -77,9 +95,13 @@ class Experiment:
         self.tables = [self.reference.token_logprobs]
         self.rng = np.random.default_rng(arguments.seed)
         self.order = np.array([], dtype=int)
-        self.loss = GameLossConfig.model_validate(
-            {"kind": row.kind, "tau": arguments.tau, "correction": row.correction}
-        )
+        self.slow = copy.deepcopy(self.model).requires_grad_(False)
+        self.loss: PairLossConfig | GameLossConfig
+        if row.kind == "dpo":
+            self.loss = PairLossConfig(kind="dpo", beta=arguments.beta)
+        else:
+            fields = {"kind": row.kind, "tau": arguments.tau, "correction": row.correction}
+            self.loss = GameLossConfig.model_validate(fields)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=arguments.lr, betas=(0.9, 0.95), weight_decay=0.0, foreach=True
         )
@@ -93,9 +115,10 @@ class Experiment:
             if (update + 1) % 10 == 0:
                 e, kl = exact.exploitability(policy, self.world), exact.exact_kl(policy, self.reference)
                 curve.append([update + 1, e, kl, exact.expected_preference(policy, self.reference, self.world)])
-        last = [point for point in curve if point[0] > 0.9 * self.arguments.updates]
+        last = [point for point in curve if point[0] > self.arguments.tail * self.arguments.updates]
         return {
             "exploitability_tail": statistics.fmean(point[1] for point in last),
+            "exploitability_tail_max": max(point[1] for point in last),
             "kl_tail": statistics.fmean(point[2] for point in last),
             "opponent_ess": statistics.fmean(ess),
             "seconds": time.perf_counter() - started,
@@ -109,28 +132,50 @@ class Experiment:
         if row.fresh is not None:
             drawn.append(self._sample(max(0, update - row.fresh), prompts, self.arguments.opponents))
         tokens, mask, behaviour, outcomes = (np.concatenate(parts, axis=1) for parts in zip(*drawn, strict=True))
-        policy, reference, opponent = self._logprobs(prompts, tokens)
         present = torch.from_numpy(mask)
-        batch = GameBatch(
-            policy=policy * present,
-            reference=reference * present,
-            behaviour=torch.from_numpy(behaviour).float(),
-            opponent=opponent * present,
-            mask=present,
-            preferences=torch.from_numpy(
-                self.preferences[prompts[:, None, None], outcomes[:, :, None], outcomes[:, None]]
-            ).float(),
-            scores=torch.zeros(outcomes.shape),
-            players=players,
-        )
-        output = game_loss(batch, self.loss)
-        output.loss.mean().backward()
+        policy, reference, opponent, slow = (each * present for each in self._logprobs(prompts, tokens))
+        prior, loss = reference, self.loss
+        if row.anchor is not None:
+            prior = pulled_to(reference, slow, strength(loss), row.anchor[0])
+            loss = anchored(loss, row.anchor[0])
+        preferences = torch.from_numpy(
+            self.preferences[prompts[:, None, None], outcomes[:, :, None], outcomes[:, None]]
+        ).float()
+        if isinstance(loss, PairLossConfig):
+            ess = 1.0
+            half = players // 2
+            (one, other), (m_one, m_other) = (each.sum(-1).split(half, dim=1) for each in (policy, prior))
+            wins = torch.diagonal(preferences[:, :half, half:], dim1=1, dim2=2)
+            value = preference_loss(one, other, m_one, m_other, loss, wins).loss.mean()
+        else:
+            batch = GameBatch(
+                policy=policy,
+                reference=reference,
+                behaviour=torch.from_numpy(behaviour).float(),
+                opponent=opponent,
+                mask=present,
+                preferences=preferences,
+                scores=torch.zeros(outcomes.shape),
+                players=players,
+                pulled_to=prior,
+            )
+            output = game_loss(batch, loss)
+            value, ess = output.loss.mean(), float(output.metrics["opponent_ess"].mean())
+        value.backward()
+        self._step(update)
+        return ess
+
+    def _step(self, update: int) -> None:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        left = 1.0 if self.arguments.schedule == "constant" else 1.0 - update / self.arguments.updates
         for group in self.optimizer.param_groups:
-            group["lr"] = self.arguments.lr * (1.0 - update / self.arguments.updates)
+            group["lr"] = self.arguments.lr * left
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return float(output.metrics["opponent_ess"].mean())
+        if self.row.anchor is not None:
+            with torch.no_grad():
+                for average, own in zip(self.slow.parameters(), self.model.parameters(), strict=True):
+                    average.lerp_(own, 1.0 / self.row.anchor[1])
 
     def _prompts(self, count: int) -> NDArray[np.int64]:
         """The next `count` prompt indices; every prompt comes once before any comes again."""
@@ -162,7 +207,10 @@ class Experiment:
         return tuple(values.reshape(len(prompts), each, *values.shape[1:]) for values in shaped)
 
     def _logprobs(self, prompts: NDArray[np.int64], tokens: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
-        """Log-probs [g, n, 4] of policy (with gradient), reference, opponent. Equal completions are computed once."""
+        """Log-probs [g, n, 4] of policy (with gradient), reference, opponent and slow average.
+
+        Equal completions are computed once.
+        """
         g, n, _ = tokens.shape
         flat = np.concatenate([prompts.repeat(n)[:, None], tokens.reshape(-1, TOKENS)], axis=1)
         unique, inverse = np.unique(flat, axis=0, return_inverse=True)
@@ -173,7 +221,10 @@ class Experiment:
         given = self._reference_logprobs(unique)
         beta = self.row.beta
         mixture = ((1.0 - beta) * logits.detach() + beta * given).log_softmax(-1)
-        picked = (values.gather(-1, targets)[..., 0] for values in (logits, given, mixture))
+        slow = logits.detach()
+        if self.row.anchor is not None:
+            slow = self.slow(input_ids=ids, use_cache=False, logits_to_keep=TOKENS).logits.log_softmax(-1)
+        picked = (values.gather(-1, targets)[..., 0] for values in (logits, given, mixture, slow))
         places = torch.from_numpy(inverse.reshape(g, n))
         return tuple(values[places] for values in picked)
 
@@ -195,7 +246,10 @@ def main() -> None:
     parser.add_argument("--players", type=int, default=8)
     parser.add_argument("--opponents", type=int, default=8, help="where they are drawn apart")
     parser.add_argument("--tau", type=float, default=0.05)
+    parser.add_argument("--beta", type=float, default=0.2, help="of online DPO")
     parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--schedule", choices=("linear", "constant"), default="linear")
+    parser.add_argument("--tail", type=float, default=0.9, help="share of the run after which its tail begins")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=Path, help="starting policy; unset: trained here")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/lag.json"))
@@ -213,7 +267,7 @@ def main() -> None:
         start = arguments.start or _start(Path(scratch) / "start", arguments.seed)
         for name in arguments.rows or ROWS:
             result = Experiment(ROWS[name], start, arguments).run()
-            settings = ("updates", "groups", "players", "opponents", "tau", "lr", "seed")
+            settings = ("updates", "groups", "players", "opponents", "tau", "lr", "seed", "beta", "schedule", "tail")
             entry = {"row": name, **{key: getattr(arguments, key) for key in settings}, **result}
             _add(arguments.output, entry, settings)
             print(f"{name}: exploitability {entry['exploitability_tail']:.3f}, KL {entry['kl_tail']:.2f}", flush=True)
@@ -230,7 +284,7 @@ def _add(path: Path, entry: dict[str, Any], settings: tuple[str, ...]) -> None:
     """Puts `entry` in the place of an older one of the same row and settings."""
     runs = json.loads(path.read_text())["runs"] if path.is_file() else []
     key = ("row", *settings)
-    runs = [run for run in runs if [run[k] for k in key] != [entry[k] for k in key]]
+    runs = [run for run in runs if [run.get(k) for k in key] != [entry[k] for k in key]]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"torch": torch.__version__, "runs": [*runs, entry]}) + "\n")
 

@@ -52,7 +52,7 @@ def published(model: Path, canary: Canary, directory: Path) -> Manifest:
     """Publish a model's own weights. Later versions are the same file under another number."""
     from safetensors.torch import load_file
 
-    from learner.config import PublicationConfig
+    from learner.publication.config import PublicationConfig
     from learner.publication.publisher import Publisher
 
     publisher = Publisher(PublicationConfig(), directory)

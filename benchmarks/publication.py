@@ -86,7 +86,7 @@ def copy_seconds(tensors: dict[str, Tensor]) -> float:
 
 def random_publication(transport: str, directory: Path, size: int) -> tuple[Any, Any]:
     """A publisher with version 0, `size` bytes in tensors of 32 MiB without a meaning, and its manifest."""
-    from learner.config import PublicationConfig
+    from learner.publication.config import PublicationConfig
     from learner.publication.publisher import Publisher
 
     elements = 8 << 20
@@ -106,7 +106,7 @@ class Learner:
     """The learner's side: weights, a publisher, and one engine at the other end of a pipe."""
 
     def __init__(self, size: dict[str, int], transport: str, directory: Path) -> None:
-        from learner.config import PublicationConfig
+        from learner.publication.config import PublicationConfig
         from learner.publication.publisher import Publisher
 
         self.transport, self.weights = transport, weights_of(size)

@@ -20,7 +20,8 @@ from actors.records import Group, Prompt
 from actors.replay_buffer.buffer import Batch, ReplayBuffer
 from launch.cluster import wiring
 from launch.output.run_directory import SharedMemory
-from launch.run.loop import EvaluationSet, LoopEvents, TrainingLoop
+from launch.run.evaluation import EvaluationSet
+from launch.run.loop import LoopEvents, TrainingLoop
 from launch.run.progress import Consumed
 from launch.run.win_rate import Reward
 from launch.settings.run import RunConfig

@@ -32,7 +32,8 @@ from launch.output.reporter import Reporter
 from launch.output.run_directory import SharedMemory
 from launch.output.session import Resume, Session, Status, stopping_on_signals, tell_skipped
 from launch.run.divergence import DivergedError, DivergenceGuard
-from launch.run.loop import EvaluationSet, LoopEvents, TrainingLoop
+from launch.run.evaluation import EvaluationSet
+from launch.run.loop import LoopEvents, TrainingLoop
 from launch.run.plugins import plugin_of
 from launch.run.pools.judge_pool import JudgePool
 from launch.run.pools.reference_pool import JudgeBesideReference, ReferencePool
@@ -274,7 +275,19 @@ class TrainingRun:
             await loop.evaluate()
         if (departure := loop.divergence.take()) is not None:
             self.board.message(f"warning: the final policy left the band: {departure.describe()}")
+        if self.config.learner.average_last:
+            await self._average(loop)
         await loop.refresh()
+
+    async def _average(self, loop: TrainingLoop) -> None:
+        """Write the mean of the last weights as a model, and evaluate it beside the last weights themselves."""
+        await self.learner.adopt_average()
+        await self.learner.save_pretrained(self.directory.final_average)
+        save_template(self.config.model, self.directory.final_average)
+        self.session.seal(self.directory.final_average, loop.buffer.updates)
+        with loop.progress.clock.spend("evaluating"):
+            publication = await loop.publish(average=True)
+            loop.progress.average = await loop.measure(publication, aside=True)
 
     async def _evaluation_set(self, loop: TrainingLoop) -> EvaluationSet:
         """Return the starting policy's completions: sampled before the first update, read back on a resume."""

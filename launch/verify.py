@@ -41,7 +41,7 @@ def parts(directory: Path) -> Iterator[Finding]:
             yield _checkpoint(path)
         elif manifest.MANIFEST in files:
             yield _directory(path)
-        elif path.name in ("final", "start") and not files_of_a_model.isdisjoint(files):
+        elif path.name in ("final", "final-average", "start") and not files_of_a_model.isdisjoint(files):
             yield graded("model", f"{path}: no {manifest.MANIFEST}, so it cannot be verified", doubtful=True)
         if checkpoints.POINTER in files:
             yield from _pointer(path)

@@ -115,6 +115,28 @@ class GameLossConfig(Settings):
 LossConfig = PairLossConfig | RewardLossConfig | GameLossConfig
 
 
+class AnchorConfig(Settings):
+    """A pull towards the slow average of the policy's own weights: it damps the cycles that stale opponents cause."""
+
+    weight: float = Field(
+        default=0.0, ge=0.0, description="weight of KL(policy || its slow average), beside loss.tau or beta; 0: none"
+    )
+    horizon: int | None = Field(
+        default=None,
+        ge=2,
+        description="optimizer steps that the average looks back; unset: 2 (replay.max_staleness + 1) "
+        "replay.updates_per_publish, at least 8",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """A run's anchor, with every number settled."""
+
+    weight: float
+    horizon: int  # optimizer steps
+
+
 class OptimizerConfig(Settings):
     """AdamW and its learning-rate schedule."""
 
@@ -318,6 +340,14 @@ class LearnerConfig(GroupTrainerConfig):
     offload_reference: bool = Field(
         default=False, description="frozen reference in host memory, on the GPU one module at a time (on GPUs)"
     )
+    anchor: AnchorConfig = Field(default_factory=AnchorConfig)
+    average_last: float = Field(
+        default=0.0,
+        ge=0.0,
+        lt=1.0,
+        description="share of the run, at its end, whose weights are averaged; written as final-average/ and evaluated "
+        "beside final/. 0: none",
+    )
 
     @field_validator("loss", mode="before")
     @classmethod
@@ -344,34 +374,6 @@ class LearnerConfig(GroupTrainerConfig):
         return self
 
 
-class PublicationConfig(Settings):
-    """Weight sync from learner to generators."""
-
-    transport: Literal["shm", "object_store", "gloo", "nccl", "ipc"] = Field(
-        default="shm",
-        description="shm: one host; object_store: many hosts; gloo, nccl: one broadcast over CPUs, GPUs; ipc: "
-        "generators and learner on one GPU",
-    )
-    chunk_mib: int = Field(default=256, ge=1, description="MiB per message of the object_store transport")
-    timeout_seconds: float = Field(
-        default=600.0,
-        gt=0.0,
-        description="seconds for one generator to take one version, its wait for a transfer not counted",
-    )
-    canary_tokens: int = Field(
-        default=32, ge=2, description="tokens of the answer that learner and engines score at each version, at most"
-    )
-
-
-class CheckpointConfig(Settings):
-    """How often checkpoints are saved, and how many are kept."""
-
-    every_updates: int = Field(
-        default=100, ge=0, description="optimizer steps between checkpoints; 0: only at the end or on an interrupt"
-    )
-    keep: int = Field(default=2, ge=1, description="newest checkpoints to keep")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerSpec:
     """Everything that one learner rank is built from. Made by the wiring; read by worker and engine."""
@@ -383,6 +385,7 @@ class LearnerSpec:
     """Whether the ranks hold the reference; without it every completion brings its log-probs."""
     tokenizer_dir: str | None = None  # None: `model_dir`
     total_updates: int  # length of the learning-rate schedule (updates)
+    anchor: Anchor | None = None
     temperature: float = 1.0
     """Sampling temperature; divides the logits of policy and reference."""
     head_dtype: str = "model"  # of the logits; float32, or that of the weights

@@ -62,6 +62,8 @@ class UpdateStats:
     """Games with opponents: mean importance weight of the opponents; below 1 their cap shrinks the preference."""
     opponent_log_ratio_max: float | None = None
     """Games whose opponents have importance weights: largest |log pi' - log b| of an opponent's token (nats)."""
+    kl_anchor: float | None = None
+    """With an anchor: mean of log pi(y|x) - log u(y|x) over the completions (nats per sequence)."""
     step_size: float | None = None
     """Games, if requested and the step was taken: eta of mirror descent, the slope of log pi_{t+1}(y|x) - log pi_t(y|x)
     on the players' advantages, with a free constant per prompt."""

@@ -261,6 +261,9 @@ class RayLearner(RayRanks):
     async def update(self, items: Sequence[Pair] | Sequence[Game], measure_step: bool = False) -> UpdateStats:
         return await self._all("update", ray.put(list(items)), measure_step)
 
+    async def adopt_average(self) -> None:
+        await self._all("adopt_average")
+
     async def export(self, version: int) -> Publication:
         return await self._carrier.publication(await self._all("export", version))
 

@@ -270,6 +270,7 @@ def start_learner(
         with_reference=config.reference.count == 0,
         tokenizer_dir=config.model.tokenizer,
         total_updates=config.updates,
+        anchor=config.anchor,
         temperature=config.sampling.temperature,
         head_dtype=config.model.head_dtype,
         ends=_ends(model_dir, config.model.tokenizer),

@@ -319,19 +319,35 @@ def kept_on_host(policy: ModelFacts, config: RunConfig) -> int:
     return sent_from + received
 
 
-def checkpoint_bytes(policy: ModelFacts, config: TrainerConfig, *, average: bool) -> int:
-    """Return the size of one checkpoint: model, engine weights (not at stage 3), optimizer, and average in float32."""
+def averaged_parameters(policy: ModelFacts, config: RunConfig) -> int:
+    """Count the elements of the averages of past policies in a checkpoint: the opponent's, the anchor's, the last."""
+    opponent = policy.parameters if has_average(config) else 0
+    own = (config.anchor is not None) + (config.learner.average_last > 0.0)
+    return opponent + own * trained_parameters(policy, config.learner)
+
+
+def average_bytes(policy: ModelFacts, config: RunConfig) -> float:
+    """Return what averages of the weights in training take on a learner rank.
+
+    The anchor's and the last updates' in float32; the anchor's also in the weights' dtype while a pass runs.
+    """
+    learner, anchor = config.learner, config.anchor is not None
+    each = 4 * (anchor + (learner.average_last > 0.0)) + (2 if anchor and learner.dtype == "bfloat16" else 0)
+    return each * trained_parameters(policy, learner) / (learner.ranks if learner.zero_stage == 3 else 1)
+
+
+def checkpoint_bytes(policy: ModelFacts, config: TrainerConfig, *, averaged: int = 0) -> int:
+    """Return the size of one checkpoint: model, engine weights (not at stage 3), optimizer, `averaged_parameters`."""
     element, trained = ELEMENT_BYTES[config.dtype], trained_parameters(policy, config)
     engine = (0 if config.zero_stage == 3 else element) + (8 if config.zero_stage == 0 else 12)
-    averaged = 4 * policy.parameters if average else 0
-    return element * saved_parameters(policy, config) + engine * trained + averaged
+    return element * saved_parameters(policy, config) + engine * trained + 4 * averaged
 
 
 def disk_bytes(policy: ModelFacts, config: RunConfig) -> int:
-    """Return the size of a whole run: the checkpoints it keeps, the one it is writing, and `final/`."""
-    one = checkpoint_bytes(policy, config.learner, average=has_average(config))
+    """Return the size of a whole run: the checkpoints it keeps, the one it is writing, and the models at its end."""
+    one = checkpoint_bytes(policy, config.learner, averaged=averaged_parameters(policy, config))
     final = ELEMENT_BYTES[config.learner.dtype] * saved_parameters(policy, config.learner)
-    return (config.checkpoints.keep + 1) * one + final
+    return (config.checkpoints.keep + 1) * one + (2 if config.learner.average_last else 1) * final
 
 
 def size(nbytes: float) -> str:

@@ -284,7 +284,8 @@ def check_disk(config: RunConfig, policy: ModelFacts | None, folder: Path, free:
     text = f"{size(free)} free at {folder}"
     if policy is None:
         return graded("disk", text)
-    one = footprint.checkpoint_bytes(policy, config.learner, average=footprint.has_average(config))
+    averaged = footprint.averaged_parameters(policy, config)
+    one = footprint.checkpoint_bytes(policy, config.learner, averaged=averaged)
     needed = footprint.disk_bytes(policy, config)
     text += f"; {config.checkpoints.keep + 1} checkpoints of {size(one)} and final/ take {size(needed)}"
     remedy = f"free space, lower checkpoints.keep, or {OTHER_DIRECTORY}"
@@ -332,7 +333,8 @@ def _learner_memory(config: RunConfig, models: Models) -> tuple[float, float]:
     device, host = footprint.learner_memory(
         models.policy, reference, config.learner, average=average, offload_reference=config.learner.offload_reference
     )
-    return device + footprint.kept_on_gpu(models.policy, config), host
+    kept = footprint.kept_on_gpu(models.policy, config) + footprint.average_bytes(models.policy, config)
+    return device + kept, host
 
 
 def _held_reference(config: RunConfig, models: Models) -> ModelFacts | None:

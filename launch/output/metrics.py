@@ -31,6 +31,7 @@ TAGS = {
     "kl_players": "kl/policy",
     "kl_chosen": "kl/chosen",
     "kl_rejected": "kl/rejected",
+    "kl_anchor": "kl/anchor",
     "staleness_max": "staleness/max",
     "staleness_mean": "staleness/mean",
     "opponent_staleness_max": "staleness/opponent_max",

@@ -122,5 +122,6 @@ class Reporter:
             win_rate=progress.win_rate,
             reward=progress.reward,
             kl=progress.kl,
+            average=progress.average,
             log_ratio_max=progress.log_ratio_max,
         )

@@ -41,6 +41,7 @@ class RunDirectory:
         self.config = path / RECORDED
         self.checkpoints = path / "checkpoints"
         self.final = path / "final"
+        self.final_average = path / "final-average"
         self.start = path / "start"  # the embedded world's supervised policy
         self.baseline = path / "evaluation" / "baseline.json"
         self.journal = path / "journal"

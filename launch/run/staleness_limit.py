@@ -38,6 +38,8 @@ class StalenessLimit:
     """The run's bound on the opponents' staleness, in versions."""
     lowered_by: str = "learner.loss.opponent.max_staleness"  # the setting that lowers it
     error: str = ""  # which way the estimate errs, if that is known
+    anchor_weight: float = 0.0
+    anchor_horizon: int = 0  # optimizer steps
 
     @property
     def kept(self) -> bool:
@@ -52,12 +54,15 @@ class StalenessLimit:
         """Return one line for people."""
         unit = "version" if self.largest_lag == 1 else "versions"
         lag = "any lag" if math.isinf(self.largest_lag) else f"a lag of {self.largest_lag:.0f} {unit}"
+        pulls = _pulls(self.tau, self.beta, self.anchor_weight, self.anchor_horizon)
         given = (
-            f"tau {self.tau:g}, beta {self.beta:g}, measured step size {self.step_size:.3g} and rotation "
+            f"{pulls}, measured step size {self.step_size:.3g} and rotation "
             f"{self.frequency:.3g} of the tenth of the prompts that cycles fastest"
             + (f"; {self.error}" if self.error else "")
         )
         raised = "learner.loss.tau or learner.loss.opponent.beta" if self.beta else "learner.loss.tau"
+        if not self.anchor_weight:
+            raised += ", or set learner.anchor.weight to 0.32"
         remedy = f"lower learner.optimizer.lr or replay.updates_per_publish, or raise {raised}"
         if self.largest_lag < 0:
             return (
@@ -71,6 +76,11 @@ class StalenessLimit:
             f"warning: staleness limit: opponents are stable up to {lag} ({given}), and this run allows "
             f"{self.bound}: the policy may cycle; set {self.lowered_by} to {self.largest_lag:.0f}, {remedy}"
         )
+
+
+def _pulls(tau: float, beta: float, weight: float = 0.0, horizon: int = 0) -> str:
+    anchor = f", anchor {weight:g} over {horizon} updates" if weight else ""
+    return f"tau {tau:g}, beta {beta:g}{anchor}"
 
 
 def bound_of(config: RunConfig, opponent: OpponentConfig) -> int:
@@ -107,15 +117,22 @@ def versions_of(steps: float, updates_per_publish: int) -> float:
 
 def announce(config: RunConfig) -> str:
     """Say before any measurement which step the run's bound allows if preferences cycle as fast as they can."""
-    from learner.games.stability import largest_stable_step
+    from learner.games.stability import largest_anchored_step, largest_stable_step
 
     loss = loss_with_limit(config)
     if loss is None:
         return "staleness limit: none is known for learner.loss.opponent.kind ema, an average of policies of many ages"
     bound, beta = bound_of(config, loss.opponent), beta_of(loss)
-    step = largest_stable_step(loss.tau, beta, steps_of(bound, config.replay.updates_per_publish), CYCLE_FREQUENCY)
+    lag = steps_of(bound, config.replay.updates_per_publish)
+    anchor, pulls = config.anchor, _pulls(loss.tau, beta)
+    if anchor is None:
+        step = largest_stable_step(loss.tau, beta, lag, CYCLE_FREQUENCY)
+    else:
+        pull = (anchor.weight, anchor.horizon)
+        step = largest_anchored_step(loss.tau, beta, lag, CYCLE_FREQUENCY, pull)
+        pulls = _pulls(loss.tau, beta, *pull)
     return (
-        f"staleness limit: with tau {loss.tau:g}, beta {beta:g} and opponents up to {bound} versions old, steps up to "
+        f"staleness limit: with {pulls} and opponents up to {bound} versions old, steps up to "
         f"{step:.3g} per update are stable on a cycle of three; the step that learning rate "
         f"{config.learner.optimizer.lr:g} makes is measured over the first {PROBES} updates"
     )
@@ -168,16 +185,19 @@ def _differs(limit: StalenessLimit, told: StalenessLimit) -> bool:
 def _limit(config: RunConfig, loss: GameLossConfig, steps: Sequence[float], games: Sequence[Game]) -> StalenessLimit:
     import numpy as np
 
-    from learner.games.stability import fastest_rotation, largest_stable_lag
+    from learner.games.stability import fastest_rotation, largest_anchored_lag, largest_stable_lag
 
     # A cycle takes three: with two players, their opponents count as well.
     players = len(games[0].players) if len(games[0].players) > 2 else None
     tables = np.array([game.preferences for game in games])[:, :players, :players]
     numbers = {tokens: number for number, tokens in enumerate({tuple(game.prompt_token_ids) for game in games})}
     frequency = fastest_rotation(tables, [numbers[tuple(game.prompt_token_ids)] for game in games])
-    step_size, tau, beta = float(np.median(steps)), loss.tau, beta_of(loss)
+    step_size, tau, beta, anchor = float(np.median(steps)), loss.tau, beta_of(loss), config.anchor
+    weight, horizon = (0.0, 0) if anchor is None else (anchor.weight, anchor.horizon)
     if step_size <= 0.0:
         lag = math.inf
+    elif anchor is not None:
+        lag = largest_anchored_lag(tau, beta, step_size, frequency, (weight, horizon))
     elif step_size * tau > 1.0:  # such steps overshoot, whatever the opponent's age
         lag = -1.0
     else:
@@ -189,4 +209,4 @@ def _limit(config: RunConfig, loss: GameLossConfig, steps: Sequence[float], game
         error = "the judge says 0 or 1, which adds rotation, so the lag is too short unless it is certain"
     elif tables.shape[1] < 6:
         error = "the noise of fewer than 6 completions is in it, so the lag is rather too short"
-    return StalenessLimit(tau, beta, step_size, frequency, versions, bound, lowered_by(config), error)
+    return StalenessLimit(tau, beta, step_size, frequency, versions, bound, lowered_by(config), error, weight, horizon)

@@ -150,7 +150,12 @@ class ExactEvaluation:
 
     async def observe(self, update: int, publication: Publication) -> dict[str, float]:
         tensors = await publication.tensors()
-        return (await asyncio.to_thread(self._measure_weights, update, tensors)).metrics()
+        self.history.append(await asyncio.to_thread(self._measure_weights, update, tensors))
+        return self.history[-1].metrics()
+
+    async def aside(self, publication: Publication) -> dict[str, float]:
+        figures = await asyncio.to_thread(self._measure_weights, self.updates, await publication.tensors())
+        return figures.metrics()
 
     def _measure_weights(self, update: int, tensors: dict[str, Any]) -> ExactFigures:
         import torch
@@ -186,15 +191,13 @@ class ExactEvaluation:
             self._parts = World(self.task, self.seed), exact.load_policy(self.reference_dir, self.temperature)
         world, reference = self._parts
         policy = exact.ExactPolicy(token_logprobs)
-        figures = ExactFigures(
+        return ExactFigures(
             update=update,
             exploitability=exact.exploitability(policy, world),
             exact_kl=exact.exact_kl(policy, reference),
             preference=exact.expected_preference(policy, reference, world),
             family_shares=mean_shares(policy) if self.task == "intransitive" else None,
         )
-        self.history.append(figures)
-        return figures
 
     def tail(self, updates: int) -> float | None:
         """Average exploitability over the last tenth of `updates`; None if nothing was measured there."""

@@ -15,10 +15,13 @@ from actors.replay_buffer.config import ReplayConfig
 from actors.settings import Settings
 from launch.settings.gpus import gpu_problem
 from launch.settings.runtime_env import checked_runtime_env, upload_problem
-from learner.config import CheckpointConfig, LearnerConfig, PublicationConfig
+from learner.config import Anchor, LearnerConfig
+from learner.publication.config import PublicationConfig
 from learner.reference.config import ReferenceConfig, reference_problem
 
 NAME = r"^[A-Za-z0-9._-]+$"
+SHORTEST_HORIZON = 8
+"""Optimizer steps that an anchor looks back at least, if its horizon is unset."""
 
 
 class ModelConfig(ChatTemplateConfig):
@@ -109,6 +112,15 @@ class JournalConfig(Settings):
         default=50, ge=1, description="optimizer steps per file; a checkpoint also closes the current file"
     )
     max_mib: int = Field(default=2048, ge=1, description="size of all files (MiB); beyond it the oldest are removed")
+
+
+class CheckpointConfig(Settings):
+    """How often checkpoints are saved, and how many are kept."""
+
+    every_updates: int = Field(
+        default=100, ge=0, description="optimizer steps between checkpoints; 0: only at the end or on an interrupt"
+    )
+    keep: int = Field(default=2, ge=1, description="newest checkpoints to keep")
 
 
 class ClusterConfig(Settings):
@@ -361,6 +373,15 @@ class RunConfig(TrainingConfig):
         """The adapters that weight syncs hold; None if they hold all weights."""
         lora = self.learner.lora
         return lora if lora is not None and lora.publish == "adapter" else None
+
+    @property
+    def anchor(self) -> Anchor | None:
+        """The anchor; its horizon is unset: twice the largest lag in optimizer steps, below which it is unstable."""
+        given = self.learner.anchor
+        if given.weight == 0.0:
+            return None
+        lag = (self.replay.max_staleness + 1) * self.replay.updates_per_publish
+        return Anchor(given.weight, max(SHORTEST_HORIZON, 2 * lag) if given.horizon is None else given.horizon)
 
     @property
     def opponent(self) -> OpponentConfig | None:

@@ -1,10 +1,15 @@
-"""An exponential moving average of a policy's weights, usable as a model. Must not depend on ranks."""
+"""Averages of a policy's weights: a model of its own for opponents, and one that takes the place of the weights."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from actors.adapters.peft_form import merged
 from actors.errors import UsageError
@@ -12,6 +17,10 @@ from actors.hub import unique_tensors
 from learner.tensors.logprobs import PolicyWithLogProbs
 
 AVERAGE = "average.safetensors"
+ANCHOR = "anchor"
+"""Name of the anchor among the averages of a checkpoint."""
+LAST = "average_last"
+"""Name of the average over the end of a run."""
 
 
 class AveragePolicy:
@@ -50,3 +59,86 @@ class AveragePolicy:
             self._weights[name].copy_(tensor)
         for name, own in unique_tensors(self.model.model).items():
             own.copy_(self._weights[name])
+
+
+class AverageWeights:
+    """A float32 average of the weights of `model` that are trained, to take their place for a while.
+
+    It starts as the weights. Under ZeRO-3 each rank averages its own part. With adapters their matrices are averaged.
+    `model` must be in DeepSpeed's hands already.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
+        self._average = {name: held(each).detach().float().clone() for name, each in self._trained.items()}
+
+    @torch.no_grad()
+    def move(self, share: float) -> None:
+        """Move the average towards the current weights by `share` of the difference."""
+        for name, parameter in self._trained.items():
+            self._average[name].lerp_(held(parameter).float(), share)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Put the average in the place of the weights, within the context. The weights come back to the bit."""
+        weights = {name: held(each).data for name, each in self._trained.items()}
+        self._release()
+        for name, parameter in self._trained.items():
+            held(parameter).data = self._average[name].to(weights[name].dtype)
+        try:
+            yield
+        finally:
+            self._release()
+            for name, parameter in self._trained.items():
+                held(parameter).data = weights[name]
+
+    def _release(self) -> None:
+        """Let go of whole weights that ZeRO-3 keeps gathered, so that the next pass gathers them anew."""
+        for parameter in self._trained.values():
+            if getattr(parameter, "ds_status", None) is ZeroParamStatus.AVAILABLE:
+                parameter.partition()  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def adopt(self) -> None:
+        """Make the average the weights, for good. The optimizer does not learn of it."""
+        self._release()
+        for name, parameter in self._trained.items():
+            held(parameter).copy_(self._average[name])
+
+    def whole(self) -> dict[str, Tensor]:
+        """Return the average of every weight on the CPU, by the names of the model. Collective."""
+        return {name: _gathered(each, self._average[name]).cpu().contiguous() for name, each in self._trained.items()}
+
+    @torch.no_grad()
+    def take(self, whole: Mapping[str, Tensor]) -> None:
+        """Take over what `whole` returned, on any number of ranks."""
+        for name, parameter in self._trained.items():
+            own, values = self._average[name], whole[name].reshape(-1)
+            first = own.numel() * dist.get_rank() if hasattr(parameter, "ds_id") else 0
+            values = values[first : first + own.numel()].to(own)
+            own.view(-1)[: values.numel()].copy_(values)
+
+
+def load_average(directory: Path, name: str) -> dict[str, Tensor]:
+    """Read the average `name` of an engine state. Raises UsageError if it holds none."""
+    path = directory / f"{name}.safetensors"
+    if not path.is_file():
+        raise UsageError(
+            f"checkpoint file {path} is missing: the checkpoint was written without learner.{name}; resume with the "
+            "settings it was written with, or start a new run from its model directory"
+        )
+    return load_file(path)
+
+
+def held(parameter: Tensor) -> Tensor:
+    """Return what this rank holds of `parameter`: under ZeRO-3 its part, flat and padded at the end."""
+    return getattr(parameter, "ds_tensor", parameter)
+
+
+def _gathered(parameter: Tensor, part: Tensor) -> Tensor:
+    if not hasattr(parameter, "ds_id"):
+        return part
+    part = part.to(get_accelerator().current_device_name())  # from host memory, if weights are offloaded
+    parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, part)
+    return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape)

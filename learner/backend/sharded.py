@@ -18,11 +18,12 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from actors.errors import RunError, UsageError, writing
 from actors.files import replace_directory, write_json_lines
-from learner.backend.average import AveragePolicy
+from learner.backend.average import AveragePolicy, AverageWeights, load_average
 from learner.backend.checkpoint_layout import Form, Layout, layout_of
 from learner.backend.checkpoints import ENGINE, LAYOUT, MODEL
 from learner.backend.collective import MEETING, agree, error_of, gather
@@ -96,6 +97,7 @@ class ShardedModel:
         self.updates, self.skipped_updates = 0, 0
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self._tokenizer_source, self._average = tokenizer_source, average
+        self._averages: dict[str, AverageWeights] = {}
         self._form: Form = "merged" if config.lora is None else config.lora.save
         self._layouts: dict[Form, Layout] = {}
         if self.rank == 0:
@@ -114,6 +116,11 @@ class ShardedModel:
         return self._engine(*arguments, **keywords)
 
     # Training
+
+    def averaged(self, name: str) -> AverageWeights:
+        """Return an average of the weights, saved and loaded with the engine state as `name`. Starts as the weights."""
+        self._averages[name] = AverageWeights(self.model)
+        return self._averages[name]
 
     def begin_update(self) -> float:
         """Set and return the learning rate of the next update."""
@@ -243,11 +250,14 @@ class ShardedModel:
             self._writer.error = error
             dist.barrier()
         state = self.gather_state()
+        averages = {name: average.whole() for name, average in self._averages.items()}
 
         def write() -> None:
             self._write_model(directory / MODEL, state)
             if self._average is not None:
                 self._average.save(engine)
+            for name, tensors in averages.items():
+                save_file(tensors, engine / f"{name}.safetensors")
             (engine / LAYOUT).write_text(json.dumps(self._layout()), encoding="utf-8")
 
         agree((error_of(write) if self.rank == 0 else None) or self._writer.error, what)
@@ -271,6 +281,8 @@ class ShardedModel:
                 )
             if self._average is not None:
                 self._average.load(directory)
+            for name, average in self._averages.items():
+                average.take(load_average(directory, name))
             if other_ranks and self.config.zero_stage > 0:
                 path, state = load_converted(
                     Path(checkpoint),

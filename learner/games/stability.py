@@ -22,6 +22,8 @@ from numpy.typing import ArrayLike
 from actors.errors import UsageError
 from learner.games.tabular import check_beta, check_tau, checked_game
 
+MOST_LAG = 1024
+"""Largest lag (learner steps) that is tried with an anchor."""
 HALVINGS = 8
 """Ways to halve the completions of a game, drawn with a fixed seed."""
 
@@ -148,3 +150,60 @@ def step_size_estimate(change: ArrayLike, advantage: ArrayLike) -> float:
     y, x = y - y.mean(axis=1, keepdims=True), x - x.mean(axis=1, keepdims=True)
     variation = float((x * x).sum())
     return float((x * y).sum()) / variation if variation > 1e-24 * x.size else math.nan
+
+
+def anchored_growth(tau: float, step_size: float, lag: int, omega: float, anchor: tuple[float, float]) -> float:
+    """Return the factor by which the slowest mode of `online_mirror_descent` with an anchor changes per step.
+
+    Below 1 it shrinks. With u the slow average, kappa its weight and T its horizon, it is the largest root |l| of
+
+        l = 1 - eta (tau + kappa) + eta kappa l / (1 + T (l - 1)) + i eta omega l^-d,
+
+    an eigenvalue of the step on (z_t, ..., z_{t-d}, u_t). `omega` comes with the factor 1 - beta of a mixture.
+    """
+    _check(tau, 0.0, omega)
+    kappa, horizon = anchor
+    step = np.zeros((lag + 2, lag + 2), dtype=complex)
+    step[0, 0] = 1.0 - step_size * (tau + kappa)
+    step[0, lag] += 1j * step_size * omega
+    step[0, -1] = step_size * kappa
+    step[1 : lag + 1, :lag] += np.eye(lag)
+    step[-1] = step[0] / horizon
+    step[-1, -1] += 1.0 - 1.0 / horizon
+    return float(np.abs(np.linalg.eigvals(step)).max())
+
+
+def largest_anchored_lag(tau: float, beta: float, step_size: float, omega: float, anchor: tuple[float, float]) -> float:
+    """Return the largest lag d (learner steps) at which modes shrink with an anchor, by bisection.
+
+    At most `MOST_LAG`; -1 if not even d = 0 is stable. Larger lags than the result are taken to be unstable.
+    """
+    if step_size * (tau + anchor[0]) > 1.0:
+        return -1.0
+
+    def stable(lag: int) -> bool:
+        return anchored_growth(tau, step_size, lag, omega * (1.0 - beta), anchor) < 1.0
+
+    low, high = -1, 1
+    while high <= MOST_LAG and stable(high):
+        low, high = high, 2 * high
+    if high > MOST_LAG:
+        return float(MOST_LAG)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if stable(middle) else (low, middle)
+    return float(low)
+
+
+def largest_anchored_step(tau: float, beta: float, lag: int, omega: float, anchor: tuple[float, float]) -> float:
+    """Return the step size below which opponents `lag` learner steps old are stable, at most 1 / (tau + kappa)."""
+    most = 1.0 / (tau + anchor[0])
+
+    def stable(step_size: float) -> bool:
+        return anchored_growth(tau, step_size, lag, omega * (1.0 - beta), anchor) < 1.0
+
+    low, high = (most, most) if stable(most) else (0.0, most)
+    while high - low > 1e-3 * high:
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if stable(middle) else (low, middle)
+    return low

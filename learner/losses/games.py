@@ -45,6 +45,13 @@ class GameBatch:
     scores: Tensor
     """[g, n] the judge's scores; used only by `reward_pg`."""
     players: int  # K
+    pulled_to: Tensor | None = None
+    """[g, n, t] log m of each token, to which an anchor pulls (`anchor.py`); None: log mu."""
+
+    @property
+    def prior(self) -> Tensor:
+        """Return the log-probs [g, n, t] of the policy that the loss pulls towards."""
+        return self.reference if self.pulled_to is None else self.pulled_to
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +146,7 @@ def game_loss(batch: GameBatch, config: RewardLossConfig | GameLossConfig, oppon
     peers = peers * playing * playing[:, None]
 
     policy = batch.policy.detach()
-    log_ratio = (policy - batch.reference) * mask
+    log_ratio = (policy - batch.prior) * mask
     w = importance_weights(
         policy - batch.behaviour, mask, correction.players, correction.player_cap, correction.beyond_cap
     )
@@ -158,7 +165,7 @@ def game_loss(batch: GameBatch, config: RewardLossConfig | GameLossConfig, oppon
         loss = _ipo_md(batch, w_opponent, config.tau)
 
     metrics = {
-        "kl_players": (log_ratio.sum(-1) * playing).sum(-1) / batch.players,
+        "kl_players": (((policy - batch.reference) * mask).sum(-1) * playing).sum(-1) / batch.players,
         "advantage_std": advantage[:, : batch.players].std(-1, correction=0),
         **_weight_metrics(batch, mask, w, capped, config),
     }
@@ -193,18 +200,18 @@ def advantages(
     else:
         against = roles(batch.players, mask.shape[1] - batch.players, mask.device)[0].to(mask)
         value = _mean(w_opponent[:, None, :] * (batch.preferences.to(mask) - 0.5), against)
-    return value, value - config.tau * ((batch.policy.detach() - batch.reference) * mask).sum(-1)
+    return value, value - config.tau * ((batch.policy.detach() - batch.prior) * mask).sum(-1)
 
 
 def _online_ipo(batch: GameBatch, value: Tensor, weights: Tensor, peers: Tensor, tau: float) -> Tensor:
-    residual = ((batch.policy - batch.reference) * batch.mask).sum(-1) - value / tau
+    residual = ((batch.policy - batch.prior) * batch.mask).sum(-1) - value / tau
     squares = (residual[:, :, None] - residual[:, None, :]).square() * weights[:, :, None] * weights[:, None, :]
     return (squares * peers).sum((-1, -2)) / peers.sum()
 
 
 def _ipo_md(batch: GameBatch, w_opponent: Tensor, tau: float) -> Tensor:
     first = batch.players if batch.players < w_opponent.shape[1] else 0
-    h = ((batch.policy - batch.reference) * batch.mask).sum(-1)[:, first:]
+    h = ((batch.policy - batch.prior) * batch.mask).sum(-1)[:, first:]
     p = batch.preferences[:, first:, first:].to(h)
     weights = w_opponent[:, first:]
     difference = h[:, :, None] - h[:, None, :]

@@ -14,7 +14,7 @@ from torch import Tensor
 from actors.errors import RunError
 from actors.generation.weights import dtype_name, fingerprint
 from actors.records import Canary, Manifest, TensorRecord
-from learner.config import PublicationConfig
+from learner.publication.config import PublicationConfig
 from learner.publication.senders import sender_of
 
 

@@ -23,7 +23,7 @@ from actors.generation.transfer_group import TransferGroup, bucket_bytes, bucket
 from actors.generation.weights import dtype_name
 from actors.network import bound_socket
 from actors.records import Manifest, Seat, TensorRecord
-from learner.config import PublicationConfig
+from learner.publication.config import PublicationConfig
 from learner.publication.safetensors_file import write_safetensors
 
 MIB = 1 << 20

@@ -17,7 +17,7 @@ from actors.errors import UsageError
 from actors.generation.weights import REFERENCE_PREFIX
 from actors.hub import resolve
 from actors.records import Game, Pair
-from learner.backend.average import AveragePolicy
+from learner.backend.average import ANCHOR, LAST, AveragePolicy
 from learner.backend.checkpoint_layout import CheckpointLayout, Layout
 from learner.backend.collective import gather
 from learner.backend.loading import load_for_ranks
@@ -29,8 +29,13 @@ from learner.tensors.batching import TokenSequence
 from learner.tensors.logprobs import PolicyWithLogProbs
 from learner.tensors.sampling import sample_answer
 from learner.training.objectives import Players, check_reference_logprobs, objective_of, step_size
-from learner.training.policies import BasePolicy, Policies
+from learner.training.policies import BasePolicy, Policies, SlowPolicy
 from learner.training.trainer import Trainer
+
+
+def first_averaged(total_updates: int, share: float) -> int:
+    """Count the updates of a run before the last `share` of them, at least one of which is averaged."""
+    return min(total_updates - 1, round(total_updates * (1.0 - share)))
 
 
 class TrainEngine:
@@ -61,7 +66,7 @@ class TrainEngine:
         shares_prompts &= policy.shares_prompts
         if config.lora is not None:
             adapt(policy.model, config.lora, spec.model_dir)
-        self._objective = objective_of(config, shares_prompts=shares_prompts)
+        self._objective = objective_of(config, shares_prompts=shares_prompts, anchor=spec.anchor)
         self.vocab_size = policy.head.weight.shape[0]
         tokenizer_source = source if spec.tokenizer_dir is None else resolve(spec.tokenizer_dir)
         settle_generation(policy.model, source, spec.ends, spec.temperature)
@@ -70,7 +75,9 @@ class TrainEngine:
         )
         if spec.with_reference and reference is None:
             reference = BasePolicy(self.policy, policy.head)
-        self.policies = Policies(self.policy, reference, average, opponent, spec.temperature, shares_prompts)
+        slow = None if spec.anchor is None else SlowPolicy(self.policy, self.policy.averaged(ANCHOR))
+        self.policies = Policies(self.policy, reference, average, opponent, spec.temperature, shares_prompts, slow)
+        self._last = self.policy.averaged(LAST) if config.average_last else None
         self._trainer = Trainer(self.policy, self.policies)
 
     def update(self, items: Sequence[Pair] | Sequence[Game], measure_step: bool = False) -> UpdateStats:
@@ -91,6 +98,11 @@ class TrainEngine:
         step = self._trainer.update(items, self._objective)
         if step.applied and self.policies.average is not None:
             self.policies.average.update(self.policy.model)
+        if step.applied and self.policies.anchor is not None and self.spec.anchor is not None:
+            self.policies.anchor.average.move(1.0 / self.spec.anchor.horizon)
+        later = self.policy.updates - first_averaged(self.spec.total_updates, self.config.average_last)
+        if self._last is not None and later > 0:
+            self._last.move(1.0 / later)
         measured = self._step_size(step.details) if measure_step and step.applied else None
         return UpdateStats(step_size=measured, **step.values)
 
@@ -100,6 +112,12 @@ class TrainEngine:
         sequences = [sequence for part in players for sequence in part.sequences]
         after = self.policies.score(sequences, with_reference=False)
         return step_size(players, [sum(policy) for policy, _ in after])
+
+    def adopt_average(self) -> None:
+        """Make the mean of the weights of the run's last updates the policy, whatever comes after. Collective."""
+        if self._last is None:
+            raise UsageError("learner.average_last is 0, so there is no average of the last weights; set it above 0")
+        self._last.adopt()
 
     def own_answer(self) -> TokenSequence:
         """Let the policy answer `spec.canary_prompt` at temperature 1, without an end. Collective.

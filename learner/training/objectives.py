@@ -7,7 +7,7 @@ An objective picks the completions that go through each model and the log-probs 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from actors.errors import UsageError
 from actors.records import Completion, Game, Pair
-from learner.config import GameLossConfig, LearnerConfig, PairLossConfig, RewardLossConfig
+from learner.config import Anchor, GameLossConfig, LearnerConfig, PairLossConfig, RewardLossConfig
 from learner.games.stability import step_size_estimate
+from learner.losses.anchor import anchored, pulled_to
 from learner.losses.games import GameBatch, game_loss, opponent_weights, opponents_of
 from learner.losses.pairs import preference_loss, tie_loss
 from learner.tensors import batching
@@ -46,9 +47,12 @@ class RolloutObjective(Objective):
     kind: type  # type of the items
     weighs_opponents: bool = False  # whether any pass computes the opponent's log-probs
 
-    def __init__(self, config: LearnerConfig, metrics: tuple[str, ...], *, shares_prompts: bool) -> None:
+    def __init__(
+        self, config: LearnerConfig, metrics: tuple[str, ...], *, shares_prompts: bool, anchor: Anchor | None
+    ) -> None:
         super().__init__(config.pass_tokens, shares_prompts=shares_prompts)
-        self._config, self.metrics = config.loss, metrics
+        self._anchor_weight = 0.0 if anchor is None else anchor.weight
+        self._config, self.metrics = config.loss, (*metrics, *(("kl_anchor",) if anchor is not None else ()))
         self.sums = (*metrics, "items", "log_ratio", "k3", "responses")
         self.maxima = ("log_ratio_max", *(("opponent_log_ratio_max",) if self.weighs_opponents else ()))
 
@@ -66,8 +70,14 @@ class RolloutObjective(Objective):
                 )
 
     def passes(self, items: Sequence[Any]) -> tuple[Pass, ...]:
-        """Return the forward passes of a micro-batch. Only the last has a gradient."""
+        """Return the forward passes of a micro-batch, but those of the anchor. Only the last has a gradient."""
         return (Pass(slice(None)),)
+
+    def all_passes(self, items: Sequence[Any]) -> tuple[Pass, ...]:
+        """Return `passes`, and before them the anchor's: of all completions that the loss pulls somewhere."""
+        own = self.passes(items)
+        pulled = [part.completions for part in own if part.log_ratio] if self._anchor_weight else []
+        return (*(Pass(each, log_ratio=False, anchor=True) for each in pulled), *own)
 
     def sequences(self, members: Sequence[Any], part: Pass) -> Sequence[RolloutSequence]:
         """Return the sequences of `members` in one of the `passes`."""
@@ -78,18 +88,18 @@ class RolloutObjective(Objective):
         raise NotImplementedError
 
     def losses(self, members: Sequence[Any], logprobs: Sequence[TokenLogProbs]) -> Losses:
-        """Compute losses and metrics of `members` from the log-probs of their `passes`."""
+        """Compute losses and metrics of `members` from the log-probs of `all_passes`."""
         raise NotImplementedError
 
     def prepare(self, forward: Policies, micro_batch: Sequence[Any]) -> list[TokenLogProbs]:
-        *constant, _ = self.passes(micro_batch)
+        *constant, _ = self.all_passes(micro_batch)
         return [self._logprobs(forward, micro_batch, part) for part in constant]
 
     def _logprobs(self, forward: Policies, members: Sequence[Any], part: Pass) -> TokenLogProbs:
         return forward.logprobs(self.sequences(members, part), part, self.completions(members, part))
 
     def measure(self, forward: Policies, micro_batch: Sequence[Any], prepared: list[TokenLogProbs]) -> Measured:
-        last = self.passes(micro_batch)[-1]
+        last = self.all_passes(micro_batch)[-1]
         logprobs = [*prepared, self._logprobs(forward, micro_batch, last)]
         losses = self.losses(micro_batch, logprobs)
         d = losses.behaviour_log_ratio.detach().double()
@@ -124,10 +134,12 @@ class RolloutObjective(Objective):
         }
 
 
-def objective_of(config: LearnerConfig, *, shares_prompts: bool = False) -> RolloutObjective:
-    """Return the objective of `config.loss`."""
+def objective_of(
+    config: LearnerConfig, *, shares_prompts: bool = False, anchor: Anchor | None = None
+) -> RolloutObjective:
+    """Return the objective of `config.loss`, pulled to `anchor` if there is one."""
     chosen = PairObjective if isinstance(config.loss, PairLossConfig) else GameObjective
-    return chosen(config, shares_prompts=shares_prompts)
+    return chosen(config, shares_prompts=shares_prompts, anchor=anchor)
 
 
 def check_reference_logprobs(items: Sequence[Pair] | Sequence[Game]) -> None:
@@ -147,11 +159,12 @@ class PairObjective(RolloutObjective):
 
     kind = Pair
 
-    def __init__(self, config: LearnerConfig, *, shares_prompts: bool = False) -> None:
+    def __init__(self, config: LearnerConfig, *, shares_prompts: bool = False, anchor: Anchor | None = None) -> None:
         metrics = ("margin", "accuracy", "kl_chosen", "kl_rejected")
-        super().__init__(config, metrics, shares_prompts=shares_prompts)
+        super().__init__(config, metrics, shares_prompts=shares_prompts, anchor=anchor)
         assert isinstance(config.loss, PairLossConfig)
-        self._loss: PairLossConfig = config.loss
+        self._strength = config.loss.beta
+        self._loss = anchored(config.loss, self._anchor_weight)
 
     def active(self, items: Sequence[Pair]) -> list[Pair]:
         """Leave out ties: their gradient is zero. They still count in the batch's mean."""
@@ -170,18 +183,24 @@ class PairObjective(RolloutObjective):
         return batching.pair_completions(members)
 
     def losses(self, members: Sequence[Pair], logprobs: Sequence[TokenLogProbs]) -> Losses:
-        (own,) = logprobs
+        *anchors, own = logprobs
         assert own.policy is not None
         assert own.reference is not None
         lengths = [batching.sampled_length(sequence) for sequence in batching.sequences_of(members)]
         rows = token_rows(lengths, own.policy.device)
         policy = sum_by_sequence(own.policy, rows, len(lengths))
         reference = sum_by_sequence(own.reference, rows, len(lengths))
-        (chosen, rejected), (mu_chosen, mu_rejected) = policy.chunk(2), reference.chunk(2)
-        output = preference_loss(chosen, rejected, mu_chosen, mu_rejected, self._loss)
+        prior, pulls = reference, {}
+        for each in anchors:
+            assert each.anchor is not None
+            slow = sum_by_sequence(each.anchor, rows, len(lengths))
+            prior = pulled_to(reference, slow, self._strength, self._anchor_weight)
+            pulls["kl_anchor"] = (policy - slow).detach().view(2, -1).mean(0)
+        (chosen, rejected), (prior_chosen, prior_rejected) = policy.chunk(2), prior.chunk(2)
+        output = preference_loss(chosen, rejected, prior_chosen, prior_rejected, self._loss)
         kl_chosen, kl_rejected = (policy - reference).detach().chunk(2)
         behaviour = torch.tensor(batching.behaviour_logprobs(members), device=rows.device)
-        metrics = {**output.metrics, "kl_chosen": kl_chosen, "kl_rejected": kl_rejected}
+        metrics = {**output.metrics, "kl_chosen": kl_chosen, "kl_rejected": kl_rejected, **pulls}
         return Losses(output.loss, metrics, own.policy.detach() - behaviour)
 
     def means(self, items: Sequence[Pair], sums: Mapping[str, float], maxima: Mapping[str, float]) -> dict[str, Any]:
@@ -195,14 +214,16 @@ class GameObjective(RolloutObjective):
 
     kind = Game
 
-    def __init__(self, config: LearnerConfig, *, shares_prompts: bool = False) -> None:
+    def __init__(self, config: LearnerConfig, *, shares_prompts: bool = False, anchor: Anchor | None = None) -> None:
         assert not isinstance(config.loss, PairLossConfig)
+        self._strength = config.loss.tau
         self._loss: RewardLossConfig | GameLossConfig = config.loss
         metrics: tuple[str, ...] = ("kl_players", "advantage_std", "player_ess", "player_truncated")
         if isinstance(self._loss, GameLossConfig):
             self.weighs_opponents = self._loss.weighs_opponents
             metrics += ("player_preference", "opponent_ess", "opponent_truncated", "opponent_weight_mean")
-        super().__init__(config, metrics, shares_prompts=shares_prompts)
+        super().__init__(config, metrics, shares_prompts=shares_prompts, anchor=anchor)
+        self._loss = anchored(self._loss, self._anchor_weight)
         self._renormalises = self.weighs_opponents and getattr(self._loss.correction, "renormalise", False)
         self._opponent_mean = 1.0  # of the batch's opponent weights, by which they are divided
 
@@ -255,7 +276,7 @@ class GameObjective(RolloutObjective):
         total, count = 0.0, 0.0
         for members, known in zip(batches, prepared, strict=True):
             if members:
-                games = game_batch(members, self._parts(members)[:-1], known)
+                games = game_batch(members, self.all_passes(members)[:-1], known)
                 weights = opponents_of(opponent_weights(games, self._loss.correction), games.players)
                 total, count = total + float(weights.double().sum()), count + weights.numel()
         total, count = add([total, count])
@@ -271,9 +292,14 @@ class GameObjective(RolloutObjective):
         return [completion for game in members for completion in game.completions[part.completions]]
 
     def losses(self, members: Sequence[Game], logprobs: Sequence[TokenLogProbs]) -> Losses:
-        games = game_batch(members, self._parts(members), logprobs)
+        games = game_batch(members, self.all_passes(members), logprobs)
+        players, pulls = games.players, {}
+        if self._anchor_weight:
+            slow = filled(games.behaviour, games.mask, self.all_passes(members), [each.anchor for each in logprobs])
+            games = replace(games, pulled_to=pulled_to(games.reference, slow, self._strength, self._anchor_weight))
+            apart = (games.policy.detach() - slow) * games.mask
+            pulls["kl_anchor"] = apart[:, :players].sum((-1, -2)) / players
         output = game_loss(games, self._loss, self._opponent_mean)
-        players = games.players
         log_ratio = (games.policy.detach() - games.behaviour)[:, :players][games.mask[:, :players] > 0]
         opponent_log_ratio = None
         if self.weighs_opponents:
@@ -281,7 +307,7 @@ class GameObjective(RolloutObjective):
             opponent_log_ratio = (games.opponent - games.behaviour)[:, first:][games.mask[:, first:] > 0]
         return Losses(
             output.loss,
-            output.metrics,
+            {**output.metrics, **pulls},
             log_ratio,
             opponent_log_ratio,
             detail=(members, games.policy.detach()[:, :players].sum(-1), output.advantages),
@@ -291,13 +317,13 @@ class GameObjective(RolloutObjective):
         return super().means(items, sums, maxima) | {"games": len(items)}
 
 
-def game_batch(members: Sequence[Game], parts: Sequence[slice], logprobs: Sequence[TokenLogProbs]) -> GameBatch:
+def game_batch(members: Sequence[Game], parts: Sequence[Pass], logprobs: Sequence[TokenLogProbs]) -> GameBatch:
     """Pad `members`, games of one shape, into a batch with the log-probs of the completions in each of `parts`.
 
     Recorded log-probs replace those that no pass computed, so that their ratio is 1; the loss ignores them.
     """
     completions = [completion for game in members for completion in game.completions]
-    computed = (values for each in reversed(logprobs) for values in (each.policy, each.opponent))
+    computed = (values for each in reversed(logprobs) for values in (each.policy, each.opponent, each.anchor))
     device = next(values.device for values in computed if values is not None)
     sampled = [completion.sampled(completion.logprobs) for completion in completions]
     recorded = torch.tensor([value for values in sampled for value in values], device=device)
@@ -307,25 +333,27 @@ def game_batch(members: Sequence[Game], parts: Sequence[slice], logprobs: Sequen
         for tensor in pad_by_sequence(recorded, rows, len(completions))
     )
 
-    def filled(values: Sequence[Tensor | None]) -> Tensor:
-        result = behaviour
-        for part, own in zip(parts, values, strict=True):
-            if own is not None:
-                where = torch.zeros_like(mask)
-                where[:, part] = mask[:, part]
-                result = result.masked_scatter(where, own)
-        return result
-
     return GameBatch(
-        policy=filled([each.policy for each in logprobs]),
-        reference=filled([each.reference for each in logprobs]),
+        policy=filled(behaviour, mask, parts, [each.policy for each in logprobs]),
+        reference=filled(behaviour, mask, parts, [each.reference for each in logprobs]),
         behaviour=behaviour,
-        opponent=filled([each.opponent for each in logprobs]),
+        opponent=filled(behaviour, mask, parts, [each.opponent for each in logprobs]),
         mask=mask.to(behaviour.dtype),
         preferences=torch.tensor([game.preferences for game in members], device=device),
         scores=torch.tensor([game.scores for game in members], device=device),
         players=len(members[0].players),
     )
+
+
+def filled(behaviour: Tensor, mask: Tensor, parts: Sequence[Pass], values: Sequence[Tensor | None]) -> Tensor:
+    """Return `behaviour` [g, n, t] with the `values` that the passes `parts` computed in the place of its own."""
+    result = behaviour
+    for part, own in zip(parts, values, strict=True):
+        if own is not None:
+            where = torch.zeros_like(mask, dtype=torch.bool)
+            where[:, part.completions] = mask[:, part.completions] > 0
+            result = result.masked_scatter(where, own)
+    return result
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from actors.adapters.peft_form import without_adapters
 from actors.generation.config import OpponentConfig
 from actors.records import Completion
-from learner.backend.average import AveragePolicy
+from learner.backend.average import AveragePolicy, AverageWeights
 from learner.backend.collective import gather
 from learner.backend.sharded import ShardedModel, gathered
 from learner.tensors.batching import (
@@ -39,6 +39,7 @@ class Pass:
     log_ratio: bool = True  # whether log pi and log mu are needed
     opponent: bool = False
     """Whether log pi' is needed, of the opponent at this update."""
+    anchor: bool = False  # whether log u is needed, of the policy's slow average
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class TokenLogProbs:
     opponent: Tensor | None = None
     tokens: int = 0
     padded_tokens: int = 0
+    anchor: Tensor | None = None
 
 
 class BasePolicy:
@@ -63,9 +65,21 @@ class BasePolicy:
             return self._policy(batch, *arguments, **keywords)
 
 
+class SlowPolicy:
+    """The policy with the slow average of its weights in their place. Calls are collective."""
+
+    def __init__(self, policy: ShardedModel, average: AverageWeights) -> None:
+        self._policy, self.average = policy, average
+
+    def __call__(self, batch: TokenBatch) -> Tensor:
+        with torch.no_grad(), self.average.in_place():
+            values: Tensor = self._policy(batch)
+        return values
+
+
 @dataclass(slots=True)
 class Policies:
-    """The policies that a loss on rollouts compares: pi, mu and pi'."""
+    """The policies that a loss on rollouts compares: pi, mu, pi' and u."""
 
     policy: ShardedModel
     reference: Any
@@ -76,6 +90,7 @@ class Policies:
     temperature: float
     shares_prompts: bool = False
     """Whether equal prompts stand once in a row. All models must support it."""
+    anchor: SlowPolicy | None = None
 
     def logprobs(
         self, sequences: Sequence[AnySequence], part: Pass, completions: Sequence[Completion] = ()
@@ -86,6 +101,9 @@ class Policies:
         """
         batch = self._collate(sequences)
         counts = (batch.tokens, batch.padded_tokens)
+        if part.anchor:
+            assert self.anchor is not None
+            return TokenLogProbs(None, None, None, *counts, self.anchor(batch))
         beta = self.opponent.target_beta if self.opponent is not None else 0.0
         if part.opponent and 0.0 < beta < 1.0:
             return TokenLogProbs(*self.mixture(batch, beta), *counts)

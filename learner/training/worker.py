@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from actors.errors import LEARNER_MEMORY, oom_hint
 from actors.records import Canary, Game, Manifest, Pair, Pulse, Seat
-from learner.config import LearnerSpec, PublicationConfig, TrainerConfig
+from learner.config import LearnerSpec, TrainerConfig
+from learner.publication.config import PublicationConfig
 from learner.records import UpdateStats
 from learner.training.process import RankPlace, set_environment, threads
 
@@ -106,6 +107,10 @@ class LearnerWorker(RankWorker):
         finally:
             for _ in weights:  # the other ranks gather every part with this one, whatever failed
                 pass
+
+    def adopt_average(self) -> None:
+        """As `TrainEngine.adopt_average`."""
+        self._engine.adopt_average()
 
     # The next four serve generators beside an update, in threads of their own. Rank 0 only.
 

@@ -25,7 +25,7 @@ from launch.cluster.ray_actors import RayGenerator, RayLearner
 from launch.cluster.wiring import ray_session
 from launch.run.protocols import Publication
 from launch.settings.run import ClusterConfig
-from learner.config import PublicationConfig
+from learner.publication.config import PublicationConfig
 from tests.fakes.models import tiny_llama
 from tests.integration.runs import ROOT
 from tests.integration.test_publication_faults import CANARY, _log_probs, _pool, _until

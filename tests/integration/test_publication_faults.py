@@ -28,7 +28,7 @@ from launch.cluster.wiring import ray_session
 from launch.run.pools.generator_pool import GeneratorPool
 from launch.run.protocols import PoolEvents, PoolLimits, Publication
 from launch.settings.run import ClusterConfig
-from learner.config import PublicationConfig
+from learner.publication.config import PublicationConfig
 from learner.publication.publisher import Publisher
 from tests.fakes.canaries import canary_tokens
 from tests.fakes.generators import FakeEngine, FakePrompts

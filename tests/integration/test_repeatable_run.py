@@ -34,6 +34,8 @@ LOSSES: dict[str, dict[str, Any]] = {
     "nash_pg": {"opponent": {"kind": "mixture", "beta": 0.25, "completions_per_prompt": 2}},
 }
 SEEDS = {"dpo": 0, "nash_pg": 1}
+AVERAGES: dict[str, Any] = {"anchor": {"weight": 0.4}, "average_last": 0.25}
+"""State of the learner beside weights and optimizer."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def _config(directory: Path, model_dir: Path, loss: str, **settings: Any) -> Pat
         "deterministic": True,
         "prompts": {"seed": seed},
         "replay": {"max_staleness": 2},
-        "learner": {"seed": seed, "loss": {"kind": loss, **LOSSES[loss]}},
+        "learner": {"seed": seed, "loss": {"kind": loss, **LOSSES[loss]}, **AVERAGES},
         "checkpoints": {"every_updates": EVERY},
         "evaluation": {"prompts": 8, "every_updates": 5, "exact_every_updates": 5},
     }
@@ -138,6 +140,12 @@ def test_a_run_killed_at_random_moments_and_resumed_ends_with_the_weights_of_one
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     assert [name for name in expected if torch.equal(expected[name], first[name])] == []
+    mean, same = (load_file(run / "final-average" / "model.safetensors") for run in (runs.whole, runs.killed))
+    assert [name for name in mean if not torch.equal(mean[name], same[name])] == []
+    assert [name for name in mean if torch.equal(mean[name], expected[name])] == []
+    average = summary["average"]
+    assert 0.0 < average["win_rate"]["value"] < 1.0
+    assert 0.0 < average["exact"]["exploitability"] != summary["exploitability"]
 
 
 @pytest.mark.parametrize("loss", LOSSES)

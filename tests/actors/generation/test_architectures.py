@@ -16,7 +16,7 @@ from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingCo
 from actors.generation.engine import Engine
 from actors.records import Canary
 from learner.backend.models import load_policy, rehearse, settle_generation, write_model
-from learner.config import PublicationConfig
+from learner.publication.config import PublicationConfig
 from learner.publication.publisher import Publisher
 from learner.tensors.batching import collate
 from tests.actors.generation.test_engine import run

@@ -15,7 +15,7 @@ from actors.generation.config import GeneratorConfig, SamplingConfig
 from actors.generation.engine import Engine
 from actors.records import Canary, Completion, Prompt
 from learner.backend.models import load_policy
-from learner.config import PublicationConfig
+from learner.publication.config import PublicationConfig
 from learner.publication.publisher import Publisher
 from learner.tensors.batching import collate, rollout
 from tests.fakes.canaries import canary_tokens

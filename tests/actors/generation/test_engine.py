@@ -12,7 +12,7 @@ from actors.generation.config import LOWEST_TEMPERATURE, GeneratorConfig, Sampli
 from actors.generation.engine import Engine, engine_environment
 from actors.generation.proof.canary import CanaryCheck
 from actors.records import Canary, Completion, Manifest
-from learner.config import PublicationConfig
+from learner.publication.config import PublicationConfig
 from learner.publication.publisher import Publisher
 from tests.fakes.canaries import canary_tokens
 from tests.fakes.generators import spec_of

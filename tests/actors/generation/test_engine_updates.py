@@ -17,7 +17,7 @@ import torch
 from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.generation.engine import Engine
 from actors.records import Canary, Completion, Manifest
-from learner.config import PublicationConfig
+from learner.publication.config import PublicationConfig
 from learner.publication.publisher import Publisher
 from tests.actors.generation.lora.test_slot import World as AdapterWorld
 from tests.fakes.canaries import canary_tokens

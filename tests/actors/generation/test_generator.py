@@ -12,7 +12,7 @@ from actors.errors import RunError, UsageError, WeightMismatchError
 from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.generation.generator import Generator, request_seed, requested_roles
 from actors.records import Canary, Draw, Failure, Group, Lease, Manifest, Prompt, TensorRecord
-from learner.config import PublicationConfig
+from learner.publication.config import PublicationConfig
 from learner.publication.publisher import Publisher
 from tests.fakes.canaries import canary_tokens
 from tests.fakes.generators import FakeEngine, spec_of

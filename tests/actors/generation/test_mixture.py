@@ -14,7 +14,7 @@ from actors.errors import UsageError, WeightMismatchError
 from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.generation.engine import Engine, engine_environment
 from actors.records import Canary
-from learner.config import PublicationConfig
+from learner.publication.config import PublicationConfig
 from learner.publication.publisher import Publisher
 from tests.fakes.canaries import canary_tokens
 from tests.fakes.generators import spec_of

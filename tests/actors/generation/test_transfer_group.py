@@ -24,7 +24,7 @@ from actors.generation import transfer_group
 from actors.generation.receivers import BroadcastReceiver
 from actors.generation.transfer_group import bucket_bytes, buckets, views
 from actors.records import Canary, Manifest, Seat, TensorRecord
-from learner.config import PublicationConfig
+from learner.publication.config import PublicationConfig
 from learner.publication.publisher import Publisher
 
 CPU = torch.device("cpu")

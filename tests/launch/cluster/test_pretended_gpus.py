@@ -14,7 +14,7 @@ import torch
 from actors.errors import RunError
 from launch.cluster import wiring
 from launch.settings.run import RunConfig
-from learner.config import PublicationConfig
+from learner.publication.config import PublicationConfig
 from tests.integration.runs import leaving_nothing
 from tests.processes import Marked
 

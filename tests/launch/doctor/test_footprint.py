@@ -298,9 +298,10 @@ def test_only_sampled_opponents_of_another_model_double_the_engine():
 )
 def test_a_checkpoint_holds_model_weights_and_optimizer(settings, per_parameter):
     config = TrainerConfig(**settings)
-    assert footprint.checkpoint_bytes(WORLD_POLICY, config, average=False) == per_parameter * WORLD_POLICY.parameters
+    assert footprint.checkpoint_bytes(WORLD_POLICY, config) == per_parameter * WORLD_POLICY.parameters
     assert (
-        footprint.checkpoint_bytes(WORLD_POLICY, config, average=True) == (per_parameter + 4) * WORLD_POLICY.parameters
+        footprint.checkpoint_bytes(WORLD_POLICY, config, averaged=WORLD_POLICY.parameters)
+        == (per_parameter + 4) * WORLD_POLICY.parameters
     )
 
 
@@ -391,5 +392,32 @@ def test_publications_and_checkpoints_of_adapters_are_small():
     phi = 41_943_040
     assert footprint.publication_bytes(LLAMA_8B, adapters) == 2 * phi
     assert footprint.publication_bytes(LLAMA_8B, whole) == 2 * LLAMA_8B.parameters
-    assert footprint.checkpoint_bytes(LLAMA_8B, adapters.learner, average=False) == (2 + 2 + 12) * phi
-    assert footprint.checkpoint_bytes(LLAMA_8B, whole.learner, average=False) == 14 * phi + 2 * LLAMA_8B.parameters
+    assert footprint.checkpoint_bytes(LLAMA_8B, adapters.learner) == (2 + 2 + 12) * phi
+    assert footprint.checkpoint_bytes(LLAMA_8B, whole.learner) == 14 * phi + 2 * LLAMA_8B.parameters
+
+
+@pytest.mark.parametrize(
+    ("learner", "per_parameter"),
+    [
+        ({"zero_stage": 2, "dtype": "bfloat16"}, 4 + 2),
+        ({"zero_stage": 1, "dtype": "float32"}, 4),  # in float32 the average takes the weights' place itself
+        ({"zero_stage": 3, "dtype": "bfloat16", "ranks": 4}, (4 + 2) / 4),
+    ],
+)
+def test_an_anchor_takes_one_float32_average_and_a_copy_in_the_weights_dtype(learner, per_parameter):
+    anchored, plain = (
+        RunConfig.model_validate({"model": {"path": "x"}, "learner": learner | {"anchor": {"weight": weight}}})
+        for weight in (0.32, 0.0)
+    )
+    assert footprint.average_bytes(model(1000), anchored) == per_parameter * 1000
+    assert footprint.averaged_parameters(model(1000), anchored) == 1000
+    assert footprint.average_bytes(model(1000), plain) == footprint.averaged_parameters(model(1000), plain) == 0
+
+
+def test_the_mean_of_the_last_weights_is_one_float32_average_and_one_more_model_on_disk():
+    last, plain = (
+        RunConfig.model_validate({"model": {"path": "x"}, "learner": {"dtype": "bfloat16", "average_last": share}})
+        for share in (0.25, 0.0)
+    )
+    assert footprint.average_bytes(model(1000), last) == 4 * 1000
+    assert footprint.disk_bytes(model(1000), last) - footprint.disk_bytes(model(1000), plain) == (3 * 4 + 2) * 1000

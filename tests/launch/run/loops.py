@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from actors.records import Lease
 from actors.replay_buffer.buffer import ReplayBuffer
-from launch.run.loop import EvaluationSet, LoopEvents, TrainingLoop
+from launch.run.evaluation import EvaluationSet
+from launch.run.loop import LoopEvents, TrainingLoop
 from launch.settings.run import EvaluationConfig, RunConfig
 from tests.fakes.generators import FakePrompts, group_of
 from tests.fakes.judges import FakeJudge

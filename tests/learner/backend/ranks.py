@@ -18,14 +18,15 @@ import torch
 from actors.network import free_port
 from actors.records import Completion, Pair
 from learner.config import (
+    Anchor,
     CorrectionConfig,
     GameLossConfig,
     LearnerConfig,
     LearnerSpec,
     OptimizerConfig,
     PairLossConfig,
-    PublicationConfig,
 )
+from learner.publication.config import PublicationConfig
 from learner.training.process import RankPlace
 
 VOCABULARY = 50
@@ -76,15 +77,18 @@ def random_pairs(seed: int, count: int = 7) -> list[Pair]:
 
 
 def plain_learner(
-    model_dir: Path, batches: list[list[Pair]], config: LearnerConfig = CONFIG
+    model_dir: Path, batches: list[list[Pair]], config: LearnerConfig = CONFIG, anchor: Anchor | None = None
 ) -> tuple[dict, list[tuple[float, float]]]:
     """DPO without DeepSpeed, micro-batches or chunks: one sequence at a time, full logits, AdamW.
 
-    Returns the weights, and loss and gradient norm of each update.
+    Returns the weights, and loss and gradient norm of each update. `anchor` has a model of its own.
     """
     from transformers import AutoModelForCausalLM
 
-    policy, reference = (AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval() for _ in range(2))
+    policy, reference, slow = (
+        AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval() for _ in range(3)
+    )
+    beta, weight = config.loss.beta, 0.0 if anchor is None else anchor.weight
     settings = config.optimizer
     optimizer = torch.optim.AdamW(
         policy.parameters(), lr=1.0, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
@@ -101,15 +105,21 @@ def plain_learner(
         for pair in pairs:
             with torch.no_grad():
                 mu = logprob(reference, pair, pair.chosen) - logprob(reference, pair, pair.rejected)
+                u = logprob(slow, pair, pair.chosen) - logprob(slow, pair, pair.rejected) if weight else mu
+                mu = (beta * mu + weight * u) / (beta + weight)
             h = logprob(policy, pair, pair.chosen) - logprob(policy, pair, pair.rejected) - mu
             h = h * 0.0 if pair.tie else h
-            loss = loss - torch.nn.functional.logsigmoid(config.loss.beta * h) / len(pairs)
+            loss = loss - torch.nn.functional.logsigmoid((beta + weight) * h) / len(pairs)
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), settings.max_grad_norm)
         # Warm-up of one update at half the peak, then linear to the zero that update 6 would have.
         optimizer.param_groups[0]["lr"] = settings.lr * (0.5 if update == 0 else (TOTAL_UPDATES - update) / 5)
         optimizer.step()
+        if anchor is not None:
+            with torch.no_grad():
+                for own, moved in zip(slow.parameters(), policy.parameters(), strict=True):
+                    own.add_((moved - own) / anchor.horizon)
         history.append((float(loss.detach()), float(norm)))
     return {name: tensor.detach() for name, tensor in policy.state_dict().items()}, history
 
@@ -199,6 +209,34 @@ def _train(rank: int, world: int, port: int, directory: Path) -> None:
         results[stage] = result
     if rank == 0:
         torch.save(results, directory / "results.pt")
+
+
+ANCHOR = Anchor(weight=0.7, horizon=3)
+
+
+def _anchored(rank: int, world: int, port: int, directory: Path) -> None:
+    """Every ZeRO stage with an anchor: three updates, a checkpoint, and what follows it."""
+    _join(rank, world, port)
+    from learner.training.engine import TrainEngine
+
+    batches, results = [random_pairs(seed) for seed in range(3)], {}
+    for stage in (0, 1, 2, 3):
+        config = CONFIG.model_copy(update={"zero_stage": stage, "gradient_checkpointing": stage in (2, 3)})
+        model = directory / ("tied" if stage == 3 else "model")
+        engine = TrainEngine(spec_of(model, config, anchor=ANCHOR))
+        result = {"updates": [engine.update(batch) for batch in batches], "state": full_state(engine)}
+        result["average"] = engine.policies.anchor.average.whole()
+        engine.policy.save(directory / f"anchored{stage}", {})
+        result["went on"] = engine.update(batches[1])
+        result["state that went on"] = full_state(engine)
+        engine.policy.destroy()
+        resumed = TrainEngine(spec_of(model, config, anchor=ANCHOR))
+        resumed.policy.load(directory / f"anchored{stage}")
+        result["resumed"], result["resumed state"] = resumed.update(batches[1]), full_state(resumed)
+        resumed.policy.destroy()
+        results[stage] = result
+    if rank == 0:
+        torch.save(results, directory / "anchored.pt")
 
 
 def _once(rank: int, world: int, port: int, directory: Path) -> None:
@@ -461,8 +499,8 @@ def _recover(rank: int, world: int, port: int, directory: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     scenarios = {
-        "train": _train, "once": _once, "games": _games, "reduced": _reduced, "offline": _offline,
-        "supervised": _supervised, "crash": _crash, "recover": _recover,
+        "train": _train, "anchored": _anchored, "once": _once, "games": _games, "reduced": _reduced,
+        "offline": _offline, "supervised": _supervised, "crash": _crash, "recover": _recover,
     }  # fmt: skip
     scenarios[sys.argv[5]](*(int(argument) for argument in sys.argv[1:4]), Path(sys.argv[4]))
     if torch.distributed.is_initialized():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from actors.errors import UsageError
+from learner.games import stability, tabular
 from learner.games.stability import (
     fastest_rotation,
     largest_stable_lag,
@@ -272,3 +273,54 @@ def test_an_advantage_that_never_varies_within_a_prompt_tells_no_step_size():
 def test_what_is_out_of_range_is_refused(call, message):
     with pytest.raises(UsageError, match=message):
         call()
+
+
+# The anchor
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2, 4, 8, 16, 32, 64, 128, 256])
+@pytest.mark.parametrize("omega", [0.1, 1 / (2 * math.sqrt(3)), 1 / math.pi])
+def test_with_the_default_anchor_every_mode_shrinks_at_every_lag(lag, omega):
+    """kappa .32 and T = 2 (d + 1): 1 / pi is the fastest rotation known of any game. Without an anchor lag 64 grows."""
+    anchor = (0.32, max(8, 2 * (lag + 1)))
+    for step_size in (0.05, 0.1, 0.3):
+        assert stability.anchored_growth(0.05, step_size, lag, omega, anchor) < 1.0
+    assert stability.anchored_growth(0.05, 0.3, 64, omega, (0.0, 8)) > 1.0
+
+
+def test_the_growth_with_an_anchor_is_that_of_the_iterates():
+    """From the delayed step itself, on rock-paper-scissors near its equilibrium: omega is 1 / (2 sqrt 3)."""
+    near, tau, step_size, lag = np.array([0.334, 0.333, 0.333]), 0.05, 0.05, 5
+    for anchor in ((0.0, math.inf), (0.1, 20.0), (0.32, 12.0)):
+        iterates = tabular.online_mirror_descent(
+            tabular.GAMES["rps"], np.full(3, 1 / 3), tau, np.full(1200, step_size), lag=lag, start=near, anchor=anchor
+        )
+        away = np.linalg.norm(iterates - 1 / 3, axis=1)
+        # Of two points as far apart as the mode goes round nearly whole times.
+        measured = (away[1000:1200].max() / away[700:900].max()) ** (1 / 300)
+        expected = stability.anchored_growth(tau, step_size, lag, 1 / (2 * math.sqrt(3)), anchor)
+        assert measured == pytest.approx(expected, abs=3e-4)
+
+
+def test_stale_opponents_cycle_without_an_anchor_and_settle_with_one():
+    """Rock-paper-scissors, tau .05, eta .3, lag 64, horizon 128: the last iterates."""
+    game, mu = tabular.GAMES["rps"], np.array([0.7, 0.2, 0.1])
+    settled = tabular.regularised_nash(game, mu, 0.05)
+    off = {}
+    for name, anchor in (("none", (0.0, math.inf)), ("anchor", (0.32, 128.0))):
+        iterates = tabular.online_mirror_descent(game, mu, 0.05, np.full(8000, 0.3), lag=64, anchor=anchor)
+        off[name] = np.abs(iterates[-1] - settled).sum()
+    assert off["none"] > 0.3
+    assert off["anchor"] < 1e-9
+
+
+@pytest.mark.parametrize("omega", [0.2, 0.28])
+def test_the_largest_lag_with_an_anchor_is_where_modes_begin_to_grow(omega):
+    tau, beta, step_size, anchor = 0.05, 0.0, 0.2, (0.2, 16.0)
+    lag = int(stability.largest_anchored_lag(tau, beta, step_size, omega, anchor))
+    assert stability.anchored_growth(tau, step_size, lag, omega, anchor) < 1.0
+    assert stability.anchored_growth(tau, step_size, lag + 1, omega, anchor) >= 1.0
+    assert stability.largest_anchored_lag(tau, beta, 5.0, omega, anchor) == -1.0  # eta (tau + kappa) > 1
+    step = stability.largest_anchored_step(tau, beta, 40, omega, anchor)
+    assert stability.anchored_growth(tau, 0.999 * step, 40, omega, anchor) < 1.0
+    assert stability.anchored_growth(tau, 1.01 * step, 40, omega, anchor) >= 1.0

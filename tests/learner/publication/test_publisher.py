@@ -15,8 +15,8 @@ from actors.errors import RunError, UsageError, WeightMismatchError
 from actors.generation import weights
 from actors.generation.transfer_group import views
 from actors.records import Canary
-from learner.config import PublicationConfig
 from learner.publication import safetensors_file
+from learner.publication.config import PublicationConfig
 from learner.publication.publisher import Publisher
 from learner.publication.safetensors_file import write_safetensors
 from learner.publication.senders import MIB

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ from transformers import AutoModelForCausalLM
 from actors.errors import UsageError
 from actors.generation.config import OpponentConfig
 from actors.records import Pair
-from learner.config import CorrectionConfig, PairLossConfig
+from learner.config import Anchor, CorrectionConfig, PairLossConfig
 from learner.tensors import batching
 from learner.tensors.batching import collate
 from learner.training.objectives import GameObjective, PairObjective, game_batch, objective_of
-from learner.training.policies import Policies, TokenLogProbs
+from learner.training.policies import Pass, Policies, TokenLogProbs
 from tests.learner.backend.ranks import (
     CONFIG,
     GAME_SHAPES,
@@ -99,13 +100,28 @@ def models(directory):
     }
 
 
-def use(engine, loss, micro_batch_tokens=60):
-    """Gives the engine other settings; its weights stay. The moving average is not to move between cases."""
+def use(engine, loss, micro_batch_tokens=60, anchor=None):
+    """Gives the engine other settings; its weights stay. The moving average is not to move between cases.
+
+    With an anchor that average is the anchor too.
+    """
     engine.config = engine.config.model_copy(update={"loss": loss, "micro_batch_tokens": micro_batch_tokens})
-    engine._objective, engine.policies.opponent = objective_of(engine.config), loss.opponent
+    engine._objective, engine.policies.opponent = objective_of(engine.config, anchor=anchor), loss.opponent
+    engine.policies.anchor = None if anchor is None else Slow(engine.own_average.model)
     averaged = loss.opponent is not None and loss.opponent.kind == "ema"
     engine.policies.average = engine.own_average if averaged else None
     engine.own_average.update = lambda model: None
+
+
+class Slow:
+    """An anchor that is `model`, and does not move."""
+
+    def __init__(self, model):
+        self._model = model
+        self.average = SimpleNamespace(move=lambda share: None)
+
+    def __call__(self, batch):
+        return self._model(batch)
 
 
 SPLIT, DRAWN = (4, 0), (3, 2)
@@ -169,6 +185,56 @@ def test_the_gradient_of_a_game_update_is_that_of_its_definition(
     assert stats.kl_players == pytest.approx(sum(game.kl for game in slow) / len(slow), abs=1e-5)
     deviations = [np.std(game.advantages) for game in slow]
     assert stats.advantage_std == pytest.approx(np.mean(deviations), rel=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_gradient_of_an_anchored_game_is_that_of_its_definition(engine, models, case):
+    """The loss with tau + kappa, pulled to the geometric mean of reference and slow average; KL is to the reference."""
+    kind, settings, opponent_kind, shape = CASES[case]
+    opponent, weight = OpponentConfig(kind=opponent_kind, beta=0.3), 0.5
+    loss = loss_of(kind, CorrectionConfig(**settings), tau=0.2, opponent=opponent)
+    policy, reference, average = (of_model(models[name], TEMPERATURE) for name in ("policy", "reference", "average"))
+    with torch.no_grad():
+        games = conversed(sampled_near(random_games(3, 4, *shape, vocabulary=VOCABULARY), reference, seed=4), seed=5)
+    use(engine, loss, 60, Anchor(weight, 4))
+    stats = engine.update(games)
+
+    def prior(game, completion):
+        return (0.2 * reference(game, completion) + weight * average(game, completion)) / (0.2 + weight)
+
+    opponents = {"self": policy, "reference": reference, "ema": average}
+    opponent = opponents.get(opponent_kind, mixed(policy, reference, 0.3))
+    stronger = loss.model_copy(update={"tau": 0.2 + weight})
+    slow = [slow_game(game, policy, prior, opponent, stronger) for game in games]
+    models["policy"].zero_grad()
+    (sum(game.loss for game in slow) / len(slow)).backward()
+    largest = max(float(p.grad.abs().max()) for p in models["policy"].parameters())
+    for name, parameter in models["policy"].named_parameters():
+        assert torch.allclose(engine.gradient[name].double(), parameter.grad, rtol=0, atol=1e-5 * largest), name
+    assert stats.advantage_std == pytest.approx(np.mean([np.std(game.advantages) for game in slow]), rel=1e-4)
+    for found, other in ((stats.kl_players, reference), (stats.kl_anchor, average)):
+        expected = [slow_game(game, policy, other, policy, loss).kl for game in games]
+        assert found == pytest.approx(sum(expected) / len(expected), abs=1e-5)
+
+
+def test_an_anchored_pair_s_loss_is_pulled_to_the_mean_of_reference_and_average(engine, models):
+    """DPO by hand: -log sigmoid((b + k) h), h against (b log mu + k log u) / (b + k); KL to u over both answers."""
+    policy, reference, average = (of_model(models[name], TEMPERATURE) for name in ("policy", "reference", "average"))
+    games = random_games(8, 5, 2, 0, vocabulary=VOCABULARY)
+    pairs = [Pair(g.lease_index, g.prompt_token_ids, *g.players, margin=1.0) for g in games]
+    use(engine, PairLossConfig(beta=0.1), anchor=Anchor(0.4, 4))
+    stats = engine.update(pairs)
+    expected, apart = [], []
+    with torch.no_grad():
+        for game in games:
+            pi, mu, u = (
+                [float(chosen(each(game, player), player).sum()) for player in game.players]
+                for each in (policy, reference, average)
+            )
+            expected.append(np.log1p(np.exp(-(0.5 * (pi[0] - pi[1]) - 0.1 * (mu[0] - mu[1]) - 0.4 * (u[0] - u[1])))))
+            apart += [pi[0] - u[0], pi[1] - u[1]]
+    assert stats.loss == pytest.approx(np.mean(expected), rel=1e-5)
+    assert stats.kl_anchor == pytest.approx(np.mean(apart), rel=1e-4)
 
 
 def test_a_pair_s_loss_and_ratios_read_the_tokens_that_the_policy_sampled_alone(engine, models):
@@ -337,7 +403,7 @@ def test_token_log_probs_find_their_place_in_the_padded_games():
         replace(game, prompt_token_ids=(1,) * (2 - i)) for i, game in enumerate(random_games(1, 2, 2, 1, VOCABULARY))
     ]
     numbers = torch.arange(1.0, sum(len(c.token_ids) for game in games for c in game.completions) + 1.0)
-    padded = game_batch(games, [slice(None)], [TokenLogProbs(numbers, -numbers)])
+    padded = game_batch(games, [Pass(slice(None))], [TokenLogProbs(numbers, -numbers)])
     count = 0.0
     for i, game in enumerate(games):
         for j, completion in enumerate(game.completions):
@@ -362,7 +428,7 @@ def test_the_recorded_log_prob_stands_in_for_what_no_pass_computed():
     )
     own.requires_grad_()
     logprobs = [TokenLogProbs(None, None, drawn), TokenLogProbs(own, -own.detach())]
-    padded = game_batch(games, [slice(2, None), slice(2)], logprobs)
+    padded = game_batch(games, [Pass(slice(2, None)), Pass(slice(2))], logprobs)
     players, opponents = (padded.mask[:, part] > 0 for part in (slice(2), slice(2, None)))
     assert padded.policy[:, :2][players].tolist() == own.tolist()
     assert padded.reference[:, :2][players].tolist() == (-own).tolist()

@@ -12,7 +12,7 @@ from actors.errors import UsageError
 from actors.generation.config import GeneratorConfig, SamplingConfig
 from actors.generation.engine import Engine
 from actors.records import Canary
-from learner.config import PublicationConfig
+from learner.publication.config import PublicationConfig
 from learner.publication.publisher import Publisher
 from tests.actors.generation.conftest import classes_of_transformers  # noqa: F401
 from tests.actors.generation.test_engine import log_probs

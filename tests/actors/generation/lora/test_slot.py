@@ -23,7 +23,7 @@ from actors.errors import TransferInterruptedError, UsageError, WeightMismatchEr
 from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig
 from actors.generation.engine import Engine
 from actors.records import Canary, Manifest
-from learner.config import PublicationConfig
+from learner.publication.config import PublicationConfig
 from learner.publication.publisher import Publisher
 from tests.actors.generation.conftest import classes_of_transformers  # noqa: F401
 from tests.actors.generation.test_engine import (  # noqa: F401

@@ -1,0 +1,35 @@
+"""The anchor: a pull of the policy towards the slow average u of its own weights. Pure functions.
+
+With weight kappa, kappa KL(pi || u) joins a loss's pull towards the reference mu. A loss that pulls with strength tau
+to mu then pulls with tau + kappa to the geometric mean
+
+    log m = (tau log mu + kappa log u) / (tau + kappa)
+
+At rest u = pi, so the fixed point is the loss's own, whatever kappa. On the way there the anchor damps the rotation
+that stale opponents cause: with u at rest the delayed step contracts for every lag if tau + kappa > 1/2 and
+eta (tau + kappa) <= 1. docs/anchor.md has the statement and its proof.
+"""
+
+from typing import TypeVar
+
+from torch import Tensor
+
+from learner.config import GameLossConfig, PairLossConfig, RewardLossConfig
+
+Loss = TypeVar("Loss", PairLossConfig, RewardLossConfig, GameLossConfig)
+
+
+def strength(loss: PairLossConfig | RewardLossConfig | GameLossConfig) -> float:
+    """Return the strength of the loss's pull towards the reference: `tau`, or `beta` of losses on pairs."""
+    return loss.beta if isinstance(loss, PairLossConfig) else loss.tau
+
+
+def anchored(loss: Loss, weight: float) -> Loss:
+    """Return `loss` with `weight` added to the strength of its pull."""
+    field = "beta" if isinstance(loss, PairLossConfig) else "tau"
+    return loss.model_copy(update={field: strength(loss) + weight})
+
+
+def pulled_to(reference: Tensor, anchor: Tensor, strength: float, weight: float) -> Tensor:
+    """Return log m (nats, up to its normaliser) of log mu and log u, tensors of one shape."""
+    return (strength * reference + weight * anchor) / (strength + weight)
