@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 from actors import world as world_module
 from actors.world import PROMPTS, SYMBOLS, World
-from learner.config import GameLossConfig, PairLossConfig
-from learner.losses.anchor import anchored, pulled_to, strength
+from learner.losses.anchor import anchored, pulled_to
+from learner.losses.config import GameLossConfig, PairLossConfig
 from learner.losses.games import GameBatch, game_loss
 from learner.losses.pairs import preference_loss
 from learner.world import exact
@@ -134,19 +134,17 @@ class Experiment:
         tokens, mask, behaviour, outcomes = (np.concatenate(parts, axis=1) for parts in zip(*drawn, strict=True))
         present = torch.from_numpy(mask)
         policy, reference, opponent, slow = (each * present for each in self._logprobs(prompts, tokens))
-        prior, loss = reference, self.loss
-        if row.anchor is not None:
-            prior = pulled_to(reference, slow, strength(loss), row.anchor[0])
-            loss = anchored(loss, row.anchor[0])
+        loss, weight = self.loss, 0.0 if row.anchor is None else row.anchor[0]
         preferences = torch.from_numpy(
             self.preferences[prompts[:, None, None], outcomes[:, :, None], outcomes[:, None]]
         ).float()
         if isinstance(loss, PairLossConfig):
             ess = 1.0
             half = players // 2
+            prior = pulled_to(reference, slow, loss.beta, weight)
             (one, other), (m_one, m_other) = (each.sum(-1).split(half, dim=1) for each in (policy, prior))
             wins = torch.diagonal(preferences[:, :half, half:], dim1=1, dim2=2)
-            value = preference_loss(one, other, m_one, m_other, loss, wins).loss.mean()
+            value = preference_loss(one, other, m_one, m_other, anchored(loss, weight), wins).loss.mean()
         else:
             batch = GameBatch(
                 policy=policy,
@@ -157,9 +155,9 @@ class Experiment:
                 preferences=preferences,
                 scores=torch.zeros(outcomes.shape),
                 players=players,
-                pulled_to=prior,
+                anchor=None if row.anchor is None else slow,
             )
-            output = game_loss(batch, loss)
+            output = game_loss(batch, loss, anchor_weight=weight)
             value, ess = output.loss.mean(), float(output.metrics["opponent_ess"].mean())
         value.backward()
         self._step(update)

@@ -24,7 +24,8 @@ import torch
 from actors.records import Completion, Game
 from benchmarks.record import tell
 from benchmarks.shared_prompts import games
-from learner.config import LearnerConfig, LearnerSpec, OptimizerConfig, RewardLossConfig
+from learner.config import LearnerConfig, LearnerSpec, OptimizerConfig
+from learner.losses.config import RewardLossConfig
 from learner.reference.config import ReferenceConfig, ReferenceSpec
 from learner.reference.worker import ReferenceWorker
 from learner.tensors.batching import rollout

@@ -24,7 +24,8 @@ from transformers import AutoModelForCausalLM
 
 from actors.records import Completion, Game
 from benchmarks.record import tell
-from learner.config import LearnerConfig, LearnerSpec, OptimizerConfig, RewardLossConfig
+from learner.config import LearnerConfig, LearnerSpec, OptimizerConfig
+from learner.losses.config import RewardLossConfig
 from learner.tensors.batching import collate, game_sequences, schedule
 from learner.training.engine import TrainEngine
 

@@ -2,139 +2,17 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from actors.adapters.config import LoraConfig, PublishedLoraConfig
 from actors.foreign.passed_on import checked_environment, checked_labels, checked_resources
-from actors.generation.config import OpponentConfig
 from actors.settings import SMALLEST_SHARE, GpuShare, Settings
 from learner.deepspeed_keys import checked_deepspeed
+from learner.losses.config import Anchor, AnchorConfig, LossConfig, PairLossConfig
 
 LORA = "train low-rank adapters and keep the weights as they are; unset: train all weights"
-Level = Literal["none", "token", "sequence"]
-
-
-class PairLossConfig(Settings):
-    """A loss on pairs: the best and worst completion of a prompt, or a preference from data."""
-
-    kind: Literal["dpo", "ipo", "slic"] = Field(default="dpo", description="logistic, squared or hinge loss")
-    beta: float = Field(default=0.1, gt=0.0, description="regularisation to the reference; IPO's tau, SLiC's 1/margin")
-    label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5, description="assumed probability of a flipped label")
-    opponent: ClassVar[None] = None
-    on_pairs: ClassVar[bool] = True
-
-
-class PlayerCorrectionConfig(Settings):
-    """Off-policy corrections for a prompt's own completions (the players)."""
-
-    baseline: Literal["leave_one_out", "constant"] = Field(
-        default="leave_one_out",
-        description="leave_one_out: mean advantage of the prompt's other players; constant: 1/2 (0 for reward_pg) as "
-        "in the paper, biased for off-policy completions without player weights",
-    )
-    kl: Literal["sequence", "reward_to_go"] = Field(
-        default="sequence",
-        description="KL penalty per token: whole sequence, or reward-to-go (this token and later ones), biased for "
-        "off-policy completions without player weights",
-    )
-    players: Level = Field(
-        default="none",
-        description="importance weights policy / behaviour of the players: none, capped per token, or per sequence",
-    )
-    player_cap: float = Field(default=2.0, ge=1.0, description="largest weight of a player or its token")
-    beyond_cap: Literal["truncate", "mask"] = Field(
-        default="truncate", description="truncate weights at cap, or mask (set to 0) weights outside [1/cap, cap]"
-    )
-
-    @model_validator(mode="after")
-    def _a_mask_leaves_something(self) -> Self:
-        levels = {"player_cap": self.players, "opponent_cap": getattr(self, "opponents", "none")}
-        emptied = [name for name, level in levels.items() if level != "none" and getattr(self, name) <= 1.0]
-        if self.beyond_cap == "mask" and emptied:
-            raise ValueError(
-                f"{' and '.join(emptied)} 1 with beyond_cap mask sets every weight except 1 to 0; raise the cap above "
-                "1, or set beyond_cap to truncate"
-            )
-        return self
-
-
-class CorrectionConfig(PlayerCorrectionConfig):
-    """Off-policy corrections for players and opponents."""
-
-    opponents: Level = Field(
-        default="sequence",
-        description="importance weights opponent / behaviour of the opponents: none, the product of capped token "
-        "weights (token), or the capped product (sequence)",
-    )
-    opponent_cap: float = Field(default=2.0, ge=1.0, description="largest weight of an opponent or its token")
-    renormalise: bool = Field(
-        default=False,
-        description="divide the opponents' weights by their mean over the batch, so that a cap does not shrink the "
-        "preference against tau",
-    )
-
-
-class RewardLossConfig(Settings):
-    """Policy gradient on the judge's scores, regularised by KL to the reference."""
-
-    kind: Literal["reward_pg"] = Field(default="reward_pg", description="policy gradient on scores (RLOO)")
-    tau: float = Field(default=0.05, gt=0.0, description="weight of KL(policy || reference) relative to the score")
-    correction: PlayerCorrectionConfig = Field(default_factory=PlayerCorrectionConfig)
-    opponent: ClassVar[None] = None
-    on_pairs: ClassVar[bool] = False
-
-
-class GameLossConfig(Settings):
-    """A loss on games: a prompt's completions compared with an opponent's."""
-
-    kind: Literal["nash_pg", "online_ipo", "ipo_md"] = Field(
-        default="nash_pg", description="nash_pg (Nash-MD-PG, Nash-EMA-PG, self-play), online_ipo or ipo_md"
-    )
-    tau: float = Field(default=0.05, gt=0.0, description="weight of KL(policy || reference) relative to the preference")
-    correction: CorrectionConfig = Field(default_factory=CorrectionConfig)
-    opponent: OpponentConfig = Field(default_factory=OpponentConfig)
-    on_pairs: ClassVar[bool] = False
-
-    @model_validator(mode="after")
-    def _opponents_make_pairs(self) -> Self:
-        if self.kind == "ipo_md" and self.opponent.sampled and self.opponent.completions_per_prompt < 2:
-            raise ValueError(
-                "opponent.completions_per_prompt is 1, and kind ipo_md compares opponents with each other; set it to 2 "
-                "or more"
-            )
-        return self
-
-    @property
-    def weighs_opponents(self) -> bool:
-        """Whether the update needs the opponent's current log-probs."""
-        return self.correction.opponents != "none"
-
-
-LossConfig = PairLossConfig | RewardLossConfig | GameLossConfig
-
-
-class AnchorConfig(Settings):
-    """A pull towards the slow average of the policy's own weights: it damps the cycles that stale opponents cause."""
-
-    weight: float = Field(
-        default=0.0, ge=0.0, description="weight of KL(policy || its slow average), beside loss.tau or beta; 0: none"
-    )
-    horizon: int | None = Field(
-        default=None,
-        ge=2,
-        description="optimizer steps that the average looks back; unset: 2 (replay.max_staleness + 1) "
-        "replay.updates_per_publish, at least 8",
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Anchor:
-    """A run's anchor, with every number settled."""
-
-    weight: float
-    horizon: int  # optimizer steps
 
 
 class OptimizerConfig(Settings):
@@ -353,6 +231,15 @@ class LearnerConfig(GroupTrainerConfig):
     @classmethod
     def _dpo_by_default(cls, loss: Any) -> Any:
         return {"kind": "dpo", **loss} if isinstance(loss, dict) else loss
+
+    @model_validator(mode="after")
+    def _an_anchor_joins_a_pull(self) -> Self:
+        if self.anchor.weight > 0.0 and self.loss.kind == "best_of_n":
+            raise ValueError(
+                f"anchor.weight {self.anchor.weight:g} with loss.kind best_of_n, which has no pull to a reference that "
+                "an anchor could join; set anchor.weight to 0, or choose another loss"
+            )
+        return self
 
     @model_validator(mode="after")
     def _an_average_needs_whole_weights(self) -> Self:

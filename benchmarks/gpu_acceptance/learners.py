@@ -21,7 +21,8 @@ from actors.records import TRANSPORTS, Completion, Manifest, Pair
 from benchmarks.gpu_acceptance.children import Child, gpu_environment
 from benchmarks.gpu_acceptance.parts import Setup
 from benchmarks.gpu_acceptance.served import LOAD, TOTAL, TRANSFER
-from learner.config import LearnerConfig, LearnerSpec, LossConfig, OptimizerConfig
+from learner.config import LearnerConfig, LearnerSpec, OptimizerConfig
+from learner.losses.config import LossConfig
 from learner.publication.config import PublicationConfig
 from learner.training.process import RankPlace
 

@@ -8,7 +8,8 @@ from typing import Any
 from actors.generation.config import OpponentConfig
 from benchmarks.gpu_acceptance.learners import engine_of, learner_config, random_prompts
 from benchmarks.gpu_acceptance.parts import FailedError, Sample, Setup
-from learner.config import GameLossConfig, LearnerSpec
+from learner.config import LearnerSpec
+from learner.losses.config import GameLossConfig
 
 BETAS = (0.0, 0.5, 1.0)
 PROMPTS, NEW_TOKENS = 8, 16

@@ -29,7 +29,7 @@ from launch.output.summary import Summary
 from launch.run.staleness_limit import beta_of
 from launch.run.world import mean_shares
 from launch.settings.run import RunConfig
-from learner.config import GameLossConfig
+from learner.losses.config import GameLossConfig
 
 if TYPE_CHECKING:
     from learner.world.equilibria import Equilibrium
@@ -39,7 +39,7 @@ BRADLEY_TERRY, NASH_MD = "bradley-terry", "nash-md"
 DIRECTORY = Path("runs/demo")
 OF_OPPONENTS = ("learner.loss.opponent", "learner.loss.correction.opponent")
 """Prefixes of the settings that only a loss with an opponent reads."""
-ROUTES = {BRADLEY_TERRY: ("reward_pg", "bradley_terry"), NASH_MD: ("nash_pg", "gold")}
+ROUTES = {BRADLEY_TERRY: ("rloo", "bradley_terry"), NASH_MD: ("nash_pg", "gold")}
 """Kinds of loss and judge that define each route."""
 
 

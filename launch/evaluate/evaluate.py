@@ -35,7 +35,7 @@ from launch.run.protocols import GeneratorDeadError, GeneratorPort, GeneratorUna
 from launch.settings.run import RunConfig
 from learner.backend import manifest
 from learner.backend.models import DPO_FILE
-from learner.config import PairLossConfig
+from learner.losses.config import PairLossConfig
 
 COLLECT_SECONDS = 2.0
 Rank = Literal["likelihood", "reward"]

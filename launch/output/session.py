@@ -13,7 +13,7 @@ from actors.files import discard
 from actors.foreign.text import shown
 from launch.output.process import interrupts
 from launch.output.run_directory import RunDirectory
-from launch.settings.renamed import new_key
+from launch.settings.renamed import new_key, new_value
 from launch.settings.run import TrainingConfig
 from learner.backend import checkpoints, manifest
 
@@ -126,7 +126,8 @@ def check_same_run(saved: Mapping[str, Any], given: Mapping[str, Any], checkpoin
     Settings that the checkpoint does not name are not compared, nor is the path of a model whose content is known to
     both; evaluation may be turned off.
     """
-    saved = {new_key(name) or name: value for name, value in saved.items()}
+    keys = {name: new_key(name) or name for name in saved}
+    saved = {keys[name]: new_value(keys[name], value) for name, value in saved.items()}
     changed = [
         f"{name} (was {saved[name]}, is {value})"
         for name, value in given.items()

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from actors.generation.config import OpponentConfig
 from actors.records import Game
 from launch.settings.run import RunConfig
-from learner.config import GameLossConfig
+from learner.losses.config import GameLossConfig
 
 PROBES = 8
 """Updates whose step size is measured before the limit is estimated; a single one is noisy."""

@@ -7,6 +7,8 @@ Tree = dict[str, Any]
 
 RENAMED = {"learner.correction": "learner.loss.correction", "opponent": "learner.loss.opponent"}
 """Old dotted key -> new dotted key. The entry of a section covers every key below it."""
+VALUES = {"learner.loss.kind": {"reward_pg": "rloo"}}
+"""New dotted key -> its values of older versions, and what they are called now."""
 
 
 def new_key(key: str) -> str | None:
@@ -15,14 +17,26 @@ def new_key(key: str) -> str | None:
     return None if old is None else RENAMED[old] + key.removeprefix(old)
 
 
+def new_value(key: str, value: Any) -> Any:
+    """Return what `value` of a new `key` is called now."""
+    return VALUES.get(key, {}).get(value, value) if isinstance(value, str) else value
+
+
 def with_new_keys(tree: Tree) -> Tree:
-    """Return a copy of a configuration in which new keys replace the old ones.
+    """Return a copy of a configuration in which new keys and values replace the old ones.
 
     An old key stays, to be refused by validation, if the new key is set too.
     """
     tree = copy.deepcopy(tree)
     for old in sorted(RENAMED, key=len, reverse=True):
         _move(tree, old, RENAMED[old])
+    for key in VALUES:
+        *above, name = key.split(".")
+        section: Any = tree
+        for part in above:
+            section = section.get(part) if isinstance(section, dict) else None
+        if isinstance(section, dict) and name in section:
+            section[name] = new_value(key, section[name])
     return tree
 
 

@@ -15,7 +15,8 @@ from actors.replay_buffer.config import ReplayConfig
 from actors.settings import Settings
 from launch.settings.gpus import gpu_problem
 from launch.settings.runtime_env import checked_runtime_env, upload_problem
-from learner.config import Anchor, LearnerConfig
+from learner.config import LearnerConfig
+from learner.losses.config import Anchor
 from learner.publication.config import PublicationConfig
 from learner.reference.config import ReferenceConfig, reference_problem
 

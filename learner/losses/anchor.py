@@ -14,20 +14,15 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from learner.config import GameLossConfig, PairLossConfig, RewardLossConfig
+from learner.losses.config import GameLossConfig, PairLossConfig, RewardLossConfig
 
 Loss = TypeVar("Loss", PairLossConfig, RewardLossConfig, GameLossConfig)
 
 
-def strength(loss: PairLossConfig | RewardLossConfig | GameLossConfig) -> float:
-    """Return the strength of the loss's pull towards the reference: `tau`, or `beta` of losses on pairs."""
-    return loss.beta if isinstance(loss, PairLossConfig) else loss.tau
-
-
 def anchored(loss: Loss, weight: float) -> Loss:
-    """Return `loss` with `weight` added to the strength of its pull."""
+    """Return `loss` with `weight` added to the strength of its pull: `tau`, or `beta` of losses on pairs."""
     field = "beta" if isinstance(loss, PairLossConfig) else "tau"
-    return loss.model_copy(update={field: strength(loss) + weight})
+    return loss.model_copy(update={field: getattr(loss, field) + weight})
 
 
 def pulled_to(reference: Tensor, anchor: Tensor, strength: float, weight: float) -> Tensor:

@@ -13,12 +13,13 @@ w_i grad log pi(y_i) (A_i - baseline). The advantages A and all importance weigh
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from learner.config import CorrectionConfig, GameLossConfig, Level, RewardLossConfig
+from learner.losses.anchor import anchored, pulled_to
+from learner.losses.config import CorrectionConfig, GameLossConfig, Level, RewardLossConfig
 from learner.losses.pairs import LossOutput
 
 LARGEST = 20.0
@@ -43,15 +44,10 @@ class GameBatch:
     """[g, n, t] 1 at tokens, 0 at padding."""
     preferences: Tensor  # [g, n, n] P
     scores: Tensor
-    """[g, n] the judge's scores; used only by `reward_pg`."""
+    """[g, n] the judge's scores; used only by `rloo`."""
     players: int  # K
-    pulled_to: Tensor | None = None
-    """[g, n, t] log m of each token, to which an anchor pulls (`anchor.py`); None: log mu."""
-
-    @property
-    def prior(self) -> Tensor:
-        """Return the log-probs [g, n, t] of the policy that the loss pulls towards."""
-        return self.reference if self.pulled_to is None else self.pulled_to
+    anchor: Tensor | None = None
+    """[g, n, t] log u of each token, the policy's slow average, if the loss pulls to it (`anchor.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +114,19 @@ def _mean(values: Tensor, table: Tensor) -> Tensor:
     return (rows * table).sum(-1) / table.sum(-1).clamp(min=1.0)
 
 
-def game_loss(batch: GameBatch, config: RewardLossConfig | GameLossConfig, opponent_mean: float = 1.0) -> GameOutput:
+def game_loss(
+    batch: GameBatch,
+    config: RewardLossConfig | GameLossConfig,
+    opponent_mean: float = 1.0,
+    anchor_weight: float = 0.0,
+) -> GameOutput:
     """Compute the loss and metrics of each game, [g] each. Opponents' weights are divided by `opponent_mean`.
+
+    With `anchor_weight` mu below is the geometric mean of reference and anchor, and tau has that much more.
 
     * nash_pg: mean over players of -w_i (A_i - baseline) log pi(y_i). With `kl: reward_to_go` the KL penalty in
       token m's advantage covers only the log-ratios of tokens >= m.
-    * reward_pg: the same with the judge's score as v_i: KL-regularised policy gradient, with a `leave_one_out` baseline
+    * rloo: the same with the judge's score as v_i: KL-regularised policy gradient, with a `leave_one_out` baseline
       RLOO (Ahmadian et al. 2024).
     * online_ipo: mean over pairs of peers (i, l) of w_i w_l (h_i - h_l - (v_i - v_l) / tau)^2, h = log(pi / mu). Its
       fixed point does not depend on how y_i and y_l were sampled (Zhou et al. 2025, arXiv 2503.08942, generalised IPO).
@@ -131,13 +134,17 @@ def game_loss(batch: GameBatch, config: RewardLossConfig | GameLossConfig, oppon
       P (h_i - h_j - 1 / (2 tau))^2 + (1 - P) (h_j - h_i - 1 / (2 tau))^2 (Calandriello et al. 2024, "Human Alignment of
       Large Language Models through Online Preference Optimisation", section 5). With M > 0 players are not used.
 
-    Metrics: `player_preference`, mean v_i + 1/2 (not for reward_pg); `kl_players`, mean log(pi / mu) (nats);
+    Metrics: `player_preference`, mean v_i + 1/2 (not for rloo); `kl_players`, mean log(pi / mu) (nats);
     `advantage_std`; and those of `_weight_metrics`. The first two average over the sampled players without importance
     weights, so they estimate the policy's values only for on-policy players.
 
     Every completion needs comparisons: K >= 2 with opponents, K >= 4 without, and M >= 2 for ipo_md.
     """
     correction, mask = config.correction, batch.mask.to(batch.policy.dtype)
+    given, anchor = batch, batch.anchor
+    if anchor is not None:
+        prior = pulled_to(batch.reference, anchor, config.tau, anchor_weight)
+        batch, config = replace(batch, reference=prior), anchored(config, anchor_weight)
     n = mask.shape[1]
     peers = roles(batch.players, n - batch.players, mask.device)[1].to(mask)
     playing = (torch.arange(n, device=mask.device) < batch.players).to(mask)
@@ -146,7 +153,7 @@ def game_loss(batch: GameBatch, config: RewardLossConfig | GameLossConfig, oppon
     peers = peers * playing * playing[:, None]
 
     policy = batch.policy.detach()
-    log_ratio = (policy - batch.prior) * mask
+    log_ratio = (policy - batch.reference) * mask
     w = importance_weights(
         policy - batch.behaviour, mask, correction.players, correction.player_cap, correction.beyond_cap
     )
@@ -165,13 +172,21 @@ def game_loss(batch: GameBatch, config: RewardLossConfig | GameLossConfig, oppon
         loss = _ipo_md(batch, w_opponent, config.tau)
 
     metrics = {
-        "kl_players": (((policy - batch.reference) * mask).sum(-1) * playing).sum(-1) / batch.players,
+        "kl_players": apart(given, given.reference),
         "advantage_std": advantage[:, : batch.players].std(-1, correction=0),
         **_weight_metrics(batch, mask, w, capped, config),
     }
+    if anchor is not None:
+        metrics["kl_anchor"] = apart(given, anchor)
     if w_opponent is not None:
         metrics["player_preference"] = (value * playing).sum(-1) / batch.players + 0.5
     return GameOutput(loss=loss, metrics=metrics, advantages=advantage[:, : batch.players])
+
+
+def apart(batch: GameBatch, other: Tensor) -> Tensor:
+    """Return the players' mean log-ratio of the policy to `other`, [g] (nats per completion)."""
+    distance = ((batch.policy.detach() - other) * batch.mask)[:, : batch.players]
+    return distance.sum((-1, -2)) / batch.players
 
 
 def opponents_of(values: Tensor, players: int) -> Tensor:
@@ -190,7 +205,7 @@ def opponent_weights(batch: GameBatch, correction: CorrectionConfig) -> Tensor:
 def advantages(
     batch: GameBatch, w_opponent: Tensor | None, config: RewardLossConfig | GameLossConfig
 ) -> tuple[Tensor, Tensor]:
-    """Compute v and A [g, n] of every completion, detached, from w' [g, n]; without w' (reward_pg) v is the score.
+    """Compute v and A [g, n] of every completion, detached, from w' [g, n]; without w' (rloo) v is the score.
 
     Undefined for non-players.
     """
@@ -200,18 +215,18 @@ def advantages(
     else:
         against = roles(batch.players, mask.shape[1] - batch.players, mask.device)[0].to(mask)
         value = _mean(w_opponent[:, None, :] * (batch.preferences.to(mask) - 0.5), against)
-    return value, value - config.tau * ((batch.policy.detach() - batch.prior) * mask).sum(-1)
+    return value, value - config.tau * ((batch.policy.detach() - batch.reference) * mask).sum(-1)
 
 
 def _online_ipo(batch: GameBatch, value: Tensor, weights: Tensor, peers: Tensor, tau: float) -> Tensor:
-    residual = ((batch.policy - batch.prior) * batch.mask).sum(-1) - value / tau
+    residual = ((batch.policy - batch.reference) * batch.mask).sum(-1) - value / tau
     squares = (residual[:, :, None] - residual[:, None, :]).square() * weights[:, :, None] * weights[:, None, :]
     return (squares * peers).sum((-1, -2)) / peers.sum()
 
 
 def _ipo_md(batch: GameBatch, w_opponent: Tensor, tau: float) -> Tensor:
     first = batch.players if batch.players < w_opponent.shape[1] else 0
-    h = ((batch.policy - batch.prior) * batch.mask).sum(-1)[:, first:]
+    h = ((batch.policy - batch.reference) * batch.mask).sum(-1)[:, first:]
     p = batch.preferences[:, first:, first:].to(h)
     weights = w_opponent[:, first:]
     difference = h[:, :, None] - h[:, None, :]

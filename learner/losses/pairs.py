@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from learner.config import PairLossConfig
+from learner.losses.config import BestOfNLossConfig, PairLossConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,21 @@ def preference_loss(
     return LossOutput(loss=loss, metrics={"margin": margin, "accuracy": (margin > 0.0).to(margin.dtype)})
 
 
-def tie_loss(config: PairLossConfig) -> float:
-    """Return the constant loss of a tie, f(0): h = 0, because both completions are equal, so the gradient is 0."""
+def best_of_n_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor) -> LossOutput:
+    """Compute -log pi(y_w) (nats) of each pair's best completion from sequence log-probs; all inputs [b].
+
+    Noukhovitch et al. 2024, "Asynchronous RLHF", section 3.3 (best-of-2). The margin is h, with beta 1.
+    """
+    margin = ((chosen - rejected) - (ref_chosen - ref_rejected)).detach()
+    return LossOutput(loss=-chosen, metrics={"margin": margin, "accuracy": (margin > 0.0).to(margin.dtype)})
+
+
+def tie_loss(config: PairLossConfig | BestOfNLossConfig) -> float:
+    """Return the constant loss of a tie, f(0): h = 0, because both completions are equal, so the gradient is 0.
+
+    With `best_of_n` a tie has no best completion, and counts as 0.
+    """
+    if isinstance(config, BestOfNLossConfig):
+        return 0.0
     zero = torch.zeros(1, dtype=torch.float64)
     return float(preference_loss(zero, zero, zero, zero, config).loss[0])

@@ -8,7 +8,8 @@ from pydantic import Field, field_validator
 
 from actors.foreign.passed_on import checked_environment, checked_labels, checked_resources
 from actors.settings import SMALLEST_SHARE, GpuShare, Settings
-from learner.config import GameLossConfig, LearnerConfig
+from learner.config import LearnerConfig
+from learner.losses.config import GameLossConfig
 
 _OWN_VARIABLES = {"OMP_NUM_THREADS": "it follows reference.cpus; set that"}
 

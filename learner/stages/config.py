@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 from actors.adapters.config import MergedLoraConfig
 from actors.data.config import ChatTemplateConfig, DemonstrationConfig, HeldOutConfig, PreferenceSourceConfig
 from actors.settings import Settings
-from learner.config import LORA, GroupTrainerConfig, OptimizerConfig, PairLossConfig, TrainerConfig
+from learner.config import LORA, GroupTrainerConfig, OptimizerConfig, TrainerConfig
+from learner.losses.config import PairLossConfig
 
 VALIDATION_SPLIT = "data.validation_split"
 """A setting that checkpoints of older runs do not name: they held out a share of every source."""

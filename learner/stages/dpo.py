@@ -17,7 +17,7 @@ from actors.hub import resolve
 from learner.backend.collective import gather
 from learner.backend.loading import load_for_ranks
 from learner.backend.sharded import frozen
-from learner.config import PairLossConfig
+from learner.losses.config import PairLossConfig
 from learner.losses.pairs import preference_loss
 from learner.stages.config import DpoConfig, DpoTrainerConfig
 from learner.stages.stage import Stage

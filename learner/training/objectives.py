@@ -7,7 +7,7 @@ An objective picks the completions that go through each model and the log-probs 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,20 @@ from torch import Tensor
 
 from actors.errors import UsageError
 from actors.records import Completion, Game, Pair
-from learner.config import Anchor, GameLossConfig, LearnerConfig, PairLossConfig, RewardLossConfig
+from learner.config import LearnerConfig
 from learner.games.stability import step_size_estimate
 from learner.losses.anchor import anchored, pulled_to
+from learner.losses.config import (
+    Anchor,
+    BestOfNLossConfig,
+    GameLossConfig,
+    GrpoLossConfig,
+    PairLossConfig,
+    RewardLossConfig,
+)
 from learner.losses.games import GameBatch, game_loss, opponent_weights, opponents_of
-from learner.losses.pairs import preference_loss, tie_loss
+from learner.losses.grpo import grpo_loss
+from learner.losses.pairs import best_of_n_loss, preference_loss, tie_loss
 from learner.tensors import batching
 from learner.tensors.batching import RolloutSequence, pad_by_sequence, sum_by_sequence, token_rows
 from learner.training.policies import Pass, Policies, TokenLogProbs
@@ -138,7 +147,7 @@ def objective_of(
     config: LearnerConfig, *, shares_prompts: bool = False, anchor: Anchor | None = None
 ) -> RolloutObjective:
     """Return the objective of `config.loss`, pulled to `anchor` if there is one."""
-    chosen = PairObjective if isinstance(config.loss, PairLossConfig) else GameObjective
+    chosen = PairObjective if config.loss.on_pairs else GameObjective
     return chosen(config, shares_prompts=shares_prompts, anchor=anchor)
 
 
@@ -162,9 +171,14 @@ class PairObjective(RolloutObjective):
     def __init__(self, config: LearnerConfig, *, shares_prompts: bool = False, anchor: Anchor | None = None) -> None:
         metrics = ("margin", "accuracy", "kl_chosen", "kl_rejected")
         super().__init__(config, metrics, shares_prompts=shares_prompts, anchor=anchor)
-        assert isinstance(config.loss, PairLossConfig)
-        self._strength = config.loss.beta
-        self._loss = anchored(config.loss, self._anchor_weight)
+        assert isinstance(config.loss, PairLossConfig | BestOfNLossConfig)
+        self._loss: PairLossConfig | BestOfNLossConfig = config.loss
+        self._tie_loss = tie_loss(self._stronger)
+
+    @property
+    def _stronger(self) -> PairLossConfig | BestOfNLossConfig:
+        """The loss with the anchor's weight in its pull."""
+        return anchored(self._loss, self._anchor_weight) if isinstance(self._loss, PairLossConfig) else self._loss
 
     def active(self, items: Sequence[Pair]) -> list[Pair]:
         """Leave out ties: their gradient is zero. They still count in the batch's mean."""
@@ -190,14 +204,15 @@ class PairObjective(RolloutObjective):
         rows = token_rows(lengths, own.policy.device)
         policy = sum_by_sequence(own.policy, rows, len(lengths))
         reference = sum_by_sequence(own.reference, rows, len(lengths))
-        prior, pulls = reference, {}
+        loss, prior, pulls = self._stronger, reference, {}
         for each in anchors:
             assert each.anchor is not None
+            assert isinstance(self._loss, PairLossConfig)
             slow = sum_by_sequence(each.anchor, rows, len(lengths))
-            prior = pulled_to(reference, slow, self._strength, self._anchor_weight)
+            prior = pulled_to(reference, slow, self._loss.beta, self._anchor_weight)
             pulls["kl_anchor"] = (policy - slow).detach().view(2, -1).mean(0)
-        (chosen, rejected), (prior_chosen, prior_rejected) = policy.chunk(2), prior.chunk(2)
-        output = preference_loss(chosen, rejected, prior_chosen, prior_rejected, self._loss)
+        four = (*policy.chunk(2), *prior.chunk(2))
+        output = preference_loss(*four, loss) if isinstance(loss, PairLossConfig) else best_of_n_loss(*four)
         kl_chosen, kl_rejected = (policy - reference).detach().chunk(2)
         behaviour = torch.tensor(batching.behaviour_logprobs(members), device=rows.device)
         metrics = {**output.metrics, "kl_chosen": kl_chosen, "kl_rejected": kl_rejected, **pulls}
@@ -205,7 +220,7 @@ class PairObjective(RolloutObjective):
 
     def means(self, items: Sequence[Pair], sums: Mapping[str, float], maxima: Mapping[str, float]) -> dict[str, Any]:
         ties = sum(pair.tie for pair in items)
-        loss = sums["loss"] + ties * tie_loss(self._loss)
+        loss = sums["loss"] + ties * self._tie_loss
         return super().means(items, {**sums, "loss": loss}, maxima) | {"pairs": len(items), "ties": ties}
 
 
@@ -215,16 +230,14 @@ class GameObjective(RolloutObjective):
     kind = Game
 
     def __init__(self, config: LearnerConfig, *, shares_prompts: bool = False, anchor: Anchor | None = None) -> None:
-        assert not isinstance(config.loss, PairLossConfig)
-        self._strength = config.loss.tau
-        self._loss: RewardLossConfig | GameLossConfig = config.loss
+        assert not isinstance(config.loss, PairLossConfig | BestOfNLossConfig)
+        self._loss: RewardLossConfig | GrpoLossConfig | GameLossConfig = config.loss
         metrics: tuple[str, ...] = ("kl_players", "advantage_std", "player_ess", "player_truncated")
         if isinstance(self._loss, GameLossConfig):
             self.weighs_opponents = self._loss.weighs_opponents
             metrics += ("player_preference", "opponent_ess", "opponent_truncated", "opponent_weight_mean")
         super().__init__(config, metrics, shares_prompts=shares_prompts, anchor=anchor)
-        self._loss = anchored(self._loss, self._anchor_weight)
-        self._renormalises = self.weighs_opponents and getattr(self._loss.correction, "renormalise", False)
+        self._renormalises = self.weighs_opponents and self._loss.correction.renormalise
         self._opponent_mean = 1.0  # of the batch's opponent weights, by which they are divided
 
     def check(self, items: Sequence[Game]) -> None:
@@ -293,13 +306,11 @@ class GameObjective(RolloutObjective):
 
     def losses(self, members: Sequence[Game], logprobs: Sequence[TokenLogProbs]) -> Losses:
         games = game_batch(members, self.all_passes(members), logprobs)
-        players, pulls = games.players, {}
-        if self._anchor_weight:
-            slow = filled(games.behaviour, games.mask, self.all_passes(members), [each.anchor for each in logprobs])
-            games = replace(games, pulled_to=pulled_to(games.reference, slow, self._strength, self._anchor_weight))
-            apart = (games.policy.detach() - slow) * games.mask
-            pulls["kl_anchor"] = apart[:, :players].sum((-1, -2)) / players
-        output = game_loss(games, self._loss, self._opponent_mean)
+        loss, players = self._loss, games.players
+        if isinstance(loss, GrpoLossConfig):
+            output = grpo_loss(games, loss, self._anchor_weight)
+        else:
+            output = game_loss(games, loss, self._opponent_mean, self._anchor_weight)
         log_ratio = (games.policy.detach() - games.behaviour)[:, :players][games.mask[:, :players] > 0]
         opponent_log_ratio = None
         if self.weighs_opponents:
@@ -307,7 +318,7 @@ class GameObjective(RolloutObjective):
             opponent_log_ratio = (games.opponent - games.behaviour)[:, first:][games.mask[:, first:] > 0]
         return Losses(
             output.loss,
-            {**output.metrics, **pulls},
+            output.metrics,
             log_ratio,
             opponent_log_ratio,
             detail=(members, games.policy.detach()[:, :players].sum(-1), output.advantages),
@@ -333,27 +344,26 @@ def game_batch(members: Sequence[Game], parts: Sequence[Pass], logprobs: Sequenc
         for tensor in pad_by_sequence(recorded, rows, len(completions))
     )
 
+    def filled(values: Sequence[Tensor | None]) -> Tensor:
+        result = behaviour
+        for part, own in zip(parts, values, strict=True):
+            if own is not None:
+                where = torch.zeros_like(mask)
+                where[:, part.completions] = mask[:, part.completions]
+                result = result.masked_scatter(where, own)
+        return result
+
     return GameBatch(
-        policy=filled(behaviour, mask, parts, [each.policy for each in logprobs]),
-        reference=filled(behaviour, mask, parts, [each.reference for each in logprobs]),
+        policy=filled([each.policy for each in logprobs]),
+        reference=filled([each.reference for each in logprobs]),
         behaviour=behaviour,
-        opponent=filled(behaviour, mask, parts, [each.opponent for each in logprobs]),
+        opponent=filled([each.opponent for each in logprobs]),
         mask=mask.to(behaviour.dtype),
         preferences=torch.tensor([game.preferences for game in members], device=device),
         scores=torch.tensor([game.scores for game in members], device=device),
         players=len(members[0].players),
+        anchor=filled([each.anchor for each in logprobs]) if any(part.anchor for part in parts) else None,
     )
-
-
-def filled(behaviour: Tensor, mask: Tensor, parts: Sequence[Pass], values: Sequence[Tensor | None]) -> Tensor:
-    """Return `behaviour` [g, n, t] with the `values` that the passes `parts` computed in the place of its own."""
-    result = behaviour
-    for part, own in zip(parts, values, strict=True):
-        if own is not None:
-            where = torch.zeros_like(mask, dtype=torch.bool)
-            where[:, part.completions] = mask[:, part.completions] > 0
-            result = result.masked_scatter(where, own)
-    return result
 
 
 @dataclass(frozen=True, slots=True)

@@ -403,7 +403,7 @@ def test_elsewhere_there_is_no_evaluation_by_enumeration(
     assert said == (other == "length"), "everywhere else nobody would expect one"
 
 
-@pytest.mark.parametrize(("kind", "told"), [("nash_pg", True), ("reward_pg", False), ("dpo", False)])
+@pytest.mark.parametrize(("kind", "told"), [("nash_pg", True), ("rloo", False), ("dpo", False)])
 def test_the_staleness_law_is_announced_where_the_loss_has_an_opponent(
     tmp_path: Path, actors: Actors, capsys: pytest.CaptureFixture[str], kind: str, told: bool
 ) -> None:

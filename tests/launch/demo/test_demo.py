@@ -178,11 +178,11 @@ def test_a_route_that_does_not_end_ends_the_demo_with_its_code(tmp_path: Path) -
         ("sampling.max_new_tokens=5", r"sampling\.max_new_tokens is set to 5"),
         (
             "learner.loss.kind=nash_pg",
-            r"bradley-terry's learner\.loss\.kind is set to nash_pg, and the demo needs reward_pg; leave",
+            r"bradley-terry's learner\.loss\.kind is set to nash_pg, and the demo needs rloo; leave",
         ),
         (
-            "learner.loss.kind=reward_pg",
-            r"nash-md's learner\.loss\.kind is set to reward_pg, and the demo needs nash_pg",
+            "learner.loss.kind=rloo",
+            r"nash-md's learner\.loss\.kind is set to rloo, and the demo needs nash_pg",
         ),
         (
             "judging.judge.kind=gold",

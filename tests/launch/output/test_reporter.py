@@ -202,7 +202,7 @@ def test_where_the_game_is_not_known_the_summary_has_none_of_its_figures() -> No
         ("nash_pg", {"kind": "mixture"}, None, True),
         ("nash_pg", {"kind": "weighted", "max_staleness": 0}, 0, True),
         ("nash_pg", {"kind": "weighted"}, None, False),
-        ("reward_pg", {}, None, False),
+        ("rloo", {}, None, False),
     ],
 )
 def test_the_opponents_staleness_is_told_where_they_are_completions_of_their_own(

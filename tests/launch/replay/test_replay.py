@@ -28,7 +28,7 @@ from launch.replay.report import changed_settings
 from launch.settings.loading import dump_config
 from launch.settings.run import RunConfig
 from learner.backend import checkpoints
-from learner.config import PairLossConfig
+from learner.losses.config import PairLossConfig
 from tests.fakes.generators import FakeGenerator, judged_group
 from tests.fakes.learner import FakeLearner, FakeStats
 from tests.launch.run.loops import loop_of, run
@@ -89,7 +89,7 @@ def test_the_report_of_a_replay_says_that_the_reference_was_elsewhere(tmp_path: 
     assert changed_settings(recorded, held) == {"reference": ("recorded with the completions", None)}
 
 
-@pytest.mark.parametrize("kind", ["dpo", "ipo", "slic", "reward_pg", "online_ipo", "ipo_md"])
+@pytest.mark.parametrize("kind", ["dpo", "ipo", "slic", "rloo", "online_ipo", "ipo_md"])
 def test_every_loss_can_take_the_place_of_one_on_games(tmp_path: Path, kind: str) -> None:
     """What the new loss does not read goes back to its default; the rest stays."""
     recorded = recorded_in(tmp_path, **GAMES)

@@ -226,7 +226,7 @@ def test_opponents_without_a_bound_of_their_own_come_with_the_players() -> None:
 
 def test_a_loss_without_opponents_draws_none() -> None:
     generator, learner = FakeGenerator("a"), FakeLearner()
-    loop = _game_loop([generator], learner, None, {"learner": {"loss": {"kind": "reward_pg"}}})
+    loop = _game_loop([generator], learner, None, {"learner": {"loss": {"kind": "rloo"}}})
     run(loop)
     assert {lease.draw for lease in generator.answered} == {"all"}
     assert all(game.opponents == () for games in learner.batches for game in games)
@@ -248,7 +248,7 @@ class Measuring(FakeLearner):
     [
         ("nash_pg", "weighted", [*range(8), *range(10, 102, 10)]),
         ("nash_pg", "ema", [*range(0, 102, 10)]),
-        ("reward_pg", "weighted", []),
+        ("rloo", "weighted", []),
         ("dpo", "weighted", []),
     ],
 )

@@ -58,12 +58,12 @@ def test_missing_ends_are_replaced_as_the_judging_settings_say() -> None:
     made = group(0, (0, 0))
     unfinished = replace(made, completions=(made.completions[0], replace(made.completions[1], finished=False)))
     for missing, scores in ((-3.0, (0.0, -3.0)), (None, (0.0, 1.0))):
-        (game,) = Consumed.of(batch(0, unfinished), config("reward_pg", judging={"missing_eos_score": missing})).items
+        (game,) = Consumed.of(batch(0, unfinished), config("rloo", judging={"missing_eos_score": missing})).items
         assert isinstance(game, Game)
         assert game.scores == scores
 
 
-@pytest.mark.parametrize("kind", ["dpo", "nash_pg", "reward_pg"])
+@pytest.mark.parametrize("kind", ["dpo", "nash_pg", "rloo"])
 def test_a_group_over_the_bound_fails_the_run(kind: str) -> None:
     with pytest.raises(RunError, match=r"a group of staleness 5 reached the learner, over replay\.max_staleness 4"):
         Consumed.of(batch(5, group(0, (5, 5, 0, 5))), config(kind))
@@ -100,7 +100,7 @@ def test_metrics_of_pairs_tell_the_share_of_ties_and_know_no_opponents() -> None
 
 
 def test_a_loss_on_scores_alone_has_no_opponents_to_tell_the_age_of() -> None:
-    consumed = Consumed.of(batch(1, group(0, (0, 1))), config("reward_pg"))
+    consumed = Consumed.of(batch(1, group(0, (0, 1))), config("rloo"))
     assert consumed.opponent_staleness == ()
     assert not any("opponent" in name for name in batch_metrics(batch(1, group(0, (0, 1))), consumed))
 

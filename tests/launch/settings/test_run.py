@@ -7,7 +7,7 @@ from actors.errors import UsageError
 from launch.settings.fields import settings
 from launch.settings.loading import load_config
 from launch.settings.run import RunConfig
-from learner.config import GameLossConfig, RewardLossConfig
+from learner.losses.config import GameLossConfig, RewardLossConfig
 from tests.settings import nested
 
 ALL = list(settings(RunConfig))
@@ -145,7 +145,7 @@ def test_a_mixture_s_weight_is_a_share(beta):
         _game(opponent={"beta": beta})
 
 
-@pytest.mark.parametrize("kind", ["dpo", "ipo", "slic", "reward_pg"])
+@pytest.mark.parametrize("kind", ["dpo", "ipo", "slic", "rloo"])
 def test_settings_that_the_loss_does_not_have_are_refused(kind):
     """They were taken in silence, and a run was thought to play against what it never drew."""
     given = [f"learner.loss.kind={kind}", "learner.loss.opponent.kind=mixture"]
@@ -164,7 +164,7 @@ def test_a_setting_that_the_loss_does_not_have_is_one_mistake():
 
 def test_the_correction_of_players_belongs_to_all_losses_on_games_and_to_none_on_pairs():
     correction = {"baseline": "constant", "kl": "reward_to_go", "players": "token", "beyond_cap": "mask"}
-    for kind in ("nash_pg", "reward_pg"):
+    for kind in ("nash_pg", "rloo"):
         config = _game(learner={"loss": {"kind": kind, "correction": correction}})
         assert config.learner.loss.correction.players == "token"
     with pytest.raises(ValidationError, match=r"loss\.dpo\.correction\s+Extra inputs are not permitted"):
@@ -174,7 +174,7 @@ def test_the_correction_of_players_belongs_to_all_losses_on_games_and_to_none_on
 def test_another_kind_on_the_command_line_leaves_out_what_the_file_says_of_the_kind_before():
     """The preset sets beta, which losses on games do not have; tau stays where both have it."""
     assert load_config("embedded", ["learner.loss.kind=nash_pg"]).learner.loss == GameLossConfig()
-    changed = load_config("embedded-nash-md", ["learner.loss.kind=reward_pg", "learner.loss.correction.players=token"])
+    changed = load_config("embedded-nash-md", ["learner.loss.kind=rloo", "learner.loss.correction.players=token"])
     assert changed.learner.loss == RewardLossConfig(tau=0.05, correction={"players": "token"})
     mistakes = r"learner\.loss\.beta: not a setting of learner\.loss of kind nash_pg"
     with pytest.raises(UsageError, match=mistakes):
@@ -207,14 +207,14 @@ def test_a_cap_of_1_may_truncate_and_is_not_read_without_weights(correction):
     assert _game(learner={"loss": {"kind": "nash_pg"}, "correction": correction}).learner.loss.kind == "nash_pg"
 
 
-@pytest.mark.parametrize("kind", ["dpo", "reward_pg"])
+@pytest.mark.parametrize("kind", ["dpo", "rloo"])
 def test_defaults_of_settings_that_the_loss_does_not_read_may_be_given(kind):
     """A dumped configuration gives every one of them."""
     config = _game(learner={"loss": {"kind": kind}})
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config
 
 
-@pytest.mark.parametrize("kind", ["dpo", "reward_pg"])
+@pytest.mark.parametrize("kind", ["dpo", "rloo"])
 def test_losses_without_an_opponent_draw_none(kind):
     assert _game(learner={"loss": {"kind": kind}}).opponent is None
     assert _game(opponent={"kind": "mixture"}).opponent.engine_beta == 0.125

@@ -17,15 +17,8 @@ import torch
 
 from actors.network import free_port
 from actors.records import Completion, Pair
-from learner.config import (
-    Anchor,
-    CorrectionConfig,
-    GameLossConfig,
-    LearnerConfig,
-    LearnerSpec,
-    OptimizerConfig,
-    PairLossConfig,
-)
+from learner.config import LearnerConfig, LearnerSpec, OptimizerConfig
+from learner.losses.config import Anchor, CorrectionConfig, GameLossConfig, PairLossConfig
 from learner.publication.config import PublicationConfig
 from learner.training.process import RankPlace
 

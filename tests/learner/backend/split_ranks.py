@@ -14,7 +14,7 @@ import torch
 
 from actors.adapters.config import PublishedLoraConfig
 from actors.generation.config import OpponentConfig
-from learner.config import CorrectionConfig, GameLossConfig
+from learner.losses.config import CorrectionConfig, GameLossConfig
 from learner.publication.config import PublicationConfig
 from learner.training.process import set_environment
 from tests.learner.backend.ranks import (

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from learner.config import CorrectionConfig
+from learner.losses.config import CorrectionConfig
 from learner.losses.games import GameBatch, game_loss
 from tests.learner.losses.games import loss_of
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from actors.generation.config import OpponentConfig
 from actors.records import Completion, Game
-from learner.config import CorrectionConfig, GameLossConfig, PlayerCorrectionConfig, RewardLossConfig
+from learner.losses.config import CorrectionConfig, GameLossConfig, PlayerCorrectionConfig, RewardLossConfig
 
 Loss = RewardLossConfig | GameLossConfig
 LogProbs = Callable[[Game, Completion], Tensor]
@@ -24,7 +24,7 @@ def loss_of(
 ) -> Loss:
     """A loss on games; one on scores leaves out what concerns opponents."""
     fix = correction or CorrectionConfig()
-    if kind == "reward_pg":
+    if kind == "rloo":
         players = fix.model_dump(include=set(PlayerCorrectionConfig.model_fields))
         return RewardLossConfig(tau=tau, correction=PlayerCorrectionConfig(**players))
     return GameLossConfig(kind=kind, tau=tau, correction=fix, opponent=opponent or OpponentConfig())
@@ -125,7 +125,7 @@ def chosen(logprobs: Tensor, completion: Completion) -> Tensor:
 class SlowGame:
     """One game's loss, carrying the gradient, its players' advantages and their mean preference and log-ratio.
 
-    `reward_pg` has no preference to tell; what stands there means nothing.
+    `rloo` has no preference to tell; what stands there means nothing.
     """
 
     loss: Tensor
@@ -156,7 +156,7 @@ def slow_game(game: Game, policy: LogProbs, reference: LogProbs, opponent: LogPr
     w_player = [_whole(w[i], fix.players) for i in everyone]
     ratio = [(pi[i].detach() - mu[i]) for i in everyone]
     h = [(pi[i] - mu[i]).sum() for i in everyone]
-    if config.kind == "reward_pg":
+    if config.kind == "rloo":
         value = list(game.scores)
         peers = [[j for j in range(players) if j != i] for i in range(players)]
     else:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from learner.config import CorrectionConfig, PairLossConfig
 from learner.games.tabular import softmax
-from learner.losses.anchor import anchored, pulled_to, strength
+from learner.losses.anchor import anchored, pulled_to
+from learner.losses.config import CorrectionConfig, PairLossConfig
 from learner.losses.games import GameBatch, game_loss
 from learner.losses.pairs import preference_loss
 from tests.learner.losses.games import loss_of
@@ -38,11 +38,10 @@ def expected_gradient(
     logits = pi.clone().requires_grad_()
     policy = logits.log_softmax(-1)
     pair = kind in ("dpo", "ipo", "slic")
-    loss = PairLossConfig(kind=kind, beta=STRENGTH) if pair else loss_of(kind, UNWEIGHTED, tau=STRENGTH)
-    prior = mu
-    if slow is not None:
-        prior, loss = pulled_to(mu, slow, strength(loss), WEIGHT), anchored(loss, WEIGHT)
     if pair:
+        loss, prior = PairLossConfig(kind=kind, beta=STRENGTH), mu
+        if slow is not None:
+            prior, loss = pulled_to(mu, slow, STRENGTH, WEIGHT), anchored(loss, WEIGHT)
         drawn = torch.tensor(list(itertools.product(range(N), repeat=2)))
         one, other = drawn.T
         values = (policy[one], policy[other], prior[one], prior[other])
@@ -58,15 +57,15 @@ def expected_gradient(
             preferences=preferences[drawn[:, :, None], drawn[:, None, :]],
             scores=SCORES[drawn],
             players=4,
-            pulled_to=None if slow is None else prior[drawn][..., None],
+            anchor=None if slow is None else slow[drawn][..., None],
         )
-        losses = game_loss(batch, loss).loss
+        losses = game_loss(batch, loss_of(kind, UNWEIGHTED, tau=STRENGTH), anchor_weight=WEIGHT).loss
     return torch.autograd.grad((losses * pi[drawn].sum(-1).exp()).sum(), logits)[0]
 
 
 SCALES = {
     "nash_pg": 1.0,
-    "reward_pg": 1.0,
+    "rloo": 1.0,
     "online_ipo": (STRENGTH / (STRENGTH + WEIGHT)),
     "ipo_md": (STRENGTH / (STRENGTH + WEIGHT)),
     "ipo": (STRENGTH / (STRENGTH + WEIGHT)),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.config import CorrectionConfig
+from learner.losses.config import CorrectionConfig
 from tests.learner.games.tabular_games import (
     CENTRED,
     COMB,
@@ -93,7 +93,7 @@ def climb(direction, logits: Tensor, step: float, steps: int) -> Tensor:
 
 def reward_direction(logits: Tensor, kl: str) -> Tensor:
     setting = Setting(SQUARE, torch.full((4, 4), 0.5), logits, REWARD_MU, logits, logits, logits, REWARD)
-    return ascent(setting, "reward_pg", CorrectionConfig(baseline="constant", kl=kl), 1, 0, REWARD_TAU)
+    return ascent(setting, "rloo", CorrectionConfig(baseline="constant", kl=kl), 1, 0, REWARD_TAU)
 
 
 def own_token_direction(logits: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.config import CorrectionConfig
+from learner.losses.config import CorrectionConfig
 from learner.losses.games import GameBatch, game_loss, importance_weights, opponent_weights, roles, sequence_weights
 from tests.learner.games.tabular_games import (
     COMB,
@@ -204,7 +204,7 @@ def loss_and_gradient(batch: GameBatch, kind: str, correction: CorrectionConfig)
     return output.loss.detach(), torch.autograd.grad(output.loss.sum(), policy)[0], output.metrics
 
 
-KINDS = ["nash_pg", "online_ipo", "ipo_md", "reward_pg"]
+KINDS = ["nash_pg", "online_ipo", "ipo_md", "rloo"]
 ALL_WEIGHTED = [
     CorrectionConfig(players=level, opponents=level, kl=kl, beyond_cap=beyond_cap)
     for level, kl, beyond_cap in [
@@ -262,14 +262,14 @@ def test_the_gradient_flows_through_the_policy_alone(kind):
     assert not any(values.requires_grad for values in output.metrics.values())
 
 
-def test_reward_pg_with_leave_one_out_is_rloo():
+def test_rloo_with_leave_one_out_is_rloo():
     """Three completions of one token: scores 1, 0, .5 and log-ratios .1, -.2, .3 at tau .1 give A = .99, .02, .47."""
     policy = tensor([[[-1.0], [-2.0], [-3.0]]])
     reference = policy - tensor([[[0.1], [-0.2], [0.3]]])
     scores = tensor([[1.0, 0.0, 0.5]])
     half = torch.full((1, 3, 3), 0.5, dtype=torch.float64)
     batch = GameBatch(policy, reference, policy, policy, torch.ones_like(policy), half, scores, 3)
-    loss, gradient, metrics = loss_and_gradient(batch, "reward_pg", CorrectionConfig())
+    loss, gradient, metrics = loss_and_gradient(batch, "rloo", CorrectionConfig())
     centred = tensor([0.99 - 0.245, 0.02 - 0.73, 0.47 - 0.505])
     assert close(gradient[0, :, 0], -centred / 3.0)
     assert close(loss, -(centred * policy[0, :, 0]).sum()[None] / 3.0)

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from learner.config import PairLossConfig
-from learner.losses.pairs import preference_loss, tie_loss
+from learner.losses.config import BestOfNLossConfig, PairLossConfig
+from learner.losses.pairs import best_of_n_loss, preference_loss, tie_loss
 
 BETA = 0.5
 
@@ -118,3 +118,15 @@ def test_dpo_with_bradley_terry_labels_ends_at_the_same_policy_whatever_samples_
     optimizer.step(closure)
     target = torch.softmax(mu.log() + reward / BETA, 0)
     assert torch.allclose(logits.softmax(0).detach(), target, atol=1e-6)
+
+
+def test_best_of_n_is_the_likelihood_of_the_best_completion_alone():
+    """-log pi(y_w); its margin is the log-ratio difference, by hand: (-2 - -5) - (-3 - -4) = 2."""
+    chosen, rejected = torch.tensor([-2.0], requires_grad=True), torch.tensor([-5.0], requires_grad=True)
+    output = best_of_n_loss(chosen, rejected, torch.tensor([-3.0]), torch.tensor([-4.0]))
+    output.loss.sum().backward()
+    assert output.loss.tolist() == [2.0]
+    assert chosen.grad.tolist() == [-1.0]
+    assert rejected.grad is None
+    assert (output.metrics["margin"].tolist(), output.metrics["accuracy"].tolist()) == ([2.0], [1.0])
+    assert tie_loss(BestOfNLossConfig()) == 0.0

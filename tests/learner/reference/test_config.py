@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from actors.generation.config import OpponentConfig
-from learner.config import CorrectionConfig, GameLossConfig, LearnerConfig, PairLossConfig, RewardLossConfig
+from learner.config import LearnerConfig
+from learner.losses.config import CorrectionConfig, GameLossConfig, PairLossConfig, RewardLossConfig
 from learner.reference.config import ReferenceConfig, reference_problem
 
 ACTORS = ReferenceConfig(count=2)

@@ -14,7 +14,8 @@ import torch
 from actors.errors import UsageError
 from actors.generation.config import OpponentConfig
 from actors.records import Completion, Game, Pair
-from learner.config import CorrectionConfig, LearnerConfig, PairLossConfig
+from learner.config import LearnerConfig
+from learner.losses.config import CorrectionConfig, PairLossConfig
 from learner.reference.config import ReferenceConfig, ReferenceSpec
 from learner.reference.worker import ReferenceWorker
 from learner.tensors.batching import rollout
@@ -34,7 +35,7 @@ NONE = CorrectionConfig(opponents="none")
 DRAWN, SPLIT = (3, 2), (4, 0)
 PAIRS = {kind: PairLossConfig(kind=kind, beta=0.5) for kind in ("dpo", "ipo", "slic")}
 GAMES: dict[str, tuple[Any, tuple[int, int]]] = {
-    "reward_pg": (loss_of("reward_pg"), DRAWN),
+    "rloo": (loss_of("rloo"), DRAWN),
     "nash_pg uncorrected": (loss_of("nash_pg", NONE), SPLIT),
     "nash_pg self": (loss_of("nash_pg", opponent=OpponentConfig(kind="self")), SPLIT),
     "nash_pg reference": (loss_of("nash_pg", opponent=OpponentConfig(kind="reference")), DRAWN),

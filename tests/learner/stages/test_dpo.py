@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM
 
-from learner.config import PairLossConfig
+from learner.losses.config import PairLossConfig
 from learner.stages.dpo import OfflineObjective, ScoredPair
 from learner.tensors.examples import TokenPair, read_pairs, write_pairs
 from learner.tensors.logprobs import PolicyWithLogProbs

@@ -102,7 +102,7 @@ def _offloaded(rank: int, world: int, port: int, directory: Path) -> None:
 def train_on_games(directory: Path, kind: str, zero_stage: int, reference: str | None) -> dict[str, Any]:
     """Two updates on games, with the base as the reference or with a copy of its own."""
     from actors.generation.config import OpponentConfig
-    from learner.config import CorrectionConfig, GameLossConfig
+    from learner.losses.config import CorrectionConfig, GameLossConfig
     from learner.training.engine import TrainEngine
     from tests.learner.losses.games import random_games
 

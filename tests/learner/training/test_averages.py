@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from actors.adapters.config import PublishedLoraConfig
 from actors.errors import UsageError
-from learner.config import Anchor, PairLossConfig
+from learner.losses.config import Anchor, PairLossConfig
 from tests.learner.backend.ranks import (
     ANCHOR,
     CONFIG,
@@ -144,7 +144,7 @@ def test_with_adapters_their_matrices_are_averaged(directory, stage):
     engine.policy.close()
 
 
-@pytest.mark.parametrize("kind", ["nash_pg", "reward_pg", "online_ipo", "ipo_md"])
+@pytest.mark.parametrize("kind", ["nash_pg", "rloo", "online_ipo", "ipo_md"])
 @pytest.mark.parametrize("shape", [(4, 0), (3, 2)], ids=["split", "drawn"])
 def test_the_first_update_of_a_game_is_the_loss_s_own_and_the_next_is_not(directory, kind, shape):
     """Before a step u = pi = mu, so the anchor changes the loss by its scale alone; after it, it pulls."""
@@ -159,7 +159,7 @@ def test_the_first_update_of_a_game_is_the_loss_s_own_and_the_next_is_not(direct
     assert first.kl_anchor == pytest.approx(0.0, abs=1e-4)
     assert stats["none"][0].kl_anchor is None
     assert first.kl_players == pytest.approx(stats["none"][0].kl_players, abs=1e-5)
-    if kind in ("nash_pg", "reward_pg"):
+    if kind in ("nash_pg", "rloo"):
         assert first.grad_norm == pytest.approx(stats["none"][0].grad_norm, rel=1e-4)
         assert after.grad_norm != pytest.approx(stats["none"][1].grad_norm, rel=1e-3)
     assert 0.0 < abs(after.kl_anchor) < abs(after.kl_players)

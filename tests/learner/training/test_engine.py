@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from actors.errors import RunError, UsageError
 from actors.generation.config import OpponentConfig
 from learner.backend.deepspeed_config import learning_rate
-from learner.config import CorrectionConfig, GameLossConfig, OptimizerConfig, PairLossConfig
+from learner.config import OptimizerConfig
+from learner.losses.config import CorrectionConfig, GameLossConfig, PairLossConfig
 from learner.losses.pairs import tie_loss
 from learner.tensors.sampling import sample_answer
 from tests.learner.backend.ranks import (

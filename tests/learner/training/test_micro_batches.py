@@ -1,7 +1,8 @@
 """What a rank computes of a batch: pairs and games stay whole, ties are left out, and the cheapest item fills in."""
 
 from actors.records import Completion, Game, Pair
-from learner.config import GameLossConfig, LearnerConfig, PairLossConfig, RewardLossConfig
+from learner.config import LearnerConfig
+from learner.losses.config import GameLossConfig, PairLossConfig, RewardLossConfig
 from learner.training.objectives import GameObjective, PairObjective
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from actors.errors import UsageError
 from actors.generation.config import OpponentConfig
 from actors.records import Pair
-from learner.config import Anchor, CorrectionConfig, PairLossConfig
+from learner.losses.config import Anchor, CorrectionConfig, PairLossConfig
 from learner.tensors import batching
 from learner.tensors.batching import collate
 from learner.training.objectives import GameObjective, PairObjective, game_batch, objective_of
@@ -143,7 +143,7 @@ CASES = {
     "online_ipo, weights of tokens": ("online_ipo", {"players": "token"}, "weighted", SPLIT),
     "ipo_md split": ("ipo_md", {}, "weighted", SPLIT),
     "ipo_md drawn": ("ipo_md", {"opponents": "token", "opponent_cap": 1.1}, "mixture", DRAWN),
-    "reward_pg": ("reward_pg", {"players": "token"}, "weighted", SPLIT),
+    "rloo": ("rloo", {"players": "token"}, "weighted", SPLIT),
 }  # fmt: skip
 
 
@@ -178,7 +178,7 @@ def test_the_gradient_of_a_game_update_is_that_of_its_definition(
     for name, parameter in models["policy"].named_parameters():
         assert torch.allclose(engine.gradient[name].double(), parameter.grad, rtol=0, atol=1e-5 * largest), name
     assert stats.loss == pytest.approx(float(sum(game.loss for game in slow)) / len(slow), rel=1e-5, abs=1e-5)
-    if kind == "reward_pg":
+    if kind == "rloo":
         assert stats.player_preference is None
     else:
         assert stats.player_preference == pytest.approx(sum(game.preference for game in slow) / len(slow), abs=1e-5)
@@ -299,7 +299,7 @@ def test_the_opponent_s_ratio_is_of_the_mixture_as_it_is_at_the_update(engine, m
     [
         ("nash_pg", CorrectionConfig(), True, True),
         ("nash_pg", CorrectionConfig(opponents="none"), False, True),
-        ("reward_pg", CorrectionConfig(), False, False),
+        ("rloo", CorrectionConfig(), False, False),
     ],
 )
 def test_an_opponent_is_computed_and_measured_only_where_the_loss_reads_it(
@@ -319,7 +319,7 @@ PLAYERS = [("reference", "", 6), ("policy", "gradient", 6)]
 """What two games of three players cost where their opponents cost nothing."""
 MODELS = {
     "nash_pg uncorrected": ("nash_pg", {"opponents": "none"}, "mixture", DRAWN, PLAYERS),
-    "reward_pg": ("reward_pg", {}, "mixture", DRAWN, PLAYERS),
+    "rloo": ("rloo", {}, "mixture", DRAWN, PLAYERS),
     "nash_pg mixture": ("nash_pg", {}, "mixture", DRAWN, [("reference", "", 4), ("policy", "", 4), *PLAYERS]),
     "nash_pg self": ("nash_pg", {}, "self", DRAWN, [("policy", "", 4), *PLAYERS]),
     "nash_pg reference": ("nash_pg", {}, "reference", DRAWN, [("reference", "", 4), *PLAYERS]),

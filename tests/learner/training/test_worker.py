@@ -14,7 +14,7 @@ from actors.generation.proof.canary import CanaryCheck
 from actors.generation.weights import fingerprint
 from actors.records import Canary, Manifest, TensorRecord
 from learner.backend import checkpoints
-from learner.config import GameLossConfig
+from learner.losses.config import GameLossConfig
 from learner.publication.config import PublicationConfig
 from learner.training.worker import FRESH_TOKENS, rollout_of
 from tests.learner.backend.ranks import CONFIG, full_state, make_model, place_of, random_pairs, run_ranks, spec_of
