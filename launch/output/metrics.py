@@ -28,6 +28,7 @@ TAGS = {
     "accuracy": "reward/accuracy",
     "player_preference": "reward/preference",
     "advantage_std": "advantage/std",
+    "value_error": "advantage/value_error",
     "kl_players": "kl/policy",
     "kl_chosen": "kl/chosen",
     "kl_rejected": "kl/rejected",

@@ -19,7 +19,7 @@ from actors.foreign.text import shown
 WINDOWS = 5
 SHOWN = (
     *("loss", "margin", "accuracy", "kl_chosen", "kl_rejected", "player_preference", "kl_players", "advantage_std"),
-    "kl_anchor",
+    *("kl_anchor", "value_error"),
     *("grad_norm", "log_ratio_mean", "behaviour_kl", "staleness_mean", "exploitability", "exact_kl"),
 )
 """Metrics in the table; the record has all."""

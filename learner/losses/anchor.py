@@ -14,9 +14,9 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from learner.losses.config import GameLossConfig, PairLossConfig, RewardLossConfig
+from learner.losses.config import GameLossConfig, PairLossConfig, PpoLossConfig, RewardLossConfig
 
-Loss = TypeVar("Loss", PairLossConfig, RewardLossConfig, GameLossConfig)
+Loss = TypeVar("Loss", bound=PairLossConfig | RewardLossConfig | PpoLossConfig | GameLossConfig)
 
 
 def anchored(loss: Loss, weight: float) -> Loss:

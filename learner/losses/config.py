@@ -93,6 +93,21 @@ class GrpoLossConfig(Settings):
     on_pairs: ClassVar[bool] = False
 
 
+class PpoLossConfig(Settings):
+    """Clipped policy gradient on scores, with a value head that the policy's layers share."""
+
+    kind: Literal["ppo"] = Field(default="ppo", description="clipped policy gradient on scores, with a value head")
+    tau: float = Field(default=0.05, gt=0.0, description="weight of KL(policy || reference) relative to the score")
+    clip: float = Field(default=0.2, gt=0.0, lt=1.0, description="ratios outside 1 -+ clip are cut")
+    gamma: float = Field(default=1.0, gt=0.0, le=1.0, description="discount of rewards per token")
+    decay: float = Field(
+        default=0.95, ge=0.0, le=1.0, description="lambda of generalised advantages; 1: returns as they were sampled"
+    )
+    value_weight: float = Field(default=0.1, gt=0.0, description="weight of the value head's squared error")
+    opponent: ClassVar[None] = None
+    on_pairs: ClassVar[bool] = False
+
+
 class RewardLossConfig(Settings):
     """Policy gradient on the judge's scores, regularised by KL to the reference."""
 
@@ -131,7 +146,7 @@ class GameLossConfig(Settings):
         return self.correction.opponents != "none"
 
 
-LossConfig = PairLossConfig | BestOfNLossConfig | RewardLossConfig | GrpoLossConfig | GameLossConfig
+LossConfig = PairLossConfig | BestOfNLossConfig | RewardLossConfig | GrpoLossConfig | PpoLossConfig | GameLossConfig
 
 
 class AnchorConfig(Settings):

@@ -48,6 +48,8 @@ class GameBatch:
     players: int  # K
     anchor: Tensor | None = None
     """[g, n, t] log u of each token, the policy's slow average, if the loss pulls to it (`anchor.py`)."""
+    values: Tensor | None = None
+    """[g, n, t] the score expected before each token; carries the gradient. Used only by `ppo`."""
 
 
 @dataclass(frozen=True, slots=True)

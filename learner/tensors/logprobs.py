@@ -206,8 +206,16 @@ class PolicyWithLogProbs(nn.Module):
         transform = replace(_transform_of(model.config), in_float32=head_dtype == "float32")
         self.head = LogProbHead(head, chunk, transform)
         self.temperature = temperature
+        self.value_head: nn.Linear | None = None
         self.shares_prompts = False  # whether `collate_shared` serves; set by who loads it
         self.sequences: SequenceGroup | None = None  # ranks that split each row; set by who loads it
+
+    def add_value_head(self) -> None:
+        """Add a linear head on the last hidden states that says the expected score, 0 at first."""
+        weight = self.head.weight
+        self.value_head = nn.Linear(weight.shape[1], 1, dtype=weight.dtype)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
 
     def forward(
         self,
@@ -216,13 +224,15 @@ class PolicyWithLogProbs(nn.Module):
         *,
         mixture: Mixture | None = None,
         with_hidden: bool = False,
+        with_values: bool = False,
     ) -> Any:
         """Compute log-probs [n] (float32, nats) of `batch.targets` [n].
 
         No attention mask is needed: padding is on the right, so that causal attention hides it from every real token.
         `temperature` overrides the module's own. With `mixture`, returns a pair: these, and the log-probs [n] under the
         mixture with that model, without gradient. With `with_hidden`, returns a pair: these, and the last hidden states
-        [n, d] at their positions, without gradient; if ranks split the row, those of this rank's positions.
+        [n, d] at their positions, without gradient; if ranks split the row, those of this rank's positions. With
+        `with_values`, returns a pair: these, and the value head's values [n] (float32) before each target.
         """
         split = None if self.sequences is None else self.sequences.split(batch)
         part = batch if split is None else split.part
@@ -236,6 +246,10 @@ class PolicyWithLogProbs(nn.Module):
         result = self.head(hidden, part.targets, self.temperature if temperature is None else temperature, mixture)
         if split is not None:
             result = split.whole(result) if mixture is None else tuple(map(split.whole, result))
+        if with_values:
+            assert self.value_head is not None
+            values = self.value_head(hidden)[:, 0].float()
+            return result, values if split is None else split.whole(values)
         return (result, hidden.detach()) if with_hidden else result
 
     @torch.no_grad()

@@ -28,7 +28,8 @@ from learner.records import UpdateStats
 from learner.tensors.batching import TokenSequence
 from learner.tensors.logprobs import PolicyWithLogProbs
 from learner.tensors.sampling import sample_answer
-from learner.training.objectives import Players, check_reference_logprobs, objective_of, step_size
+from learner.training.game_objective import Players, step_size
+from learner.training.objectives import check_reference_logprobs, objective_of
 from learner.training.policies import BasePolicy, Policies, SlowPolicy
 from learner.training.trainer import Trainer
 
@@ -66,6 +67,8 @@ class TrainEngine:
         shares_prompts &= policy.shares_prompts
         if config.lora is not None:
             adapt(policy.model, config.lora, spec.model_dir)
+        if config.loss.kind == "ppo":
+            policy.add_value_head()
         self._objective = objective_of(config, shares_prompts=shares_prompts, anchor=spec.anchor)
         self.vocab_size = policy.head.weight.shape[0]
         tokenizer_source = source if spec.tokenizer_dir is None else resolve(spec.tokenizer_dir)

@@ -40,6 +40,7 @@ class Pass:
     opponent: bool = False
     """Whether log pi' is needed, of the opponent at this update."""
     anchor: bool = False  # whether log u is needed, of the policy's slow average
+    values: bool = False  # whether the value head's values are needed, with log pi
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ class TokenLogProbs:
     tokens: int = 0
     padded_tokens: int = 0
     anchor: Tensor | None = None
+    values: Tensor | None = None
+    """Expected scores before each token, with gradient as `policy`."""
 
 
 class BasePolicy:
@@ -111,7 +114,10 @@ class Policies:
             # First, so that an offloaded reference's weights are gone before activations are kept.
             needed = part.log_ratio or (part.opponent and beta == 1.0 and self.average is None)
             reference = self._reference(batch, completions) if needed else None
-        policy = self.policy(batch) if part.log_ratio else None
+        policy = self.policy(batch, with_values=part.values) if part.log_ratio else None
+        values = None
+        if part.values:
+            policy, values = policy
         with torch.no_grad():
             if not part.opponent:
                 opponent = None
@@ -120,7 +126,7 @@ class Policies:
             else:
                 known = policy if beta == 0.0 else reference
                 opponent = self.policy(batch) if known is None else known.detach()
-        return TokenLogProbs(policy, reference if part.log_ratio else None, opponent, *counts)
+        return TokenLogProbs(policy, reference if part.log_ratio else None, opponent, *counts, values=values)
 
     def _reference(self, batch: TokenBatch, completions: Sequence[Completion]) -> Tensor:
         """Compute log mu [n], or read it off `completions` if there is no reference here."""

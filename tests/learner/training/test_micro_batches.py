@@ -3,7 +3,8 @@
 from actors.records import Completion, Game, Pair
 from learner.config import LearnerConfig
 from learner.losses.config import GameLossConfig, PairLossConfig, RewardLossConfig
-from learner.training.objectives import GameObjective, PairObjective
+from learner.training.game_objective import GameObjective
+from learner.training.pair_objective import PairObjective
 
 
 def completion(tokens):

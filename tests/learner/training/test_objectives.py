@@ -15,7 +15,9 @@ from actors.records import Pair
 from learner.losses.config import Anchor, CorrectionConfig, PairLossConfig
 from learner.tensors import batching
 from learner.tensors.batching import collate
-from learner.training.objectives import GameObjective, PairObjective, game_batch, objective_of
+from learner.training.game_objective import GameObjective, game_batch
+from learner.training.objectives import objective_of
+from learner.training.pair_objective import PairObjective
 from learner.training.policies import Pass, Policies, TokenLogProbs
 from tests.learner.backend.ranks import (
     CONFIG,

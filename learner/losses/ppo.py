@@ -1,0 +1,67 @@
+"""PPO on scored completions with a value for each token, as pure functions. Must not depend on models or ranks."""
+
+import torch
+from torch import Tensor
+
+from learner.losses.anchor import anchored, pulled_to
+from learner.losses.config import PpoLossConfig
+from learner.losses.games import GameBatch, GameOutput, apart
+
+
+def ppo_loss(batch: GameBatch, config: PpoLossConfig, anchor_weight: float = 0.0) -> GameOutput:
+    """Compute the loss and metrics of each group, [g] each: the mean over all tokens of its completions of
+
+        -min(r A, clip(r, 1 - clip, 1 + clip) A) + value_weight (V - R)^2 / 2,        r = pi / b
+
+    Schulman et al. 2017, "Proximal Policy Optimization Algorithms", eq. 7 and 9. A is `generalised_advantages` of the
+    rewards -tau (log pi - log mu), to which a completion's last token adds its score, and R = A + V. A and R are
+    constants. `value_error` is the mean of (V - R)^2; `player_truncated` the share of tokens whose ratio is cut.
+    """
+    assert batch.values is not None
+    own = slice(batch.players)
+    mask = batch.mask[:, own].to(batch.policy.dtype)
+    policy, values = batch.policy[:, own], batch.values[:, own] * mask
+    prior = batch.reference
+    if batch.anchor is not None:
+        prior, config = pulled_to(prior, batch.anchor, config.tau, anchor_weight), anchored(config, anchor_weight)
+    last = mask * (mask.flip(-1).cumsum(-1).flip(-1) == 1.0)
+    rewards = batch.scores[:, own, None].to(mask) * last - config.tau * (policy.detach() - prior[:, own]) * mask
+    advantage = generalised_advantages(rewards, values.detach(), mask, config.gamma, config.decay)
+    returns = advantage + values.detach()
+
+    ratio = ((policy - batch.behaviour[:, own]) * mask).exp()
+    kept, cut = ratio * advantage, ratio.clamp(1.0 - config.clip, 1.0 + config.clip) * advantage
+    error = (values - returns).square()
+    count = mask.sum((-1, -2)).clamp(min=1.0)
+    loss = ((0.5 * config.value_weight * error - torch.minimum(kept, cut)) * mask).sum((-1, -2)) / count
+
+    weights = (ratio.detach() * mask).flatten(1)
+    whole = advantage[..., 0]
+    metrics = {
+        "kl_players": apart(batch, batch.reference),
+        "advantage_std": whole.std(-1, correction=0),
+        "player_ess": weights.sum(-1).square() / (count * weights.square().sum(-1)).clamp(min=1e-30),
+        "player_truncated": ((cut.detach() < kept.detach()) * mask).sum((-1, -2)) / count,
+        "value_error": (error.detach() * mask).sum((-1, -2)) / count,
+    }
+    if batch.anchor is not None:
+        metrics["kl_anchor"] = apart(batch, batch.anchor)
+    return GameOutput(loss=loss, metrics=metrics, advantages=whole)
+
+
+def generalised_advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, decay: float) -> Tensor:
+    """Return the advantage [..., t] of each token: sum over l of (gamma decay)^l delta_{t+l},
+
+        delta_t = r_t + gamma V_{t+1} - V_t,
+
+    with V = 0 after the last token. Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized
+    Advantage Estimation", eq. 16. Tokens of a completion stand first; `mask` [..., t] is 0 behind them.
+    """
+    advantages = torch.zeros_like(rewards)
+    following, later = torch.zeros_like(rewards[..., 0]), torch.zeros_like(rewards[..., 0])
+    for t in reversed(range(rewards.shape[-1])):
+        delta = rewards[..., t] + gamma * following - values[..., t]
+        later = (delta + gamma * decay * later) * mask[..., t]
+        following = values[..., t] * mask[..., t]
+        advantages[..., t] = later
+    return advantages
