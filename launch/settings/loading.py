@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from actors.errors import UsageError
 from actors.redaction import redact
 from launch.settings.fields import TEXTS, Setting, format_value, section_models, settings
-from launch.settings.renamed import Tree, new_key, remove, with_new_keys
+from launch.settings.renamed import Tree, new_key, new_value, remove, with_new_keys
 from launch.settings.run import RunConfig, TrainingConfig
 from launch.settings.verbs import TRAIN, Verb
 from launch.settings.yaml_text import YamlError, parse_yaml, read_yaml
@@ -115,7 +115,8 @@ def _is_recorded(path: Path) -> bool:
 
 def _renamed(override: str) -> str:
     key, equals, value = override.partition("=")
-    return f"{new_key(key.strip()) or key}{equals}{value}"
+    key = new_key(key.strip()) or key
+    return f"{key}{equals}{new_value(key, value)}"
 
 
 def _after_kinds(override: str) -> tuple[bool, int]:
@@ -329,7 +330,9 @@ def _given(setting: Setting, value: Any) -> str:
         hint = "; put it in quotes"
     elif isinstance(value, float) and not math.isfinite(value):
         hint = ", finite"
+    renamed = new_value(setting.key, value)
     near = difflib.get_close_matches(str(value), setting.allowed.split(" | "), n=1)
+    near = near if renamed == value else [renamed]
     shown = _show(redact(value, setting.key))
     return f"{setting.key}: given {shown}; allowed: {setting.allowed}{hint}" + (f"; nearest: {near[0]}" if near else "")
 

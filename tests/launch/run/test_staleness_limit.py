@@ -250,3 +250,23 @@ def test_a_mixture_that_only_weights_would_make_is_none_without_them():
     assert "beta 0 and" in announce(_config(learner=learner, opponent={"kind": "weighted", "beta": 0.5}))
     assert "beta 0.5 and" in announce(_config(learner=learner, opponent={"kind": "mixture", "beta": 0.5}))
     assert "beta 0.5 and" in announce(_config(opponent={"kind": "weighted", "beta": 0.5}))
+
+
+def test_an_anchor_makes_lags_stable_that_are_not_without_one() -> None:
+    """Step .1, tau .05 on the fastest cycle of three: 5 without, as published; more than the bound of 64 with one."""
+    learner = {"loss": {"kind": "nash_pg", "tau": 0.05}, "optimizer": {"lr": 1e-3}}
+    replay = {"max_staleness": 64}
+    plain = _law(_config(learner=learner, replay=replay))
+    anchored = _law(_config(learner=learner | {"anchor": {"weight": 0.32}}, replay=replay))
+    assert (plain.largest_lag, plain.kept) == (5.0, False)
+    assert "or set learner.anchor.weight to 0.32" in plain.describe()
+    assert anchored.largest_lag >= 64
+    assert anchored.kept
+    assert "tau 0.05, beta 0, anchor 0.32 over 130 updates" in anchored.describe()
+    assert (anchored.figures()["anchor_weight"], anchored.figures()["anchor_horizon"]) == (0.32, 130.0)
+
+
+def test_the_largest_step_told_before_any_measurement_counts_the_anchor() -> None:
+    """With tau + kappa above the fastest cycle's omega every step up to 1 / (tau + kappa) = 2.7 is stable."""
+    learner = {"loss": {"kind": "nash_pg", "tau": 0.05}, "anchor": {"weight": 0.32, "horizon": 200}}
+    assert "steps up to 2.7 per update" in announce(_config(learner=learner, replay={"max_staleness": 8}))

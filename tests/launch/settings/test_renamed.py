@@ -15,7 +15,7 @@ from launch.cli import main
 from launch.settings import renamed
 from launch.settings.fields import settings
 from launch.settings.loading import dump_config, load_config, with_current_keys
-from launch.settings.renamed import new_key, with_new_keys
+from launch.settings.renamed import new_key, new_value, with_new_keys
 from launch.settings.verbs import VERBS, Verb
 
 TABLE = {"opponent": "learner.loss.opponent", "learner.correction": "learner.loss.correction", "rate": "learner.lr"}
@@ -123,6 +123,15 @@ def test_old_keys_of_a_file_and_of_overrides_are_refused_with_the_new_ones_besid
         "  rate: renamed to learner.lr; write it there",
         "  updates: given 0; allowed: integer >= 1",
     ]
+
+
+def test_an_older_value_is_read_from_a_recorded_configuration_and_named_to_who_writes_it_anew() -> None:
+    """`reward_pg` is RLOO."""
+    assert with_new_keys({"learner": {"loss": {"kind": "reward_pg"}}}) == {"learner": {"loss": {"kind": "rloo"}}}
+    assert with_new_keys({"learner": {"loss": None}, "updates": 1}) == {"learner": {"loss": None}, "updates": 1}
+    assert (new_value("learner.loss.kind", "dpo"), new_value("name", "reward_pg")) == ("dpo", "reward_pg")
+    with pytest.raises(UsageError, match=r"learner\.loss\.kind: given 'reward_pg'; allowed: .*; nearest: rloo"):
+        load_config(None, ["model.path=/m", "learner.loss.kind=reward_pg"])
 
 
 def test_another_verb_without_the_new_key_knows_nothing_of_the_old_one(verb: Verb) -> None:

@@ -280,3 +280,28 @@ def test_keys_and_values_are_not_kept_where_every_token_is_held_to_one_policy():
 def test_no_more_generators_are_required_than_there_are():
     with pytest.raises(ValidationError, match="min_count 3 exceeds count 2"):
         _game(generators={"count": 2, "min_count": 3})
+
+
+@pytest.mark.parametrize(
+    ("replay", "given", "horizon"),
+    [
+        ({"max_staleness": 0}, None, 8),
+        ({"max_staleness": 16}, None, 34),
+        ({"max_staleness": 4, "updates_per_publish": 5}, None, 50),
+        ({"max_staleness": 16}, 100, 100),
+    ],
+)
+def test_an_anchor_looks_back_twice_the_largest_lag(replay, given, horizon):
+    """2 (S + 1) k optimizer steps, at least 8."""
+    anchor = {"weight": 0.32} | ({} if given is None else {"horizon": given})
+    settings = {"model": {"path": "x"}, "replay": replay, "learner": {"anchor": anchor}}
+    config = RunConfig.model_validate(settings)
+    assert (config.anchor.weight, config.anchor.horizon) == (0.32, horizon)
+    assert RunConfig.model_validate(settings | {"learner": {}}).anchor is None
+
+
+def test_an_anchor_needs_a_loss_that_pulls():
+    with pytest.raises(ValueError, match=r"anchor\.weight 0\.3 with loss\.kind best_of_n.*set anchor\.weight to 0"):
+        RunConfig.model_validate(
+            {"model": {"path": "x"}, "learner": {"loss": {"kind": "best_of_n"}, "anchor": {"weight": 0.3}}}
+        )

@@ -1,4 +1,4 @@
-"""The value head in the engine: what it is trained on, that it learns, and that checkpoints hold it and models do not."""
+"""The value head in the engine: what it is trained on, that it learns, and what holds it."""
 
 import os
 from dataclasses import replace
