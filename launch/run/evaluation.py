@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from actors.records import Group, Prompt
+from actors.replay_buffer.pairing import MissingEos
 from launch.run import win_rate
 from launch.run.win_rate import Reward, WinRate
 
@@ -31,7 +32,7 @@ class Evaluated:
     def of(
         cls,
         judged: Sequence[Group],
-        missing_eos_score: float | None,
+        missing_eos_score: MissingEos,
         policy: Sequence[Sequence[float]],
         reference: Sequence[Sequence[float]],
     ) -> Evaluated:

@@ -96,7 +96,7 @@ class AverageWeights:
         """Let go of whole weights that ZeRO-3 keeps gathered, so that the next pass gathers them anew."""
         for parameter in self._trained.values():
             if getattr(parameter, "ds_status", None) is ZeroParamStatus.AVAILABLE:
-                parameter.partition()  # type: ignore[attr-defined]
+                parameter.partition()
 
     @torch.no_grad()
     def adopt(self) -> None:

@@ -20,11 +20,11 @@ def deepspeed_config(config: TrainerConfig, parameters: int) -> dict[str, Any]:
     and counts micro-batches. Gradients accumulate in float32 for every dtype of the weights. The section
     `learner.deepspeed` comes last.
     """
-    optimizer = config.optimizer
+    optimizer, even = config.optimizer, parameters + parameters % 2  # DeepSpeed refuses odd sizes
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
-        "reduce_bucket_size": min(parameters, BUCKET),
-        "allgather_bucket_size": min(parameters, BUCKET),
+        "reduce_bucket_size": min(even, BUCKET),
+        "allgather_bucket_size": min(even, BUCKET),
         # Tensors below this size are not sharded; what counts as small depends on the model.
         "stage3_param_persistence_threshold": min(100_000, parameters // 100),
     }

@@ -10,7 +10,7 @@ that stale opponents cause: with u at rest the delayed step contracts for every 
 eta (tau + kappa) <= 1. docs/anchor.md has the statement and its proof.
 """
 
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from torch import Tensor
 
@@ -22,7 +22,7 @@ Loss = TypeVar("Loss", bound=PairLossConfig | RewardLossConfig | PpoLossConfig |
 def anchored(loss: Loss, weight: float) -> Loss:
     """Return `loss` with `weight` added to the strength of its pull: `tau`, or `beta` of losses on pairs."""
     field = "beta" if isinstance(loss, PairLossConfig) else "tau"
-    return loss.model_copy(update={field: getattr(loss, field) + weight})
+    return cast("Loss", loss.model_copy(update={field: getattr(loss, field) + weight}))
 
 
 def pulled_to(reference: Tensor, anchor: Tensor, strength: float, weight: float) -> Tensor:

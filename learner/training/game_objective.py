@@ -48,7 +48,8 @@ class GameObjective(RolloutObjective):
             metrics += ("value_error",)
         super().__init__(config, metrics, shares_prompts=shares_prompts, anchor=anchor)
         self._has_values = isinstance(self._loss, PpoLossConfig)
-        self._renormalises = self.weighs_opponents and self._loss.correction.renormalise
+        own = self._loss
+        self._renormalises = isinstance(own, GameLossConfig) and own.weighs_opponents and own.correction.renormalise
         self._opponent_mean = 1.0  # of the batch's opponent weights, by which they are divided
 
     def check(self, items: Sequence[Game]) -> None:

@@ -70,8 +70,11 @@ class PairObjective(RolloutObjective):
             slow = sum_by_sequence(each.anchor, rows, len(lengths))
             prior = pulled_to(reference, slow, self._loss.beta, self._anchor_weight)
             pulls["kl_anchor"] = (policy - slow).detach().view(2, -1).mean(0)
-        four = (*policy.chunk(2), *prior.chunk(2))
-        output = preference_loss(*four, loss) if isinstance(loss, PairLossConfig) else best_of_n_loss(*four)
+        (chosen, rejected), (prior_chosen, prior_rejected) = policy.chunk(2), prior.chunk(2)
+        if isinstance(loss, PairLossConfig):
+            output = preference_loss(chosen, rejected, prior_chosen, prior_rejected, loss)
+        else:
+            output = best_of_n_loss(chosen, rejected, prior_chosen, prior_rejected)
         kl_chosen, kl_rejected = (policy - reference).detach().chunk(2)
         behaviour = torch.tensor(batching.behaviour_logprobs(members), device=rows.device)
         metrics = {**output.metrics, "kl_chosen": kl_chosen, "kl_rejected": kl_rejected, **pulls}

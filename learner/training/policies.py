@@ -114,10 +114,11 @@ class Policies:
             # First, so that an offloaded reference's weights are gone before activations are kept.
             needed = part.log_ratio or (part.opponent and beta == 1.0 and self.average is None)
             reference = self._reference(batch, completions) if needed else None
-        policy = self.policy(batch, with_values=part.values) if part.log_ratio else None
-        values = None
+        policy, values = None, None
         if part.values:
-            policy, values = policy
+            policy, values = self.policy(batch, with_values=True)
+        elif part.log_ratio:
+            policy = self.policy(batch)
         with torch.no_grad():
             if not part.opponent:
                 opponent = None

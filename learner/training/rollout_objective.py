@@ -50,7 +50,7 @@ class RolloutObjective(Objective):
         super().__init__(config.pass_tokens, shares_prompts=shares_prompts)
         self._anchor_weight = 0.0 if anchor is None else anchor.weight
         self._config, self.metrics = config.loss, (*metrics, *(("kl_anchor",) if anchor is not None else ()))
-        self.sums = (*metrics, "items", "log_ratio", "k3", "responses")
+        self.sums = (*self.metrics, "items", "log_ratio", "k3", "responses")
         self.maxima = ("log_ratio_max", *(("opponent_log_ratio_max",) if self.weighs_opponents else ()))
 
     def check(self, items: Sequence[Any]) -> None:

@@ -218,7 +218,7 @@ def _anchored(rank: int, world: int, port: int, directory: Path) -> None:
         model = directory / ("tied" if stage == 3 else "model")
         engine = TrainEngine(spec_of(model, config, anchor=ANCHOR))
         result = {"updates": [engine.update(batch) for batch in batches], "state": full_state(engine)}
-        result["average"] = engine.policies.anchor.average.whole()
+        result["average"] = {name: each.clone() for name, each in engine.policies.anchor.average.whole().items()}
         engine.policy.save(directory / f"anchored{stage}", {})
         result["went on"] = engine.update(batches[1])
         result["state that went on"] = full_state(engine)
