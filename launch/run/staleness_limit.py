@@ -46,9 +46,10 @@ class StalenessLimit:
         return self.bound <= self.largest_lag
 
     def figures(self) -> dict[str, float]:
-        """Return the numbers for `summary.json`, without an infinite lag."""
+        """Return the numbers for `summary.json`, without an infinite lag and an anchor that is not there."""
         numbers = {name: value for name, value in asdict(self).items() if not isinstance(value, str)}
-        return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
+        absent = () if self.anchor_weight else ("anchor_weight", "anchor_horizon")
+        return {name: float(each) for name, each in numbers.items() if math.isfinite(each) and name not in absent}
 
     def describe(self) -> str:
         """Return one line for people."""

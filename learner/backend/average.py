@@ -6,8 +6,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from deepspeed.accelerator import get_accelerator
-from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -65,10 +63,11 @@ class AverageWeights:
     """A float32 average of the weights of `model` that are trained, to take their place for a while.
 
     It starts as the weights. Under ZeRO-3 each rank averages its own part. With adapters their matrices are averaged.
-    `model` must be in DeepSpeed's hands already.
+    `model` must be in DeepSpeed's hands already; `device` is the one of the process group.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._device = device
         self._trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
         self._average = {name: held(each).detach().float().clone() for name, each in self._trained.items()}
 
@@ -95,7 +94,8 @@ class AverageWeights:
     def _release(self) -> None:
         """Let go of whole weights that ZeRO-3 keeps gathered, so that the next pass gathers them anew."""
         for parameter in self._trained.values():
-            if getattr(parameter, "ds_status", None) is ZeroParamStatus.AVAILABLE:
+            status = getattr(parameter, "ds_status", None)
+            if status is not None and status.name == "AVAILABLE":
                 parameter.partition()
 
     @torch.no_grad()
@@ -107,7 +107,8 @@ class AverageWeights:
 
     def whole(self) -> dict[str, Tensor]:
         """Return the average of every weight on the CPU, by the names of the model. Collective."""
-        return {name: _gathered(each, self._average[name]).cpu().contiguous() for name, each in self._trained.items()}
+        averages = ((name, each, self._average[name]) for name, each in self._trained.items())
+        return {name: _gathered(each, own, self._device).cpu().contiguous() for name, each, own in averages}
 
     @torch.no_grad()
     def take(self, whole: Mapping[str, Tensor]) -> None:
@@ -135,10 +136,10 @@ def held(parameter: Tensor) -> Tensor:
     return getattr(parameter, "ds_tensor", parameter)
 
 
-def _gathered(parameter: Tensor, part: Tensor) -> Tensor:
+def _gathered(parameter: Tensor, part: Tensor, device: torch.device) -> Tensor:
     if not hasattr(parameter, "ds_id"):
         return part
-    part = part.to(get_accelerator().current_device_name())  # from host memory, if weights are offloaded
+    part = part.to(device)  # from host memory, if weights are offloaded
     parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, part)
     return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape)

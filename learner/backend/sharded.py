@@ -119,7 +119,7 @@ class ShardedModel:
 
     def averaged(self, name: str) -> AverageWeights:
         """Return an average of the weights, saved and loaded with the engine state as `name`. Starts as the weights."""
-        self._averages[name] = AverageWeights(self.model)
+        self._averages[name] = AverageWeights(self.model, self.device)
         return self._averages[name]
 
     def begin_update(self) -> float:

@@ -10,7 +10,6 @@ Human Feedback", section 4). beta is the weight of mu in the geometric mixture p
 Every function raises UsageError if an argument is not a game, not a distribution, or out of range.
 """
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -261,7 +260,6 @@ def online_mirror_descent(
     beta: ArrayLike = 0.0,
     lag: int = 0,
     start: ArrayLike | None = None,
-    anchor: tuple[float, float] = (0.0, math.inf),
 ) -> Array:
     """Return every iterate of mirror descent on the regularised game from `start` (default mu), [steps + 1, n]:
 
@@ -269,8 +267,7 @@ def online_mirror_descent(
 
     with eta from `step_sizes` [steps]. The opponent is the mixture pi_{t-lag}^(1-beta) mu^beta (pi_0 if t < lag). With
     beta = 0 this is self-play: online IPO, INPO; at tau = 0 multiplicative weights. With beta > 0 it is the expectation
-    of Nash-MD-PG. `beta` may be [steps]; `lag` counts steps. `anchor` (kappa, T) adds eta kappa (log u - log pi) with
-    log u the moving average of log pi over T steps, which starts at `start`; tau + kappa then limits eta as tau does.
+    of Nash-MD-PG. `beta` may be [steps]; `lag` counts steps.
     """
     game = checked_game(P)
     log_mu = np.log(checked_policy(mu, len(game), "mu", full_support=True))
@@ -279,21 +276,16 @@ def online_mirror_descent(
     etas, betas = np.broadcast_arrays(np.asarray(step_sizes, dtype=np.float64), beta)
     for weight in np.unique(betas):
         check_beta(weight)
-    kappa, horizon = anchor
-    if not (kappa >= 0.0 and horizon >= 1.0):
-        raise UsageError(f"anchor is {anchor}; it needs a weight >= 0 and a horizon of at least one step")
-    pull = tau + kappa
-    wrong = etas[~((etas > 0.0) & (etas * pull < 1.0 + 1e-9))]
+    wrong = etas[~((etas > 0.0) & (etas * tau < 1.0 + 1e-9))]
     if wrong.size:
-        raise UsageError(f"step_size is {wrong[0]}; it must be > 0 and at most 1 / tau, with tau = {pull:g}")
+        raise UsageError(f"step_size is {wrong[0]}; it must be > 0 and at most 1 / tau, with tau = {tau:g}")
     if lag < 0:
         raise UsageError(f"lag is {lag}; it counts steps and must be >= 0")
     A, z = game - 0.5, np.empty((len(etas) + 1, len(game)))
-    z[0] = slow = first
+    z[0] = first
     for t, (eta, weight) in enumerate(zip(etas, betas, strict=True)):
         opponent = softmax((1.0 - weight) * z[max(t - lag, 0)] + weight * log_mu)
-        z[t + 1] = (1.0 - eta * pull) * z[t] + eta * (tau * log_mu + kappa * slow) + eta * (A @ opponent)
-        slow = slow + (z[t + 1] - slow) / horizon
+        z[t + 1] = (1.0 - eta * tau) * z[t] + eta * tau * log_mu + eta * (A @ opponent)
     return softmax(z)
 
 

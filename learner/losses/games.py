@@ -143,52 +143,53 @@ def game_loss(
     Every completion needs comparisons: K >= 2 with opponents, K >= 4 without, and M >= 2 for ipo_md.
     """
     correction, mask = config.correction, batch.mask.to(batch.policy.dtype)
-    given, anchor = batch, batch.anchor
-    if anchor is not None:
-        prior = pulled_to(batch.reference, anchor, config.tau, anchor_weight)
+    moved = distances(batch)
+    if batch.anchor is not None:
+        prior = pulled_to(batch.reference, batch.anchor, config.tau, anchor_weight)
         batch, config = replace(batch, reference=prior), anchored(config, anchor_weight)
-    n = mask.shape[1]
-    peers = roles(batch.players, n - batch.players, mask.device)[1].to(mask)
-    playing = (torch.arange(n, device=mask.device) < batch.players).to(mask)
-    if isinstance(config, RewardLossConfig):
-        peers = 1.0 - torch.eye(n, device=mask.device, dtype=mask.dtype)
-    peers = peers * playing * playing[:, None]
+    playing = (torch.arange(mask.shape[1], device=mask.device) < batch.players).to(mask)
+    peers = _peers(batch, isinstance(config, RewardLossConfig)) * playing * playing[:, None]
 
     policy = batch.policy.detach()
     log_ratio = (policy - batch.reference) * mask
-    w = importance_weights(
-        policy - batch.behaviour, mask, correction.players, correction.player_cap, correction.beyond_cap
-    )
+    level, cap, beyond = correction.players, correction.player_cap, correction.beyond_cap
+    w = importance_weights(policy - batch.behaviour, mask, level, cap, beyond)
     capped = opponent_weights(batch, config.correction) if isinstance(config, GameLossConfig) else None
     w_opponent = None if capped is None else capped / opponent_mean
     value, advantage = advantages(batch, w_opponent, config)
 
     if w_opponent is None or config.kind == "nash_pg":
-        baseline = _mean(advantage, peers) if correction.baseline == "leave_one_out" else torch.zeros_like(advantage)
-        to_go = log_ratio.flip(-1).cumsum(-1).flip(-1) if correction.kl == "reward_to_go" else log_ratio.sum(-1, True)
-        terms = w * ((value - baseline)[:, :, None] - config.tau * to_go) * batch.policy * mask
-        loss = -(terms.sum(-1) * playing).sum(-1) / batch.players
+        gain = value - (_mean(advantage, peers) if correction.baseline == "leave_one_out" else 0.0)
+        loss = _policy_gradient(batch, gain, w, log_ratio, config)
     elif config.kind == "online_ipo":
-        loss = _online_ipo(batch, value, sequence_weights(w, mask, correction.players), peers, config.tau)
+        loss = _online_ipo(batch, value, sequence_weights(w, mask, level), peers, config.tau)
     else:
         loss = _ipo_md(batch, w_opponent, config.tau)
 
-    metrics = {
-        "kl_players": apart(given, given.reference),
-        "advantage_std": advantage[:, : batch.players].std(-1, correction=0),
-        **_weight_metrics(batch, mask, w, capped, config),
-    }
-    if anchor is not None:
-        metrics["kl_anchor"] = apart(given, anchor)
+    spread = advantage[:, : batch.players].std(-1, correction=0)
+    metrics = {**moved, "advantage_std": spread, **_weight_metrics(batch, mask, w, capped, config)}
     if w_opponent is not None:
         metrics["player_preference"] = (value * playing).sum(-1) / batch.players + 0.5
     return GameOutput(loss=loss, metrics=metrics, advantages=advantage[:, : batch.players])
 
 
-def apart(batch: GameBatch, other: Tensor) -> Tensor:
-    """Return the players' mean log-ratio of the policy to `other`, [g] (nats per completion)."""
-    distance = ((batch.policy.detach() - other) * batch.mask)[:, : batch.players]
-    return distance.sum((-1, -2)) / batch.players
+def _peers(batch: GameBatch, all_alike: bool) -> Tensor:
+    """Return who are peers by their roles, [n, n]; with `all_alike` every other completion is one."""
+    n, like = batch.mask.shape[1], batch.policy
+    if all_alike:
+        return 1.0 - torch.eye(n, device=like.device, dtype=like.dtype)
+    return roles(batch.players, n - batch.players, like.device)[1].to(like.dtype)
+
+
+def distances(batch: GameBatch) -> dict[str, Tensor]:
+    """Return the players' mean log-ratio of the policy to reference and anchor, [g] each (nats per completion)."""
+    others = {"kl_players": batch.reference, "kl_anchor": batch.anchor}
+    own = (batch.policy.detach(), batch.mask)
+    return {
+        name: ((own[0] - other) * own[1])[:, : batch.players].sum((-1, -2)) / batch.players
+        for name, other in others.items()
+        if other is not None
+    }
 
 
 def opponents_of(values: Tensor, players: int) -> Tensor:
@@ -218,6 +219,16 @@ def advantages(
         against = roles(batch.players, mask.shape[1] - batch.players, mask.device)[0].to(mask)
         value = _mean(w_opponent[:, None, :] * (batch.preferences.to(mask) - 0.5), against)
     return value, value - config.tau * ((batch.policy.detach() - batch.reference) * mask).sum(-1)
+
+
+def _policy_gradient(
+    batch: GameBatch, gain: Tensor, w: Tensor, log_ratio: Tensor, config: RewardLossConfig | GameLossConfig
+) -> Tensor:
+    """Return the mean over players of -w_i (gain_i - KL) log pi(y_i), [g], from `gain` [g, n] = v - baseline."""
+    to_go = config.correction.kl == "reward_to_go"
+    charged = log_ratio.flip(-1).cumsum(-1).flip(-1) if to_go else log_ratio.sum(-1, True)
+    terms = w * (gain[:, :, None] - config.tau * charged) * batch.policy * batch.mask
+    return -terms[:, : batch.players].sum((-1, -2)) / batch.players
 
 
 def _online_ipo(batch: GameBatch, value: Tensor, weights: Tensor, peers: Tensor, tau: float) -> Tensor:

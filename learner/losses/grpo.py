@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from learner.losses.config import GrpoLossConfig
-from learner.losses.games import GameBatch, GameOutput, apart
+from learner.losses.games import GameBatch, GameOutput, distances
 
 SMALLEST_SCALE = 1e-6
 """Added to a group's standard deviation: scores that are all equal give advantages of 0."""
@@ -38,13 +38,11 @@ def grpo_loss(batch: GameBatch, config: GrpoLossConfig, anchor_weight: float = 0
 
     weights, count = (ratio.detach() * mask).flatten(1), mask.sum((-1, -2)).clamp(min=1.0)
     metrics = {
-        "kl_players": apart(batch, batch.reference),
+        **distances(batch),
         "advantage_std": advantage.std(-1, correction=0),
         "player_ess": weights.sum(-1).square() / (count * weights.square().sum(-1)).clamp(min=1e-30),
         "player_truncated": ((cut.detach() < kept.detach()) * mask).sum((-1, -2)) / count,
     }
-    if batch.anchor is not None:
-        metrics["kl_anchor"] = apart(batch, batch.anchor)
     return GameOutput(loss=loss, metrics=metrics, advantages=advantage)
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from learner.losses.anchor import anchored, pulled_to
 from learner.losses.config import PpoLossConfig
-from learner.losses.games import GameBatch, GameOutput, apart
+from learner.losses.games import GameBatch, GameOutput, distances
 
 
 def ppo_loss(batch: GameBatch, config: PpoLossConfig, anchor_weight: float = 0.0) -> GameOutput:
@@ -38,14 +38,12 @@ def ppo_loss(batch: GameBatch, config: PpoLossConfig, anchor_weight: float = 0.0
     weights = (ratio.detach() * mask).flatten(1)
     whole = advantage[..., 0]
     metrics = {
-        "kl_players": apart(batch, batch.reference),
+        **distances(batch),
         "advantage_std": whole.std(-1, correction=0),
         "player_ess": weights.sum(-1).square() / (count * weights.square().sum(-1)).clamp(min=1e-30),
         "player_truncated": ((cut.detach() < kept.detach()) * mask).sum((-1, -2)) / count,
         "value_error": (error.detach() * mask).sum((-1, -2)) / count,
     }
-    if batch.anchor is not None:
-        metrics["kl_anchor"] = apart(batch, batch.anchor)
     return GameOutput(loss=loss, metrics=metrics, advantages=whole)
 
 

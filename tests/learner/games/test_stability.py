@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from actors.errors import UsageError
-from learner.games import stability, tabular
+from learner.games import stability
 from learner.games.stability import (
     fastest_rotation,
     largest_stable_lag,
@@ -16,7 +16,12 @@ from learner.games.stability import (
     step_size_estimate,
 )
 from learner.games.tabular import GAMES, nash_md_fixed_point, regularised_nash
-from tests.learner.games.theory import constant_descent, largest_stable_lag_first_order, rotation_frequency
+from tests.learner.games.theory import (
+    anchored_descent,
+    constant_descent,
+    largest_stable_lag_first_order,
+    rotation_frequency,
+)
 
 UNIFORM = np.full(3, 1 / 3)
 MU = np.array([0.7, 0.2, 0.1])
@@ -291,10 +296,8 @@ def test_with_the_default_anchor_every_mode_shrinks_at_every_lag(lag, omega):
 def test_the_growth_with_an_anchor_is_that_of_the_iterates():
     """From the delayed step itself, on rock-paper-scissors near its equilibrium: omega is 1 / (2 sqrt 3)."""
     near, tau, step_size, lag = np.array([0.334, 0.333, 0.333]), 0.05, 0.05, 5
-    for anchor in ((0.0, math.inf), (0.1, 20.0), (0.32, 12.0)):
-        iterates = tabular.online_mirror_descent(
-            tabular.GAMES["rps"], np.full(3, 1 / 3), tau, np.full(1200, step_size), lag=lag, start=near, anchor=anchor
-        )
+    for anchor in ((0.0, 20.0), (0.1, 20.0), (0.32, 12.0)):
+        iterates = anchored_descent(GAMES["rps"], UNIFORM, tau, step_size, 1200, lag, near, anchor)
         away = np.linalg.norm(iterates - 1 / 3, axis=1)
         # Of two points as far apart as the mode goes round nearly whole times.
         measured = (away[1000:1200].max() / away[700:900].max()) ** (1 / 300)
@@ -304,11 +307,10 @@ def test_the_growth_with_an_anchor_is_that_of_the_iterates():
 
 def test_stale_opponents_cycle_without_an_anchor_and_settle_with_one():
     """Rock-paper-scissors, tau .05, eta .3, lag 64, horizon 128: the last iterates."""
-    game, mu = tabular.GAMES["rps"], np.array([0.7, 0.2, 0.1])
-    settled = tabular.regularised_nash(game, mu, 0.05)
+    settled = regularised_nash(GAMES["rps"], MU, 0.05)
     off = {}
     for name, anchor in (("none", (0.0, math.inf)), ("anchor", (0.32, 128.0))):
-        iterates = tabular.online_mirror_descent(game, mu, 0.05, np.full(8000, 0.3), lag=64, anchor=anchor)
+        iterates = anchored_descent(GAMES["rps"], MU, 0.05, 0.3, 8000, 64, MU, anchor)
         off[name] = np.abs(iterates[-1] - settled).sum()
     assert off["none"] > 0.3
     assert off["anchor"] < 1e-9

@@ -106,3 +106,20 @@ def largest_stable_lag_first_order(tau: float, beta: float, step_size: float, om
     """
     rotation = (1.0 - beta) * omega
     return math.inf if rotation == 0.0 else tau / (rotation * rotation * step_size) - 0.5
+
+
+def anchored_descent(P, mu, tau, step_size, steps, lag, start, anchor):
+    """Mirror descent against the policy of `lag` steps ago, pulled to mu and to the slow average of log pi as well.
+
+    `anchor`: kappa and the horizon T. Every iterate, [steps + 1, n].
+    """
+    kappa, horizon = anchor
+    log_mu, z = np.log(mu), [np.log(start)]
+    slow = z[0]
+    for t in range(steps):
+        old = np.exp(z[max(t - lag, 0)])
+        wins = P @ (old / old.sum()) - 0.5
+        z.append(z[t] + step_size * (tau * (log_mu - z[t]) + kappa * (slow - z[t]) + wins))
+        slow = slow + (z[-1] - slow) / horizon
+    policies = np.exp(np.array(z))
+    return policies / policies.sum(-1, keepdims=True)

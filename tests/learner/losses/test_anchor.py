@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from learner.games.tabular import softmax
+from learner.games.tabular import regularised_nash, softmax
 from learner.losses.anchor import anchored, pulled_to
 from learner.losses.config import CorrectionConfig, PairLossConfig
 from learner.losses.games import GameBatch, game_loss
 from learner.losses.pairs import preference_loss
+from tests.learner.games.theory import online_dpo_fixed_point
 from tests.learner.losses.games import loss_of
 
 N = 7
@@ -89,16 +90,13 @@ def test_at_rest_the_anchored_gradient_is_the_loss_s_own(kind, seed):
 
 @pytest.mark.parametrize("kind", ["nash_pg", "online_ipo", "ipo_md", "dpo"])
 def test_the_equilibrium_is_a_fixed_point_with_and_without_an_anchor(kind):
-    """Found by descent on the loss itself; there the anchored gradient is 0, and the anchor pulls back to it."""
+    """The equilibrium of the regularised game, and online DPO's own fixed point, by solvers that know no losses. There
+    the anchored gradient is 0, and the anchor pulls back to it."""
     preferences, mu, _ = random_game(2)
-    pi = mu.clone()
-    rate = {"nash_pg": 3.0, "online_ipo": 0.1, "ipo_md": 0.04, "dpo": 30.0}[kind]
-    for _ in range(3000):
-        gradient = expected_gradient(kind, pi, mu, None, preferences)
-        pi = (pi - rate * gradient).log_softmax(-1)
-        if gradient.abs().max() < 1e-9:
-            break
-    assert expected_gradient(kind, pi, mu, pi, preferences).abs().max() < 1e-6
+    solve = online_dpo_fixed_point if kind == "dpo" else regularised_nash
+    pi = torch.from_numpy(solve(preferences.numpy(), mu.exp().numpy(), STRENGTH)).log()
+    assert expected_gradient(kind, mu, mu, mu, preferences).abs().max() > 1e-3
+    assert expected_gradient(kind, pi, mu, pi, preferences).abs().max() < 1e-9
     away = (pi + 0.3 * torch.randn(N, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).log_softmax(-1)
     pull = expected_gradient(kind, away, mu, pi, preferences) - expected_gradient(kind, away, mu, away, preferences)
     assert (pull * (away - pi)).sum() > 0.0  # the negative gradient points home
