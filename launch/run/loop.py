@@ -229,9 +229,12 @@ class TrainingLoop:
                 ]
             )
             own: list[Sequence[float]] = [completion.sampled(completion.logprobs) for completion in completions]
-            if self.buffer.updates == self.config.updates:  # earlier, the learner may have moved on
+            updates = self.buffer.updates
+            held = updates // self.config.replay.updates_per_publish + aside
+            # Earlier, the learner may have moved on.
+            if updates == self.config.updates and publication.version == held:
                 own = [policy for policy, _ in scored]
-                self._note_gap(win_rate.largest_gap(completions, scored, publication.version))
+                self._note_gap(win_rate.largest_gap(completions, scored, held))
             missing = self.config.judging.missing_eos_score
             found = Evaluated.of(judged, missing, own, [reference for _, reference in scored])
         exact: dict[str, float] = {}

@@ -321,8 +321,9 @@ class GeneratorPool:
             return
         except WeightMismatchError as refusal:
             self._leave_out(member, publication.version, refusal)
-        if member.version > self._buffer.version:
-            self._buffer.published(member.version)
+        version = min(member.version, self._buffer.training_version)  # the last weights' mean is one more
+        if version > self._buffer.version:
+            self._buffer.published(version)
         self._offered.notify()
         self.changed.notify()
 
