@@ -15,7 +15,7 @@ import pytest
 from tests.house import ARGUMENTS, FILE_LINES, FOLDER_FILES, FUNCTION_LINES, ROOT, TOPS, House, assert_only, imported
 
 HOUSE = House.at(ROOT)
-HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "datasets", "pyarrow", "numpy", "tensorboard")
+HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "datasets", "pyarrow", "numpy", "tensorboard", "matplotlib")
 CONFIGS = (
     "actors.adapters.config",
     "actors.data.config",
@@ -27,6 +27,7 @@ CONFIGS = (
     "learner.reference.config",
     "launch.settings.run",
     "launch.data.config",
+    "launch.sweep.config",
 )
 
 ALLOWED = {
@@ -167,6 +168,11 @@ def test_only_the_engine_s_own_modules_and_the_transfer_know_vllm():
 
 def test_only_the_learner_s_engine_knows_deepspeed():
     assert users_of("deepspeed") <= {"learner/backend/sharded.py", "learner/backend/engine_state.py"}
+
+
+def test_only_the_figures_of_a_sweep_know_matplotlib():
+    """It is an extra: everything else must do without."""
+    assert users_of("matplotlib") == {"launch/sweep/figures.py"}
 
 
 def test_configuration_and_records_import_nothing_heavy():

@@ -148,8 +148,8 @@ def _label(given: Any, what: str) -> str:
     text = format_value(given)
     if not _LABEL.fullmatch(text):
         raise ValueError(
-            f"{what} {text!r}: allowed are letters, digits and . _ + -, as it names a directory; give it a name of these, "
-            "with its settings below"
+            f"{what} {text!r}: allowed are letters, digits and . _ + -, because it names a directory; name it with "
+            "these, and give its settings below"
         )
     return text
 

@@ -44,8 +44,8 @@ def columns(results: Results) -> list[Column]:
         Column("KL (nats)", "kl", _two, interval=True),
         *([] if quality is not None and quality.name == "win_rate" else [Column("win rate", "win_rate", _three, True)]),
         Column("wall time", "wall_seconds", clock),
-        Column("learner trains", "learner.training", _percent),
-        Column("learner waits", "learner.waiting", _percent),
+        Column("learner trains", "share.learner.training", _percent),
+        Column("learner waits", "share.learner.waiting", _percent),
         Column("tokens trained on", "trained_share", _percent),
     ]
     return [column for column in found if any(_of(row, column) is not None for row in results.rows)]
@@ -88,9 +88,7 @@ def notes(results: Results) -> list[str]:
         said.append(f"Difference: to {other}, paired by seed.")
     resumed = sum(each.resumed for each in results.outcomes if each.status == "completed")
     if resumed:
-        said.append(
-            f"Times and token shares are without {resumed} resumed runs, which know them of their last part alone."
-        )
+        said.append(f"Times and shares leave out {resumed} resumed runs, which know only those of their last part.")
     for each in results.outcomes:
         if each.status != "completed":
             said.append(f"{each.row}/seed-{each.seed}: {each.status}" + (f": {each.error}" if each.error else ""))

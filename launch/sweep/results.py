@@ -135,7 +135,9 @@ def _budget(budget: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     seconds = {f"seconds.{role}.{activity}": value for role, own in budget.items() for activity, value in own.items()}
     learner = budget.get("learner") or {}
     total = sum(learner.values())
-    return seconds | ({f"learner.{activity}": value / total for activity, value in learner.items()} if total else {})
+    if not total:
+        return seconds
+    return seconds | {f"share.learner.{activity}": value / total for activity, value in learner.items()}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

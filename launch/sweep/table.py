@@ -14,7 +14,7 @@ from actors.intervals import mean_interval
 from launch.sweep.results import QUALITIES, Outcome, Quality
 
 AREAS = {"area_updates": "update", "area_tokens": "tokens"}
-_OF_ONE_PROCESS = ("wall_seconds", "trained_share", "staleness", "seconds.", "learner.")
+_OF_ONE_PROCESS = ("wall_seconds", "trained_share", "staleness", "seconds.", "share.")
 """Beginnings of the figures that leave out what a run did before it was resumed."""
 
 
