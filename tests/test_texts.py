@@ -305,7 +305,7 @@ def test_whatever_a_text_names_exists():
         ),
         (wrong_commands, "```\noffbeat train embedded updates=x\n```", ["updates: given 'x'; allowed: integer >= 1"]),
         (wrong_commands, "`offbeat VERB --help`, `offbeat submit ray`\n\n    offbeat train run.yaml KEY=VALUE...", []),
-        (wrong_commands, "    offbeat sweep staleness update=5", ["offbeat sweep staleness update=5: no setting update"]),
+        (wrong_commands, "    offbeat sweep anchor update=5", ["offbeat sweep anchor update=5: no setting update"]),
         (wrong_commands, "`offbeat sweep FILE`\n\n    offbeat sweep anchor updates=5 seeds=[0] --parallel 2", []),
         (wrong_options, "go on with --resume, or `--outptu DIR`, not `docker run --rm`", ["--outptu"]),
         (wrong_names, "write for example learner.learning_rate=1e-6, `replay.order: ready`", ["learner.learning_rate"]),

@@ -7,16 +7,15 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from actors.errors import INTERRUPTED, RunError, writing
 from actors.files import atomic_write
 from actors.foreign.text import shown
 from launch.sweep import render
-from launch.sweep.config import SweepConfig
+from launch.sweep.config import SweepConfig, as_override
 from launch.sweep.directory import check_directory, held
-from launch.sweep.plan import PlannedRun, Row, plan_rows, plan_runs
+from launch.sweep.plan import PlannedRun, plan_rows, plan_runs
 from launch.sweep.results import read_outcome
 from launch.sweep.room import measure_room, slots
 from launch.sweep.runs import Command, Ended, run_all, status_of, train_command
@@ -38,7 +37,7 @@ def run_sweep(
     places = slots([row.config for row in rows], parallel, measure_room())
     runs = plan_runs(sweep, rows, directory)
     if dry_run:
-        _show_plan(rows, runs, len(places))
+        _show_plan(sweep, runs, directory, len(places))
         return 0
     say = partial(_say, Console(stderr=True, highlight=False))
     say(f"{len(runs)} runs in {directory}, {min(len(places), len(runs))} at a time")
@@ -101,19 +100,17 @@ def _place(sweep: SweepConfig, run: PlannedRun) -> tuple[int, ...]:
     return (*labels, sweep.seeds.index(run.seed))
 
 
-def _show_plan(rows: Sequence[Row], runs: Sequence[PlannedRun], parallel: int) -> None:
-    """Print what would be run."""
-    console = Console(highlight=False)
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("row", "runs", "settings"):
-        table.add_column(title, no_wrap=title == "row")
-    for row in rows:
-        own = [f"seed {run.seed} {status_of(run)}" for run in runs if run.row is row]
-        table.add_row(*(Text(shown(text)) for text in (row.name, ", ".join(own), "\n".join(row.overrides))))
-    console.print(table)
-    base, directory = runs[0].base, runs[0].directory.parents[2]
-    text = f"{len(runs)} runs of {base}, {min(parallel, len(runs))} at a time, in {directory}; nothing was started"
-    console.print(Text(shown(text)), soft_wrap=True)
+def _show_plan(sweep: SweepConfig, runs: Sequence[PlannedRun], directory: Path, parallel: int) -> None:
+    """Print what would be run: what all runs change, then each row with its own changes and its runs."""
+    common = [as_override(key, value) for key, value in sweep.set.items()]
+    print(shown(f"all runs: {' '.join([sweep.base, *common])}"))
+    for row in dict.fromkeys(run.row.name for run in runs):
+        of_row = [run for run in runs if run.row.name == row]
+        own = " ".join(of_row[0].row.overrides[len(common) :])
+        print(
+            shown(f"{row}: {own or 'no changes'}; {', '.join(f'seed {run.seed} {status_of(run)}' for run in of_row)}")
+        )
+    print(shown(f"{len(runs)} runs, {min(parallel, len(runs))} at a time, in {directory}; nothing was started"))
 
 
 def _say(console: Console, text: str) -> None:

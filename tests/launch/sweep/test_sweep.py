@@ -110,9 +110,12 @@ def test_the_command_shows_its_runs_and_starts_none(tmp_path: Path, capsys: pyte
         main(["sweep", file, "updates=30", "seeds=[4]", "--parallel", "2", "--output", str(output), "--dry-run"]) == 0
     )
     out = capsys.readouterr().out
-    assert "staleness=4  seed 4 new  updates=30" in out
-    assert "replay.max_staleness=4" in out
-    assert f"2 runs of embedded-nash-md, 2 at a time, in {output}; nothing was started" in out
+    assert out == (
+        "all runs: embedded-nash-md updates=30\n"
+        "staleness=0: replay.max_staleness=0; seed 4 new\n"
+        "staleness=4: replay.max_staleness=4; seed 4 new\n"
+        f"2 runs, 2 at a time, in {output}; nothing was started\n"
+    )
     assert not output.exists()
 
 
