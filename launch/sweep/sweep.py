@@ -106,10 +106,9 @@ def _show_plan(sweep: SweepConfig, runs: Sequence[PlannedRun], directory: Path, 
     print(shown(f"all runs: {' '.join([sweep.base, *common])}"))
     for row in dict.fromkeys(run.row.name for run in runs):
         of_row = [run for run in runs if run.row.name == row]
-        own = " ".join(of_row[0].row.overrides[len(common) :])
-        print(
-            shown(f"{row}: {own or 'no changes'}; {', '.join(f'seed {run.seed} {status_of(run)}' for run in of_row)}")
-        )
+        own = " ".join(of_row[0].row.overrides[len(common) :]) or "no changes"
+        seeds = ", ".join(f"seed {run.seed} {status_of(run)}" for run in of_row)
+        print(shown(f"{row}: {own}; {seeds}"))
     print(shown(f"{len(runs)} runs, {min(parallel, len(runs))} at a time, in {directory}; nothing was started"))
 
 

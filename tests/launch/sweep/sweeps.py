@@ -65,7 +65,7 @@ def sweep_file(directory: Path, **changes: Any) -> str:
         "output": str(directory / "sweep"),
     }
     path = directory / "sweep-file.yaml"
-    path.write_text(yaml.safe_dump(tree | changes))
+    path.write_text(yaml.safe_dump(tree | changes, sort_keys=False))
     return str(path)
 
 

@@ -71,8 +71,8 @@ def test_seeds_leave_the_game_as_it_is() -> None:
         ),
         ({"set": {"replay.max_staleness": 3}}, "set.replay.max_staleness has no effect: every label of axis staleness"),
         (
-            {"axes": {"a": {"updates": [10, 20]}, "b": {"p": {}, "q": {"updates": 30}}}},
-            "axes a and b both set updates; leave it out of one of them",
+            {"axes": {"a": {"learner.loss.tau": [1, 2]}, "b": {"p": {}, "q": {"learner.loss.tau": 3}}}},
+            "axes a and b both set learner.loss.tau; leave it out of one of them",
         ),
         ({"base": None}, "base: missing; pass base=VALUE"),
         ({"seed": 3}, "seed: no such setting; nearest: seeds"),

@@ -53,7 +53,7 @@ def test_a_row_with_another_setting_is_refused_with_what_differs(directory: Path
 
 def test_a_changed_base_is_noticed(tmp_path: Path) -> None:
     base = tmp_path / "base.yaml"
-    base.write_text("model: {path: world}\nprompts: {source: world}\njudging: {judge: {kind: world}}\nupdates: 20\n")
+    base.write_text("model: {path: world}\nprompts: {source: world}\njudging: {judge: {kind: gold}}\nupdates: 20\n")
     sweep, rows = planned(tmp_path, base=str(base), set={})
     with held(sweep.directory, sweep, rows):
         pass
