@@ -25,8 +25,10 @@ class Column:
     title: str
     figure: str
     write: Callable[[float], str]
-    interval: bool = False
+    half_width: Callable[[float], str] | None = None  # of the interval; None: it is not shown
     of_difference: bool = False
+    brief: bool = True
+    """Whether the terminal shows it too."""
 
 
 def columns(results: Results) -> list[Column]:
@@ -35,25 +37,26 @@ def columns(results: Results) -> list[Column]:
     found = []
     if quality is not None:
         found = [
-            Column(quality.title, quality.name, _three, interval=True),
-            Column("difference", quality.name, _signed, interval=True, of_difference=True),
-            Column("mean over updates", "area_updates", _three),
-            Column("mean over tokens", "area_tokens", _three),
+            Column(quality.title, quality.name, _three, _three),
+            Column("difference", quality.name, _signed, _three, of_difference=True),
+            Column("mean over updates", "area_updates", _three, _three, brief=False),
+            Column("mean over tokens", "area_tokens", _three, _three, brief=False),
         ]
     found += [
-        Column("KL (nats)", "kl", _two, interval=True),
-        *([] if quality is not None and quality.name == "win_rate" else [Column("win rate", "win_rate", _three, True)]),
+        Column("KL (nats)", "kl", _two, _two),
+        Column("win rate", "win_rate", _three, _three),
         Column("wall time", "wall_seconds", clock),
-        Column("learner trains", "share.learner.training", _percent),
-        Column("learner waits", "share.learner.waiting", _percent),
-        Column("tokens trained on", "trained_share", _percent),
+        Column("learner trains", "share.learner.training", _percent, brief=False),
+        Column("learner waits", "share.learner.waiting", _percent, brief=False),
+        Column("tokens trained on", "trained_share", _percent, brief=False),
     ]
-    return [column for column in found if any(_of(row, column) is not None for row in results.rows)]
+    once = {(column.figure, column.of_difference): column for column in reversed(found)}  # the quality is a win rate
+    return [column for column in found if column in once.values() and any(_of(row, column) for row in results.rows)]
 
 
 def terminal_table(results: Results) -> Table:
-    """Return the table for a terminal."""
-    shown = columns(results)
+    """Return the main columns of the table, for a terminal."""
+    shown = [column for column in columns(results) if column.brief]
     table = Table(box=None, padding=(0, 2, 0, 0))
     for axis in results.axes:
         table.add_column(axis, no_wrap=True)
@@ -75,9 +78,7 @@ def markdown(results: Results, notes: list[str]) -> str:
 
 def notes(results: Results) -> list[str]:
     """Say what the table's numbers are, what is missing, and which runs failed."""
-    said = [
-        "Means over seeds; in brackets 95% intervals (Student's t over seeds), which one seed does not have.",
-    ]
+    said = ["Means over seeds ± half the 95% interval (Student's t over seeds), which one seed does not have."]
     if results.quality is not None:
         better = "lower" if results.quality.lower_is_better else "higher"
         said.append(f"{results.quality.title.capitalize()}: {better} is better.")
@@ -126,8 +127,8 @@ def _cells(row: TableRow, shown: list[Column]) -> Iterator[str]:
             yield MISSING
             continue
         text = column.write(found.mean)
-        if column.interval and found.low is not None and found.high is not None:
-            text += f" [{column.write(found.low)}, {column.write(found.high)}]"
+        if column.half_width is not None and found.high is not None:
+            text += f" ± {column.half_width(found.high - found.mean)}"
         yield text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.text import Text
 from actors.errors import INTERRUPTED, RunError, writing
 from actors.files import atomic_write
 from actors.foreign.text import shown
+from launch.settings.fields import WIDTH_WITHOUT_TERMINAL
 from launch.sweep import render
 from launch.sweep.config import SweepConfig, as_override
 from launch.sweep.directory import check_directory, held
@@ -48,6 +50,8 @@ def run_sweep(
         write(results, notes, directory)
         notes += draw(results, directory / "figures")
     console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(highlight=False, width=WIDTH_WITHOUT_TERMINAL)
     console.print(render.terminal_table(results))
     for note in [*notes, f"table, figures and results.json are in {directory}"]:
         console.print(Text(shown(note)), soft_wrap=True)
@@ -58,8 +62,8 @@ def run_sweep(
     if ended.failed:
         name, error = next(iter(ended.failed.items()))
         raise RunError(
-            f"{len(ended.failed)} of {len(runs)} runs failed, the first {name}: {error}; {GO_ON} with them once the "
-            f"cause is removed, and their logs are beside their directories in {directory / 'runs'}"
+            f"{len(ended.failed)} of {len(runs)} runs failed, the first {name}: {error}; their logs are in "
+            f"{directory / 'runs'}; remove the cause, then {GO_ON}"
         )
     return 0
 

@@ -35,10 +35,10 @@ def test_the_table_in_markdown_as_a_whole(results: Results) -> None:
         "\n"
         "| loss | runs | exploitability | difference | KL (nats) | win rate | wall time |\n"
         "|---|---:|---:|---:|---:|---:|---:|\n"
-        "| dpo | 2 | 0.200 [-1.071, 1.471] | - | 1.00 | 0.700 [-0.571, 1.971] | 0:01:00 |\n"
+        "| dpo | 2 | 0.200 ± 1.271 | - | 1.00 | 0.700 ± 1.271 | 0:01:00 |\n"
         "| nash\\|pg | 1 of 2 | 0.050 | -0.050 | 2.00 | 0.700 | 0:02:00 |\n"
         "\n"
-        "* Means over seeds; in brackets 95% intervals (Student's t over seeds), which one seed does not have.\n"
+        "* Means over seeds ± half the 95% interval (Student's t over seeds), which one seed does not have.\n"
         "* Exploitability: lower is better.\n"
         "* Difference: to row loss=dpo, paired by seed.\n"
         "* Times and shares leave out 1 resumed runs, which know only those of their last part.\n"
@@ -51,7 +51,7 @@ def test_the_terminal_shows_the_same_cells(results: Results) -> None:
     Console(file=file, width=160).print(render.terminal_table(results))
     head, first, second = file.getvalue().splitlines()
     assert " ".join(head.split()) == "loss runs exploitability difference KL (nats) win rate wall time"
-    assert first.split()[:5] == ["dpo", "2", "0.200", "[-1.071,", "1.471]"]
+    assert first.split()[:5] == ["dpo", "2", "0.200", "±", "1.271"]
     assert second.split() == ["nash|pg", "1", "of", "2", "0.050", "-0.050", "2.00", "0.700", "0:02:00"]
 
 

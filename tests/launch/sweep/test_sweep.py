@@ -40,9 +40,9 @@ def test_a_sweep_leaves_a_table_figures_and_results(tmp_path: Path, capsys: pyte
     assert names == {".lock", "sweep.yaml", "runs", "results.json", "table.md", "table.csv", "figures"}
     assert len(list((tmp_path / "sweep" / "figures").iterdir())) == 8
     table = (tmp_path / "sweep" / "table.md").read_text()
-    assert "| 4 | 2 | 0.505 [" in table
+    assert "| 4 | 2 | 0.505 ± 0.064 | +0.400 | " in table
     out, err = capsys.readouterr()
-    assert "0.505" in out
+    assert "0.505 ± 0.064" in out
     assert f"4 runs in {tmp_path / 'sweep'}, 2 at a time" in err
 
 
@@ -59,7 +59,7 @@ def test_failed_runs_end_with_an_error_and_the_table_of_the_others(tmp_path: Pat
     with pytest.raises(RunError) as caught:
         run_sweep(load_sweep(sweep_file(tmp_path)), parallel=1, command=FakeTrain(tmp_path, _4="fails"))
     assert str(caught.value).startswith(
-        "2 of 4 runs failed, the first staleness=4/seed-0: the disk is full; free space there; the same command goes on"
+        "2 of 4 runs failed, the first staleness=4/seed-0: the disk is full; free space there; their logs are in "
     )
     assert [(row["runs"], row["planned"]) for row in written(tmp_path)["rows"]] == [(2, 2), (0, 2)]
     assert "staleness=4/seed-1: failed: the disk is full" in (tmp_path / "sweep" / "table.md").read_text()
