@@ -50,8 +50,8 @@ def columns(results: Results) -> list[Column]:
         Column("learner waits", "share.learner.waiting", _percent, brief=False),
         Column("tokens trained on", "trained_share", _percent, brief=False),
     ]
-    once = {(column.figure, column.of_difference): column for column in reversed(found)}  # the quality is a win rate
-    return [column for column in found if column in once.values() and any(_of(row, column) for row in results.rows)]
+    found = list(dict.fromkeys(found))  # the quality may be the win rate
+    return [column for column in found if any(_of(row, column) for row in results.rows)]
 
 
 def terminal_table(results: Results) -> Table:
