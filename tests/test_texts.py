@@ -198,8 +198,9 @@ def _wrong_arguments(verb: str, words: list[str]) -> Iterator[str]:
 
 def _wrong_sweep(file: str, overrides: list[str]) -> Iterator[str]:
     """Its overrides are its own settings, or those of its runs."""
-    yield from (f"no setting {key}" for key in _keys(overrides) if key not in SETTINGS["sweep"] | SETTINGS["train"])
-    if file in preset_names(SWEEP):
+    unknown = [key for key in _keys(overrides) if key not in SETTINGS["sweep"] | SETTINGS["train"]]
+    yield from (f"no setting {key}" for key in unknown)
+    if file in preset_names(SWEEP) and not unknown:
         try:
             plan_rows(load_sweep(file, overrides))
         except UsageError as error:
