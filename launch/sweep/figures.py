@@ -29,9 +29,10 @@ MARKERS = "osD^vPX"
 
 def draw_figures(results: Results, folder: Path) -> list[Path]:
     """Write every figure that the results have numbers for; return the files. Raises RunError."""
-    quality, paths = results.quality, []
+    quality = results.quality
+    paths: list[Path] = []
     if quality is None:
-        return []
+        return paths
     with matplotlib.rc_context(STYLE), writing(f"figures to {folder}", "then give the same command again"):
         folder.mkdir(parents=True, exist_ok=True)
         figures = {
@@ -41,10 +42,8 @@ def draw_figures(results: Results, folder: Path) -> list[Path]:
             "curves": _curves(results, quality),
         }
         for name, figure in figures.items():
-            for kind, options in FORMATS.items() if figure is not None else ():
-                paths.append(folder / f"{name}.{kind}")
-                with atomic_file(paths[-1]) as temporary:
-                    figure.savefig(temporary, format=kind, **options)
+            if figure is not None:
+                paths += [_saved(figure, folder / f"{name}.{kind}", kind) for kind in FORMATS]
     return paths
 
 
@@ -56,6 +55,12 @@ def series(results: Results) -> dict[str, list[TableRow]]:
         name = ", ".join(label for axis, label in row.labels.items() if axis != results.x)
         found.setdefault(name, []).append(row)
     return {name: sorted(rows, key=lambda row: order.index(row.labels[results.x])) for name, rows in found.items()}
+
+
+def _saved(figure: Figure, path: Path, kind: str) -> Path:
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format=kind, **FORMATS[kind])
+    return path
 
 
 def _along_x(results: Results, figure: str, title: str) -> Figure | None:
