@@ -21,7 +21,7 @@ from launch.sweep.plan import PlannedRun, plan_rows, plan_runs
 from launch.sweep.results import read_outcome
 from launch.sweep.room import measure_room, slots
 from launch.sweep.runs import Command, Ended, run_all, status_of, train_command
-from launch.sweep.table import Results, make_rows, quality_of
+from launch.sweep.table import Results, make_rows, quality_of, with_areas
 
 GO_ON = "the same command goes on"
 
@@ -73,8 +73,9 @@ def collect(sweep: SweepConfig, runs: Sequence[PlannedRun], directory: Path, end
     in_rows = sorted(runs, key=lambda run: _place(sweep, run))
     outcomes = [read_outcome(run, directory, ended.failed.get(run.name)) for run in in_rows]
     quality = quality_of(outcomes)
+    outcomes = with_areas(outcomes, quality)
     axes = {axis: list(labels) for axis, labels in sweep.axes.items()}
-    rows = make_rows(outcomes, quality, sweep.compared_with)
+    rows = make_rows(outcomes, sweep.compared_with)
     return Results(sweep.name, axes, sweep.x_axis, quality, rows, outcomes)
 
 

@@ -58,14 +58,13 @@ class Results:
         return [each for each in self.outcomes if each.row == row.name and each.status == "completed"]
 
 
-def make_rows(outcomes: Sequence[Outcome], quality: Quality | None, compare: Mapping[str, str]) -> list[TableRow]:
+def make_rows(outcomes: Sequence[Outcome], compare: Mapping[str, str]) -> list[TableRow]:
     """Return one row for each combination of labels, in the order of `outcomes`.
 
     `compare` holds the labels that replace a row's own in the row that it is compared with.
     """
-    measured = with_areas(outcomes, quality)
     rows: dict[str, list[Outcome]] = {}
-    for each in measured:
+    for each in outcomes:
         rows.setdefault(each.row, []).append(each)
     by_labels = {tuple(sorted(own[0].labels.items())): name for name, own in rows.items()}
     table = []

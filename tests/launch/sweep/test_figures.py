@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 
 from launch.sweep.figures import draw_figures, mean_curve, series
 from launch.sweep.results import QUALITIES, Quality
-from launch.sweep.table import Results, make_rows
+from launch.sweep.table import Results, make_rows, with_areas
 from tests.launch.sweep.sweeps import curve, outcome
 
 
@@ -29,8 +29,9 @@ def made(*, quality: Quality | None = QUALITIES[0], points: bool = True) -> Resu
                         curve=curve((10, 100, 0.4), (20, 200, value)) if points else (),
                     )
                 )
+    outcomes = with_areas(outcomes, quality)
     axes = {"loss": ["dpo", "nash"], "bound": ["0", "4"]}
-    return Results("made", axes, "bound", quality, make_rows(outcomes, quality, {"bound": "0"}), outcomes)
+    return Results("made", axes, "bound", quality, make_rows(outcomes, {"bound": "0"}), outcomes)
 
 
 def test_four_figures_are_written_in_two_forms(tmp_path: Path) -> None:

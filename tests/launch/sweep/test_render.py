@@ -11,7 +11,7 @@ from rich.console import Console
 
 from launch.sweep import render
 from launch.sweep.results import QUALITIES
-from launch.sweep.table import Results, make_rows
+from launch.sweep.table import Results, make_rows, with_areas
 from tests.launch.sweep.sweeps import curve, outcome
 
 
@@ -24,7 +24,7 @@ def results() -> Results:
         outcome("nash|pg", 0, {"exploitability": 0.05, "kl": 2.0, "win_rate": 0.7, "wall_seconds": 120.0}),
         outcome("nash|pg", 1, {}, status="failed", error="the disk is full"),
     ]
-    rows = make_rows(outcomes, QUALITIES[0], {"loss": "dpo"})
+    rows = make_rows(outcomes, {"loss": "dpo"})
     return Results("losses", {"loss": ["dpo", "nash|pg"]}, "loss", QUALITIES[0], rows, outcomes)
 
 
@@ -41,7 +41,7 @@ def test_the_table_in_markdown_as_a_whole(results: Results) -> None:
         "* Means over seeds ± half the 95% interval (Student's t over seeds), which one seed does not have.\n"
         "* Exploitability: lower is better.\n"
         "* Difference: to row loss=dpo, paired by seed.\n"
-        "* Times and shares leave out 1 resumed runs, which know only those of their last part.\n"
+        "* Times and shares are without resumed runs (1): their summaries tell of the last part alone.\n"
         "* loss=nash|pg/seed-1: failed: the disk is full\n"
     )
 
@@ -75,7 +75,7 @@ def test_json_has_every_run_and_every_row(results: Results) -> None:
 
 def test_a_sweep_without_completed_runs_has_an_empty_table() -> None:
     outcomes = [outcome("dpo", 0, {}, status="new")]
-    rows = make_rows(outcomes, None, {"loss": "dpo"})
+    rows = make_rows(outcomes, {"loss": "dpo"})
     results = Results("losses", {"loss": ["dpo"]}, "loss", None, rows, outcomes)
     assert "| dpo | 0 of 1 |" in render.markdown(results, render.notes(results))
     assert "loss=dpo/seed-0: new" in render.notes(results)
@@ -84,8 +84,8 @@ def test_a_sweep_without_completed_runs_has_an_empty_table() -> None:
 def test_columns_follow_the_figures_that_there_are() -> None:
     points = curve((1, 10, 0.5), (2, 20, 0.7), name="win_rate")
     figures = {"win_rate": 0.7, "share.learner.training": 0.5, "share.learner.waiting": 0.25, "trained_share": 0.875}
-    outcomes = [outcome("dpo", 0, figures, curve=points)]
-    results = Results("one", {"loss": ["dpo"]}, "loss", QUALITIES[2], make_rows(outcomes, QUALITIES[2], {}), outcomes)
+    outcomes = with_areas([outcome("dpo", 0, figures, curve=points)], QUALITIES[2])
+    results = Results("one", {"loss": ["dpo"]}, "loss", QUALITIES[2], make_rows(outcomes, {}), outcomes)
     assert [column.title for column in render.columns(results)] == [
         *("win rate", "mean over updates", "mean over tokens"),
         *("learner trains", "learner waits", "tokens trained on"),

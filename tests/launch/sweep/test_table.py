@@ -42,7 +42,7 @@ def test_a_difference_is_paired_over_the_seeds_that_both_have() -> None:
 
 def test_a_failed_run_is_in_no_mean_and_no_difference() -> None:
     failed = outcome("b", 1, {}, status="failed")
-    rows = make_rows([outcome("a", 0, {"kl": 1.0}), outcome("b", 0, {"kl": 3.0}), failed], None, {"loss": "a"})
+    rows = make_rows([outcome("a", 0, {"kl": 1.0}), outcome("b", 0, {"kl": 3.0}), failed], {"loss": "a"})
     assert [(row.runs, row.planned) for row in rows] == [(1, 1), (1, 2)]
     assert rows[1].figures["kl"].mean == 3.0
     assert rows[1].differences is not None
@@ -54,17 +54,17 @@ def test_a_row_is_compared_with_that_of_its_own_labels_on_the_other_axes() -> No
         outcome("", 0, {"kl": value}, labels={"loss": loss, "bound": bound})
         for loss, bound, value in (("a", "0", 1.0), ("a", "4", 2.0), ("b", "0", 5.0), ("b", "4", 9.0))
     ]
-    rows = make_rows(outcomes, None, {"bound": "0"})
+    rows = make_rows(outcomes, {"bound": "0"})
     assert [row.compared_with for row in rows] == [None, "loss=a,bound=0", None, "loss=b,bound=0"]
     assert [row.differences and row.differences["kl"].mean for row in rows] == [None, 1.0, None, 4.0]
-    rows = make_rows(outcomes, None, {"loss": "a", "bound": "0"})
+    rows = make_rows(outcomes, {"loss": "a", "bound": "0"})
     assert [row.compared_with for row in rows] == [None, *["loss=a,bound=0"] * 3]
 
 
 def test_a_resumed_run_lends_its_quality_and_not_its_times() -> None:
     figures = {"kl": 1.0, "wall_seconds": 60.0, "share.learner.training": 0.5, "trained_share": 0.9}
     resumed = {"kl": 3.0, "wall_seconds": 2.0, "share.learner.training": 0.1, "trained_share": 0.1}
-    (row,) = make_rows([outcome("a", 0, figures), outcome("a", 1, resumed, resumed=True)], None, {})
+    (row,) = make_rows([outcome("a", 0, figures), outcome("a", 1, resumed, resumed=True)], {})
     assert row.figures["kl"].mean == 2.0
     for name in ("wall_seconds", "share.learner.training", "trained_share"):
         assert (row.figures[name].mean, row.figures[name].n) == (figures[name], 1)
