@@ -89,7 +89,7 @@ def notes(results: Results) -> list[str]:
         said.append(f"Difference: to {other}, paired by seed.")
     resumed = sum(each.resumed for each in results.outcomes if each.status == "completed")
     if resumed:
-        said.append(f"Times and shares are without resumed runs ({resumed}): their summaries tell of the last part alone.")
+        said.append(f"Times and shares leave out resumed runs ({resumed}): summaries tell of the last part alone.")
     for each in results.outcomes:
         if each.status != "completed":
             said.append(f"{each.row}/seed-{each.seed}: {each.status}" + (f": {each.error}" if each.error else ""))

@@ -41,7 +41,7 @@ def test_the_table_in_markdown_as_a_whole(results: Results) -> None:
         "* Means over seeds ± half the 95% interval (Student's t over seeds), which one seed does not have.\n"
         "* Exploitability: lower is better.\n"
         "* Difference: to row loss=dpo, paired by seed.\n"
-        "* Times and shares are without resumed runs (1): their summaries tell of the last part alone.\n"
+        "* Times and shares leave out resumed runs (1): summaries tell of the last part alone.\n"
         "* loss=nash|pg/seed-1: failed: the disk is full\n"
     )
 
