@@ -34,6 +34,7 @@ from launch.settings.options import (
     with_resume_values,
 )
 from launch.settings.verbs import TRAIN, VERBS
+from launch.sweep.command import sweep
 
 if TYPE_CHECKING:
     from launch.cluster.submit import Training
@@ -111,6 +112,7 @@ def _add_stage(name: str, summary: str) -> None:
 _add_stage("sft", "Fine-tune a model on demonstrations.")
 _add_stage("dpo", "Train a model on given preferences, offline (DPO, IPO, SLiC).")
 _add_stage("preference", "Train a preference model, a judge for `train`.")
+app.command(add_help_option=False)(sweep)
 
 
 @app.command(add_help_option=False)

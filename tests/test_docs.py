@@ -23,7 +23,7 @@ from learner.records import UpdateStats
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if page.is_file()]
-VERBS = {"config": verbs.TRAIN, "sft": verbs.SFT, "preference": verbs.PREFERENCE, "dpo": verbs.DPO}
+VERBS = {"config": verbs.TRAIN} | {name: verbs.VERBS[name] for name in ("sft", "preference", "dpo", "sweep")}
 """How a page marks a YAML block that is a whole configuration, and of which verb."""
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)

@@ -265,6 +265,7 @@ OWN_WORDS = {
     "launch/cli.py": 1, "launch/cluster/submit.py": 6, "launch/data/prepare.py": 1, "launch/demo/demo.py": 1,
     "launch/doctor/findings.py": 2, "launch/evaluate/evaluate.py": 2, "launch/output/summary.py": 2,
     "launch/replay/report.py": 1, "launch/settings/fields.py": 2, "launch/settings/options.py": 2,
+    "launch/sweep/sweep.py": 1,
 }  # fmt: skip
 """How many times a module prints what is no text from outside, or is shown before: tables, scripts, counts."""
 

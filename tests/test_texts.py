@@ -26,7 +26,9 @@ from launch.settings.fields import settings
 from launch.settings.loading import load_config, preset_names
 from launch.settings.options import with_resume_values
 from launch.settings.renamed import RENAMED
-from launch.settings.verbs import VERBS
+from launch.settings.verbs import SWEEP, VERBS
+from launch.sweep.config import load_sweep
+from launch.sweep.plan import plan_rows
 from tests.house import ROOT, TOPS, House, assert_only
 
 HOUSE = House.at(ROOT)
@@ -180,6 +182,9 @@ def _wrong_arguments(verb: str, words: list[str]) -> Iterator[str]:
         yield error.format_message()
         return
     config, overrides = parameters.get("config"), parameters.get("overrides") or parameters.get("settings") or []
+    if verb == "sweep":
+        yield from _wrong_sweep(parameters["file"], overrides)
+        return
     if verb == "data":
         config, overrides = file_and_overrides(list(parameters["arguments"] or []))
     configured = verb if verb in VERBS else parameters.get("verb", "train")
@@ -187,6 +192,17 @@ def _wrong_arguments(verb: str, words: list[str]) -> Iterator[str]:
     if config in preset_names(VERBS[configured]):
         try:
             load_config(config, overrides, VERBS[configured])
+        except UsageError as error:
+            yield str(error)
+
+
+def _wrong_sweep(file: str, overrides: list[str]) -> Iterator[str]:
+    """Its overrides are its own settings, or those of its runs."""
+    unknown = [key for key in _keys(overrides) if key not in SETTINGS["sweep"] | SETTINGS["train"]]
+    yield from (f"no setting {key}" for key in unknown)
+    if file in preset_names(SWEEP) and not unknown:
+        try:
+            plan_rows(load_sweep(file, overrides))
         except UsageError as error:
             yield str(error)
 
@@ -290,6 +306,8 @@ def test_whatever_a_text_names_exists():
         ),
         (wrong_commands, "```\noffbeat train embedded updates=x\n```", ["updates: given 'x'; allowed: integer >= 1"]),
         (wrong_commands, "`offbeat VERB --help`, `offbeat submit ray`\n\n    offbeat train run.yaml KEY=VALUE...", []),
+        (wrong_commands, "    offbeat sweep anchor update=5", ["offbeat sweep anchor update=5: no setting update"]),
+        (wrong_commands, "`offbeat sweep FILE`\n\n    offbeat sweep anchor updates=5 seeds=[0] --parallel 2", []),
         (wrong_options, "go on with --resume, or `--outptu DIR`, not `docker run --rm`", ["--outptu"]),
         (wrong_names, "write for example learner.learning_rate=1e-6, `replay.order: ready`", ["learner.learning_rate"]),
         (wrong_names, "`learner.engine.UpdateStats`, `learner.records.UpdateStats`", ["learner.engine.UpdateStats"]),

@@ -39,10 +39,17 @@ TRAIN = Verb("train", "launch.settings.run:RunConfig", "launch.train:run_trainin
 SFT = _stage("sft", "SftRunConfig", "sft:run_sft", "training.epochs=2")
 PREFERENCE = _stage("preference", "PreferenceRunConfig", "preference:run_preference", "preference.kind=skew")
 DPO = _stage("dpo", "DpoRunConfig", "dpo:run_dpo", "learner.loss.beta=0.05")
+SWEEP = Verb(
+    "sweep",
+    "launch.sweep.config:SweepConfig",
+    "launch.sweep.sweep:run_sweep",
+    "seeds=[0,1]",
+    Path(__file__).parent.parent / "sweep" / "presets",
+)
 DATA = Verb(
     "data", "launch.data.config:DataConfig", "launch.data.prepare:run_data", "validation_fraction=0.1", PRESETS / "data"
 )
-VERBS = {verb.name: verb for verb in (TRAIN, SFT, PREFERENCE, DPO, DATA)}
+VERBS = {verb.name: verb for verb in (TRAIN, SFT, PREFERENCE, DPO, DATA, SWEEP)}
 
 
 def _imported(place: str) -> Any:

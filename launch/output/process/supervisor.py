@@ -66,7 +66,7 @@ def supervise(command: Sequence[str]) -> int:
         env=HEAPS | os.environ | {VARIABLE: str(writing)},
         pass_fds=[writing],
         start_new_session=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=die_with_parent,
     )
     os.close(writing)
     signals = _Signals(driver)
@@ -92,8 +92,8 @@ def supervise(command: Sequence[str]) -> int:
     return _say(code, told)
 
 
-def _die_with_parent() -> None:
-    """Let the kernel ask the driver to end if the supervisor is killed: it saves, and ends Ray in order.
+def die_with_parent() -> None:
+    """Let the kernel ask a new process to end if this one is killed: a driver saves, and ends Ray in order.
 
     Ray's agents would stay for a minute after a driver that is killed, to tell a GCS that is dead of it.
     """

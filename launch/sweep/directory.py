@@ -1,0 +1,101 @@
+"""The directory of a sweep: whether it may be used, and what is recorded there before a run starts.
+
+A row that has been begun keeps its settings; rows and seeds may be added or left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from actors.errors import UsageError, writing
+from actors.files import atomic_write, open_lock
+from launch.settings.fields import format_value
+from launch.settings.loading import LOCK, dump_config
+from launch.settings.yaml_text import YamlError, read_yaml
+from launch.sweep.config import SweepConfig
+from launch.sweep.plan import Row
+
+SWEEP_FILE = "sweep.yaml"
+ROW_FILE = "row.yaml"
+"""In a row's directory: its whole configuration, without the seeds of its runs."""
+_MOST_SHOWN = 5
+_FREE = ("name", "output")
+"""Settings that change nothing in a run."""
+
+
+def check_directory(directory: Path, rows: Sequence[Row]) -> None:
+    """Raise UsageError if the directory holds something else, or a row with other settings. Writes nothing."""
+    if not directory.exists():
+        return
+    if not directory.is_dir() or (any(directory.iterdir()) and not (directory / SWEEP_FILE).is_file()):
+        raise UsageError(
+            f"output directory {directory} is not empty and holds no {SWEEP_FILE}; choose another with --output DIR"
+        )
+    changed = [f"{row.name}: {difference}" for row in rows for difference in _differences(directory, row)]
+    if changed:
+        more = len(changed) - _MOST_SHOWN
+        raise UsageError(
+            f"{directory} holds runs of this sweep with other settings: {'; '.join(changed[:_MOST_SHOWN])}"
+            f"{f'; and {more} more' if more > 0 else ''}; go on with the same settings, or start anew with --output DIR"
+        )
+
+
+@contextlib.contextmanager
+def held(directory: Path, sweep: SweepConfig, rows: Sequence[Row]) -> Iterator[None]:
+    """Hold a checked directory for this process; record the sweep and its rows in it.
+
+    Raises UsageError if another process holds it, RunError if it cannot be written.
+    """
+    with writing(f"to the output directory {directory}", "or choose another with --output DIR"):
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = open_lock(directory / LOCK, mode=0o644, own=False)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another process runs a sweep in {directory}; wait for its end, or choose another with --output DIR"
+            ) from None
+        with writing(f"to the output directory {directory}", "or choose another with --output DIR"):
+            atomic_write(directory / SWEEP_FILE, dump_config(sweep))
+            for row in rows:
+                _row_directory(directory, row).mkdir(parents=True, exist_ok=True)
+                if not (path := _row_directory(directory, row) / ROW_FILE).is_file():
+                    atomic_write(path, dump_config(row.config))
+        yield
+    finally:
+        os.close(lock)
+
+
+def _row_directory(directory: Path, row: Row) -> Path:
+    return directory / "runs" / row.name
+
+
+def _differences(directory: Path, row: Row) -> Iterator[str]:
+    """Say which settings of a recorded row have changed; those that it does not name are not compared."""
+    path = _row_directory(directory, row) / ROW_FILE
+    if not path.is_file():
+        return
+    try:
+        recorded = dict(_leaves(read_yaml(path)))
+    except (YamlError, OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}; restore it, or start anew with --output DIR") from error
+    for key, value in _leaves(yaml.safe_load(dump_config(row.config))):
+        if key in recorded and recorded[key] != value and key not in _FREE:
+            yield f"{key} (was {format_value(recorded[key])}, is {format_value(value)})"
+
+
+def _leaves(tree: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys and values; an empty section is a value."""
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from _leaves(value, f"{above}.{key}" if above else str(key))
+    else:
+        yield above, tree
