@@ -266,7 +266,10 @@ def test_the_run_s_port_is_reported_only_if_it_is_set(file: Path, small: Path, c
 def test_a_silent_judge_server_is_a_warning(file: Path, small: Path, capsys) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
-        config = config_of(file, f"judging.judge={{kind: endpoint, url: '{url}', model: m, request_retries: 0}}")
+        judge = (
+            f"judging.judge={{kind: endpoint, url: '{url}', model: m, request_retries: 0, request_timeout_seconds: 2}}"
+        )
+        config = config_of(file, judge, "judging.timeout_seconds=3")
         assert named(examined(config, capsys)[1], "judge server") == [("ok", f"{url}: connected")]
     code, found = examined(config, capsys)
     assert (code, named(found, "judge server")) == (0, [("warning", f"{url}: Connection refused")])
