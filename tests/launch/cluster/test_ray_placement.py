@@ -31,11 +31,12 @@ from tests.fakes.probes import Probe
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("shared memory")]
 
 GPU_MACHINES = {
-    ("gpu-1", "gpu-1-lora", "gpu-1-80gb"): [Node(8.0, 1)],
-    ("node-8gpu",): [Node(28.0, 8)],
-    ("cluster-2node",): [Node(32.0, 8), Node(32.0, 8)],
+    "gpu-1": [Node(8.0, 1)],
+    "gpu-1-lora": [Node(8.0, 1)],
+    "gpu-1-80gb": [Node(8.0, 1)],
+    "node-8gpu": [Node(28.0, 8)],
+    "cluster-2node": [Node(32.0, 8), Node(32.0, 8)],
 }
-"""Presets, and the nodes that they are for."""
 Where = tuple[str, tuple[int, ...]]
 
 
@@ -125,7 +126,7 @@ def together(places: dict[str, list[tuple[int, ...]]]) -> list[list[str]]:
 
 def test_every_preset_for_cpus_starts(short_dir: Path) -> None:
     with pretended([Node(16.0, 0)], short_dir):
-        for preset in sorted(set(preset_names()) - set(itertools.chain(*GPU_MACHINES))):
+        for preset in sorted(set(preset_names()) - set(GPU_MACHINES)):
             config = config_of(preset)
             found = start(config, short_dir)
             assert {role: len(each) for role, each in found.items()} == {
@@ -136,24 +137,22 @@ def test_every_preset_for_cpus_starts(short_dir: Path) -> None:
             assert {cards for each in found.values() for _, cards in each} == {()}
 
 
-@pytest.mark.parametrize("presets", GPU_MACHINES, ids=" ".join)
-def test_presets_for_gpus_start_on_the_machines_that_they_name(presets: Sequence[str], short_dir: Path) -> None:
+@pytest.mark.parametrize("preset", GPU_MACHINES)
+def test_every_preset_for_gpus_starts_on_the_machines_that_it_names(preset: str, short_dir: Path) -> None:
     """Two of them had an option that Ray refuses, and no test had ever given it to Ray."""
-    nodes, started = GPU_MACHINES[presets], {}
+    nodes, config = GPU_MACHINES[preset], config_of(preset)
     with pretended(nodes, short_dir):
-        for preset in presets:
-            started[preset] = start(config_of(preset), short_dir)
-    for preset, found in started.items():
-        expected = planned(config_of(preset), nodes)
-        assert {role: len(each) for role, each in found.items()} == {role: len(each) for role, each in expected.items()}
-        assert len({node for node, _ in found[RANK]}) == 1
-        if preset.startswith("gpu-1"):
-            assert {cards for each in found.values() for _, cards in each if cards} == {(0,)}
-            assert all(cards for role in (RANK, GENERATOR) for _, cards in found[role])
-        else:
-            taken = Counter((node, card) for each in found.values() for node, cards in each for card in cards)
-            assert len(taken) == sum(node.gpus for node in nodes)
-            assert set(taken.values()) == {1}
+        found = start(config, short_dir)
+    expected = planned(config, nodes)
+    assert {role: len(each) for role, each in found.items()} == {role: len(each) for role, each in expected.items()}
+    assert len({node for node, _ in found[RANK]}) == 1
+    if preset.startswith("gpu-1"):
+        assert {cards for each in found.values() for _, cards in each if cards} == {(0,)}
+        assert all(cards for role in (RANK, GENERATOR) for _, cards in found[role])
+    else:
+        taken = Counter((node, card) for each in found.values() for node, cards in each for card in cards)
+        assert len(taken) == sum(node.gpus for node in nodes)
+        assert set(taken.values()) == {1}
 
 
 def test_ranks_that_split_sequences_are_on_one_node(short_dir: Path) -> None:
