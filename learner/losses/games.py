@@ -274,13 +274,14 @@ def _weight_metrics(
         beyond = _beyond(exponent, cap, correction.beyond_cap)
         metrics[f"{role}_truncated"] = (beyond * counts).sum((-1, -2)) / counts.sum((-1, -2))
         if role == "player" or w_opponent is None:
-            metrics["player_ess"] = _ess(w[:, chosen].flatten(1), counts.flatten(1))
+            metrics["player_ess"] = effective_share(w[:, chosen].flatten(1), counts.flatten(1))
         else:
-            metrics["opponent_ess"] = _ess(w_opponent[:, chosen], torch.ones_like(w_opponent[:, chosen]))
+            metrics["opponent_ess"] = effective_share(w_opponent[:, chosen], torch.ones_like(w_opponent[:, chosen]))
             metrics["opponent_weight_mean"] = w_opponent[:, chosen].mean(-1)
     return metrics
 
 
-def _ess(weights: Tensor, counts: Tensor) -> Tensor:
+def effective_share(weights: Tensor, counts: Tensor) -> Tensor:
+    """Return the effective sample size of weights [g, n] as a share (Kish), [g]; `counts` [g, n]: how often each."""
     total, squares = (weights * counts).sum(-1), (weights.square() * counts).sum(-1)
     return total.square() / (counts.sum(-1) * squares).clamp(min=1e-30)

@@ -1,8 +1,8 @@
 """GRPO on groups of scored completions, as a pure function. Must not depend on models, ranks or batching."""
 
-import torch
 from torch import Tensor
 
+from learner.losses.clipping import clipped_gains
 from learner.losses.config import GrpoLossConfig
 from learner.losses.games import GameBatch, GameOutput, distances
 
@@ -17,8 +17,6 @@ def grpo_loss(batch: GameBatch, config: GrpoLossConfig, anchor_weight: float = 0
 
     with A the score minus the group's mean, divided by its standard deviation if `scale`. Shao et al. 2024,
     "DeepSeekMath", eq. 3 and 4; their old policy is b, which sampled the token. An anchor adds the divergence to u.
-
-    `player_truncated` is the share of tokens whose ratio is cut, without gradient; `player_ess` that of the ratios.
     """
     own = slice(batch.players)
     mask = batch.mask[:, own].to(batch.policy.dtype)
@@ -27,22 +25,15 @@ def grpo_loss(batch: GameBatch, config: GrpoLossConfig, anchor_weight: float = 0
     deviation = centred.square().mean(-1, keepdim=True).sqrt()
     advantage = centred / (deviation + SMALLEST_SCALE) if config.scale else centred
 
-    ratio = ((policy - batch.behaviour[:, own]) * mask).exp()
-    clipped = ratio.clamp(1.0 - config.clip, 1.0 + (config.clip if config.clip_high is None else config.clip_high))
-    kept, cut = ratio * advantage[..., None], clipped * advantage[..., None]
+    high = config.clip if config.clip_high is None else config.clip_high
+    gains, ratios = clipped_gains(batch, advantage[..., None], config.clip, high)
     pull = config.tau * _divergence(batch.reference[:, own] - policy)
     if batch.anchor is not None:
         pull = pull + anchor_weight * _divergence(batch.anchor[:, own] - policy)
     tokens = mask.sum(-1).clamp(min=1.0)
-    loss = (((pull - torch.minimum(kept, cut)) * mask).sum(-1) / tokens).mean(-1)
+    loss = (((pull - gains) * mask).sum(-1) / tokens).mean(-1)
 
-    weights, count = (ratio.detach() * mask).flatten(1), mask.sum((-1, -2)).clamp(min=1.0)
-    metrics = {
-        **distances(batch),
-        "advantage_std": advantage.std(-1, correction=0),
-        "player_ess": weights.sum(-1).square() / (count * weights.square().sum(-1)).clamp(min=1e-30),
-        "player_truncated": ((cut.detach() < kept.detach()) * mask).sum((-1, -2)) / count,
-    }
+    metrics = {**distances(batch), **ratios, "advantage_std": advantage.std(-1, correction=0)}
     return GameOutput(loss=loss, metrics=metrics, advantages=advantage)
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from learner.losses.anchor import anchored, pulled_to
+from learner.losses.clipping import clipped_gains
 from learner.losses.config import PpoLossConfig
 from learner.losses.games import GameBatch, GameOutput, distances
 
@@ -15,7 +16,7 @@ def ppo_loss(batch: GameBatch, config: PpoLossConfig, anchor_weight: float = 0.0
 
     Schulman et al. 2017, "Proximal Policy Optimization Algorithms", eq. 7 and 9. A is `generalised_advantages` of the
     rewards -tau (log pi - log mu), to which a completion's last token adds its score, and R = A + V. A and R are
-    constants. `value_error` is the mean of (V - R)^2; `player_truncated` the share of tokens whose ratio is cut.
+    constants. `value_error` is the mean of (V - R)^2.
     """
     assert batch.values is not None
     own = slice(batch.players)
@@ -29,19 +30,16 @@ def ppo_loss(batch: GameBatch, config: PpoLossConfig, anchor_weight: float = 0.0
     advantage = generalised_advantages(rewards, values.detach(), mask, config.gamma, config.decay)
     returns = advantage + values.detach()
 
-    ratio = ((policy - batch.behaviour[:, own]) * mask).exp()
-    kept, cut = ratio * advantage, ratio.clamp(1.0 - config.clip, 1.0 + config.clip) * advantage
+    gains, ratios = clipped_gains(batch, advantage, config.clip, config.clip)
     error = (values - returns).square()
     count = mask.sum((-1, -2)).clamp(min=1.0)
-    loss = ((0.5 * config.value_weight * error - torch.minimum(kept, cut)) * mask).sum((-1, -2)) / count
+    loss = ((0.5 * config.value_weight * error - gains) * mask).sum((-1, -2)) / count
 
-    weights = (ratio.detach() * mask).flatten(1)
     whole = advantage[..., 0]
     metrics = {
         **distances(batch),
+        **ratios,
         "advantage_std": whole.std(-1, correction=0),
-        "player_ess": weights.sum(-1).square() / (count * weights.square().sum(-1)).clamp(min=1e-30),
-        "player_truncated": ((cut.detach() < kept.detach()) * mask).sum((-1, -2)) / count,
         "value_error": (error.detach() * mask).sum((-1, -2)) / count,
     }
     return GameOutput(loss=loss, metrics=metrics, advantages=whole)
