@@ -47,13 +47,7 @@ class AveragePolicy:
     @torch.no_grad()
     def load(self, directory: Path) -> None:
         """Load what `save` wrote. Raises UsageError if there is nothing."""
-        path = directory / AVERAGE
-        if not path.is_file():
-            raise UsageError(
-                f"checkpoint file {path} is missing: the checkpoint was written without learner.loss.opponent.kind "
-                "ema; resume with the opponent it was written with, or start a new run from its model directory"
-            )
-        for name, tensor in load_file(path).items():
+        for name, tensor in _read(directory / AVERAGE, "learner.loss.opponent.kind ema").items():
             self._weights[name].copy_(tensor)
         for name, own in unique_tensors(self.model.model).items():
             own.copy_(self._weights[name])
@@ -122,10 +116,13 @@ class AverageWeights:
 
 def load_average(directory: Path, name: str) -> dict[str, Tensor]:
     """Read the average `name` of an engine state. Raises UsageError if it holds none."""
-    path = directory / f"{name}.safetensors"
+    return _read(directory / f"{name}.safetensors", f"learner.{name}")
+
+
+def _read(path: Path, setting: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise UsageError(
-            f"checkpoint file {path} is missing: the checkpoint was written without learner.{name}; resume with the "
+            f"checkpoint file {path} is missing: the checkpoint was written without {setting}; resume with the "
             "settings it was written with, or start a new run from its model directory"
         )
     return load_file(path)
