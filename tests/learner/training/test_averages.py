@@ -1,7 +1,5 @@
 """Averages of the weights in training: an anchored learner against plain torch, under every ZeRO stage; resumes."""
 
-import os
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -22,6 +20,8 @@ from tests.learner.backend.ranks import (
 )
 from tests.learner.losses.games import loss_of, random_games
 
+pytestmark = pytest.mark.usefixtures("environment")
+
 STAGES = (0, 1, 2, 3)
 
 
@@ -38,15 +38,6 @@ def two_ranks(directory):
     codes = run_ranks(directory, "anchored")
     assert codes == [0, 0], (directory / "anchored-rank0.log").read_text()[-3000:]
     return torch.load(directory / "anchored.pt", weights_only=False)
-
-
-@pytest.fixture(autouse=True)
-def environment():
-    before = dict(os.environ)
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def engine_of(model, config=CONFIG, anchor=ANCHOR, **settings):

@@ -1,6 +1,5 @@
 """Game updates against a slow computation in float64, alike on one and two ranks; and what each objective refuses."""
 
-import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -61,15 +60,6 @@ def directory(tmp_path_factory):
     perturbed(path / "policy", path / "model", 1)
     perturbed(path / "average", path / "model", 2)
     return path
-
-
-@pytest.fixture(scope="module")
-def environment():
-    before = dict(os.environ)
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The value head in the engine: what it is trained on, that it learns, and what holds it."""
 
-import os
 from dataclasses import replace
 
 import pytest
@@ -11,21 +10,14 @@ from learner.losses.config import PpoLossConfig
 from tests.learner.backend.ranks import CONFIG, full_state, make_model, spec_of
 from tests.learner.losses.games import random_games
 
+pytestmark = pytest.mark.usefixtures("environment")
+
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("ppo")
     make_model(path / "model")
     return path
-
-
-@pytest.fixture(autouse=True)
-def environment():
-    before = dict(os.environ)
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def engine_of(directory, stage, **loss):
