@@ -15,6 +15,7 @@ from rich.text import Text
 from actors.errors import writing
 from actors.files import atomic_write
 from actors.foreign.text import shown
+from launch.settings.yaml_text import leaves
 
 WINDOWS = 5
 SHOWN = (
@@ -144,12 +145,9 @@ def changed_since(part: Mapping[str, Any], recorded: Mapping[str, Any]) -> list[
     return [name for name in changed_settings(part, recorded) if name in known]
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, value in tree.items():
-        below = isinstance(value, Mapping)
-        found += _leaves(value, f"{prefix}{name}.") if below else [(f"{prefix}{name}", value)]
-    return found
+def _leaves(tree: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """List the settings of a configuration, without empty sections."""
+    return [(name, value) for name, value in leaves(tree) if value != {}]
 
 
 def windows(first: int, end: int, count: int = WINDOWS) -> list[tuple[int, int]]:

@@ -4,6 +4,7 @@ A few lines of aliases can stand for billions of values ("billion laughs"), and 
 the stack; both are refused while they are read.
 """
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +92,12 @@ def _children(node: Any) -> list[Any]:
     if isinstance(node, yaml.MappingNode):
         return [each for pair in node.value for each in pair]
     return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+def leaves(tree: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys and values of a tree of sections; an empty section is a value."""
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from leaves(value, f"{above}.{key}" if above else str(key))
+    else:
+        yield above, tree

@@ -8,9 +8,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -18,7 +17,7 @@ from actors.errors import UsageError, writing
 from actors.files import atomic_write, open_lock
 from launch.settings.fields import format_value
 from launch.settings.loading import LOCK, dump_config
-from launch.settings.yaml_text import YamlError, read_yaml
+from launch.settings.yaml_text import YamlError, leaves, read_yaml
 from launch.sweep.config import SweepConfig
 from launch.sweep.plan import Row
 
@@ -84,18 +83,9 @@ def _differences(directory: Path, row: Row) -> Iterator[str]:
     if not path.is_file():
         return
     try:
-        recorded = dict(_leaves(read_yaml(path)))
+        recorded = dict(leaves(read_yaml(path)))
     except (YamlError, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}; restore it, or start anew with --output DIR") from error
-    for key, value in _leaves(yaml.safe_load(dump_config(row.config))):
+    for key, value in leaves(yaml.safe_load(dump_config(row.config))):
         if key in recorded and recorded[key] != value and key not in _FREE:
             yield f"{key} (was {format_value(recorded[key])}, is {format_value(value)})"
-
-
-def _leaves(tree: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys and values; an empty section is a value."""
-    if isinstance(tree, Mapping) and tree:
-        for key, value in tree.items():
-            yield from _leaves(value, f"{above}.{key}" if above else str(key))
-    else:
-        yield above, tree
