@@ -5,10 +5,10 @@
         --output benchmarks/results/anchor.json
 
 The policy of update u is trained on completions that the policy of update u - LAG sampled (of update 0 before that).
-Losses are the product's (`learner.losses`), on a language model with AdamW; sampling is from the exact table of the
-policy (`learner.world.exact`), so the lag is exact and no time is spent on engines. What whole runs of the system do is
-measured by `benchmarks.nash`. Online DPO compares half of a prompt's completions with the other half, each by the
-world's own preference as a soft label. One thread per row; `--list` prints the rows.
+Losses are the product's (`learner.losses`), on a language model with AdamW; sampling is from the exact distributions
+of the policy at the prefixes that are reached, so the lag is exact and no time is spent on engines. What whole runs of
+the system do is measured by `benchmarks.nash`. Online DPO compares half of a prompt's completions with the other half,
+each by the world's own preference as a soft label. One thread per row; `--list` prints the rows.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import json
 import statistics
 import tempfile
 import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.func import functional_call
 
 from actors import world as world_module
 from actors.world import PROMPTS, SYMBOLS, World
@@ -35,6 +38,8 @@ from learner.losses.games import GameBatch, game_loss
 from learner.losses.pairs import preference_loss
 from learner.world import exact
 
+Lookup = Callable[[NDArray[np.int64], NDArray[np.int64]], torch.Tensor]
+"""Takes prompts [n] and prefixes [n, m] (or [n]); returns log-probs [n, m, 18] (or [n, 18])."""
 TOKENS = world_module.MAX_NEW_TOKENS
 UNCORRECTED = {"baseline": "constant", "kl": "reward_to_go", "opponents": "none"}
 """Self-play on the policy's own samples as if they were fresh: constant baseline, reward-to-go, no weights."""
@@ -92,7 +97,9 @@ class Experiment:
         self.preferences = np.stack([self.world.preference_matrix(x) for x in range(PROMPTS)])
         self.model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32).eval()
         self.reference = exact.exact_policy(self.model)
-        self.tables = [self.reference.token_logprobs]
+        kept = 1 + max(row.lag, row.fresh or 0)
+        self.weights = deque([self._own_weights()], maxlen=kept)
+        """Of the last `kept` versions, the newest last."""
         self.rng = np.random.default_rng(arguments.seed)
         self.order = np.array([], dtype=int)
         self.slow = copy.deepcopy(self.model).requires_grad_(False)
@@ -110,9 +117,9 @@ class Experiment:
         started, curve, ess = time.perf_counter(), [], []
         for update in range(self.arguments.updates):
             ess.append(self._update(update))
-            policy = exact.exact_policy(self.model)
-            self.tables.append(policy.token_logprobs)
+            self.weights.append(self._own_weights())
             if (update + 1) % 10 == 0:
+                policy = exact.exact_policy(self.model)
                 e, kl = exact.exploitability(policy, self.world), exact.exact_kl(policy, self.reference)
                 curve.append([update + 1, e, kl, exact.expected_preference(policy, self.reference, self.world)])
         last = [point for point in curve if point[0] > self.arguments.tail * self.arguments.updates]
@@ -128,9 +135,9 @@ class Experiment:
     def _update(self, update: int) -> float:
         groups, players, row = self.arguments.groups, self.arguments.players, self.row
         prompts = self._prompts(groups)
-        drawn = [self._sample(max(0, update - row.lag), prompts, players)]
+        drawn = [self._sample(min(row.lag, update), prompts, players)]
         if row.fresh is not None:
-            drawn.append(self._sample(max(0, update - row.fresh), prompts, self.arguments.opponents))
+            drawn.append(self._sample(min(row.fresh, update), prompts, self.arguments.opponents))
         tokens, mask, behaviour, outcomes = (np.concatenate(parts, axis=1) for parts in zip(*drawn, strict=True))
         present = torch.from_numpy(mask)
         policy, reference, opponent, slow = (each * present for each in self._logprobs(prompts, tokens))
@@ -182,58 +189,106 @@ class Experiment:
         taken, self.order = self.order[:count], self.order[count:]
         return taken
 
-    def _sample(self, version: int, prompts: NDArray[np.int64], each: int) -> tuple[NDArray[Any], ...]:
-        """`each` completions per prompt by the policy of `version`: tokens, mask, log-probs [g, n, 4]; outcomes."""
-        table, rows = self.tables[version], prompts.repeat(each)
+    def _own_weights(self) -> dict[str, torch.Tensor]:
+        return {name: value.detach().clone() for name, value in self.model.named_parameters()}
+
+    def _sample(self, lag: int, prompts: NDArray[np.int64], each: int) -> tuple[NDArray[Any], ...]:
+        """`each` completions per prompt by the policy of `lag` updates ago.
+
+        Tokens, mask, log-probs [g, n, 4]; outcomes [g, n].
+        """
+        weights, rows = self.weights[-1 - lag], prompts.repeat(each)
         count = len(rows)
         tokens, mask = np.zeros((count, TOKENS), dtype=np.int64), np.zeros((count, TOKENS), dtype=np.float32)
         logprobs, node, alive = np.zeros((count, TOKENS)), np.zeros(count, dtype=np.int64), np.ones(count, dtype=bool)
         outcomes = np.full(count, world_module.NOEOS)
-        for t in range(TOKENS):
-            given = table[rows, node]
-            cumulative = np.exp(given).cumsum(axis=-1)
-            token = (self.rng.random((count, 1)) * cumulative[:, -1:] > cumulative).sum(axis=-1)
-            tokens[:, t], mask[:, t] = np.where(alive, token, 0), alive
-            logprobs[:, t] = np.where(alive, given[np.arange(count), token], 0.0)
-            symbol = token - world_module.FIRST_SYMBOL
-            goes_on = (symbol >= 0) & (symbol < SYMBOLS)
-            ended = alive & ~goes_on
-            outcomes[ended] = np.where(token == world_module.EOS, node, world_module.INVALID)[ended]
-            alive &= goes_on
-            node = np.where(alive & (t + 1 < TOKENS), SYMBOLS * node + 1 + symbol, 0)
+        short = np.arange(exact.LEVELS[TOKENS - 1])[None].repeat(len(rows), axis=0)
+        with torch.no_grad():
+            table = Reached(rows, short).logprobs(self.model, weights)
+            for t in range(TOKENS):
+                if t == TOKENS - 1:
+                    table = Reached(rows, node[:, None]).logprobs(self.model, weights)
+                given = table(rows, node)
+                cumulative = given.exp().cumsum(-1).numpy()
+                token = (self.rng.random((count, 1)) * cumulative[:, -1:] > cumulative).sum(axis=-1)
+                tokens[:, t], mask[:, t] = np.where(alive, token, 0), alive
+                logprobs[:, t] = np.where(alive, given.numpy()[np.arange(count), token], 0.0)
+                symbol = token - world_module.FIRST_SYMBOL
+                goes_on = (symbol >= 0) & (symbol < SYMBOLS)
+                ended = alive & ~goes_on
+                outcomes[ended] = np.where(token == world_module.EOS, node, world_module.INVALID)[ended]
+                alive &= goes_on
+                node = np.where(alive & (t + 1 < TOKENS), SYMBOLS * node + 1 + symbol, 0)
         shaped = (tokens, mask, logprobs, outcomes)
         return tuple(values.reshape(len(prompts), each, *values.shape[1:]) for values in shaped)
 
     def _logprobs(self, prompts: NDArray[np.int64], tokens: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
-        """Log-probs [g, n, 4] of policy (with gradient), reference, opponent and slow average.
-
-        Equal completions are computed once.
-        """
+        """Log-probs [g, n, 4] of policy (with gradient), reference, opponent and slow average."""
         g, n, _ = tokens.shape
-        flat = np.concatenate([prompts.repeat(n)[:, None], tokens.reshape(-1, TOKENS)], axis=1)
-        unique, inverse = np.unique(flat, axis=0, return_inverse=True)
-        start = torch.tensor([world_module.prompt_token_ids(x) for x in range(PROMPTS)])
-        ids = torch.cat([start[unique[:, 0]], torch.from_numpy(unique[:, 1:TOKENS])], dim=1)
-        targets = torch.from_numpy(unique[:, 1:])[..., None]
-        logits = self.model(input_ids=ids, use_cache=False, logits_to_keep=TOKENS).logits.log_softmax(-1)
-        given = self._reference_logprobs(unique)
+        rows, nodes = prompts.repeat(n), _prefixes(tokens.reshape(-1, TOKENS))
+        reached = Reached(rows, nodes)
+        targets = torch.from_numpy(tokens.reshape(-1, TOKENS, 1))
+        logits = reached.logprobs(self.model)(rows, nodes).float()
+        given = torch.from_numpy(self.reference.token_logprobs[rows[:, None], nodes]).float()
         beta = self.row.beta
         mixture = ((1.0 - beta) * logits.detach() + beta * given).log_softmax(-1)
         slow = logits.detach()
         if self.row.anchor is not None:
-            slow = self.slow(input_ids=ids, use_cache=False, logits_to_keep=TOKENS).logits.log_softmax(-1)
-        picked = (values.gather(-1, targets)[..., 0] for values in (logits, given, mixture, slow))
-        places = torch.from_numpy(inverse.reshape(g, n))
-        return tuple(values[places] for values in picked)
+            with torch.no_grad():
+                slow = reached.logprobs(self.slow)(rows, nodes).float()
+        return tuple(x.gather(-1, targets).reshape(g, n, TOKENS) for x in (logits, given, mixture, slow))
 
-    def _reference_logprobs(self, unique: NDArray[np.int64]) -> torch.Tensor:
-        """The reference's next-token log-probs [u, 4, 18] along each completion; any past its end."""
-        node, inside = np.zeros((len(unique), TOKENS), dtype=np.int64), np.ones(len(unique), dtype=bool)
-        for t in range(1, TOKENS):
-            symbol = unique[:, t] - world_module.FIRST_SYMBOL
-            inside &= (symbol >= 0) & (symbol < SYMBOLS)
-            node[:, t] = np.where(inside, SYMBOLS * node[:, t - 1] + 1 + symbol, 0)
-        return torch.from_numpy(self.reference.token_logprobs[unique[:, :1], node]).float()
+
+class Reached:
+    """The prefixes that a batch reaches, prompt by prompt, each computed once with the beginnings it needs."""
+
+    def __init__(self, rows: NDArray[np.int64], nodes: NDArray[np.int64]) -> None:
+        """Collect `nodes` [n, m] (prefix numbers of `world.RESPONSES`) of prompts `rows` [n], and their beginnings."""
+        tree_ids, tree_positions, tree_visible = exact._prefix_tree()
+        start = tree_ids.shape[1] - exact.PREFIXES + 1
+        needed = np.zeros((PROMPTS, exact.PREFIXES), dtype=bool)
+        while nodes.any():
+            needed[rows[:, None], nodes] = True
+            nodes = np.maximum(nodes - 1, 0) // SYMBOLS
+        needed[:, 0] = False  # the prompt's last token
+        most = int(needed.sum(1).max())
+        chosen = np.argsort(~needed, axis=1, kind="stable")[:, :most]
+        self.places = np.zeros((PROMPTS, exact.PREFIXES), dtype=np.int64)
+        np.put_along_axis(self.places, chosen, np.arange(1, most + 1)[None], axis=1)
+        self.places[:, 0] = 0
+        columns = torch.from_numpy(np.concatenate([np.arange(start)[None].repeat(PROMPTS, 0), start - 1 + chosen], 1))
+        filled = torch.from_numpy(np.take_along_axis(needed, chosen, axis=1))
+        visible = tree_visible[0, 0][columns[:, :, None], columns[:, None, :]]
+        visible[:, :, start:] &= filled[:, None]
+        visible |= torch.eye(columns.shape[1], dtype=torch.bool)
+        self.inputs = {
+            "input_ids": tree_ids.gather(1, columns),
+            "position_ids": tree_positions[0][columns],
+            "attention_mask": visible[:, None],
+            "use_cache": False,
+            "logits_to_keep": most + 1,
+        }
+
+    def logprobs(self, model: torch.nn.Module, weights: dict[str, torch.Tensor] | None = None) -> Lookup:
+        """Compute the next-token log-probs (nats) of `model`, with `weights` in place of its own if given."""
+        output = model(**self.inputs) if weights is None else functional_call(model, weights, (), self.inputs)
+        table = output.logits.double().log_softmax(-1)
+
+        def lookup(rows: NDArray[np.int64], nodes: NDArray[np.int64]) -> torch.Tensor:
+            rows = rows.reshape(-1, *[1] * (nodes.ndim - 1))
+            return table[rows, self.places[rows, nodes]]
+
+        return lookup
+
+
+def _prefixes(tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The number of the prefix before each of `tokens` [n, 4]; any past a completion's end."""
+    node, inside = np.zeros(tokens.shape, dtype=np.int64), np.ones(len(tokens), dtype=bool)
+    for t in range(1, TOKENS):
+        symbol = tokens[:, t - 1] - world_module.FIRST_SYMBOL
+        inside &= (symbol >= 0) & (symbol < SYMBOLS)
+        node[:, t] = np.where(inside, SYMBOLS * node[:, t - 1] + 1 + symbol, 0)
+    return node
 
 
 def main() -> None:
