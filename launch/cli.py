@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from actors.errors import INTERRUPTED, OffbeatError, UsageError, remedy_of
 from actors.files import atomic_write
 from actors.foreign.text import WHOLE, shown
+from launch.evaluate.command import evaluate
 from launch.settings.options import (
     LATEST,
     Config,
@@ -34,6 +35,7 @@ from launch.settings.options import (
     with_resume_values,
 )
 from launch.settings.verbs import TRAIN, VERBS
+from launch.settings.yaml_text import quoted
 from launch.sweep.command import sweep
 
 if TYPE_CHECKING:
@@ -130,37 +132,7 @@ def data(
     return VERBS["data"].run(_load("data", *file_and_overrides(arguments or []), output))
 
 
-@app.command()
-def evaluate(
-    config: Config,
-    overrides: Overrides = None,
-    model: Annotated[str | None, Option(metavar="DIR", help="the policy; unset: model.path")] = None,
-    best_of: Annotated[
-        int | None, Option(metavar="K", min=2, help="answers per prompt; unset: sampling.completions_per_prompt")
-    ] = None,
-    verifier: Annotated[
-        list[str] | None, Option(metavar="DIR", help="model of `offbeat dpo` that ranks the answers; repeatable")
-    ] = None,
-    rank: Annotated[
-        Literal["likelihood", "reward"], Option(help="rank by the verifier's log-likelihood or implicit reward")
-    ] = "likelihood",
-    prompts: Annotated[int | None, Option(metavar="N", help="unset: evaluation.prompts, at most all")] = None,
-    threshold: Annotated[
-        float | None, Option(help="lowest score of a correct answer; unset: 1 if all scores are 0 or 1, else none")
-    ] = None,
-    max_pairs: Annotated[int, Option(metavar="N", min=1, help="pairs per prompt")] = 8,
-    output: Annotated[Path | None, Option(metavar="FILE", help="write the results here, as JSON")] = None,
-    solutions: Annotated[Path | None, Option(metavar="FILE", help="write the answers here, as JSONL")] = None,
-    pairs: Annotated[Path | None, Option(metavar="FILE", help="write preferences for `offbeat dpo` here")] = None,
-) -> int:
-    """Sample answers to prompts, judge them, select by a verifier."""
-    given = [] if model is None else [f"model.path={_quoted(model)}"]
-    given += [] if best_of is None else [f"sampling.completions_per_prompt={best_of}"]
-    run_config = _load("train", config, [*(overrides or []), *given])
-    from launch.evaluate.evaluate import Request, run_evaluation
-
-    request = Request(tuple(verifier or ()), rank, prompts, threshold, max_pairs, output, solutions, pairs)
-    return run_evaluation(run_config, request)
+app.command()(evaluate)
 
 
 @app.command()
@@ -326,13 +298,8 @@ def _load(
     """Load a verb's configuration; a resumed run may have been started before settings were renamed."""
     from launch.settings.loading import load_config
 
-    extra = [] if output is None else [f"output={_quoted(str(output))}"]
+    extra = [] if output is None else [f"output={quoted(str(output))}"]
     return load_config(config, [*(overrides or []), *extra], VERBS[verb], older=resume)
-
-
-def _quoted(text: str) -> str:
-    """Text that YAML reads back unchanged."""
-    return f"'{text.replace(chr(39), chr(39) * 2)}'"
 
 
 def _training(config: str, overrides: Sequence[str] | None, resume: str | None) -> Training:

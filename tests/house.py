@@ -144,7 +144,8 @@ def _functions(node: ast.AST, above: str) -> Iterator[Function]:
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
             names = [each.arg for each in (*child.args.posonlyargs, *child.args.args, *child.args.kwonlyargs)]
             own = names[1:] if names[:1] in (["self"], ["cls"]) else names
-            command = any(".command(" in ast.unparse(decorator) for decorator in child.decorator_list)
+            decorated = any(".command(" in ast.unparse(decorator) for decorator in child.decorator_list)
+            command = decorated or above.endswith("/command.py:")
             lines = (child.end_lineno or child.lineno) - child.lineno + 1
             yield Function(above + child.name, lines, len(own), command)
         named = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)

@@ -27,6 +27,7 @@ from actors.replay_buffer.pairing import effective_scores
 from launch.cluster import wiring
 from launch.cluster.placement import address_to_join
 from launch.cluster.watchdog import Watchdog
+from launch.evaluate import composition
 from launch.evaluate.best_of import Candidates, Report, render, report
 from launch.evaluate.solutions import Solution, pairs_of, write_jsonl
 from launch.run.plugins import plugin_of
@@ -56,15 +57,33 @@ class Request:
     output: Path | None = None
     solutions: Path | None = None
     pairs: Path | None = None
+    composed: bool = False
+    """Whether to measure composition; `prompts` then counts pairs."""
 
 
 def run_evaluation(config: RunConfig, request: Request) -> int:
-    """Sample, judge, select and report; return the exit code 0.
+    """Sample, judge, select or compose, and report; return the exit code 0.
 
     Raises UsageError before anything is sampled, RunError if a prompt cannot be answered or judged or the disk refuses.
     """
-    console = Console(stderr=True, highlight=False)
     config = _for_sampling(config)
+    if not request.composed:
+        return _evaluate(config, request)
+    judge = config.judging.judge
+    if not isinstance(judge, VerifierJudgeConfig):
+        raise UsageError(
+            f"--composed compares final answers, and judging.judge.kind is {judge.kind}; set it to verifier"
+        )
+    if request.verifiers or request.pairs:
+        raise UsageError("--composed selects nothing and makes no pairs; leave out --verifier and --pairs")
+    from actors.judges.answers.verifier import VerifierJudge
+
+    with composition.composed_prompts(config, request.prompts, VerifierJudge(judge).final_answer) as (read, pairs):
+        return _evaluate(read, replace(request, prompts=len(composition.PARTS) * pairs))
+
+
+def _evaluate(config: RunConfig, request: Request) -> int:
+    console = Console(stderr=True, highlight=False)
     verifiers = [find_verifier(path, request.rank) for path in request.verifiers]
     tokenizer = load_tokenizer(config.model.tokenizer or str(resolve(config.model.path)), chats=config.model)
     source = PromptSource(config.prompts, tokenizer)
@@ -75,7 +94,7 @@ def run_evaluation(config: RunConfig, request: Request) -> int:
         console.print(Text(shown(f"offbeat: {note}")), soft_wrap=True)
     prompts = _prompts(config, source, request.prompts)
     different = len({prompt.token_ids for prompt in prompts})
-    if different < len(prompts):
+    if different < len(prompts) and not request.composed:
         repeated = f"{different} different prompts among {len(prompts)}: repeats are no further draws for the intervals"
         console.print(f"offbeat: {repeated}", soft_wrap=True)
     count = config.sampling.completions_per_prompt
@@ -90,9 +109,14 @@ def run_evaluation(config: RunConfig, request: Request) -> int:
     scores = [verifier.scores(groups, config) for verifier in verifiers]
     threshold = threshold_of(groups, config, request.threshold)
     solutions, candidates = judged(groups, scores, config, threshold)
-    results = report(candidates)
-    print(shown(render(results, [f"{path}, {request.rank}" for path in request.verifiers]), WHOLE, lines=True))
-    _write(results, solutions, config, replace(request, threshold=threshold))
+    results, gap = report(candidates), None
+    table = render(results, [f"{path}, {request.rank}" for path in request.verifiers])
+    if request.composed:
+        answers = zip(prompts, candidates, strict=True)
+        gap = composition.measure({prompt.id: each.correct or () for prompt, each in answers})
+        table = composition.render(gap)
+    print(shown(table, WHOLE, lines=True))
+    _write(results, gap, solutions, config, replace(request, threshold=threshold))
     return 0
 
 
@@ -280,7 +304,9 @@ def _final_answers(config: RunConfig) -> Any:
     return answer
 
 
-def _write(results: Report, solutions: Sequence[Solution], config: RunConfig, request: Request) -> None:
+def _write(
+    results: Report, gap: composition.Gap | None, solutions: Sequence[Solution], config: RunConfig, request: Request
+) -> None:
     if request.solutions is not None:
         write_jsonl(request.solutions, [asdict(solution) for solution in solutions])
     if request.pairs is not None:
@@ -289,4 +315,5 @@ def _write(results: Report, solutions: Sequence[Solution], config: RunConfig, re
         print(shown(f"{len(rows)} pairs in {request.pairs}"))
     if request.output is not None:
         asked = {"model": config.model.path, "verifiers": request.verifiers, "rank": request.rank}
-        write_jsonl(request.output, [asked | {"threshold": request.threshold} | asdict(results)])
+        found = asdict(results) | ({} if gap is None else {"composition": asdict(gap)})
+        write_jsonl(request.output, [asked | {"threshold": request.threshold} | found])

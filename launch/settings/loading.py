@@ -180,7 +180,10 @@ def _apply(override: str, tree: Tree, known: Sequence[Setting], verb: Verb, mist
         given = given if len(given) <= 80 else f"{given[:77]}..."
         mistakes.append(f"{key}: given {given}, which is not valid YAML ({error}); quote it, as in {key}='\"text\"'")
         return
-    expected = {kind for setting in known if setting.key == ".".join(parts) for kind in setting.types}
+    named = [setting for setting in known if setting.key == ".".join(parts)]
+    expected = {kind for setting in named for kind in setting.types}
+    if isinstance(value, list) and any("list of" in setting.allowed for setting in named):
+        expected = set()
     if any(setting.allowed == TEXTS and setting.key == ".".join(parts[:-1]) for setting in known):
         expected = {str}
     if str in expected and not isinstance(value, str) and not (value is None and type(None) in expected):

@@ -94,6 +94,11 @@ def _children(node: Any) -> list[Any]:
     return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
+def quoted(text: str) -> str:
+    """Quote text so that YAML reads it back unchanged."""
+    return f"'{text.replace(chr(39), chr(39) * 2)}'"
+
+
 def leaves(tree: Any, above: str = "") -> Iterator[tuple[str, Any]]:
     """Yield dotted keys and values of a tree of sections; an empty section is a value."""
     if isinstance(tree, Mapping) and tree:

@@ -71,6 +71,9 @@ def test_overrides_win_over_the_file_and_the_last_one_wins(write):
             lambda config: config.learner.deepspeed,
             {"zero_optimization": {"overlap_comm": True}},
         ),
+        ("prompts.columns=[level, tests]", lambda config: config.prompts.columns, ("level", "tests")),
+        ("prompts.answer_field=[a, b]", lambda config: config.prompts.answer_field, ("a", "b")),
+        ("prompts.answer_field=2026", lambda config: config.prompts.answer_field, "2026"),
     ],
 )
 def test_values_of_overrides_are_yaml_and_text_stays_text(override, read, expected):

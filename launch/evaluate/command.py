@@ -1,0 +1,50 @@
+"""The command `offbeat evaluate`. Imports nothing heavy, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from typer import Option
+
+from launch.settings.options import Config, Overrides
+from launch.settings.yaml_text import quoted
+
+
+def evaluate(
+    config: Config,
+    overrides: Overrides = None,
+    model: Annotated[str | None, Option(metavar="DIR", help="the policy; unset: model.path")] = None,
+    best_of: Annotated[
+        int | None, Option(metavar="K", min=2, help="answers per prompt; unset: sampling.completions_per_prompt")
+    ] = None,
+    verifier: Annotated[
+        list[str] | None, Option(metavar="DIR", help="model of `offbeat dpo` that ranks the answers; repeatable")
+    ] = None,
+    rank: Annotated[
+        Literal["likelihood", "reward"], Option(help="rank by the verifier's log-likelihood or implicit reward")
+    ] = "likelihood",
+    prompts: Annotated[int | None, Option(metavar="N", help="unset: evaluation.prompts, at most all")] = None,
+    threshold: Annotated[
+        float | None, Option(help="lowest score of a correct answer; unset: 1 if all scores are 0 or 1, else none")
+    ] = None,
+    max_pairs: Annotated[int, Option(metavar="N", min=1, help="pairs per prompt")] = 8,
+    output: Annotated[Path | None, Option(metavar="FILE", help="write the results here, as JSON")] = None,
+    solutions: Annotated[Path | None, Option(metavar="FILE", help="write the answers here, as JSONL")] = None,
+    pairs: Annotated[Path | None, Option(metavar="FILE", help="write preferences for `offbeat dpo` here")] = None,
+    composed: Annotated[
+        bool,
+        Option("--composed", help="pairs of problems, the second needs the first's answer; --prompts counts pairs"),
+    ] = False,
+) -> int:
+    """Sample answers to prompts, judge them, select by a verifier."""
+    from launch.settings.loading import load_config
+
+    given = [] if model is None else [f"model.path={quoted(model)}"]
+    given += [] if best_of is None else [f"sampling.completions_per_prompt={best_of}"]
+    run_config = load_config(config, [*(overrides or []), *given])
+    from launch.evaluate.evaluate import Request, run_evaluation
+
+    chosen = tuple(verifier or ())
+    request = Request(chosen, rank, prompts, threshold, max_pairs, output, solutions, pairs, composed)
+    return run_evaluation(run_config, request)
