@@ -1,9 +1,11 @@
 """Settings of every data source: prompts, demonstrations, preferences. Imports nothing heavy."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from actors.settings import WORLD, Settings
 
@@ -101,6 +103,34 @@ class PromptConfig(SourceConfig):
     max_prompt_tokens: int = Field(default=512, ge=1, description="tokens; a longer prompt is a malformed row")
     seed: int = Field(default=0, ge=0, description="seed of the order; each epoch has its own")
     shuffle: bool = Field(default=True, description="False keeps file order, epoch after epoch")
+    validation_fraction: float = Field(
+        default=0.0,
+        ge=0.0,
+        lt=1.0,
+        description="share of the prompts that is held out for evaluations, by a hash of each prompt; 0: evaluations "
+        "draw from the prompts that are trained on",
+    )
+    validation_source: str | None = Field(
+        default=None, description="other prompts for evaluations, with the same columns; unset: `source`"
+    )
+    validation_split: str | None = Field(
+        default=None, description="split that evaluations draw from, for data sets with several; unset: `split`"
+    )
+
+    @model_validator(mode="after")
+    def _held_out_in_one_way(self) -> PromptConfig:
+        if self.validation_fraction and self.validates_elsewhere:
+            other = self.validation_source or f"split {self.validation_split}"
+            raise ValueError(
+                f"validation_fraction {self.validation_fraction:g} holds prompts out for evaluations, which draw from "
+                f"{other}; leave out one of the two settings"
+            )
+        return self
+
+    @property
+    def validates_elsewhere(self) -> bool:
+        """Whether evaluations draw from a file, a data set or a split of their own."""
+        return self.validation_source is not None or self.validation_split is not None
 
 
 class DemonstrationConfig(HeldOutConfig):

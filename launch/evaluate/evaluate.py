@@ -132,9 +132,10 @@ def _for_sampling(config: RunConfig) -> RunConfig:
 
 
 def _prompts(config: RunConfig, source: PromptSource, wanted: int | None) -> list[Prompt]:
-    if wanted is not None and wanted > len(source):
-        raise UsageError(f"--prompts {wanted} exceeds the {len(source)} prompts of prompts.source; lower it")
-    count = min(config.evaluation.prompts, len(source)) if wanted is None else wanted
+    size = source.evaluation_size
+    if wanted is not None and wanted > size:
+        raise UsageError(f"--prompts {wanted} exceeds the {size} prompts of {source.evaluated}; lower it")
+    count = min(config.evaluation.prompts, size) if wanted is None else wanted
     if count < 1:
         raise UsageError("0 prompts requested; set --prompts or evaluation.prompts to 1 or more")
     return source.evaluation_prompts(count)

@@ -187,9 +187,8 @@ def repetition(config: RunConfig, prompts: PromptSource) -> list[str]:
     different = len({prompt.token_ids for prompt in prompts.evaluation_prompts(wanted)})
     if different < wanted:
         notes.append(
-            f"evaluation.prompts {wanted:,} finds {different:,} different prompts in prompts.source "
-            f"'{config.prompts.source}': the others repeat these, and intervals are over {different:,}; lower "
-            "evaluation.prompts, or add prompts"
+            f"evaluation.prompts {wanted:,} finds {different:,} different prompts in {prompts.evaluated}: the "
+            f"others repeat these, and intervals are over {different:,}; lower evaluation.prompts, or add prompts"
         )
     together = config.replay.prompts_per_update
     if together > count:

@@ -13,7 +13,7 @@ _RUNS_ONLY = "print the runs and what they change, then exit"
 
 
 def sweep(
-    file: Annotated[str, Argument(metavar="FILE", help="a YAML file or a preset: staleness, anchor")],
+    file: Annotated[str, Argument(metavar="FILE", help="a YAML file or a preset: staleness, anchor, chat-staleness")],
     overrides: Overrides = None,
     output: Output = None,
     parallel: Annotated[

@@ -18,7 +18,7 @@ from actors.data.config import PromptConfig
 from actors.data.rows import OpenedSource
 
 BLOCK = 1 << 20
-_ORDER = {"seed", "shuffle", "on_malformed"}
+_ORDER = {"seed", "shuffle", "on_malformed", "validation_fraction", "validation_source", "validation_split"}
 """Settings that change no prompt."""
 _CHANGING = re.compile(r"strftime_now|\brandom\b|\blipsum\b")
 """What a chat template of which the text depends on the hour or on chance reads."""

@@ -56,6 +56,11 @@ class PromptTable:
         """Pickle the columns' content: a copy has no file."""
         return PromptTable, (self._content, self.facts, self._others)
 
+    def texts(self) -> Iterator[str]:
+        """Return the text of each prompt, in file order."""
+        for chunk in self._content.column("text").chunks:
+            yield from chunk.to_pylist()
+
     def prompt(self, number: int) -> Prompt:
         """Return one prompt."""
         row_id, text, answer, metadata, token_ids = (column[number] for column in self._columns)

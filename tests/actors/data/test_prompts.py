@@ -380,3 +380,76 @@ def test_an_answer_may_be_a_list_or_several_columns_and_judges_get_its_structure
     assert (listed.answer, listed.metadata["answer"]) == ('["7", 8]', ["7", 8])
     columns = source(file, answer_field=["answer", "kwargs"]).evaluation_prompts(1)[0]
     assert columns.metadata["answer"] == {"answer": ["7", 8], "kwargs": [{}]}
+
+
+# ---------------------------------------------------------------- prompts for evaluations
+
+
+def test_a_share_of_the_prompts_is_held_out_for_evaluations_and_never_trained_on(tmp_path):
+    """Which ones is decided prompt by prompt, so that new rows move no old one."""
+    prompts = source(numbered(tmp_path / "a.jsonl", 100), validation_fraction=0.25, seed=3)
+    trained = {prompts.prompt(position).text for position in range(3 * len(prompts))}
+    evaluated = {prompt.text for prompt in prompts.evaluation_prompts(prompts.evaluation_size)}
+    assert trained | evaluated == {f"w{i}" for i in range(100)}
+    assert not trained & evaluated
+    assert (len(trained), len(evaluated)) == (len(prompts), prompts.evaluation_size)
+    assert 10 <= len(evaluated) <= 40  # 25 of 100, within 3.5 standard deviations
+
+    more = source(numbered(tmp_path / "b.jsonl", 150), validation_fraction=0.25, seed=3)
+    again = {prompt.text for prompt in more.evaluation_prompts(more.evaluation_size)}
+    assert evaluated == {text for text in again if int(text[1:]) < 100}
+
+
+def test_repeats_of_a_prompt_are_on_one_side(tmp_path):
+    file = write(tmp_path / "a.jsonl", [{"prompt": f"w{i % 20}"} for i in range(60)])
+    prompts = source(file, validation_fraction=0.3)
+    trained = {prompts.prompt(position).text for position in range(len(prompts))}
+    assert not trained & {prompt.text for prompt in prompts.evaluation_prompts(prompts.evaluation_size)}
+
+
+@pytest.mark.parametrize(
+    ("fraction", "found"), [(0.001, "holds none of them out; raise"), (0.999, "to train on; lower")]
+)
+def test_a_share_that_leaves_one_side_empty_is_refused(tmp_path, fraction, found):
+    with pytest.raises(UsageError, match=rf"validation_fraction {fraction} of the 5 prompts.*{found}"):
+        source(numbered(tmp_path / "a.jsonl", 5), validation_fraction=fraction)
+
+
+def test_evaluations_draw_from_another_file_if_one_is_named(tmp_path):
+    other = write(tmp_path / "other.jsonl", [{"prompt": f"w{i}"} for i in range(50, 54)])
+    prompts = source(numbered(tmp_path / "a.jsonl", 10), validation_source=str(other))
+    assert sorted(prompt.text for prompt in prompts.evaluation_prompts(4)) == ["w50", "w51", "w52", "w53"]
+    assert {prompts.prompt(position).text for position in range(20)} == {f"w{i}" for i in range(10)}
+    assert (len(prompts), prompts.evaluation_size) == (10, 4)
+
+
+def test_a_split_of_its_own_can_be_evaluated(tmp_path):
+    numbered(tmp_path / "train.jsonl", 3)
+    write(tmp_path / "test.jsonl", [{"prompt": "w9"}])
+    prompts = source(tmp_path, validation_split="test")
+    assert [prompt.text for prompt in prompts.evaluation_prompts(1)] == ["w9"]
+    assert len(prompts) == 3
+
+
+def test_what_is_wrong_with_prompts_for_evaluations_names_their_setting(tmp_path):
+    file = numbered(tmp_path / "a.jsonl", 3)
+    with pytest.raises(UsageError, match=r"^prompts.validation_source: .*none.jsonl' does not exist"):
+        source(file, validation_source=str(tmp_path / "none.jsonl"))
+    with pytest.raises(UsageError, match=r"^prompts.validation_source: .*b.jsonl.*malformed"):
+        source(file, validation_source=str(write(tmp_path / "b.jsonl", [{"prompt": 3}])))
+
+
+def test_holding_out_in_two_ways_is_refused():
+    with pytest.raises(ValueError, match="leave out one of the two settings"):
+        PromptConfig(source="a.jsonl", validation_fraction=0.1, validation_source="b.jsonl")
+
+
+def test_the_fingerprint_covers_what_is_held_out(tmp_path):
+    file, other = numbered(tmp_path / "a.jsonl", 40), numbered(tmp_path / "b.jsonl", 5)
+    plain, share, elsewhere = (
+        source(file, **settings).fingerprint()
+        for settings in ({}, {"validation_fraction": 0.2}, {"validation_source": str(other)})
+    )
+    assert len({plain, share, elsewhere}) == 3
+    numbered(tmp_path / "b.jsonl", 6)
+    assert source(file, validation_source=str(other)).fingerprint() != elsewhere

@@ -107,12 +107,14 @@ def test_a_learning_rate_in_exponent_form_reaches_the_run(tmp_path: Path) -> Non
 
 
 def test_every_preset_can_be_planned() -> None:
-    assert preset_names(SWEEP) == ["anchor", "staleness"]
+    assert preset_names(SWEEP) == ["anchor", "chat-staleness", "staleness"]
     rows = {name: plan_rows(load_sweep(name)) for name in preset_names(SWEEP)}
     bounds = [(row.config.learner.loss.kind, row.config.replay.max_staleness) for row in rows["staleness"]]
     assert bounds == [(loss, bound) for loss in ("dpo", "nash_pg") for bound in (0, 1, 4, 16)]
     assert [row.config.learner.anchor.weight for row in rows["anchor"]] == [0.0, 0.8]
     assert {row.config.replay.max_staleness for row in rows["anchor"]} == {16}
+    assert len(rows["chat-staleness"]) == 12
+    assert {row.config.prompts.validation_fraction for row in rows["chat-staleness"]} == {0.25}
     for row in [*rows["staleness"], *rows["anchor"]]:
         assert row.config.world == load_config("embedded-nash-md").world, "the same game in every row"
         assert row.config.evaluation.exact_every_updates > 0
