@@ -158,6 +158,18 @@ def replay(
 
 
 @app.command()
+def samples(
+    run: Annotated[Path, Argument(metavar="RUN", help="directory of a training run, also of one that goes on")],
+    last: Annotated[int, Option(metavar="N", min=1, help="samples to show, and answers before and after")] = 3,
+    json: Annotated[bool, Option("--json", help="print one JSON object instead of lines")] = False,
+) -> int:
+    """Show what a run's policy answered, and how the judge scored it."""
+    from launch.samples import show_samples
+
+    return show_samples(run, last, as_json=json)
+
+
+@app.command()
 def verify(
     run: Annotated[Path, Argument(metavar="RUN", help="directory of a run, of a checkpoint, or of a model of a run")],
     json: Annotated[bool, Option("--json", help="print one JSON object instead of lines")] = False,

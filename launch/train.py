@@ -30,6 +30,7 @@ from launch.output.metrics import MetricsWriter, numbers
 from launch.output.process import interrupts
 from launch.output.reporter import Reporter
 from launch.output.run_directory import SharedMemory
+from launch.output.samples import SampleLog, write_before_and_after
 from launch.output.session import Resume, Session, Status, stopping_on_signals, tell_skipped
 from launch.run.divergence import DivergedError, DivergenceGuard
 from launch.run.evaluation import EvaluationSet
@@ -156,6 +157,14 @@ class TrainingRun:
         self.journal = Journal(
             self.directory.journal, config, board.message, resume_from=buffer.updates, run=session.directory.run_id
         )
+        self.samples = SampleLog(
+            self.directory.path,
+            config.samples,
+            config.judging.missing_eos_score,
+            self.metrics,
+            say=board.message,
+            resume_from=buffer.updates,
+        )
         self.reporter = Reporter(config, self.directory, plugin, len(prompts))
         self.learner: wiring.RayLearner
         self.judge: JudgePool
@@ -273,6 +282,7 @@ class TrainingRun:
         self.session.seal(self.directory.final, loop.buffer.updates)
         with loop.progress.clock.spend("evaluating"):
             await loop.evaluate()
+        write_before_and_after(self.directory.path, loop.judged, self.config.judging.missing_eos_score)
         if (departure := loop.divergence.take()) is not None:
             self.board.message(f"warning: the final policy left the band: {departure.describe()}")
         if self.config.learner.average_last:
@@ -329,6 +339,7 @@ class TrainingRun:
 
     def _on_batch(self, batch: Batch) -> Awaitable[None]:
         self.directory.require()
+        self.samples.add(batch)
         return asyncio.to_thread(self.journal.add, batch)
 
     def _on_update(self, progress: Progress, values: Mapping[str, float]) -> None:

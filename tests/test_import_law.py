@@ -57,7 +57,7 @@ ALLOWED = {
     },
     "launch": {
         "__main__": "cli output",  # the supervisor stands before the command line
-        "cli": "cluster data demo doctor evaluate merge replay settings sweep verify",
+        "cli": "cluster data demo doctor evaluate merge replay samples settings sweep verify",
         "cluster": "run settings",
         "data": "settings",
         "demo": "output run settings",
@@ -66,6 +66,7 @@ ALLOWED = {
         "output": "run settings",
         "replay": "cluster output run settings",
         "run": "settings",
+        "samples": "output",
         "stages": "cluster output run settings",
         "sweep": "cluster doctor output settings",
         "train": "cluster doctor output run settings",
@@ -73,7 +74,7 @@ ALLOWED = {
     },
 }
 """For each top folder: a room (a sub-package or a file), and the rooms beside it that it may import."""
-MOST_ARROWS = {"actors": 51, "learner": 23, "launch": 47}
+MOST_ARROWS = {"actors": 51, "learner": 23, "launch": 49}
 
 # Exceptions. Each list may only become shorter: an entry that is no exception any more has to be removed.
 CYCLES: set[str] = set()

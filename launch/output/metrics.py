@@ -89,7 +89,7 @@ class MetricsWriter:
         self._path = Path(directory) / "metrics.jsonl"
         with self._writing():
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self.last = _truncate_after(self._path, resume_from)
+            self.last = truncate_after(self._path, resume_from)
             """The newest value of each name that was kept; empty for a fresh run."""
             self._file = self._path.open("a", encoding="utf-8")
             self._start = time.time() - time.monotonic()
@@ -108,6 +108,11 @@ class MetricsWriter:
             self._file.flush()
             self._events.write(step, now, values)
 
+    def write_text(self, step: int, name: str, text: str) -> None:
+        """Write a text of `step` to TensorBoard alone."""
+        with self._writing():
+            self._events.write_text(step, self._now(), name, text)
+
     def close(self) -> None:
         """Close both files; may be called again. A disk error is not raised here: `write` has raised it."""
         for part in (self._file, self._events):
@@ -121,7 +126,7 @@ class MetricsWriter:
         return writing(self._path, "then use --resume, or choose another directory with --output DIR")
 
 
-def _truncate_after(path: Path, step: int) -> dict[str, Any]:
+def truncate_after(path: Path, step: int) -> dict[str, Any]:
     """Keep the leading complete lines of steps up to `step`; return the newest value of each name in them."""
     newest: dict[str, Any] = {}
     if not path.exists():
@@ -170,6 +175,16 @@ class _Events:
     def write(self, step: int, now: float, values: Mapping[str, float]) -> None:
         scalars = [self._summary.Value(tag=tag(name), simple_value=value) for name, value in values.items()]
         self._add(self._event(wall_time=now, step=step, summary=self._summary(value=scalars)))
+
+    def write_text(self, step: int, now: float, name: str, text: str) -> None:
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto
+        from tensorboard.compat.proto.types_pb2 import DT_STRING
+
+        value = self._summary.Value(
+            tag=name, tensor=TensorProto(dtype=DT_STRING, string_val=[text.encode("utf-8", "replace")])
+        )
+        value.metadata.plugin_data.plugin_name = "text"
+        self._add(self._event(wall_time=now, step=step, summary=self._summary(value=[value])))
 
     def close(self) -> None:
         self._writer.close()

@@ -87,6 +87,8 @@ class TrainingLoop:
         self.limit = LimitProbe(config)
         self.divergence = DivergenceWatch(config.divergence, config.divergence.max_kl)
         self.evaluation_set: EvaluationSet | None = None
+        self.judged: Sequence[Group] = ()
+        """Of the newest evaluation, the policy's completions before the starting policy's (`win_rate.against`)."""
         self.evaluation_tokens = 0
         self.config = config
         self.buffer = buffer
@@ -220,6 +222,7 @@ class TrainingLoop:
             prompts, baseline = self.evaluation_set.prompts, self.evaluation_set.baseline
             groups = await self.sample(prompts)
             judged = await self._judge_all([win_rate.against(a, b) for a, b in zip(groups, baseline, strict=True)])
+            self.judged = judged
             completions = flatten(groups)
             scored = await self.learner.score(
                 [

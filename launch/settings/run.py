@@ -14,6 +14,7 @@ from actors.judges.config import JudgingConfig
 from actors.replay_buffer.config import ReplayConfig
 from actors.settings import Settings
 from launch.settings.gpus import gpu_problem
+from launch.settings.kept import JournalConfig, SamplesConfig
 from launch.settings.runtime_env import checked_runtime_env, upload_problem
 from learner.config import LearnerConfig
 from learner.losses.config import Anchor
@@ -103,16 +104,6 @@ class DivergenceConfig(BandConfig):
     max_rollbacks: int = Field(
         default=3, ge=0, description="rollbacks of one process before the run fails, its latest checkpoint a good one"
     )
-
-
-class JournalConfig(Settings):
-    """The record of every group trained on; `offbeat replay` trains on it again."""
-
-    enabled: bool = Field(default=True, description="write the journal; without it a run cannot be replayed")
-    updates_per_file: int = Field(
-        default=50, ge=1, description="optimizer steps per file; a checkpoint also closes the current file"
-    )
-    max_mib: int = Field(default=2048, ge=1, description="size of all files (MiB); beyond it the oldest are removed")
 
 
 class CheckpointConfig(Settings):
@@ -223,6 +214,7 @@ class RunConfig(TrainingConfig):
     learner: LearnerConfig = Field(default_factory=LearnerConfig)
     publication: PublicationConfig = Field(default_factory=PublicationConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    samples: SamplesConfig = Field(default_factory=SamplesConfig)
     journal: JournalConfig = Field(default_factory=JournalConfig)
     divergence: DivergenceConfig = Field(default_factory=DivergenceConfig)
 

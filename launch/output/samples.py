@@ -1,0 +1,182 @@
+"""Samples of a run: of one prompt, now and then, the best and the worst answer, in `samples.jsonl` and in the log."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.errors import UsageError, writing
+from actors.files import atomic_write
+from actors.records import Completion, Group, Prompt
+from actors.replay_buffer.buffer import Batch
+from actors.replay_buffer.pairing import MissingEos, effective_scores
+from launch.output.metrics import MetricsWriter, truncate_after
+from launch.settings.kept import SamplesConfig
+from launch.settings.loading import RECORDED
+
+SAMPLES = "samples.jsonl"
+BEFORE_AND_AFTER = "evaluation/answers.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One completion, as people read it."""
+
+    text: str
+    score: float  # the judge's, or that of an answer without an end
+    version: int  # the oldest policy version that sampled a token of it
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What the policy answered to one prompt of an update."""
+
+    step: int
+    """Updates done with this one."""
+    prompt_id: str
+    prompt: str  # of a chat, its last message
+    best: Answer
+    worst: Answer
+
+
+def sample_of(batch: Batch, missing_eos_score: MissingEos) -> Sample | None:
+    """Return the best and the worst answer to the batch's first prompt; None if the batch is empty.
+
+    Always the first, so that nobody chose. Opponents' completions are left out.
+    """
+    if not batch.groups:
+        return None
+    group = batch.groups[0]
+    scores = effective_scores(group, missing_eos_score)
+    own = [number for number, each in enumerate(group.completions) if not each.opponent]
+    ranked = sorted(own, key=lambda number: -scores[number])
+    best, worst = (_answer(group.completions[number], scores[number]) for number in (ranked[0], ranked[-1]))
+    prompt = group.lease.prompt
+    return Sample(batch.update + 1, prompt.id, _asked(prompt), best, worst)
+
+
+def _asked(prompt: Prompt) -> str:
+    messages = prompt.metadata.get("messages")
+    return str(messages[-1]["content"]) if messages else prompt.text
+
+
+def _answer(completion: Completion, score: float) -> Answer:
+    return Answer(completion.transcript, score, completion.oldest_version, completion.finished)
+
+
+def describe(sample: Sample, most: int) -> str:
+    """Return a sample as three lines of at most about `most` characters of text each."""
+    lines = [f"sample of update {sample.step}: {_short(sample.prompt, most)}"]
+    for name, answer in (("best ", sample.best), ("worst", sample.worst)):
+        cut = "" if answer.finished else " (without an end)"
+        lines.append(f"  {name} {answer.score:.3g}{cut}: {_short(answer.text, most)}")
+    return "\n".join(lines)
+
+
+def in_markdown(sample: Sample) -> str:
+    """Return a sample for TensorBoard, which shows Markdown: texts as they are, in code blocks."""
+    parts = [_block(sample.prompt)]
+    for name, answer in (("best", sample.best), ("worst", sample.worst)):
+        parts.append(f"{name}, score {answer.score:.4g}, version {answer.version}\n\n{_block(answer.text)}")
+    return "\n\n".join(parts)
+
+
+def _block(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines() or [""])
+
+
+def _short(text: str, most: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 4].rstrip()} ..."
+
+
+class SampleLog:
+    """Writes the samples of a run. A resumed run goes on after `resume_from` updates: later lines are removed."""
+
+    def __init__(
+        self, directory: Path, config: SamplesConfig, missing_eos_score: MissingEos, metrics: MetricsWriter,
+        *, say: Callable[[str], None], resume_from: int,
+    ) -> None:  # fmt: skip
+        self._path, self._config, self._missing = directory / SAMPLES, config, missing_eos_score
+        self._metrics, self._say = metrics, say
+        with self._writing():
+            truncate_after(self._path, resume_from)
+
+    def add(self, batch: Batch) -> None:
+        """Keep a sample of the batch if one is due. Raises RunError if the file cannot be written."""
+        every, step = self._config.every_updates, batch.update + 1
+        if not every or not (step == 1 or step % every == 0):
+            return
+        sample = sample_of(batch, self._missing)
+        if sample is None:
+            return
+        with self._writing(), self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(sample)) + "\n")
+        self._metrics.write_text(step, "samples", in_markdown(sample))
+        if self._config.log:
+            self._say(describe(sample, self._config.max_characters))
+
+    def _writing(self) -> Any:
+        return writing(self._path, "then use --resume, or set samples.every_updates to 0")
+
+
+@dataclass(frozen=True, slots=True)
+class BeforeAndAfter:
+    """One answer each of the starting and of the trained policy to an evaluation prompt."""
+
+    prompt_id: str
+    prompt: str  # of a chat, its last message
+    start: Answer
+    final: Answer
+
+
+def write_before_and_after(run: Path, judged: Sequence[Group], missing_eos_score: MissingEos) -> None:
+    """Write the first answer of both policies to each prompt of the final evaluation. Raises RunError.
+
+    `judged` holds the policy's completions before as many of the starting policy's; if it is empty, nothing is written.
+    """
+    if not judged:
+        return
+    rows = []
+    for group in judged:
+        scores, half = effective_scores(group, missing_eos_score), len(group.completions) // 2
+        final, start = (_answer(group.completions[number], scores[number]) for number in (0, half))
+        prompt = group.lease.prompt
+        rows.append(BeforeAndAfter(prompt.id, _asked(prompt), start, final))
+    with writing(run / BEFORE_AND_AFTER, "then use --resume"):
+        (run / BEFORE_AND_AFTER).parent.mkdir(exist_ok=True)
+        atomic_write(run / BEFORE_AND_AFTER, "".join(f"{json.dumps(asdict(row))}\n" for row in rows))
+
+
+def read_before_and_after(run: Path) -> list[BeforeAndAfter]:
+    """Read what `write_before_and_after` wrote; nothing if the run has not ended, or has no evaluation."""
+    path = run / BEFORE_AND_AFTER
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
+    return [
+        BeforeAndAfter(row["prompt_id"], row["prompt"], Answer(**row["start"]), Answer(**row["final"])) for row in rows
+    ]
+
+
+def read_samples(run: Path) -> Iterator[Sample]:
+    """Read a run's samples; a last line that is being written is left out.
+
+    Raises UsageError if the run has none.
+    """
+    path = run / SAMPLES
+    if not path.is_file():
+        found = "holds no samples" if (run / RECORDED).is_file() else "is no directory of a run"
+        raise UsageError(
+            f"{run} {found}: there is no {SAMPLES} in it; give the directory of a run of `offbeat train` with "
+            "samples.every_updates above 0"
+        )
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+            best, worst = Answer(**row.pop("best")), Answer(**row.pop("worst"))
+            yield Sample(**row, best=best, worst=worst)
+        except (ValueError, KeyError, TypeError):
+            continue
