@@ -102,12 +102,13 @@ class Demo:
 
     def _train_start(self) -> Path:
         """Train the supervised policy that both routes start from; return its directory."""
-        from learner.world.policy import train_sft
+        from learner.world.policy import SIZES, train_sft
 
         world = next(iter(self._routes.values())).world
         path = self._directory / "start"
         self._say(f"supervised training of the world's policy: {world.sft_updates} updates")
-        report = train_sft(path, updates=world.sft_updates, seed=world.seed, threads=os.cpu_count() or 1)
+        threads, size = os.cpu_count() or 1, SIZES[world.size]
+        report = train_sft(path, updates=world.sft_updates, seed=world.seed, threads=threads, size=size)
         self._sft_seconds = report.seconds
         self._say(f"{report.parameters:,} parameters, {report.loss:.2f} nats per answer, in {clock(report.seconds)}")
         return path

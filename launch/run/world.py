@@ -62,11 +62,12 @@ class EmbeddedWorld(RunPlugin):
     ) -> str:
         if config.model.path != WORLD:
             return config.model.path
-        from learner.world.policy import train_sft
+        from learner.world.policy import SIZES, train_sft
 
-        say(f"supervised training of the world's policy: {config.world.sft_updates} updates")
+        world = config.world
+        say(f"supervised training of the world's policy: {world.sft_updates} updates")
         started = time.monotonic()
-        on_all_cores(train_sft, directory, updates=config.world.sft_updates, seed=config.world.seed)
+        on_all_cores(train_sft, directory, updates=world.sft_updates, seed=world.seed, size=SIZES[world.size])
         self._sft_seconds = time.monotonic() - started
         return str(directory)
 
@@ -77,7 +78,12 @@ class EmbeddedWorld(RunPlugin):
         return () if self._evaluation is None else (self._evaluation,)
 
     def fixed(self, config: RunConfig) -> dict[str, Any]:
-        return {"world": config.world.model_dump(mode="json")} if config.model.path == WORLD else {}
+        if config.model.path != WORLD:
+            return {}
+        world = config.world.model_dump(mode="json")
+        if world["size"] == "medium":
+            del world["size"]  # the only size of older runs, which do not name it
+        return {"world": world}
 
     def summary(self, updates: int) -> dict[str, Any]:
         evaluation = self._evaluation

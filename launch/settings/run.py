@@ -54,6 +54,9 @@ class WorldConfig(Settings):
     sft_updates: int = Field(
         default=300, ge=1, description="optimizer steps of supervised training of the small policy"
     )
+    size: Literal["small", "medium", "large"] = Field(
+        default="medium", description="parameters of the small policy: 0.3, 1.3 or 5 million"
+    )
     seed: int = Field(default=0, ge=0, description="seed of corpus, initial weights and supervised training")
 
 

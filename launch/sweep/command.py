@@ -9,11 +9,12 @@ from typer import Argument, Option
 from launch.settings.options import Help, Output, Overrides
 from launch.settings.verbs import SWEEP
 
+PRESETS = ("staleness", "anchor", "robustness", "chat-staleness")
 _RUNS_ONLY = "print the runs and what they change, then exit"
 
 
 def sweep(
-    file: Annotated[str, Argument(metavar="FILE", help="a YAML file or a preset: staleness, anchor, chat-staleness")],
+    file: Annotated[str, Argument(metavar="FILE", help=f"a YAML file or a preset: {', '.join(PRESETS)}")],
     overrides: Overrides = None,
     output: Output = None,
     parallel: Annotated[

@@ -10,6 +10,7 @@ import pytest
 from actors.errors import UsageError
 from launch.settings.loading import load_config, preset_names
 from launch.settings.verbs import SWEEP
+from launch.sweep.command import PRESETS
 from launch.sweep.config import SEED_SETTINGS, as_override, load_sweep
 from launch.sweep.plan import plan_rows
 from tests.launch.sweep.sweeps import sweep_file
@@ -107,13 +108,13 @@ def test_a_learning_rate_in_exponent_form_reaches_the_run(tmp_path: Path) -> Non
 
 
 def test_every_preset_can_be_planned() -> None:
-    assert preset_names(SWEEP) == ["anchor", "chat-staleness", "staleness"]
+    assert preset_names(SWEEP) == sorted(PRESETS)
     rows = {name: plan_rows(load_sweep(name)) for name in preset_names(SWEEP)}
     bounds = [(row.config.learner.loss.kind, row.config.replay.max_staleness) for row in rows["staleness"]]
     assert bounds == [(loss, bound) for loss in ("dpo", "nash_pg") for bound in (0, 1, 4, 16)]
     assert [row.config.learner.anchor.weight for row in rows["anchor"]] == [0.0, 0.8]
     assert {row.config.replay.max_staleness for row in rows["anchor"]} == {16}
-    assert len(rows["chat-staleness"]) == 12
+    assert (len(rows["chat-staleness"]), len(rows["robustness"])) == (12, 48)
     assert {row.config.prompts.validation_fraction for row in rows["chat-staleness"]} == {0.25}
     for row in [*rows["staleness"], *rows["anchor"]]:
         assert row.config.world == load_config("embedded-nash-md").world, "the same game in every row"

@@ -124,7 +124,7 @@ def test_the_command_s_errors_are_one_text_and_its_help_lists_the_settings(
 ) -> None:
     assert main(["sweep", "stalenes"]) == 2
     assert (
-        "no such preset (presets: anchor, chat-staleness, staleness); nearest preset: staleness"
+        "no such preset (presets: anchor, chat-staleness, robustness, staleness); nearest preset: staleness"
         in capsys.readouterr().err
     )
     assert main(["sweep", sweep_file(tmp_path), "updates=0"]) == 2

@@ -52,6 +52,13 @@ def test_the_packed_loss_and_its_gradient_are_those_of_one_row_per_response():
         torch.testing.assert_close(fast, parameter.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("size", "millions"), [("small", 0.33), ("medium", 1.33), ("large", 5.32)])
+def test_sizes_have_the_parameters_that_their_setting_promises(size, millions):
+    """Each of three layers: 4 h^2 of attention and 3 h i of the feed-forward part, without biases."""
+    parameters = sum(parameter.numel() for parameter in sft.build_policy(sft.SIZES[size]).parameters())
+    assert parameters / 1e6 == pytest.approx(millions, abs=0.01)
+
+
 def test_training_comes_near_the_corpus_and_reports_the_exact_loss(trained):
     """A policy that ignores its input but knows the six symbols and <eos> would have a loss of 3.2 ln 7 = 6.2 nats."""
     directory, report = trained
