@@ -1,11 +1,11 @@
-"""The command `offbeat evaluate`. Imports nothing heavy, so that `--help` is quick."""
+"""The commands `offbeat evaluate` and `offbeat compare`. Imports nothing heavy, so that `--help` is quick."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal
 
-from typer import Option
+from typer import Argument, Option
 
 from launch.settings.options import Config, Overrides
 from launch.settings.yaml_text import quoted
@@ -48,3 +48,31 @@ def evaluate(
     chosen = tuple(verifier or ())
     request = Request(chosen, rank, prompts, threshold, max_pairs, output, solutions, pairs, composed)
     return run_evaluation(run_config, request)
+
+
+def compare(
+    models: Annotated[list[str], Argument(metavar="MODEL MODEL...", help="runs, model directories or hub names")],
+    config: Annotated[
+        str | None, Option(metavar="FILE", help="prompts, sampling and judge; unset: those of the first run named")
+    ] = None,
+    prompts: Annotated[int | None, Option(metavar="N", help="unset: evaluation.prompts, at most all")] = None,
+    answers: Annotated[int, Option(metavar="K", min=1, help="of each model to a prompt")] = 1,
+    settings: Annotated[
+        list[str] | None, Option("--set", metavar="KEY=VALUE", help="another setting; may be repeated")
+    ] = None,
+    output: Annotated[Path | None, Option(metavar="FILE", help="write the matrix here: .json, .csv or .html")] = None,
+) -> int:
+    """Let models answer the same prompts; tell which the judge prefers, with intervals."""
+    from actors.errors import UsageError
+    from launch.settings.loading import RECORDED, load_config
+
+    recorded = [Path(each) / RECORDED for each in models if (Path(each) / RECORDED).is_file()]
+    if config is None and not recorded:
+        raise UsageError(
+            f"none of {', '.join(models)} is a run, so nothing names prompts and judge; give --config FILE"
+        )
+    given = [*(settings or []), f"sampling.completions_per_prompt={answers}"]
+    run_config = load_config(config or recorded[0], given)
+    from launch.evaluate.compare import run_comparison
+
+    return run_comparison(run_config, models, prompts, output)

@@ -66,7 +66,7 @@ def run_evaluation(config: RunConfig, request: Request) -> int:
 
     Raises UsageError before anything is sampled, RunError if a prompt cannot be answered or judged or the disk refuses.
     """
-    config = _for_sampling(config)
+    config = for_sampling(config)
     if not request.composed:
         return _evaluate(config, request)
     judge = config.judging.judge
@@ -92,7 +92,7 @@ def _evaluate(config: RunConfig, request: Request) -> int:
     notes += [*check_prompts(config, source), *meet_judges(config, source, tokenizer, elsewhere=elsewhere)]
     for note in notes:
         console.print(Text(shown(f"offbeat: {note}")), soft_wrap=True)
-    prompts = _prompts(config, source, request.prompts)
+    prompts = prompts_of(config, source, request.prompts)
     different = len({prompt.token_ids for prompt in prompts})
     if different < len(prompts) and not request.composed:
         repeated = f"{different} different prompts among {len(prompts)}: repeats are no further draws for the intervals"
@@ -120,7 +120,7 @@ def _evaluate(config: RunConfig, request: Request) -> int:
     return 0
 
 
-def _for_sampling(config: RunConfig) -> RunConfig:
+def for_sampling(config: RunConfig) -> RunConfig:
     """Return `config` for sampling: one judge, and an engine without a second model."""
     plugin = plugin_of(config)
     if not plugin.check_model(config):
@@ -131,7 +131,11 @@ def _for_sampling(config: RunConfig) -> RunConfig:
     return plugin.resolve(config.model_copy(update={"learner": learner, "model": model, "judging": judging}))
 
 
-def _prompts(config: RunConfig, source: PromptSource, wanted: int | None) -> list[Prompt]:
+def prompts_of(config: RunConfig, source: PromptSource, wanted: int | None) -> list[Prompt]:
+    """Return `wanted` of the prompts that evaluations draw from; None: as many as the configuration says.
+
+    Raises UsageError if there are fewer, or none are wanted.
+    """
     size = source.evaluation_size
     if wanted is not None and wanted > size:
         raise UsageError(f"--prompts {wanted} exceeds the {size} prompts of {source.evaluated}; lower it")
@@ -149,7 +153,11 @@ async def _sample_and_judge(
 ) -> list[Group]:
     await judge.ready()
     groups = await sample(generators, prompts)
-    answers = await judge.judge(groups)
+    return require_judged(await judge.judge(groups))
+
+
+def require_judged(answers: Sequence[Group | Failure]) -> list[Group]:
+    """Return judged groups. Raises RunError if one could not be judged."""
     failed = [answer.reason for answer in answers if isinstance(answer, Failure)]
     if failed:
         raise RunError(f"{len(failed)} of {len(answers)} prompts could not be judged; the first: {failed[0]}")

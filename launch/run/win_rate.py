@@ -42,14 +42,17 @@ def against(policy: Group, baseline: Group) -> Group:
 
 
 def win_share(judged: Group, missing_eos_score: MissingEos) -> float:
-    """Compute the share of comparisons that the policy wins, from a judged group made by `against`.
+    """Compute the share of comparisons that the policy wins, from a judged group made by `against`."""
+    total = len(judged.completions)
+    return share_of(judged, range(total // 2), range(total // 2, total), missing_eos_score)
+
+
+def share_of(judged: Group, rows: Sequence[int], columns: Sequence[int], missing_eos_score: MissingEos) -> float:
+    """Compute the share of comparisons that completions `rows` win against completions `columns`.
 
     A judge of pairs gives its probability per comparison; a scalar judge gives 1, 1/2 (tie) or 0.
     """
-    half = len(judged.completions) // 2
     assert judged.judgement is not None
-    rows = range(half)
-    columns = range(half, len(judged.completions))
     preferences = judged.judgement.preferences
     if preferences is not None:
         wins = [preferences[i][j] for i in rows for j in columns]

@@ -1,0 +1,244 @@
+"""`offbeat compare`: models answer the same prompts, the run's judge compares them, and a matrix says who wins.
+
+Every model samples with its own engines, one after another; then one judge sees all answers to a prompt together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import html
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from actors.data.prompts import PromptSource
+from actors.data.text import load_tokenizer
+from actors.errors import UsageError, writing
+from actors.files import atomic_write
+from actors.foreign.text import WHOLE, shown
+from actors.hub import resolve
+from actors.intervals import mean_interval, share_interval
+from actors.records import Failure, Group, Prompt
+from actors.replay_buffer.pairing import MissingEos, effective_scores
+from launch.cluster import wiring
+from launch.cluster.placement import address_to_join
+from launch.cluster.watchdog import Watchdog
+from launch.evaluate.best_of import Estimate
+from launch.evaluate.evaluate import for_sampling, prompts_of, require_judged, sample
+from launch.run.plugins import plugin_of
+from launch.run.preflight import check_model, check_prompts, check_tokenizer, meet_judges
+from launch.run.win_rate import by_prompt, share_of
+from launch.settings.loading import RECORDED
+from launch.settings.run import RunConfig
+
+FORMATS = (".json", ".csv", ".html")
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Who wins against whom. Means over prompts with 95% intervals."""
+
+    models: tuple[str, ...]
+    prompts: int  # different ones
+    answers: int  # per model and prompt
+    win_rates: tuple[tuple[Estimate | None, ...], ...]
+    """`win_rates[i][j]`: how often model i is preferred to model j, ties one half; None on the diagonal."""
+    rewards: tuple[Estimate, ...]
+    """The judge's mean score of each model."""
+
+
+def compare(judged: Sequence[Group], models: Sequence[str], missing_eos_score: MissingEos) -> Comparison:
+    """Compare models by groups that hold equally many completions of each, in the order of `models`.
+
+    A judge of pairs is asked both ways round: the share is the mean of both.
+    """
+    answers = len(judged[0].completions) // len(models)
+    places = [range(number * answers, (number + 1) * answers) for number in range(len(models))]
+
+    def share(one: int, other: int) -> Estimate:
+        shares = [
+            0.5
+            * (
+                share_of(group, places[one], places[other], missing_eos_score)
+                + 1.0
+                - share_of(group, places[other], places[one], missing_eos_score)
+            )
+            for group in judged
+        ]
+        return _estimate(by_prompt(judged, shares), share_interval)
+
+    def reward(number: int) -> Estimate:
+        scores = [effective_scores(group, missing_eos_score) for group in judged]
+        means = [sum(each[place] for place in places[number]) / answers for each in scores]
+        return _estimate(by_prompt(judged, means), mean_interval)
+
+    numbers = range(len(models))
+    return Comparison(
+        tuple(models),
+        len({group.lease.prompt.token_ids for group in judged}),
+        answers,
+        tuple(tuple(None if one == other else share(one, other) for other in numbers) for one in numbers),
+        tuple(map(reward, numbers)),
+    )
+
+
+def _estimate(values: Sequence[float], interval: Any) -> Estimate:
+    low, high = interval(values) or (None, None)
+    return Estimate(sum(values) / len(values), low, high)
+
+
+# ---------------------------------------------------------------- sampling and judging
+
+
+def model_of(given: str) -> str:
+    """Return the model that an argument names: a run's final one, a directory, or a hub name. Raises UsageError."""
+    run = Path(given)
+    if (run / RECORDED).is_file():
+        if not (run / "final").is_dir():
+            raise UsageError(f"{given} is a run without a final model; let it end, or name a checkpoint's hf directory")
+        return str(run / "final")
+    return str(resolve(given))
+
+
+def run_comparison(config: RunConfig, names: Sequence[str], prompts: int | None, output: Path | None) -> int:
+    """Sample every model's answers, judge them together, print and write the matrix; return the exit code 0.
+
+    Raises UsageError before anything is sampled, RunError if a prompt cannot be answered or judged.
+    """
+    if output is not None and output.suffix not in FORMATS:
+        raise UsageError(f"--output {output} ends in '{output.suffix}'; allowed: {', '.join(FORMATS)}")
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise UsageError(f"given {', '.join(names) or 'no model'}; compare takes two different models or runs, or more")
+    say = partial(Console(stderr=True, highlight=False).print, markup=False, soft_wrap=True)
+    models = [_model(config, name) for name in names]
+    asked = [_checked(each, prompts, say, first=number == 0) for number, each in enumerate(models)]
+    if len({tuple(prompt.id for prompt in each) for each in asked}) > 1:
+        raise UsageError(
+            "the models' tokenizers leave out different prompts, so their answers cannot be compared; raise "
+            "prompts.max_prompt_tokens"
+        )
+    sides = []
+    for name, model, questions in zip(names, models, asked, strict=True):
+        say(shown(f"offbeat: {name} answers {len(questions)} prompts"))
+        sides.append(_answers(model, questions, say))
+    joined = [_joined(groups) for groups in zip(*sides, strict=True)]
+    say("offbeat: judging")
+    found = compare(_judged(models[0], joined, say), names, config.judging.missing_eos_score)
+    print(shown(render(found), WHOLE, lines=True))
+    if output is not None:
+        with writing(output, "or give another path"):
+            atomic_write(output, as_text(found, output.suffix))
+    return 0
+
+
+def _model(config: RunConfig, name: str) -> RunConfig:
+    model = config.model.model_copy(update={"path": model_of(name), "tokenizer": None})
+    return for_sampling(config.model_copy(update={"model": model}))
+
+
+def _checked(config: RunConfig, wanted: int | None, say: Any, *, first: bool) -> list[Prompt]:
+    tokenizer = load_tokenizer(config.model.path, chats=config.model)
+    source = PromptSource(config.prompts, tokenizer)
+    notes = [*check_model(config, plugin_of(config)), *check_tokenizer(config, tokenizer)]
+    notes += check_prompts(config, source)
+    if first:
+        notes += meet_judges(config, source, tokenizer, elsewhere=address_to_join(config.cluster) is not None)
+    for note in dict.fromkeys(notes):
+        say(shown(f"offbeat: {note}"))
+    return prompts_of(config, source, wanted)
+
+
+def _answers(config: RunConfig, prompts: Sequence[Prompt], say: Any) -> list[Group]:
+    with wiring.ray_session(config.cluster):
+        wiring.check_sampling_resources(config)
+        generators = wiring.start_generators(config, config.model.path, config.model.path)
+        watchdog = Watchdog(generators, config.watchdog, say, say)
+        found: list[Group] = []
+
+        async def sampling() -> None:
+            found.extend(await sample(generators, prompts))
+
+        asyncio.run(watchdog.guard(sampling()))
+    return found
+
+
+def _joined(groups: Sequence[Group]) -> Group:
+    """Put the answers of all models to one prompt into one group, whose prompt is the first model's."""
+    return replace(groups[0], completions=tuple(each for group in groups for each in group.completions))
+
+
+def _judged(config: RunConfig, groups: Sequence[Group], say: Any) -> list[Group]:
+    answers: list[Group | Failure] = []
+    with wiring.ray_session(config.cluster):
+        judges = wiring.start_judges(config, config.model.path)
+
+        async def judging() -> None:
+            await judges[0].ready()
+            answers.extend(await judges[0].judge(groups))
+
+        asyncio.run(Watchdog(judges, config.watchdog, say, say).guard(judging()))
+    return require_judged(answers)
+
+
+# ---------------------------------------------------------------- telling
+
+
+def render(found: Comparison) -> str:
+    """Return the matrix as a table; models are letters in it."""
+    letters = [chr(ord("A") + number) for number in range(len(found.models))]
+    lines = [_size(found), *(f"{letter}  {name}" for letter, name in zip(letters, found.models, strict=True)), ""]
+    lines.append(f"{'wins against':<16}" + "".join(f"{letter:<23}" for letter in letters).rstrip())
+    for letter, row in zip(letters, found.win_rates, strict=True):
+        lines.append((f"{letter:<16}" + "".join(f"{_cell(each):<23}" for each in row)).rstrip())
+    lines.append((f"{'mean score':<16}" + "".join(f"{_cell(each):<23}" for each in found.rewards)).rstrip())
+    return "\n".join(lines)
+
+
+def _size(found: Comparison) -> str:
+    answers = "1 answer" if found.answers == 1 else f"{found.answers} answers"
+    return f"{found.prompts} prompts, {answers} of each model, 95% intervals over prompts"
+
+
+def _cell(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "-"
+    if estimate.low is None:
+        return f"{estimate.value:.3f}"
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def as_text(found: Comparison, suffix: str) -> str:
+    """Return the comparison as JSON, CSV (one line for each ordered pair) or an HTML table."""
+    if suffix == ".json":
+        return json.dumps(asdict(found)) + "\n"
+    cells = [
+        (one, other, estimate)
+        for one, row in zip(found.models, found.win_rates, strict=True)
+        for other, estimate in zip(found.models, row, strict=True)
+        if estimate is not None
+    ]
+    if suffix == ".csv":
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(("model", "against", "win_rate", "low", "high"))
+        rows.writerows((one, other, each.value, each.low, each.high) for one, other, each in cells)
+        return text.getvalue()
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in found.models)
+    body = "".join(
+        f"<tr><th>{html.escape(name)}</th>{''.join(f'<td>{_cell(each)}</td>' for each in row)}</tr>"
+        for name, row in zip(found.models, found.win_rates, strict=True)
+    )
+    scores = "".join(f"<td>{_cell(each)}</td>" for each in found.rewards)
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Comparison</title><style>'
+        "body{font:16px sans-serif;color-scheme:light dark}td,th{padding:.4em;text-align:left}</style><body><table>"
+        f"<tr><th>wins against</th>{head}</tr>{body}<tr><th>mean score</th>{scores}</tr></table>"
+        f"<p>{_size(found)}</p></body></html>\n"
+    )
