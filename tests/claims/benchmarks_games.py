@@ -233,7 +233,7 @@ UPDATE_SECONDS = "{{rounds/0/{}/routes/{}/update_seconds:.3f}} s"
 
 DEMO = [
     demo(
-        "(300 updates took {time} in the demo at the commit of then",
+        "(300 updates took {time} in the demo before a prompt was computed once)",
         time=minutes("rounds/0/before/routes/nash-md/seconds", "{}:{:02}"),
     ),
     demo("`offbeat demo` takes {time} on the same machine alone", time=minutes("rounds/0/now/seconds", "{} min {} s")),
