@@ -1,0 +1,186 @@
+"""Numbers of the pages that have few, and of README."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.claims.claim import Claim, of
+
+# ---------------------------------------------------------------- README
+
+overlap = of("README.md", "overlap.json")
+
+README = [
+    overlap(
+        "reaches {bound 1, of_slower_alone:.2f} of the speed of the slower side alone; synchronous training reaches "
+        "{bound 0, of_slower_alone:.2f}",
+        at="median",
+    ),
+]
+
+# ---------------------------------------------------------------- docs/evaluate.md
+
+choice = of("docs/evaluate.md", "vstar.json")
+
+
+def row(text: str, *paths: str) -> Claim:
+    """Make a row whose cell has shares with their intervals."""
+    cell = " / ".join(f"{{{path}/value:.3f}} [{{{path}/low:.3f}}, {{{path}/high:.3f}}]" for path in paths)
+    return choice(f"| {text} | {cell} |", at="choice")
+
+
+VERIFIER, SOLVER, ORACLE = "rows/k={}/verifiers/0", "rows/k={}/verifiers/1", "rows/k={}/oracle"
+
+EVALUATE = [
+    row("pass@1", "pass_at_1"),
+    *(
+        row(text, path.format(4), path.format(16))
+        for text, path in (
+            ("best of 4 / of 16, by the verifier's likelihood", VERIFIER),
+            ("best of 4 / of 16, by the verifier's reward", "by_reward/k={}"),
+            ("best of 4 / of 16, by the solver's own likelihood", SOLVER),
+            ("any of 4 / of 16 (oracle)", ORACLE),
+        )
+    ),
+    row("majority of 16", "majority"),
+    choice(
+        "{sft/updates} updates of supervised training, {dpo/train_examples:,} pairs from 8 answers to "
+        "{task/pair_prompts:,} training problems, {dpo/updates} updates of DPO. On {task/test} held-out problems with "
+        "{choice/candidates} answers each"
+    ),
+    choice("it prefers the correct answer in {dpo/held_out/accuracy:.2f} of cases"),
+]
+
+# ---------------------------------------------------------------- docs/generators.md, docs/data.md
+
+generator = of("docs/generators.md", "generator.json")
+on_update = of("docs/generators.md", "on_update.json")
+fp8 = of("docs/generators.md", "fp8.json")
+
+BESIDE_BARE = (
+    "{tokens_per_second/generator:,.0f} | {tokens_per_second/bare engine:,.0f} | {generator_over/bare engine:.3f} "
+    "| {least/bare engine:.3f}, {most/bare engine:.3f} | {tokens_per_second/bare engine, no log-probs:,.0f} |"
+)
+
+
+def by_the_clock(choose: Callable[[Any], float], extreme: str) -> Callable[[Any], float]:
+    return lambda raw: choose(raw[model]["clock"][extreme]["bare engine"] for model in ("toy", "model"))
+
+
+def a_sync(choose: Callable[[Any], float], way: str) -> Callable[[Any], float]:
+    return lambda raw: choose(each[way]["a_sync"] for each in raw["rounds"])
+
+
+def running_tokens(load: dict[str, int]) -> float:
+    """Compute the tokens of the running requests' prompts and half of their answers, to hundreds."""
+    return round(load["prompts"] * load["completions"] * (load["prompt_tokens"] + load["new_tokens"] / 2), -2)
+
+
+GENERATORS = [
+    generator(
+        "| toy: Llama of 2 layers, hidden 128, float32; {requests} requests of {prompt_tokens} + {new_tokens} tokens |",
+        at="toy/load",
+        requests=lambda load: load["prompts"] * load["completions"],
+    ),
+    generator(f"tokens | {BESIDE_BARE}", at="toy/processor"),
+    generator(
+        "| SmolLM2-135M, bfloat16; {requests} requests of {prompt_tokens} + {new_tokens} tokens |",
+        at="model/load",
+        requests=lambda load: load["prompts"] * load["completions"],
+    ),
+    generator(f"tokens | {BESIDE_BARE}", at="model/processor"),
+    generator(
+        "by the clock the same rounds spread from {least:.1f} to {most:.1f}.",
+        least=by_the_clock(min, "least"),
+        most=by_the_clock(max, "most"),
+    ),
+    on_update(
+        "A sync costs {seconds_of_a_sync/recompute:.2f} s of processor time with `recompute` ({r_least:.2f} and "
+        "{r_most:.2f}) and {seconds_of_a_sync/keep:.2f} s with `keep` ({k_least:.2f} and {k_most:.2f})",
+        r_least=a_sync(min, "recompute"),
+        r_most=a_sync(max, "recompute"),
+        k_least=a_sync(min, "keep"),
+        k_most=a_sync(max, "keep"),
+    ),
+    on_update(
+        "here {saved:.1f} s for {tokens:.0f} of them",
+        saved=lambda raw: raw["seconds_of_a_sync"]["recompute"] - raw["seconds_of_a_sync"]["keep"],
+        tokens=lambda raw: running_tokens(raw["load"]),
+    ),
+    fp8("| SmolLM2-135M, {tokens} tokens of its own completions |"),
+    *(
+        fp8(f"| {text} | {{mean:.3f}} | {{largest:.2f}} |", at=f"nats/{kind}")
+        for text, kind in (
+            ("rounding to bfloat16", "bfloat16 from float32"),
+            (
+                "linear layers of the bfloat16 model rounded to e4m3, one scale per output channel",
+                "fp8 from bfloat16, one scale per channel",
+            ),
+            ("the same, one scale per layer", "fp8 from bfloat16, one scale per layer"),
+        )
+    ),
+]
+
+DATA = [
+    of("docs/data.md", "conversion.json")(
+        "({source_mib:.0f} MiB) took {seconds:.0f} seconds on two cores, {rows_per_second:,.0f} rows a second, and "
+        "{peak_mib:.0f} MiB at most"
+    ),
+]
+
+# ---------------------------------------------------------------- docs/preference.md
+
+preference = of("docs/preference.md", "preference.json")
+
+
+def cycle_error(run: Any) -> float:
+    """Compute the largest error of the three probabilities of the cycle."""
+    return max(abs(model - gold) for model, gold in zip(run["cycle"]["model"], run["cycle"]["gold"], strict=True))
+
+
+def cycle_error_of(kind: str) -> Callable[[Any], float]:
+    return lambda raw: max(cycle_error(run) for run in raw["runs"] if run["kind"] == kind)
+
+
+PREFERENCE = [
+    *(
+        preference(
+            f"| {kind} | {seed} | {{card/nll:.4f}} | {{card/label_entropy:.4f}} | {{card/accuracy:.4f}} | "
+            f"{{card/ece:.4f}} "
+            "| {cycle:.3f} | {families/mean:.3f}, {families/largest:.3f} | {outcomes/mean:.3f}, {outcomes/largest:.3f} "
+            "| {card/curl/mean_absolute:.3f} | {card/curl/cyclic_share:.3f} | {updates} |",
+            at=f"runs/kind={kind}&seed={seed}",
+            cycle=cycle_error,
+        )
+        for kind in ("pairwise", "skew", "bradley_terry")
+        for seed in (0, 1)
+    ),
+    preference(
+        "the pairwise one within {pairwise:.3f} of the gold probabilities and the skew one within {skew:.3f};",
+        pairwise=cycle_error_of("pairwise"),
+        skew=cycle_error_of("skew"),
+    ),
+    preference("where the least is {card/label_entropy:.3f} (seed 0)", at="runs/kind=skew&seed=0"),
+    preference(
+        "The runs took {least:.0f} to {most:.0f} minutes each",
+        at="runs",
+        least=lambda runs: min(run["wall_seconds"] for run in runs) / 60,
+        most=lambda runs: max(run["wall_seconds"] for run in runs) / 60,
+    ),
+]
+
+# ---------------------------------------------------------------- pages with one or two
+
+OTHERS = [
+    of("docs/reference.md", "reference.json")("on CPU, an update takes {update_ratio:.3f} of the time"),
+    of("docs/judges.md", "answers.json")(
+        "All {golds_right:,} gold answers of GSM8K are right by it, and none of {altered:,} altered ones"
+    ),
+    of("docs/lora.md", "publication.json")(
+        "A weight sync of SmolLM2-135M in bfloat16 is {mb:.1f} MB with all weights", mb=lambda raw: raw["bytes"] / 1e6
+    ),
+    of("docs/publication.md", "canary.json")("of {honest/publications} honest publications none was refused"),
+]
+
+CLAIMS = [*README, *EVALUATE, *GENERATORS, *DATA, *PREFERENCE, *OTHERS]
