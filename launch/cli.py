@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 from actors.errors import INTERRUPTED, OffbeatError, UsageError, remedy_of
 from actors.files import atomic_write
 from actors.foreign.text import WHOLE, shown
-from launch.evaluate.command import compare, evaluate
+from launch.evaluate.command import chat, compare, evaluate
 from launch.settings.options import (
     LATEST,
     Config,
@@ -134,6 +134,7 @@ def data(
 
 app.command()(evaluate)
 app.command()(compare)
+app.command()(chat)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The commands `offbeat evaluate` and `offbeat compare`. Imports nothing heavy, so that `--help` is quick."""
+"""The commands that look at models: evaluate, compare, chat. Imports nothing heavy, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -76,3 +76,15 @@ def compare(
     from launch.evaluate.compare import run_comparison
 
     return run_comparison(run_config, models, prompts, output)
+
+
+def chat(
+    model: Annotated[str, Argument(metavar="MODEL", help="a run, a model directory or a hub name")],
+    system: Annotated[str | None, Option(metavar="TEXT", help="system message, before all turns")] = None,
+    max_new_tokens: Annotated[int, Option(metavar="N", min=1, help="longest answer, in tokens")] = 256,
+    temperature: Annotated[float, Option(metavar="T", min=0.0, help="0: the likeliest token each time")] = 0.7,
+) -> int:
+    """Talk to a model, or pipe questions to it, one a line."""
+    from launch.evaluate.chat import run_chat
+
+    return run_chat(model, system=system, max_new_tokens=max_new_tokens, temperature=temperature)
