@@ -1,0 +1,140 @@
+"""Figures that are no curves: staleness, time by role, who was busy when, the triangle of families."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from launch.demo.triangle import CORNERS, Curve, weighted
+from launch.output.board import clock
+from launch.report import svg
+from launch.report.plots import BOTTOM, HEIGHT, TOP, WIDTH, Frame
+from launch.report.series import Scale, number, scale_of
+
+WIDE = 760.0
+"""Width of a figure that takes the whole page; its texts are larger on a narrow one."""
+MOST_LABELS = 12
+LANE, GAP = 34.0, 30.0  # height of a lane, and of the room for its name above it
+SIDE = 300.0  # of the triangle
+
+
+def histogram_figure(title: str, note: str, counts: Mapping[int, int], bound: int | None) -> str:
+    """Draw groups by staleness (versions), beside the bound; `counts` is not empty."""
+    last = max(max(counts), bound or 0)
+    total = sum(counts.values())
+    frame = Frame(Scale(-0.6, last + 0.6, ()), scale_of([0.0, *(100.0 * n / total for n in counts.values())]))
+    every = -(-(last + 1) // MOST_LABELS)
+    parts = [*frame.grid("staleness in versions")]
+    for age in range(last + 1):
+        share = 100.0 * counts.get(age, 0) / total
+        left, top = frame.place((age - 0.36, share))
+        right, base = frame.place((age + 0.36, 0.0))
+        kind = "bar over" if bound is not None and age > bound else "bar s0"
+        if counts.get(age):
+            told = svg.element("title", svg.text(f"{counts[age]:,} groups at staleness {age}, {share:.1f}%"))
+            parts.append(
+                svg.element("rect", told, x=left, y=top, width=right - left, height=base - top, rx=2, class_=kind)
+            )
+        if age % every == 0:
+            parts.append(svg.label((left + right) / 2, base + 16.0, age, anchor="middle"))
+    if bound is not None:
+        x, _ = frame.place((bound + 0.5, 0.0))
+        parts.append(svg.path([(x, TOP), (x, HEIGHT - BOTTOM)], "level"))
+        parts.append(svg.label(x - 5.0, TOP + 9.0, f"bound {bound}", "name", "end"))
+    return svg.figure(title, note, svg.drawing(WIDTH, HEIGHT, f"{title}. {note}", parts))
+
+
+def budget_figure(title: str, note: str, budget: Mapping[str, Mapping[str, float]]) -> str:
+    """Draw the shares of each role's seconds, one bar each; `budget` holds roles with more than 0 seconds."""
+    names = list(dict.fromkeys(activity for own in budget.values() for activity in own))
+    parts, y = [], 18.0
+    for role, own in budget.items():
+        total = sum(own.values())
+        parts.append(svg.label(0.0, y, f"{role}, {total:,.0f} s", "lane"))
+        x = 0.0
+        for activity, seconds in own.items():
+            width = WIDE * seconds / total
+            told = svg.element("title", svg.text(f"{role} {activity}: {seconds:,.1f} s, {seconds / total:.0%}"))
+            kind = f"bar {svg.colour(names.index(activity))}"
+            parts.append(svg.element("rect", told, x=x, y=y + 8.0, width=width, height=22.0, class_=kind))
+            x += width
+        y += 66.0
+    used = [(index, name) for index, name in enumerate(names) if any(own.get(name) for own in budget.values())]
+    drawn = svg.drawing(WIDE, y - 28.0, f"{title}. {note}", parts, class_="wide")
+    return svg.figure(title, note, drawn, used, "whole")
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One row of a timeline: busy stretches, or moments. Times in seconds since the start."""
+
+    name: str
+    stretches: Sequence[tuple[float, float, float]] = ()
+    """Start, end and the busy share of the time between, in [0, 1]."""
+    moments: Sequence[tuple[float, str]] = ()  # time, and what happened
+
+
+def timeline_figure(title: str, note: str, lanes: Sequence[Lane], seconds: float) -> str:
+    """Draw lanes below each other against the time from 0 to `seconds`, more than 0."""
+    parts: list[str] = []
+    y = 20.0
+    for index, lane in enumerate(lanes):
+        parts.append(svg.label(0.0, y, lane.name, "lane"))
+        top, base = y + 8.0, y + 8.0 + LANE
+        parts.append(svg.element("rect", x=0.0, y=top, width=WIDE, height=LANE, class_="track"))
+        parts += _stretches(lane, seconds, base, index)
+        for time, told in lane.moments:
+            x = WIDE * time / seconds
+            mark = svg.element("title", svg.text(told))
+            parts.append(
+                svg.element("rect", mark, x=x - 1.0, y=top, width=2.0, height=LANE, class_=f"bar {svg.colour(index)}")
+            )
+        y = base + GAP
+    parts += _hours(seconds, y - GAP)
+    drawn = svg.drawing(WIDE, y, f"{title}. {note}", parts, class_="wide")
+    return svg.figure(title, note, drawn, kind="whole")
+
+
+def _stretches(lane: Lane, seconds: float, base: float, index: int) -> Iterator[str]:
+    for start, end, share in lane.stretches:
+        left, right = WIDE * start / seconds, WIDE * end / seconds
+        told = svg.element("title", svg.text(f"{clock(start)} to {clock(end)}: {share:.0%}"))
+        high = LANE * share
+        width, kind = max(0.3, right - left), f"bar {svg.colour(index)}"
+        yield svg.element("rect", told, x=left, y=base - high, width=width, height=high, class_=kind)
+
+
+def _hours(seconds: float, y: float) -> Iterator[str]:
+    for part in range(5):
+        x = WIDE * part / 4
+        anchor = "start" if part == 0 else "end" if part == 4 else "middle"
+        yield svg.path([(x, y), (x, y + 5.0)], "axis")
+        yield svg.label(x, y + 20.0, clock(seconds * part / 4), anchor=anchor)
+
+
+def triangle_figure(title: str, note: str, curves: Sequence[Curve]) -> str:
+    """Draw trajectories of family shares between the three pure families; a ring at the start, a dot at the end."""
+    top, left, high = 34.0, (WIDTH - SIDE) / 2, SIDE * 3**0.5 / 2
+    corners = ((WIDTH / 2, top), (left + SIDE, top + high), (left, top + high))
+    parts = []
+    for share in (0.25, 0.5, 0.75):
+        for turn in range(3):
+            ends = [(share, 1.0 - share, 0.0), (share, 0.0, 1.0 - share)]
+            parts.append(svg.path([weighted(end[turn:] + end[:turn], corners) for end in ends], "grid"))
+    parts.append(svg.path([*corners, corners[0]], "axis"))
+    x, y = weighted((1, 1, 1), corners)
+    parts.append(svg.path([(x - 5, y), (x + 5, y)], "axis") + svg.path([(x, y - 5), (x, y + 5)], "axis"))
+    places = [
+        (corner, name, -12.0 if n == 0 else 20.0) for n, (corner, name) in enumerate(zip(corners, CORNERS, strict=True))
+    ]
+    parts += [svg.label(cx, cy + shift, name, anchor="middle") for (cx, cy), name, shift in places]
+    for index, curve in enumerate(curves):
+        kind, drawn = svg.colour(index), [weighted(point, corners) for point in curve.points]
+        if len(drawn) > 1:
+            parts.append(svg.path(drawn, f"{kind} line"))
+            parts.append(svg.element("circle", cx=drawn[0][0], cy=drawn[0][1], r=4.5, class_=f"{kind} ring"))
+        shares = ", ".join(number(share) for share in curve.points[-1])
+        told = svg.element("title", svg.text(f"{curve.label}: {shares}"))
+        parts.append(svg.element("circle", told, cx=drawn[-1][0], cy=drawn[-1][1], r=5.5, class_=f"{kind} dot"))
+    legend = [(index, curve.label) for index, curve in enumerate(curves)] if len(curves) > 1 else []
+    return svg.figure(title, note, svg.drawing(WIDTH, top + high + 30.0, f"{title}. {note}", parts), legend)
