@@ -37,12 +37,12 @@ OWN = ("name", "output")
 def head(runs: Sequence[Run], names: Sequence[str]) -> str:
     """Return the table of what each run came to, and what separates the others from the first."""
     said = "".join(svg.paragraph(text) for text in differences(runs, names))
-    note = "Intervals cover prompts and not seeds: `offbeat sweep` compares settings over seeds."
+    note = "<p>Intervals cover prompts and not seeds: <code>offbeat sweep</code> compares settings over seeds.</p>"
     rows = [_row(run, name) for run, name in zip(runs, names, strict=True)]
     lacking = "".join(
         svg.paragraph(f"{name}: {text}", "note") for run, name in zip(runs, names, strict=True) for text in run.missing
     )
-    return f'<div class="verdict open">{said}{svg.paragraph(note)}</div>{svg.table(COLUMNS, rows)}{lacking}'
+    return f'<div class="verdict open">{said}{note}</div>{svg.table(COLUMNS, rows)}{lacking}'
 
 
 def differences(runs: Sequence[Run], names: Sequence[str]) -> list[str]:

@@ -11,10 +11,13 @@ from launch.report import svg
 from launch.report.plots import BOTTOM, HEIGHT, TOP, WIDTH, Frame
 from launch.report.series import Scale, number, scale_of
 
-WIDE = 760.0
+WIDE = 1000.0
 """Width of a figure that takes the whole page; its texts are larger on a narrow one."""
 MOST_LABELS = 12
-LANE, GAP = 34.0, 30.0  # height of a lane, and of the room for its name above it
+COLOURS = {"updating": 1, "publishing": 1, "evaluating": 2, "checkpointing": 4, "idle": 5, "waiting": 5}
+"""Of activities; work of its own, such as generating and training, has the first."""
+LANE, GAP = 52.0, 54.0  # height of a lane, and of the room for its name above it
+BAR = 40.0
 SIDE = 300.0  # of the triangle
 
 
@@ -40,28 +43,31 @@ def histogram_figure(title: str, note: str, counts: Mapping[int, int], bound: in
     if bound is not None:
         x, _ = frame.place((bound + 0.5, 0.0))
         parts.append(svg.path([(x, TOP), (x, HEIGHT - BOTTOM)], "level"))
-        parts.append(svg.label(x - 5.0, TOP + 9.0, f"bound {bound}", "name", "end"))
+        parts.append(svg.label(x, TOP - 3.0, f"bound {bound}", "name", "end"))
     return svg.figure(title, note, svg.drawing(WIDTH, HEIGHT, f"{title}. {note}", parts))
 
 
 def budget_figure(title: str, note: str, budget: Mapping[str, Mapping[str, float]]) -> str:
     """Draw the shares of each role's seconds, one bar each; `budget` holds roles with more than 0 seconds."""
-    names = list(dict.fromkeys(activity for own in budget.values() for activity in own))
-    parts, y = [], 18.0
+    parts, y = [], 24.0
+    legend: dict[int, list[str]] = {}
     for role, own in budget.items():
         total = sum(own.values())
-        parts.append(svg.label(0.0, y, f"{role}, {total:,.0f} s", "lane"))
+        parts.append(svg.label(0.0, y, f"{role}, {total:,.0f} s" if total >= 10.0 else f"{role}, {total:.1f} s", "lane"))
         x = 0.0
         for activity, seconds in own.items():
             width = WIDE * seconds / total
             told = svg.element("title", svg.text(f"{role} {activity}: {seconds:,.1f} s, {seconds / total:.0%}"))
-            kind = f"bar {svg.colour(names.index(activity))}"
-            parts.append(svg.element("rect", told, x=x, y=y + 8.0, width=width, height=22.0, class_=kind))
+            index = COLOURS.get(activity, 0)
+            if seconds > 0.0:
+                kind = f"bar {svg.colour(index)}"
+                parts.append(svg.element("rect", told, x=x, y=y + 10.0, width=width, height=BAR, class_=kind))
+                legend.setdefault(index, []).append(activity)
             x += width
-        y += 66.0
-    used = [(index, name) for index, name in enumerate(names) if any(own.get(name) for own in budget.values())]
-    drawn = svg.drawing(WIDE, y - 28.0, f"{title}. {note}", parts, class_="wide")
-    return svg.figure(title, note, drawn, used, "whole")
+        y += 10.0 + BAR + GAP
+    drawn = svg.drawing(WIDE, y - GAP, f"{title}. {note}", parts, class_="wide")
+    keys = [(index, ", ".join(dict.fromkeys(names))) for index, names in sorted(legend.items())]
+    return svg.figure(title, note, drawn, keys, "whole")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +83,10 @@ class Lane:
 def timeline_figure(title: str, note: str, lanes: Sequence[Lane], seconds: float) -> str:
     """Draw lanes below each other against the time from 0 to `seconds`, more than 0."""
     parts: list[str] = []
-    y = 20.0
+    y = 24.0
     for index, lane in enumerate(lanes):
         parts.append(svg.label(0.0, y, lane.name, "lane"))
-        top, base = y + 8.0, y + 8.0 + LANE
+        top, base = y + 10.0, y + 10.0 + LANE
         parts.append(svg.element("rect", x=0.0, y=top, width=WIDE, height=LANE, class_="track"))
         parts += _stretches(lane, seconds, base, index)
         for time, told in lane.moments:
@@ -109,7 +115,7 @@ def _hours(seconds: float, y: float) -> Iterator[str]:
         x = WIDE * part / 4
         anchor = "start" if part == 0 else "end" if part == 4 else "middle"
         yield svg.path([(x, y), (x, y + 5.0)], "axis")
-        yield svg.label(x, y + 20.0, clock(seconds * part / 4), anchor=anchor)
+        yield svg.label(x, y + 30.0, clock(seconds * part / 4), anchor=anchor)
 
 
 def triangle_figure(title: str, note: str, curves: Sequence[Curve]) -> str:

@@ -102,10 +102,11 @@ def _mean(line: Line, most: int) -> list[Point]:
 def _line(frame: Frame, line: Line, mean: Sequence[Point], banded: bool) -> Iterator[str]:
     colour = svg.colour(line.colour)
     bounded = [(x, *line.bounds[x]) for x, _ in line.points if x in line.bounds]
-    if len(bounded) > 1 and banded:
+    banded = banded and len(bounded) > 1
+    if banded:
         upper = [frame.place((x, high)) for x, _, high in bounded]
         yield svg.area(upper, [frame.place((x, low)) for x, low, _ in bounded], f"{colour} band")
-    for x, low, high in bounded if len(line.points) <= DOTTED else bounded[-1:]:
+    for x, low, high in [] if banded else bounded:
         yield svg.path([frame.place((x, low)), frame.place((x, high))], f"{colour} whisker")
     places = list(map(frame.place, line.points))
     if len(places) > 1:

@@ -17,7 +17,7 @@ from launch.report.diagrams import budget_figure, histogram_figure, timeline_fig
 from launch.report.plots import Line, Plot, plot_figure
 from launch.report.records import Run, finite
 from launch.report.samples import Sample, read_samples, staleness_of
-from launch.report.series import number, thinned
+from launch.report.series import SMOOTHED, number, thinned
 from launch.report.timeline import lanes_of
 from launch.report.verdict import exploitability_of, kl_of, verdict, win_rate_of
 
@@ -128,7 +128,7 @@ def curves(run: Run) -> str:
     plots = [plot for chart in charts_of(run) if (plot := _plot(chart, run)) is not None]
     if not plots:
         return svg.paragraph("The run has recorded nothing that could be drawn.", "quiet")
-    faint = any(line.noisy for plot in plots for line in plot.lines)
+    faint = any(line.noisy and len(line.points) >= SMOOTHED for plot in plots for line in plot.lines)
     note = "Values of single updates are faint; the line over them is their running mean." if faint else ""
     drawn = "".join(map(plot_figure, plots))
     return f'{svg.paragraph(note, "quiet") if note else ""}<div class="plots">{drawn}</div>'
@@ -210,24 +210,33 @@ def time_and_ledger(run: Run) -> str:
         if isinstance(own, Mapping)
     }
     roles = {role: own for role, own in roles.items() if sum(own.values()) > 0.0}
-    parts = []
-    if roles:
-        note = "shares of each role's seconds, summed over its actors, since the last resume"
-        parts.append(budget_figure("Time by role", note, roles))
-    else:
-        parts.append(svg.paragraph("No time budget is recorded: it is written when a run ends.", "quiet"))
-    ledger = run.section("ledger")
+    if not roles and not run.section("ledger"):
+        return svg.paragraph("Neither time nor ledger is recorded: both are written when a run ends.", "quiet")
+    note = "shares of each role's seconds, summed over its actors, since the last resume"
+    figure = budget_figure("Time by role", note, roles) if roles else ""
+    return f'{figure}<div class="two"><div>{_seconds(roles)}</div><div>{_ledger(run.section("ledger"))}</div></div>'
+
+
+def _seconds(roles: Mapping[str, Mapping[str, float]]) -> str:
+    if not roles:
+        return svg.paragraph("No time budget is recorded.", "quiet")
+    rows = [
+        (f"{role}: {activity}", f"{seconds:,.1f} s", f"{seconds / sum(own.values()):.0%}")
+        for role, own in roles.items()
+        for activity, seconds in own.items()
+    ]
+    return "<h3>Seconds</h3>" + svg.table((), rows)
+
+
+def _ledger(ledger: Mapping[str, Any]) -> str:
     if not ledger:
-        return "".join([*parts, svg.paragraph("No ledger is recorded: it is written when a run ends.", "quiet")])
-    parts.append("<h3>Ledger</h3>" + svg.table((), _accounts(ledger)))
+        return svg.paragraph("No ledger is recorded.", "quiet")
     try:
         broken = imbalance(ledger)
-        told = (
-            f"It does not balance: {broken}." if broken else "It balances: every prompt and every grant is in it once."
-        )
+        told = f"It does not balance: {broken}." if broken else "It balances: every prompt and grant is in it once."
     except (KeyError, TypeError, AttributeError):
         told = "It lacks accounts, so whether it balances is not known."
-    return "".join([*parts, svg.paragraph(told, "quiet")])
+    return "<h3>Ledger</h3>" + svg.table((), _accounts(ledger)) + svg.paragraph(told, "quiet")
 
 
 def _accounts(ledger: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -353,21 +362,21 @@ def environment(run: Run, base: Path) -> str:
     facts = [*([("run", identity)] if identity else []), *facts]
     listed = svg.table((), facts, numbers=False) if facts else ""
     machine = "The run does not record its machine." if facts else "Neither versions nor machine are recorded."
-    return config + listed + svg.paragraph(machine, "quiet") + links(run, base)
+    return config + listed + svg.paragraph(machine, "quiet") + "<h3>Files</h3>" + links(run, base)
 
 
 def links(run: Run, base: Path) -> str:
     """List the run's files as links relative to `base`."""
     found = [name for name in PATHS if (run.files.path / name).exists()]
     if not found:
-        return ""
+        return svg.paragraph("There are none.", "quiet")
     items = []
     for name in found:
         is_directory = (run.files.path / name).is_dir()
         target = os.path.relpath(run.files.path.resolve() / name, base.resolve())
         address = svg.text(quote(target + "/" * is_directory), WHOLE)
         items.append(f'<li><a href="{address}">{svg.text(name + "/" * is_directory)}</a></li>')
-    return f"<h3>Files</h3><ul>{''.join(items)}</ul>"
+    return f"<ul>{''.join(items)}</ul>"
 
 
 def _error(run: Run) -> str:

@@ -26,7 +26,7 @@ def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
 
 
 def running_mean(points: Sequence[Point]) -> list[Point]:
-    """Average each point with its neighbours in a window of a twentieth of the line, at least 5; shorter at the ends.
+    """Average each point with its neighbours: a twentieth of the line, at least 5 points, fewer at its ends.
 
     Empty for a line of fewer than `SMOOTHED` points.
     """
@@ -38,8 +38,8 @@ def running_mean(points: Sequence[Point]) -> list[Point]:
         sums.append(sums[-1] + value)
     means = []
     for i, (x, _) in enumerate(points):
-        reach = min(half, i, len(points) - 1 - i)
-        means.append((x, (sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1)))
+        first, end = max(0, i - half), min(len(points), i + half + 1)
+        means.append((x, (sums[end] - sums[first]) / (end - first)))
     return means
 
 

@@ -47,9 +47,7 @@ def lanes_of(run: Run) -> tuple[list[Lane], float]:
             for end, (row, _, _) in zip(ends, rows, strict=True)
             if int(row["step"]) % every == 0
         ]
-        kept, step = _some(published)
-        drawn = f", every {step}th is drawn" if step > 1 else ""
-        lanes.append(Lane(f"publications: {len(published):,}{drawn}", moments=kept))
+        lanes.append(_lane("publications", published))
     lanes += _marks(run, ends, rows)
     return lanes, ends[-1]
 
@@ -66,11 +64,9 @@ def _marks(run: Run, ends: Sequence[float], rows: Sequence[tuple[Mapping[str, An
     saved = [(at[step], f"checkpoint after update {step}") for step in sorted(kept) if step in at]
     lanes = []
     if evaluated:
-        some, step = _some(evaluated)
-        drawn = f", every {step}th is drawn" if step > 1 else ""
-        lanes.append(Lane(f"evaluations: {len(evaluated):,}{drawn}", moments=some))
+        lanes.append(_lane("evaluations", evaluated))
     if saved:
-        lanes.append(Lane(f"checkpoints that are kept: {len(saved)}", moments=saved))
+        lanes.append(_lane("checkpoints that are kept", saved))
     return lanes
 
 
@@ -93,6 +89,8 @@ def _stretches(
     return found
 
 
-def _some(moments: Sequence[tuple[float, str]]) -> tuple[list[tuple[float, str]], int]:
-    step = -(-len(moments) // MOST_MOMENTS) if moments else 1
-    return list(moments[::step]), step
+def _lane(name: str, moments: Sequence[tuple[float, str]]) -> Lane:
+    """Name and count moments; draw at most `MOST_MOMENTS` of them, and say so."""
+    step = max(1, -(-len(moments) // MOST_MOMENTS))
+    drawn = f", one of {step} is drawn" if step > 1 else ""
+    return Lane(f"{name}: {len(moments):,}{drawn}", moments=list(moments[::step]))

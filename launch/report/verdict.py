@@ -181,12 +181,13 @@ def _exploitability(run: Run) -> Finding | None:
     first = run.column("exploitability")[:1]
     if not first or first[0][0] >= run.updates:
         return Finding(f"Its exploitability is {number(end)}, by enumeration; 0 is unbeatable.", "not measured")
-    (step, start), change = first[0], end - first[0][1]
-    outcome: Outcome = "better" if change < 0.0 else "worse" if change > 0.0 else "not separable"
-    how = "by enumeration, so without sampling error; 0 is unbeatable"
-    return Finding(
-        f"Its exploitability went from {number(start)} after update {step:g} to {number(end)} ({how}).", outcome
-    )
+    step, start = first[0]
+    text = f"Its exploitability went from {number(start)} after update {step:g} to {number(end)}"
+    how = " (by enumeration, so without sampling error; 0 is unbeatable)"
+    last = [value for at, value in run.column("exploitability") if at > 0.9 * run.updates]
+    if start == end or min(last, default=end) <= start <= max(last, default=end):
+        return Finding(f"{text}, within what its last updates vary by, so it is not separable{how}.", "not separable")
+    return Finding(f"{text}{how}.", "better" if end < start else "worse")
 
 
 def _held_out(run: Run) -> Finding | None:
@@ -210,4 +211,4 @@ def _staleness(run: Run) -> str | None:
     if run.bound is None:
         return f"Its data were at most {largest} versions old{average}."
     over = " That is over the bound." if largest > run.bound else ""
-    return f"Its data were at most {largest} of {run.bound} versions old that are allowed{average}.{over}"
+    return f"Its data were at most {largest} versions old{average}, and {run.bound} are allowed.{over}"
