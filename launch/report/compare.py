@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from launch.output.board import clock
-from launch.report import svg
-from launch.report.plots import Plot, plot_figure
+from launch.report.charts import charts_of, lines_of
+from launch.report.drawing import svg
+from launch.report.drawing.plots import Plot, plot_figure
+from launch.report.drawing.series import number
 from launch.report.records import Run
-from launch.report.sections import charts_of, front, kl_text, lines_of, links, triangle
-from launch.report.series import number
+from launch.report.sections import front, kl_text, links, triangle
 from launch.report.verdict import (
     Estimate,
     difference,

@@ -11,7 +11,7 @@ from typing import Any
 
 from actors.errors import UsageError
 from launch.output.run_directory import RUN_ID, RunDirectory
-from launch.report.series import Point
+from launch.report.drawing.series import Point
 from launch.settings.yaml_text import YamlError, read_yaml
 
 LOOKED_FOR = ("config.yaml", "metrics.jsonl", "summary.json", RUN_ID)

@@ -11,7 +11,8 @@ from pathlib import Path
 from actors.errors import UsageError, writing
 from actors.files import atomic_write
 from actors.foreign.text import shown
-from launch.report import compare, sections, svg
+from launch.report import compare, sections
+from launch.report.drawing import svg
 from launch.report.records import Run, read_run
 from launch.report.verdict import verdict
 

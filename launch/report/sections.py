@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,12 +11,13 @@ from urllib.parse import quote
 from actors.foreign.text import WHOLE
 from actors.replay_buffer.ledger import imbalance
 from launch.demo.triangle import Curve
-from launch.report import svg
-from launch.report.diagrams import budget_figure, histogram_figure, timeline_figure, triangle_figure
-from launch.report.plots import Line, Plot, plot_figure
+from launch.report.charts import Chart, charts_of, lines_of
+from launch.report.drawing import svg
+from launch.report.drawing.diagrams import budget_figure, histogram_figure, timeline_figure, triangle_figure
+from launch.report.drawing.plots import Line, Plot, plot_figure
+from launch.report.drawing.series import SMOOTHED, number, thinned
 from launch.report.records import Run, finite
 from launch.report.samples import Sample, read_samples, staleness_of
-from launch.report.series import SMOOTHED, number, thinned
 from launch.report.timeline import lanes_of
 from launch.report.verdict import exploitability_of, kl_of, verdict, win_rate_of
 
@@ -25,71 +25,10 @@ MOST_TEXT = 600
 """Characters of a sample that are shown before the rest is folded away."""
 LONGEST_TEXT = 20_000  # characters of a sample, of the configuration and of a traceback at most
 LONGEST_CONFIG = 200_000
-MOST_HELD_OUT = 4
 PATHS = (
     "final", "final-average", "start", "checkpoints", "metrics.jsonl", "summary.json", "config.yaml", "journal",
     "tensorboard", "evaluation", "failed_batches", "error.txt", "hangs.txt",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chart:
-    """Columns of `metrics.jsonl` that are drawn together, by their names in a legend."""
-
-    title: str
-    note: str
-    columns: Mapping[str, str]
-    noisy: bool = True  # a value for each update, which varies from batch to batch
-    level: tuple[float, str] | None = None
-    bounds: tuple[str, str] | None = None  # columns of the interval
-
-
-CHARTS = (
-    Chart(
-        title="Win rate",
-        note="share of comparisons won against the start, with its 95% interval",
-        columns={"win_rate": "win rate"},
-        noisy=False,
-        level=(0.5, "even"),
-        bounds=("win_rate_low", "win_rate_high"),
-    ),
-    Chart(
-        title="Exploitability",
-        note="how far the best answer beats the policy (probability), by enumeration",
-        columns={"exploitability": "exploitability"},
-        noisy=False,
-        level=(0.0, "unbeatable"),
-    ),
-    Chart(
-        title="KL to the reference",
-        note="nats per completion, of evaluations",
-        columns={"exact_kl": "by enumeration", "kl": "estimated"},
-        noisy=False,
-    ),
-    Chart(
-        title="Reward",
-        note="the judge's mean score on the evaluation prompts",
-        columns={"reward": "reward"},
-        noisy=False,
-    ),
-    Chart(title="Score", note="the judge's mean score of a batch", columns={"score_mean": "score"}),
-    Chart(
-        title="Preference over opponents",
-        note="mean probability that a player is preferred",
-        columns={"player_preference": "preference"},
-        level=(0.5, "even"),
-    ),
-    Chart(title="Accuracy", note="share of pairs ranked as the judge does", columns={"accuracy": "accuracy"}),
-    Chart(title="Loss", note="mean of a batch, in the loss's own unit", columns={"loss": "loss"}),
-    Chart(
-        title="KL in training",
-        note="mean log-ratio to the reference, nats per completion",
-        columns={"kl_players": "players", "kl_chosen": "chosen", "kl_rejected": "rejected"},
-    ),
-    Chart(title="Gradient norm", note="Euclidean, before clipping", columns={"grad_norm": "norm"}),
-    Chart(title="Value error", note="mean squared error of the value head", columns={"value_error": "error"}),
-    Chart(title="Length", note="tokens per completion", columns={"completion_tokens_mean": "tokens"}),
-)
 
 
 def head(run: Run) -> str:
@@ -134,27 +73,6 @@ def curves(run: Run) -> str:
     return f'{svg.paragraph(note, "quiet") if note else ""}<div class="plots">{drawn}</div>'
 
 
-def charts_of(run: Run) -> list[Chart]:
-    """Return the charts for a run: those of its loss, and of its held-out examples, if it is a stage."""
-    names = list(dict.fromkeys(name for row in run.rows for name in row if name.startswith("held_out_")))
-    stage = [
-        Chart(title=name.replace("_", " ").capitalize(), note="on held-out examples", columns={name: name}, noisy=False)
-        for name in names[:MOST_HELD_OUT]
-    ]
-    return [*stage, *CHARTS]
-
-
-def lines_of(chart: Chart, run: Run, first: int = 0, label: str | None = None) -> list[Line]:
-    """Return the lines of a chart that a run has values for."""
-    lines: list[Line] = []
-    for name, meaning in chart.columns.items():
-        points = run.column(name)
-        if points:
-            noisy = chart.noisy and len(points) > 1
-            lines.append(Line(label or meaning, points, first + len(lines), _bounds(chart, run), noisy))
-    return lines
-
-
 def _plot(chart: Chart, run: Run) -> Plot | None:
     lines = lines_of(chart, run)
     if not lines:
@@ -162,30 +80,28 @@ def _plot(chart: Chart, run: Run) -> Plot | None:
     return Plot(title=chart.title, note=chart.note, lines=lines, level=chart.level)
 
 
-def _bounds(chart: Chart, run: Run) -> dict[float, tuple[float, float]]:
-    if chart.bounds is None:
-        return {}
-    low, high = (dict(run.column(name)) for name in chart.bounds)
-    return {x: (low[x], high[x]) for x in low.keys() & high.keys()}
-
-
 def staleness(run: Run) -> str:
     """Draw the ages of what was trained on, beside the bound."""
-    told = run.section("staleness").get("histogram")
-    counts = {int(age): int(n) for age, n in told.items() if n} if isinstance(told, Mapping) else {}
+    counts = _ages(run.section("staleness"))
     source = "groups consumed at each staleness, % of all, from summary.json"
     if not counts:
         counts, source = staleness_of(run), "groups consumed at each staleness, % of all, from the journal"
     if not counts:
         return svg.paragraph("The run has not recorded how stale its groups were.", "quiet")
     drawn = [histogram_figure("Staleness of the groups", source, counts, run.bound)]
-    opponents = run.section("opponent_staleness").get("histogram")
-    if isinstance(opponents, Mapping) and opponents:
+    if opponents := _ages(run.section("opponent_staleness")):
         bound = run.summary.get("opponent_bound")
         bound = bound if isinstance(bound, int) else run.bound
-        own = {int(age): int(n) for age, n in opponents.items()}
-        drawn.append(histogram_figure("Staleness of their opponents", source, own, bound))
+        drawn.append(histogram_figure("Staleness of their opponents", source, opponents, bound))
     return f'<div class="plots">{"".join(drawn)}</div>'
+
+
+def _ages(told: Mapping[str, Any]) -> dict[int, int]:
+    """Return groups by staleness, from the summary's histogram."""
+    histogram = told.get("histogram")
+    if not isinstance(histogram, Mapping):
+        return {}
+    return {int(age): int(n) for age, n in histogram.items() if str(age).isdecimal() and finite(n) and n > 0}
 
 
 def timeline(run: Run) -> str:
@@ -241,11 +157,13 @@ def _ledger(ledger: Mapping[str, Any]) -> str:
 
 def _accounts(ledger: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in ledger.items():
+        account = str(name).replace("_", " ")
         if isinstance(value, Mapping):
-            yield name.replace("_", " "), f"{sum(value.values()):,}"
-            yield from ((f"{name.replace('_', ' ')}: {reason}", f"{count:,}") for reason, count in value.items())
+            counts = {reason: count for reason, each in value.items() if (count := finite(each)) is not None}
+            yield account, f"{sum(counts.values()):,.0f}"
+            yield from ((f"{account}: {reason}", f"{count:,.0f}") for reason, count in counts.items())
         else:
-            yield name.replace("_", " "), f"{value:,}" if isinstance(value, int | float) else str(value)
+            yield account, f"{value:,}" if isinstance(value, int | float) else str(value)
 
 
 def samples(run: Run) -> str:

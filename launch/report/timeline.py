@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launch.report.diagrams import Lane
+from launch.report.drawing.diagrams import Lane
+from launch.report.drawing.series import number
 from launch.report.records import Run, finite
-from launch.report.series import number
 
 MOST_STRETCHES = 300
 MOST_MOMENTS = 200

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from launch.output.board import clock
+from launch.report.drawing.series import number
 from launch.report.records import Run, finite
 from launch.report.samples import staleness_of
-from launch.report.series import number
 
 Outcome = Literal["better", "worse", "not separable", "mixed", "not measured"]
 

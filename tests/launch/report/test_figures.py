@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 import pytest
 
 from launch.demo.triangle import Curve
-from launch.report import svg
-from launch.report.diagrams import Lane, budget_figure, histogram_figure, timeline_figure, triangle_figure
-from launch.report.plots import Line, Plot, plot_figure
+from launch.report.drawing import svg
+from launch.report.drawing.diagrams import Lane, budget_figure, histogram_figure, timeline_figure, triangle_figure
+from launch.report.drawing.plots import Line, Plot, plot_figure
 
 SVG = "svg"
 
@@ -86,6 +86,20 @@ def test_bars_over_the_bound_are_told_apart():
     assert [each[0].text for each in allowed] == ["1 groups at staleness 0, 25.0%"]
     assert [each[0].text for each in over] == ["3 groups at staleness 2, 75.0%"]
     assert float(over[0].get("height")) == pytest.approx(3 * float(allowed[0].get("height")), abs=0.2)
+
+
+def test_a_bound_far_beyond_all_ages_is_told_and_not_drawn():
+    figure = histogram_figure("T", "note", {0: 1, 1: 1}, bound=1000)
+    assert elements(figure, "path", "level") == []
+    assert "note; the bound is 1000, beyond the figure" in [each.text for each in elements(figure, "span")]
+
+
+def test_many_ages_share_bars_and_no_group_is_lost():
+    """600 ages on 60 bars: ten ages each, and a group at each of them."""
+    figure = histogram_figure("T", "", dict.fromkeys(range(600), 1), bound=599)
+    told = [bar[0].text for bar in elements(figure, "rect", "bar")]
+    assert len(told) == 60
+    assert told[1] == "10 groups at staleness 10 to 19, 1.7%"
 
 
 def test_a_role_s_bar_is_split_by_its_seconds():

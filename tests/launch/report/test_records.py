@@ -93,7 +93,12 @@ def test_samples_are_the_first_completion_of_the_same_prompt_early_and_late(tmp_
     config = write_config(tmp_path)
     write_journal(tmp_path, config, [["early"], ["between"], ["late"]], prompt="a question")
     ((before, after),) = read_samples(read_run(tmp_path)).pairs
-    assert (before.text, before.when, before.score, before.others) == ("early", "update 1, sampled by version 0", 0.25, 0.5)
+    assert (before.text, before.when, before.score, before.others) == (
+        "early",
+        "update 1, sampled by version 0",
+        0.25,
+        0.5,
+    )
     assert (after.text, after.when, after.prompt) == ("late", "update 3, sampled by version 2", "a question")
 
 
@@ -129,7 +134,7 @@ def test_staleness_is_counted_over_the_journal(tmp_path):
 
 
 def test_a_timeline_is_of_the_times_that_are_recorded(tmp_path):
-    """The first update took its own 4 s; the second ended 10 s later and trained 5 of them; then the clock went back."""
+    """The first update took its own 4 s, the second 10 s with 5 of training; then the clock went back."""
     write_config(tmp_path, replay={"updates_per_publish": 2})
     times = [(100.0, 4.0), (110.0, 5.0), (50.0, 2.0)]
     lines = [{"step": n, "time": time, "seconds": seconds} for n, (time, seconds) in enumerate(times, 1)]

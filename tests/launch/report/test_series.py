@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch.report.series import number, running_mean, scale_of, thinned, whole_scale
+from launch.report.drawing.series import number, running_mean, scale_of, thinned, whole_scale
 
 
 def test_a_thinned_line_keeps_both_ends_and_its_extremes():

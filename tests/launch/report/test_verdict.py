@@ -110,7 +110,9 @@ def test_staleness_over_the_bound_is_said(tmp_path):
 
 
 def test_a_stage_is_judged_by_its_held_out_loss(tmp_path):
-    write_lines(tmp_path, [{"step": 1, "held_out_loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "held_out_loss": 1.5}])
+    write_lines(
+        tmp_path, [{"step": 1, "held_out_loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "held_out_loss": 1.5}]
+    )
     found = verdict(read_run(tmp_path))
     assert "Its held-out loss went from 2.000 to 1.500; the run records no interval for it." in found.sentences
 

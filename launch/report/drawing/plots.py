@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from launch.report import svg
-from launch.report.series import Point, Scale, number, running_mean, scale_of, thinned, whole_scale
+from launch.report.drawing import svg
+from launch.report.drawing.series import Point, Scale, number, running_mean, scale_of, thinned, whole_scale
 
 WIDTH, HEIGHT = 400.0, 224.0
 LEFT, RIGHT, TOP, BOTTOM = 48.0, 12.0, 12.0, 38.0

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from launch.demo.triangle import CORNERS, Curve, weighted
 from launch.output.board import clock
-from launch.report import svg
-from launch.report.plots import BOTTOM, HEIGHT, TOP, WIDTH, Frame
-from launch.report.series import Scale, number, scale_of
+from launch.report.drawing import svg
+from launch.report.drawing.plots import BOTTOM, HEIGHT, TOP, WIDTH, Frame
+from launch.report.drawing.series import Scale, number, scale_of
 
 WIDE = 1000.0
 """Width of a figure that takes the whole page; its texts are larger on a narrow one."""
-MOST_LABELS = 12
+MOST_LABELS, MOST_BARS = 12, 60
 COLOURS = {"updating": 1, "publishing": 1, "evaluating": 2, "checkpointing": 4, "idle": 5, "waiting": 5}
 """Of activities; work of its own, such as generating and training, has the first."""
 LANE, GAP = 52.0, 54.0  # height of a lane, and of the room for its name above it
@@ -22,25 +23,33 @@ SIDE = 300.0  # of the triangle
 
 
 def histogram_figure(title: str, note: str, counts: Mapping[int, int], bound: int | None) -> str:
-    """Draw groups by staleness (versions), beside the bound; `counts` is not empty."""
-    last = max(max(counts), bound or 0)
-    total = sum(counts.values())
-    frame = Frame(Scale(-0.6, last + 0.6, ()), scale_of([0.0, *(100.0 * n / total for n in counts.values())]))
-    every = -(-(last + 1) // MOST_LABELS)
+    """Draw groups by staleness (versions), beside the bound; `counts` is not empty.
+
+    A bound far beyond all of them is told instead, and more than `MOST_BARS` ages share bars.
+    """
+    oldest = max(counts)
+    far = bound is not None and bound > 3 * oldest + 8
+    last = oldest if far or bound is None else max(oldest, bound)
+    note = f"{note}; the bound is {bound}, beyond the figure" if far else note
+    size = -(-(last + 1) // MOST_BARS)
+    total, bars = sum(counts.values()), Counter[int]()
+    for age, groups in counts.items():
+        bars[age // size * size] += groups
+    frame = Frame(Scale(-0.6, last + 0.6, ()), scale_of([0.0, *(100.0 * n / total for n in bars.values())]))
     parts = [*frame.grid("staleness in versions")]
-    for age in range(last + 1):
-        share = 100.0 * counts.get(age, 0) / total
-        left, top = frame.place((age - 0.36, share))
-        right, base = frame.place((age + 0.36, 0.0))
-        kind = "bar over" if bound is not None and age > bound else "bar s0"
-        if counts.get(age):
-            told = svg.element("title", svg.text(f"{counts[age]:,} groups at staleness {age}, {share:.1f}%"))
-            parts.append(
-                svg.element("rect", told, x=left, y=top, width=right - left, height=base - top, rx=2, class_=kind)
-            )
-        if age % every == 0:
-            parts.append(svg.label((left + right) / 2, base + 16.0, age, anchor="middle"))
-    if bound is not None:
+    for first, groups in sorted(bars.items()):
+        left, top = frame.place((first - 0.36, 100.0 * groups / total))
+        right, base = frame.place((first + size - 0.64, 0.0))
+        ages = f"{first}" if size == 1 else f"{first} to {first + size - 1}"
+        told = svg.element("title", svg.text(f"{groups:,} groups at staleness {ages}, {groups / total:.1%}"))
+        kind = "bar over" if bound is not None and first > bound else "bar s0"
+        place = {"x": left, "y": top, "width": right - left, "height": base - top}
+        parts.append(svg.element("rect", told, **place, rx=2, class_=kind))
+    every = -(-(last + 1) // MOST_LABELS)
+    for age in range(0, last + 1, every):
+        x, base = frame.place((age, 0.0))
+        parts.append(svg.label(x, base + 16.0, age, anchor="middle"))
+    if bound is not None and not far:
         x, _ = frame.place((bound + 0.5, 0.0))
         parts.append(svg.path([(x, TOP), (x, HEIGHT - BOTTOM)], "level"))
         parts.append(svg.label(x, TOP - 3.0, f"bound {bound}", "name", "end"))
@@ -53,7 +62,9 @@ def budget_figure(title: str, note: str, budget: Mapping[str, Mapping[str, float
     legend: dict[int, list[str]] = {}
     for role, own in budget.items():
         total = sum(own.values())
-        parts.append(svg.label(0.0, y, f"{role}, {total:,.0f} s" if total >= 10.0 else f"{role}, {total:.1f} s", "lane"))
+        parts.append(
+            svg.label(0.0, y, f"{role}, {total:,.0f} s" if total >= 10.0 else f"{role}, {total:.1f} s", "lane")
+        )
         x = 0.0
         for activity, seconds in own.items():
             width = WIDE * seconds / total
