@@ -64,7 +64,13 @@ class Run:
     @property
     def loss(self) -> str:
         """Kind of the loss; empty if it is not recorded, or the run is a stage with only one."""
-        return str(self.summary.get("loss") or self.setting("learner.loss.kind") or "")
+        told = self.summary.get("loss")  # of a stage the last value
+        return told if isinstance(told, str) and told else str(self.setting("learner.loss.kind") or "")
+
+    @property
+    def is_stage(self) -> bool:
+        """Whether it trained on given examples, without generators: the settings or the summary tell."""
+        return "training" in self.config or "train_examples" in self.summary
 
     @property
     def bound(self) -> int | None:

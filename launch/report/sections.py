@@ -52,13 +52,15 @@ _OUTCOMES = {
 
 
 def body(run: Run, base: Path) -> Iterator[tuple[str, str]]:
-    """Yield title and content of every section; links are relative to `base`."""
+    """Yield title and content of every section; links are relative to `base`. A stage generates and judges nothing."""
     yield "Curves", curves(run)
-    yield "Staleness", staleness(run)
+    if not run.is_stage:
+        yield "Staleness", staleness(run)
     yield "Who was busy when", timeline(run)
-    yield "Time and ledger", time_and_ledger(run)
-    yield "Samples before and after", samples(run)
-    yield "The game", game(run)
+    if not run.is_stage:
+        yield "Time and ledger", time_and_ledger(run)
+        yield "Samples before and after", samples(run)
+        yield "The game", game(run)
     yield "Configuration, environment, files", environment(run, base)
 
 

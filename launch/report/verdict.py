@@ -204,6 +204,8 @@ def _held_out(run: Run) -> Finding | None:
 
 
 def _staleness(run: Run) -> str | None:
+    if run.is_stage:
+        return None
     largest, mean = largest_staleness(run)
     if largest is None:
         return None if run.bound is None else f"Nothing says how stale its data were; {run.bound} versions are allowed."

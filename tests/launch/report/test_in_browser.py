@@ -110,6 +110,17 @@ def test_a_page_without_its_script_still_has_its_figures(pages):
     assert all(each["shapes"] for each in found["figures"])
 
 
+def test_the_browser_refuses_whatever_a_page_would_load_or_run(pages):
+    """Should foreign text ever become markup: its script does not run, and its image is not asked for."""
+    text = (pages / "one.html").read_text()
+    attacked = pages / "attacked.html"
+    attack = "<img src='missing.png'><script>document.body.style.background = 'rgb(1, 2, 3)'</script>"
+    attacked.write_text(text.replace("<main>", f"<main>{attack}", 1))
+    found, complaints = seen(attacked, "light", 1200, pages)
+    assert found["paper"] == "rgb(251, 251, 250)"
+    assert len([line for line in complaints if "Content Security Policy" in line]) == 2
+
+
 def test_the_probe_sees_a_figure_that_is_not_drawn(pages):
     text = (pages / "one.html").read_text()
     bare = pages / "bare.html"

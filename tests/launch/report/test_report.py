@@ -173,6 +173,16 @@ def test_a_report_leaves_no_temporary_file(tmp_path):
     assert {path.name for path in run.iterdir()} - before == {"report.html"}
 
 
+def test_a_stage_has_the_sections_of_what_it_does(tmp_path):
+    told = {"status": "completed", "updates": 2, "total_updates": 2, "train_examples": 8, "loss": 0.1}
+    (tmp_path / "summary.json").write_text(json.dumps(told))
+    write_lines(tmp_path, [{"step": 1, "time": 5.0, "seconds": 1.0, "loss": 0.2}, {"step": 2, "held_out_loss": 0.3}])
+    page = report(tmp_path)
+    assert page.of("h2") == ["Curves", "Who was busy when", "Configuration, environment, files"]
+    assert "it trained a model, 2 of 2 updates." in page.text
+    assert "Held out loss" in page.of("b")
+
+
 # ---------------------------------------------------------------- several runs
 
 
