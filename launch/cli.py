@@ -21,6 +21,7 @@ from actors.errors import INTERRUPTED, OffbeatError, UsageError, remedy_of
 from actors.files import atomic_write
 from actors.foreign.text import WHOLE, shown
 from launch.evaluate.command import chat, compare, evaluate
+from launch.report.command import report
 from launch.settings.options import (
     LATEST,
     Config,
@@ -115,6 +116,7 @@ _add_stage("sft", "Fine-tune a model on demonstrations.")
 _add_stage("dpo", "Train a model on given preferences, offline (DPO, IPO, SLiC).")
 _add_stage("preference", "Train a preference model, a judge for `train`.")
 app.command(add_help_option=False)(sweep)
+app.command()(report)
 
 
 @app.command(add_help_option=False)

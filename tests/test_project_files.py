@@ -111,6 +111,7 @@ def test_every_package_folder_is_installed_with_its_data():
     assert set(setuptools["packages"]) == folders
     assert any((ROOT / "launch" / "cluster").glob("*.sbatch"))
     assert setuptools["package-data"]["launch.cluster"] == ["*.sbatch"]
+    assert setuptools["package-data"]["launch.report"] == ["*.css", "*.js"]
     assert any((ROOT / "actors" / "data").glob("*.jsonl"))
     assert setuptools["package-data"]["actors.data"] == ["*.jsonl"]
 

@@ -120,6 +120,16 @@ class RunDirectory:
             "directory with --output DIR"
         )
 
+    @property
+    def in_use(self) -> bool:
+        """Whether a process holds the directory's lock, as a run does until it ends."""
+        if (descriptor := _existing_lock(self.path)) is None:
+            return False
+        try:
+            return not _try_lock(descriptor, fcntl.LOCK_SH)
+        finally:
+            os.close(descriptor)
+
     def require(self) -> None:
         """Raise RunError unless the directory is still where this process began it.
 

@@ -1,0 +1,1 @@
+"""Figures in SVG from plain numbers: pure functions that know no run."""
