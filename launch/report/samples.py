@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.output.journal_files import Segment, segments
+from launch.output.samples import Answer, read_before_and_after
 from launch.report.records import Run, finite
 
 MOST_PROMPTS = 4
@@ -38,7 +39,10 @@ class Samples:
 
 
 def read_samples(run: Run) -> Samples:
-    """Read early and late completions of some prompts from the journal, else the starting policy's alone."""
+    """Read answers before and after training, else early and late ones of the journal, else the starting policy's."""
+    if answers := _of_final_evaluation(run.files.path):
+        note = "First answers of both policies to prompts of the final evaluation: none was picked for what it says."
+        return Samples(answers, note)
     found = segments(run.files.journal) if run.files.journal.is_dir() else []
     if not found:
         return _baseline(run.files.baseline, "This run has no journal that was closed, so no training samples.")
@@ -46,6 +50,21 @@ def read_samples(run: Run) -> Samples:
         return _from_journal(found)
     except Exception as error:  # a damaged file fails in as many ways as it can be changed
         return _baseline(run.files.baseline, f"The journal cannot be read: {error}.")
+
+
+def _of_final_evaluation(directory: Path) -> list[tuple[Sample | None, Sample | None]]:
+    try:
+        rows = read_before_and_after(directory)[:MOST_PROMPTS]
+    except (OSError, ValueError, KeyError, TypeError):  # damaged: the journal has others
+        return []
+
+    def sample(prompt: str, when: str, answer: Answer) -> Sample:
+        return Sample(prompt, when, answer.text, answer.finished, finite(answer.score))
+
+    return [
+        (sample(row.prompt, "before training", row.start), sample(row.prompt, "after training", row.final))
+        for row in rows
+    ]
 
 
 def staleness_of(run: Run) -> dict[int, int]:

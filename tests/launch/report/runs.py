@@ -91,7 +91,7 @@ def write_journal(directory: Path, config: RunConfig, texts: Sequence[Sequence[s
     for update, said in enumerate(texts):
         groups = []
         for number, text in enumerate(said):
-            completions = (_completion(text, update), _completion("other", update))
+            completions = (completion_of(text, update), completion_of("other", update))
             lease = Lease(index, 0, Prompt(f"p:{number}", (1, 2), prompt), 0, 0.0)
             groups.append(Group(lease, completions, Judgement((0.25, 0.75))))
             index += 1
@@ -99,7 +99,7 @@ def write_journal(directory: Path, config: RunConfig, texts: Sequence[Sequence[s
     journal.flush()
 
 
-def _completion(text: str, version: int) -> Completion:
+def completion_of(text: str, version: int) -> Completion:
     return Completion((5, 2), (-1.0, -0.5), (version, version), text, True)
 
 

@@ -8,10 +8,20 @@ import os
 import pytest
 
 from actors.errors import UsageError
+from actors.records import Group, Judgement, Lease, Prompt
+from launch.output.samples import write_before_and_after
 from launch.report.records import read_run
 from launch.report.samples import read_samples, staleness_of
 from launch.report.timeline import lanes_of
-from tests.launch.report.runs import summary_of, write_config, write_journal, write_lines, write_rows, write_run
+from tests.launch.report.runs import (
+    completion_of,
+    summary_of,
+    write_config,
+    write_journal,
+    write_lines,
+    write_rows,
+    write_run,
+)
 
 
 def test_a_whole_run_lacks_nothing(tmp_path):
@@ -108,6 +118,20 @@ def test_prompts_that_occur_once_are_shown_by_themselves(tmp_path):
     found = read_samples(read_run(tmp_path))
     assert [(before.text, after) for before, after in found.pairs] == [("one", None)]
     assert "one update" in found.note
+
+
+def test_answers_of_the_final_evaluation_come_before_those_of_the_journal(tmp_path):
+    write_run(tmp_path)
+    completions = (completion_of("trained", 4), completion_of("untrained", 0))
+    lease = Lease(0, 0, Prompt("e:0", (1,), "why?"), 0, 0.0)
+    write_before_and_after(tmp_path, [Group(lease, completions, Judgement((0.75, 0.25)))], None)
+    ((before, after),) = read_samples(read_run(tmp_path)).pairs
+    assert before is not None
+    assert after is not None
+    assert (before.prompt, before.text, before.score) == ("why?", "untrained", 0.25)
+    assert (after.text, after.score) == ("trained", 0.75)
+    (tmp_path / "evaluation" / "answers.jsonl").write_text("{")
+    assert "journal" in read_samples(read_run(tmp_path)).note
 
 
 def test_without_a_journal_there_are_no_samples_and_it_says_so(tmp_path):
