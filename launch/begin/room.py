@@ -24,6 +24,9 @@ MOST_CACHE_MIB = 1024
 """Of an engine on CPU, where more sequences at a time are hardly faster."""
 SEQUENCES = 64
 """Sequences of full length that an engine's cache on CPU should hold."""
+FEW_SEQUENCES = 16  # where memory is short
+ROOM = ("memory", "/dev/shm", "placement", "learner GPU", "engine GPU", "judge GPU", "shared GPU")
+"""Checks of the doctor that more frugal settings can pass."""
 SMALL_MODEL = 1_000_000_000
 """Parameters below which a model takes a higher learning rate."""
 
@@ -55,9 +58,9 @@ def fit(lines: Sequence[Line], machine: Machine, policy: ModelFacts | None, *, l
     for rung in _rungs(lines, machine, policy, loads_judge):
         config = _config([*lines, *rung])
         bad = tuple(each for each in static_checks(config, list(machine.gpus)) if each.level != "ok")
-        if best is None or _weight(bad) < _weight(best.left):
+        if best is None or _weight(bad) <= _weight(best.left):  # of equal ones the most frugal
             best = Fitted(tuple(rung), bad)
-        if not bad:
+        if not any(_weight(bad)):
             break
     assert best is not None
     return best
@@ -84,7 +87,7 @@ def _config(lines: Sequence[Line]) -> RunConfig:
 
 
 def _weight(findings: Sequence[Finding]) -> tuple[int, int]:
-    levels = [finding.level for finding in findings]
+    levels = [finding.level for finding in findings if finding.name in ROOM]
     return levels.count("error"), levels.count("warning")
 
 
@@ -95,11 +98,15 @@ def _rungs(
         yield from _on_gpus(machine, loads_judge)
         return
     config = _config(lines)
-    base = [*_cores(machine), *_cache(config, policy), Line("generators.max_running_prompts", 16, "few, on CPU")]
+    base = [
+        *_cores(machine),
+        *_cache(config, policy, SEQUENCES),
+        Line("generators.max_running_prompts", 16, "few, on CPU"),
+    ]
     yield base
     for tokens in (4096, 2048):
         yield [*base, _micro_batch(tokens)]
-    frugal = [*base, _micro_batch(1024), _checkpointing()]
+    frugal = [*base, *_cache(config, policy, FEW_SEQUENCES), _micro_batch(1024), _checkpointing()]
     yield frugal
     yield [*frugal, *_adapters()]
 
@@ -115,12 +122,12 @@ def _cores(machine: Machine) -> list[Line]:
     return [Line("generators.cpus", half, why), Line("learner.cpus_per_rank", machine.cores - half, "the other half")]
 
 
-def _cache(config: RunConfig, policy: ModelFacts | None) -> list[Line]:
+def _cache(config: RunConfig, policy: ModelFacts | None, sequences: int) -> list[Line]:
     longest = config.generators.max_model_len
     if policy is None:
         return []
     one = kv_bytes_per_token(policy, config.generators.dtype) * longest
-    wanted = -(-SEQUENCES * one // (CACHE_STEP_MIB << 20)) * CACHE_STEP_MIB
+    wanted = -(-sequences * one // (CACHE_STEP_MIB << 20)) * CACHE_STEP_MIB
     least = -(-2 * one // (CACHE_STEP_MIB << 20)) * CACHE_STEP_MIB  # an opponent's model has a cache as well
     mib = max(least, min(wanted, MOST_CACHE_MIB))
     held = (mib << 20) // one
@@ -202,6 +209,7 @@ def _many_gpus(machine: Machine, loads_judge: bool, parallel: int) -> list[Line]
         Line("learner.ranks", ranks, f"{ranks} train"),
         Line("learner.gpus_per_rank", share, "" if share == 1 else "the judge has the rest"),
         *_threads(machine, engines + ranks),
+        Line("publication.transport", "nccl", "weights go from GPU to GPU"),
     ]
     if parallel > 1:
         why = "an engine's weights do not fit on one GPU"

@@ -153,7 +153,7 @@ def _prompts(given: Given) -> list[Line]:
     if prompts.columns:
         lines.append(Line("prompts.columns", list(prompts.columns), "your function's parameters name them"))
     if prompts.template != "{prompt}":
-        whose = "the model's own chat form, without the token that begins every text" if policy.chats else "a form for models that continue texts"
+        whose = "the model's own chat form" if policy.chats else "a form for models that continue texts"
         asks = ", with the form of answers that the judge finds" if given.judge.ask else ""
         lines.append(Line("prompts.template", prompts.template, whose + asks))
     return lines
