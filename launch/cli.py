@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 from actors.errors import INTERRUPTED, OffbeatError, UsageError, remedy_of
 from actors.files import atomic_write
 from actors.foreign.text import WHOLE, shown
-from launch.begin.command import init
+from launch.begin.command import add_init
 from launch.settings.options import (
     LATEST,
     Config,
@@ -116,7 +116,7 @@ _add_stage("sft", "Fine-tune a model on demonstrations.")
 _add_stage("dpo", "Train a model on given preferences, offline (DPO, IPO, SLiC).")
 _add_stage("preference", "Train a preference model, a judge for `train`.")
 app.command(add_help_option=False)(sweep)
-app.command()(init)
+add_init(app)
 
 
 @app.command(add_help_option=False)

@@ -56,6 +56,6 @@ def _written(tree: Mapping[str, Any], indent: str) -> Iterator[str]:
 def scalar(value: Any) -> str:
     """Return a value on one line of YAML."""
     broken = isinstance(value, str) and not re.fullmatch(r"[\x20-\x7e\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd]*", value)
-    style = {"default_style": '"'} if broken else {}
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1 << 20, **style)
+    style = '"' if broken else None
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1 << 20, default_style=style)
     return text.removesuffix("\n").removesuffix("\n...")

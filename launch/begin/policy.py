@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import launch
 from actors.errors import UsageError
 from actors.settings import PRETRAINED, WORLD, missing_model_remedy
 from launch.doctor.machine import connection_problem
 from launch.doctor.model_facts import ModelFacts, is_hub_name, local_directory, read_model
 
 HUB = "https://huggingface.co"
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""The directory above our packages; in a checkout it may hold models/."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +35,11 @@ class Policy:
 def own_model() -> str:
     """Return the directory of the model that comes with the project. Raises UsageError if it is not here."""
     below = f"models/{PRETRAINED}"
-    checkout = Path(launch.__file__).resolve().parents[1] / below
-    for path, name in ((Path(below), f"./{below}"), (checkout, str(checkout))):
+    for path, name in ((Path(below), f"./{below}"), (CHECKOUT / below, str(CHECKOUT / below))):
         if (path / "config.json").is_file():
             return name
     raise UsageError(
-        f"no --model is given, and {below} is not here (looked in {Path.cwd()} and {checkout.parents[1]}); pass "
+        f"no --model is given, and {below} is not here (looked in {Path.cwd()} and {CHECKOUT}); pass "
         "--model with a directory or hub name, or run `make pretrained` in a checkout"
     )
 

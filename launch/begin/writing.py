@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.data.config import PromptConfig
-from actors.errors import UsageError, writing
+from actors.errors import UsageError, writing_remedy
 from actors.files import atomic_write
 from actors.foreign.text import shown
 from actors.settings import PRETRAINED
@@ -66,8 +66,12 @@ def write(request: Request) -> int:
     lines = [*_general(request, here), *_prompts(given), *_lengths(given, gpus=bool(here.gpus))]
     lines += [*given.judge.lines, *_learning(given, here, loss)]
     fitted = fit(lines, here, given.policy.facts, loads_judge=given.judge.facts is not None)
-    with writing(request.file, "or give another name"):
+    try:
         atomic_write(request.file, written(_head(given), _in_order([*lines, *fitted.lines])))
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {request.file}: {error.strerror}; {writing_remedy(error)}, or give another name"
+        ) from error
     _tell(request, given, fitted)
     return 0
 

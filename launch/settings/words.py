@@ -47,8 +47,10 @@ def answer(given: str, value: Any, keys: Collection[str]) -> str | None:
     The value is shown, so secrets must be masked in it.
     """
     found = meaning(given, keys)
-    if found is None or found.reason:
-        return found and found.reason
+    if found is None:
+        return None
+    if found.reason:
+        return found.reason
     text = found.value or ("" if value is None or isinstance(value, Mapping) else format_value(value))
     shown = text if 0 < len(text) <= LONGEST and "\n" not in text else "VALUE"
     return f"write {shlex.quote(f'{found.setting}={shown}')}"

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-import launch
+from launch.begin import policy
 from launch.cli import main
 from launch.settings.loading import load_config
 from tests.fakes.chat_styles import _CHATML
 from tests.fakes.models import tiny_llama
 from tests.fakes.tokenizers import chat_tokenizer
 
-SMOL = Path(launch.__file__).parents[1] / "models" / "smollm2-135m-instruct"
+SMOL = policy.CHECKOUT / "models" / "smollm2-135m-instruct"
 JUDGE = "def brevity(prompt, completions):\n    return [-float(len(each.token_ids)) for each in completions]\n"
 
 
@@ -105,7 +105,7 @@ def test_without_arguments_it_takes_the_model_and_the_prompts_of_the_project(her
 
 
 def test_without_arguments_and_without_that_model_it_says_what_to_pass(here, monkeypatch, capsys):
-    monkeypatch.setattr(launch, "__file__", str(here / "elsewhere" / "launch" / "__init__.py"))
+    monkeypatch.setattr(policy, "CHECKOUT", here / "elsewhere")
     assert main(["init", "run.yaml"]) == 2
     assert "pass --model with a directory or hub name, or run `make pretrained`" in capsys.readouterr().err
     assert not Path("run.yaml").exists()
@@ -192,6 +192,15 @@ def test_a_wrong_request_ends_with_2_and_writes_nothing(here, arguments, message
     assert main(["init", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert sorted(here.iterdir()) == before
+
+
+def test_a_place_where_no_file_can_be_made_is_a_wrong_request(here, model, capsys):
+    given = ["--model", str(model), "--data", "prompts.jsonl", "--judge", "my_judges:brevity"]
+    assert main(["init", "/proc/run.yaml", *given]) == 2
+    assert capsys.readouterr().err == (
+        "offbeat: error: cannot write /proc/run.yaml: No such file or directory; the system makes no files there, as "
+        "below /proc: use another directory, or give another name\n"
+    )
 
 
 def test_chats_for_a_model_without_a_template_are_refused(here, model, capsys):
