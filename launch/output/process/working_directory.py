@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib.machinery import PathFinder, all_suffixes
 
 OURS = ("actors", "learner", "launch")
+INSTALLED_IN = ("site-packages", "dist-packages")
 NEVER_IMPORTED = frozenset({"antigravity", "idlelib", "test", "tests", "this", "turtle", "turtledemo"})
 """Names that Python or packages have, and that no process of a run imports."""
 
@@ -35,7 +36,8 @@ def problem(path: Sequence[str] | None = None, root: str | None = None) -> str |
     directory = _current()
     if directory is None:
         return None
-    elsewhere = [entry for entry in path if not _same(entry, directory)]
+    checkout = os.path.basename(root) not in INSTALLED_IN
+    elsewhere = [each for each in path if not _same(each, directory) and not (checkout and _same(each, root))]
     for file, name in sorted(_modules(directory)):
         ours = name in OURS and not _same(root, directory)
         if ours or _is_installed(name, elsewhere):

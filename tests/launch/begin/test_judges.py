@@ -46,6 +46,18 @@ def test_the_form_of_answers_may_be_given():
     assert judge.answer == "solution"
 
 
+def test_tests_and_instructions_are_read_from_the_columns_of_their_data_sets():
+    code = read_judge("code", sample(text="t", test_list="assert f()"), None)
+    assert (settings_of(code), code.answer) == ({"kind": "code"}, "test_list")
+    ifeval = read_judge("instructions", sample(prompt="p", instruction_id_list="x", kwargs="y"), None)
+    assert (settings_of(ifeval), ifeval.answer) == ({"kind": "instructions"}, ("instruction_id_list", "kwargs"))
+
+
+def test_only_judges_with_a_model_of_their_own_take_a_share_of_a_gpu():
+    given = ("reward:owner/model", "preference:owner/model", "served:m@http://a", "my.judges:f")
+    assert [read_judge(each, PLAIN, None).loads for each in given] == [True, True, False, False]
+
+
 def test_without_a_judge_a_column_of_answers_means_a_verifier():
     assert settings_of(read_judge(None, sample(question="q", answer="7"), None))["kind"] == "verifier"
 

@@ -73,6 +73,7 @@ def test_several_columns_of_answers_are_a_wrong_request(data):
     [
         ("nothere.jsonl", r"--data source 'nothere.jsonl' does not exist \(looked in .*\); give an existing path"),
         ("sub/nothere", r"'sub/nothere' .*give an existing path"),
+        ("prompts", "is not a file or directory"),
         ("notes.txt", "ends in '.txt'; allowed are"),
         ("empty.jsonl", "--data empty.jsonl holds no rows; give a file with at least one"),
         ("wrong.jsonl", r"--data wrong.jsonl: .*wrong.jsonl:1: .*; correct the rows"),

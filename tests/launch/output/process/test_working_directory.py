@@ -61,6 +61,16 @@ def test_files_of_a_user_s_own_are_left_alone(here):
     assert working_directory.problem() is None
 
 
+def test_what_else_a_checkout_of_ours_has_is_no_package_that_runs_need(here):
+    """A checkout on PYTHONPATH brings its examples and benchmarks along."""
+    (here / "examples.py").touch()
+    root = here.parent / "checkout"
+    (root / "examples").mkdir(parents=True)
+    (root / "examples" / "__init__.py").touch()
+    assert working_directory.problem([str(root)], root=str(root)) is None
+    assert "examples.py" in str(working_directory.problem([str(root)], root=str(here.parent / "site-packages")))
+
+
 def test_a_checkout_holds_its_own_packages_and_another_one_is_named_with_the_way_to_use_it(here):
     for name in working_directory.OURS:
         (here / name).mkdir()
