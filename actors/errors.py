@@ -80,6 +80,9 @@ def remedy_of(error: BaseException) -> str | None:
 
 def writing_remedy(error: BaseException) -> str:
     """Return what to do about an error of writing, whatever it is."""
+    name = getattr(system_error(error), "filename", None)
+    if _number(error) == errno.ENOENT and isinstance(name, str) and os.path.isdir(os.path.dirname(name) or os.curdir):
+        return "the system makes no files there, as below /proc: use another directory"
     return (_SURROUNDINGS | _OF_PATHS).get(_number(error), "make it writable")
 
 

@@ -2,12 +2,24 @@
 
 import sys
 
-from launch.cli import main
-from launch.output.process import interrupts, supervisor
+from launch.output.process import working_directory
 
 
 def entry() -> int:
-    """Run this process's command line; one that starts a run goes to a process apart, under this one as supervisor."""
+    """Run this process's command line; one that starts a run goes to a process apart, under this one as supervisor.
+
+    The working directory is looked at first: a file there may have the name of what everything else imports.
+    """
+    problem = working_directory.problem()
+    if problem is not None and "--help" not in sys.argv:
+        from actors.foreign.text import shown
+
+        print(shown(f"offbeat: error: {problem}"), file=sys.stderr)
+        return 2
+    working_directory.join(sys.path)
+    from launch.cli import main
+    from launch.output.process import interrupts, supervisor
+
     if supervisor.wanted(sys.argv[1:]):
         return supervisor.supervise([sys.executable, *sys.orig_argv[1:]])
     supervisor.be_driver()

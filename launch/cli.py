@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from actors.errors import INTERRUPTED, OffbeatError, UsageError, remedy_of
 from actors.files import atomic_write
 from actors.foreign.text import WHOLE, shown
+from launch.begin.command import add_init
 from launch.evaluate.command import chat, compare, evaluate
 from launch.report.command import report
 from launch.settings.options import (
@@ -33,6 +34,8 @@ from launch.settings.options import (
     Resume,
     StageConfig,
     Version,
+    name_and_value,
+    refused,
     with_resume_values,
 )
 from launch.settings.verbs import TRAIN, VERBS
@@ -117,6 +120,7 @@ _add_stage("dpo", "Train a model on given preferences, offline (DPO, IPO, SLiC).
 _add_stage("preference", "Train a preference model, a judge for `train`.")
 app.command(add_help_option=False)(sweep)
 app.command()(report)
+add_init(app)
 
 
 @app.command(add_help_option=False)
@@ -251,7 +255,7 @@ def submit_to_ray(
     training = _training(config, overrides, resume)
     from launch.cluster.submit import plan_ray_job, submit_ray
 
-    job = plan_ray_job(training, working_dir, dict(map(_name_and_value, env or [])))
+    job = plan_ray_job(training, working_dir, dict(map(name_and_value, env or [])))
     return submit_ray(job, address, dry_run=dry_run)
 
 
@@ -295,7 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("offbeat: interrupted", file=sys.stderr)
         return INTERRUPTED
     except typer.TyperException as error:
-        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        message = refused(error, arguments)
         return _fail(f"{message}\n`offbeat --help` lists the verbs, `offbeat VERB --help` their options", 2)
     except Exception as error:
         if debug:
@@ -329,13 +333,6 @@ def _training(config: str, overrides: Sequence[str] | None, resume: str | None) 
 
 def _resume(value: str | None) -> bool | str:
     return value is not None if value in (None, LATEST) else value
-
-
-def _name_and_value(entry: str) -> tuple[str, str]:
-    name, equals, value = entry.partition("=")
-    if not equals or not name:
-        raise UsageError(f"--env {entry}: given {entry!r}; allowed: NAME=VALUE, for example --env HF_HOME=/data/hf")
-    return name, value
 
 
 def _train(name: str, config: str, overrides: Sequence[str] | None, resume: str | None, output: Path | None) -> int:

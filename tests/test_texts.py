@@ -43,7 +43,7 @@ TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULT
 
 FOREIGN_OPTIONS = {"--shm-size", "--strict", "--no-deps", "--max-model-len", "--served-model-name"}
 """Of other programs, in texts that name them without the command."""
-NAMES_OF_OTHERS = {"model.layers", "my_judges.py", "job.sbatch"}
+NAMES_OF_OTHERS = {"model.layers", "my_judges.py", "FILE.py", "job.sbatch"}
 """Names of tensors, and of files that the reader writes."""
 OLD_NAMES = {f"launch/settings/renamed.py: {name}" for name in RENAMED if "." in name}
 """The table of renamed settings is the one place that names them."""

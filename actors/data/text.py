@@ -224,7 +224,8 @@ def holds_bos(text: str, tokenizer: Any) -> bool:
     bos = getattr(tokenizer, "bos_token", None)
     if bos is None or not text.lstrip().startswith(bos):
         return False
-    return encoded([text], tokenizer, add_special_tokens=True)[0][:1] == [tokenizer.bos_token_id]
+    rest = text.lstrip().removeprefix(bos)
+    return encoded([rest], tokenizer, add_special_tokens=True)[0][:1] == [tokenizer.bos_token_id]
 
 
 def response_token_ids(

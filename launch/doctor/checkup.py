@@ -52,7 +52,7 @@ def fatal_checks(config: RunConfig) -> list[Finding]:
 
     Reads only file headers and system counters. Must not import torch or Ray, use the network, or call a GPU driver.
     """
-    findings = [*_requirements(config), *_static_checks(config, [])]
+    findings = [*_requirements(config), *static_checks(config, [])]
     return [finding for finding in findings if finding.level == "error"]
 
 
@@ -67,7 +67,7 @@ def _all(config: RunConfig | None) -> Iterator[Finding]:
     if config is None:
         yield run_checks.check_shared_memory(ClusterConfig(), 0, disk_usage(run_directory.SHARED_MEMORY).free)
         return
-    yield from _static_checks(config, gpus)
+    yield from static_checks(config, gpus)
     address = address_to_join(config.cluster)
     yield run_checks.check_network(config, elsewhere=address is not None or not keeps_to_loopback(os.environ))
     if address is not None:
@@ -114,7 +114,7 @@ def _cuda() -> Finding:
     return graded("cuda", f"torch {torch.__version__} works with the driver")
 
 
-def _static_checks(config: RunConfig, gpus: list[Gpu]) -> Iterator[Finding]:
+def static_checks(config: RunConfig, gpus: list[Gpu]) -> Iterator[Finding]:
     """Check models, cores, bytes and keys; `gpus` is empty if the driver was not asked."""
     models, findings = _models(config)
     yield from findings

@@ -164,7 +164,8 @@ def nearest_folder(path: Path) -> tuple[Path, bool]:
     existing = path.absolute()
     while not existing.exists():
         existing = existing.parent
-    return existing, existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    made = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    return existing, made and os.statvfs(existing).f_blocks > 0  # none below /proc, where nothing can be made
 
 
 def port_free(port: int) -> bool:

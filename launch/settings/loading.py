@@ -17,10 +17,12 @@ from pydantic import BaseModel, ValidationError
 from actors.errors import UsageError
 from actors.redaction import redact
 from launch.settings.fields import TEXTS, Setting, format_value, section_models, settings
+from launch.settings.no_configuration import directory, missing, no_yaml, of_another_verb
 from launch.settings.renamed import Tree, new_key, new_value, remove, with_new_keys
 from launch.settings.run import RunConfig, TrainingConfig
 from launch.settings.verbs import TRAIN, Verb
-from launch.settings.yaml_text import YamlError, parse_yaml, read_yaml
+from launch.settings.words import answer, meaning
+from launch.settings.yaml_text import YamlError, leaves, parse_yaml, read_yaml
 
 Config = TypeVar("Config", bound=TrainingConfig)
 RECORDED = "config.yaml"  # in a run's directory: its resolved configuration
@@ -62,6 +64,8 @@ def load_config(
     for override in sorted(map(_renamed, overrides) if older else overrides, key=_after_kinds):
         _apply(override, tree, known, verb, mistakes)
     config = None if read is None else _validate(tree, verb.model, known, mistakes)
+    if config is None and read and (other := of_another_verb(path, read, verb)):
+        mistakes = [other]
     if config is None or mistakes:
         raise UsageError(_report(path, verb, mistakes))
     return config
@@ -141,11 +145,13 @@ def _read(path: str | Path | None, verb: Verb, mistakes: list[str]) -> Tree | No
     try:
         loaded = read_yaml(config_file(path, verb))
     except YamlError as error:
-        mistakes.append(f"{error.place}not valid YAML: {error}")
+        mistakes.append(no_yaml(Path(path), error))
+    except IsADirectoryError:
+        mistakes.append(directory(Path(path)))
     except UnicodeDecodeError as error:
         mistakes.append(f"not a text file: byte {error.start} is not UTF-8")
     except FileNotFoundError:
-        mistakes.append(_missing_file(str(path), verb))
+        mistakes.append(missing(str(path), preset_names(verb)))
     except OSError as error:
         mistakes.append(f"cannot be read: {error.strerror}")
     else:
@@ -153,17 +159,6 @@ def _read(path: str | Path | None, verb: Verb, mistakes: list[str]) -> Tree | No
             return loaded or {}
         mistakes.append(f"holds {_show(loaded)}; allowed: sections of `key: value` lines")
     return None
-
-
-def _missing_file(path: str, verb: Verb) -> str:
-    if "=" in path:
-        return f"`{path}` looks like an override; the configuration file or preset comes first"
-    presets = preset_names(verb)
-    if not presets:
-        return "no such file"
-    near = difflib.get_close_matches(path, presets, n=1)
-    hint = f"; nearest preset: {near[0]}" if near else ""
-    return f"no such file, and no such preset (presets: {', '.join(presets)}){hint}"
 
 
 def _apply(override: str, tree: Tree, known: Sequence[Setting], verb: Verb, mistakes: list[str]) -> None:
@@ -260,7 +255,7 @@ def _explain(detail: Mapping[str, Any], tree: Tree, root: type[BaseModel], known
     elif kind == "missing":
         yield from (_missing(required) for required in known if _required_below(required, key, variant))
     elif kind == "extra_forbidden":
-        yield _unknown(key, variant, known)
+        yield from _not_known(key, _lookup(tree, key), variant, known)
     elif kind in ("union_tag_invalid", "union_tag_not_found"):
         tag = next(entry for entry in known if entry.section == key)
         given = _lookup(tree, tag.key)
@@ -274,7 +269,10 @@ def _explain(detail: Mapping[str, Any], tree: Tree, root: type[BaseModel], known
         # Presets leave empty what only the user can know; null, if not allowed, asks for it.
         yield _missing(setting) if given is None else _given(setting, given)
     else:
-        yield f"{key}: given {_show(redact(_lookup(tree, key), key))}; allowed: a section of `key: value` lines"
+        given = redact(_lookup(tree, key), key)
+        hint = answer(key, given, {entry.key for entry in known})
+        said = f"{key}: given {_show(given)}; allowed: a section of `key: value` lines"
+        yield f"{said}; {hint}" if hint else said
 
 
 def _dotted(loc: Sequence[str | int], root: type[BaseModel]) -> tuple[str, str]:
@@ -344,7 +342,17 @@ def _missing(setting: Setting) -> str:
     return f"{setting.key}: missing; pass {setting.key}=VALUE ({setting.description})"
 
 
-def _unknown(key: str, variant: str, known: Sequence[Setting]) -> str:
+def _not_known(key: str, value: Any, variant: str, known: Sequence[Setting]) -> Iterator[str]:
+    """Word an unknown key, or each setting below it if it is known what all of them mean here."""
+    keys = {entry.key for entry in known}
+    own = bool(new_key(key) or _owned(key, known))
+    if not own and isinstance(value, dict) and value and all(meaning(leaf, keys) for leaf, _ in leaves(value, key)):
+        yield from (_unknown(leaf, given, variant, known) for leaf, given in leaves(value, key))
+    else:
+        yield _unknown(key, value, variant, known)
+
+
+def _unknown(key: str, value: Any, variant: str, known: Sequence[Setting]) -> str:
     new = new_key(key)
     if new and any(f"{entry.key}.".startswith(f"{new}.") for entry in known):
         return f"{key}: renamed to {new}; write it there"
@@ -354,6 +362,8 @@ def _unknown(key: str, variant: str, known: Sequence[Setting]) -> str:
             f"{key}: not a setting of {section} of kind {variant} (it belongs to {_listed(owners)}); remove it, "
             f"or replace the whole section with '{section}={{kind: {variant}}}'"
         )
+    if hint := answer(key, redact(value, key), {entry.key for entry in known}):
+        return f"{key}: no such setting; {hint}"
     near = _nearest(key, known)
     return f"{key}: no such setting" + (f"; nearest: {near}" if near else "")
 

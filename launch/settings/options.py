@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from launch.settings.verbs import VERBS
+from actors.errors import UsageError
+from actors.redaction import redact
+from launch.settings.verbs import TRAIN, VERBS
 
 
 def _print_version(wanted: bool) -> None:
@@ -77,3 +79,43 @@ def with_resume_values(arguments: Sequence[str]) -> Iterator[str]:
         yield f"--resume={LATEST}"
         if following is not None:
             yield from with_resume_values([following, *rest])
+
+
+def refused(error: typer.TyperException, arguments: Sequence[str]) -> str:
+    """Say what is wrong with a command line; of an option that does not exist, what to write instead if known."""
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    if option is None or context is None or not hasattr(error, "possibilities"):
+        return message
+    own = option.replace("_", "-")
+    if own != option and any(own in parameter.opts for parameter in context.command.params):
+        return f"No such option: {option}; write {own}"
+    settings_of = [each for each in context.command.params if str(each.metavar).endswith("KEY=VALUE")]
+    if not settings_of:
+        return message
+    from launch.settings.fields import settings
+    from launch.settings.words import answer
+
+    before = "--set " if "--set" in settings_of[0].opts else ""
+    verb = VERBS.get(str(context.info_name), TRAIN)
+    keys = [each.key for each in settings(verb.model) if not before or each.section.startswith("learner")]
+    hint = answer(option, redact(_value_of(option, arguments), option), keys)
+    return f"No such option: {option}; {hint.replace('write ', f'write {before}', 1)}" if hint else message
+
+
+def name_and_value(entry: str) -> tuple[str, str]:
+    """Split NAME=VALUE of --env. Raises UsageError."""
+    name, equals, value = entry.partition("=")
+    if not equals or not name:
+        raise UsageError(f"--env {entry}: given {entry!r}; allowed: NAME=VALUE, for example --env HF_HOME=/data/hf")
+    return name, value
+
+
+def _value_of(option: str, arguments: Sequence[str]) -> str | None:
+    """Return what follows an option, after `=` or as the next argument; None if nothing does."""
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == option:
+            following = arguments[place + 1] if place + 1 < len(arguments) else "--"
+            return value if equals else None if following.startswith("--") or "=" in following else following
+    return None

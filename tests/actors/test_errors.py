@@ -10,7 +10,17 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from actors.errors import LEARNER_MEMORY, RunError, UsageError, oom_hint, remedy_of, surroundings, system_error, writing
+from actors.errors import (
+    LEARNER_MEMORY,
+    RunError,
+    UsageError,
+    oom_hint,
+    remedy_of,
+    surroundings,
+    system_error,
+    writing,
+    writing_remedy,
+)
 
 
 def _too_much_for_the_host() -> None:
@@ -101,3 +111,10 @@ def test_a_fault_of_the_machine_that_nobody_expected_is_told_with_its_path_and_o
         with pytest.raises(type(left)) as error, surroundings("then"):
             raise left
         assert error.value is left
+
+
+def test_a_directory_that_is_gone_is_told_from_a_place_where_no_file_can_be_made(tmp_path):
+    gone = FileNotFoundError(errno.ENOENT, "No such file or directory", str(tmp_path / "gone" / "file"))
+    proc = FileNotFoundError(errno.ENOENT, "No such file or directory", "/proc/run")
+    assert writing_remedy(gone) == "put back the directory, which is gone"
+    assert writing_remedy(proc) == "the system makes no files there, as below /proc: use another directory"

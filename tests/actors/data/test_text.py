@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from actors.data.config import PromptConfig
 from actors.data.prompts import PromptSource
-from actors.data.text import encoded, load_tokenizer
+from actors.data.text import encoded, holds_bos, load_tokenizer
 from actors.errors import UsageError
 from actors.settings import PRETRAINED
 from tests.actors.data.test_prompts import BOS, EOS, UNK, W0, make_tokenizer
@@ -88,3 +88,13 @@ def test_a_tokenizer_with_a_call_of_its_own_sees_every_text() -> None:
 
     tokenizer = Backwards(tokenizer_object=make_tokenizer().backend_tokenizer, eos_token="<eos>")
     assert encoded(["1w", "2w", "3w"], tokenizer, add_special_tokens=False) == [[W0 + 1], [W0 + 2], [W0 + 3]]
+
+
+def test_a_text_that_begins_with_a_token_has_it_doubled_only_by_a_tokenizer_that_adds_one() -> None:
+    """ChatML's turns begin with `<|im_start|>`, which some tokenizers name as their first token and never add."""
+    adds, words = make_tokenizer(), PreTrainedTokenizerFast(tokenizer_object=make_tokenizer().backend_tokenizer)
+    words.backend_tokenizer.post_processor = None
+    words.bos_token = adds.bos_token
+    text = f"{adds.bos_token} w1"
+    assert [holds_bos(each, adds) for each in (text, "w1")] == [True, False]
+    assert not holds_bos(text, words)

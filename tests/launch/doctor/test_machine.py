@@ -106,6 +106,10 @@ def test_a_file_in_the_way_of_a_directory_is_not_writable(tmp_path: Path):
     assert machine.nearest_folder(tmp_path / "runs" / "new") == (tmp_path / "runs", False)
 
 
+def test_nothing_can_be_made_below_proc_though_its_rights_say_so():
+    assert machine.nearest_folder(Path("/proc/run")) == (Path("/proc"), False)
+
+
 def test_a_port_is_free_until_somebody_listens():
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]

@@ -136,7 +136,7 @@ def test_all_mistakes_of_file_and_overrides_are_reported_at_once(write):
     assert sorted(mistakes(path, "foo", "lr=3", "updates.x=4", "learner.zero_stage=5")) == sorted(
         [
             "foo: not an override; write KEY=VALUE, for example replay.max_staleness=2",
-            "lr: no such setting; nearest: learner.optimizer.lr",
+            "lr: no such setting; write learner.optimizer.lr=3",
             "updates.x: `updates` is true and has no settings below it",
             "learner.zero_stage: given 5; allowed: 0 | 1 | 2 | 3",
             "updates: given true; allowed: integer >= 1",
@@ -160,9 +160,14 @@ def test_all_mistakes_of_file_and_overrides_are_reported_at_once(write):
     ("override", "line"),
     [
         ("replay.max_stalness=1", "replay.max_stalness: no such setting; nearest: replay.max_staleness"),
-        ("max_staleness=1", "max_staleness: no such setting; nearest: replay.max_staleness"),
-        ("learner.optimiser.lr=1", "learner.optimiser: no such setting; nearest: learner.optimizer"),
-        ("beta=1", "beta: no such setting; nearest: learner.loss.beta"),
+        ("max_staleness=1", "max_staleness: no such setting; write replay.max_staleness=1"),
+        ("learner.optimiser.lr=1", "learner.optimiser.lr: no such setting; write learner.optimizer.lr=1"),
+        ("learner.optimiser.x=1", "learner.optimiser: no such setting; nearest: learner.optimizer"),
+        ("beta=1", "beta: no such setting; write learner.loss.beta=1"),
+        ("loss.kind=grpo", "loss.kind: no such setting; write learner.loss.kind=grpo"),
+        ("sampling.top_p=.9", "sampling.top_p: no such setting; truncated sampling would make"),
+        ("wandb.project=x", "wandb.project: no such setting; no service is told of a run; read metrics.jsonl"),
+        ("model=X", "model: given 'X'; allowed: a section of `key: value` lines; write model.path=X"),
         ("learner.max_new_token=1", "learner.max_new_token: no such setting; nearest: sampling.max_new_tokens"),
         ("xyzzy=1", "xyzzy: no such setting"),
         ("replay.max_staleness=", "replay.max_staleness: missing; pass replay.max_staleness=VALUE (policy versions; "),
@@ -247,7 +252,7 @@ def test_a_missing_file_names_the_presets(path, line):
 
 
 def test_unreadable_files_say_why(tmp_path):
-    assert mistakes(tmp_path) == ["cannot be read: Is a directory"]
+    assert mistakes(tmp_path) == ["is a directory; give a YAML file, or the name of a preset"]
     (tmp_path / "image.yaml").write_bytes(b"a: \xff\xfe")
     assert mistakes(tmp_path / "image.yaml") == ["not a text file: byte 3 is not UTF-8"]
 

@@ -1,0 +1,44 @@
+"""Options that do not exist, as people type them: what to write instead, ready to type."""
+
+from __future__ import annotations
+
+import pytest
+
+from launch.cli import main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("train x --steps 100", "No such option: --steps; write updates=100"),
+        ("train x --lr=1e-5", "No such option: --lr; write learner.optimizer.lr=1e-5"),
+        ("train x --learning-rate", "No such option: --learning-rate; write learner.optimizer.lr=VALUE"),
+        ("train x --learning_rate 1 updates=2", "No such option: --learning_rate; write learner.optimizer.lr=1"),
+        ("train x --lr updates=2", "No such option: --lr; write learner.optimizer.lr=VALUE"),
+        ("train x --batch-size 8", "No such option: --batch-size; write replay.prompts_per_update=8"),
+        ("train x --model X", "No such option: --model; write model.path=X"),
+        ("train x --epochs 3", "No such option: --epochs; this run counts updates: set updates to "),
+        ("train x --gpus 2", "No such option: --gpus; GPUs are counted by role: set learner.gpus_per_rank=1"),
+        ("sft x --epochs 3", "No such option: --epochs; write training.epochs=3"),
+        ("sft x --steps 3", "No such option: --steps; the steps follow from the data: set training.epochs"),
+        ("dpo x --beta 0.2", "No such option: --beta; write learner.loss.beta=0.2"),
+        ("data x --val-size 0.1", "No such option: --val-size; write validation_fraction=0.1"),
+        ("evaluate x --temperature 1", "No such option: --temperature; write sampling.temperature=1"),
+        ("evaluate x --best_of 4", "No such option: --best_of; write --best-of"),
+        ("replay r --lr 1", "No such option: --lr; write --set learner.optimizer.lr=1"),
+        ("submit slurm x --lr 1", "No such option: --lr; write learner.optimizer.lr=1"),
+        ("train x --resum", "No such option: --resum (Possible options: --resume)"),
+        ("verify r --lr 1", "No such option: --lr (Possible options: --help)"),
+        ("train x --xyzzy 1", "No such option: --xyzzy"),
+    ],
+)
+def test_an_option_that_does_not_exist_is_answered(arguments, line, capsys):
+    assert main(arguments.split()) == 2
+    assert capsys.readouterr().err.startswith(f"offbeat: error: {line}")
+
+
+def test_a_key_behind_such_an_option_is_not_shown(capsys):
+    assert main(["train", "x", "--hf-token", "hf_aB3dE5fG7hJ9kL1mN2pQ"]) == 2
+    err = capsys.readouterr().err
+    assert "a key is no setting" in err
+    assert "hf_aB3" not in err
