@@ -32,8 +32,8 @@ from launch.sweep.plan import plan_rows
 from tests.house import ROOT, TOPS, House, assert_only
 
 HOUSE = House.at(ROOT)
-FOLDERS = (*TOPS, "tests", "benchmarks", "examples", "docs", "docker")
-PAGES = sorted(page for folder in (ROOT, ROOT / "docs", ROOT / "docker") for page in folder.glob("*.md"))
+FOLDERS = (*TOPS, "tests", "benchmarks", "examples", "docs")
+PAGES = sorted(page for folder in (ROOT, ROOT / "docs") for page in folder.glob("*.md"))
 SETTINGS = {verb: {setting.key for setting in settings(VERBS[verb].model)} for verb in VERBS}
 KEYS = set().union(*SETTINGS.values())
 SECTIONS = {".".join(key.split(".")[:depth]) for key in KEYS for depth in range(1, key.count(".") + 1)}

@@ -1,106 +1,33 @@
-"""Submission: what would be started, as text, and the batch script for real on this machine."""
+"""Runs as Slurm jobs: the batch script as text, and for real on this machine with stand-ins for Slurm's commands."""
 
 from __future__ import annotations
 
-import re
 import secrets
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from actors.errors import RunError, UsageError
+from actors.errors import INTERRUPTED, RunError, UsageError
 from launch.cli import main
-from launch.cluster import submit
-from launch.cluster.submit import RayJob, SlurmOptions, Training, submit_compose, submit_ray, submit_slurm
-
-ROOT = Path(submit.__file__).resolve().parents[2]
+from launch.submit import slurm
+from launch.submit.slurm import SlurmOptions, SlurmRun, plan_slurm, submit_slurm
+from tests.house import ROOT
+from tests.launch.submit.helpers import executable, training
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A working directory with a configuration file whose name needs quoting."""
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "two words.yaml").write_text("model: {path: world}\n")
-    return tmp_path
-
-
-# Ray.
-
-
-def test_a_dry_run_prints_the_ray_command_with_every_word_quoted(tree, capsys):
-    config = tree / "configs" / "two words.yaml"
-    training = Training(config, ("model.path=a b", "x='$(id)'"))
-    code = submit_ray(submit.plan_ray_job(training, tree), "http://h:8265/", dry_run=True)
-    words = shlex.split(capsys.readouterr().out)
-    assert code == 0
-    assert words[:7] == ["ray", "job", "submit", "--address", "http://h:8265", "--working-dir", str(tree)]
-    after = words[words.index("--") + 1 :]
-    assert after == ["python", "-m", "launch", "train", "configs/two words.yaml", "model.path=a b", "x='$(id)'"]
-
-
-def test_the_upload_leaves_out_environments_runs_and_history(tree):
-    job = submit.plan_ray_job(Training(tree / "configs" / "two words.yaml"), tree)
-    assert {"/.venv", "/runs", "/.git"} <= set(job.runtime_env()["excludes"])
-    assert "pip" not in job.runtime_env()
-
-
-def test_secret_values_are_not_printed(tree, capsys):
-    config = tree / "configs" / "two words.yaml"
-    secret = {"HF_TOKEN": "hf_secret", "HF_HOME": "/data"}
-    submit_ray(submit.plan_ray_job(Training(config), tree, secret), "http://h:8265", dry_run=True)
-    printed = capsys.readouterr().out
-    assert "hf_secret" not in printed
-    assert '"HF_HOME": "/data"' in printed
-
-
-def test_a_config_outside_the_working_directory_is_refused(tree, tmp_path_factory):
-    outside = tmp_path_factory.mktemp("elsewhere") / "c.yaml"
-    outside.write_text("")
-    with pytest.raises(UsageError, match="outside the working directory"):
-        submit.plan_ray_job(Training(outside), tree)
-
-
-def test_a_config_in_a_folder_that_is_not_uploaded_is_refused(tree):
-    (tree / "runs").mkdir()
-    (tree / "runs" / "c.yaml").write_text("")
-    with pytest.raises(UsageError, match="runs/, which is not uploaded"):
-        submit.plan_ray_job(Training(tree / "runs" / "c.yaml"), tree)
-
-
-WAYS = ("ray", "slurm", "compose")
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_a_missing_config_is_refused_by_every_way(tmp_path, way, capsys):
-    assert main(["submit", way, str(tmp_path / "no.yaml"), "--dry-run"]) == 2
-    assert re.search(r"no\.yaml: 1 mistake\n  no such file", capsys.readouterr().err)
-
-
-@pytest.mark.parametrize("override", ["updates", "=3", "--updates=3", "a b=3", ""])
-@pytest.mark.parametrize("way", WAYS)
-def test_an_override_that_is_not_key_value_is_refused_by_every_way(tree, way, override, capsys):
-    config = str(tree / "configs" / "two words.yaml")
-    assert main(["submit", way, config, override, "--dry-run"]) == 2
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert re.search("not an override; write KEY=VALUE|No such option|a b: no such setting", output.err)
-
-
-def test_every_way_can_resume_a_run(tree, capsys):
-    training = Training(tree / "configs" / "two words.yaml", ("updates=5",), resume=True)
-    submit_ray(submit.plan_ray_job(training, tree), "http://h:1", dry_run=True)
-    submit_slurm(training, SlurmOptions(1, "10", 0), dry_run=True)
-    submit_compose(training, dry_run=True)
-    assert capsys.readouterr().out.count("updates=5 --resume") == 3
-
-
-# Slurm.
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "two words.yaml"
+    path.write_text("model: {path: world}\noutput: /shared/run\n")
+    return path
 
 
 COMMAND = ["python", "-m", "launch", "train", "/c/two words.yaml"]
@@ -110,15 +37,18 @@ def options(**changes: Any) -> SlurmOptions:
     return SlurmOptions(**{"nodes": 2, "gpus_per_node": 8, "time": "1-02:00:00"} | changes)
 
 
-def rendered(slurm: SlurmOptions, command: list[str] = COMMAND, working_dir: Path = Path("/w")) -> str:
-    return submit.render_sbatch(slurm, command, working_dir, "/env/bin/python")
+RUN = SlurmRun(COMMAND, [*COMMAND, "--resume"], "runs/run", Path("/w"), "/env/bin/python")
+
+
+def rendered(asked: SlurmOptions, **changes: Any) -> str:
+    return slurm.render_sbatch(asked, replace(RUN, **changes))
 
 
 def test_the_batch_script_asks_for_what_was_given():
     script = rendered(options(partition="gpu", account="team_a"))
     directives = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH")]
     wanted = ["--nodes=2", "--time=1-02:00:00", "--gpus-per-node=8", "--partition=gpu", "--account=team_a"]
-    assert directives[-5:] == wanted
+    assert directives[-6:] == [*wanted, "--signal=B:TERM@120"]
     assert script.splitlines().index("#SBATCH --account=team_a") < script.splitlines().index("set -uo pipefail")
 
 
@@ -131,11 +61,11 @@ def test_a_job_without_gpus_asks_for_none_and_uses_the_default_partition():
 
 def test_the_batch_script_is_bash_and_keeps_odd_words_whole(tmp_path):
     odd = ["/c/$(touch owned) 'x'.yaml", 'a="b;c"', "x=@BIN@"]
-    script = rendered(options(), ["python", *odd], tmp_path / "it's here")
+    script = rendered(options(), first=["python", *odd], working_dir=tmp_path / "it's here")
     checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
     assert (checked.returncode, checked.stderr) == (0, "")
-    line = next(line for line in script.splitlines() if line.startswith("python '/c/"))
-    assert shlex.split(line) == ["python", *odd, "&"]
+    [line] = [line for line in script.splitlines() if "python '/c/" in line]
+    assert shlex.split(line) == ["${inside[@]}", "python", *odd, "&"]
 
 
 @pytest.mark.parametrize(
@@ -147,6 +77,11 @@ def test_the_batch_script_is_bash_and_keeps_odd_words_whole(tmp_path):
         ({"time": "1:2"}, "not a Slurm time limit"),
         ({"partition": "gpu\n#SBATCH --uid=0"}, "not a Slurm name"),
         ({"account": "--test-only"}, "not a Slurm name"),
+        ({"exclude": "n1 n2"}, "not a Slurm name"),
+        ({"notice": 10}, "notice=10; Slurm takes 60 to 65535"),
+        ({"container": "a,b"}, "not an image"),
+        ({"container": "img", "container_mounts": ("data",)}, "container mount 'data'; write /FOLDER"),
+        ({"container_mounts": ("/data",)}, "name its image with --container"),
     ],
 )
 def test_a_request_that_slurm_would_misread_is_refused(wrong, match):
@@ -154,19 +89,56 @@ def test_a_request_that_slurm_would_misread_is_refused(wrong, match):
         options(**wrong)
 
 
-def test_a_dry_run_prints_the_script_and_queues_nothing(tree, capsys, monkeypatch):
+def test_a_dry_run_prints_the_script_and_queues_nothing(config, capsys, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
-    config = tree / "configs" / "two words.yaml"
-    assert submit_slurm(Training(config, ("updates=5",)), SlurmOptions(1, "10", 0), dry_run=True) == 0
-    assert f"python -m launch train '{config}' updates=5 &" in capsys.readouterr().out
+    run = training(config, ("updates=5",))
+    script = plan_slurm(run, SlurmOptions(1, "10", 0), Path("/w"), "/env/bin/python")
+    assert submit_slurm(run, script, Path("/w"), dry_run=True) == 0
+    printed = capsys.readouterr()
+    assert f"python -m launch train '{config}' updates=5 &" in printed.out
+    assert printed.err == ""
     with pytest.raises(RunError, match="sbatch is not on PATH"):
-        submit_slurm(Training(config), SlurmOptions(1, "10", 0), dry_run=False)
+        submit_slurm(run, script, Path("/w"), dry_run=False)
 
 
-def executable(path: Path, text: str) -> Path:
-    path.write_text("#!/bin/bash\n" + text)
-    path.chmod(0o755)
-    return path
+def test_a_path_that_only_this_machine_has_is_told(config, capsys, monkeypatch):
+    monkeypatch.setattr("launch.submit.paths.OF_ONE_MACHINE", ("/shared",))
+    assert main(["submit", "slurm", str(config), "--dry-run"]) == 0
+    assert capsys.readouterr().err == (
+        "warning: output: /shared/run is on this machine's own disk or memory, and other nodes do not see it; put it "
+        "on shared storage\n"
+    )
+
+
+def test_a_job_that_may_be_queued_again_is_told_by_another_signal_than_scancel_s_and_keeps_its_log():
+    script = rendered(options(requeue=True, notice=600, exclude="n[3-4],n9"))
+    lines = script.splitlines()
+    for wanted in ("--signal=B:USR1@600", "--requeue", "--open-mode=append", "--exclude=n[3-4],n9"):
+        assert f"#SBATCH {wanted}" in lines
+    assert "requeue=yes" in lines
+    assert "requeue=" in rendered(options()).splitlines()
+
+
+def test_a_container_gets_the_directory_the_config_and_what_else_was_asked_for(config, tmp_path):
+    (tmp_path / "w").mkdir()
+    asked = options(container="registry#offbeat:1", container_mounts=("/scratch", "/a:/b:ro"))
+    with pytest.raises(UsageError, match=r"two words\.yaml cannot be mounted by pyxis"):
+        plan_slurm(training(config), asked, tmp_path / "w", "/env/bin/python")
+    config = config.rename(tmp_path / "run.yaml")
+    script = plan_slurm(training(config), asked, tmp_path / "w", "/env/bin/python")
+    [line] = [line for line in script.splitlines() if line.startswith("container=(")]
+    image, mounted, *rest = shlex.split(line.removeprefix("container=(").removesuffix(")"))
+    assert image == "--container-image=registry#offbeat:1"
+    assert rest == [f"--container-workdir={tmp_path / 'w'}", "--no-container-entrypoint"]
+    assert mounted.removeprefix("--container-mounts=").split(",") == [
+        "/tmp:/tmp",
+        f"{tmp_path / 'w'}:{tmp_path / 'w'}:rw",
+        "/shared/run:/shared/run:rw",
+        f"{config}:{config}:ro",
+        "/scratch:/scratch",
+        "/a:/b:ro",
+    ]
+    assert "bin=" in script.splitlines()
 
 
 def test_the_exit_code_of_the_slurm_job_is_passed_on(tmp_path, monkeypatch, capsys):
@@ -174,7 +146,7 @@ def test_the_exit_code_of_the_slurm_job_is_passed_on(tmp_path, monkeypatch, caps
         tmp_path / "sbatch", f'echo "$*" > {tmp_path}/arguments; cat > {tmp_path}/script; echo "42;cluster"; exit 7'
     )
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert submit.run_sbatch("the script") == 7
+    assert slurm.run_sbatch("the script") == 7
     assert (tmp_path / "script").read_text() == "the script"
     assert (tmp_path / "arguments").read_text() == "--wait --parsable\n"
     assert "Slurm job 42 ended with exit code 7" in capsys.readouterr().out
@@ -188,7 +160,7 @@ def test_ctrl_c_cancels_the_slurm_job(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     signal.setitimer(signal.ITIMER_REAL, 0.5)
-    assert submit.run_sbatch("the script") == submit.INTERRUPTED
+    assert slurm.run_sbatch("the script") == INTERRUPTED
     assert (tmp_path / "cancelled").read_text() == "42\n"
     assert "cancelling Slurm job 42" in capsys.readouterr().out
 
@@ -204,7 +176,9 @@ def test_the_batch_script_joins_its_nodes_runs_the_command_and_ends_everything(t
         "ray.init(address=os.environ['RAY_ADDRESS'], logging_level='ERROR')\n"
         "print('alive nodes:', sum(n['Alive'] for n in ray.nodes()), ray.cluster_resources()['CPU'])\nsys.exit(3)\n"
     )
-    script = submit.render_sbatch(options(nodes=2), ["python", "job.py"], tmp_path, sys.executable)
+    asked = options(nodes=2, gpus_per_node=0)
+    run = SlurmRun(["python", "job.py"], [], "out", tmp_path, sys.executable, shared_memory_mib=1)
+    script = slurm.render_sbatch(asked, run)
     number = str(secrets.randbelow(10_000_000))  # Slurm's own; the script takes its port and its folder in /tmp from it
     environ = marked.environ | {"SLURM_JOB_ID": number, "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_CPUS_ON_NODE": "1"}
     environ |= {"PATH": f"{short_dir}:{environ['PATH']}", "PYTHONPATH": str(ROOT), "OFFBEAT_READY_SECONDS": "60"}
@@ -221,30 +195,136 @@ def test_the_batch_script_joins_its_nodes_runs_the_command_and_ends_everything(t
     assert left == []
 
 
-# Docker compose.
+# The script with stand-ins for Slurm, Ray and the run: no Ray is started.
 
 
-def test_a_dry_run_prints_the_compose_command(tree, capsys):
-    config = tree / "configs" / "two words.yaml"
-    assert submit_compose(Training(config, ("updates=5",)), dry_run=True) == 0
-    words = shlex.split(capsys.readouterr().out)
-    compose, volume = ROOT / "docker" / "compose.yaml", f"{config}:/configs/two words.yaml:ro"
-    assert words[:8] == ["docker", "compose", "-f", str(compose), "run", "--rm", "--volume", volume]
-    assert words[8:] == ["offbeat", "train", "/configs/two words.yaml", "updates=5"]
+@pytest.fixture
+def slurm_stand_ins(tmp_path: Path) -> Path:
+    """Programs on PATH: srun runs here and notes what was asked, ray waits, python answers at once."""
+    bin_dir = tmp_path / "bin"
+    bin_dir.mkdir()
+    log = tmp_path / "calls"
+    executable(
+        bin_dir / "scontrol",
+        f'[ "$1" = requeue ] && {{ echo "requeue $2" >> {log}; exit 0; }}\necho localhost',
+    )
+    executable(
+        bin_dir / "srun",
+        f'echo "srun $*" >> {log}\nwhile [ "${{1:0:2}}" = "--" ]; do shift; done\nexec "$@"',
+    )
+    executable(bin_dir / "ray", "exec sleep 60")
+    executable(bin_dir / "nvidia-smi", 'echo "GPU 0: a"; echo "GPU 1: b"')
+    executable(bin_dir / "python", "exit 0")
+    return bin_dir
 
 
-def test_a_path_that_docker_would_split_is_refused(tmp_path):
-    config = tmp_path / "a:b.yaml"
-    config.write_text("")
-    with pytest.raises(UsageError, match="colon"):
-        submit_compose(Training(config), dry_run=True)
+def batch(script: str, bin_dir: Path, **variables: str) -> subprocess.Popen[str]:
+    environ = {"PATH": f"{bin_dir}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"}
+    environ |= {"SLURM_CPUS_ON_NODE": "1", **variables}
+    return subprocess.Popen(
+        ["bash", "-c", script], env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
-def test_importing_the_module_imports_nothing_heavy():
-    program = "import sys, launch.cluster.submit; sys.exit(any(m in sys.modules for m in ('ray', 'torch', 'vllm')))"
-    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
+def script_of(bin_dir: Path, **changes: Any) -> str:
+    """Its run is a program `first`, resumed by `again`, in `tmp_path`."""
+    asked = options(nodes=1, gpus_per_node=changes.pop("gpus", 0), requeue=changes.pop("requeue", True))
+    asked = replace(asked, container=changes.pop("container", None))
+    run = SlurmRun(["first"], ["again"], "out", bin_dir.parent, str(bin_dir / "python"), shared_memory_mib=1)
+    return slurm.render_sbatch(asked, replace(run, **changes))
 
 
-def test_the_job_of_a_run_starts_the_uploaded_copy(tree):
-    job = submit.plan_ray_job(Training(tree / "configs" / "two words.yaml"), tree)
-    assert job == RayJob("python -m launch train 'configs/two words.yaml'", tree, {})
+SAVES = "trap 'mkdir -p out/checkpoints/update-0000002; exit 130' TERM\ntouch out/started\nwhile :; do sleep 0.05; done"
+
+
+def end_at_the_limit(process: subprocess.Popen[str], started: Path, number: signal.Signals = signal.SIGUSR1) -> str:
+    for _ in range(400):
+        if started.exists():
+            break
+        time.sleep(0.05)
+    process.send_signal(number)
+    return process.communicate(timeout=30)[0]
+
+
+def test_at_the_time_limit_the_run_saves_and_the_job_is_queued_again(slurm_stand_ins, tmp_path):
+    executable(slurm_stand_ins / "first", SAVES)
+    process = batch(script_of(slurm_stand_ins), slurm_stand_ins)
+    output = end_at_the_limit(process, tmp_path / "out" / "started")
+    assert process.returncode == 130, output
+    assert "Slurm queued the job again, and it goes on from update-0000002" in output
+    assert "requeue 7" in (tmp_path / "calls").read_text()
+
+
+def test_the_job_that_was_queued_again_resumes_and_ends_with_the_run_s_code(slurm_stand_ins, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.yaml").touch()
+    executable(slurm_stand_ins / "first", "exit 9")
+    executable(slurm_stand_ins / "again", "exit 0")
+    process = batch(script_of(slurm_stand_ins), slurm_stand_ins, SLURM_RESTART_COUNT="1")
+    output = process.communicate(timeout=30)[0]
+    assert process.returncode == 0, output
+    assert "requeue" not in (tmp_path / "calls").read_text()
+
+
+def test_a_run_that_saves_nothing_in_the_whole_limit_is_not_queued_for_ever(slurm_stand_ins, tmp_path):
+    executable(slurm_stand_ins / "first", SAVES.replace("mkdir -p out/checkpoints/update-0000002; ", ""))
+    process = batch(script_of(slurm_stand_ins), slurm_stand_ins)
+    output = end_at_the_limit(process, tmp_path / "out" / "started")
+    assert process.returncode == 130, output
+    assert "no new checkpoint in the whole time limit, so the job is not queued again" in output
+    assert "requeue" not in (tmp_path / "calls").read_text()
+
+
+@pytest.mark.parametrize(("number", "requeue"), [(signal.SIGTERM, True), (signal.SIGUSR1, False)])
+def test_neither_a_cancelled_job_nor_one_without_requeue_is_queued_again(slurm_stand_ins, tmp_path, number, requeue):
+    executable(slurm_stand_ins / "first", SAVES)
+    process = batch(script_of(slurm_stand_ins, requeue=requeue), slurm_stand_ins)
+    output = end_at_the_limit(process, tmp_path / "out" / "started", number)
+    assert process.returncode == 130, output
+    assert "requeue" not in (tmp_path / "calls").read_text()
+
+
+def test_a_run_that_fails_is_not_queued_again(slurm_stand_ins, tmp_path):
+    executable(slurm_stand_ins / "first", "exit 1")
+    process = batch(script_of(slurm_stand_ins), slurm_stand_ins)
+    process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "requeue" not in (tmp_path / "calls").read_text()
+
+
+def test_a_node_that_is_not_fit_is_named_before_ray_starts(slurm_stand_ins, tmp_path):
+    (tmp_path / "out").write_text("a file, where the run's directory should be")
+    executable(slurm_stand_ins / "hostname", "echo node-17")
+    executable(slurm_stand_ins / "ray", f"touch {tmp_path}/ray-started")
+    process = batch(script_of(slurm_stand_ins, gpus=8, shared_memory_mib=10**9), slurm_stand_ins)
+    output = process.communicate(timeout=30)[0]
+    assert process.returncode == 1
+    assert "offbeat: node node-17: 2 of 8 GPUs answer nvidia-smi" in output
+    assert "MiB free in /dev/shm, and the run needs 1000000000" in output
+    assert "offbeat: node node-17: cannot write to out" in output
+    assert "leave them out with --exclude" in output.splitlines()[-1]
+    assert not (tmp_path / "ray-started").exists()
+
+
+def test_in_a_container_head_and_run_start_behind_srun_with_its_image(slurm_stand_ins, tmp_path):
+    executable(slurm_stand_ins / "first", "exit 0")
+    process = batch(script_of(slurm_stand_ins, container="img"), slurm_stand_ins)
+    output = process.communicate(timeout=30)[0]
+    assert process.returncode == 0, output
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert "--container-image" not in calls[0], "the health check is of the node itself"
+    contained = [call for call in calls if "--container-image=img" in call]
+    assert [
+        call.rpartition("--no-container-entrypoint ")[2].split()[0] for call in contained if "wait_for" not in call
+    ] == [
+        "env",
+        "first",
+    ]
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck on PATH")
+@pytest.mark.parametrize("container", [None, "img"])
+def test_shellcheck_finds_nothing(container):
+    script = rendered(options(container=container, requeue=True))
+    checked = subprocess.run(["shellcheck", "-s", "bash", "-"], input=script, text=True, capture_output=True)
+    assert (checked.returncode, checked.stdout) == (0, "")
