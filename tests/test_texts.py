@@ -42,6 +42,7 @@ OPEN = {each.key for verb in VERBS for each in settings(VERBS[verb].model) if ea
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 FOREIGN_OPTIONS = {"--shm-size", "--strict", "--no-deps", "--max-model-len", "--served-model-name"}
+FOREIGN_OPTIONS |= {"--signal", "--open-mode"}  # of sbatch
 """Of other programs, in texts that name them without the command."""
 NAMES_OF_OTHERS = {"model.layers", "my_judges.py", "job.sbatch"}
 """Names of tensors, and of files that the reader writes."""

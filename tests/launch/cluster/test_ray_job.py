@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import secrets
 import shlex
 import signal
@@ -10,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -125,6 +128,25 @@ def test_the_token_is_found_where_ray_keeps_it(tmp_path):
 
 
 # For real.
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "last"), [("launching.md", "ray start --head"), ("docker.md", "docker compose -f")])
+def test_the_documented_commands_make_the_token_that_the_cluster_and_its_jobs_use(page, last, tmp_path):
+    """Typed as printed, they once ended in Ray's AuthenticationError: nothing made the token."""
+    text = (ROOT / "docs" / page).read_text()
+    [block] = [each for each in re.findall(r"(?:^    .*\n)+", text, re.MULTILINE) if "get-auth-token" in each]
+    typed = textwrap.dedent(block)
+    before = typed[: typed.index(last)]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environ |= {"HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{environ['PATH']}"}
+    script = f'set -e\n{before}\necho "${{RAY_AUTH_TOKEN_PATH:-}}"'
+    ended = subprocess.run(["bash", "-c", script], env=environ, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 0, ended.stderr
+    token = rayjob.auth_token({}, tmp_path)
+    assert len(token or "") >= 32
+    assert ended.stdout.strip() in ("", str(tmp_path / ".ray" / "auth_token"))
 
 
 @dataclass
