@@ -187,13 +187,15 @@ def test_help_lists_every_target():
     assert listed == re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize(("tests", "lint"), [(0, 0), (1, 0), (0, 1)])
-def test_ci_fails_when_either_fails_and_prints_the_closing_line(tmp_path, tests, lint):
+@pytest.mark.parametrize("codes", [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)])
+def test_ci_fails_when_one_fails_and_prints_the_closing_line(tmp_path, codes):
     closing = "===== 7 passed, 1 skipped in 3.20s ====="
-    fake(tmp_path / "make", f'case $1 in test) echo "{closing}"; exit {tests};; lint) exit {lint};; esac')
+    tests, lint, files = codes
+    cases = f'test) echo "{closing}"; exit {tests};; lint) exit {lint};; files) exit {files};;'
+    fake(tmp_path / "make", f"case $1 in {cases} esac")
     environ = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     ended = subprocess.run([str(ROOT / ".ci" / "run")], capture_output=True, text=True, env=environ)
-    assert (ended.returncode == 0) == (tests == lint == 0)
+    assert (ended.returncode == 0) == (set(codes) == {0})
     assert f"tests: {closing}" in ended.stdout
 
 
