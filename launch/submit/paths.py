@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from actors.data.config import SHIPPED_PROMPTS
 from actors.judges.config import (
     EnsembleJudgeConfig,
     FunctionJudgeConfig,
@@ -17,6 +18,7 @@ from actors.judges.config import (
     ServedRewardModelJudgeConfig,
     SingleJudgeConfig,
 )
+from actors.settings import WORLD
 from launch.settings.run import RunConfig
 
 Kind = Literal["input", "code", "output"]
@@ -93,6 +95,8 @@ def _absolute(value: str, working_dir: Path) -> Path:
 
 def _is_local(value: str, working_dir: Path) -> bool:
     """Return whether a value is a path: it is there, or it cannot be a hub name, a shipped name or a text."""
+    if value in (WORLD, *SHIPPED_PROMPTS):
+        return False
     if "\n" in value or "{" in value or len(value) > 4096:  # a chat template as text
         return False
     if (working_dir / Path(value).expanduser()).exists():

@@ -82,6 +82,12 @@ def test_hub_names_what_comes_with_offbeat_and_texts_are_no_paths(tree, override
     assert list(found(tree, *overrides)) == ["output"]
 
 
+def test_a_folder_that_is_named_as_what_comes_with_offbeat_is_not_what_is_meant(tree):
+    (tree / "world").mkdir()
+    (tree / "instructions").mkdir()
+    assert list(found(tree, "model.path=world", "prompts.source=instructions")) == ["output"]
+
+
 def test_a_missing_file_is_still_a_path(tree):
     assert found(tree, "prompts.source=data/none.jsonl")["prompts.source"] == tree / "data" / "none.jsonl"
 
