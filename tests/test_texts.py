@@ -32,8 +32,8 @@ from launch.sweep.plan import plan_rows
 from tests.house import ROOT, TOPS, House, assert_only
 
 HOUSE = House.at(ROOT)
-FOLDERS = (*TOPS, "tests", "benchmarks", "examples", "docs", "docker")
-PAGES = sorted(page for folder in (ROOT, ROOT / "docs", ROOT / "docker") for page in folder.glob("*.md"))
+FOLDERS = (*TOPS, "tests", "benchmarks", "examples", "docs")
+PAGES = sorted(page for folder in (ROOT, ROOT / "docs") for page in folder.glob("*.md"))
 SETTINGS = {verb: {setting.key for setting in settings(VERBS[verb].model)} for verb in VERBS}
 KEYS = set().union(*SETTINGS.values())
 SECTIONS = {".".join(key.split(".")[:depth]) for key in KEYS for depth in range(1, key.count(".") + 1)}
@@ -42,6 +42,7 @@ OPEN = {each.key for verb in VERBS for each in settings(VERBS[verb].model) if ea
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 FOREIGN_OPTIONS = {"--shm-size", "--strict", "--no-deps", "--max-model-len", "--served-model-name"}
+FOREIGN_OPTIONS |= {"--signal", "--open-mode"}  # of sbatch
 """Of other programs, in texts that name them without the command."""
 NAMES_OF_OTHERS = {"model.layers", "my_judges.py", "FILE.py", "job.sbatch"}
 """Names of tensors, and of files that the reader writes."""

@@ -1,5 +1,5 @@
-"""Where a run's processes live: placement on nodes, Ray actors and their wiring, and submission to a cluster.
+"""Where a run's processes live: placement on nodes, Ray actors and their wiring.
 
 `wiring.py` builds actors from the configuration; `ray_actors.py` adapts them to the protocols of `launch/run/`.
-`submit.py` and `ray_job.py` send a whole run elsewhere and must not know what it does.
+`ray_job.py` talks to a job server, for `launch/submit/`, and must not know what a job does.
 """

@@ -1,7 +1,7 @@
 """A Ray job: upload and entry point, following its log to the end, and its exit code.
 
-`launch.cluster.submit` plans the job and calls `run_ray_job`. Must not know what the job does. Ray's client is imported
-only when a job is submitted, so that a dry run needs no Ray.
+`launch.submit.ray_cluster` plans the job and calls `run_ray_job`. Must not know what the job does. Ray's client is
+imported only when a job is submitted, so that a dry run needs no Ray.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class RayJob:
-    """The job handed to the cluster. Made by `launch.cluster.submit.plan_ray_job`, submitted by `run_ray_job`."""
+    """The job handed to the cluster. Made by `launch.submit.ray_cluster.plan_ray_job`, submitted by `run_ray_job`."""
 
     entrypoint: str
     working_dir: Path

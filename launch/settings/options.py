@@ -62,6 +62,11 @@ Version = Annotated[
 ]
 
 
+def resumed(value: str | None) -> bool | str:
+    """Return whether a run goes on from its last checkpoint, or from which one instead."""
+    return value is not None if value in (None, LATEST) else value
+
+
 def with_resume_values(arguments: Sequence[str]) -> Iterator[str]:
     """Yield the arguments with a value for every `--resume`: the checkpoint that follows it, or LATEST.
 

@@ -11,10 +11,10 @@ import pytest
 
 from actors.errors import RunError, UsageError
 from launch.cli import main
-from launch.cluster import submit
 from launch.settings.fields import settings
 from launch.settings.loading import load_config
 from launch.settings.run import RunConfig
+from launch.submit import ray_cluster, slurm
 
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "datasets", "pyarrow", "numpy", "tensorboard")
 
@@ -203,21 +203,24 @@ def test_config_prints_yaml_that_loads_to_the_same_configuration(tmp_path, capsy
     assert load_config(tmp_path / "run.yaml") == load_config("embedded", ["updates=3"])
 
 
-def test_submit_hands_over_the_preset_s_file_and_every_option(monkeypatch):
+def test_submit_hands_over_the_preset_and_every_option(monkeypatch):
     calls = []
-    monkeypatch.setattr(submit, "submit_ray", lambda *job, dry_run: calls.append((*job, dry_run)) or 0)
-    monkeypatch.setattr(submit, "submit_slurm", lambda training, slurm, **_: calls.append((training, slurm)) or 3)
-    monkeypatch.setattr(submit, "plan_ray_job", lambda *given: given)
+    monkeypatch.setattr(ray_cluster, "submit_ray", lambda *job, dry_run: calls.append((*job, dry_run)) or 0)
+    monkeypatch.setattr(ray_cluster, "plan_ray_job", lambda *given: given)
+    monkeypatch.setattr(slurm, "submit_slurm", lambda training, plan, root, **_: calls.append((training, plan)) or 3)
+    monkeypatch.setattr(slurm, "plan_slurm", lambda training, options, *_: options)
     options = ["--address", "http://h:1", "--env", "A=b=c", "--working-dir", "/tmp", "--resume", "--dry-run"]
     assert main(["submit", "ray", "embedded", "updates=3", *options]) == 0
-    assert main(["submit", "slurm", "embedded", "--nodes", "2", "--time", "60", "--partition", "gpu"]) == 3
-    ((on_ray, *plan), address, dry_run), (on_slurm, slurm) = calls
+    options = ["--nodes", "2", "--time", "60", "--partition", "gpu", "--requeue", "--notice", "300"]
+    assert main(["submit", "slurm", "embedded", *options, "--container", "i", "--container-mounts", "/a:/b"]) == 3
+    (on_ray, plan, address, dry_run), (on_slurm, asked) = calls
     assert on_ray.config == on_slurm.config
-    assert on_ray.config.name == "embedded.yaml"
+    assert (on_ray.preset, on_ray.config.name) == ("embedded", "embedded.yaml")
     assert on_ray.config.is_file()
     assert (on_ray.overrides, on_ray.resume, on_slurm.resume) == (("updates=3",), True, False)
-    assert (plan, address, dry_run) == ([Path("/tmp"), {"A": "b=c"}], "http://h:1", True)
-    assert (slurm.nodes, slurm.time, slurm.partition, slurm.account) == (2, "60", "gpu", None)
+    assert (plan, address, dry_run) == ((on_ray, Path("/tmp"), {"A": "b=c"}), "http://h:1", True)
+    assert (asked.nodes, asked.time, asked.partition, asked.account) == (2, "60", "gpu", None)
+    assert (asked.requeue, asked.notice, asked.container, asked.container_mounts) == (True, 300, "i", ("/a:/b",))
 
 
 def test_submit_options_fit_what_launch_submit_takes(capsys):

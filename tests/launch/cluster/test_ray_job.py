@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import secrets
 import shlex
 import signal
@@ -10,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -20,11 +23,13 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
+import yaml
 
 from actors.errors import RunError, UsageError
 from benchmarks.cluster import free_port
 from launch.cluster import ray_job as rayjob
 from launch.cluster.ray_job import RayJob
+from launch.submit.compose import FILES
 from tests.processes import Marked
 
 ROOT = Path(rayjob.__file__).resolve().parents[2]
@@ -125,10 +130,31 @@ def test_the_token_is_found_where_ray_keeps_it(tmp_path):
 # For real.
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "last"), [("launching.md", "ray start --head"), ("docker.md", "docker compose -f")])
+def test_the_documented_commands_make_the_token_that_the_cluster_and_its_jobs_use(page, last, tmp_path):
+    """Typed as printed, they once ended in Ray's AuthenticationError: nothing made the token."""
+    text = (ROOT / "docs" / page).read_text()
+    [block] = [each for each in re.findall(r"(?:^    .*\n)+", text, re.MULTILINE) if "get-auth-token" in each]
+    typed = textwrap.dedent(block)
+    before = typed[: typed.index(last)]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environ |= {"HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{environ['PATH']}"}
+    script = f'set -e\n{before}\necho "${{RAY_AUTH_TOKEN_PATH:-}}"'
+    ended = subprocess.run(["bash", "-c", script], env=environ, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 0, ended.stderr
+    token = rayjob.auth_token({}, tmp_path)
+    assert len(token or "") >= 32
+    assert ended.stdout.strip() in ("", str(tmp_path / ".ray" / "auth_token"))
+
+
 @dataclass
 class Head:
     address: str
     agent: str
+    node: str  # HOST:PORT that other nodes join
+    directory: Path
     environ: dict[str, str]
     token: str
 
@@ -141,6 +167,13 @@ class Head:
                 return answer.status
         except HTTPError as error:
             return error.code
+
+    def add_node(self) -> None:
+        """Add a second node on this machine, as a worker of a cluster is."""
+        command = ["ray", "start", "--block", "--address", self.node, "--num-cpus", "1", "--disable-usage-stats"]
+        command += ["--object-store-memory", "100000000", "--dashboard-agent-listen-port", "0"]
+        with (self.directory / "log").open("a") as log:
+            subprocess.Popen(command, env=self.environ | {"RAY_AUTH_MODE": "token"}, stdout=log, stderr=log)
 
     def submit(self, tree: Path, words: list[str], **environ: str) -> subprocess.Popen[str]:
         """A process of its own, as on a command line."""
@@ -171,10 +204,13 @@ def head() -> Iterator[Head]:
 
 
 def _started(directory: Path, marked: Marked) -> Head:
+    from ray.util import get_node_ip_address
+
     port, agent, path, token = free_port(), free_port(), directory / "token", secrets.token_hex(32)
     path.write_text(token)
     environ = marked.environ | {"RAY_AUTH_TOKEN_PATH": str(path)}
-    command = ["ray", "start", "--head", "--block", "--port", str(free_port()), "--num-cpus", "1"]
+    node = free_port()
+    command = ["ray", "start", "--head", "--block", "--port", str(node), "--num-cpus", "1"]
     command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(port), "--temp-dir", str(directory / "ray")]
     command += ["--object-store-memory", "100000000", "--ray-client-server-port", str(free_port())]
     # Ray's default is one fixed port for the agent that starts jobs: a second Ray on this host would have none.
@@ -185,7 +221,8 @@ def _started(directory: Path, marked: Marked) -> Head:
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return Head(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{agent}", environ, token)
+            servers = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{agent}"
+            return Head(*servers, f"{get_node_ip_address()}:{node}", directory, environ, token)
         except OSError:
             assert process.poll() is None, (directory / "log").read_text()
             assert time.monotonic() < deadline, (directory / "log").read_text()
@@ -229,6 +266,43 @@ def test_a_ray_job_runs_from_the_upload_and_its_exit_code_comes_back(head, tmp_p
     assert endless.returncode == rayjob.INTERRUPTED, output
     assert "interrupted: stopping raysubmit_" in output
     assert "is STOPPED" in output
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_job_on_two_nodes_is_followed_and_its_failure_is_reported_as_a_failure(head, tmp_path):
+    """Each node has one core, so that two actors of a core each are on both."""
+    head.add_node()
+    (tmp_path / "job.py").write_text(
+        "import ray, sys, time\n"
+        "ray.init(logging_level='ERROR', log_to_driver=False)\n"
+        "deadline = time.monotonic() + 120\n"
+        "while ray.cluster_resources().get('CPU', 0) < 2 and time.monotonic() < deadline: time.sleep(0.5)\n"
+        "@ray.remote(num_cpus=1)\n"
+        "class Part:\n"
+        "    def node(self): return ray.get_runtime_context().get_node_id()\n"
+        "parts = [Part.remote(), Part.remote()]\n"
+        "print('nodes:', len(set(ray.get([part.node.remote() for part in parts], timeout=120))), flush=True)\n"
+        "sys.exit(4)\n"
+    )
+    failing = head.submit(tmp_path, ["python", "job.py"])
+    output, _ = failing.communicate(timeout=300)
+    assert failing.returncode == 4, output
+    assert "nodes: 2" in output
+    assert "FAILED, exit code 4" in output
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_health_check_of_the_compose_file_passes_on_a_real_head_and_fails_without_its_token(head):
+    """In the container the token's file is named by the same variables."""
+    check = yaml.safe_load((FILES / "compose.yaml").read_text())["services"]["head"]["healthcheck"]["test"]
+    program, *words = (word.replace("http://127.0.0.1:8265", head.address) for word in check)
+    assert program == "CMD"
+    environ = head.environ | {"RAY_AUTH_MODE": "token"}
+    assert subprocess.run(words, env=environ, capture_output=True, timeout=100).returncode == 0
+    for wrong in ({"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{free_port()}"}):
+        assert subprocess.run(words, env=environ | wrong, capture_output=True, timeout=100).returncode != 0
 
 
 @pytest.mark.ray
