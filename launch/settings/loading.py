@@ -260,7 +260,7 @@ def _explain(detail: Mapping[str, Any], tree: Tree, root: type[BaseModel], known
     elif kind == "missing":
         yield from (_missing(required) for required in known if _required_below(required, key, variant))
     elif kind == "extra_forbidden":
-        yield _unknown(key, variant, known)
+        yield _unknown(key, variant, known, _lookup(tree, key))
     elif kind in ("union_tag_invalid", "union_tag_not_found"):
         tag = next(entry for entry in known if entry.section == key)
         given = _lookup(tree, tag.key)
@@ -344,7 +344,7 @@ def _missing(setting: Setting) -> str:
     return f"{setting.key}: missing; pass {setting.key}=VALUE ({setting.description})"
 
 
-def _unknown(key: str, variant: str, known: Sequence[Setting]) -> str:
+def _unknown(key: str, variant: str, known: Sequence[Setting], given: Any) -> str:
     new = new_key(key)
     if new and any(f"{entry.key}.".startswith(f"{new}.") for entry in known):
         return f"{key}: renamed to {new}; write it there"
@@ -355,7 +355,15 @@ def _unknown(key: str, variant: str, known: Sequence[Setting]) -> str:
             f"or replace the whole section with '{section}={{kind: {variant}}}'"
         )
     near = _nearest(key, known)
+    if isinstance(given, dict):  # a whole section, whose settings may be known elsewhere
+        near = _listed(
+            [entry.key for entry in known if entry.section == near and _name(entry) in given] or [near or ""]
+        )
     return f"{key}: no such setting" + (f"; nearest: {near}" if near else "")
+
+
+def _name(setting: Setting) -> str:
+    return setting.key.rpartition(".")[2]
 
 
 def _nearest(key: str, known: Sequence[Setting]) -> str | None:
