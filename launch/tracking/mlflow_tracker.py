@@ -35,7 +35,9 @@ class MlflowTracker:
 
     def begin(self, run: RunFacts) -> None:
         """Open the run: the one that an earlier part made, if the store still has it, else a new one."""
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # no usage reports to MLflow's authors
+        # Neither reports to its authors nor lines of its own between the run's.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         from mlflow import MlflowClient
 
         self._client = client = MlflowClient(tracking_uri=self._config.uri, registry_uri=self._config.uri)

@@ -24,12 +24,17 @@ class WandbTracker:
         self._run: Any = None
 
     def begin(self, run: RunFacts) -> None:
-        """Open the run. The x axis is the update: W&B's own step may not go back, and a resumed run does."""
+        """Open the run. The x axis is the update: W&B's own step may not go back, and a resumed run does.
+
+        Raises RuntimeError if there is no key: W&B would ask for one in the terminal.
+        """
         # Neither reports to its authors nor lines of its own between the run's.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
+        if self._config.mode == "online" and not wandb.login(prompt=False, verify=False):
+            raise RuntimeError("no key; run `wandb login`, export WANDB_API_KEY, or set tracking.wandb.mode=offline")
         run.own.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
             project=self._config.project,

@@ -130,3 +130,21 @@ close([behind], 6.0)
     assert done.returncode == 0, done.stderr
     assert "W&B has not taken 2 of the run's figures within" in done.stdout
     assert time.monotonic() - started < 40.0
+
+
+def test_without_a_key_nobody_is_asked_for_one_in_the_terminal(tmp_path: Path) -> None:
+    script = f"""
+import os
+from pathlib import Path
+os.environ["NETRC"] = {str(tmp_path / "netrc")!r}
+from launch.settings.tracking import WandbConfig
+from launch.tracking.tracker import RunFacts
+from launch.tracking.wandb_tracker import WandbTracker
+try:
+    WandbTracker(WandbConfig(project="p"), 3.0).begin(RunFacts("a", "0123", Path({str(tmp_path)!r}), "train"))
+except RuntimeError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout.startswith("no key; run `wandb login`"), done.stderr
+    assert done.stderr == ""
