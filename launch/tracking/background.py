@@ -22,6 +22,7 @@ ATTEMPTS = 5
 """Calls with the same figures before they are left out."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds after a failure; doubled by each further one."""
+QUIET_SECONDS = 2.0  # of the wait at the end, before the run says that it waits
 LONGEST_CAUSE = 300  # characters of an error
 
 _Call = Callable[[], None]
@@ -62,7 +63,10 @@ class Background:
     def wait(self, seconds: float) -> None:
         """Wait at most `seconds` for the rest, after `finish`; then leave it out, and say so."""
         try:
-            self._thread.join(max(0.0, seconds))
+            self._thread.join(max(0.0, min(QUIET_SECONDS, seconds)))
+            if self._thread.is_alive() and seconds > QUIET_SECONDS:
+                self._say(f"waiting for {self.name}, at most {seconds:.0f} s")
+                self._thread.join(seconds - QUIET_SECONDS)
         finally:
             alive = self._thread.is_alive()
             if alive:
@@ -75,10 +79,11 @@ class Background:
             )
 
     def _abandon(self) -> None:
+        self._complained = True  # what it raises from now on is not the cause
         try:
             self._tracker.abandon()
         except Exception as error:
-            self._complain(_cause(error))
+            self._say(f"warning: {self.name} may keep this process from ending: {_cause(error)}")
 
     def _work(self) -> None:
         while not self._succeeds(partial(self._tracker.begin, self._run)):

@@ -124,3 +124,11 @@ def test_what_a_tracker_raises_is_shown_without_what_a_terminal_obeys() -> None:
     said, _ = run_of(FakeTracker(fails=1, error=ValueError("\x1b[2J" + "x" * 10_000)), 1)
     assert "\x1b" not in said[0]
     assert len(said[0]) < 600
+
+
+def test_a_wait_that_one_notices_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "QUIET_SECONDS", 0.05)
+    tracker = FakeTracker(seconds=0.2)
+    said, _ = run_of(tracker, 1, seconds=20.0)
+    assert [text.partition(",")[0] for text in said] == ["waiting for W&B"]
+    assert tracker.calls[-1] == ("end", "completed", {})
