@@ -26,12 +26,12 @@ from launch.doctor.checkup import fatal_checks
 from launch.output.board import Board
 from launch.output.group_table import BUFFER_FILE, read_buffer, write_buffer
 from launch.output.journal import Journal
-from launch.output.metrics import MetricsWriter, numbers
+from launch.output.metrics import numbers
 from launch.output.process import interrupts
 from launch.output.reporter import Reporter
 from launch.output.run_directory import SharedMemory
 from launch.output.samples import SampleLog, write_before_and_after
-from launch.output.session import Resume, Session, Status, stopping_on_signals, tell_skipped
+from launch.output.session import Resume, Session, Status, board_of, stopping_on_signals, tell_skipped
 from launch.run.divergence import DivergedError, DivergenceGuard
 from launch.run.evaluation import EvaluationSet
 from launch.run.loop import LoopEvents, TrainingLoop
@@ -52,6 +52,7 @@ from launch.run.protocols import RunPlugin
 from launch.run.staleness_limit import announce
 from launch.settings.loading import with_recorded_defaults
 from launch.settings.run import RunConfig
+from launch.tracking.tracked import TrackedMetrics, require_trackers
 from learner.backend.deepspeed_config import schedule_notes
 
 CANARY_CANDIDATES = 32
@@ -75,7 +76,7 @@ def run_training(config: RunConfig, *, resume: Resume = False) -> int:
                 raise
             # The whole run is begun again: a checkpoint is where ledger, weights and journal are known to agree.
             resume = True
-            with Board() as board:
+            with board_of(config) as board:
                 board.message(f"warning: {error}")
                 most = config.divergence.max_rollbacks
                 board.message(f"going back: rollback {most - left + 1} of {most}")
@@ -83,6 +84,7 @@ def run_training(config: RunConfig, *, resume: Resume = False) -> int:
 
 
 def _run(config: RunConfig, *, resume: Resume) -> int:
+    require_trackers(config.tracking)
     plugin = plugin_of(config)
     config = plugin.resolve(with_recorded_defaults(config) if resume else config)
     tokenizer = plugin.tokenizer(config)
@@ -99,7 +101,7 @@ def _run(config: RunConfig, *, resume: Resume) -> int:
     notes += meet_judges(config, prompts, tokenizer, elsewhere=address_to_join(config.cluster) is not None)
     with contextlib.ExitStack() as stack:
         stack.enter_context(session.running())
-        board = stack.enter_context(Board())
+        board = stack.enter_context(board_of(config))
         tell_skipped(prompts.skipped, board.message)
         for note in notes:
             board.message(note)
@@ -115,7 +117,9 @@ def _run(config: RunConfig, *, resume: Resume) -> int:
         board.message("starting Ray" if address is None else f"joining Ray at {address}")
         stack.enter_context(wiring.ray_session(config.cluster))
         wiring.check_resources(config)
-        return TrainingRun(config, session, plugin, prompts, buffer, board).run(shared_memory.path)
+        run = TrainingRun(config, session, plugin, prompts, buffer, board)
+        stack.callback(run.metrics.close)
+        return run.run(shared_memory.path)
 
 
 def _restore(
@@ -153,7 +157,7 @@ class TrainingRun:
         self.config, self.session, self.plugin, self.prompts, self.board = config, session, plugin, prompts, board
         self.buffer = buffer
         self.directory = session.directory
-        self.metrics = MetricsWriter(self.directory.path, resume_from=buffer.updates)
+        self.metrics = TrackedMetrics(session, buffer.updates, board.message)
         self.journal = Journal(
             self.directory.journal, config, board.message, resume_from=buffer.updates, run=session.directory.run_id
         )
@@ -215,16 +219,16 @@ class TrainingRun:
         try:
             return self.session.drive(self._drive(), self._write_summary)
         finally:
-            self.metrics.close()
             with contextlib.suppress(RunError):
                 self.journal.flush()
+            self.metrics.close()
 
     def _events(self) -> LoopEvents:
         directory, say = self.directory, self.board.message
         guard = DivergenceGuard(self.config.divergence.action, directory.checkpoints, directory.failed_batches, say)
         return LoopEvents(
             on_update=self._on_update,
-            on_watch=lambda loop: self.board.update(self.reporter.snapshot(loop)),
+            on_watch=self._on_watch,
             on_checkpoint=self._save,
             on_message=say,
             on_batch=self._on_batch,
@@ -342,12 +346,18 @@ class TrainingRun:
         self.samples.add(batch)
         return asyncio.to_thread(self.journal.add, batch)
 
+    def _on_watch(self, loop: TrainingLoop) -> None:
+        snapshot = self.reporter.snapshot(loop)
+        self.board.update(snapshot)
+        self.metrics.watch(snapshot)
+
     def _on_update(self, progress: Progress, values: Mapping[str, float]) -> None:
         self.metrics.write(self.buffer.updates, {**numbers(progress.stats), **values})
 
     def _write_summary(self, status: Status, error: str | None) -> None:
         summary = self.reporter.summary(self.loop, status=status, error=error)
         summary.write(self.directory.summary)
+        self.metrics.end(status, summary.model_dump(mode="json"))
         if error is None:
             self.board.close()
             summary.render(self.board.console)

@@ -69,15 +69,16 @@ ALLOWED = {
         "report": "demo output settings",
         "run": "settings",
         "samples": "output",
-        "stages": "cluster output run settings",
+        "stages": "cluster output run settings tracking",
         "submit": "cluster doctor settings",
         "sweep": "cluster doctor output settings",
-        "train": "cluster doctor output run settings",
+        "tracking": "output settings",
+        "train": "cluster doctor output run settings tracking",
         "verify": "doctor output",
     },
 }
 """For each top folder: a room (a sub-package or a file), and the rooms beside it that it may import."""
-MOST_ARROWS = {"actors": 51, "learner": 23, "launch": 59}
+MOST_ARROWS = {"actors": 51, "learner": 23, "launch": 63}
 
 # Exceptions. Each list may only become shorter: an entry that is no exception any more has to be removed.
 CYCLES: set[str] = set()
@@ -177,6 +178,12 @@ def test_only_the_learner_s_engine_knows_deepspeed():
 def test_only_the_figures_of_a_sweep_know_matplotlib():
     """It is an extra: everything else must do without."""
     assert users_of("matplotlib") == {"launch/sweep/figures.py"}
+
+
+@pytest.mark.parametrize("package", ["wandb", "mlflow"])
+def test_only_a_tracker_s_own_file_knows_its_package(package):
+    """They are extras: everything else must do without."""
+    assert users_of(package) == {f"launch/tracking/{package}_tracker.py"}
 
 
 def test_configuration_and_records_import_nothing_heavy():

@@ -114,6 +114,8 @@ def test_every_package_folder_is_installed_with_its_data():
     assert setuptools["package-data"]["launch.report"] == ["*.css", "*.js"]
     assert any((ROOT / "actors" / "data").glob("*.jsonl"))
     assert setuptools["package-data"]["actors.data"] == ["*.jsonl"]
+    assert any((ROOT / "launch" / "tracking").glob("*.json"))
+    assert setuptools["package-data"]["launch.tracking"] == ["*.json"]
 
 
 # Set-up.

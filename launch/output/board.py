@@ -3,10 +3,15 @@
 Draws `RunSnapshot`s. Must not know where they come from, and must never delay a run.
 """
 
+import json
+import sys
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from datetime import UTC, datetime
+from io import StringIO
+from typing import IO, Self
 
 from rich.box import ROUNDED
 from rich.columns import Columns
@@ -27,6 +32,9 @@ MAX_SECONDS = 60.0
 PROGRESS_STEP = 0.1
 """Share of all updates after which a line is due."""
 REFRESH_PER_SECOND = 4
+WARNING = "warning: "
+"""How a message begins that tells of something wrong."""
+JSON_WIDTH = 10_000  # columns of a table whose rows are JSON lines
 MAX_ROWS = 8
 """Most generators shown one by one; also the largest staleness bound shown with every age below it."""
 
@@ -59,6 +67,7 @@ class RunSnapshot:
     tie_share: float | None = None  # of all pairs so far; None for losses on games
     epochs: float | None = None  # passes over the prompts so far
     outside: tuple[str, ...] = ()  # figures outside the band of `divergence`, with their values
+    ended_generators: int = 0  # processes of generators that died or were ended so far
 
     @property
     def progress(self) -> float:
@@ -100,6 +109,58 @@ class Board:
     def message(self, text: str) -> None:
         """Print a permanent line, above the board if there is one."""
         self.console.print(Text(shown(f"offbeat: {text}", lines=True)), soft_wrap=True)
+
+
+class JsonBoard(Board):
+    """Show the same as a JSON object per line, with the run that each belongs to; never redrawn.
+
+    `run` returns the run's name and its id, if it has one already.
+    """
+
+    def __init__(self, run: Callable[[], tuple[str, str | None]], file: IO[str] | None = None) -> None:
+        super().__init__(Console(file=_Lines(self._line), force_terminal=False, width=JSON_WIDTH, highlight=False))
+        self._run, self._file = run, file
+        self._version: int | None = None
+
+    def update(self, snapshot: RunSnapshot) -> None:
+        """Print a snapshot if a line is due."""
+        self._version = snapshot.version
+        if line_due(self._last_line, snapshot):
+            self._last_line = snapshot
+            self._line(line(snapshot))
+
+    def message(self, text: str) -> None:
+        """Print a message as one object, however many lines it has."""
+        self._line(text)
+
+    def _line(self, text: str) -> None:
+        name, run_id = self._run()
+        warning = text.startswith(WARNING)
+        row = {
+            "time": datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds"),
+            "level": "warning" if warning else "info",
+            "run": name,
+            "run_id": run_id,
+            "role": "driver",
+            "version": self._version,
+            "message": shown(text.removeprefix(WARNING), lines=True),
+        }
+        print(json.dumps(row), file=self._file or sys.stderr, flush=True)
+
+
+class _Lines(StringIO):
+    """Gives each whole line that is written to it to `take`."""
+
+    def __init__(self, take: Callable[[str], None]) -> None:
+        super().__init__()
+        self._take, self._rest = take, ""
+
+    def write(self, text: str) -> int:
+        *whole, self._rest = (self._rest + text).split("\n")
+        for each in whole:
+            if each.strip():
+                self._take(each.rstrip())
+        return len(text)
 
 
 # ---------------------------------------------------------------- plain lines

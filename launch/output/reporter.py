@@ -61,6 +61,7 @@ class Reporter:
             tie_share=progress.tie_share,
             epochs=self._epochs(buffer.updates),
             outside=tuple(f"{each.figure} {each.value:.4g}" for each in loop.divergence.outside),
+            ended_generators=len(loop.pool.accounts) - len(loop.pool.statuses),
         )
 
     def _epochs(self, updates: int) -> float | None:

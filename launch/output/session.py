@@ -11,6 +11,7 @@ from typing import Any, Literal
 from actors.errors import OffbeatError, UsageError, surroundings, writing
 from actors.files import discard
 from actors.foreign.text import shown
+from launch.output.board import Board, JsonBoard
 from launch.output.process import interrupts
 from launch.output.run_directory import RunDirectory
 from launch.settings.renamed import new_key, new_value
@@ -118,6 +119,14 @@ class Session:
                 self.directory.require()
                 write_summary("failed", shown(error, lines=True) or type(error).__name__)
             raise
+
+
+def board_of(config: TrainingConfig) -> Board:
+    """Return where messages of the run in `config.directory` go, in the form of `log.format`."""
+    if config.log.format == "text":
+        return Board()
+    directory = RunDirectory(config.directory)
+    return JsonBoard(lambda: (config.name, directory.run_id))
 
 
 def check_same_run(saved: Mapping[str, Any], given: Mapping[str, Any], checkpoint: Path | None) -> None:

@@ -365,7 +365,15 @@ def _unknown(key: str, value: Any, variant: str, known: Sequence[Setting]) -> st
     if hint := answer(key, redact(value, key), {entry.key for entry in known}):
         return f"{key}: no such setting; {hint}"
     near = _nearest(key, known)
+    if isinstance(value, dict):  # a whole section, whose settings may be known elsewhere
+        near = _listed(
+            [entry.key for entry in known if entry.section == near and _name(entry) in value] or [near or ""]
+        )
     return f"{key}: no such setting" + (f"; nearest: {near}" if near else "")
+
+
+def _name(setting: Setting) -> str:
+    return setting.key.rpartition(".")[2]
 
 
 def _nearest(key: str, known: Sequence[Setting]) -> str | None:

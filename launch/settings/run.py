@@ -16,6 +16,7 @@ from actors.settings import Settings
 from launch.settings.gpus import gpu_problem
 from launch.settings.kept import JournalConfig, SamplesConfig
 from launch.settings.runtime_env import checked_runtime_env, upload_problem
+from launch.settings.tracking import LogConfig, TrackingConfig
 from learner.config import LearnerConfig
 from learner.losses.config import Anchor
 from learner.publication.config import PublicationConfig
@@ -181,6 +182,8 @@ class TrainingConfig(NamedConfig):
     checkpoints: CheckpointConfig = Field(default_factory=CheckpointConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     watchdog: WatchdogConfig = Field(default_factory=WatchdogConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    log: LogConfig = Field(default_factory=LogConfig)
 
     @model_validator(mode="after")
     def _workers_find_the_output(self) -> TrainingConfig:

@@ -15,19 +15,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.text import Text
-
 from actors.data.text import save_template
 from actors.errors import INTERRUPTED, UsageError, writing
 from actors.files import atomic_write, discard
-from actors.foreign.text import shown
 from launch.cluster import wiring
 from launch.cluster.watchdog import Watchdog
 from launch.output.board import clock
-from launch.output.metrics import MetricsWriter
 from launch.output.process import interrupts
-from launch.output.session import Resume, Session, Status, stopping_on_signals, tell_skipped
+from launch.output.session import Resume, Session, Status, board_of, stopping_on_signals, tell_skipped
 from launch.output.summary import package_versions
 from launch.run.divergence import DivergenceGuard, DivergenceWatch, figures_of
 from launch.run.preflight import model_content
@@ -35,6 +30,7 @@ from launch.run.protocols import StagePort
 from launch.settings.loading import with_recorded_defaults
 from launch.stages.config import PreferenceRunConfig, StageRunConfig
 from launch.stages.prepared import Prepared
+from launch.tracking.tracked import TrackedMetrics, require_trackers
 from learner.backend import manifest
 from learner.backend.deepspeed_config import schedule_notes
 from learner.stages.config import VALIDATION_SPLIT
@@ -82,6 +78,7 @@ class StageRun:
         resume: Resume = False,
         start: StartRanks = ranks_on_ray,
     ) -> None:
+        require_trackers(config.tracking)
         config = with_recorded_defaults(config) if resume else config
         self.config, self._prepare, self._start = config, prepare, start
         self._session = Session(config, resume=resume)
@@ -91,7 +88,7 @@ class StageRun:
                 update={"data": config.data.model_copy(update={"validation_split": "none"})}
             )
         self._directory = self._session.directory
-        self._console = Console(stderr=True, highlight=False)
+        self._board = board_of(config)
         self._state = State()
         self._figures: dict[str, Any] = {}
         self._divergence = DivergenceWatch(config.divergence)
@@ -103,7 +100,7 @@ class StageRun:
         self._fixed: dict[str, Any]
         self._total = 0
         self._ranks: StagePort
-        self._metrics: MetricsWriter
+        self._metrics: TrackedMetrics
 
     def run(self) -> int:
         """Train to the end of schedule or patience. Returns the exit code: 0, or 130 after an interrupt."""
@@ -126,7 +123,7 @@ class StageRun:
             self._total = self.config.training.updates(prepared.train)
             self._say(f"starting {self.config.learner.ranks} learner ranks")
             self._ranks = stack.enter_context(self._start(self.config, prepared.model_dir, directory.path, self._total))
-            self._metrics = MetricsWriter(directory.path, resume_from=self._state.updates)
+            self._metrics = TrackedMetrics(session, self._state.updates, self._say)
             stack.callback(self._metrics.close)
             for note in schedule_notes(self.config.learner.optimizer, self._total, self._metrics.last):
                 self._say(note)
@@ -304,9 +301,10 @@ class StageRun:
         }
         with writing(self._directory.summary, "then use --resume"):
             atomic_write(self._directory.summary, json.dumps(summary, indent=2) + "\n", durable=True)
+        self._metrics.end(status, summary)
 
     def _elapsed(self) -> str:
         return clock(time.monotonic() - self._session.started)
 
     def _say(self, text: str) -> None:
-        self._console.print(Text(shown(f"offbeat: {text}", lines=True)), soft_wrap=True)
+        self._board.message(text)

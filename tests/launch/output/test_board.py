@@ -1,6 +1,7 @@
 """The board: everything a reader watches is on it, at every width; a plain log gets few lines and no terminal codes."""
 
 import contextlib
+import json
 from dataclasses import replace
 from io import StringIO
 
@@ -8,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from actors.records import GeneratorStatus
-from launch.output.board import Board, RunSnapshot, clock, line, line_due, render
+from launch.output.board import Board, JsonBoard, RunSnapshot, clock, line, line_due, render
 
 GENERATORS = (
     GeneratorStatus(
@@ -210,3 +211,21 @@ def test_ties_and_epochs_are_shown_if_they_are_known():
     assert "epochs 12.50" in line(known)
     assert "ties" not in line(SNAPSHOT)
     assert any("ties 85%" in text and "epochs 12.50" in text for text in [" ".join(rows(known, 140))])
+
+
+def test_a_log_of_json_has_one_object_for_a_message_and_for_a_snapshot_that_is_due():
+    out = StringIO()
+    with JsonBoard(lambda: ("chat", "0a1b"), out) as board:
+        board.message("warning: two\nlines \x1b[2J")
+        board.update(SNAPSHOT)
+        board.update(SNAPSHOT)
+        board.console.print("a table\nof two rows")
+    rows = [json.loads(text) for text in out.getvalue().splitlines()]
+    assert [row.pop("time")[-6:] for row in rows] == ["+00:00"] * 4
+    common = {"run": "chat", "run_id": "0a1b", "role": "driver"}
+    assert rows == [
+        {"level": "warning", **common, "version": None, "message": "two\nlines \\x1b[2J"},
+        {"level": "info", **common, "version": 12, "message": line(SNAPSHOT)},
+        {"level": "info", **common, "version": 12, "message": "a table"},
+        {"level": "info", **common, "version": 12, "message": "of two rows"},
+    ]

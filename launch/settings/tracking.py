@@ -1,0 +1,62 @@
+"""Settings of who else gets a run's figures, and of the form of its log. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+
+from actors.settings import Settings
+
+
+class WandbConfig(Settings):
+    """Weights & Biases; needs `pip install 'offbeat[wandb]'`."""
+
+    project: str | None = Field(default=None, description="project that gets the run; unset: no W&B")
+    entity: str | None = Field(default=None, description="user or team of the project; unset: the account's default")
+    mode: Literal["online", "offline"] = Field(
+        default="online", description="offline: write to the run's directory alone, for `wandb sync` later"
+    )
+
+
+class MlflowConfig(Settings):
+    """MLflow; needs `pip install 'offbeat[mlflow]'`."""
+
+    uri: str | None = Field(
+        default=None, description="http://HOST:PORT of a server, or sqlite:///PATH of a file; unset: no MLflow"
+    )
+    experiment: str = Field(default="offbeat", min_length=1, description="experiment that gets the run")
+
+    @field_validator("uri")
+    @classmethod
+    def _without_a_password(cls, uri: str | None) -> str | None:
+        if uri is not None and urlsplit(uri).password is not None:
+            raise ValueError(
+                "given an address with a password, which would be saved with the run; leave it out, and export "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        return uri
+
+
+class TrackingConfig(Settings):
+    """Who gets a run's figures beside its directory. None of them can end or slow a run."""
+
+    wandb: WandbConfig = Field(default_factory=WandbConfig)
+    mlflow: MlflowConfig = Field(default_factory=MlflowConfig)
+    prometheus: bool | None = Field(
+        default=None,
+        description="export figures through Ray's metrics agent; unset: if a cluster is joined; true: also by a Ray "
+        "that the run starts, whose raylet then grows by about a MiB in ten minutes",
+    )
+    flush_seconds: float = Field(
+        default=30.0, ge=0.0, description="longest wait at the end for trackers that have not taken everything"
+    )
+
+
+class LogConfig(Settings):
+    """The lines that a run prints."""
+
+    format: Literal["text", "json"] = Field(
+        default="text", description="json: one object per line with time, level, run, role, version and message"
+    )
