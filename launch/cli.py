@@ -21,6 +21,7 @@ from actors.errors import INTERRUPTED, OffbeatError, UsageError, remedy_of
 from actors.files import atomic_write
 from actors.foreign.text import WHOLE, shown
 from launch.evaluate.command import compare, evaluate
+from launch.plan.command import plan
 from launch.settings.options import (
     LATEST,
     Config,
@@ -134,6 +135,7 @@ def data(
 
 app.command()(evaluate)
 app.command()(compare)
+app.command()(plan)
 
 
 @app.command()

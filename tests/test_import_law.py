@@ -57,13 +57,14 @@ ALLOWED = {
     },
     "launch": {
         "__main__": "cli output",  # the supervisor stands before the command line
-        "cli": "cluster data demo doctor evaluate merge replay samples settings sweep verify",
+        "cli": "cluster data demo doctor evaluate merge plan replay samples settings sweep verify",
         "cluster": "run settings",
         "data": "settings",
         "demo": "output run settings",
         "doctor": "cluster output run settings",
         "evaluate": "cluster run settings",
         "output": "run settings",
+        "plan": "output run settings",
         "replay": "cluster output run settings",
         "run": "settings",
         "samples": "output",
@@ -74,7 +75,7 @@ ALLOWED = {
     },
 }
 """For each top folder: a room (a sub-package or a file), and the rooms beside it that it may import."""
-MOST_ARROWS = {"actors": 51, "learner": 23, "launch": 49}
+MOST_ARROWS = {"actors": 51, "learner": 23, "launch": 53}
 
 # Exceptions. Each list may only become shorter: an entry that is no exception any more has to be removed.
 CYCLES: set[str] = set()

@@ -22,7 +22,7 @@ class Running(NamedTuple):
     """A group that an engine samples; ordered by what the engine will have done when it ends."""
 
     work: float
-    index: int
+    lease: int
     attempt: int
     version: int
 
@@ -67,13 +67,13 @@ class Fleet:
             heapq.heappop(due)
         return due[0][0] if due else math.inf
 
-    def start(self, seconds: float, index: int, attempt: int, version: int) -> None:
+    def start(self, seconds: float, lease: int, attempt: int, version: int) -> None:
         """Start a group of `seconds` (alone) at the generator with the fewest; call `started` after the last one."""
         number = self._loads.take()
         engine = self._engines[number]
         self._advance(engine)
         self.active += not engine.running
-        heapq.heappush(engine.running, Running(engine.work + seconds, index, attempt, version))
+        heapq.heappush(engine.running, Running(engine.work + seconds, lease, attempt, version))
         self._changed.add(number)
 
     def started(self) -> None:

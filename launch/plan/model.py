@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import repeat
 from random import Random
 
 from actors.replay_buffer.config import ReplayConfig
@@ -19,14 +21,17 @@ class Times:
     sample: tuple[float, ...] = ()
     """Measured values as multiples of their mean, to draw from instead of a lognormal distribution."""
 
-    def draw(self, random: Random) -> float:
-        """Return seconds of one piece."""
-        if self.sample:
-            return self.mean * random.choice(self.sample)
-        if not self.spread:
-            return self.mean
+    def draws(self, random: Random) -> Iterator[float]:
+        """Yield seconds of one piece after the other, without end.
+
+        Of measured values each comes once before any comes again, so that a short run has their mean.
+        """
         variance = math.log1p(self.spread**2)
-        return self.mean * math.exp(random.gauss(-0.5 * variance, math.sqrt(variance)))
+        while self.sample:
+            yield from (self.mean * value for value in random.sample(self.sample, len(self.sample)))
+        while self.spread:
+            yield self.mean * math.exp(random.gauss(-0.5 * variance, math.sqrt(variance)))
+        yield from repeat(self.mean)
 
     def times(self, factor: float) -> Times:
         """Return the same distribution with a mean `factor` times as large."""

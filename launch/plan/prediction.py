@@ -28,7 +28,7 @@ class Outcome:
     staleness: Mapping[int, float]
     """Shares of the consumed groups, by staleness in versions."""
     discarded: float
-    """Share of the leases that no update trained on: failed, expired, too old, or left over at the end."""
+    """Share of the leases that no update trained on: failed, expired or too old."""
     sampling_rate: float = 0.0
     """Groups per second of a generator that samples."""
     simulated: int | None = None

@@ -57,6 +57,8 @@ class Simulation:
         self.account = Account()
         self.now = 0.0
         self._random = Random(seed)
+        self._group_seconds = model.generators.group.draws(self._random)
+        self._update_seconds = model.learner.update.draws(self._random)
         self._fleet = Fleet(model.generators)
         self._version = 0  # that all generators hold
         self._offered = 0  # the newest publication
@@ -137,32 +139,32 @@ class Simulation:
         self._deal()
 
     def _deal(self) -> None:
-        fleet, group = self._fleet, self.model.generators.group
+        fleet, seconds = self._fleet, self._group_seconds
         room = fleet.room
         aside = min(room, self._aside)
         self._aside -= aside
         for _ in range(aside):
-            fleet.start(group.draw(self._random), ASIDE, 0, self._version)
+            fleet.start(next(seconds), ASIDE, 0, self._version)
         room -= aside
         if room and not self._starved:
             grants = self.admission.grant(room, self.now)
             self._starved = len(grants) < room
             for grant in grants:
                 assert grant.min_version <= self._version
-                fleet.start(group.draw(self._random), grant.index, grant.attempt, self._version)
+                fleet.start(next(seconds), grant.index, grant.attempt, self._version)
         fleet.started()
 
     def _sampled(self, group: Running) -> None:
         """Send the group through the driver to the judge that is free first."""
         self.account.sampled += 1
-        if group.index == ASIDE:
+        if group.lease == ASIDE:
             return
         failing = self.model.generators.failure_share
         if failing and self._random.random() < failing:
             self._starved = False
-            self.admission.returned(group.index, group.attempt, "failed")
+            self.admission.returned(group.lease, group.attempt, "failed")
             return
-        if not self.admission.generated(group.index, group.attempt):
+        if not self.admission.generated(group.lease, group.attempt):
             return
         judges = self.model.judges
         arrived = self._driver_free = max(self._driver_free, self.now) + judges.driver_seconds
@@ -174,7 +176,7 @@ class Simulation:
             self._judged(group)
 
     def _judged(self, group: Running) -> None:
-        self.admission.judged(group.index, group.attempt, group.version, group.version)
+        self.admission.judged(group.lease, group.attempt, group.version, group.version)
 
     def _expire(self) -> None:
         if self.admission.expire(self.now):
@@ -195,7 +197,7 @@ class Simulation:
             return
         self._starved = False
         self.account.staleness.update(batch.staleness)
-        self._activity, self._left = "training", self.model.learner.update.draw(self._random) if batch.indices else 0.0
+        self._activity, self._left = "training", next(self._update_seconds) if batch.indices else 0.0
 
     @property
     def _late(self) -> bool:
