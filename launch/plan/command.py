@@ -7,44 +7,49 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+Run = Annotated[
+    Path | None, Argument(metavar="RUN", help="directory of a finished run to measure; none: from the numbers below")
+]
+Against = Annotated[Path | None, Option(metavar="RUN", help="predict what this run measured, from the first one")]
+Set = Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="another setting; may be repeated")]
+GroupSeconds = Annotated[
+    float | None, Option(metavar="SECONDS", help="of a group at a generator that samples it alone")
+]
+Spread = Annotated[float | None, Option(metavar="SHARE", help="their standard deviation over their mean")]
+Batching = Annotated[
+    float | None, Option(metavar="FACTOR", help="groups/s of a generator with many at a time over those with one")
+]
+UpdateSeconds = Annotated[float | None, Option(metavar="SECONDS", help="of an update with learner.ranks")]
+Efficiency = Annotated[
+    float | None, Option(metavar="SHARE", help="of a rank that each learner rank after the first adds")
+]
+PublishSeconds = Annotated[
+    float | None, Option(metavar="SECONDS", help="that the learner stands still for each publication")
+]
+TakeSeconds = Annotated[float | None, Option(metavar="SECONDS", help="that a generator stands still to take a version")]
+Judging = Annotated[float | None, Option(metavar="SECONDS", help="of a judge for a group")]
+Driving = Annotated[float | None, Option(metavar="SECONDS", help="of the driver's core for a group")]
+Cores = Annotated[
+    float | None, Option(metavar="N", help="that generators and learner share, on CPU; unset: each has its own")
+]
+
 
 def plan(
-    run: Annotated[
-        Path | None,
-        Argument(metavar="RUN", help="directory of a finished run to measure; none: from the numbers below"),
-    ] = None,
-    settings: Annotated[
-        list[str] | None, Option("--set", metavar="KEY=VALUE", help="another setting; may be repeated")
-    ] = None,
+    run: Run = None,
+    settings: Set = None,
     gpus: Annotated[int | None, Option(metavar="N", help="find the best split of N GPUs")] = None,
-    against: Annotated[
-        Path | None, Option(metavar="RUN", help="predict what this run measured, from the first one")
-    ] = None,
+    against: Against = None,
     price: Annotated[float | None, Option(metavar="MONEY", help="of one GPU for an hour")] = None,
-    generator_seconds: Annotated[
-        float | None, Option(metavar="SECONDS", help="of a group at a generator that samples it alone")
-    ] = None,
-    generator_spread: Annotated[
-        float | None, Option(metavar="SHARE", help="their standard deviation over their mean")
-    ] = None,
-    batching: Annotated[
-        float | None, Option(metavar="FACTOR", help="groups/s of a generator with many at a time over those with one")
-    ] = None,
-    update_seconds: Annotated[float | None, Option(metavar="SECONDS", help="of an update with learner.ranks")] = None,
-    efficiency: Annotated[
-        float | None, Option(metavar="SHARE", help="of a rank that each learner rank after the first adds")
-    ] = None,
-    publish_seconds: Annotated[
-        float | None, Option(metavar="SECONDS", help="that the learner stands still for each publication")
-    ] = None,
-    take_seconds: Annotated[
-        float | None, Option(metavar="SECONDS", help="that a generator stands still to take a version")
-    ] = None,
-    judge_seconds: Annotated[float | None, Option(metavar="SECONDS", help="of a judge for a group")] = None,
-    driver_seconds: Annotated[float | None, Option(metavar="SECONDS", help="of the driver's core for a group")] = None,
-    cores: Annotated[
-        float | None, Option(metavar="N", help="that generators and learner share, on CPU; unset: each has its own")
-    ] = None,
+    generator_seconds: GroupSeconds = None,
+    generator_spread: Spread = None,
+    batching: Batching = None,
+    update_seconds: UpdateSeconds = None,
+    efficiency: Efficiency = None,
+    publish_seconds: PublishSeconds = None,
+    take_seconds: TakeSeconds = None,
+    judge_seconds: Judging = None,
+    driver_seconds: Driving = None,
+    cores: Cores = None,
     seed: Annotated[int, Option(help="of the times that are drawn")] = 0,
     json: Annotated[bool, Option("--json", help="print one JSON object instead of lines")] = False,
 ) -> int:

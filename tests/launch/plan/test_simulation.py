@@ -28,7 +28,7 @@ def test_with_bound_0_generation_and_learning_alternate():
 
 
 def test_with_bound_1_generation_and_learning_overlap():
-    """1 s per update after the first group, which nothing overlaps. Only the first update's group is of its own version."""
+    """1 s per update after the first group, which nothing overlaps. Only the first update trains at staleness 0."""
     found = predict(model(100, max_staleness=1))
     assert found.seconds == 101.0
     assert found.learner["waiting"] == pytest.approx(1 / 101)
