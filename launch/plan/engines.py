@@ -89,6 +89,8 @@ class Fleet:
             _, _, number = heapq.heappop(self._due)
             engine = self._engines[number]
             self._advance(engine)
+            # The first one was foreseen for now, whatever rounding has made of its work since.
+            engine.work = max(engine.work, engine.running[0].work)
             limit = engine.work + ROUNDING * max(1.0, engine.work)
             while engine.running and engine.running[0].work <= limit:
                 found.append(heapq.heappop(engine.running))

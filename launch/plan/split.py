@@ -11,7 +11,7 @@ from launch.plan.prediction import Cost, Outcome, predict
 
 SHOWN = 12
 """Splits to simulate at most: those that could be fastest."""
-SPLIT_GROUPS = 40_000
+SPLIT_GROUPS = 20_000
 """Groups to simulate of each."""
 
 

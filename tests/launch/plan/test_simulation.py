@@ -74,6 +74,14 @@ def test_an_engine_speeds_up_when_a_group_ends():
     assert run.run().seconds == pytest.approx(4.0 + 1.0)
 
 
+def test_a_group_whose_end_is_rounded_ends():
+    """Clock and work of an engine run at different speeds. The end of a group came due, its work was a rounding error
+    short, and the simulation foresaw the same end for ever."""
+    engines = {"count": 4, "slots": 64, "batching": 16.0, "group_seconds": 12.0, "spread": 0.3}
+    found = predict(model(1000, prompts_per_update=32, **engines, update_seconds=3.0 / 10.9, driver_seconds=0.001))
+    assert found.updates == 1000
+
+
 def test_judge_and_driver_take_one_group_after_the_other():
     """Four groups arrive at 1 s: the driver is done at 2, 3, 4, 5, and one judge of 2 s at 4, 6, 8, 10."""
     once = {"prompts_per_update": 4, "slots": 4, "driver_seconds": 1.0, "judge_seconds": 2.0}
