@@ -62,7 +62,9 @@ def _plan(request: Request, given: Given) -> Report:
     columns: list[Column] = []
     if request.against is not None:
         assert run is not None
-        config, derived, columns = _against(run, derived, read_run(request.against), request.seed)
+        other = read_run(request.against)
+        subject = f"run {other.name}, predicted from {run.name}"
+        config, derived, columns = _against(run, derived, other, request)
     elif run is not None:
         columns = [
             Column("measured", run.measured(), _cost(run.config, run.seconds, request.price)),
@@ -81,16 +83,17 @@ def _plan(request: Request, given: Given) -> Report:
     return replace(report, gpus=request.gpus, splits=splits)
 
 
-def _against(run: Recorded, derived: Derived, other: Recorded, seed: int) -> tuple[RunConfig, Derived, list[Column]]:
+def _against(
+    run: Recorded, derived: Derived, other: Recorded, request: Request
+) -> tuple[RunConfig, Derived, list[Column]]:
     """Predict what `other` measured from `run` and the settings of `other`."""
     derived = under(derived, run.config, other.config)
     derived = replace(derived, model=replace(derived.model, updates=other.updates))
     columns = [
-        Column("measured", other.measured(), _cost(other.config, other.seconds, None)),
-        Column("predicted", outcome := predict(derived.model, seed), _cost(other.config, outcome.seconds, None)),
+        Column("measured", other.measured(), _cost(other.config, other.seconds, request.price)),
+        _predicted(derived, other.config, request, "predicted"),
     ]
-    notes = (*derived.notes, f"predicted for the settings of {other.name}, and beside what it measured")
-    return other.config, replace(derived, notes=notes), columns
+    return other.config, derived, columns
 
 
 def _predicted(derived: Derived, config: RunConfig, request: Request, name: str) -> Column:

@@ -79,6 +79,7 @@ def test_another_run_is_predicted_beside_what_it_measured(tmp_path, capsys):
     run_of(tmp_path / "one")
     run_of(tmp_path / "other", "generators.count=2", "replay.max_staleness=0", "updates=40")
     found = planned(capsys, tmp_path / "one", "--against", tmp_path / "other")
+    assert found["subject"] == f"run {tmp_path / 'other'}, predicted from {tmp_path / 'one'}"
     assert found["outcomes"]["measured"]["updates"] == found["outcomes"]["predicted"]["updates"] == 40
     assert abs(found["errors"]["groups_per_second"]) < 0.05
     assert abs(found["errors"]["generator_idle"]) < 0.05
