@@ -22,6 +22,7 @@ from actors.files import atomic_write
 from actors.foreign.text import WHOLE, shown
 from launch.begin.command import add_init
 from launch.evaluate.command import chat, compare, evaluate
+from launch.plan.command import plan
 from launch.report.command import report
 from launch.settings.options import (
     Config,
@@ -138,6 +139,7 @@ def data(
 app.command()(evaluate)
 app.command()(compare)
 app.command()(chat)
+app.command()(plan)
 
 
 @app.command()

@@ -58,13 +58,14 @@ ALLOWED = {
     "launch": {
         "__main__": "cli output",  # the supervisor stands before the command line
         "begin": "doctor settings",
-        "cli": "begin data demo doctor evaluate merge replay report samples settings submit sweep verify",
+        "cli": "begin data demo doctor evaluate merge plan replay report samples settings submit sweep verify",
         "cluster": "run settings",
         "data": "settings",
         "demo": "output run settings",
         "doctor": "cluster output run settings",
         "evaluate": "cluster run settings",
         "output": "run settings",
+        "plan": "output run settings",
         "replay": "cluster output run settings",
         "report": "demo output settings",
         "run": "settings",
@@ -78,7 +79,7 @@ ALLOWED = {
     },
 }
 """For each top folder: a room (a sub-package or a file), and the rooms beside it that it may import."""
-MOST_ARROWS = {"actors": 51, "learner": 23, "launch": 63}
+MOST_ARROWS = {"actors": 51, "learner": 23, "launch": 67}
 
 # Exceptions. Each list may only become shorter: an entry that is no exception any more has to be removed.
 CYCLES: set[str] = set()
