@@ -14,8 +14,8 @@ from actors.records import Completion, Group, Prompt
 from actors.replay_buffer.buffer import Batch
 from actors.replay_buffer.pairing import MissingEos, effective_scores
 from launch.output.metrics import MetricsWriter, truncate_after
-from launch.settings.kept import SamplesConfig
 from launch.settings.loading import RECORDED
+from launch.settings.output import SamplesConfig
 
 SAMPLES = "samples.jsonl"
 BEFORE_AND_AFTER = "evaluation/answers.jsonl"

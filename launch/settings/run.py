@@ -14,9 +14,8 @@ from actors.judges.config import JudgingConfig
 from actors.replay_buffer.config import ReplayConfig
 from actors.settings import Settings
 from launch.settings.gpus import gpu_problem
-from launch.settings.kept import JournalConfig, SamplesConfig
+from launch.settings.output import JournalConfig, LogConfig, SamplesConfig, TrackingConfig
 from launch.settings.runtime_env import checked_runtime_env, upload_problem
-from launch.settings.tracking import LogConfig, TrackingConfig
 from learner.config import LearnerConfig
 from learner.losses.config import Anchor
 from learner.publication.config import PublicationConfig

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.files import atomic_write
-from launch.settings.tracking import MlflowConfig
+from launch.settings.output import MlflowConfig
 from launch.tracking.tracker import RunFacts, figures_in, flat
 
 RUN_FILE = "mlflow_run"

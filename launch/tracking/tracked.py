@@ -13,7 +13,7 @@ from actors.redaction import redact
 from launch.output.board import RunSnapshot
 from launch.output.metrics import MetricsWriter, tag
 from launch.output.session import Session
-from launch.settings.tracking import TrackingConfig
+from launch.settings.output import TrackingConfig
 from launch.tracking import background, prometheus
 from launch.tracking.background import Background
 from launch.tracking.tracker import RunFacts, Tracker

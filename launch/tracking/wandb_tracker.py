@@ -8,7 +8,7 @@ import signal
 from collections.abc import Mapping
 from typing import Any
 
-from launch.settings.tracking import WandbConfig
+from launch.settings.output import WandbConfig
 from launch.tracking.tracker import RunFacts, children, figures_in
 
 STEP = "update"

@@ -22,7 +22,7 @@ from launch.output.samples import (
     sample_of,
     write_before_and_after,
 )
-from launch.settings.kept import SamplesConfig
+from launch.settings.output import SamplesConfig
 
 
 def completion(text: str, version: int = 3, *, finished: bool = True, opponent: bool = False) -> Completion:

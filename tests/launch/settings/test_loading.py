@@ -166,7 +166,7 @@ def test_all_mistakes_of_file_and_overrides_are_reported_at_once(write):
         ("beta=1", "beta: no such setting; write learner.loss.beta=1"),
         ("loss.kind=grpo", "loss.kind: no such setting; write learner.loss.kind=grpo"),
         ("sampling.top_p=.9", "sampling.top_p: no such setting; truncated sampling would make"),
-        ("wandb.project=x", "wandb.project: no such setting; no service is told of a run; read metrics.jsonl"),
+        ("wandb.project=x", "wandb.project: no such setting; write tracking.wandb.project=x"),
         ("model=X", "model: given 'X'; allowed: a section of `key: value` lines; write model.path=X"),
         ("learner.max_new_token=1", "learner.max_new_token: no such setting; nearest: sampling.max_new_tokens"),
         ("xyzzy=1", "xyzzy: no such setting"),

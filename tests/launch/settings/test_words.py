@@ -32,7 +32,7 @@ TYPED = {
     "max_staleness": ("replay.max_staleness", None),
 }
 UNANSWERED = [
-    *("top_p", "sampling.top_p", "wandb.project", "report_to", "epochs", "gradient_accumulation_steps", "kl_coef"),
+    *("top_p", "sampling.top_p", "wandb", "report_to", "epochs", "gradient_accumulation_steps", "kl_coef"),
     *("num_gpus", "algorithm.kl_ctrl.kl_coef", "per_device_train_batch_size", "reward_funcs", "fp16"),
     "trust_remote_code",
 ]

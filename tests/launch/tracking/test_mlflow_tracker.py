@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from launch.settings.tracking import MlflowConfig
+from launch.settings.output import MlflowConfig
 from launch.tracking.mlflow_tracker import RUN_FILE, MlflowTracker
 from launch.tracking.tracker import RunFacts
 

@@ -16,8 +16,8 @@ from launch.cluster import wiring
 from launch.output.board import RunSnapshot
 from launch.output.metrics import TAGS, tag
 from launch.run.progress import LearnerClock
+from launch.settings.output import TrackingConfig
 from launch.settings.run import ClusterConfig
-from launch.settings.tracking import TrackingConfig
 from launch.tracking.prometheus import COLLECTS, RAY_PREFIX, TARGETS, Prometheus, exported, figures_of, wanted
 from launch.tracking.tracked import require_trackers
 from launch.tracking.tracker import RunFacts

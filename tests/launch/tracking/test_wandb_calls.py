@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from launch.settings.tracking import WandbConfig
+from launch.settings.output import WandbConfig
 from launch.tracking.tracker import RunFacts
 from launch.tracking.wandb_tracker import WandbTracker
 

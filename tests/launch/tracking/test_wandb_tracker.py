@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from launch.settings.tracking import WandbConfig
+from launch.settings.output import WandbConfig
 from launch.tracking.tracker import RunFacts
 from launch.tracking.wandb_tracker import WandbTracker
 from tests.house import ROOT
@@ -116,7 +116,7 @@ import os
 from pathlib import Path
 os.environ["WANDB_BASE_URL"] = "http://127.0.0.1:{server.getsockname()[1]}"
 os.environ["WANDB_API_KEY"] = "a" * 40
-from launch.settings.tracking import WandbConfig
+from launch.settings.output import WandbConfig
 from launch.tracking.background import Background, close
 from launch.tracking.tracker import RunFacts
 from launch.tracking.wandb_tracker import WandbTracker
@@ -137,7 +137,7 @@ def test_without_a_key_nobody_is_asked_for_one_in_the_terminal(tmp_path: Path) -
 import os
 from pathlib import Path
 os.environ["NETRC"] = {str(tmp_path / "netrc")!r}
-from launch.settings.tracking import WandbConfig
+from launch.settings.output import WandbConfig
 from launch.tracking.tracker import RunFacts
 from launch.tracking.wandb_tracker import WandbTracker
 try:
