@@ -143,9 +143,9 @@ class JsonBoard(Board):
             "run_id": run_id,
             "role": "driver",
             "version": self._version,
-            "message": shown(text.removeprefix(WARNING), lines=True),
         }
-        print(json.dumps(row), file=self._file or sys.stderr, flush=True)
+        message = text.removeprefix(WARNING)
+        print(json.dumps(row | {"message": shown(message, lines=True)}), file=self._file or sys.stderr, flush=True)
 
 
 class _Lines(StringIO):
