@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.claims import anchor, benchmarks_games, benchmarks_speed, benchmarks_system, pages, scale
+from tests.claims import anchor, benchmarks_games, benchmarks_speed, benchmarks_system, lora, pages, scale
 from tests.claims.claim import ROOT, Claim, found, of, raw_result, single_spaced
 from tests.claims.excused import EXCUSED, UNSUPPORTED, Excuse
 from tests.claims.figures import SECTIONS, figures
 
-MODULES = (anchor, benchmarks_games, benchmarks_speed, benchmarks_system, pages, scale)
+MODULES = (anchor, benchmarks_games, benchmarks_speed, benchmarks_system, lora, pages, scale)
 CLAIMS = [claim for module in MODULES for claim in module.CLAIMS]
 
 MISSING = 55
@@ -76,12 +76,12 @@ def test_no_more_figures_are_without_a_raw_result_than_before() -> None:
 
 
 def test_every_page_that_tells_of_a_raw_result_is_searched() -> None:
-    """docs/faults.md names a test or a raw result in each of its rows, which `test_docs.py` looks up."""
+    """docs/faults.md names a test or a raw result in its rows, for `test_docs.py`; docs/evidence.md only links."""
     pages = {page.relative_to(ROOT).as_posix(): page for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
     telling = {
         name for name, page in pages.items() if re.search(r"benchmarks/results/|^#+ Measured$", page.read_text())
     }
-    assert telling <= {*SECTIONS, "docs/faults.md"}
+    assert telling <= {*SECTIONS, "docs/faults.md", "docs/evidence.md"}
 
 
 def test_every_section_that_is_searched_is_there() -> None:
@@ -98,6 +98,8 @@ CHOSEN_BY = {
     "preference.json": {"seed"},
     "shards.json": {"shards", "tokens"},
     "vstar.json": {"k"},
+    "anchor.json": {"updates", "seed"},
+    "lora.json": {"rank", "seed"},
 }
 """Numbers by which claims choose a run from a raw result."""
 

@@ -27,7 +27,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "docs/generators.md": ("Speed over the bare engine", "A weight sync while requests run", "Quantised engines"),
     "docs/long_sequences.md": ("Activations per rank",),
     "docs/judges.md": ("A verifier", "Your own function"),
-    "docs/lora.md": ("What it takes",),
+    "docs/lora.md": ("What it takes", "Adapters beside all weights"),
     "docs/losses.md": ("Runs that diverge",),
     "docs/nash.md": ("Measured",),
     "docs/preference.md": ("What they reach", "In training"),
