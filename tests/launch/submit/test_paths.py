@@ -101,7 +101,7 @@ def test_every_setting_that_names_a_file_or_directory_is_listed_or_known_to_be_n
         "judging.judge.tokenizer",
         "sampling.environment.path",
     }
-    no_paths = {"name", "prompts.on_malformed", "learner.lora.save"}
+    no_paths = {"name", "prompts.on_malformed", "learner.lora.save", "tracking.wandb.mode", "tracking.mlflow.uri"}
     words = ("directory", "file", "path", "hub")
     named = {each.key for each in settings(RunConfig) if str in each.types}
     telling = {

@@ -138,7 +138,7 @@ def test_without_trackers_nothing_is_needed() -> None:
     ],
 )
 def test_a_setting_without_its_section_is_answered_with_the_right_one(override, right) -> None:
-    with pytest.raises(UsageError, match=rf"nearest: {right}\n"):
+    with pytest.raises(UsageError, match=rf"write {right}="):
         load_config(None, [*WORLD, override])
 
 
