@@ -204,7 +204,23 @@ def test_ci_fails_when_one_fails_and_prints_the_closing_line(tmp_path, codes):
 # Containers.
 
 
-DOCKER = ROOT / "launch" / "submit" / "docker"
+DOCKER = ROOT / "docker"
+
+
+def test_the_package_has_the_container_files_of_the_checkout() -> None:
+    """`offbeat submit compose` reads them from the package, also from an installed one."""
+    packaged = ROOT / "launch" / "submit" / "docker"
+    assert packaged.resolve() == DOCKER
+    assert sorted(path.name for path in packaged.glob("*")) == [
+        "Dockerfile.cpu",
+        "Dockerfile.cuda",
+        "compose.cpu.yaml",
+        "compose.yaml",
+    ]
+
+
+def test_a_citation_names_the_version_of_the_package() -> None:
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == PROJECT["version"]
 
 
 def compose(name: str) -> dict:

@@ -94,5 +94,5 @@ def _require_image(image: str) -> None:
         kind = image.partition(":")[2]
         raise RunError(
             f"this machine has no image {image}; build it in a checkout of Offbeat with "
-            f"`docker build -f launch/submit/docker/Dockerfile.{kind} -t {image} .`, or name another with --image"
+            f"`docker build -f docker/Dockerfile.{kind} -t {image} .`, or name another with --image"
         )
