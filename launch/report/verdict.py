@@ -210,7 +210,8 @@ def _staleness(run: Run) -> str | None:
     if largest is None:
         return None if run.bound is None else f"Nothing says how stale its data were; {run.bound} versions are allowed."
     average = "" if mean is None else f", {mean:.2f} on average"
+    oldest = f"Its data were at most {largest} {'version' if largest == 1 else 'versions'} old{average}"
     if run.bound is None:
-        return f"Its data were at most {largest} versions old{average}."
+        return f"{oldest}."
     over = " That is over the bound." if largest > run.bound else ""
-    return f"Its data were at most {largest} versions old{average}, and {run.bound} are allowed.{over}"
+    return f"{oldest}, and {run.bound} {'is' if run.bound == 1 else 'are'} allowed.{over}"
