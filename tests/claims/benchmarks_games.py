@@ -149,7 +149,7 @@ LAGS = [
             (
                 "lag-0-uncorrected",
                 400,
-                "| 0 | uncorrected: self-play, constant baseline, reward-to-go, no weights",
+                "| 0 | uncorrected: self-play, constant baseline, no weights",
                 TAIL,
             ),
             ("lag-64-uncorrected", 400, "| 64 | uncorrected", BOLD_TAIL),
@@ -168,7 +168,7 @@ LAGS = [
             (
                 "lag-64-token-players",
                 600,
-                "| 64 | reward-to-go and token weights of players instead of the KL of the sequence",
+                "| 64 | token weights of players, reward-to-go",
                 TAIL,
             ),
         )

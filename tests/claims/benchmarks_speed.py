@@ -101,7 +101,7 @@ RATES = "{64/median/TRL, cached:.1f}, {64/median/Offbeat:.1f} | {512/median/TRL,
 
 TRL = [
     full(
-        f"| online DPO, all completions of full length: TRL `cached`, Offbeat (median of 2 rounds) | {RATES} |",
+        f"| online DPO, full length: TRL `cached`, Offbeat (median of 2 rounds) | {RATES} |",
         at="new_tokens",
     ),
     full(
@@ -114,7 +114,7 @@ TRL = [
         at="new_tokens",
     ),
     nash_md(
-        "| Nash-MD, all of full length: TRL `exact`, Offbeat (one round) "
+        "| Nash-MD, full length: TRL `exact`, Offbeat (one round) "
         "| {64/median/TRL, exact:.1f}, {64/median/Offbeat:.1f} | {512/median/TRL, exact:.2f}, "
         "{512/median/Offbeat:.1f} |",
         at="new_tokens",

@@ -143,7 +143,6 @@ FAULTS = [
         "takes {seconds/verify:.3f} s ({verify_gb_per_second:.1f} GB/s), loading it {seconds/load:.2f} s: "
         "{verify_over_load:.1%}, against"
     ),
-    verification("Writing the manifest takes {seconds/manifest:.3f} s of a save of {seconds/save:.1f} s"),
     verification(
         "loading takes {load:.2f} s, and verifying and then loading {verify_and_load:.2f} s: "
         "{added_over_load:.1%} more",

@@ -135,12 +135,12 @@ def alone(count: int) -> Callable[[Any], str]:
 SIMULATED = [
     *(simulated(str(2**place), f"clusters/{place}", "{wait}") for place in (0, 2, 3, 4)),
     *(
-        simulated(each, f"slow/{each}", "{part_spread_seconds:.1f} s")
-        for each in (
-            "told 5 s late",
-            "told 20 s late",
-            "coordinator 4 times as slow",
-            "generators 1.25 times as slow",
+        simulated(text, f"slow/{each}", "{part_spread_seconds:.1f} s")
+        for text, each in (
+            ("hears of versions 5 s late", "told 5 s late"),
+            ("hears of versions 20 s late", "told 20 s late"),
+            ("has a coordinator 4 times as slow", "coordinator 4 times as slow"),
+            ("has generators 1.25 times as slow", "generators 1.25 times as slow"),
         )
     ),
     shards("without it they make {groups} groups/s", groups=alone(8)),
