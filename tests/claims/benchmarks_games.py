@@ -102,7 +102,7 @@ ROUTES = [
         seed_1=above_exact(1, WIDE[1]),
     ),
     nash(
-        "The best answer wins {reward:.2f} of the time against the reward's policy, against Nash-MD's {nash:.2f}",
+        "The best answer beats the reward's policy in {reward:.2f} of the comparisons, and Nash-MD's in {nash:.2f}",
         reward=lambda raw: 0.5 + BRADLEY_TERRY[0](raw)["exploitability_tail"],
         nash=lambda raw: 0.5 + DEEP[0](raw)["exploitability_tail"],
     ),
