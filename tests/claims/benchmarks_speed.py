@@ -12,25 +12,13 @@ overlap = of(PAGE, "overlap.json")
 chat = of(PAGE, "overlap_chat.json")
 
 OVERLAP = [
+    *(overlap(f"| {side} alone | {{median/{side}:.1f}} | |") for side in ("generation", "learning")),
     *(
         overlap(
-            f"| {side} alone | {{rounds/0/alone/{side}:.1f}} | {{rounds/1/alone/{side}:.1f}} "
-            f"| {{rounds/2/alone/{side}:.1f}} | {{median/{side}:.1f}} |"
+            f"| {way}, bound {bound} | {bold}{{median/bound {bound}, groups_per_second:.1f}}{bold} "
+            f"| {bold}{{median/bound {bound}, of_slower_alone:.2f}}{bold} |"
         )
-        for side in ("generation", "learning")
-    ),
-    *(
-        overlap(
-            f"| {way}, bound {bound} "
-            + "".join(
-                f"| {{rounds/{r}/bound {bound}/groups_per_second:.1f}} "
-                f"({{rounds/{r}/bound {bound}/of_slower_alone:.2f}}) "
-                for r in range(3)
-            )
-            + f"| **{{median/bound {bound}, groups_per_second:.1f}} "
-            f"({{median/bound {bound}, of_slower_alone:.2f}})** |"
-        )
-        for bound, way in enumerate(("synchronous", "asynchronous", "asynchronous"))
+        for bound, (way, bold) in enumerate((("synchronous", ""), ("asynchronous", "**"), ("asynchronous", "**")))
     ),
     overlap(
         "At a bound of 1 the run is {ratio:.2f} times as fast as the synchronous one",
@@ -49,8 +37,7 @@ OVERLAP = [
         at="rounds/0/bound 1",
     ),
     chat(
-        "The asynchronous run is {seconds at bound 0 over bound 1:.2f} times as fast at the same reward. "
-        "Of its {bound 1, seconds:.0f} seconds",
+        "The asynchronous run is {seconds at bound 0 over bound 1:.2f} times as fast, and the rises",
         at="median",
     ),
 ]
@@ -59,15 +46,6 @@ OVERLAP = [
 
 shared = of(PAGE, "shared_prompts.json")
 reference = of(PAGE, "reference.json")
-
-
-def smallest(runs: list[list[float]]) -> float:
-    """Return the least CPU seconds of the repeats; each is a pair of CPU and wall seconds."""
-    return min(runs)[0]
-
-
-def largest(runs: list[list[float]]) -> float:
-    return max(runs)[0]
 
 
 AT_LEARNER, RECORDED, ACTOR = "reference at the learner", "log-probs recorded", "reference actor"
@@ -79,31 +57,17 @@ UPDATES = [
         together=lambda settings: int(settings["micro_batch_tokens"]),
     ),
     *(
-        shared(
-            f"| {text} | {{seconds/{way}:.1f}} | {{tokens_per_second/{way}:.0f}} | {{tokens_computed/{as_}:,}} "
-            f"| {{memory_mib/{way}:,}} MiB |"
-        )
-        for text, way, as_ in (
-            ("learner, prompts shared", "shared", "shared"),
-            ("learner, one padded row per completion", "one row each", "one row each"),
-            ("transformers, padded, forward and backward of the policy alone", "bare", "one row each"),
+        shared(f"| {text} | {{seconds/{way}:.1f}} | {{tokens_per_second/{way}:.0f}} | {{memory_mib/{way}:,}} MiB |")
+        for text, way in (
+            ("learner, prompts shared", "shared"),
+            ("learner, one padded row per completion", "one row each"),
+            ("transformers, padded, forward and backward of the policy alone", "bare"),
         )
     ),
     shared(
         "sharing makes the learner {shared_over_one_row_each:.2f} times as fast, {shared_over_bare:.1f} times as fast "
         "as bare transformers"
     ),
-    of(PAGE, "demo_time.json")(
-        "share two cores, {now/routes/nash-md/update_seconds:.2f} s and {before/routes/nash-md/update_seconds:.2f} s",
-        at="rounds/0",
-    ),
-    reference(
-        "between {least:.2f} and {most:.2f},", at=f"all_cpu_and_wall_seconds/{AT_LEARNER}", least=smallest, most=largest
-    ),
-    reference(
-        ", {least:.2f} and {most:.2f}, ", at=f"all_cpu_and_wall_seconds/{RECORDED}", least=smallest, most=largest
-    ),
-    reference(", {least:.2f} and {most:.2f}: ", at=f"all_cpu_and_wall_seconds/{ACTOR}", least=smallest, most=largest),
     reference(
         f"| update, [reference](reference.md) at the learner | {{cpu_seconds/{AT_LEARNER}:.2f}} "
         f"| {{learner_bytes/{AT_LEARNER}:,}} |"
@@ -111,10 +75,6 @@ UPDATES = [
     reference(f"| update, log-probs recorded | {{cpu_seconds/{RECORDED}:.2f}} | {{learner_bytes/{RECORDED}:,}} |"),
     reference(f"| a reference actor's scoring of the game | {{cpu_seconds/{ACTOR}:.2f}} |"),
     reference("an update takes {update_ratio:.3f} of the time, with the same loss"),
-    reference(
-        "({saved:,} for {parameters:,} weights)",
-        saved=lambda raw: raw["learner_bytes"][AT_LEARNER] - raw["learner_bytes"][RECORDED],
-    ),
 ]
 
 # ---------------------------------------------------------------- two models in one engine, TRL, padding
@@ -141,7 +101,7 @@ RATES = "{64/median/TRL, cached:.1f}, {64/median/Offbeat:.1f} | {512/median/TRL,
 
 TRL = [
     full(
-        f"| online DPO, all completions of full length: TRL `cached`, Offbeat (median of 2 rounds) | {RATES} |",
+        f"| online DPO, full length: TRL `cached`, Offbeat (median of 2 rounds) | {RATES} |",
         at="new_tokens",
     ),
     full(
@@ -154,7 +114,7 @@ TRL = [
         at="new_tokens",
     ),
     nash_md(
-        "| Nash-MD, all of full length: TRL `exact`, Offbeat (one round) "
+        "| Nash-MD, full length: TRL `exact`, Offbeat (one round) "
         "| {64/median/TRL, exact:.1f}, {64/median/Offbeat:.1f} | {512/median/TRL, exact:.2f}, "
         "{512/median/Offbeat:.1f} |",
         at="new_tokens",

@@ -15,7 +15,7 @@ PAGE = "docs/benchmarks.md"
 publication = of(PAGE, "publication.json")
 
 PUBLICATION = [
-    publication("SmolLM2-135M in bfloat16 ({bytes:MB} MB) from one process"),
+    publication("SmolLM2-135M in bfloat16 ({bytes:MB} MB), and another"),
     *(
         publication(f"| {text} | {{shm/{key}:.2f}} | {{gloo/{key}:.2f}} |", at="transports")
         for text, key in (
@@ -23,17 +23,15 @@ PUBLICATION = [
             ("transfer, and checks of every bit", "transfer"),
             ("load", "load"),
             ("publish to loaded", "total"),
-            ("one copy in the learner's process", "copy_learner"),
-            ("one copy in the engine's process", "copy_engine"),
         )
     ),
-    publication("| total over both copies | **{shm/copies:.2f}** | **{gloo/copies:.2f}** |", at="transports"),
+    publication(
+        "| total over a copy in each process | **{shm/copies:.2f}** | **{gloo/copies:.2f}** |", at="transports"
+    ),
     publication(
         "of {tokens:,} tokens of such a model takes {step:.1f} s alone and **{delay:.1%}** longer with a "
-        "publication by "
-        "`gloo` beside it (medians of nine in turns; {least_delay:.1%} between the fastest), of which {share:.1%} are",
+        "publication by `gloo` beside it",
         at="transports/gloo",
-        share=lambda gloo: gloo["publish"] / gloo["step"],
     ),
 ]
 
@@ -84,22 +82,15 @@ CANARY = [
         mean=mean_difference,
     ),
     canary("Of {publications} honest publications of the same learner", at="honest"),
-    canary("differed by at most {largest_gap:.2f} nats on a token of a rollout", at="honest"),
 ]
 
 # ---------------------------------------------------------------- the GPU's acceptance, on a CPU
 
 acceptance = of(PAGE, "gpu/acceptance-cpu.json")
-SHM, GLOO = "parts/part=shm/figures", "parts/part=gloo/figures"
 FLOAT32, BFLOAT16 = (f"parts/part=mixture&dtype={dtype}/figures" for dtype in ("float32", "bfloat16"))
 
 ACCEPTANCE = [
     acceptance("SmolLM2-135M-Instruct in bfloat16 ({parts/part=shm/figures/bytes:MB} MB), {seconds:.0f} s in all"),
-    acceptance(
-        f"| publish, transfer, load by `shm`; by `gloo` | {{{SHM}/publish:.2f}}, {{{SHM}/transfer:.2f}}, "
-        f"{{{SHM}/load:.2f}} s; "
-        f"{{{GLOO}/publish:.2f}}, {{{GLOO}/transfer:.2f}}, {{{GLOO}/load:.2f}} s |"
-    ),
     acceptance(
         "| sender held by a receiver that was killed; the others had the version after | {sender_held:.2f} s; "
         "{others_finished:.2f} s |",
@@ -112,10 +103,6 @@ ACCEPTANCE = [
     acceptance("| honest publications refused | {refusals} of {publications} |", at="parts/part=canary/figures"),
     acceptance(
         "| doctor's sum over the peak of an update | {estimate_over_peak:.2f} |", at="parts/part=learner/figures"
-    ),
-    acceptance(
-        "| tokens per second of learner; of engine, {parts/part=generation/figures/requests} requests "
-        "| {parts/part=learner/figures/tokens_per_second:.0f}; {parts/part=generation/figures/tokens_per_second:.0f} |"
     ),
 ]
 
@@ -146,14 +133,13 @@ FAULTS = [
         "takes {seconds/verify:.3f} s ({verify_gb_per_second:.1f} GB/s), loading it {seconds/load:.2f} s: "
         "{verify_over_load:.1%}, against"
     ),
-    verification("Writing the manifest takes {seconds/manifest:.3f} s of a save of {seconds/save:.1f} s"),
     verification(
         "loading takes {load:.2f} s, and verifying and then loading {verify_and_load:.2f} s: "
         "{added_over_load:.1%} more",
         at="from_disk",
     ),
     chaos(
-        "and {faults} faults, drawn at random",
+        "has {faults} faults, drawn at random",
         faults=lambda raw: sum(raw["kills"].values()),
     ),
     chaos(
@@ -164,7 +150,7 @@ FAULTS = [
         "{ledger/returned/generator died} leases returned by dead generators and {ledger/returned/restart} by resumes,",
         oldest=lambda raw: max(raw["staleness"]),
     ),
-    stops("Every stop was told after {least:.1f} to {most:.1f} s", least=told(min), most=told(max)),
+    stops("The watchdog reported every stop after {least:.1f} to {most:.1f} s", least=told(min), most=told(max)),
     recovery(
         "took {least:.1f} to {most:.1f} s (median {median_start_up_seconds:.1f}); six recoveries",
         least=start_up(min),
@@ -192,17 +178,15 @@ prompts = of(PAGE, "prompts.json")
 driver = of(PAGE, "driver.json")
 soak = of(PAGE, "soak.json")
 
-START = "| {rows_per_second:,} | {tokens_mb} | {peak_mb:,} | {held_mb:,} |"
+START = "| {peak_mb:,} |"
 
 
-def microseconds(choose: Callable[[Any], float], before: bool) -> Callable[[Any], float]:
-    """Compute the least or the most microseconds for a prompt, before or now."""
-    return lambda raw: choose(
-        each["microseconds_per_prompt"] for each in raw["starts"] if (each["start"] == "before") == before
-    )
+def microseconds(choose: Callable[[Any], float]) -> Callable[[Any], float]:
+    """Compute the least or the most microseconds for a prompt."""
+    return lambda raw: choose(each["microseconds_per_prompt"] for each in raw["starts"] if each["start"] != "before")
 
 
-def trials(generators: int, text: str, at: str = "") -> Claim:
+def trials(generators: int, text: str) -> Claim:
     """Make a claim about the two trials with so many generators."""
 
     def figure(rate: float | None, name: str) -> Callable[[Any], float]:
@@ -210,7 +194,6 @@ def trials(generators: int, text: str, at: str = "") -> Claim:
 
     return driver(
         text,
-        at=at,
         flat_out=figure(None, "groups_per_second"),
         ms=figure(None, "cpu_ms_per_group"),
         offered=figure(2000.0, "groups_per_second"),
@@ -218,10 +201,6 @@ def trials(generators: int, text: str, at: str = "") -> Claim:
 
 
 LONG = [
-    *(
-        prompts(f"| {kind} | before | {{seconds:.1f}} {START}", at=f"starts/kind={kind}&start=before")
-        for kind in ("texts", "chats")
-    ),
     *(
         prompts(
             f"| {kind} | without the cache | **{{seconds:.1f}}** {START} {{processes_peak_mb}} |",
@@ -236,25 +215,14 @@ LONG = [
         for kind in ("texts", "chats")
     ),
     prompts(
-        "({mapped:tens} MB of them just after the file was written)",
-        mapped=lambda raw: found(raw, "starts/kind=texts&start=without the cache/mapped_mb"),
-    ),
-    prompts(
-        "A prompt takes {least:.1f} to {most:.1f} microseconds when it is asked for, {before:.1f} at most before",
-        least=microseconds(min, before=False),
-        most=microseconds(max, before=False),
-        before=microseconds(max, before=True),
+        "A prompt takes {least:.1f} to {most:.1f} microseconds when it is asked for",
+        least=microseconds(min),
+        most=microseconds(max),
     ),
     driver("each group, of {completions} completions of {tokens} tokens"),
     *(
         trials(count, f"| {count:,} | {{flat_out:tens}} | {{ms:.3f}} | {{offered:,.0f}} |")
         for count in (10, 100, 1000, 2000)
-    ),
-    trials(
-        1000,
-        "Before these, 1,000 generators had {flat_out:hundreds} groups/s at {ms:.3f} ms, and {offered:,.0f} of the "
-        "2,000 offered",
-        at="before",
     ),
     driver(
         "A checkpoint of {groups:,.0f} buffered groups took {seconds:.2f} s, in which the event loop never "
@@ -262,18 +230,12 @@ LONG = [
         "longer than {stopped_seconds:.2f} s",
         at="checkpoint",
     ),
-    driver("As JSON it stopped for {stopped_seconds:.2f} s", at="before/checkpoint"),
     soak("two cores make about {updates_per_second:.0f} updates a second"),
     soak(
         "One run of {updates:,} updates in {minutes:.0f} minutes: the driver grew by "
         "{roles/driver/growth_percent:.1f}%, the "
         "generator by {roles/generator/growth_percent:.1f}%, the learner by {roles/learner/growth_percent:.1f}%,",
         minutes=lambda raw: raw["wall_seconds"] / 60,
-    ),
-    soak(
-        "The raylet's MiB is {roles/raylet/growth_percent:.0f}% of it, the GCS's {mib:.1f} MiB "
-        "{roles/gcs/growth_percent:.0f}%",
-        mib=lambda raw: (raw["roles"]["gcs"]["allocated_kib"][1] - raw["roles"]["gcs"]["allocated_kib"][0]) / 1024,
     ),
     soak("held the same {mib:.0f} MiB at both ends", mib=lambda raw: raw["shared_memory"]["bytes"][1] / 2**20),
 ]

@@ -32,10 +32,6 @@ def busy(count: int) -> Callable[[Any], float]:
     return lambda raw: GROUPS / together(count)(raw)
 
 
-def admission(choose: Callable[[Any], float]) -> Callable[[Any], float]:
-    return lambda raw: choose(each["cpu_ms_per_group"] for each in raw["admission"])
-
-
 COORDINATORS = [
     *(
         shards(
@@ -45,19 +41,11 @@ COORDINATORS = [
             long=one(count, 512, "groups_per_second"),
             all=together(count),
         )
-        for count in (1, 2, 4, 8, 16)
+        for count in (1, 4, 8, 16)
     ),
     driver(
         "alone, 1,000 generators gave {groups:tens} groups/s",
         groups=lambda raw: found(raw, "trials/generators=1000&rate=None/groups_per_second"),
-    ),
-    shards(
-        "takes {least:.3f} to {most:.3f} ms a group, for B/D from {prompts_least:,.0f} to "
-        "{prompts_most:,.0f} (measured)",
-        least=admission(min),
-        most=admission(max),
-        prompts_least=lambda raw: min(each["prompts"] for each in raw["admission"]),
-        prompts_most=lambda raw: max(each["prompts"] for each in raw["admission"]),
     ),
     shards(
         "20,000 groups/s take D = 16 at {sixteen:.0%} of their processors; 8 would need {eight:.0%}",
@@ -82,9 +70,7 @@ def written(scale: float) -> Callable[[Any], float]:
 
 JOURNAL = [
     shards(
-        "| a group of 4 x 512 tokens on disk | {long:.1f} KB, measured: tokens as frequent as words are, "
-        "random log-probs; "
-        "{short:.1f} KB for 4 x 128 |",
+        "| a group of 4 x 512 tokens on disk | {long:.1f} KB, measured; {short:.1f} KB for 4 x 128 |",
         long=lambda raw: found(raw, "journal/tokens=512/bytes_per_group") / 1e3,
         short=lambda raw: found(raw, "journal/tokens=128/bytes_per_group") / 1e3,
     ),
@@ -112,7 +98,7 @@ JOURNAL = [
         gb=written(SHARDS * 1e9 / 3600),
     ),
     shards(
-        "at most (S+1) B groups, {gb:.1f} GB in all as columns",
+        "at most (S+1) B groups, {gb:.1f} GB in all,",
         at="journal/tokens=512",
         gb=lambda group: group["bytes_per_group"] * 5 * PROMPTS / 1e9,
     ),
@@ -133,18 +119,11 @@ def wait(run: Any) -> str:
     return f"{seconds * 1e3:.1f} ms" if seconds < 0.01 else f"{seconds:.1f} s"
 
 
-def parts(run: Any) -> str:
-    """Write within what time the parts of an update arrive; one coordinator has one part."""
-    return f" {run['part_spread_seconds']:.1f} s" if run["cluster"]["shards"] > 1 else ""
-
-
-def simulated(first: str, at: str) -> Claim:
+def simulated(first: str, at: str, third: str) -> Claim:
     return shards(
-        f"| {first} | {{groups_per_second:tens}} | {{idle_share:.1%}} | {{idle_share_by_shard/0:.1%}} to "
-        "{idle_share_by_shard/1:.1%} | {wait} |{parts} | {ages} |",
+        f"| {first} | {{groups_per_second:tens}} | {{idle_share:.1%}} | {third} | {{ages}} |",
         at=at,
         wait=wait,
-        parts=parts,
         ages=ages,
     )
 
@@ -154,31 +133,23 @@ def alone(count: int) -> Callable[[Any], str]:
 
 
 SIMULATED = [
-    *(simulated(str(2**place), f"clusters/{place}") for place in range(5)),
-    simulated("as the others", "clusters/4"),
+    *(simulated(str(2**place), f"clusters/{place}", "{wait}") for place in (0, 2, 3, 4)),
     *(
-        simulated(each, f"slow/{each}")
-        for each in (
-            "told 5 s late",
-            "told 20 s late",
-            "coordinator 4 times as slow",
-            "generators 1.25 times as slow",
+        simulated(text, f"slow/{each}", "{part_spread_seconds:.1f} s")
+        for text, each in (
+            ("hears of versions 5 s late", "told 5 s late"),
+            ("hears of versions 20 s late", "told 20 s late"),
+            ("has a coordinator 4 times as slow", "coordinator 4 times as slow"),
+            ("has generators 1.25 times as slow", "generators 1.25 times as slow"),
         )
     ),
     shards("without it they make {groups} groups/s", groups=alone(8)),
-    shards(
-        "and {least} to {most} leases that died with their generators",
-        at="clusters",
-        least=lambda clusters: min(each["leases_lost"] for each in clusters),
-        most=lambda clusters: max(each["leases_lost"] for each in clusters),
-    ),
     shards(
         "makes {slow:.0f} groups/s instead of {groups:tens}, and so do the others: 16 x {slow:.0f} = {all:tens}",
         slow=lambda raw: one(16, 512, "groups_per_second")(raw) / 4,
         groups=one(16, 512, "groups_per_second"),
         all=lambda raw: 4 * one(16, 512, "groups_per_second")(raw),
     ),
-    shards("so they waited for {idle_share_by_shard/1:.1%} here", at="slow/generators 1.25 times as slow"),
 ]
 
 CLAIMS = [*COORDINATORS, *JOURNAL, *SIMULATED]
