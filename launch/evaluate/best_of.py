@@ -36,6 +36,11 @@ class Estimate:
     low: float | None
     high: float | None
 
+    def cell(self) -> str:
+        """Return the mean, with its interval if there is one, for a table."""
+        interval = "" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.value:.3f}{interval}"
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -162,14 +167,9 @@ def render(results: Report, verifiers: Sequence[str] = ()) -> str:
     def line(first: str, *cells: str) -> str:
         return f"{first:<15}{''.join(f'{cell:<23}' for cell in cells)}".rstrip()
 
-    def cell(estimate: Estimate) -> str:
-        if estimate.low is None:
-            return f"{estimate.value:.3f}"
-        return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
-
     def table(title: str, found: Sequence[tuple[int, Estimate, Sequence[Estimate]]]) -> list[str]:
         numbered = [f"by verifier {number}" for number in range(1, len(results.rows[0].verifiers) + 1)]
-        rows = [line(f"best of {k}", cell(oracle), *map(cell, chosen)) for k, oracle, chosen in found]
+        rows = [line(f"best of {k}", oracle.cell(), *(each.cell() for each in chosen)) for k, oracle, chosen in found]
         return [line(title, "any (oracle)", *numbered), *rows]
 
     lines = [f"{results.prompts} prompts, {results.candidates} candidates each, 95% intervals over prompts"]
@@ -185,7 +185,7 @@ def render(results: Report, verifiers: Sequence[str] = ()) -> str:
             "Against one more answer; scores have no threshold: --threshold sets one",
         ]
     if results.majority is not None:
-        lines.append(line(f"majority of {results.candidates}", cell(results.majority)))
+        lines.append(line(f"majority of {results.candidates}", results.majority.cell()))
     if results.pass_at_1 is not None:
-        lines.append(line("pass@1", cell(results.pass_at_1)))
+        lines.append(line("pass@1", results.pass_at_1.cell()))
     return "\n".join(lines)

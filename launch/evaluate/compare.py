@@ -207,11 +207,7 @@ def _size(found: Comparison) -> str:
 
 
 def _cell(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "-"
-    if estimate.low is None:
-        return f"{estimate.value:.3f}"
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    return "-" if estimate is None else estimate.cell()
 
 
 def as_text(found: Comparison, suffix: str) -> str:

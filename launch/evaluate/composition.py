@@ -187,16 +187,12 @@ def _share(values: Sequence[float]) -> Estimate:
 def render(found: Gap) -> str:
     """Return the comparison as a table."""
 
-    def cell(estimate: Estimate) -> str:
-        known = estimate.low is not None
-        return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]" if known else f"{estimate.value:.3f}"
-
     rows = [
-        ("first problem alone", cell(found.first)),
-        ("second problem alone", cell(found.second)),
+        ("first problem alone", found.first.cell()),
+        ("second problem alone", found.second.cell()),
         ("product", f"{found.product:.3f}"),
-        ("composed", cell(found.composed)),
-        ("composed - product", cell(found.gap)),
+        ("composed", found.composed.cell()),
+        ("composed - product", found.gap.cell()),
     ]
     head = f"{found.pairs} pairs of problems, the second needs the first one's answer; 95% intervals over pairs"
     return "\n".join([head, *(f"{name:<23}{value}" for name, value in rows)])
