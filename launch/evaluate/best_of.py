@@ -5,6 +5,8 @@ a share of wins against one more answer of the same prompt. Results are means ov
 (`actors.intervals`); prompts that repeat count once.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +14,7 @@ from functools import partial
 from math import comb
 from statistics import fmean
 
-from actors.intervals import mean_interval, means_by, share_interval
+from actors.intervals import Interval, mean_interval, means_by, share_interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,12 @@ class Estimate:
     value: float
     low: float | None
     high: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float], interval: Callable[[Sequence[float]], Interval | None]) -> Estimate:
+        """Average prompts' values, with the interval that `interval` makes of them."""
+        low, high = interval(values) or (None, None)
+        return cls(fmean(values), low, high)
 
     def cell(self) -> str:
         """Return the mean, with its interval if there is one, for a table."""
@@ -134,9 +142,7 @@ def report(sampled: Sequence[Candidates]) -> Report:
     of_verifier = [verifier(number) for number in range(len(sampled[0].scores))]
 
     def over(value: Callable[[Candidates], float], *, share: bool = True) -> Estimate:
-        means = means_by(keys, map(value, sampled))
-        low, high = (share_interval if share else mean_interval)(means) or (None, None)
-        return Estimate(fmean(means), low, high)
+        return Estimate.of(means_by(keys, map(value, sampled)), share_interval if share else mean_interval)
 
     def accuracies(k: int) -> Row:
         chosen = [over(partial(_accuracy, by=by, k=k)) for by in of_verifier]

@@ -72,12 +72,12 @@ def compare(judged: Sequence[Group], models: Sequence[str], missing_eos_score: M
             )
             for group in judged
         ]
-        return _estimate(by_prompt(judged, shares), share_interval)
+        return Estimate.of(by_prompt(judged, shares), share_interval)
 
     def reward(number: int) -> Estimate:
         scores = [effective_scores(group, missing_eos_score) for group in judged]
         means = [sum(each[place] for place in places[number]) / answers for each in scores]
-        return _estimate(by_prompt(judged, means), mean_interval)
+        return Estimate.of(by_prompt(judged, means), mean_interval)
 
     numbers = range(len(models))
     return Comparison(
@@ -87,11 +87,6 @@ def compare(judged: Sequence[Group], models: Sequence[str], missing_eos_score: M
         tuple(tuple(None if one == other else share(one, other) for other in numbers) for one in numbers),
         tuple(map(reward, numbers)),
     )
-
-
-def _estimate(values: Sequence[float], interval: Any) -> Estimate:
-    low, high = interval(values) or (None, None)
-    return Estimate(sum(values) / len(values), low, high)
 
 
 # ---------------------------------------------------------------- sampling and judging

@@ -174,14 +174,14 @@ def measure(correct: Mapping[str, Sequence[bool]]) -> Gap:
     first, second, composed = (lines[part :: len(PARTS)] for part in range(len(PARTS)))
     s1, s2 = fmean(first), fmean(second)
     differences = [c - (s2 * a + s1 * b - s1 * s2) for a, b, c in zip(first, second, composed, strict=True)]
-    low, high = mean_interval(differences) or (None, None)
-    gap = Estimate(fmean(differences), low, high)
-    return Gap(len(first), _share(first), _share(second), _share(composed), s1 * s2, gap)
-
-
-def _share(values: Sequence[float]) -> Estimate:
-    low, high = share_interval(values) or (None, None)
-    return Estimate(fmean(values), low, high)
+    return Gap(
+        pairs=len(first),
+        first=Estimate.of(first, share_interval),
+        second=Estimate.of(second, share_interval),
+        composed=Estimate.of(composed, share_interval),
+        product=s1 * s2,
+        gap=Estimate.of(differences, mean_interval),
+    )
 
 
 def render(found: Gap) -> str:
