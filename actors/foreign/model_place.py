@@ -1,0 +1,85 @@
+"""What a setting that names a model points at, before any library reads it: a directory, or a name on the hub.
+
+Says what is there instead, and which path was probably meant. Reads names of files alone.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from actors.errors import UsageError
+from actors.foreign.text import shown
+
+_HUB_URL = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(datasets/)?([\w.-]+/[\w.-]+)")
+HUB_MODEL = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
+_CONFIG, _ADAPTER = "config.json", "adapter_config.json"
+_GIVE = "give a Hugging Face directory, with config.json and *.safetensors"
+
+
+def hub_name_of(url: str) -> str | None:
+    """Return the `owner/name` in a URL of the hub; None for any other text."""
+    found = _HUB_URL.match(url)
+    return found[2] if found else None
+
+
+def require_model_place(setting: str, path: str | Path) -> None:
+    """Raise UsageError, naming `setting`, unless `path` may be a model: a directory with config.json, or a hub name."""
+    text, place = str(path), Path(path).expanduser()
+    problem = _no_directory(text, place) if not place.is_dir() else _no_model(place)
+    if problem is not None:
+        raise UsageError(f"{setting} {text!r} {shown(problem)}")
+
+
+def is_offline() -> bool:
+    """Return whether libraries of the hub were told not to use it."""
+    return any(os.environ.get(name, "").upper() in ("1", "TRUE", "YES", "ON") for name in _OFFLINE)
+
+
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+def hub_problem(error: BaseException) -> str:
+    """Say in one line why the hub gave nothing."""
+    if is_offline():
+        return "HF_HUB_OFFLINE is set, and it is not in this machine's cache"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return shown(lines[0] if lines else type(error).__name__, 200)
+
+
+def _no_directory(text: str, place: Path) -> str | None:
+    if not text.strip():
+        return f"is empty; {_GIVE}, or a hub name"
+    if "://" in text:
+        name = hub_name_of(text)
+        return f"is a URL; write {name}" if name else f"is a URL; download the model, and {_GIVE}"
+    if place.is_file():
+        if place.suffix == ".gguf":
+            return f"is a GGUF file, which only inference reads; {_GIVE} (examples/gguf_to_huggingface.py converts one)"
+        return f"is a file; give its directory, {place.parent}"
+    if place.is_symlink():
+        return f"is a link to {os.readlink(place)}, which leads nowhere; {_GIVE}"
+    if HUB_MODEL.fullmatch(text) is None:
+        return None if _looks_local(text) else f"is no directory here, and no hub name, which is owner/name; {_GIVE}"
+    return None
+
+
+def _looks_local(text: str) -> bool:
+    return text.startswith((".", "/", "~")) or text.count("/") > 1
+
+
+def _no_model(place: Path) -> str | None:
+    """Say what a directory is that holds no model; None if it holds one, or an adapter, which is told elsewhere."""
+    try:
+        names = sorted(entry.name for entry in place.iterdir())
+    except OSError as error:
+        return f"cannot be read: {error.strerror}; let this user read it, or give another directory"
+    if _CONFIG in names or _ADAPTER in names:
+        return None
+    inside = [place / "final", place / "hf", *sorted(place.glob("snapshots/*"))[-1:], *map(place.joinpath, names)]
+    better = next((each for each in inside if (each / _CONFIG).is_file()), None)
+    if better is not None:
+        return f"has no config.json; the model is in {better}: give that"
+    if "config.yaml" in names and "checkpoints" in names:
+        return "is a run without a final model; let it end, or give the hf directory of one of its checkpoints"
+    held = f"it holds {', '.join(names[:5])}" if names else "it is empty"
+    return f"has no config.json, so it holds no model ({held}); {_GIVE}"
