@@ -1,14 +1,21 @@
 """What a setting that names a model points at, before any library reads it: a directory, or a name on the hub.
 
-Says what is there instead, and which path was probably meant. Reads names of files alone.
+Says what is there instead, and which path was probably meant. Reads names of files, and asks whether the hub answers.
 """
 
+import difflib
 import os
 import re
+import socket
+from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from actors.errors import UsageError
 from actors.foreign.text import shown
+from actors.settings import missing_model_remedy
+
+HUB_SECONDS = 5.0  # to connect
 
 _HUB_URL = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(datasets/)?([\w.-]+/[\w.-]+)")
 HUB_MODEL = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
@@ -22,10 +29,13 @@ def hub_name_of(url: str) -> str | None:
     return found[2] if found else None
 
 
-def require_model_place(setting: str, path: str | Path) -> None:
-    """Raise UsageError, naming `setting`, unless `path` may be a model: a directory with config.json, or a hub name."""
+def require_model_place(setting: str, path: str | Path, *, tokenizer: bool = False) -> None:
+    """Raise UsageError, naming `setting`, unless `path` may be a model: a directory with config.json, or a hub name.
+
+    A directory of a `tokenizer` needs no config.json.
+    """
     text, place = str(path), Path(path).expanduser()
-    problem = _no_directory(text, place) if not place.is_dir() else _no_model(place)
+    problem = _no_directory(text, place) if not place.is_dir() else None if tokenizer else _no_model(place)
     if problem is not None:
         raise UsageError(f"{setting} {text!r} {shown(problem)}")
 
@@ -58,13 +68,37 @@ def _no_directory(text: str, place: Path) -> str | None:
         return f"is a file; give its directory, {place.parent}"
     if place.is_symlink():
         return f"is a link to {os.readlink(place)}, which leads nowhere; {_GIVE}"
+    if text.startswith((".", "/", "~")) or ("/" in text and place.parent.is_dir()):
+        beside = [each.name for each in place.parent.iterdir() if each.is_dir()] if place.parent.is_dir() else []
+        near = difflib.get_close_matches(place.name, beside, n=1)
+        remedy = f"nearest: {place.with_name(near[0])}" if near else missing_model_remedy(text)
+        return f"does not exist (looked in {Path.cwd()}); {remedy}"
     if HUB_MODEL.fullmatch(text) is None:
-        return None if _looks_local(text) else f"is no directory here, and no hub name, which is owner/name; {_GIVE}"
+        return f"is no directory (looked in {Path.cwd()}), and no hub name, which is owner/name; {_GIVE}"
+    return _no_answer(text)
+
+
+_PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy")
+
+
+@cache
+def _no_answer(name: str) -> str | None:
+    """Say that the hub cannot be asked for a model that is not cached here, rather than try for half a minute."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    cached = any(isinstance(try_to_load_from_cache(name, file), str) for file in (_CONFIG, "tokenizer.json"))
+    if cached or is_offline() or any(map(os.environ.get, _PROXIES)):
+        return None
+    address = urlsplit(constants.ENDPOINT)
+    try:
+        port = address.port or (80 if address.scheme == "http" else 443)
+        socket.create_connection((address.hostname or "", port), HUB_SECONDS).close()
+    except (OSError, ValueError) as error:
+        return (
+            f"is no directory (looked in {Path.cwd()}), it is not cached here, and the hub {address.hostname} does not "
+            f"answer ({error}); {_GIVE}, or a hub name once the hub answers"
+        )
     return None
-
-
-def _looks_local(text: str) -> bool:
-    return text.startswith((".", "/", "~")) or text.count("/") > 1
 
 
 def _no_model(place: Path) -> str | None:

@@ -135,7 +135,8 @@ def format_value(value: Any) -> str:
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    return tuple(map(_plain, members))
 
 
 def _tags(model: type[BaseModel], field: str) -> list[str]:
