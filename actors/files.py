@@ -151,6 +151,6 @@ def unwritable(path: Path) -> str | None:
 def _exists(path: Path) -> bool:
     """Return whether a path is there; a link that leads nowhere is, as nothing can be made in its place."""
     try:
-        return path.exists() or path.is_symlink()
-    except OSError:  # a name that is too long, or links in a circle
-        return path.is_symlink()
+        return os.path.lexists(path)
+    except OSError:  # a name that is too long
+        return False

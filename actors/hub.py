@@ -14,7 +14,7 @@ from typing import Any
 from actors.errors import UsageError
 from actors.foreign.documents import RESTORE, read_object
 from actors.foreign.model_place import hub_problem, require_model_place
-from actors.foreign.tensor_files import read_header, weight_files
+from actors.foreign.tensor_files import no_weights, read_header, weight_files
 
 Shape = tuple[int, ...]
 Mismatch = tuple[str, Shape, Shape]  # name, shape in the files, shape in the model

@@ -35,7 +35,13 @@ def require_model_place(setting: str, path: str | Path, *, tokenizer: bool = Fal
     A directory of a `tokenizer` needs no config.json.
     """
     text, place = str(path), Path(path).expanduser()
-    problem = _no_directory(text, place) if not place.is_dir() else None if tokenizer else _no_model(place)
+    problem = (
+        _no_directory(text, place)
+        if not text.strip() or not place.is_dir()
+        else None
+        if tokenizer
+        else _no_model(place)
+    )
     if problem is not None:
         raise UsageError(f"{setting} {text!r} {shown(problem)}")
 

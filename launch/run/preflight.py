@@ -35,16 +35,7 @@ def check_model(config: RunConfig, plugin: RunPlugin) -> list[str]:
     """Raise UsageError if a model cannot be read or lacks weights, the policy is too short for the run's sequences, or
     the reference does not fit it. Return what else should be told, once."""
     notes = _check_judges(config)
-    if (
-        config.model.path != WORLD
-        and config.prompts.source == WORLD
-        and "source" not in config.prompts.model_fields_set
-    ):
-        if not (Path(config.model.path) / POLICY_SETTINGS_FILE).is_file():
-            raise UsageError(
-                f"prompts.source is unset, and model.path is {config.model.path}: the default, world, is the embedded "
-                "world's 16 prompts; set prompts.source to your prompts, or to instructions, which come with Offbeat"
-            )
+    _require_prompts(config)
     if not plugin.check_model(config):
         return notes
     model = read_text_config("model.path", config.model.path)
@@ -70,6 +61,16 @@ def check_model(config: RunConfig, plugin: RunPlugin) -> list[str]:
             f"{config.model.path}; lower it to {longest} or less"
         )
     return notes
+
+
+def _require_prompts(config: RunConfig) -> None:
+    """Raise UsageError if a model of the user's would train on the embedded world's prompts, as none were named."""
+    of_world = config.model.path == WORLD or (Path(config.model.path) / POLICY_SETTINGS_FILE).is_file()
+    if config.prompts.source == WORLD and not of_world and "source" not in config.prompts.model_fields_set:
+        raise UsageError(
+            f"prompts.source is unset, and model.path is {config.model.path}: the default, world, is the embedded "
+            "world's 16 prompts; set prompts.source to your prompts, or to instructions, which come with Offbeat"
+        )
 
 
 def check_split(size: int, settings: Any, path: str | Path) -> None:

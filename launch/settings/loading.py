@@ -269,7 +269,7 @@ def _explain(detail: Mapping[str, Any], tree: Tree, root: type[BaseModel], known
     elif kind == "missing":
         yield from (_missing(required) for required in known if _required_below(required, key, variant))
     elif kind == "extra_forbidden":
-        yield from _not_known(key, _lookup(tree, key), variant, known)
+        yield from _not_known(key, detail["input"], variant, known)
     elif kind in ("union_tag_invalid", "union_tag_not_found"):
         tag = next(entry for entry in known if entry.section == key)
         given = _lookup(tree, tag.key)

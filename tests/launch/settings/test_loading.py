@@ -250,7 +250,8 @@ def test_keys_that_are_no_names_are_refused(write):
         ),
         (
             "missing.yaml",
-            f"no such file, and no such preset (presets: {PRESETS}); looked in {Path.cwd()}; `offbeat init FILE.yaml` writes one",
+            f"no such file, and no such preset (presets: {PRESETS}); looked in {Path.cwd()}; "
+            "`offbeat init FILE.yaml` writes one",
         ),
         ("updates=5", "`updates=5` looks like an override; the configuration file or preset comes first"),
     ],
