@@ -22,7 +22,7 @@ from actors.hub import (
 from actors.judges.answers.config import CodeJudgeConfig
 from actors.records import Group
 from actors.settings import WORLD
-from actors.world import POLICY_SETTINGS_FILE
+from actors.world import VOCABULARY
 from launch.run.protocols import RunPlugin
 from launch.settings.run import RunConfig
 from learner.backend import manifest
@@ -35,10 +35,10 @@ def check_model(config: RunConfig, plugin: RunPlugin) -> list[str]:
     """Raise UsageError if a model cannot be read or lacks weights, the policy is too short for the run's sequences, or
     the reference does not fit it. Return what else should be told, once."""
     notes = _check_judges(config)
-    _require_prompts(config)
     if not plugin.check_model(config):
         return notes
     model = read_text_config("model.path", config.model.path)
+    _require_prompts(config, model.vocab_size)
     notes += check_weights("model.path", config.model.path)
     check_split(config.learner.sequence_parallel, model, config.model.path)
     if config.model.reference is not None:
@@ -63,9 +63,9 @@ def check_model(config: RunConfig, plugin: RunPlugin) -> list[str]:
     return notes
 
 
-def _require_prompts(config: RunConfig) -> None:
+def _require_prompts(config: RunConfig, vocabulary: int) -> None:
     """Raise UsageError if a model of the user's would train on the embedded world's prompts, as none were named."""
-    of_world = config.model.path == WORLD or (Path(config.model.path) / POLICY_SETTINGS_FILE).is_file()
+    of_world = vocabulary == len(VOCABULARY)
     if config.prompts.source == WORLD and not of_world and "source" not in config.prompts.model_fields_set:
         raise UsageError(
             f"prompts.source is unset, and model.path is {config.model.path}: the default, world, is the embedded "

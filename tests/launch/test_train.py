@@ -44,7 +44,7 @@ def test_stop_tokens_that_were_given_are_kept() -> None:
 
 
 def test_a_model_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"model.path '.*nothing-here' holds no model"):
+    with pytest.raises(UsageError, match=r"model.path '.*nothing-here' does not exist"):
         check_model(_config(model={"path": str(tmp_path / "nothing-here")}))
 
 
