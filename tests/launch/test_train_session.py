@@ -387,6 +387,7 @@ def test_elsewhere_there_is_no_evaluation_by_enumeration(
     elif other == "vocabulary":
         tiny_llama(tmp_path / "other", seed=0)
         settings["model"] = {"path": str(tmp_path / "other")}
+        settings["prompts"] = {"source": "world", "max_prompt_tokens": 8}
         # The gold judge refuses other tokens before anything starts.
         settings["judging"] = {"judge": {"kind": "function", "path": f"{__name__}:alike"}}
     elif other == "length":
