@@ -5,7 +5,7 @@
 A model of random weights is fine-tuned on sums written out digit by digit (`offbeat sft`). A share `--forgetful` of its
 demonstrations forgets every carry, as a pupil may: if it is above one half, the solver's own likelihood and a vote are
 for the wrong procedure. In each round the solver answers training problems, its solutions become pairs, correct over
-incorrect (`offbeat evaluate --pairs`), and the next solver learns the demonstrations and all correct solutions. The
+incorrect (`offbeat evaluate --pairs`), and it goes on to learn the demonstrations and all correct solutions. The
 verifier learns the pairs of all rounds (`offbeat dpo`), from the first solver. On held-out problems it then chooses
 among K solutions of the first and of the last solver (`offbeat evaluate --best-of K --verifier`), by its likelihood, as
 Hosseini et al. 2024, "V-STaR", do, and by its implicit reward. Controls: a vote, and the solver's own likelihood.
@@ -105,12 +105,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+SCRATCH = {"path": "scratch", "scratch": {"vocabulary": 300, "layers": 3, "heads": 4, "max_tokens": 128}}
+"""The first solver. The others go on from it, so that all of them and the verifier have one tokenizer."""
+FURTHER_EPOCHS = 2  # of a solver that goes on
+
+
 def configurations(work: Path, task: Task) -> dict[str, dict[str, Any]]:
     learner = {"dtype": "float32", "zero_stage": 1, "micro_batch_tokens": 4096, "seed": task.seed}
     cluster = {"address": "local", "object_store_mib": 128}
     template = f"{BEFORE}{{prompt}}{AFTER}"
     sft = {
-        "model": {"path": "scratch", "scratch": {"vocabulary": 300, "layers": 3, "heads": 4, "max_tokens": 128}},
         "data": {
             "prompt_field": "question", "response_field": "answer", "template": template, "max_tokens": 96,
             "validation_fraction": 0.02,
@@ -180,7 +184,7 @@ class Route:
         self.seconds[name] = time.perf_counter() - started
 
     def _solver(self, number: int) -> None:
-        """Train a solver of random weights on the demonstrations and all correct solutions of the rounds before it."""
+        """Train a solver on the demonstrations and all correct solutions of the rounds before it."""
         rows = read_rows(self.work / "demonstrations.jsonl")
         found = [row for each in range(1, number) for row in read_rows(self.work / f"solutions{each}.jsonl")]
         correct = {
@@ -191,7 +195,10 @@ class Route:
         write_rows(source, rows)
         if not self.final(f"solver{number}").is_dir():
             output = self.work / f"solver{number}"
-            self._command(output.name, "sft", f"output={output}", f"data.source={source}")
+            start = [f"model={json.dumps(SCRATCH)}"] if number == 1 else [
+                f"model.path={self.final(f'solver{number - 1}')}", f"training.epochs={FURTHER_EPOCHS}"
+            ]  # fmt: skip
+            self._command(output.name, "sft", f"output={output}", f"data.source={source}", *start)
 
     def _sample(self, number: int) -> None:
         pairs, solutions = (self.work / f"{name}{number}.jsonl" for name in ("pairs", "solutions"))

@@ -29,7 +29,7 @@ from launch.run import win_rate
 from launch.run.divergence import Departure, DivergenceWatch, figures_of
 from launch.run.evaluation import Evaluated, EvaluationSet
 from launch.run.pools.generator_pool import GeneratorPool
-from launch.run.pools.judge_pool import BATCHES_EACH
+from launch.run.pools.judge_pool import BATCHES_EACH, judge_all
 from launch.run.pools.lockstep import LockstepPool
 from launch.run.progress import Consumed, Progress, batch_metrics
 from launch.run.protocols import (
@@ -341,7 +341,7 @@ class TrainingLoop:
 
     async def _judge_all(self, groups: Sequence[Group]) -> list[Group]:
         """Return the groups with their judgements; leave out failed ones, with a message."""
-        answers = await self.judge.judge(groups)
+        answers = await judge_all(self.judge, groups, self.config.judging, self._on_message)
         judged = [item for item in answers if not isinstance(item, Failure)]
         failures = [item for item in answers if isinstance(item, Failure)]
         if failures:
