@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from actors.data.prompts import PromptSource
 from actors.data.text import load_tokenizer
 from actors.errors import UsageError, writing
 from actors.files import atomic_write
@@ -24,13 +23,10 @@ from actors.intervals import mean_interval, share_interval
 from actors.records import Group, Prompt
 from actors.replay_buffer.pairing import MissingEos, effective_scores
 from launch.cluster import wiring
-from launch.cluster.placement import address_to_join
 from launch.cluster.watchdog import Watchdog
 from launch.evaluate.best_of import Estimate
-from launch.evaluate.evaluate import for_sampling, prompts_of
+from launch.evaluate.evaluate import checked_prompts, for_sampling
 from launch.evaluate.sampling import judged_groups, line_printer, sample
-from launch.run.plugins import plugin_of
-from launch.run.preflight import check_model, check_prompts, check_tokenizer, meet_judges
 from launch.run.win_rate import by_prompt, share_of
 from launch.settings.loading import RECORDED
 from launch.settings.run import RunConfig
@@ -110,7 +106,10 @@ def run_comparison(config: RunConfig, names: Sequence[str], prompts: int | None,
         raise UsageError(f"given {', '.join(names) or 'no model'}; compare takes two different models or runs, or more")
     say = line_printer()
     models = [_model(config, name) for name in names]
-    asked = [_checked(each, prompts, say, first=number == 0) for number, each in enumerate(models)]
+    asked = [
+        checked_prompts(each, load_tokenizer(each.model.path, chats=each.model), prompts, say, meet=each is models[0])
+        for each in models
+    ]
     if len({tuple(prompt.id for prompt in each) for each in asked}) > 1:
         raise UsageError(
             "the models' tokenizers leave out different prompts, so their answers cannot be compared; raise "
@@ -133,18 +132,6 @@ def run_comparison(config: RunConfig, names: Sequence[str], prompts: int | None,
 def _model(config: RunConfig, name: str) -> RunConfig:
     model = config.model.model_copy(update={"path": model_of(name), "tokenizer": None})
     return for_sampling(config.model_copy(update={"model": model}))
-
-
-def _checked(config: RunConfig, wanted: int | None, say: Callable[[str], None], *, first: bool) -> list[Prompt]:
-    tokenizer = load_tokenizer(config.model.path, chats=config.model)
-    source = PromptSource(config.prompts, tokenizer)
-    notes = [*check_model(config, plugin_of(config)), *check_tokenizer(config, tokenizer)]
-    notes += check_prompts(config, source)
-    if first:
-        notes += meet_judges(config, source, tokenizer, elsewhere=address_to_join(config.cluster) is not None)
-    for note in dict.fromkeys(notes):
-        say(note)
-    return prompts_of(config, source, wanted)
 
 
 def _answers(config: RunConfig, prompts: Sequence[Prompt], say: Callable[[str], None]) -> list[Group]:

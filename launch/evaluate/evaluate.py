@@ -79,13 +79,7 @@ def _evaluate(config: RunConfig, request: Request) -> int:
     tokenizer = load_tokenizer(config.model.tokenizer or str(resolve(config.model.path)), chats=config.model)
     for verifier in verifiers:
         verifier.check_reads(tokenizer)
-    source = PromptSource(config.prompts, tokenizer)
-    notes = [*check_model(config, plugin_of(config)), *check_tokenizer(config, tokenizer)]
-    elsewhere = address_to_join(config.cluster) is not None
-    notes += [*check_prompts(config, source), *meet_judges(config, source, tokenizer, elsewhere=elsewhere)]
-    for note in notes:
-        say(note)
-    prompts = prompts_of(config, source, request.prompts)
+    prompts = checked_prompts(config, tokenizer, request.prompts, say)
     different = len({prompt.token_ids for prompt in prompts})
     if different < len(prompts) and not request.composed:
         repeated = f"{different} different prompts among {len(prompts)}: repeats are no further draws for the intervals"
@@ -132,6 +126,23 @@ def for_sampling(config: RunConfig) -> RunConfig:
     model = config.model.model_copy(update={"reference": None})
     judging = config.judging.model_copy(update={"count": 1})
     return plugin.resolve(config.model_copy(update={"learner": learner, "model": model, "judging": judging}))
+
+
+def checked_prompts(
+    config: RunConfig, tokenizer: Any, wanted: int | None, say: Callable[[str], None], *, meet: bool = True
+) -> list[Prompt]:
+    """Return the prompts to answer, once model, tokenizer, prompts and, if `meet`, judges are found to go together.
+
+    `wanted` as in `prompts_of`. Raises UsageError if they do not.
+    """
+    source = PromptSource(config.prompts, tokenizer)
+    notes = [*check_model(config, plugin_of(config)), *check_tokenizer(config, tokenizer)]
+    notes += check_prompts(config, source)
+    if meet:
+        notes += meet_judges(config, source, tokenizer, elsewhere=address_to_join(config.cluster) is not None)
+    for note in dict.fromkeys(notes):
+        say(note)
+    return prompts_of(config, source, wanted)
 
 
 def prompts_of(config: RunConfig, source: PromptSource, wanted: int | None) -> list[Prompt]:

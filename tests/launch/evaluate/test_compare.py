@@ -127,7 +127,8 @@ def test_every_model_answers_and_one_judge_sees_all_answers_to_a_prompt_in_the_m
         return [Group(group.lease, group.completions, Judgement((0.0, 1.0))) for group in groups]
 
     questions = [Prompt(f"p:{n}", (n,), "?") for n in range(3)]
-    monkeypatch.setattr(module, "_checked", lambda config, wanted, say, first: questions[:wanted])
+    monkeypatch.setattr(module, "load_tokenizer", lambda path, chats: path)
+    monkeypatch.setattr(module, "checked_prompts", lambda config, tokenizer, wanted, say, meet: questions[:wanted])
     monkeypatch.setattr(module, "_answers", answers)
     monkeypatch.setattr(module, "_judged", judge)
     names = []
