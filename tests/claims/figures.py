@@ -35,7 +35,6 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "docs/publication.md": ("What proves a version",),
     "docs/reference.md": ("Reference actors",),
     "docs/scale.md": ("Coordinators", "Journal", "What was simulated"),
-    "docs/staleness.md": ("What S means",),
     "docs/world.md": ("The starting point",),
 }
 """The sections that tell what was measured, without those below them. docs/faults.md names a test in each row."""
