@@ -54,8 +54,8 @@ ENGINE = "median/256 requests, mixture engine"
 MIXTURE = [
     mixture(
         f"an engine with two models makes {{{ENGINE}, policy alone/of_plain:.2f}} of a plain engine's tokens per "
-        f"second if it samples the policy alone, {{{ENGINE}, half and half/of_plain:.2f}} if half of the requests mix, and "
-        f"{{{ENGINE}, mixture alone/of_plain:.2f}} if all do"
+        f"second if it samples the policy alone, {{{ENGINE}, half and half/of_plain:.2f}} if half of the requests mix, "
+        f"and {{{ENGINE}, mixture alone/of_plain:.2f}} if all do"
     ),
 ]
 

@@ -34,7 +34,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "docs/prompts.md": ("A chat model", "GSM8K"),
     "docs/publication.md": ("What proves a version",),
     "docs/reference.md": ("Reference actors",),
-    "docs/scale.md": ("Coordinators", "Journal", "What was simulated"),
+    "docs/scale.md": ("Coordinators", "What was simulated", "The rest, computed"),
     "docs/world.md": ("The starting point",),
 }
 """The sections that tell what was measured, without those below them. docs/faults.md names a test in each row."""
