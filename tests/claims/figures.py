@@ -30,7 +30,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "docs/lora.md": ("What it takes", "Adapters beside all weights"),
     "docs/losses.md": ("Runs that diverge",),
     "docs/nash.md": ("Measured",),
-    "docs/preference.md": ("What they reach", "In training"),
+    "docs/preference.md": ("What they reach",),
     "docs/prompts.md": ("A chat model", "GSM8K"),
     "docs/publication.md": ("What proves a version",),
     "docs/reference.md": ("Reference actors",),
