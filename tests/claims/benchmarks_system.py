@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -29,33 +28,7 @@ PUBLICATION = [
 canary = of(PAGE, "canary.json")
 
 
-def mean_difference(fault: dict[str, Any]) -> float:
-    """Return the mean difference of log-probs that a refusal names, in nats."""
-    return float(re.findall(r"by ([\d.]+) in the mean", fault["reason"])[0])
-
-
-def allowed(fault: dict[str, Any]) -> float:
-    return float(re.findall(r"tokens, ([\d.]+) are allowed", fault["reason"])[0])
-
-
-CANARY = [
-    *(
-        canary(f"| {text} | {{publications}} {rest}", at=f"faults/{fault}")
-        for text, fault, rest in (
-            ("the engine loads nothing", "nothing is loaded", "| the layer was not loaded |"),
-            ("the version before loaded again", "version before loaded again", "(the first has none before) |"),
-            ("final norm multiplied by 1.02", "final norm times 1.02", "| it is not the published one |"),
-        )
-    ),
-    canary(
-        "| two layers exchanged | {publications} | mean difference of log-probs {mean:.2f} nats, {allowed} "
-        "are allowed |",
-        at="faults/two layers swapped",
-        mean=mean_difference,
-        allowed=allowed,
-    ),
-    canary("Of {publications} honest publications of the same learner", at="honest"),
-]
+CANARY = [canary("Of {publications} honest publications of the same learner", at="honest")]
 
 # ---------------------------------------------------------------- the GPU's acceptance, on a CPU
 
@@ -124,7 +97,7 @@ LONG = [
         kept_texts=start("texts", "from the cache"),
         kept_chats=start("chats", "from the cache"),
     ),
-    driver("A group of {completions} completions of {tokens} tokens"),
+    driver("a group of {completions} completions of {tokens} tokens"),
     driver(
         "costs the driver {few:.3f} ms of processor time with 10 generators and {many:.3f} ms with 1,000; flat out it "
         "handles {rate:tens} groups/s",
