@@ -89,27 +89,18 @@ ROUTES = [
 # ---------------------------------------------------------------- staleness and its corrections
 
 lag = of(PAGE, "lag.json")
-TAIL = "| {updates} | {exploitability_tail:.3f} | {kl_tail:.2f} |"
-BOLD_TAIL = TAIL.replace("{exploitability_tail:.3f}", "**{exploitability_tail:.3f}**")
-
-
 LAGS = [
-    *(
-        lag(f"{settings} {figures}", at=f"runs/row={row}&updates={updates}")
-        for row, updates, settings, figures in (
-            (
-                "lag-0-uncorrected",
-                400,
-                "| 0 | uncorrected: self-play, constant baseline, no weights",
-                TAIL,
-            ),
-            ("lag-64-uncorrected", 400, "| 64 | uncorrected", BOLD_TAIL),
-            ("lag-0", 400, "| 0 | defaults", TAIL),
-            ("lag-64", 400, "| 64 | defaults", TAIL),
-            ("lag-64", 600, "| 64 | defaults", BOLD_TAIL),
-        )
+    lag(f"| {steps} | {{{at}/exploitability_tail:.3f}} | {bold}{{{uncorrected}/exploitability_tail:.3f}}{bold} |")
+    for steps, at, uncorrected, bold in (
+        (0, "runs/row=lag-0&updates=400", "runs/row=lag-0-uncorrected&updates=400", ""),
+        (64, "runs/row=lag-64&updates=400", "runs/row=lag-64-uncorrected&updates=400", "**"),
+    )
+] + [
+    lag(
+        "after 600 updates lags 0 and 64 end at {row=lag-0&updates=600/exploitability_tail:.3f} and "
+        "{row=lag-64&updates=600/exploitability_tail:.3f}",
+        at="runs",
     ),
-    lag("after 600 updates fresh samples end at {runs/row=lag-0&updates=600/exploitability_tail:.3f}"),
 ]
 
 # ---------------------------------------------------------------- the demo
