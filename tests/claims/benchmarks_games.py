@@ -1,4 +1,4 @@
-"""Numbers of docs/benchmarks.md about exploitability: routes, opponents, staleness and the demo."""
+"""Numbers of docs/benchmarks.md about exploitability: routes, opponents and staleness."""
 
 from __future__ import annotations
 
@@ -103,24 +103,4 @@ LAGS = [
     ),
 ]
 
-# ---------------------------------------------------------------- the demo
-
-demo = of(PAGE, "demo_time.json")
-
-
-def minutes(path: str, form: str) -> Callable[[Any], str]:
-    """Write seconds as minutes and seconds."""
-    return lambda raw: form.format(*divmod(round(found(raw, path)), 60))
-
-
-DEMO = [
-    demo("`offbeat demo` takes {time} on this machine", time=minutes("rounds/0/now/seconds", "{} min {} s")),
-    demo(
-        "Nash-MD ends at an exploitability of {nash-md/exploitability:.3f} and a KL of "
-        "{nash-md/exact_kl:.2f} nats, the "
-        "Bradley-Terry route at {bradley-terry/exploitability:.3f} and {bradley-terry/exact_kl:.2f} nats",
-        at="rounds/0/now/routes",
-    ),
-]
-
-CLAIMS = [*ROUTES, *LAGS, *DEMO]
+CLAIMS = [*ROUTES, *LAGS]

@@ -18,7 +18,7 @@ OVERLAP = [
             f"| {way}, bound {bound} | {bold}{{median/bound {bound}, groups_per_second:.1f}}{bold} "
             f"| {bold}{{median/bound {bound}, of_slower_alone:.2f}}{bold} |"
         )
-        for bound, (way, bold) in enumerate((("synchronous", ""), ("asynchronous", "**"), ("asynchronous", "**")))
+        for bound, (way, bold) in enumerate((("synchronous", ""), ("asynchronous", "**")))
     ),
     overlap(
         "At a bound of 1 the run is {ratio:.2f} times as fast as the synchronous one",
@@ -91,12 +91,6 @@ TRL = [
         "{packed:.1%} of what fine-tuning computes is padding if rows are packed up to the longest, {padded:.0%} with "
         "a row each",
         at="padding",
-    ),
-    of(PAGE, "engine_start.json")(
-        "an engine takes {least:.1f} to {most:.1f} s from `import`",
-        at="seconds/at_rest",
-        least=min,
-        most=max,
     ),
 ]
 

@@ -41,15 +41,10 @@ ACCEPTANCE = [acceptance("took {seconds:.0f} s, and no part failed")]
 verification = of(PAGE, "verification.json")
 chaos = of(PAGE, "chaos.json")
 stops = of(PAGE, "stops.json")
-recovery = of(PAGE, "recovery.json")
 
 
 def told(choose: Callable[[Any], float]) -> Callable[[Any], float]:
     return lambda raw: choose(each["told_seconds"] for each in raw["trials"])
-
-
-def over_rounds(choose: Callable[[Any], float], figure: str) -> Callable[[Any], float]:
-    return lambda raw: choose(each[figure] for run in raw["runs"] for each in run["rounds"])
 
 
 FAULTS = [
@@ -64,11 +59,6 @@ FAULTS = [
         oldest=lambda raw: max(raw["staleness"]),
     ),
     stops("reported every stop after {least:.1f} to {most:.1f} s", least=told(min), most=told(max)),
-    recovery(
-        "Six recoveries took {least:.1f} to {most:.1f} s; a start-up takes {median_start_up_seconds:.1f} in the median",
-        least=over_rounds(min, "recovery_seconds"),
-        most=over_rounds(max, "recovery_seconds"),
-    ),
 ]
 
 # ---------------------------------------------------------------- prompts, the driver, a long run
