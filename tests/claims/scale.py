@@ -46,7 +46,7 @@ def written(scale: float) -> Callable[[Any], float]:
 
 JOURNAL = [
     shards(
-        "| journal | {mb:.0f} MB/s, {tb:.0f} TB a day;",
+        "The journals make {mb:.0f} MB/s, {tb:.0f} TB a day",
         at="journal/tokens=512",
         mb=written(1e6),
         tb=written(1e12 / 86_400),
