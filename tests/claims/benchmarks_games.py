@@ -75,7 +75,7 @@ ROUTES = [
         seed_1=of_bradley_terry(1),
     ),
     nash(
-        "64 of 8 end at {seed_0:.3f} and {seed_1:.3f}",
+        "with 64 of 8 they end at {seed_0:.3f} and {seed_1:.3f}",
         seed_0=of_run(WIDE[0], "exploitability_tail"),
         seed_1=of_run(WIDE[1], "exploitability_tail"),
     ),
