@@ -19,7 +19,7 @@ from tests.claims.figures import SECTIONS, figures
 MODULES = (anchor, benchmarks_games, benchmarks_speed, benchmarks_system, lora, pages, scale)
 CLAIMS = [claim for module in MODULES for claim in module.CLAIMS]
 
-MISSING = 9
+MISSING = 7
 """Texts in `unsupported.txt`. Lower it with each one that is measured; it never rises."""
 
 
