@@ -58,10 +58,7 @@ generator = of("docs/generators.md", "generator.json")
 on_update = of("docs/generators.md", "on_update.json")
 fp8 = of("docs/generators.md", "fp8.json")
 
-BESIDE_BARE = (
-    "{tokens_per_second/generator:,.0f} | {tokens_per_second/bare engine:,.0f} | {generator_over/bare engine:.3f} "
-    "| {least/bare engine:.3f}, {most/bare engine:.3f} | {tokens_per_second/bare engine, no log-probs:,.0f} |"
-)
+BESIDE_BARE = "{generator_over/bare engine:.3f} | {least/bare engine:.3f}, {most/bare engine:.3f} |"
 
 
 def by_the_clock(choose: Callable[[Any], float], extreme: str) -> Callable[[Any], float]:
@@ -72,24 +69,9 @@ def a_sync(choose: Callable[[Any], float], way: str) -> Callable[[Any], float]:
     return lambda raw: choose(each[way]["a_sync"] for each in raw["rounds"])
 
 
-def running_tokens(load: dict[str, int]) -> float:
-    """Compute the tokens of the running requests' prompts and half of their answers, to hundreds."""
-    return round(load["prompts"] * load["completions"] * (load["prompt_tokens"] + load["new_tokens"] / 2), -2)
-
-
 GENERATORS = [
-    generator(
-        "| toy: Llama of 2 layers, hidden 128, float32; {requests} requests of {prompt_tokens} + {new_tokens} tokens |",
-        at="toy/load",
-        requests=lambda load: load["prompts"] * load["completions"],
-    ),
-    generator(f"tokens | {BESIDE_BARE}", at="toy/processor"),
-    generator(
-        "| SmolLM2-135M, bfloat16; {requests} requests of {prompt_tokens} + {new_tokens} tokens |",
-        at="model/load",
-        requests=lambda load: load["prompts"] * load["completions"],
-    ),
-    generator(f"tokens | {BESIDE_BARE}", at="model/processor"),
+    generator(f"| toy: Llama of 2 layers | {BESIDE_BARE}", at="toy/processor"),
+    generator(f"| SmolLM2-135M, bfloat16 | {BESIDE_BARE}", at="model/processor"),
     generator(
         "by the clock the same rounds spread from {least:.1f} to {most:.1f}.",
         least=by_the_clock(min, "least"),
@@ -102,11 +84,6 @@ GENERATORS = [
         r_most=a_sync(max, "recompute"),
         k_least=a_sync(min, "keep"),
         k_most=a_sync(max, "keep"),
-    ),
-    on_update(
-        "here {saved:.1f} s for {tokens:.0f} of them",
-        saved=lambda raw: raw["seconds_of_a_sync"]["recompute"] - raw["seconds_of_a_sync"]["keep"],
-        tokens=lambda raw: running_tokens(raw["load"]),
     ),
     fp8("| SmolLM2-135M, {tokens} tokens of its own completions |"),
     *(
