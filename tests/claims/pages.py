@@ -30,7 +30,7 @@ def row(text: str, *paths: str) -> Claim:
     return choice(f"| {text} | {cell} |", at="choice")
 
 
-VERIFIER, SOLVER, ORACLE = "rows/k={}/verifiers/0", "rows/k={}/verifiers/1", "rows/k={}/oracle"
+VERIFIER, SOLVER = "rows/k={}/verifiers/0", "rows/k={}/verifiers/1"
 
 EVALUATE = [
     row("pass@1", "pass_at_1"),
@@ -40,16 +40,10 @@ EVALUATE = [
             ("best of 4 / of 16, by the verifier's likelihood", VERIFIER),
             ("best of 4 / of 16, by the verifier's reward", "by_reward/k={}"),
             ("best of 4 / of 16, by the solver's own likelihood", SOLVER),
-            ("any of 4 / of 16 (oracle)", ORACLE),
         )
     ),
     row("majority of 16", "majority"),
-    choice(
-        "{sft/updates} updates of supervised training, {dpo/train_examples:,} pairs from 8 answers to "
-        "{task/pair_prompts:,} training problems, {dpo/updates} updates of DPO. On {task/test} held-out problems with "
-        "{choice/candidates} answers each"
-    ),
-    choice("it prefers the correct answer in {dpo/held_out/accuracy:.2f} of cases"),
+    choice("On {task/test} held-out problems with {choice/candidates} answers each"),
 ]
 
 # ---------------------------------------------------------------- docs/generators.md, docs/data.md
@@ -65,10 +59,6 @@ def by_the_clock(choose: Callable[[Any], float], extreme: str) -> Callable[[Any]
     return lambda raw: choose(raw[model]["clock"][extreme]["bare engine"] for model in ("toy", "model"))
 
 
-def a_sync(choose: Callable[[Any], float], way: str) -> Callable[[Any], float]:
-    return lambda raw: choose(each[way]["a_sync"] for each in raw["rounds"])
-
-
 GENERATORS = [
     generator(f"| toy: Llama of 2 layers | {BESIDE_BARE}", at="toy/processor"),
     generator(f"| SmolLM2-135M, bfloat16 | {BESIDE_BARE}", at="model/processor"),
@@ -78,12 +68,8 @@ GENERATORS = [
         most=by_the_clock(max, "most"),
     ),
     on_update(
-        "A sync costs {seconds_of_a_sync/recompute:.2f} s of processor time with `recompute` ({r_least:.2f} and "
-        "{r_most:.2f}) and {seconds_of_a_sync/keep:.2f} s with `keep` ({k_least:.2f} and {k_most:.2f})",
-        r_least=a_sync(min, "recompute"),
-        r_most=a_sync(max, "recompute"),
-        k_least=a_sync(min, "keep"),
-        k_most=a_sync(max, "keep"),
+        "a sync costs {seconds_of_a_sync/recompute:.2f} s of processor time with `recompute`, "
+        "{seconds_of_a_sync/keep:.2f} s with `keep`"
     ),
     fp8("| SmolLM2-135M, {tokens} tokens of its own completions |"),
     *(
