@@ -63,7 +63,9 @@ def led(markdown: str, page: str) -> str:
 
     def new(link: re.Match[str]) -> str:
         path, anchor = target_of(own, link[2])
-        return link[0] if path is None else f"{link[1]}{posixpath.relpath(page_of(path), posixpath.dirname(page))}{anchor}"
+        return (
+            link[0] if path is None else f"{link[1]}{posixpath.relpath(page_of(path), posixpath.dirname(page))}{anchor}"
+        )
 
     return LINK.sub(new, markdown)
 
@@ -131,7 +133,11 @@ def _settings_lines(verb: Verb) -> Iterator[str]:
 
 def _row(entry: Setting) -> str:
     kinds = f"kind {', '.join(entry.only_for)}: " if entry.only_for else ""
-    cells: tuple[Any, ...] = (f"<code>{entry.key}</code>", _escaped(entry.allowed), f"<code>{_escaped(entry.default)}</code>")
+    cells: tuple[Any, ...] = (
+        f"<code>{entry.key}</code>",
+        _escaped(entry.allowed),
+        f"<code>{_escaped(entry.default)}</code>",
+    )
     return f"| {' | '.join(cells)} | {_escaped(kinds + entry.description)} |"
 
 

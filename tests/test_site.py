@@ -54,7 +54,9 @@ def index() -> dict[str, list[str]]:
     """The pages that each section of docs/README.md links to, once, as the navigation names them."""
     sections = INDEX_SECTION.findall((DOCS / "README.md").read_text())
     pages = {name: [link.partition("#")[0] for link in LINK.findall(text)] for name, text in sections}
-    return {name: [f"repository/{page[3:]}" if page[:3] == "../" else page for page in own] for name, own in pages.items()}
+    return {
+        name: [f"repository/{page[3:]}" if page[:3] == "../" else page for page in own] for name, own in pages.items()
+    }
 
 
 def test_the_navigation_lists_every_page_once() -> None:
