@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parent.parent
 
 if TYPE_CHECKING:
-    from launch.settings.fields import Setting
-    from launch.settings.verbs import Verb
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
     from mkdocs.structure.pages import Page
+
+    from launch.settings.fields import Setting
+    from launch.settings.verbs import Verb
 
 OUTSIDE = "repository/"
 """Where pages for files outside of docs/ are, by the file's path in the repository."""
@@ -86,7 +87,7 @@ def outside(paths: set[str]) -> set[str]:
 
 
 def target_of(own: str, link: str) -> tuple[str | None, str]:
-    """Return path and anchor that a link in the file `own` means; no path if it leads out of the repository or to `own`."""
+    """Return path and anchor of a link in the file `own`; no path if it leads out of the repository or to `own`."""
     path, hash_sign, anchor = link.partition("#")
     if not path or re.match(r"[a-z]+:", link):
         return None, ""

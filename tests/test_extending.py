@@ -105,8 +105,8 @@ with closing(make_judge(config.judging.judge)) as judge:
 
 
 def test_a_loss_is_a_file_its_settings_and_a_line_in_a_table(copy: Path) -> None:
-    """Two completions of two tokens, by hand: A = (1, -1), log pi = (-1, -3), so that the mean of -2 A log pi is -2, and
-    a token's derivative -1 or 1."""
+    """Two completions of two tokens, by hand: A = (1, -1), log pi = (-1, -3), so that the mean of -2 A log pi is -2,
+    and a token's derivative -1 or 1."""
     assert follow("A loss", copy)[0] == "learner/losses/above_mean.py"
     script = """
 import torch

@@ -1,4 +1,4 @@
-"""The documentation as a site: what `mkdocs.yml` lists, and what `docs/hooks.py` makes of pages. `make docs` builds it."""
+"""The documentation as a site, which `make docs` builds: what `mkdocs.yml` lists, and what `docs/hooks.py` adds."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix,
 
 def navigation() -> dict[str, list[str]]:
     """The pages of each section, in order."""
-    document: Any = yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)  # noqa: S506
+    document: Any = yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)
     return {
         name: [page for entry in entries for page in entry.values()]
         for section in document["nav"]
@@ -77,7 +77,10 @@ def test_the_index_has_the_sections_and_pages_of_the_navigation() -> None:
 
 
 def test_a_link_leads_to_the_site_s_page_of_what_it_means_on_github() -> None:
-    page = "[a](judges.md#ties) [b](../SECURITY.md) [c](../tests/test_site.py) [d](https://x.org) [e](#here) ![f](figures/board.svg)"
+    page = (
+        "[a](judges.md#ties) [b](../SECURITY.md) [c](../tests/test_site.py) [d](https://x.org) "
+        "[e](#here) ![f](figures/board.svg)"
+    )
     assert HOOKS.led(page, "install.md") == (
         "[a](judges.md#ties) [b](repository/SECURITY.md) [c](repository/tests/test_site.py.md) [d](https://x.org) "
         "[e](#here) ![f](figures/board.svg)"

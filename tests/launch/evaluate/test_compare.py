@@ -109,6 +109,19 @@ def test_models_without_a_run_among_them_need_a_configuration(tmp_path, capsys):
     assert "nothing names prompts and judge; give --config FILE" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("preset", ["embedded", "embedded-nash-md"])
+def test_each_model_gives_one_answer_unless_more_are_asked_for(tmp_path, monkeypatch, preset):
+    """The command refused its own default: training takes two answers to a prompt or more, and a game four."""
+    asked: list[int] = []
+    monkeypatch.setattr(
+        "launch.evaluate.compare.run_comparison",
+        lambda config, models, prompts, output: asked.append(config.sampling.completions_per_prompt) or 0,
+    )
+    for more in ([], ["--answers", "3"]):
+        assert main(["compare", "a", "b", "--config", preset, *more]) == 0
+    assert asked == [1, 3]
+
+
 def test_every_model_answers_and_one_judge_sees_all_answers_to_a_prompt_in_the_models_order(
     tmp_path, monkeypatch, capsys
 ):
