@@ -96,7 +96,8 @@ files: $(STAMP)  ## hadolint, shellcheck and `docker compose config` on what lau
 docs:  ## the documentation as a site in site/; a link that leads nowhere fails; needs a package index
 	@[ -x $(DOCS)/bin/mkdocs ] || { $(PYTHON) -m venv $(DOCS) && $(DOCS)/bin/python -m pip install --quiet $(PIP_ARGS) \
 	    mkdocs==1.6.1 mkdocs-material==9.8.2 "$$(grep '^pydantic==' requirements-cpu.lock)"; }
-	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict && echo "The documentation is at site/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict && \
+	    echo "The documentation is at site/index.html; for its search: python3 -m http.server --directory site"
 
 clean:  ## remove .venv and everything the tools left behind; runs/ and models/ stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build site *.egg-info
