@@ -29,6 +29,8 @@ OUTSIDE = "repository/"
 """Where pages for files outside of docs/ are, by the file's path in the repository."""
 LINK = re.compile(r"(\[[^\]]*\]\()([^)\s]+)(?=\))")
 MARKED_FENCE = re.compile(r"^(```\w+) \w+$", re.MULTILINE)
+UNSEARCHED = "---\nsearch:\n  exclude: true\n---\n"
+"""At the head of a page of code: search finds what the documentation says."""
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json", ".sh": "sh"}
 
 
@@ -113,7 +115,7 @@ def content_of(path: str) -> str:
         return file.read_text("utf-8")
     if file.is_dir():
         return f"# {path}\n\n" + "\n".join(f"- `{name}`" for name in sorted(os.listdir(file)) if name[0] not in "._")
-    return f"# {path}\n\n~~~~~{LANGUAGES.get(file.suffix, 'text')}\n{file.read_text('utf-8')}\n~~~~~\n"
+    return f"{UNSEARCHED}# {path}\n\n~~~~~{LANGUAGES.get(file.suffix, 'text')}\n{file.read_text('utf-8')}\n~~~~~\n"
 
 
 def settings_page(verb: Verb) -> str:
