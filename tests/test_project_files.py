@@ -189,11 +189,11 @@ def test_help_lists_every_target():
     assert listed == re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("codes", [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)])
+@pytest.mark.parametrize("codes", [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)])
 def test_ci_fails_when_one_fails_and_prints_the_closing_line(tmp_path, codes):
     closing = "===== 7 passed, 1 skipped in 3.20s ====="
-    tests, lint, files = codes
-    cases = f'test) echo "{closing}"; exit {tests};; lint) exit {lint};; files) exit {files};;'
+    tests, lint, files, docs = codes
+    cases = f'test) echo "{closing}"; exit {tests};; lint) exit {lint};; files) exit {files};; docs) exit {docs};;'
     fake(tmp_path / "make", f"case $1 in {cases} esac")
     environ = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     ended = subprocess.run([str(ROOT / ".ci" / "run")], capture_output=True, text=True, env=environ)

@@ -23,13 +23,20 @@ from learner.losses.config import (
     PpoLossConfig,
     RewardLossConfig,
 )
-from learner.losses.games import GameBatch, game_loss, opponent_weights, opponents_of
+from learner.losses.games import GameBatch, GameOutput, game_loss, opponent_weights, opponents_of
 from learner.losses.grpo import grpo_loss
 from learner.losses.ppo import ppo_loss
 from learner.tensors import batching
 from learner.tensors.batching import RolloutSequence, pad_by_sequence, token_rows
 from learner.training.policies import Pass, TokenLogProbs
 from learner.training.rollout_objective import Losses, RolloutObjective
+
+LOSSES: dict[type, Callable[[GameBatch, Any, float], GameOutput]] = {
+    GrpoLossConfig: grpo_loss,
+    PpoLossConfig: ppo_loss,
+}
+"""Losses on scores, by their settings; the others are `game_loss`. Each takes the batch, its settings and an anchor's
+weight (0 without an anchor)."""
 
 
 class GameObjective(RolloutObjective):
@@ -123,11 +130,10 @@ class GameObjective(RolloutObjective):
     def losses(self, members: Sequence[Game], logprobs: Sequence[TokenLogProbs]) -> Losses:
         games = game_batch(members, self.all_passes(members), logprobs)
         loss, players = self._loss, games.players
-        if isinstance(loss, GrpoLossConfig):
-            output = grpo_loss(games, loss, self._anchor_weight)
-        elif isinstance(loss, PpoLossConfig):
-            output = ppo_loss(games, loss, self._anchor_weight)
+        if (of_scores := LOSSES.get(type(loss))) is not None:
+            output = of_scores(games, loss, self._anchor_weight)
         else:
+            assert isinstance(loss, RewardLossConfig | GameLossConfig)
             output = game_loss(games, loss, self._opponent_mean, self._anchor_weight)
         log_ratio = (games.policy.detach() - games.behaviour)[:, :players][games.mask[:, :players] > 0]
         opponent_log_ratio = None
