@@ -15,6 +15,7 @@ nats per unit of probability and step, tau in probability per nat. Pure NumPy; m
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -57,13 +58,18 @@ def _rotations(A: np.ndarray) -> np.ndarray:
     return 0.5 * (squares - 2.0 * (powers - squares) / (k - 2)) / (k * (k - 1))
 
 
-def fastest_rotation(preferences: ArrayLike, prompts: ArrayLike, share: float = 0.1) -> float:
+def fastest_rotation(
+    preferences: ArrayLike,
+    prompts: ArrayLike,
+    share: float = 0.1,
+    measure: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> float:
     """Estimate sqrt of the mean sum of omega^2 over the `share` of prompts where it is largest.
 
-    preferences [g, k, k] as in `rotations`; prompts [g] number them, and estimates of one prompt are averaged. The
-    largest of noisy estimates are too large on average. Chosen by one half of a game's completions and estimated by the
-    other, they are too small, since the choice errs. The result has the mean of both, over several ways to halve; the
-    first alone for k < 6, whose halves are no games.
+    preferences [g, k, k] as in `rotations`, which `measure` replaces; prompts [g] number them, and estimates of one
+    prompt are averaged. The largest of noisy estimates are too large on average. Chosen by one half of a game's
+    completions and estimated by the other, they are too small, since the choice errs. The result has the mean of both,
+    over several ways to halve; the first alone for k < 6, whose halves are no games.
     """
     games = np.asarray(preferences, dtype=np.float64)
     _, number = np.unique(np.asarray(prompts), return_inverse=True)
@@ -74,14 +80,15 @@ def fastest_rotation(preferences: ArrayLike, prompts: ArrayLike, share: float = 
         by, of = (np.bincount(number, weights=each) / counts for each in (choose, estimate))
         return float(of[np.argsort(-by, kind="stable")[:chosen]].mean())
 
-    whole = rotations(games)
+    measure = rotations if measure is None else measure
+    whole = measure(games)
     square, k = largest(whole, whole), games.shape[1]
     if k >= 6:
         random = np.random.default_rng(0)
         apart = []
         for _ in range(HALVINGS):
             one, other = np.array_split(random.permutation(k), 2)
-            first, second = (_rotations(games[:, half[:, None], half] - 0.5) for half in (one, other))
+            first, second = (measure(games[:, half[:, None], half]) for half in (one, other))
             apart += [largest(first, second), largest(second, first)]
         square = 0.5 * (square + float(np.mean(apart)))
     return math.sqrt(max(0.0, square))
