@@ -19,6 +19,7 @@ is 2 / K of that; the rotation is about that of R. For K = 2 the law is exact; f
 Pure NumPy; must not depend on runs.
 """
 
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
@@ -48,23 +49,19 @@ def labels(preferences: ArrayLike, label_smoothing: float = 0.0) -> np.ndarray:
 def unexplained(labels: ArrayLike, kind: Kind) -> np.ndarray:
     """Estimate for each of g prompts the sum of omega^2 that no score explains, [g]; at least 0.
 
-    labels [g, k, k], k >= 3, of completions sampled from the policy. In three completions all that a score leaves is one
-    cycle: they beat each other in turn by 1/2 + a, which counts 3/2 a^2. The result is the mean over all threes. For dpo
-    a solves logit(p - a) + logit(q - a) + logit(r - a) = 0, with p, q and r the labels around the cycle; for ipo
-    a = (p + q + r) / 3 - 1/2, and the result is that of `stability.rotations`.
+    labels [g, k, k], k >= 3, of completions sampled from the policy. Of three completions a score leaves one cycle: they
+    beat each other in turn by 1/2 + a, which counts 3/2 a^2. The result is the mean over all threes. For dpo a solves
+    logit(p - a) + logit(q - a) + logit(r - a) = 0, with p, q and r the labels around the cycle. For ipo it is
+    (p + q + r) / 3 - 1/2, and the result is that of `stability.rotations`.
     """
     table = np.asarray(labels, dtype=np.float64) - 0.5
     if table.ndim != 3 or table.shape[0] < 1 or table.shape[1] < 3:
         raise UsageError(f"labels have shape {table.shape}; they need [prompts, k, k] with k >= 3 and a prompt")
     k = table.shape[1]
-    i, j, l = (np.array(each) for each in zip(*_threes(k), strict=True))
-    around = np.stack([table[:, i, j], table[:, j, l], table[:, l, i]])
+    one, two, three = np.array(list(combinations(range(k), 3))).T
+    around = np.stack([table[:, one, two], table[:, two, three], table[:, three, one]])
     strength = around.mean(axis=0) if kind == "ipo" else _cycle_strength(around)
     return 1.5 * (strength * strength).mean(axis=1)
-
-
-def _threes(k: int) -> list[tuple[int, int, int]]:
-    return [(i, j, l) for i in range(k) for j in range(i) for l in range(j)]
 
 
 def _cycle_strength(x: np.ndarray) -> np.ndarray:

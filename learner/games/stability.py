@@ -49,11 +49,11 @@ def rotations(preferences: ArrayLike) -> np.ndarray:
     games = np.asarray(preferences, dtype=np.float64)
     if games.ndim != 3 or games.shape[0] < 1 or games.shape[1] < 3:
         raise UsageError(f"preferences have shape {games.shape}; they need [prompts, k, k] with k >= 3 and a prompt")
-    return _rotations(np.stack([checked_game(game) for game in games]) - 0.5)
+    return _rotations_of(np.stack([checked_game(game) for game in games]))
 
 
-def _rotations(A: np.ndarray) -> np.ndarray:
-    k = A.shape[1]
+def _rotations_of(games: np.ndarray) -> np.ndarray:
+    A, k = games - 0.5, games.shape[1]
     squares, powers = (A * A).sum(axis=(1, 2)), (A.sum(axis=2) ** 2).sum(axis=1)
     return 0.5 * (squares - 2.0 * (powers - squares) / (k - 2)) / (k * (k - 1))
 
@@ -80,8 +80,8 @@ def fastest_rotation(
         by, of = (np.bincount(number, weights=each) / counts for each in (choose, estimate))
         return float(of[np.argsort(-by, kind="stable")[:chosen]].mean())
 
-    measure = rotations if measure is None else measure
-    whole = measure(games)
+    whole = rotations(games) if measure is None else measure(games)
+    measure = _rotations_of if measure is None else measure
     square, k = largest(whole, whole), games.shape[1]
     if k >= 6:
         random = np.random.default_rng(0)

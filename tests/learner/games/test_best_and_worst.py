@@ -68,9 +68,7 @@ def test_for_more_completions_the_lag_is_somewhat_too_short(game: Any, completio
 @pytest.mark.parametrize("kappa", [0.2, 0.4])
 def test_an_anchor_counts_with_the_same_slope(kappa: float) -> None:
     at, beta, eta = rest_of(hard_signal(P, 2), MU, 0.1), 0.1, 0.2
-    told = largest_anchored_lag(
-        pull("dpo", beta, 2), 0.0, eta, _omega(labels(P), at.pi), (pull("dpo", kappa, 2), 20.0)
-    )
+    told = largest_anchored_lag(pull("dpo", beta, 2), 0.0, eta, _omega(labels(P), at.pi), (pull("dpo", kappa, 2), 20.0))
     exact = _turns_at(at, beta, eta, (kappa, 20.0))
     assert exact > _turns_at(at, beta, eta)
     assert abs(told - exact) <= max(1.0, 0.1 * exact)
