@@ -30,8 +30,8 @@ from actors.errors import UsageError
 Kind = Literal["dpo", "ipo"]
 SLOPES: dict[Kind, float] = {"dpo": 0.25, "ipo": 1.0}
 """Largest slope of the residual in beta times the difference of log-ratios: sigma'(0), and 1."""
-HALVINGS = 50
-"""Of the interval that holds a cycle's strength: below rounding."""
+BISECTIONS = 40
+"""Of the interval that holds a cycle's strength: to 1e-12."""
 
 
 def pull(kind: Kind, weight: float, completions: int) -> float:
@@ -49,8 +49,8 @@ def labels(preferences: ArrayLike, label_smoothing: float = 0.0) -> np.ndarray:
 def unexplained(labels: ArrayLike, kind: Kind) -> np.ndarray:
     """Estimate for each of g prompts the sum of omega^2 that no score explains, [g]; at least 0.
 
-    labels [g, k, k], k >= 3, of completions sampled from the policy. Of three completions a score leaves one cycle: they
-    beat each other in turn by 1/2 + a, which counts 3/2 a^2. The result is the mean over all threes. For dpo a solves
+    labels [g, k, k], k >= 3, of completions sampled from the policy. Of three completions a score leaves one cycle:
+    they beat each other in turn by 1/2 + a, which counts 3/2 a^2. The result is the mean over all threes. For dpo a solves
     logit(p - a) + logit(q - a) + logit(r - a) = 0, with p, q and r the labels around the cycle. For ipo it is
     (p + q + r) / 3 - 1/2, and the result is that of `stability.rotations`.
     """
@@ -71,7 +71,7 @@ def _cycle_strength(x: np.ndarray) -> np.ndarray:
     all |y| <= 1/2.
     """
     low, high = x.max(axis=0) - 0.5, x.min(axis=0) + 0.5
-    for _ in range(HALVINGS):
+    for _ in range(BISECTIONS):
         a = 0.5 * (low + high)
         y = x - a
         over = 0.25 * y.sum(axis=0) + y.prod(axis=0) > 0.0
