@@ -214,8 +214,8 @@ class TrainingRun:
         self.watchdog = Watchdog(
             [*generators, *judges, *references, *self.learner.each()], config.watchdog, say, self.directory.record_hang
         )
-        if config.opponent is not None:
-            say(announce(config))
+        if told := announce(config):
+            say(told)
         try:
             return self.session.drive(self._drive(), self._write_summary)
         finally:

@@ -19,10 +19,9 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 from actors.errors import RunError
-from actors.records import Failure, Game, Group, Prompt, flatten
+from actors.records import Failure, Group, Prompt, flatten
 from actors.replay_buffer.buffer import Batch, ReplayBuffer
 from actors.replay_buffer.opponents import OpponentScheduler
 from launch.run import win_rate
@@ -286,10 +285,8 @@ class TrainingLoop:
             stats = await self.learner.update(consumed.items, measure_step=self.limit.due(batch.update))
         progress.stats = stats
         progress.skipped += stats.skipped
-        if self.config.opponent is not None:
-            limit = self.limit.add(cast("Sequence[Game]", consumed.items), stats.step_size, stats.lr)
-            if limit is not None:
-                self._on_message(limit.describe())
+        if told := self.limit.hear(batch.groups, consumed.items, stats.step_size, stats.lr):
+            self._on_message(told)
         # Later updates of a version see a policy changed by the earlier ones.
         if max(batch.staleness) == 0 and batch.update % self.config.replay.updates_per_publish == 0:
             self._note_gap(stats.log_ratio_max)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from actors.errors import UsageError
-from actors.records import Completion, Game
+from actors.records import Completion, Game, Pair
 from learner.config import LearnerConfig
 from learner.games.stability import step_size_estimate
 from learner.losses.config import (
@@ -193,21 +193,25 @@ def game_batch(members: Sequence[Game], parts: Sequence[Pass], logprobs: Sequenc
 
 @dataclass(frozen=True, slots=True)
 class Players:
-    """Players of some games before a step."""
+    """Players of some games, or both completions of some pairs, before a step."""
 
-    sequences: list[RolloutSequence]  # prompts and responses, game by game
-    logprobs: list[list[float]]  # log pi(y|x) (nats), [games][K]
-    advantages: list[list[float]]  # advantages, [games][K]
+    sequences: list[RolloutSequence]  # prompts and responses, item by item
+    logprobs: list[list[float]]  # log pi(y|x) (nats), [items][K]
+    advantages: list[list[float]]  # advantages, [items][K]; of a pair its residual, and minus that
 
     @classmethod
-    def of(cls, details: Sequence[tuple[Sequence[Game], Tensor, Tensor]]) -> Players:
+    def of(cls, details: Sequence[tuple[Sequence[Game] | Sequence[Pair], Tensor, Tensor]]) -> Players:
         """Collect the players of several micro-batches, from `Losses.detail`."""
-        games = [game for members, _, _ in details for game in members]
+        items: list[Game | Pair] = [item for members, _, _ in details for item in members]
         return cls(
-            [batching.rollout(game.prompt_token_ids, player) for game in games for player in game.players],
+            [batching.rollout(item.prompt_token_ids, player) for item in items for player in _players(item)],
             [row for _, logprobs, _ in details for row in logprobs.tolist()],
             [row for _, _, advantages in details for row in advantages.tolist()],
         )
+
+
+def _players(item: Game | Pair) -> tuple[Completion, ...]:
+    return item.players if isinstance(item, Game) else item.completions
 
 
 def step_size(players: Sequence[Players], logprobs_after: Sequence[float]) -> float:
