@@ -241,12 +241,12 @@ class TrainingRun:
         return min((prompt.token_ids for prompt in first), key=len)
 
     async def _drive(self) -> int:
-        try:
-            with stopping_on_signals(self._stop, self.board.message):
+        with stopping_on_signals(self._stop, self.board.message):
+            try:
                 await self.watchdog.guard(self._run())
-        finally:
-            await self.reporter.ask(self.judge, self.reference)
-        await self.learner.close()
+            finally:
+                await self.reporter.ask(self.judge, self.reference)
+            await self.learner.close()
         interrupted = self.buffer.updates < self.config.updates
         interrupts.settle()
         self._write_summary("interrupted" if interrupted else "completed", None)
@@ -278,7 +278,6 @@ class TrainingRun:
         with loop.progress.clock.spend("checkpointing"):
             await self._save(loop)
         if loop.buffer.updates < self.config.updates:
-            self.board.message("interrupted: checkpoint written, go on with --resume")
             return
         # The model before its evaluation, which may fail and must not cost it.
         await self.learner.save_pretrained(self.directory.final)

@@ -1,4 +1,4 @@
-"""When Ctrl-C and SIGTERM raise KeyboardInterrupt, and when they wait."""
+"""When signals raise KeyboardInterrupt, when they wait, and what they ask of a run in the event loop."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ def as_before() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", interrupts.NUMBERS)
-def test_both_signals_raise_until_the_outcome_stands(number: signal.Signals) -> None:
+def test_signals_raise_until_the_outcome_stands(number: signal.Signals) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupt(number)
 
@@ -45,3 +45,32 @@ def test_a_signal_that_the_shell_ignores_stays_ignored() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     interrupts.heed()
     interrupt(signal.SIGINT)
+
+
+INT, TERM, HUP, CPU, USR1 = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU, signal.SIGUSR1
+
+
+@pytest.mark.parametrize(
+    ("signals", "asked"),
+    [
+        ([(INT, 0.0), (INT, 0.1)], ["stop", "end"]),
+        ([(TERM, 0.0), (TERM, 0.1), (TERM, 0.2)], ["stop", None, None]),
+        ([(TERM, 0.0), (TERM, 2.0)], ["stop", "end"]),
+        ([(HUP, 0.0), (HUP, 0.1), (TERM, 0.2)], ["stop", None, None]),
+        ([(CPU, float(second)) for second in range(60)], ["stop", *[None] * 59]),
+        ([(USR1, 0.0), (TERM, 60.0), (TERM, 90.0)], ["stop", "repeat", "end"]),
+        ([(TERM, 0.0), (CPU, 5.0), (INT, 9.0)], ["stop", None, "end"]),
+    ],
+    ids=[
+        "two Ctrl-C are two",
+        "one from each thread of a dead supervisor",
+        "a second SIGTERM",
+        "a terminal that closes",
+        "a limit of CPU time tells every second",
+        "a scheduler warns, and then ends the job",
+        "a warning does not count as the second",
+    ],
+)
+def test_what_signals_ask_of_a_run(signals: list[tuple[int, float]], asked: list[str | None]) -> None:
+    requests = interrupts.Requests()
+    assert [requests.hear(number, now) for number, now in signals] == asked
