@@ -96,7 +96,8 @@ def configuration(trial: Trial, directory: Path, model: Path) -> Path:
         rows = directory / "rows.jsonl"
         rows.write_text("".join(json.dumps(row) + "\n" for row in _rows(trial.verb)))
         document |= {
-            "data": {"source": str(rows), "validation_fraction": 0.3},
+            "data": {"source": str(rows), "validation_fraction": 0.3}
+            | ({"max_tokens": 64} if trial.verb == "sft" else {}),
             "training": {"batch_size": 4, "epochs": 1 if ends else 60, "evaluate_every": 0},
         }
     path = directory / "config.yaml"
@@ -107,7 +108,8 @@ def configuration(trial: Trial, directory: Path, model: Path) -> Path:
 def _rows(verb: str) -> list[dict[str, str]]:
     answers = ("response",) if verb == "sft" else ("chosen", "rejected")
     return [
-        {"prompt": f"{number // 8}+{number % 8}"} | {name: f"{number % (9 + place)}" for place, name in enumerate(answers)}
+        {"prompt": f"{number // 8}+{number % 8}"}
+        | {name: f"{number % (9 + place)}" for place, name in enumerate(answers)}
         for number in range(60)
     ]
 
@@ -305,7 +307,9 @@ def main() -> None:
     parser.add_argument("--verbs", nargs="+", choices=VERBS, default=VERBS)
     parser.add_argument("--moments", nargs="+", choices=MOMENTS, default=MOMENTS)
     parser.add_argument("--signals", nargs="+", choices=SIGNALS, default=tuple(SIGNALS))
-    parser.add_argument("--most", type=int, default=len(VERBS) * len(MOMENTS) * len(SIGNALS), help="trials of this call")
+    parser.add_argument(
+        "--most", type=int, default=len(VERBS) * len(MOMENTS) * len(SIGNALS), help="trials of this call"
+    )
     parser.add_argument("--again", action="store_true", help="repeat trials that failed")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/interrupts.json"))
     arguments = parser.parse_args()

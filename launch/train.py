@@ -114,6 +114,7 @@ def _run(config: RunConfig, *, resume: Resume) -> int:
         address = address_to_join(config.cluster)
         if address is None:
             shared_memory.require(config.cluster.object_store_mib << 20, what="Ray's object store")
+        interrupts.check()
         board.message("starting Ray" if address is None else f"joining Ray at {address}")
         stack.enter_context(wiring.ray_session(config.cluster))
         wiring.check_resources(config)

@@ -101,7 +101,9 @@ class Session:
         """Run `main` in an event loop. Write the summary of a run that `main` does not end; a full disk must not hide
         what ended it. Raises KeyboardInterrupt after a second interrupt."""
         try:
-            code = asyncio.run(main)
+            with contextlib.closing(main):
+                interrupts.check()
+                code = asyncio.run(main)
             interrupts.settle()
             return code
         except (KeyboardInterrupt, asyncio.CancelledError):

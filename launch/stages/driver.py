@@ -110,6 +110,7 @@ class StageRun:
         with contextlib.ExitStack() as stack:
             stack.enter_context(session.running())
             self._prepared = prepared = self._prepare_files()
+            interrupts.check()
             session.keep(directory.start)
             for note in [*prepared.notes, *session.notes]:
                 self._say(note)

@@ -20,6 +20,8 @@ terminal that closes one more than its shell. Two Ctrl-C are two."""
 _settled = False
 _missed = False
 """Whether an interrupt came after the outcome."""
+_raised = False
+"""Whether one was raised that has not ended the run: a package that is being imported may have caught it."""
 
 
 class Requests:
@@ -57,14 +59,24 @@ def heard() -> list[signal.Signals]:
 @contextlib.contextmanager
 def heeding() -> Iterator[None]:
     """Heed them until its end, or until `settle`. Raises KeyboardInterrupt if one waits since the last run."""
-    global _settled, _missed
+    global _settled, _missed, _raised
     missed, _settled, _missed = _missed, False, False
     supervisor.tell("settled", False)
-    if missed:
+    try:
+        check()
+        if missed:
+            raise KeyboardInterrupt
+        with keeping():
+            heed()
+            yield
+    finally:
+        _raised = False
+
+
+def check() -> None:
+    """Raise KeyboardInterrupt again if somebody has caught the last one."""
+    if _raised:
         raise KeyboardInterrupt
-    with keeping():
-        heed()
-        yield
 
 
 @contextlib.contextmanager
@@ -87,7 +99,8 @@ def settle() -> None:
 
 
 def _interrupt(number: int, frame: Any) -> None:
-    global _missed
+    global _missed, _raised
     if not _settled:
+        _raised = True
         raise KeyboardInterrupt
     _missed = True

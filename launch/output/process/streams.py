@@ -1,7 +1,7 @@
-"""A standard error that cannot end or delay a run. Must not import anything heavy.
+"""Standard streams that cannot end or delay a run. Must not import anything heavy.
 
-Its reader may have died, as a `tee` does of the same Ctrl-C; may have stopped reading, as a terminal behind a broken
-connection; or may be a file on a full disk. Only what is said is lost then, never the run.
+Their reader may have died, as a `tee` does of the same Ctrl-C. That of stderr may also have stopped reading, as a
+terminal behind a broken connection, or be a file on a full disk. Only what is said is lost then, never the run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FLUSH_SECONDS = 0.5
 
 
 def install() -> None:
-    """Put /dev/null in place of standard streams that are closed, and an `Unfailing` one in place of stderr.
+    """Put /dev/null in place of standard streams that are closed, and streams of this module in place of the others.
 
     A file that is opened later would have the number of a closed one, and get what libraries print.
     """
@@ -30,27 +30,24 @@ def install() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
-    old: Any = sys.stderr  # None if it was closed
+    sys.stdout = _text(sys.stdout, Deserted(1), at_once=os.isatty(1))
+    sys.stderr = _text(sys.stderr, Unfailing(2), at_once=True)
+
+
+def _text(old: Any, raw: io.RawIOBase, *, at_once: bool) -> io.TextIOWrapper:
+    """Return a stream that writes as `old` does, which is None if it was closed."""
     with contextlib.suppress(AttributeError, OSError):
         old.flush()
-    encoding = getattr(old, "encoding", "utf-8")
-    sys.stderr = io.TextIOWrapper(
-        io.BufferedWriter(Unfailing(2)), encoding=encoding, errors="backslashreplace", line_buffering=True
-    )
+    encoding, errors = getattr(old, "encoding", "utf-8"), getattr(old, "errors", "backslashreplace")
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, errors=errors, line_buffering=at_once)
 
 
-class Unfailing(io.RawIOBase):
-    """A descriptor to write to. A thread of its own writes, so that nobody else waits for a reader that has stopped."""
+class Deserted(io.RawIOBase):
+    """A descriptor whose reader may go away: then nobody misses what is written. Other errors are raised."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self._descriptor = descriptor
-        self._process = os.getpid()
-        self._waiting: deque[bytes] = deque()
-        self._bytes = 0
-        self._stalled = False  # since the last flush that waited in vain
-        self._changed = threading.Condition()
-        threading.Thread(target=self._work, name="offbeat-stderr", daemon=True).start()
 
     def writable(self) -> bool:
         return True
@@ -60,6 +57,30 @@ class Unfailing(io.RawIOBase):
 
     def isatty(self) -> bool:
         return os.isatty(self._descriptor)
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`."""
+        text = bytes(data)
+        with contextlib.suppress(BrokenPipeError):
+            self._put(text)
+        return len(text)
+
+    def _put(self, text: bytes) -> None:
+        while text:
+            text = text[os.write(self._descriptor, text) :]
+
+
+class Unfailing(Deserted):
+    """One that raises nothing. A thread of its own writes, so that nobody else waits for a reader that has stopped."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor)
+        self._process = os.getpid()
+        self._waiting: deque[bytes] = deque()
+        self._bytes = 0
+        self._stalled = False  # since the last flush that waited in vain
+        self._changed = threading.Condition()
+        threading.Thread(target=self._work, name="offbeat-stderr", daemon=True).start()
 
     def write(self, data: Any) -> int:
         """Take `data`, and wait a little until it is written; leave it out if too much waits already."""
@@ -89,5 +110,4 @@ class Unfailing(io.RawIOBase):
 
     def _put(self, text: bytes) -> None:
         with contextlib.suppress(OSError):
-            while text:
-                text = text[os.write(self._descriptor, text) :]
+            super()._put(text)

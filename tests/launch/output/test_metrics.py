@@ -130,7 +130,9 @@ def test_tensorboard_only_watches_its_full_disk_is_told_once_and_the_lines_go_on
     writer.close()
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
     (text,) = told
-    assert text.startswith(f"warning: cannot write {tmp_path / 'tensorboard'}: No space left on device; the run goes on")
+    assert text.startswith(
+        f"warning: cannot write {tmp_path / 'tensorboard'}: No space left on device; the run goes on"
+    )
     assert "free space there" in text
 
 

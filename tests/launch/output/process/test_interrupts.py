@@ -1,5 +1,6 @@
 """When signals raise KeyboardInterrupt, when they wait, and what they ask of a run in the event loop."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -32,6 +33,21 @@ def test_an_interrupt_after_the_outcome_waits_for_the_next_run_and_ends_that() -
         pass
     with interrupts.heeding(), pytest.raises(KeyboardInterrupt):  # the one that waited is told once
         interrupt()
+
+
+def test_an_interrupt_that_a_package_catches_is_raised_again_at_the_next_check() -> None:
+    """As lazy imports do: the run went on as if nobody had asked it to end."""
+    with contextlib.suppress(KeyboardInterrupt):
+        interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.check()
+
+
+def test_an_interrupt_of_one_run_is_not_raised_in_the_next() -> None:
+    with pytest.raises(KeyboardInterrupt), interrupts.heeding():
+        interrupt()
+    with interrupts.heeding():
+        interrupts.check()
 
 
 def test_a_handler_that_is_set_within_is_undone() -> None:

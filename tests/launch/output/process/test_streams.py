@@ -26,6 +26,29 @@ print("still here", file=sys.stderr, flush=True)
 os.write({to}, b"done")
 """
 
+BOARD = """
+import os, time
+from launch.output.process import streams
+streams.install()
+from launch.output.board import Board, RunSnapshot
+def snapshot(updates):
+    return RunSnapshot(
+        elapsed_seconds=1.0, version=1, updates=updates, total_updates=9, tokens_per_second=1.0, groups_per_second=1.0,
+        generators=(), ages=(), max_staleness=1, buffered=0, in_flight=0, learner_state="training", learner_seconds={},
+    )
+board = Board()
+board.update(snapshot(0))
+os.write(1, b"drawn\\n")  # the board takes what is printed
+os.read(0, 1)
+for updates in range(1, 5):
+    board.update(snapshot(updates))
+    board.message("update")
+    time.sleep(0.3)
+drawn = board._live is not None
+board.close()
+print(drawn)
+"""
+
 
 def run(before: str = "", lines: int = 10, **streams: Any) -> bytes:
     """What a writer of many lines tells once it has written all of them."""
@@ -53,6 +76,40 @@ def test_a_terminal_that_is_gone_ends_nothing() -> None:
     os.close(controller)
     assert run(stderr=terminal) == b"done"
     os.close(terminal)
+
+
+def test_a_board_whose_terminal_goes_away_ends_nothing() -> None:
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", BOARD],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        text=True,
+    )
+    os.close(terminal)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == "drawn\n"
+    os.close(controller)
+    out, _ = process.communicate("go on\n", timeout=60)
+    assert (process.returncode, out) == (0, "True\n"), "it was a terminal"
+
+
+def test_output_that_nobody_reads_is_no_error_and_that_a_full_disk_refuses_is_one() -> None:
+    code = "from launch.output.process import streams\nstreams.install()\nprint('x' * 100_000, flush=True)"
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=writing, timeout=60, check=False)
+    os.close(writing)
+    assert ended.returncode == 0
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    assert ended.returncode != 0
+    assert b"No space left on device" in ended.stderr
 
 
 def test_a_full_disk_ends_nothing() -> None:

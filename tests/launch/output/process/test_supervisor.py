@@ -125,8 +125,9 @@ time.sleep(60)
 def test_a_signal_that_comes_before_the_driver_is_there_reaches_it() -> None:
     """It could be sent to nobody, and would end the supervisor, whose driver nobody then waits for."""
     early = SUPERVISOR.replace(
-        "sys.exit", "real = supervisor._control\ndef control(*given):\n    import os\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n    real(*given)\nsupervisor._control = control\nsys.exit"
+        "sys.exit",
+        "real = supervisor._control\ndef control(*given):\n    import os\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    real(*given)\nsupervisor._control = control\nsys.exit",
     )
     body = "signal.signal(signal.SIGTERM, signal.SIG_DFL); time.sleep(60)"
     process = subprocess.run(
