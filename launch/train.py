@@ -344,7 +344,14 @@ class TrainingRun:
     def _on_batch(self, batch: Batch) -> Awaitable[None]:
         self.directory.require()
         self.samples.add(batch)
-        return asyncio.to_thread(self.journal.add, batch)
+        return self._keep(batch)
+
+    async def _keep(self, batch: Batch) -> None:
+        try:
+            await asyncio.to_thread(self.journal.add, batch)
+        except RunError:
+            self.directory.require()  # if it is gone, that is the cause
+            raise
 
     def _on_watch(self, loop: TrainingLoop) -> None:
         snapshot = self.reporter.snapshot(loop)
