@@ -109,7 +109,7 @@ def _rows(verb: str) -> list[dict[str, str]]:
     answers = ("response",) if verb == "sft" else ("chosen", "rejected")
     return [
         {"prompt": f"{number // 8}+{number % 8}"}
-        | {name: f"{number % (9 + place)}" for place, name in enumerate(answers)}
+        | {name: f"{(number + place) % 10}" for place, name in enumerate(answers)}
         for number in range(60)
     ]
 
