@@ -210,14 +210,19 @@ def try_one(trial: Trial, directory: Path, model: Path) -> dict[str, Any]:
     number, how = SIGNALS[trial.signal]
     config = configuration(trial, directory, model)
     run = Run(trial.verb, config, piped=how == PIPE)
-    come, began = has_come(trial, run), time.monotonic()
-    while not come() and run.process.poll() is None and time.monotonic() - began < LONGEST:
-        time.sleep(0.02)
-    missed = run.process.poll() is not None
-    sent = time.monotonic()
-    run.send(number, how)
-    code = run.end()
-    seconds = time.monotonic() - sent
+    try:
+        come, began = has_come(trial, run), time.monotonic()
+        while not come() and run.process.poll() is None and time.monotonic() - began < LONGEST:
+            time.sleep(0.02)
+        missed = run.process.poll() is not None
+        sent = time.monotonic()
+        run.send(number, how)
+        code = run.end()
+        seconds = time.monotonic() - sent
+    except BaseException:  # of this process alone
+        run.process.kill()
+        run.left()
+        raise
     found = look(run, code) | {"seconds": round(seconds, 1), "updates": run.updates()}
     found["wrong"] = ["it had ended before the signal"] if missed else judge(trial, found)
     if found["checkpoint"] is not None and code:
@@ -313,6 +318,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="repeat trials that failed")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/interrupts.json"))
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     from launch.output.summary import package_versions
 
     rows: dict[str, Any] = json.loads(arguments.output.read_text())["trials"] if arguments.output.is_file() else {}
