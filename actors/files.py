@@ -127,3 +127,30 @@ def discard(path: str | Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     elif os.path.lexists(path):  # a read-only file system refuses to remove even what is not there
         path.unlink(missing_ok=True)
+
+
+def nearest_folder(path: Path) -> tuple[Path, bool]:
+    """Return `path` or its nearest existing parent, and whether a directory can be created there. Writes nothing."""
+    existing = path.absolute()
+    while not _exists(existing):
+        existing = existing.parent
+    made = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    return existing, made and os.statvfs(existing).f_blocks > 0  # none below /proc, where nothing can be made
+
+
+def unwritable(path: Path) -> str | None:
+    """Say why a directory cannot be made at `path`; None if it can. Writes nothing."""
+    folder, writable = nearest_folder(path)
+    if not writable:
+        return f"{folder} is not a writable directory"
+    longest = os.pathconf(folder, "PC_NAME_MAX")
+    size, part = max((len(os.fsencode(each)), each) for each in path.absolute().parts)
+    return None if size <= longest else f"the name {part[:40]}... has {size} bytes, of at most {longest}"
+
+
+def _exists(path: Path) -> bool:
+    """Return whether a path is there; a link that leads nowhere is, as nothing can be made in its place."""
+    try:
+        return os.path.lexists(path)
+    except OSError:  # a name that is too long
+        return False

@@ -13,7 +13,8 @@ from typing import Any
 
 from actors.errors import UsageError
 from actors.foreign.documents import RESTORE, read_object
-from actors.foreign.tensor_files import read_header, weight_files
+from actors.foreign.model_place import hub_problem, require_model_place
+from actors.foreign.tensor_files import no_weights, read_header, weight_files
 
 Shape = tuple[int, ...]
 Mismatch = tuple[str, Shape, Shape]  # name, shape in the files, shape in the model
@@ -41,6 +42,7 @@ def resolve(path: str | Path, *, weights: bool = True) -> Path:
 
     Without `weights` only configuration and tokenizer are downloaded. Raises UsageError if it is neither.
     """
+    require_model_place("model", path, tokenizer=not weights)
     if Path(path).is_dir():
         if weights:
             require_no_adapter(path)
@@ -52,8 +54,8 @@ def resolve(path: str | Path, *, weights: bool = True) -> Path:
         return Path(snapshot_download(str(path), allow_patterns=[*_HUB_FILES, *(_HUB_WEIGHTS if weights else [])]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UsageError(
-            f"model {str(path)!r} is neither a directory nor a hub name that can be downloaded ({error}); "
-            "give the directory of a Hugging Face model"
+            f"model {str(path)!r} is neither a directory (looked in {Path.cwd()}) nor a hub name that can be "
+            f"downloaded ({hub_problem(error)}); give the directory of a Hugging Face model"
         ) from error
 
 
@@ -97,17 +99,21 @@ def read_config(path: str | Path) -> Any:
     except (OSError, ValueError):
         raise
     except Exception as error:  # values of a wrong type or size raise anything
-        raise UsageError(f"config.json of '{path}' makes no configuration: {_first_line(error)}; {RESTORE}") from error
+        raise UsageError(
+            f"config.json of '{path}' makes no configuration: {' '.join(str(error).split())}; {RESTORE}"
+        ) from error
 
 
 def read_text_config(setting: str, path: str | Path) -> Any:
     """Read the configuration of a model's text part. Raises UsageError, naming `setting`, if there is no such model."""
+    require_model_place(setting, path)
     try:
         require_safetensors(path)
         return read_config(path).get_text_config()
     except (OSError, ValueError) as error:
+        why = _first_line(error) if Path(path).is_dir() else hub_problem(error)
         raise UsageError(
-            f"{setting} {str(path)!r} holds no model that transformers can read: {_first_line(error)}; give a "
+            f"{setting} {str(path)!r} holds no model that transformers can read: {why}; give a "
             "Hugging Face directory with config.json and weights, or a hub name"
         ) from None
 
@@ -157,10 +163,7 @@ def file_tensors(model_dir: str | Path) -> dict[str, tuple[Shape, str]]:
     directory = Path(model_dir)
     files = weight_files(directory)
     if not files:
-        raise UsageError(
-            f"{directory} has no *.safetensors weights; save the model there with transformers' "
-            "`model.save_pretrained(directory)`, or use a directory that has them"
-        )
+        raise UsageError(no_weights(directory))
     return {
         name: (tuple(entry["shape"]), DTYPE_NAMES.get(entry["dtype"], entry["dtype"]))
         for file in files

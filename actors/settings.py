@@ -1,5 +1,6 @@
 """Base of every configuration model. Must import nothing but pydantic."""
 
+import os
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
@@ -16,6 +17,22 @@ def missing_model_remedy(path: str) -> str:
     """Say what to do about a model directory `path` that does not exist."""
     made = path.rstrip("/").endswith(f"models/{PRETRAINED}")
     return f"`make pretrained` writes models/{PRETRAINED} in a checkout" if made else "give an existing directory"
+
+
+def _at_home(path: str) -> str:
+    return os.path.expanduser(path) if path.startswith("~") else path
+
+
+def _on_this_machine(path: str) -> str:
+    if "://" in path:
+        raise ValueError(f"given {path!r}, a URL; allowed: a directory that this machine can write; give one")
+    return _at_home(path)
+
+
+ModelPath = Annotated[str, AfterValidator(_at_home)]
+"""Directory or hub name of a model or tokenizer; `~` is the user's home."""
+OutputPath = Annotated[str, AfterValidator(_on_this_machine)]
+"""Directory to write; `~` is the user's home."""
 
 
 class Settings(BaseModel):
@@ -44,6 +61,24 @@ def item_mistakes(error: ValidationError, noun: str) -> str:
     def said(detail: Any) -> str:
         index, *path = detail["loc"] or ("",)
         where = f"{noun} {index + 1}" if isinstance(index, int) else f"{noun}s"
-        return f"{where}{''.join(f'.{part}' for part in path)}: {detail['msg'].removeprefix('Value error, ')}"
+        return f"{where}{''.join(f'.{part}' for part in path)}: {_said_of(detail)}"
 
-    return "; ".join(map(said, error.errors(include_url=False)))
+    found = error.errors(include_url=False)
+    # A list is short as well if its items are wrong.
+    of_items = [each for each in found if each["loc"]]
+    return "; ".join(map(said, of_items or found))
+
+
+def _said_of(detail: Any) -> str:
+    """Word one of pydantic's errors about an item."""
+    context = detail.get("ctx", {})
+    match detail["type"]:
+        case "missing":
+            return "missing; add it"
+        case "extra_forbidden":
+            return "no such setting here; remove it, or put it below the setting that it belongs to"
+        case "union_tag_invalid":
+            return f"given {context.get('tag')!r}; allowed: {context.get('expected_tags')}"
+        case "too_short":
+            return f"given {context.get('actual_length')}; allowed: {context.get('min_length')} or more; add some"
+    return str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "it should be")

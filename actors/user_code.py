@@ -29,8 +29,9 @@ def load_named(setting: str, path: str, example: str) -> Any:
     Raises UsageError if the path is malformed, its module cannot be imported, or holds no such callable.
     """
     module_name, _, name = path.partition(":")
-    if not all(part.isidentifier() for part in [*module_name.split("."), name]):
-        raise UsageError(f"{setting} '{path}' is not an import path; write it as '{example}'")
+    of_file = module_name.endswith(".py") and not os.path.isdir(module_name.removesuffix(".py"))
+    if of_file or not all(part.isidentifier() for part in [*module_name.split("."), name]):
+        raise UsageError(f"{setting} '{path}' is not an import path; write it as '{example}'{_meant(path)}")
     try:
         module = importlib.import_module(module_name)
     except (KeyboardInterrupt, GeneratorExit):
@@ -45,8 +46,25 @@ def load_named(setting: str, path: str, example: str) -> Any:
     found = getattr(module, name, None)
     if not callable(found):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UsageError(f"{setting} '{path}': '{module_name}' has no function '{name}'; it has: {known}")
+        its = f"{name}, of type {type(found).__name__}, is none" if hasattr(module, name) else f"it has no {name}"
+        one = f"name one of these: {', '.join(known)}" if known else f"write `def {name}(...)` in it"
+        raise UsageError(f"{setting} '{path}': no function '{name}' in module '{module_name}': {its}; {one}")
     return found
+
+
+def _meant(path: str) -> str:
+    """Return the end of an error: the import path that a file's path or a dotted name was meant as, if it is clear."""
+    file, colon, name = path.rpartition(":")
+    if not colon:
+        file, name = path.removesuffix(".py"), "function"
+        if "/" not in file and "." in file:
+            file, _, name = file.rpartition(".")
+    parts = os.path.normpath(file.removesuffix(".py")).split("/")
+    if name.isidentifier() and all(part.isidentifier() for part in ".".join(parts).split(".")):
+        return f", as {'.'.join(parts)}:{name}"
+    if "-" in file and name.isidentifier() and ":" not in file:
+        return "; a module's name has no hyphen: rename the file"
+    return ""
 
 
 def place_of(function: Any) -> str:

@@ -274,6 +274,10 @@ def _load(
 
 def _train(name: str, config: str, overrides: Sequence[str] | None, resume: str | None, output: Path | None) -> int:
     run_config = _load(name, config, overrides, output, resume=resume is not None)
+    if name != "train":
+        from launch.doctor.checkup import require_room
+
+        require_room(run_config.learner, run_config.cluster)
     return _run(run_config, lambda: VERBS[name].run(run_config, resume=resumed(resume)))
 
 

@@ -23,7 +23,13 @@ def run_merge(adapter: Path, into: Path, base: str | None = None) -> int:
     """
     described, weights = adapter / ADAPTER_CONFIG, adapter / peft_form.ADAPTER_FILE
     if not described.is_file() or not weights.is_file():
-        raise UsageError(f"{adapter} holds no LoRA adapter: it lacks {ADAPTER_CONFIG} or {peft_form.ADAPTER_FILE}")
+        if not adapter.is_dir():
+            raise UsageError(f"there is no directory {adapter} (looked in {Path.cwd()}); give that of a LoRA adapter")
+        lacking = ADAPTER_CONFIG if not described.is_file() else peft_form.ADAPTER_FILE
+        raise UsageError(
+            f"{adapter} holds no LoRA adapter: it lacks {lacking}; give the directory that peft or a run with "
+            "learner.lora wrote, as runs/NAME/final"
+        )
     if into.exists():
         raise UsageError(f"{into} exists; give a directory that does not")
     manifest.check(adapter)

@@ -12,7 +12,10 @@ from actors.settings import WORLD, Settings
 
 def _has_prompt(template: str) -> str:
     if template.count("{prompt}") != 1:
-        raise ValueError("a template must hold {prompt} once")
+        raise ValueError(
+            f"given {template[:80]!r}, which holds {{prompt}} {template.count('{prompt}')} times; a template must hold "
+            "{prompt} once: put it where the prompt goes"
+        )
     return template
 
 

@@ -31,7 +31,33 @@ class Record:
 
 def suffix_of(file: Path) -> str:
     """Return the ending that names the format, such as `.csv.gz`."""
-    return f"{Path(file.stem).suffix}.gz" if file.suffix == ".gz" else file.suffix
+    last = file.suffix.lower()
+    return f"{Path(file.stem).suffix.lower()}.gz" if last == ".gz" else last
+
+
+def wrong_content(head: bytes, suffix: str) -> str | None:
+    """Say what a file is instead of what its name ends in, by its first bytes; None if it may be that."""
+    for start, what in _STARTS.items():
+        if head.startswith(start) and not (suffix.endswith(".gz") and start == b"\x1f\x8b"):
+            return what
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text[:9].lower() in (b"<!doctype", b"<html>") or text[:5].lower() == b"<html":
+        return "is a web page; download the file itself"
+    if suffix == ".jsonl" and text.startswith(b"["):
+        return "is one JSON list instead of an object in each line; let its name end in .json"
+    return None
+
+
+_STARTS = {
+    b"\x1f\x8b": "is gzipped; let its name end in .gz",
+    b"PK\x03\x04": "is a zip archive; unpack it",
+    b"PAR1": "is a Parquet file; let its name end in .parquet",
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd; unpack it",
+    b"version https://git-lfs": "is a Git LFS pointer, not the file itself; run `git lfs pull`",
+    b"\xff\xfe": "is text in UTF-16; save it as UTF-8",
+    b"\xfe\xff": "is text in UTF-16; save it as UTF-8",
+}
+"""First bytes of files that are given for another kind."""
 
 
 def records(file: Path) -> Iterator[Record]:

@@ -6,7 +6,9 @@ Knows file formats and places in files. Must not import tokenizers or decide wha
 
 import hashlib
 import json
+import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -25,8 +27,9 @@ from actors.data.batches import (
     row_of_record,
 )
 from actors.data.config import SHIPPED_PROMPTS, HeldOutConfig, PromptConfig
-from actors.data.formats import ALLOWED, SUFFIXES, numbered_lines, records, suffix_of
+from actors.data.formats import ALLOWED, SUFFIXES, numbered_lines, records, suffix_of, wrong_content
 from actors.errors import UsageError
+from actors.foreign.model_place import hub_name_of, hub_problem
 from actors.settings import WORLD
 
 KNOWN_SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
@@ -141,9 +144,12 @@ def check_problems(
     first = f"the first {min(len(problems), REPORTED_PROBLEMS)}:"
     first += "".join(f"\n  {problem}" for problem in problems[:REPORTED_PROBLEMS])
     if problems and on_malformed == "error":
+        step = "Correct them"
+        if not good and all(problem.message.startswith("no field") for problem in problems):
+            step = f"Name a column that is there with {section}prompt_field or the like, correct the rows"
         raise UsageError(
             f"{len(problems)} of {total} rows of {section}source '{source}' are malformed; {first}\n"
-            f"Correct them, or set {section}on_malformed to 'skip' to leave them out."
+            f"{step}, or set {section}on_malformed to 'skip' to leave them out."
         )
     if problems and not good:
         raise UsageError(
@@ -208,7 +214,7 @@ def _opened(table: RowSource) -> OpenedSource:
             )
         return OpenedSource(_file_batches([path], table), [path])
     if suffix_of(path) in SUFFIXES or not HUB_NAME.fullmatch(table.source) or table.source.startswith("."):
-        raise UsageError(f"{section}source '{path}' does not exist (looked in {Path.cwd()}); give an existing path")
+        raise _no_source(table, path)
     return _opened_table(_load_from_hub(table), table)
 
 
@@ -226,7 +232,7 @@ def _belongs(name: str, split: str) -> bool:
 def _data_files(directory: Path) -> list[Path]:
     """Return the .jsonl and .parquet files, or without any all of the other formats: .json may describe the data."""
     files = sorted(file for file in directory.iterdir() if file.is_file() and not file.name.startswith("."))
-    return [file for file in files if file.suffix in (".jsonl", ".parquet")] or [
+    return [file for file in files if suffix_of(file) in (".jsonl", ".parquet")] or [
         file for file in files if suffix_of(file) in SUFFIXES
     ]
 
@@ -237,8 +243,8 @@ def _files_of_split(directory: Path, table: RowSource) -> list[Path]:
     files = _data_files(directory)
     if not files:
         raise UsageError(
-            f"{table.section}source '{directory}' holds no .jsonl or .parquet file, none of {ALLOWED}, and was not "
-            "written by datasets.save_to_disk; give a directory that does"
+            f"{table.section}source '{directory}' holds no data: allowed are files that end in {ALLOWED}, and a "
+            "directory that datasets.save_to_disk wrote; give one with such files"
         )
     wanted = [file for file in files if _belongs(file.name, table.split)]
     split_named = any(_belongs(file.name, split) for file in files for split in KNOWN_SPLITS)
@@ -253,11 +259,41 @@ def _files_of_split(directory: Path, table: RowSource) -> list[Path]:
 def _file_batches(files: Sequence[Path], table: RowSource) -> Iterator[Batch]:
     for file in files:
         try:
-            yield from _parquet_batches(file, table) if file.suffix == ".parquet" else _text_batches(file)
+            _check_content(file, table)
+            yield from _parquet_batches(file, table) if suffix_of(file) == ".parquet" else _text_batches(file)
         except OSError as error:
             raise UsageError(
                 f"{table.section}source '{file}' cannot be read: {error}; give a file that this user may read"
             ) from error
+
+
+def _check_content(file: Path, table: RowSource) -> None:
+    """Raise UsageError if a file is none, or begins as one of another kind. A pipe would be waited for."""
+    name = f"{table.section}source '{file}'"
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise UsageError(f"{name} is a pipe or a device, which cannot be read twice; write the rows to a file")
+    with file.open("rb") as content:
+        problem = wrong_content(content.read(64), suffix_of(file))
+    if problem is not None:
+        raise UsageError(f"{name} {problem}")
+
+
+def _no_source(table: RowSource, path: Path) -> UsageError:
+    """Return the error of a source that is not there, with what was probably meant."""
+    given, section = table.source, table.section
+    if "://" in given:
+        name = hub_name_of(given)
+        meant = f"write {name}, or {name}:CONFIGURATION" if name else "download it, and give the file"
+        return UsageError(f"{section}source '{given}' is a URL; {meant}")
+    if path.is_symlink():
+        return UsageError(
+            f"{section}source '{path}' is a link to {os.readlink(path)}, which leads nowhere; give an existing path"
+        )
+    beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = get_close_matches(path.name, beside, n=1)
+    meant = f"give an existing path{f', such as {path.with_name(near[0])}' if near else ''}"
+    several = "; one file or one directory can be given" if any(sign in given for sign in "*?,[") else ""
+    return UsageError(f"{section}source '{path}' does not exist (looked in {Path.cwd()}){several}; {meant}")
 
 
 def _text_batches(file: Path) -> Iterator[Batch]:
@@ -333,7 +369,8 @@ def _load_from_hub(table: RowSource) -> Any:
     except (ImportError, OSError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"{table.section}source '{table.source}' is not a file or directory (looked in {Path.cwd()}), and split "
-            f"'{table.split}' of a hub data set of that name cannot be loaded: {error}; give an existing path, or "
+            f"'{table.split}' of a hub data set of that name cannot be loaded: {hub_problem(error)}; give an existing "
+            "path, or "
             "`owner/name` or `owner/name:configuration` of a data set that this machine can reach or has cached"
         ) from error
 

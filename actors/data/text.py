@@ -15,7 +15,9 @@ from actors.data.rows import MalformedRowError, list_or_json
 from actors.errors import UsageError, writing
 from actors.files import atomic_write
 from actors.foreign.documents import read_object, unreadable
+from actors.foreign.model_place import hub_problem, require_model_place
 from actors.foreign.templates import check_chat_template
+from actors.foreign.text import shown
 from actors.settings import missing_model_remedy
 
 ROWS_PER_TOKENIZER_CALL = 1024
@@ -42,14 +44,15 @@ def load_tokenizer(path: str, *, needs_eos: bool = True, chats: ChatTemplateConf
         raise UsageError(
             f"tokenizer directory '{path}' does not exist (looked in {Path.cwd()}); {missing_model_remedy(path)}"
         )
+    require_model_place("the tokenizer", path, tokenizer=True)
     check_tokenizer_files(local)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(local) if local.is_dir() else path, trust_remote_code=False)
     except Exception as error:  # damaged tokenizer files raise bare Exception from the Rust library
         raise UsageError(
-            f"no tokenizer can be loaded from '{path}': {error}; give a directory with tokenizer.json and "
-            "tokenizer_config.json, or a hub name that this machine can reach or has cached. Tokenizers that need "
-            "code of their own (trust_remote_code) are not run"
+            f"no tokenizer can be loaded from '{path}': {_why_none(local, error)}; give a directory with "
+            "tokenizer.json and tokenizer_config.json, or a hub name that this machine can reach or has cached. "
+            "Tokenizers that need code of their own (trust_remote_code) are not run"
         ) from error
     if needs_eos and tokenizer.eos_token_id is None:
         raise UsageError(
@@ -61,6 +64,18 @@ def load_tokenizer(path: str, *, needs_eos: bool = True, chats: ChatTemplateConf
         tokenizer.chat_template = template
     check_chat_template(tokenizer.chat_template, f"the chat template of '{path}'")
     return tokenizer
+
+
+def _why_none(directory: Path, error: Exception) -> str:
+    """Say in one line why a directory, or the hub, gave no tokenizer."""
+    if not directory.is_dir():
+        return hub_problem(error)
+    if not (directory / "tokenizer.json").is_file():
+        return "it has no tokenizer.json"
+    said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if not isinstance(error, OSError | ImportError):
+        return f"its files are damaged or do not fit together: {shown(' '.join(said), 300)}"
+    return shown(said[0], 300)
 
 
 def check_tokenizer_files(directory: Path) -> None:

@@ -38,7 +38,10 @@ def parse_json(content: bytes, path: str | Path, *, largest: int = LARGEST, reme
         return json.loads(content)
     except RecursionError:
         raise unreadable(path, "its brackets are nested too deeply", remedy) from None
-    except ValueError as error:  # not UTF-8, not JSON, or a number of too many digits
+    except ValueError as error:
+        if content.startswith(b"version https://git-lfs"):
+            raise unreadable(path, "it is a Git LFS pointer", "run `git lfs pull`") from None
+        # not UTF-8, not JSON, or a number of too many digits
         raise unreadable(path, str(error), remedy) from None
 
 

@@ -5,6 +5,7 @@ the whole file: every byte belongs to exactly one tensor.
 """
 
 import math
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,7 +33,28 @@ def weight_files(directory: Path) -> list[Path]:
     index, single = directory / INDEX, directory / "model.safetensors"
     if index.is_file():
         return [directory / name for name in _names(index)]
-    return [single] if single.is_file() else sorted(directory.glob("*.safetensors"))
+    files = [single] if single.is_file() else sorted(directory.glob("*.safetensors"))
+    if shard := next((file.name for file in files if re.search(r"-\d+-of-\d+\.safetensors$", file.name)), None):
+        raise UsageError(
+            f"{shown(directory)} holds a part of a model, {shown(shard)}, and no {INDEX} that names all parts; "
+            "download the model again"
+        )
+    return files
+
+
+def no_weights(directory: Path) -> str:
+    """Say that a directory holds no safetensors weights, and what it holds instead."""
+    names = sorted(path.name for path in directory.iterdir())
+    halves = [name for name in names if name.endswith((".incomplete", ".part", ".aria2", ".crdownload"))]
+    said = f"{shown(directory)} has no *.safetensors weights"
+    if halves:
+        return f"{said}, and {shown(halves[0])} is a download that did not end; download the model again"
+    if any(name.endswith(".gguf") for name in names):
+        return f"{said}, but a GGUF file; examples/gguf_to_huggingface.py converts one"
+    return (
+        f"{said}; save the model there with transformers' `model.save_pretrained(directory)`, or use a directory that "
+        "has them"
+    )
 
 
 def read_header(path: Path) -> dict[str, dict[str, Any]]:
@@ -45,6 +67,8 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
             size = path.stat().st_size
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            if start == b"version ":
+                raise UsageError(f"{shown(path)} is a Git LFS pointer, not the weights; run `git lfs pull`")
             if len(start) < 8 or length > min(LARGEST_HEADER, size - 8):
                 why = f"it has {size:,} bytes, and its header would have {length:,}, of at most {LARGEST_HEADER:,}"
                 raise _refused(path, why)

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -27,7 +27,7 @@ class SamplingConfig(Settings):
     completions_per_prompt: int = Field(default=4, ge=2, description="completions per prompt; K in the papers")
     max_new_tokens: int = Field(default=128, ge=1, description="tokens per completion at most")
     temperature: float = Field(default=1.0, gt=0.0, description="divisor of the logits, in both engine and learner")
-    stop_token_ids: tuple[int, ...] = Field(
+    stop_token_ids: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(),
         description="token ids that end a completion besides end-of-sequence; such a completion is not `finished`",
     )
@@ -36,10 +36,10 @@ class SamplingConfig(Settings):
         description="what answers the policy between its turns, a tool for example; unset: each completion is one turn",
     )
 
-    @field_validator("temperature")
+    @field_validator("temperature", mode="before")
     @classmethod
-    def _the_engine_samples_at_it(cls, temperature: float) -> float:
-        if temperature < LOWEST_TEMPERATURE:
+    def _the_engine_samples_at_it(cls, temperature: Any) -> Any:
+        if isinstance(temperature, int | float) and temperature < LOWEST_TEMPERATURE:
             raise ValueError(
                 f"vLLM samples at {LOWEST_TEMPERATURE} instead of any temperature below it, and the learner would "
                 f"divide by {temperature:g}; set {LOWEST_TEMPERATURE} or more"

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field
 from actors.foreign.passed_on import checked_environment, checked_labels, checked_resources
 from actors.judges.answers.config import CodeJudgeConfig, InstructionsJudgeConfig, VerifierJudgeConfig
 from actors.judges.http.config import EndpointJudgeConfig, HttpJudgeConfig, ServedRewardModelJudgeConfig
-from actors.settings import GpuShare, Settings, item_mistakes
+from actors.settings import GpuShare, ModelPath, Settings, item_mistakes
 
 Task = Literal["transitive", "intransitive"]
 
@@ -39,7 +39,7 @@ class ModelJudgeConfig(Settings):
     """Shared by judges that run a model in their own process."""
 
     kind: str
-    path: str = Field(description="directory or hub name of the model")
+    path: ModelPath = Field(description="directory or hub name of the model")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype of the judge's weights")
     batch_tokens: int = Field(default=16384, ge=1, description="padded tokens per forward pass")
     gpus: GpuShare = Field(
@@ -57,7 +57,7 @@ class PreferenceModelJudgeConfig(ModelJudgeConfig):
     """A preference model trained by `offbeat preference`: Bradley-Terry, pairwise or skew-symmetric."""
 
     kind: Literal["preference_model"] = "preference_model"
-    path: str = Field(description="directory or hub name of the model, with its preference.json")
+    path: ModelPath = Field(description="directory or hub name of the model, with its preference.json")
 
 
 class FunctionJudgeConfig(Settings):

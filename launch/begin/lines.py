@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
+from launch.settings.yaml_text import dump
 
 WIDTH = 110
 """Longest line that holds a setting and its comment; a longer comment stands above its setting."""
@@ -57,5 +57,5 @@ def scalar(value: Any) -> str:
     """Return a value on one line of YAML."""
     broken = isinstance(value, str) and not re.fullmatch(r"[\x20-\x7e\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd]*", value)
     style = '"' if broken else None
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1 << 20, default_style=style)
+    text = dump(value, default_flow_style=True, width=1 << 20, default_style=style)
     return text.removesuffix("\n").removesuffix("\n...")

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from actors.data.config import ChatTemplateConfig, PreferenceSourceConfig
-from actors.settings import Settings
+from actors.settings import ModelPath, OutputPath, Settings
 
 
 class CeilingConfig(Settings):
@@ -62,13 +62,15 @@ class FilterConfig(Settings):
 class DataConfig(ChatTemplateConfig, PreferenceSourceConfig):
     """One preparation of preference data."""
 
-    output: str = Field(description="directory to write, which must be empty or absent")
-    model: str | None = Field(
+    output: OutputPath = Field(description="directory to write, which must be empty or absent")
+    model: ModelPath | None = Field(
         default=None,
         description="directory or hub name of the policy to train, usually after supervised fine-tuning; unset: no "
         "perplexities",
     )
-    tokenizer: str | None = Field(default=None, description="directory or hub name; unset: the model's own, if any")
+    tokenizer: ModelPath | None = Field(
+        default=None, description="directory or hub name; unset: the model's own, if any"
+    )
     max_prompt_tokens: int | None = Field(default=None, ge=1, description="tokens; a longer prompt is a malformed row")
     max_response_tokens: int | None = Field(
         default=None, ge=2, description="tokens, end-of-sequence included; a longer response is a malformed row"

@@ -39,7 +39,7 @@ from actors.data.preferences import (
 from actors.data.rows import Problem, check_problems
 from actors.data.text import load_tokenizer
 from actors.errors import UsageError, writing
-from actors.files import atomic_directory
+from actors.files import atomic_directory, unwritable
 from actors.foreign.text import shown
 from actors.hub import answer_ends, resolve
 from launch.data.config import DataConfig
@@ -103,6 +103,8 @@ def run_data(config: DataConfig, console: Console | None = None) -> int:
     output = Path(config.output).expanduser()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"output {output} exists and is not an empty directory; choose another with --output DIR")
+    if (problem := unwritable(output)) is not None:
+        raise UsageError(f"output {output} cannot be written: {problem}; choose another with --output DIR")
     directory = None if config.model is None else resolve(config.model)
     if directory is not None:
         manifest.check(directory)

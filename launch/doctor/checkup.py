@@ -16,6 +16,7 @@ from typing import Any
 
 from actors.data.config import SHIPPED_PROMPTS
 from actors.errors import OffbeatError, UsageError
+from actors.files import nearest_folder, unwritable
 from actors.judges.config import FunctionJudgeConfig, ModelJudgeConfig
 from actors.settings import WORLD, missing_model_remedy
 from launch.cluster.loopback import keeps_to_loopback
@@ -36,6 +37,7 @@ from launch.doctor.run_checks import Models
 from launch.output import run_directory
 from launch.settings.run import ClusterConfig, RunConfig
 from launch.settings.runtime_env import upload_problem
+from learner.config import TrainerConfig
 
 LARGEST_LOADED = 500_000_000
 """Parameters of a judge's model that the doctor loads to try it."""
@@ -54,6 +56,17 @@ def fatal_checks(config: RunConfig) -> list[Finding]:
     """
     findings = [*_requirements(config), *static_checks(config, [])]
     return [finding for finding in findings if finding.level == "error"]
+
+
+def require_room(learner: TrainerConfig, cluster: ClusterConfig) -> None:
+    """Raise UsageError if this machine cannot place a stage's ranks; a cluster that is joined is asked later."""
+    if address_to_join(cluster) is not None:
+        return
+    placed = run_checks.check_ranks(learner, cluster, machine.cpus(), machine.visible_gpus())
+    if placed.level == "error":
+        raise UsageError(f"{placed.text}; {placed.remedy}")
+    if (port := learner.port) is not None and not machine.port_free(port):
+        raise UsageError(f"learner.port {port} is in use; choose a free port, or leave it unset")
 
 
 def _all(config: RunConfig | None) -> Iterator[Finding]:
@@ -137,11 +150,11 @@ def static_checks(config: RunConfig, gpus: list[Gpu]) -> Iterator[Finding]:
         if (port := config.learner.port) is not None:
             in_use, remedy = not machine.port_free(port), "choose a free port, or leave learner.port unset"
             yield graded("learner.port", f"{port} is {'in use' if in_use else 'free'}", remedy, fatal=in_use)
-    folder, writable = machine.nearest_folder(config.directory)
-    if writable:
+    folder, _ = nearest_folder(config.directory)
+    if (problem := unwritable(config.directory)) is None:
         yield run_checks.check_disk(config, None if models is None else models.policy, folder, disk_usage(folder).free)
     else:
-        yield Finding("disk", "error", f"{folder} is not a writable directory", run_checks.OTHER_DIRECTORY)
+        yield Finding("disk", "error", problem, run_checks.OTHER_DIRECTORY)
     yield from run_checks.check_keys(config, os.environ, elsewhere=joins)
 
 

@@ -159,15 +159,6 @@ def check_gpus(gpus: Sequence[Gpu]) -> Iterator[Finding]:
         yield Finding("gpus", "warning", f"in use: {', '.join(busy)}", "find the processes with `nvidia-smi`")
 
 
-def nearest_folder(path: Path) -> tuple[Path, bool]:
-    """Return `path` or its nearest existing parent, and whether a directory can be created there. Writes nothing."""
-    existing = path.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    made = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
-    return existing, made and os.statvfs(existing).f_blocks > 0  # none below /proc, where nothing can be made
-
-
 def port_free(port: int) -> bool:
     """Return whether a server could listen on this host's `port`."""
     try:

@@ -16,6 +16,7 @@ from launch.doctor.footprint import Pass, size
 from launch.doctor.machine import Gpu, Memory
 from launch.doctor.model_facts import ModelFacts
 from launch.settings.run import ClusterConfig, RunConfig
+from learner.config import TrainerConfig
 
 VOCABULARY_STEP = 64
 """vLLM pads the vocabulary to a multiple of this before it splits it."""
@@ -60,6 +61,18 @@ def check_placement(config: RunConfig, cpus: int, gpus: int) -> Finding:
     except UsageError as problem:
         return from_exception("placement", problem)
     return graded("placement", "; ".join(filter(None, (text, shared))))
+
+
+def check_ranks(learner: TrainerConfig, cluster: ClusterConfig, cpus: int, gpus: int) -> Finding:
+    """Compare what a stage's ranks reserve with a Ray started on this machine."""
+    needed = placement.resources_needed(placement.rank_actors(learner))
+    have = {"CPU": float(cluster.num_cpus or cpus), "GPU": float(gpus)}
+    text = f"learner.ranks {learner.ranks}: " + ", ".join(
+        f"{needed[what]:g} of {have[what]:g} {what}s" for what in have if needed.get(what)
+    )
+    fatal = any(needed.get(what, 0.0) > have[what] for what in have)
+    remedy = "lower learner.ranks, learner.cpus_per_rank or learner.gpus_per_rank, or join a larger cluster"
+    return graded("placement", text, remedy, fatal=fatal)
 
 
 def check_cache(config: RunConfig, policy: ModelFacts) -> Finding:

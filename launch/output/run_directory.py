@@ -17,7 +17,7 @@ import uuid
 from pathlib import Path
 
 from actors.errors import RunError, UsageError, writing
-from actors.files import TEMPORARY, atomic_write, discard, open_lock
+from actors.files import TEMPORARY, atomic_write, discard, open_lock, unwritable
 from launch.output.process import supervisor
 from launch.settings.loading import LOCK, RECORDED, dump_config
 from launch.settings.run import NamedConfig
@@ -68,6 +68,11 @@ class RunDirectory:
                 f"name {config.name!r} cannot name a directory below runs/; choose another with name=NAME, or give a "
                 "directory with --output DIR"
             )
+        if (problem := unwritable(path)) is not None:
+            raise UsageError(
+                f"output directory {path} cannot be written: {problem}; choose another directory with --output DIR or "
+                "name=NAME"
+            )
         run = cls(path)
         # Before anything of it is read: `begin` would refuse too, once everything has been checked.
         if (descriptor := _existing_lock(path)) is not None:
@@ -82,9 +87,9 @@ class RunDirectory:
                 "with --output DIR, or leave out --resume to start one"
             )
         if not resume and path.is_dir() and not all(map(_of_startup, path.iterdir())):
+            step = "continue that run with --resume, or choose" if run.config.is_file() else "choose"
             raise UsageError(
-                f"output directory {path} is not empty; continue that run with --resume, or choose another directory "
-                "with --output DIR or name=NAME"
+                f"output directory {path} is not empty; {step} another directory with --output DIR or name=NAME"
             )
         return run
 

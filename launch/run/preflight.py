@@ -22,6 +22,7 @@ from actors.hub import (
 from actors.judges.answers.config import CodeJudgeConfig
 from actors.records import Group
 from actors.settings import WORLD
+from actors.world import POLICY_SETTINGS_FILE
 from launch.run.protocols import RunPlugin
 from launch.settings.run import RunConfig
 from learner.backend import manifest
@@ -34,6 +35,7 @@ def check_model(config: RunConfig, plugin: RunPlugin) -> list[str]:
     """Raise UsageError if a model cannot be read or lacks weights, the policy is too short for the run's sequences, or
     the reference does not fit it. Return what else should be told, once."""
     notes = _check_judges(config)
+    _require_prompts(config)
     if not plugin.check_model(config):
         return notes
     model = read_text_config("model.path", config.model.path)
@@ -59,6 +61,16 @@ def check_model(config: RunConfig, plugin: RunPlugin) -> list[str]:
             f"{config.model.path}; lower it to {longest} or less"
         )
     return notes
+
+
+def _require_prompts(config: RunConfig) -> None:
+    """Raise UsageError if a model of the user's would train on the embedded world's prompts, as none were named."""
+    of_world = config.model.path == WORLD or (Path(config.model.path) / POLICY_SETTINGS_FILE).is_file()
+    if config.prompts.source == WORLD and not of_world and "source" not in config.prompts.model_fields_set:
+        raise UsageError(
+            f"prompts.source is unset, and model.path is {config.model.path}: the default, world, is the embedded "
+            "world's 16 prompts; set prompts.source to your prompts, or to instructions, which come with Offbeat"
+        )
 
 
 def check_split(size: int, settings: Any, path: str | Path) -> None:
@@ -105,6 +117,12 @@ def check_tokenizer(config: RunConfig, tokenizer: Any) -> list[str]:
     described = f"the tokenizer of {config.model.tokenizer or path} has {size:,} tokens and {path} {rows:,}"
     if tokenizer.vocab_size > rows:
         raise UsageError(f"{described}; set model.tokenizer to the model's own, or leave it out")
+    beyond = [each for each in config.sampling.stop_token_ids if each >= rows]
+    if beyond:
+        raise UsageError(
+            f"sampling.stop_token_ids names {beyond[0]}, and model.path {path} has the tokens 0 to {rows - 1}; correct "
+            "it, or leave it out"
+        )
     ends = answer_ends(path, tokenizer)
     if min(ends) >= rows:
         raise UsageError(f"{described}, so no answer can end: {list(ends)} are beyond the model; correct eos_token")

@@ -198,7 +198,9 @@ class RunPlugin:
     def tokenizer(self, config: RunConfig) -> Any:
         """Load the policy's tokenizer."""
         from actors.data.text import load_tokenizer
+        from actors.hub import read_text_config
 
+        read_text_config("model.path", config.model.path)  # what is wrong with it is no fault of a tokenizer
         return load_tokenizer(config.model.tokenizer or config.model.path, chats=config.model)
 
     def starting_policy(

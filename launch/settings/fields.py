@@ -9,7 +9,7 @@ import os
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -143,7 +143,8 @@ def format_value(value: Any) -> str:
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    return tuple(map(_plain, members))
 
 
 def _tags(model: type[BaseModel], field: str) -> list[str]:
@@ -154,7 +155,7 @@ def _describe(member: Any) -> str:
     if get_origin(member) is Literal:
         return " | ".join(format_value(choice) for choice in get_args(member))
     if get_origin(member) is tuple:
-        items = get_args(member)
+        items = tuple(_plain(item) for item in get_args(member))
         plural = _NOUNS.get(items[0], ("value", "values"))[1]
         return f"list of {plural}" if items[-1] is Ellipsis else f"list of {len(items)} {plural}"
     if get_origin(member) is dict:
@@ -164,11 +165,16 @@ def _describe(member: Any) -> str:
     return _NOUNS.get(member, (str(member), ""))[0]
 
 
+def _plain(item: Any) -> Any:
+    """Return a type without its bounds."""
+    return get_args(item)[0] if get_origin(item) is Annotated else item
+
+
 def _plain_types(member: Any) -> Iterator[type]:
     if get_origin(member) is Literal:
         yield from (type(choice) for choice in get_args(member))
     elif get_origin(member) is tuple:
-        yield from (item for item in get_args(member) if isinstance(item, type))
+        yield from (plain for item in get_args(member) if isinstance(plain := _plain(item), type))
     elif isinstance(member, type):
         yield member
 

@@ -24,10 +24,26 @@ def gpu_problem(learner: LearnerConfig, generators: GeneratorConfig, transport: 
                 "generators.async_scheduling is for engines on GPUs, and with learner.gpus_per_rank 0 generators run "
                 "on CPU; leave it out, or set learner.gpus_per_rank above 0"
             )
-        return None
+        return _without_gpus(learner, generators)
     if transport == "nccl":
         return _nccl_problem(rank, generators)
     return _ipc_problem(learner, generators) if transport == "ipc" else None
+
+
+def _without_gpus(learner: LearnerConfig, generators: GeneratorConfig) -> str | None:
+    """Return which setting does nothing on CPU, with the next step; None if none is set."""
+    only = {
+        f"learner.{name}": getattr(learner, name)
+        for name in ("offload_optimizer", "offload_weights", "offload_reference")
+    }
+    only["generators.gpu_memory_utilization"] = generators.gpu_memory_utilization
+    for name, value in only.items():
+        if value:
+            return (
+                f"{name} {str(value).lower()} is for GPUs, and learner.gpus_per_rank is 0, so the run is on CPU; leave "
+                "it out, or set learner.gpus_per_rank above 0"
+            )
+    return None
 
 
 def share_a_card(*shares: float) -> bool:

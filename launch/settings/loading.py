@@ -5,28 +5,27 @@ pydantic's errors. Must not know the terminal, and starts nothing.
 """
 
 import copy
-import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from actors.errors import UsageError
 from actors.redaction import redact
-from launch.settings.fields import TEXTS, Setting, format_value, section_models, settings
-from launch.settings.no_configuration import directory, missing, no_yaml, of_another_verb
+from launch.settings.fields import TEXTS, Setting, section_models, settings
+from launch.settings.no_configuration import directory, missing, no_text, no_yaml, of_another_verb
 from launch.settings.renamed import Tree, new_key, new_value, remove, with_new_keys
 from launch.settings.run import RunConfig, TrainingConfig
 from launch.settings.verbs import TRAIN, Verb
-from launch.settings.words import answer, meaning
-from launch.settings.yaml_text import YamlError, leaves, parse_yaml, read_yaml
+from launch.settings.words import answer, listed, meaning, name_of, nearest, one_line, refusal
+from launch.settings.yaml_text import YamlError, dump, leaves, parse_yaml, read_yaml
 
 Config = TypeVar("Config", bound=TrainingConfig)
 RECORDED = "config.yaml"  # in a run's directory: its resolved configuration
 _CHANGED_DEFAULTS = (("judging", "missing_eos_score"), ("learner", "share_prompts"))
+LARGEST_INTEGER = 2**63 - 1
 LOCK = ".lock"
 """In a run's directory: a file that a live process holds locked. Unlike a process id, valid across containers."""
 
@@ -38,7 +37,7 @@ def preset_names(verb: Verb = TRAIN) -> list[str]:
 
 def config_file(path: str | Path, verb: Verb = TRAIN) -> Path:
     """Return the file that a configuration argument means: a preset's file if it is a preset's name."""
-    return verb.presets / f"{path}.yaml" if str(path) in preset_names(verb) else Path(path)
+    return verb.presets / f"{path}.yaml" if str(path) in preset_names(verb) else Path(path).expanduser()
 
 
 @overload
@@ -97,7 +96,7 @@ def as_it_was(recorded: Tree, model: type[BaseModel]) -> Tree:
 
 def dump_config(config: BaseModel) -> str:
     """Return YAML that `load_config` reads back to an equal configuration. Secrets, if any, are masked."""
-    return yaml.safe_dump(redact(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True, width=120)
+    return dump(redact(config.model_dump(mode="json")), sort_keys=False, width=120)
 
 
 def with_current_keys(tree: Tree, model: type[BaseModel]) -> Tree:
@@ -123,6 +122,14 @@ def _renamed(override: str) -> str:
     return f"{key}{equals}{new_value(key, value)}"
 
 
+def _no_override(given: str, verb: Verb) -> str:
+    key, colon, value = given.partition(":")
+    if Path(given).suffix in (".yaml", ".yml"):
+        return f"{redact(given)}: a second configuration; give one file, and its other settings as KEY=VALUE"
+    example = f"{key.strip()}={value.strip()}" if colon and value.startswith(" ") else f"for example {verb.example}"
+    return f"{redact(given)}: not an override; write KEY=VALUE, {redact(example)}"
+
+
 def _after_kinds(override: str) -> tuple[bool, int]:
     """Sort key: a section's kind is set before its other settings, an outer section's kind first."""
     key = override.partition("=")[0].strip()
@@ -142,6 +149,9 @@ def _read(path: str | Path | None, verb: Verb, mistakes: list[str]) -> Tree | No
     """Return the file's mapping; on failure None, and a line in `mistakes`."""
     if path is None:
         return {}
+    if not str(path):
+        mistakes.append("CONFIG is empty; give a YAML file, or the name of a preset")
+        return None
     try:
         loaded = read_yaml(config_file(path, verb))
     except YamlError as error:
@@ -149,15 +159,15 @@ def _read(path: str | Path | None, verb: Verb, mistakes: list[str]) -> Tree | No
     except IsADirectoryError:
         mistakes.append(directory(Path(path)))
     except UnicodeDecodeError as error:
-        mistakes.append(f"not a text file: byte {error.start} is not UTF-8")
+        mistakes.append(no_text(Path(path), error))
     except FileNotFoundError:
         mistakes.append(missing(str(path), preset_names(verb)))
     except OSError as error:
-        mistakes.append(f"cannot be read: {error.strerror}")
+        mistakes.append(f"cannot be read: {error.strerror}; give a YAML file, or the name of a preset")
     else:
         if loaded is None or isinstance(loaded, dict):
             return loaded or {}
-        mistakes.append(f"holds {_show(loaded)}; allowed: sections of `key: value` lines")
+        mistakes.append(f"holds {one_line(loaded)}; allowed: sections of `key: value` lines")
     return None
 
 
@@ -166,17 +176,19 @@ def _apply(override: str, tree: Tree, known: Sequence[Setting], verb: Verb, mist
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        mistakes.append(f"{redact(override)}: not an override; write KEY=VALUE, for example {verb.example}")
-        return
-    try:
-        value = parse_yaml(text)
-    except YamlError as error:
-        given = redact(text, key)
-        given = given if len(given) <= 80 else f"{given[:77]}..."
-        mistakes.append(f"{key}: given {given}, which is not valid YAML ({error}); quote it, as in {key}='\"text\"'")
+        mistakes.append(_no_override(override, verb))
         return
     named = [setting for setting in known if setting.key == ".".join(parts)]
     expected = {kind for setting in named for kind in setting.types}
+    try:
+        value = parse_yaml(text)
+    except YamlError as error:
+        if not expected or not expected <= {str, type(None)}:
+            what = redact(text, key)
+            what = what if len(what) <= 80 else f"{what[:77]}..."
+            mistakes.append(f"{key}: given {what}, which is not valid YAML ({error}); quote it, as in {key}='\"text\"'")
+            return
+        value = text  # for a text no YAML is needed
     if isinstance(value, list) and any("list of" in setting.allowed for setting in named):
         expected = set()
     if any(setting.allowed == TEXTS and setting.key == ".".join(parts[:-1]) for setting in known):
@@ -190,7 +202,7 @@ def _apply(override: str, tree: Tree, known: Sequence[Setting], verb: Verb, mist
             below = section[part] = {}
         if not isinstance(below, dict):
             mistakes.append(
-                f"{key}: `{'.'.join(parts[:depth])}` is {_show(redact(below))} and has no settings below it"
+                f"{key}: `{'.'.join(parts[:depth])}` is {one_line(redact(below))} and has no settings below it"
             )
             return
         section = below
@@ -212,7 +224,7 @@ def _keep_kind(tree: Tree, section: str, kind: Any, known: Sequence[Setting]) ->
 
 def _validate(tree: Tree, model: type[BaseModel], known: Sequence[Setting], mistakes: list[str]) -> BaseModel | None:
     _drop_empty_sections(tree, known)
-    lines = dict.fromkeys(_booleans(tree, known))
+    lines = dict.fromkeys(_numbers(tree, known))
     config, errors = _checked(tree, model)
     for detail in errors:
         lines.update(dict.fromkeys(_explain(detail, tree, model, known)))
@@ -237,12 +249,14 @@ def _drop_empty_sections(tree: Tree, known: Sequence[Setting]) -> None:
             del parent[name]
 
 
-def _booleans(tree: Tree, known: Sequence[Setting]) -> Iterator[str]:
-    """Refuse `true` in place of a number: pydantic would read it as 1."""
+def _numbers(tree: Tree, known: Sequence[Setting]) -> Iterator[str]:
+    """Refuse `true` in place of a number, which pydantic would read as 1, and integers that no library takes."""
     for setting in known:
         value = _lookup(tree, setting.key)
         if isinstance(value, bool) and bool not in setting.types and setting.types & {int, float}:
-            yield _given(setting, value)
+            yield refusal(setting, value)
+        elif int in setting.types and isinstance(value, int | float) and LARGEST_INTEGER < value < math.inf:
+            yield f"{setting.key}: given {one_line(value)}; allowed: {setting.allowed} and below 2^63; lower it"
 
 
 def _explain(detail: Mapping[str, Any], tree: Tree, root: type[BaseModel], known: Sequence[Setting]) -> Iterator[str]:
@@ -251,27 +265,27 @@ def _explain(detail: Mapping[str, Any], tree: Tree, root: type[BaseModel], known
     key, variant = _dotted(detail["loc"], root)
     setting = _find(known, key, variant)
     if kind == "missing" and setting is not None and setting.default != "required":
-        yield _given(setting, _lookup(tree, key))  # a list that is too short
+        yield refusal(setting, _lookup(tree, key))  # a list that is too short
     elif kind == "missing":
         yield from (_missing(required) for required in known if _required_below(required, key, variant))
     elif kind == "extra_forbidden":
-        yield from _not_known(key, _lookup(tree, key), variant, known)
+        yield from _not_known(key, detail["input"], variant, known)
     elif kind in ("union_tag_invalid", "union_tag_not_found"):
         tag = next(entry for entry in known if entry.section == key)
         given = _lookup(tree, tag.key)
-        yield _missing(tag) if given is None else _given(tag, given)
+        yield _missing(tag) if given is None else refusal(tag, given)
     elif kind == "invalid_key":
-        yield f"{key}: given as a key; allowed: names of settings"
+        yield f"{key}: given as a key; allowed: names of settings; put quotes around it, or remove it"
     elif kind == "value_error":
         yield f"{key}: {detail['ctx']['error']}" if key else str(detail["ctx"]["error"])
     elif setting is not None:
         given = _lookup(tree, key)
         # Presets leave empty what only the user can know; null, if not allowed, asks for it.
-        yield _missing(setting) if given is None else _given(setting, given)
+        yield _missing(setting) if given is None else refusal(setting, given)
     else:
         given = redact(_lookup(tree, key), key)
-        hint = answer(key, given, {entry.key for entry in known})
-        said = f"{key}: given {_show(given)}; allowed: a section of `key: value` lines"
+        hint = answer(key, given, known)
+        said = f"{key}: given {one_line(given)}; allowed: a section of `key: value` lines"
         yield f"{said}; {hint}" if hint else said
 
 
@@ -320,24 +334,6 @@ def _lookup(tree: Any, key: str) -> Any:
 # ---------------------------------------------------------------- wording
 
 
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])
-
-
-def _given(setting: Setting, value: Any) -> str:
-    free_text = str in setting.types and "|" not in setting.allowed
-    hint = ""
-    if free_text and isinstance(value, bool | int | float):
-        hint = "; put it in quotes"
-    elif isinstance(value, float) and not math.isfinite(value):
-        hint = ", finite"
-    renamed = new_value(setting.key, value)
-    near = difflib.get_close_matches(str(value), setting.allowed.split(" | "), n=1)
-    near = near if renamed == value else [renamed]
-    shown = _show(redact(value, setting.key))
-    return f"{setting.key}: given {shown}; allowed: {setting.allowed}{hint}" + (f"; nearest: {near[0]}" if near else "")
-
-
 def _missing(setting: Setting) -> str:
     return f"{setting.key}: missing; pass {setting.key}=VALUE ({setting.description})"
 
@@ -359,42 +355,18 @@ def _unknown(key: str, value: Any, variant: str, known: Sequence[Setting]) -> st
     if owned := _owned(key, known):
         section, owners = owned[0].kinds_of, list(dict.fromkeys(kind for entry in owned for kind in entry.only_for))
         return (
-            f"{key}: not a setting of {section} of kind {variant} (it belongs to {_listed(owners)}); remove it, "
+            f"{key}: not a setting of {section} of kind {variant} (it belongs to {listed(owners)}); remove it, "
             f"or replace the whole section with '{section}={{kind: {variant}}}'"
         )
-    if hint := answer(key, redact(value, key), {entry.key for entry in known}):
+    if any(entry.key == key for entry in known):  # a key with dots, in a file
+        nested = "".join(f"{{{part}: " for part in key.split(".")[1:]) + one_line(redact(value, key))
+        nested += "}" * key.count(".")
+        return f"{key}: a file has sections instead of dots; write {key.partition('.')[0]}: {nested}"
+    if hint := answer(key, redact(value, key), known):
         return f"{key}: no such setting; {hint}"
-    near = _nearest(key, known)
+    near = nearest(key, known)
     if isinstance(value, dict):  # a whole section, whose settings may be known elsewhere
-        near = _listed(
-            [entry.key for entry in known if entry.section == near and _name(entry) in value] or [near or ""]
+        near = listed(
+            [entry.key for entry in known if entry.section == near and name_of(entry) in value] or [near or ""]
         )
     return f"{key}: no such setting" + (f"; nearest: {near}" if near else "")
-
-
-def _name(setting: Setting) -> str:
-    return setting.key.rpartition(".")[2]
-
-
-def _nearest(key: str, known: Sequence[Setting]) -> str | None:
-    """Return the key whose last part is most like that of an unknown one; prefer keys of its section."""
-    section, _, name = key.rpartition(".")
-
-    def likeness(candidate: str) -> float:
-        its_section, _, its_name = candidate.rpartition(".")
-        ratio = difflib.SequenceMatcher(None, name, its_name).ratio()
-        return ratio + (0.15 if its_section == section else 0.0)
-
-    keys = list(dict.fromkeys([entry.key for entry in known] + [entry.section for entry in known if entry.section]))
-    best = max(keys, key=likeness)
-    return best if likeness(best) >= 0.7 else None
-
-
-def _show(value: Any) -> str:
-    """Format a value as one short line."""
-    if isinstance(value, dict):
-        return f"a section with {', '.join(map(str, value)) or 'nothing in it'}"
-    if isinstance(value, str):
-        value = repr(value)
-    text = " ".join(format_value(value).split())
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -103,8 +103,10 @@ def refused(error: typer.TyperException, arguments: Sequence[str]) -> str:
 
     before = "--set " if "--set" in settings_of[0].opts else ""
     verb = VERBS.get(str(context.info_name), TRAIN)
-    keys = [each.key for each in settings(verb.model) if not before or each.section.startswith("learner")]
-    hint = answer(option, redact(_value_of(option, arguments), option), keys)
+    known = [each for each in settings(verb.model) if not before or each.section.startswith("learner")]
+    whole = next((each for each in arguments if each.startswith(option) and not each.startswith("--")), option)
+    option = whole.partition("=")[0] if not option.startswith("--") else option  # click reads `-lr` as `-l -r`
+    hint = answer(option, redact(_value_of(option, arguments), option), known)
     return f"No such option: {option}; {hint.replace('write ', f'write {before}', 1)}" if hint else message
 
 

@@ -12,7 +12,7 @@ from actors.data.config import ChatTemplateConfig, PromptConfig
 from actors.generation.config import GeneratorConfig, OpponentConfig, SamplingConfig, adapter_problem
 from actors.judges.config import JudgingConfig
 from actors.replay_buffer.config import ReplayConfig
-from actors.settings import Settings
+from actors.settings import ModelPath, OutputPath, Settings
 from launch.settings.gpus import gpu_problem
 from launch.settings.output import JournalConfig, LogConfig, SamplesConfig, TrackingConfig
 from launch.settings.runtime_env import checked_runtime_env, upload_problem
@@ -29,16 +29,16 @@ SHORTEST_HORIZON = 8
 class ModelConfig(ChatTemplateConfig):
     """The policy to start from, and the frozen reference policy."""
 
-    path: str = Field(
+    path: ModelPath = Field(
         description="Hugging Face directory or hub name of the policy to start from; `world` first trains the embedded "
         "world's small policy"
     )
-    reference: str | None = Field(
+    reference: ModelPath | None = Field(
         default=None,
         description="directory or hub name of the frozen reference, with the policy's vocabulary; unset: the starting "
         "policy",
     )
-    tokenizer: str | None = Field(default=None, description="directory or hub name; unset: the model's own")
+    tokenizer: ModelPath | None = Field(default=None, description="directory or hub name; unset: the model's own")
     head_dtype: Literal["model", "float32"] = Field(
         default="model",
         description="dtype in which engines and learner alike compute logits; float32 rounds bfloat16 weights' less",
@@ -167,7 +167,7 @@ class NamedConfig(Settings):
     """Settings that runs of every verb share."""
 
     name: str = Field(default="run", pattern=NAME, description="name of the run; its output directory is runs/NAME")
-    output: str | None = Field(default=None, description="output directory; unset: runs/NAME")
+    output: OutputPath | None = Field(default=None, description="output directory; unset: runs/NAME")
 
     @property
     def directory(self) -> Path:

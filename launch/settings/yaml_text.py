@@ -1,9 +1,12 @@
 """YAML of settings: plain values alone, each key once, and bounded, so that no file takes long or much memory.
 
 A few lines of aliases can stand for billions of values ("billion laughs"), and a few hundred thousand brackets exhaust
-the stack; both are refused while they are read.
+the stack; both are refused while they are read. Numbers are those of YAML 1.2: `1e-5` is one, `1:30` and `010` are
+texts.
 """
 
+import re
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,9 @@ class YamlError(ValueError):
 
 def read_yaml(path: Path) -> Any:
     """Read a file. Raises YamlError, OSError, and UnicodeDecodeError."""
+    # A shell's `<(...)` is a pipe too, below /dev.
+    if stat.S_ISFIFO(path.stat().st_mode) and path.parts[1:2] not in (("dev",), ("proc",)):
+        raise YamlError("it is a pipe, which may never be written to; give a file")
     with path.open("rb") as file:
         content = file.read(LARGEST + 1)
     if len(content) > LARGEST:
@@ -43,7 +49,7 @@ def parse_yaml(text: str) -> Any:
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise YamlError(error.problem or error.context or "", place) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # also a number or date that Python refuses
-        raise YamlError(" ".join(str(error).split())) from None
+        raise YamlError(" ".join(str(error).split()).partition("; use sys.")[0]) from None
 
 
 class BoundedLoader(yaml.SafeLoader):
@@ -82,6 +88,32 @@ class BoundedLoader(yaml.SafeLoader):
                 )
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+
+_FLOAT = re.compile(
+    r"^[-+]?([0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?|\.[0-9][0-9_]*([eE][-+]?[0-9]+)?|\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+)
+_INTEGER = re.compile(r"^[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)$")
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+BoundedLoader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in forms if tag not in _NUMBERS]
+    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+BoundedLoader.add_implicit_resolver(_NUMBERS[0], _INTEGER, list("-+0123456789"))
+BoundedLoader.add_implicit_resolver(_NUMBERS[1], _FLOAT, list("-+.0123456789"))
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes what `BoundedLoader` reads back: texts like `1e5` in quotes."""
+
+
+Dumper.add_implicit_resolver(_NUMBERS[1], _FLOAT, list("-+.0123456789"))
+
+
+def dump(value: Any, **options: Any) -> str:
+    """Write YAML that `parse_yaml` reads back to an equal value."""
+    return str(yaml.dump(value, Dumper=Dumper, allow_unicode=True, **options))
 
 
 def _limit(problem: str, event: Any) -> yaml.YAMLError:

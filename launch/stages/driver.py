@@ -168,6 +168,8 @@ class StageRun:
         except UsageError:
             if not self._session.resume:
                 self._directory.clear()
+                with contextlib.suppress(OSError):  # others may have put something there
+                    self._directory.path.rmdir()
             raise
         return prepared
 

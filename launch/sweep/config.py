@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from actors.errors import UsageError
@@ -14,7 +13,7 @@ from launch.settings.fields import format_value
 from launch.settings.loading import load_config
 from launch.settings.run import NamedConfig
 from launch.settings.verbs import SWEEP
-from launch.settings.yaml_text import YamlError, parse_yaml
+from launch.settings.yaml_text import YamlError, dump, parse_yaml
 
 SEED_SETTINGS = ("seed", "learner.seed", "prompts.seed")
 """Settings that take a run's seed. `world.seed` is none of them: all runs play the same game."""
@@ -113,7 +112,7 @@ def load_sweep(file: str, overrides: Sequence[str] = ()) -> SweepConfig:
 
 def as_override(key: str, value: Any) -> str:
     """Write a setting as `KEY=VALUE`, which `load_config` reads back to the same value."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True, sort_keys=False)
+    text = dump(value, default_flow_style=True, width=10**9, sort_keys=False)
     return f"{key}={text.strip().removesuffix('...').strip()}"
 
 

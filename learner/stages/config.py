@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from actors.adapters.config import MergedLoraConfig
 from actors.data.config import ChatTemplateConfig, DemonstrationConfig, HeldOutConfig, PreferenceSourceConfig
-from actors.settings import Settings
+from actors.settings import ModelPath, Settings
 from learner.config import LORA, GroupTrainerConfig, OptimizerConfig, TrainerConfig
 from learner.losses.config import PairLossConfig
 
@@ -38,8 +38,8 @@ class ScratchConfig(Settings):
 class BaseModelConfig(ChatTemplateConfig):
     """The model to start from."""
 
-    path: str = Field(description="Hugging Face directory or hub name; `scratch` builds a small model")
-    tokenizer: str | None = Field(default=None, description="directory or hub name; unset: the model's own")
+    path: ModelPath = Field(description="Hugging Face directory or hub name; `scratch` builds a small model")
+    tokenizer: ModelPath | None = Field(default=None, description="directory or hub name; unset: the model's own")
     scratch: ScratchConfig = Field(default_factory=ScratchConfig)
 
 
@@ -150,7 +150,7 @@ class DpoConfig(StageConfig):
     stage: ClassVar[str] = "learner.stages.dpo"
 
     data: PreferenceDataConfig
-    reference: str | None = Field(
+    reference: ModelPath | None = Field(
         default=None,
         description="directory or hub name of the frozen reference, with the model's vocabulary; unset: the starting "
         "model itself",

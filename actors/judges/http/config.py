@@ -5,12 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from actors.redaction import redact, secret_names
 from actors.settings import Settings, item_mistakes
+
+
+def _port_of(parts: SplitResult) -> int | None:
+    """Return the port of a URL, that of its scheme if it names none; None if it is no port."""
+    try:
+        return parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:
+        return None
+
 
 PAIR_PATTERN = r"(?im)^[^\w\n]*(?:(?:answer|verdict)[^\w\n]*)?([ABC])[^\w\n]*$"
 SCORE_PATTERN = (
@@ -45,7 +54,13 @@ class HttpJudgeConfig(Settings):
     def _is_plain(cls, url: str) -> str:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError("must be http://HOST[:PORT][/PATH] or https://..., without query and fragment")
+            meant = f"; write http://{url}" if re.fullmatch(r"[\w.-]+(:[0-9]+)?(/[\w./-]*)?", url) else ""
+            raise ValueError(
+                f"given {redact(url)!r}, must be http://HOST[:PORT][/PATH] or https://..., without query and "
+                f"fragment{meant}"
+            )
+        if _port_of(parts) is None:
+            raise ValueError(f"given {redact(url)!r}; a port must be a number from 1 to 65535; correct it")
         if parts.username is not None or parts.password is not None or redact(url) != url:
             raise ValueError("must hold no user or password; put the key into an environment variable, see api_key_env")
         return url.rstrip("/")

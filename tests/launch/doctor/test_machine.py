@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from actors.files import nearest_folder
 from launch.doctor import machine
 from launch.doctor.machine import Gpu, Memory
 
@@ -97,17 +98,17 @@ def test_the_driver_tool_is_asked_for_the_fields_that_are_read_and_broken_lines_
 
 
 def test_a_directory_to_be_made_is_placed_in_its_nearest_parent(tmp_path: Path):
-    assert machine.nearest_folder(tmp_path / "runs" / "new") == (tmp_path, True)
+    assert nearest_folder(tmp_path / "runs" / "new") == (tmp_path, True)
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_file_in_the_way_of_a_directory_is_not_writable(tmp_path: Path):
     (tmp_path / "runs").write_text("")
-    assert machine.nearest_folder(tmp_path / "runs" / "new") == (tmp_path / "runs", False)
+    assert nearest_folder(tmp_path / "runs" / "new") == (tmp_path / "runs", False)
 
 
 def test_nothing_can_be_made_below_proc_though_its_rights_say_so():
-    assert machine.nearest_folder(Path("/proc/run")) == (Path("/proc"), False)
+    assert nearest_folder(Path("/proc/run")) == (Path("/proc"), False)
 
 
 def test_a_port_is_free_until_somebody_listens():

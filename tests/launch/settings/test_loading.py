@@ -1,5 +1,7 @@
 """Loading: every mistake at once, each with its key, what was given and what is allowed; and a round trip."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import Field
 
@@ -171,7 +173,8 @@ def test_all_mistakes_of_file_and_overrides_are_reported_at_once(write):
         ("learner.max_new_token=1", "learner.max_new_token: no such setting; nearest: sampling.max_new_tokens"),
         ("xyzzy=1", "xyzzy: no such setting"),
         ("replay.max_staleness=", "replay.max_staleness: missing; pass replay.max_staleness=VALUE (policy versions; "),
-        ("replay.order=[", "replay.order: given [, which is not valid YAML (expected the node content, "),
+        ("replay.order=[", "replay.order: given '['; allowed: lease | ready"),
+        ("updates=[", "updates: given [, which is not valid YAML (expected the node content, "),
         ("=3", "=3: not an override; write KEY=VALUE"),
         ("replay..order=ready", "replay..order=ready: not an override; write KEY=VALUE"),
         ("learner.optimizer.lr=fast", "learner.optimizer.lr: given 'fast'; allowed: number > 0"),
@@ -233,7 +236,9 @@ def test_a_broken_file_hides_no_mistake_in_the_overrides_and_invents_none(write)
 
 
 def test_keys_that_are_no_names_are_refused(write):
-    assert mistakes(write("1: 2\nmodel: {path: world}\n")) == ["1: given as a key; allowed: names of settings"]
+    assert mistakes(write("1: 2\nmodel: {path: world}\n")) == [
+        "1: given as a key; allowed: names of settings; put quotes around it, or remove it"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -241,9 +246,13 @@ def test_keys_that_are_no_names_are_refused(write):
     [
         (
             "embeded",
-            f"no such file, and no such preset (presets: {PRESETS}); nearest preset: embedded",
+            f"no such file, and no such preset (presets: {PRESETS}); looked in {Path.cwd()}; nearest preset: embedded",
         ),
-        ("missing.yaml", f"no such file, and no such preset (presets: {PRESETS})"),
+        (
+            "missing.yaml",
+            f"no such file, and no such preset (presets: {PRESETS}); looked in {Path.cwd()}; "
+            "`offbeat init FILE.yaml` writes one",
+        ),
         ("updates=5", "`updates=5` looks like an override; the configuration file or preset comes first"),
     ],
 )
@@ -254,7 +263,9 @@ def test_a_missing_file_names_the_presets(path, line):
 def test_unreadable_files_say_why(tmp_path):
     assert mistakes(tmp_path) == ["is a directory; give a YAML file, or the name of a preset"]
     (tmp_path / "image.yaml").write_bytes(b"a: \xff\xfe")
-    assert mistakes(tmp_path / "image.yaml") == ["not a text file: byte 3 is not UTF-8"]
+    assert mistakes(tmp_path / "image.yaml") == [
+        "not a text file: byte 3 is not UTF-8; save it as UTF-8, or give a YAML file"
+    ]
 
 
 def test_what_is_dumped_loads_to_the_same_configuration(write):
@@ -306,7 +317,7 @@ def test_mistakes_of_another_verb_speak_of_its_own_settings(bake):
         load_config("bred", ["updates=3", "degres=3", "hot"], bake)
     assert str(caught.value).splitlines() == [
         "configuration bred: 2 mistakes",
-        "  no such file, and no such preset (presets: bread); nearest preset: bread",
+        f"  no such file, and no such preset (presets: bread); looked in {Path.cwd()}; nearest preset: bread",
         "  hot: not an override; write KEY=VALUE, for example degrees=200",
         "`offbeat bake --help` lists every setting",
     ]

@@ -122,4 +122,4 @@ def test_reasons_are_one_sentence_with_a_next_step():
     ],
 )
 def test_an_answer_is_ready_to_type(key, value, wanted):
-    assert answer(key, value, KEYS["train"]) == wanted
+    assert answer(key, value, list(settings(VERBS["train"].model))) == wanted

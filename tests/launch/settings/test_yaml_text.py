@@ -36,8 +36,9 @@ def test_what_exceeds_a_limit_is_refused_at_once_in_a_file_and_in_an_override(na
     def refused() -> None:
         with pytest.raises(UsageError, match=rf"(?s)run\.yaml: 1 mistake.*not valid YAML: .*{why}"):
             load_config(path)
-        name = f"name={text}" if "\n" not in text else f"name={{{_in_one_line(text)}}}"
-        with pytest.raises(UsageError, match=rf"(?s)name: given .*not valid YAML \(.*{why}.*\); quote it"):
+        key = "learner.deepspeed"
+        name = f"{key}={text}" if "\n" not in text else f"{key}={{{_in_one_line(text)}}}"
+        with pytest.raises(UsageError, match=rf"(?s){key}: given .*not valid YAML \(.*{why}.*\); quote it"):
             load_config(None, ["model.path=m", name])
 
     assert_quick(refused, 5.0)
