@@ -93,9 +93,9 @@ def _serve() -> None:
 
 def _fork(request: dict[str, Any], number: int) -> int:
     process = os.fork()
-    if process:
-        return process
-    _be_rank(request, number)
+    if process == 0:
+        _be_rank(request, number)
+    return process
 
 
 def _be_rank(request: dict[str, Any], number: int) -> NoReturn:
