@@ -24,7 +24,7 @@ PARALLEL := -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 TEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo pretrained check test lint audit files docs clean
+.PHONY: help install demo pretrained check test long lint audit files docs clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -74,7 +74,10 @@ check: lint  ## the linters, then every test that starts no engine; seven minute
 	@$(PYTEST) -q $(PARALLEL) -m "not gpu and not slow and not ray and not vllm" $(TEST_ARGS)
 
 test: $(STAMP) pretrained  ## every test that needs no GPU, about 40 minutes; TEST_ARGS adds pytest arguments
-	@$(PYTEST) $(PARALLEL) -m "not gpu" --hypothesis-profile=thorough $(TEST_ARGS)
+	@$(PYTEST) $(PARALLEL) -m "not gpu and not long" $(TEST_ARGS)
+
+long: $(STAMP) pretrained  ## the variants that `make test` leaves out, and property tests with all their examples
+	@$(PYTEST) $(PARALLEL) -m "(long or hypothesis) and not gpu" --hypothesis-profile=thorough $(TEST_ARGS)
 
 lint: $(STAMP)  ## ruff and mypy
 	@$(BIN)/ruff check .

