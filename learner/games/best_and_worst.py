@@ -50,8 +50,8 @@ def unexplained(labels: ArrayLike, kind: Kind) -> np.ndarray:
     """Estimate for each of g prompts the sum of omega^2 that no score explains, [g]; at least 0.
 
     labels [g, k, k], k >= 3, of completions sampled from the policy. Of three completions a score leaves one cycle:
-    they beat each other in turn by 1/2 + a, which counts 3/2 a^2. The result is the mean over all threes. For dpo a solves
-    logit(p - a) + logit(q - a) + logit(r - a) = 0, with p, q and r the labels around the cycle. For ipo it is
+    they beat each other in turn by 1/2 + a, which counts 3/2 a^2. The result is the mean over all threes. With p, q and
+    r the labels around the cycle, a solves logit(p - a) + logit(q - a) + logit(r - a) = 0 for dpo. For ipo it is
     (p + q + r) / 3 - 1/2, and the result is that of `stability.rotations`.
     """
     table = np.asarray(labels, dtype=np.float64) - 0.5

@@ -34,7 +34,8 @@ class FakePrompts:
 class FakeGenerator:
     """A generator in this process: answers what it holds every `seconds`, at its current version.
 
-    A group has two completions of the policy, or `players`. With `opponents`, as many of these too, where a lease asks for them.
+    A group has two completions of the policy, or `players`. With `opponents`, as many of these too, where a lease asks
+    for them.
     """
 
     vital = False
