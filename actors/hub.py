@@ -54,8 +54,8 @@ def resolve(path: str | Path, *, weights: bool = True) -> Path:
         return Path(snapshot_download(str(path), allow_patterns=[*_HUB_FILES, *(_HUB_WEIGHTS if weights else [])]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UsageError(
-            f"model {str(path)!r} is neither a directory (looked in {Path.cwd()}) nor a hub name that can be "
-            f"downloaded ({hub_problem(error)}); give the directory of a Hugging Face model"
+            f"model {str(path)!r} is neither a directory nor a hub name that can be downloaded (looked in "
+            f"{Path.cwd()}; {hub_problem(error)}); give the directory of a Hugging Face model"
         ) from error
 
 

@@ -46,9 +46,9 @@ def load_named(setting: str, path: str, example: str) -> Any:
     found = getattr(module, name, None)
     if not callable(found):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        its = f"{name}, of type {type(found).__name__}, is none" if hasattr(module, name) else f"it has no {name}"
-        one = f"name one of these: {', '.join(known)}" if known else f"write `def {name}(...)` in it"
-        raise UsageError(f"{setting} '{path}': no function '{name}' in module '{module_name}': {its}; {one}")
+        its = f" ({name} is of type {type(found).__name__})" if hasattr(module, name) else ""
+        one = f"name one that it has: {', '.join(known)}" if known else "define it there"
+        raise UsageError(f"{setting} '{path}': '{module_name}' has no function '{name}'{its}; {one}")
     return found
 
 

@@ -38,8 +38,10 @@ def suffix_of(file: Path) -> str:
 def wrong_content(head: bytes, suffix: str) -> str | None:
     """Say what a file is instead of what its name ends in, by its first bytes; None if it may be that."""
     for start, what in _STARTS.items():
-        if head.startswith(start) and not (suffix.endswith(".gz") and start == b"\x1f\x8b"):
+        if head.startswith(start) and not suffix.endswith(_ENDINGS.get(start, ("none",))):
             return what
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff") and b"\0" in head[2:6]:
+        return "is text in UTF-16; save it as UTF-8"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text[:9].lower() in (b"<!doctype", b"<html>") or text[:5].lower() == b"<html":
         return "is a web page; download the file itself"
@@ -54,10 +56,10 @@ _STARTS = {
     b"PAR1": "is a Parquet file; let its name end in .parquet",
     b"\x28\xb5\x2f\xfd": "is compressed with zstd; unpack it",
     b"version https://git-lfs": "is a Git LFS pointer, not the file itself; run `git lfs pull`",
-    b"\xff\xfe": "is text in UTF-16; save it as UTF-8",
-    b"\xfe\xff": "is text in UTF-16; save it as UTF-8",
 }
 """First bytes of files that are given for another kind."""
+_ENDINGS = {b"\x1f\x8b": (".gz",), b"PAR1": (".parquet",)}
+"""Endings of names that promise these first bytes."""
 
 
 def records(file: Path) -> Iterator[Record]:

@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 from actors.errors import UsageError
 from actors.foreign.text import shown
-from actors.settings import missing_model_remedy
 
 HUB_SECONDS = 5.0  # to connect
 
@@ -29,19 +28,18 @@ def hub_name_of(url: str) -> str | None:
     return found[2] if found else None
 
 
-def require_model_place(setting: str, path: str | Path, *, tokenizer: bool = False) -> None:
+def require_model_place(
+    setting: str, path: str | Path, *, tokenizer: bool = False, remedy: str = "give an existing directory"
+) -> None:
     """Raise UsageError, naming `setting`, unless `path` may be a model: a directory with config.json, or a hub name.
 
-    A directory of a `tokenizer` needs no config.json.
+    A directory of a `tokenizer` needs no config.json. `remedy` is for a directory that does not exist.
     """
     text, place = str(path), Path(path).expanduser()
-    problem = (
-        _no_directory(text, place)
-        if not text.strip() or not place.is_dir()
-        else None
-        if tokenizer
-        else _no_model(place)
-    )
+    if not text.strip() or not place.is_dir():
+        problem = _no_directory(text, place, remedy)
+    else:
+        problem = None if tokenizer else _no_model(place)
     if problem is not None:
         raise UsageError(f"{setting} {text!r} {shown(problem)}")
 
@@ -62,7 +60,7 @@ def hub_problem(error: BaseException) -> str:
     return shown(lines[0] if lines else type(error).__name__, 200)
 
 
-def _no_directory(text: str, place: Path) -> str | None:
+def _no_directory(text: str, place: Path, remedy: str) -> str | None:
     if not text.strip():
         return f"is empty; {_GIVE}, or a hub name"
     if "://" in text:
@@ -77,8 +75,8 @@ def _no_directory(text: str, place: Path) -> str | None:
     if text.startswith((".", "/", "~")) or ("/" in text and place.parent.is_dir()):
         beside = [each.name for each in place.parent.iterdir() if each.is_dir()] if place.parent.is_dir() else []
         near = difflib.get_close_matches(place.name, beside, n=1)
-        remedy = f"nearest: {place.with_name(near[0])}" if near else missing_model_remedy(text)
-        return f"does not exist (looked in {Path.cwd()}); {remedy}"
+        step = f"nearest: {place.with_name(near[0])}" if near else remedy
+        return f"does not exist (looked in {Path.cwd()}); {step}"
     if HUB_MODEL.fullmatch(text) is None:
         return f"is no directory (looked in {Path.cwd()}), and no hub name, which is owner/name; {_GIVE}"
     return _no_answer(text)

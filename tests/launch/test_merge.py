@@ -51,7 +51,7 @@ def test_the_model_is_the_one_that_the_adapter_makes_of_its_base(adapter, tmp_pa
 def test_the_base_can_have_moved(adapter, tmp_path):
     directory, model = adapter
     shutil.move(tmp_path / "base", tmp_path / "elsewhere")
-    with pytest.raises(UsageError, match="neither a directory nor a hub name"):
+    with pytest.raises(UsageError, match="base' does not exist"):
         run_merge(directory, tmp_path / "whole")
     run_merge(directory, tmp_path / "whole", base=str(tmp_path / "elsewhere"))
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.float32).eval()

@@ -266,7 +266,7 @@ def test_nothing_left_to_train_on_is_refused(tmp_path: Path, rows: list, setting
     [
         ("missing.jsonl", "data.source '{path}' does not exist"),
         ("data.xml", "data.source '{path}' ends in '.xml'"),
-        ("empty", "data.source '{path}' holds no .jsonl or .parquet file"),
+        ("empty", "data.source '{path}' holds no data: allowed are files that end in .jsonl"),
         ("test", "data.source '{path}' has no file of data.split 'train'"),
         ("other.parquet", "data.source '{path}' has no column 'response' (data.response_field)"),
         ("broken.parquet", "data.source '{path}' is not a readable Parquet file"),

@@ -99,7 +99,7 @@ def test_a_source_of_nothing_but_malformed_rows_or_of_none_is_refused(tmp_path: 
     [
         ("missing.jsonl", "preferences.source '.*missing.jsonl' does not exist"),
         ("notes.txt", "preferences.source '.*notes.txt' ends in '.txt'"),
-        ("empty", "preferences.source '.*empty' holds no .jsonl or .parquet file"),
+        ("empty", "preferences.source '.*empty' holds no data: allowed are files that end in .jsonl"),
         ("split", "preferences.source '.*split' has no file of preferences.split 'train'"),
         ("broken.parquet", "preferences.source '.*broken.parquet' is not a readable Parquet file"),
         (

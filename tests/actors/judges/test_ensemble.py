@@ -143,12 +143,15 @@ def test_members_are_made_of_their_configurations() -> None:
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([VERIFIER], "at least 2 items"),
-        ([VERIFIER, {"judge": {"kind": "ensemble", "members": []}}], r"member 2\.judge: Input tag 'ensemble'"),
-        ([VERIFIER, VERIFIER | {"weight": 0.0}], r"member 2\.weight: Input should be greater than 0"),
-        ([{"judge": {"kind": "function"}}, VERIFIER], r"member 1\.judge\.function\.path: Field required"),
-        ([VERIFIER, {**VERIFIER, "wieght": 2}], r"member 2\.wieght: Extra inputs are not permitted"),
-        ("verifier", "members: Input should be a valid tuple"),
+        ([VERIFIER], "given 1; allowed: 2 or more; add some"),
+        (
+            [VERIFIER, {"judge": {"kind": "ensemble", "members": []}}],
+            r"member 2\.judge: given 'ensemble'; allowed: 'gold'",
+        ),
+        ([VERIFIER, VERIFIER | {"weight": 0.0}], r"member 2\.weight: it should be greater than 0"),
+        ([{"judge": {"kind": "function"}}, VERIFIER], r"member 1\.judge\.function\.path: missing; add it"),
+        ([VERIFIER, {**VERIFIER, "wieght": 2}], r"member 2\.wieght: no such setting here; remove it"),
+        ("verifier", "members: it should be a valid tuple"),
     ],
 )
 def test_a_mistake_names_its_member(members: Any, message: str) -> None:

@@ -357,7 +357,7 @@ def test_the_whole_command_with_a_model_reports_each_rule(
     ("arguments", "message"),
     [
         (["missing.jsonl"], "source 'missing.jsonl' does not exist"),
-        (["SOURCE", "model=/no/such/model"], "model '/no/such/model' is neither a directory nor a hub name"),
+        (["SOURCE", "model=/no/such/model"], "model '/no/such/model' does not exist"),
         (["SOURCE", "filters.max_gap=1"], "filters are on and model is unset"),
         (["SOURCE", "device=cuda", "model=POLICY"], "torch finds no GPU here"),
     ],

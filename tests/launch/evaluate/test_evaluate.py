@@ -90,7 +90,7 @@ def test_wrong_requests_are_refused_before_anything_starts(models, tmp_path):
         run_evaluation(here, Request(prompts=2))
     with pytest.raises(UsageError, match="0 prompts requested"):
         run_evaluation(here, Request(prompts=0))
-    with pytest.raises(UsageError, match="neither a directory nor a hub name"):
+    with pytest.raises(UsageError, match="nothing' does not exist"):
         run_evaluation(here, Request(verifiers=(str(tmp_path / "nothing"),)))
 
 

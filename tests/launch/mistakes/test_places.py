@@ -7,6 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from actors.foreign import model_place
@@ -110,8 +112,8 @@ JUDGES = [
     judge("a path", "./judges/jx.py:f", "as judges.jx:f"),
     judge("dots only", "jx.f", "as jx:f"),
     judge("a hyphen", "my-jx:f", "no hyphen: rename the file"),
-    judge("another name", "jx:g", "it has no g; name one of these: f"),
-    judge("no function", "jx:f", "f, of type int, is none", "write `def f(...)` in it", body="f = 5\n"),
+    judge("another name", "jx:g", "has no function 'g'; name one that it has: f"),
+    judge("no function", "jx:f", "has no function 'f' (f is of type int)", "define it there", body="f = 5\n"),
     judge("no module", "nope:f", "No module named 'nope'", "put it in the working directory"),
     judge("a syntax error", "jx:f", "SyntaxError", "jx.py, line 1", "correct the module", body="def f(:\n"),
     judge("a wrong signature", "jx:f", "f(completion) cannot judge; write it as", body="def f(completion): ...\n"),
@@ -148,10 +150,15 @@ def test_a_mistake_in_a_path_is_answered_with_what_is_there_and_the_next_step(mi
     answered(mistake, capsys)
 
 
-def test_a_home_a_space_and_capitals_are_no_mistakes(ray_would_start, monkeypatch):
+def test_a_home_a_space_capitals_and_packed_data_are_no_mistakes(ray_would_start, monkeypatch):
     monkeypatch.setenv("HOME", str(Path.cwd()))
     Path("model").rename("my model")
     Path("P.JSONL").write_text(ROW)
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["w5"]}), "p.parquet")
+    Path("p.jsonl.gz").write_bytes(gzip.compress(ROW.encode()))
+    for source in ("p.parquet", "p.jsonl.gz"):
+        with pytest.raises(ray_would_start):
+            main(["train", "run.yaml", "model.path=~/my model", f"prompts.source={source}", f"output={source}-run"])
     with pytest.raises(ray_would_start):
         main(["train", "run.yaml", "model.path=~/my model", "prompts.source=P.JSONL", "output=~/runs/a"])
     assert Path("runs/a/config.yaml").is_file()

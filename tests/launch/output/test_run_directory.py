@@ -53,7 +53,7 @@ def test_resuming_where_no_run_was_is_refused(tmp_path: Path) -> None:
 
 def test_an_output_below_a_file_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"cannot write to the output directory"):
+    with pytest.raises(UsageError, match=r"run cannot be written: .*file is not a writable directory; choose another"):
         _begin(tmp_path / "file" / "run")
 
 
