@@ -72,7 +72,7 @@ def compare(
             f"none of {', '.join(models)} is a run, so nothing names prompts and judge; give --config FILE"
         )
     run_config = load_config(config or recorded[0], settings or [])
-    # Not as an override: training on groups takes two answers or more, and a game four.
+    # Not by the setting: a run has at least two completions of a prompt, and a model here may have one.
     sampling = run_config.sampling.model_copy(update={"completions_per_prompt": answers})
     from launch.evaluate.compare import run_comparison
 

@@ -109,17 +109,18 @@ def test_models_without_a_run_among_them_need_a_configuration(tmp_path, capsys):
     assert "nothing names prompts and judge; give --config FILE" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("preset", ["embedded", "embedded-nash-md"])
-def test_each_model_gives_one_answer_unless_more_are_asked_for(tmp_path, monkeypatch, preset):
-    """The command refused its own default: training takes two answers to a prompt or more, and a game four."""
-    asked: list[int] = []
-    monkeypatch.setattr(
-        "launch.evaluate.compare.run_comparison",
-        lambda config, models, prompts, output: asked.append(config.sampling.completions_per_prompt) or 0,
-    )
-    for more in ([], ["--answers", "3"]):
-        assert main(["compare", "a", "b", "--config", preset, *more]) == 0
-    assert asked == [1, 3]
+@pytest.mark.parametrize(("given", "answers"), [([], 1), (["--answers", "3"], 3)])
+def test_each_model_answers_once_unless_more_is_asked_for(monkeypatch, given, answers):
+    """The default of one answer was refused as too few completions for a run."""
+    asked = []
+
+    def comparison(config, *_):
+        asked.append(config.sampling.completions_per_prompt)
+        return 0
+
+    monkeypatch.setattr("launch.evaluate.compare.run_comparison", comparison)
+    assert main(["compare", "a", "b", "--config", "embedded", *given]) == 0
+    assert asked == [answers]
 
 
 def test_every_model_answers_and_one_judge_sees_all_answers_to_a_prompt_in_the_models_order(
