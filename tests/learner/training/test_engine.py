@@ -406,7 +406,10 @@ def test_wrong_requests_are_refused_before_anything_is_loaded(make_engine, tmp_p
     (tmp_path / "empty").mkdir()
     from learner.training.engine import TrainEngine
 
-    with pytest.raises(UsageError, match=r"empty cannot be loaded: .*give a causal language model's directory"):
+    with pytest.raises(
+        UsageError,
+        match=r"empty' has no config\.json, so it holds no model \(it is empty\); give a Hugging Face directory",
+    ):
         TrainEngine(spec_of(tmp_path / "empty", CONFIG))
     with pytest.raises(RunError, match=r"gpus_per_rank is 1 but DeepSpeed chose the device 'cpu'"):
         TrainEngine(spec_of(tmp_path / "empty", CONFIG.model_copy(update={"gpus_per_rank": 1.0})))
