@@ -6,6 +6,7 @@ Every record that cannot be read is one with a problem. Must not know which colu
 import csv
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
@@ -45,7 +46,7 @@ def wrong_content(head: bytes, suffix: str) -> str | None:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text[:9].lower() in (b"<!doctype", b"<html>") or text[:5].lower() == b"<html":
         return "is a web page; download the file itself"
-    if suffix == ".jsonl" and text.startswith(b"["):
+    if suffix == ".jsonl" and re.match(rb"\[\s*\{", text):
         return "is one JSON list instead of an object in each line; let its name end in .json"
     return None
 

@@ -329,7 +329,7 @@ def test_an_empty_source_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no rows"):
         source(write(tmp_path / "p.jsonl", []))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=r"holds no data: allowed are files that end in \.jsonl"):
+    with pytest.raises(UsageError, match=r"holds no data: allowed are files that end in"):
         source(tmp_path / "empty")
 
 
