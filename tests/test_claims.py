@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from tests.claims import anchor, benchmarks_games, benchmarks_speed, benchmarks_system, lora, pages, scale
+from tests.claims import anchor, benchmarks_games, benchmarks_speed, benchmarks_system, lora, pages, scale, vstar
 from tests.claims.claim import ROOT, Claim, found, of, raw_result, single_spaced
 from tests.claims.excused import EXCUSED, UNSUPPORTED, Excuse
 from tests.claims.figures import SECTIONS, figures
 
-MODULES = (anchor, benchmarks_games, benchmarks_speed, benchmarks_system, lora, pages, scale)
+MODULES = (anchor, benchmarks_games, benchmarks_speed, benchmarks_system, lora, pages, scale, vstar)
 CLAIMS = [claim for module in MODULES for claim in module.CLAIMS]
 
-MISSING = 9
+MISSING = 7
 """Texts in `unsupported.txt`. Lower it with each one that is measured; it never rises."""
 
 
@@ -98,7 +98,9 @@ CHOSEN_BY = {
     "preference.json": {"seed"},
     "shards.json": {"shards", "tokens"},
     "vstar.json": {"k"},
+    "vstar_rounds.json": {"k"},
     "anchor.json": {"updates", "seed"},
+    "anchor_nash.json": {"updates", "seed"},
     "lora.json": {"rank", "seed"},
 }
 """Numbers by which claims choose a run from a raw result."""

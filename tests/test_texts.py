@@ -46,6 +46,10 @@ FOREIGN_OPTIONS |= {"--signal", "--open-mode"}  # of sbatch
 """Of other programs, in texts that name them without the command."""
 NAMES_OF_OTHERS = {"model.layers", "my_judges.py", "FILE.py", "job.sbatch"}
 """Names of tensors, and of files that the reader writes."""
+WRITTEN = {
+    name for page in PAGES for name in re.findall(r"^```python\n# ([\w/]+\.py)$", page.read_text("utf-8"), re.MULTILINE)
+}
+"""Files that a page has its reader write, by path."""
 OLD_NAMES = {f"launch/settings/renamed.py: {name}" for name in RENAMED if "." in name}
 """The table of renamed settings is the one place that names them."""
 
@@ -250,6 +254,8 @@ def _bound(node: ast.AST) -> list[str]:
 def is_code(name: str) -> bool:
     """A module of ours, or what is defined in one; `checkpoints.begin` names the module by its last part alone."""
     first, *rest = name.split(".")
+    if f"{name.replace('.', '/')}.py" in WRITTEN:
+        return True
     if first not in FOLDERS:
         return any(module.endswith(f".{first}") and rest[0] in definitions(module) for module in HOUSE.paths)
     if first not in TOPS:
@@ -279,8 +285,8 @@ def file_names() -> set[str]:
 
 def wrong_files(text: Text) -> Iterator[str]:
     """Paths below our folders, and names of Python files anywhere."""
-    yield from (path for path in PATH.findall(text.content) if not (ROOT / path).exists())
-    yield from set(FILE_NAME.findall(text.content)) - file_names() - NAMES_OF_OTHERS
+    yield from (path for path in PATH.findall(text.content) if not (ROOT / path).exists() and path not in WRITTEN)
+    yield from set(FILE_NAME.findall(text.content)) - file_names() - NAMES_OF_OTHERS - WRITTEN
 
 
 RULES = [wrong_commands, wrong_options, wrong_names, wrong_files]

@@ -25,7 +25,7 @@ def main() -> None:
     board.Board.update = keep  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as directory:
         run_training(load_config("embedded", ["evaluation.every_updates=50", f"output={directory}/demo"]))
-    half = next(snapshot for snapshot in seen if snapshot.progress >= 0.5 and snapshot.win_rate is not None)
+    half = next(snapshot for snapshot in seen if snapshot.progress >= 0.5 and snapshot.scores["win rate"] is not None)
     console = Console(record=True, width=100, file=io.StringIO())
     console.print(board.render(half))
     svg = console.export_svg(title="offbeat demo")

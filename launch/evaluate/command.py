@@ -71,11 +71,12 @@ def compare(
         raise UsageError(
             f"none of {', '.join(models)} is a run, so nothing names prompts and judge; give --config FILE"
         )
-    given = [*(settings or []), f"sampling.completions_per_prompt={answers}"]
-    run_config = load_config(config or recorded[0], given)
+    run_config = load_config(config or recorded[0], settings or [])
+    # Not by the setting: a run has at least two completions of a prompt, and a model here may have one.
+    sampling = run_config.sampling.model_copy(update={"completions_per_prompt": answers})
     from launch.evaluate.compare import run_comparison
 
-    return run_comparison(run_config, models, prompts, output)
+    return run_comparison(run_config.model_copy(update={"sampling": sampling}), models, prompts, output)
 
 
 def chat(

@@ -10,30 +10,23 @@ import csv
 import html
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-
-from actors.data.prompts import PromptSource
 from actors.data.text import load_tokenizer
 from actors.errors import UsageError, writing
 from actors.files import atomic_write
 from actors.foreign.text import WHOLE, shown
 from actors.hub import resolve
 from actors.intervals import mean_interval, share_interval
-from actors.records import Failure, Group, Prompt
+from actors.records import Group, Prompt
 from actors.replay_buffer.pairing import MissingEos, effective_scores
 from launch.cluster import wiring
-from launch.cluster.placement import address_to_join
 from launch.cluster.watchdog import Watchdog
 from launch.evaluate.best_of import Estimate
-from launch.evaluate.evaluate import for_sampling, prompts_of, require_judged, sample
-from launch.run.plugins import plugin_of
-from launch.run.preflight import check_model, check_prompts, check_tokenizer, meet_judges
+from launch.evaluate.evaluate import checked_prompts, for_sampling
+from launch.evaluate.sampling import judged_groups, line_printer, sample
 from launch.run.win_rate import by_prompt, share_of
 from launch.settings.loading import RECORDED
 from launch.settings.run import RunConfig
@@ -111,9 +104,12 @@ def run_comparison(config: RunConfig, names: Sequence[str], prompts: int | None,
         raise UsageError(f"--output {output} ends in '{output.suffix}'; allowed: {', '.join(FORMATS)}")
     if len(names) < 2 or len(set(names)) < len(names):
         raise UsageError(f"given {', '.join(names) or 'no model'}; compare takes two different models or runs, or more")
-    say = partial(Console(stderr=True, highlight=False).print, markup=False, soft_wrap=True)
+    say = line_printer()
     models = [_model(config, name) for name in names]
-    asked = [_checked(each, prompts, say, first=number == 0) for number, each in enumerate(models)]
+    asked = [
+        checked_prompts(each, load_tokenizer(each.model.path, chats=each.model), prompts, say, meet=each is models[0])
+        for each in models
+    ]
     if len({tuple(prompt.id for prompt in each) for each in asked}) > 1:
         raise UsageError(
             "the models' tokenizers leave out different prompts, so their answers cannot be compared; raise "
@@ -121,10 +117,10 @@ def run_comparison(config: RunConfig, names: Sequence[str], prompts: int | None,
         )
     sides = []
     for name, model, questions in zip(names, models, asked, strict=True):
-        say(shown(f"offbeat: {name} answers {len(questions)} prompts"))
+        say(f"{name} answers {len(questions)} prompts")
         sides.append(_answers(model, questions, say))
     joined = [_joined(groups) for groups in zip(*sides, strict=True)]
-    say("offbeat: judging")
+    say("judging")
     found = compare(_judged(models[0], joined, say), names, config.judging.missing_eos_score)
     print(shown(render(found), WHOLE, lines=True))
     if output is not None:
@@ -138,19 +134,7 @@ def _model(config: RunConfig, name: str) -> RunConfig:
     return for_sampling(config.model_copy(update={"model": model}))
 
 
-def _checked(config: RunConfig, wanted: int | None, say: Any, *, first: bool) -> list[Prompt]:
-    tokenizer = load_tokenizer(config.model.path, chats=config.model)
-    source = PromptSource(config.prompts, tokenizer)
-    notes = [*check_model(config, plugin_of(config)), *check_tokenizer(config, tokenizer)]
-    notes += check_prompts(config, source)
-    if first:
-        notes += meet_judges(config, source, tokenizer, elsewhere=address_to_join(config.cluster) is not None)
-    for note in dict.fromkeys(notes):
-        say(shown(f"offbeat: {note}"))
-    return prompts_of(config, source, wanted)
-
-
-def _answers(config: RunConfig, prompts: Sequence[Prompt], say: Any) -> list[Group]:
+def _answers(config: RunConfig, prompts: Sequence[Prompt], say: Callable[[str], None]) -> list[Group]:
     with wiring.ray_session(config.cluster):
         wiring.check_sampling_resources(config)
         generators = wiring.start_generators(config, config.model.path, config.model.path)
@@ -158,7 +142,7 @@ def _answers(config: RunConfig, prompts: Sequence[Prompt], say: Any) -> list[Gro
         found: list[Group] = []
 
         async def sampling() -> None:
-            found.extend(await sample(generators, prompts))
+            found.extend(await sample(generators, prompts, say))
 
         asyncio.run(watchdog.guard(sampling()))
     return found
@@ -169,17 +153,17 @@ def _joined(groups: Sequence[Group]) -> Group:
     return replace(groups[0], completions=tuple(each for group in groups for each in group.completions))
 
 
-def _judged(config: RunConfig, groups: Sequence[Group], say: Any) -> list[Group]:
-    answers: list[Group | Failure] = []
+def _judged(config: RunConfig, groups: Sequence[Group], say: Callable[[str], None]) -> list[Group]:
+    answers: list[Group] = []
     with wiring.ray_session(config.cluster):
         judges = wiring.start_judges(config, config.model.path)
 
         async def judging() -> None:
             await judges[0].ready()
-            answers.extend(await judges[0].judge(groups))
+            answers.extend(await judged_groups(config, judges, groups, say))
 
         asyncio.run(Watchdog(judges, config.watchdog, say, say).guard(judging()))
-    return require_judged(answers)
+    return answers
 
 
 # ---------------------------------------------------------------- telling

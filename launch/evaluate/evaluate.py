@@ -5,41 +5,32 @@ process. User errors are checked before an actor starts.
 """
 
 import asyncio
-import json
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-
-from rich.console import Console
-from rich.text import Text
+from typing import Any
 
 from actors.data.prompts import PromptSource
 from actors.data.text import load_tokenizer
-from actors.errors import RunError, UsageError
+from actors.errors import UsageError
 from actors.foreign.text import WHOLE, shown
 from actors.hub import resolve
 from actors.judges.config import VerifierJudgeConfig
-from actors.records import Failure, Group, Lease, Prompt, flatten
+from actors.records import Group, Prompt
 from actors.replay_buffer.pairing import effective_scores
 from launch.cluster import wiring
 from launch.cluster.placement import address_to_join
 from launch.cluster.watchdog import Watchdog
 from launch.evaluate import composition
 from launch.evaluate.best_of import Candidates, Report, render, report
+from launch.evaluate.sampling import judged_groups, line_printer, sample
 from launch.evaluate.solutions import Solution, pairs_of, write_jsonl
+from launch.evaluate.verifiers import Rank, find_verifier
 from launch.run.plugins import plugin_of
 from launch.run.preflight import check_model, check_prompts, check_tokenizer, meet_judges
-from launch.run.protocols import GeneratorDeadError, GeneratorPort, GeneratorUnavailableError, JudgePort
+from launch.run.protocols import GeneratorPort, JudgePort
 from launch.settings.run import RunConfig
-from learner.backend import manifest
-from learner.backend.models import DPO_FILE
 from learner.losses.config import PairLossConfig
-
-COLLECT_SECONDS = 2.0
-Rank = Literal["likelihood", "reward"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,29 +74,24 @@ def run_evaluation(config: RunConfig, request: Request) -> int:
 
 
 def _evaluate(config: RunConfig, request: Request) -> int:
-    console = Console(stderr=True, highlight=False)
+    say = line_printer()
     verifiers = [find_verifier(path, request.rank) for path in request.verifiers]
     tokenizer = load_tokenizer(config.model.tokenizer or str(resolve(config.model.path)), chats=config.model)
-    source = PromptSource(config.prompts, tokenizer)
-    notes = [*check_model(config, plugin_of(config)), *check_tokenizer(config, tokenizer)]
-    elsewhere = address_to_join(config.cluster) is not None
-    notes += [*check_prompts(config, source), *meet_judges(config, source, tokenizer, elsewhere=elsewhere)]
-    for note in notes:
-        console.print(Text(shown(f"offbeat: {note}")), soft_wrap=True)
-    prompts = prompts_of(config, source, request.prompts)
+    for verifier in verifiers:
+        verifier.check_reads(tokenizer)
+    prompts = checked_prompts(config, tokenizer, request.prompts, say)
     different = len({prompt.token_ids for prompt in prompts})
     if different < len(prompts) and not request.composed:
         repeated = f"{different} different prompts among {len(prompts)}: repeats are no further draws for the intervals"
-        console.print(f"offbeat: {repeated}", soft_wrap=True)
+        say(repeated)
     count = config.sampling.completions_per_prompt
-    console.print(f"offbeat: sampling {count} answers to each of {len(prompts)} prompts", soft_wrap=True)
+    say(f"sampling {count} answers to each of {len(prompts)} prompts")
     with wiring.ray_session(config.cluster):
         wiring.check_sampling_resources(config)
         judges = wiring.start_judges(config, config.model.path)
         generators = wiring.start_generators(config, config.model.path, config.model.path, judges=judges)
-        say = partial(console.print, markup=False, soft_wrap=True)
         watchdog = Watchdog([*generators, *judges], config.watchdog, say, say)
-        groups = asyncio.run(watchdog.guard(_sample_and_judge(generators, judges[0], prompts)))
+        groups = asyncio.run(watchdog.guard(_sample_and_judge(config, generators, judges, prompts, say)))
     scores = [verifier.scores(groups, config) for verifier in verifiers]
     threshold = threshold_of(groups, config, request.threshold)
     solutions, candidates = judged(groups, scores, config, threshold)
@@ -120,6 +106,17 @@ def _evaluate(config: RunConfig, request: Request) -> int:
     return 0
 
 
+async def _sample_and_judge(
+    config: RunConfig,
+    generators: Sequence[GeneratorPort],
+    judges: Sequence[JudgePort],
+    prompts: Sequence[Prompt],
+    say: Callable[[str], None],
+) -> list[Group]:
+    await judges[0].ready()
+    return await judged_groups(config, judges, await sample(generators, prompts, say), say)
+
+
 def for_sampling(config: RunConfig) -> RunConfig:
     """Return `config` for sampling: one judge, and an engine without a second model."""
     plugin = plugin_of(config)
@@ -129,6 +126,23 @@ def for_sampling(config: RunConfig) -> RunConfig:
     model = config.model.model_copy(update={"reference": None})
     judging = config.judging.model_copy(update={"count": 1})
     return plugin.resolve(config.model_copy(update={"learner": learner, "model": model, "judging": judging}))
+
+
+def checked_prompts(
+    config: RunConfig, tokenizer: Any, wanted: int | None, say: Callable[[str], None], *, meet: bool = True
+) -> list[Prompt]:
+    """Return the prompts to answer, once model, tokenizer, prompts and, if `meet`, judges are found to go together.
+
+    `wanted` as in `prompts_of`. Raises UsageError if they do not.
+    """
+    source = PromptSource(config.prompts, tokenizer)
+    notes = [*check_model(config, plugin_of(config)), *check_tokenizer(config, tokenizer)]
+    notes += check_prompts(config, source)
+    if meet:
+        notes += meet_judges(config, source, tokenizer, elsewhere=address_to_join(config.cluster) is not None)
+    for note in dict.fromkeys(notes):
+        say(note)
+    return prompts_of(config, source, wanted)
 
 
 def prompts_of(config: RunConfig, source: PromptSource, wanted: int | None) -> list[Prompt]:
@@ -145,121 +159,7 @@ def prompts_of(config: RunConfig, source: PromptSource, wanted: int | None) -> l
     return source.evaluation_prompts(count)
 
 
-# ---------------------------------------------------------------- sampling
-
-
-async def _sample_and_judge(
-    generators: Sequence[GeneratorPort], judge: JudgePort, prompts: Sequence[Prompt]
-) -> list[Group]:
-    await judge.ready()
-    groups = await sample(generators, prompts)
-    return require_judged(await judge.judge(groups))
-
-
-def require_judged(answers: Sequence[Group | Failure]) -> list[Group]:
-    """Return judged groups. Raises RunError if one could not be judged."""
-    failed = [answer.reason for answer in answers if isinstance(answer, Failure)]
-    if failed:
-        raise RunError(f"{len(failed)} of {len(answers)} prompts could not be judged; the first: {failed[0]}")
-    return [answer for answer in answers if isinstance(answer, Group)]
-
-
-async def sample(generators: Sequence[GeneratorPort], prompts: Sequence[Prompt]) -> list[Group]:
-    """Sample one group for each prompt from the starting weights, with the prompts dealt out to the generators.
-
-    Returns groups in the order of `prompts`. A restarted generator gets its open prompts again. Raises RunError if a
-    generator dies for good or a prompt cannot be answered.
-    """
-    leases = [Lease(index, 0, prompt, 0, math.inf, draw="policy") for index, prompt in enumerate(prompts)]
-    shares = [leases[number :: len(generators)] for number in range(len(generators))]
-    served = await asyncio.gather(*[_serve(port, share) for port, share in zip(generators, shares, strict=True)])
-    groups = {group.lease.index: group for part in served for group in part}
-    return [groups[index] for index in range(len(prompts))]
-
-
-async def _serve(port: GeneratorPort, leases: Sequence[Lease]) -> list[Group]:
-    waiting = {lease.index: lease for lease in leases}
-    groups: list[Group] = []
-    while waiting:
-        try:
-            await port.ready()
-            await port.submit(list(waiting.values()))
-            while waiting:
-                for item in await port.collect(COLLECT_SECONDS):
-                    index = item.lease_index if isinstance(item, Failure) else item.lease.index
-                    lease = waiting.pop(index, None)  # None: answered before and after a broken connection
-                    if isinstance(item, Group) and lease is not None:
-                        groups.append(item)
-                    elif isinstance(item, Failure) and lease is not None:
-                        raise RunError(f"prompt '{lease.prompt.id}' could not be generated: {item.reason}")
-        except GeneratorUnavailableError:
-            continue  # Ray restarts it, at most generators.max_restarts times
-        except GeneratorDeadError as error:
-            raise RunError(f"{error}; see its log, then run again") from error
-    return groups
-
-
 # ---------------------------------------------------------------- selecting
-
-
-@dataclass(frozen=True, slots=True)
-class Verifier:
-    """A model that scores answers: by log-likelihood or, with `reference`, by implicit reward."""
-
-    directory: Path
-    reference: Path | None = None
-    beta: float = 1.0
-
-    def scores(self, groups: Sequence[Group], config: RunConfig) -> list[tuple[float, ...]]:
-        """Score every completion: log V(y|x) (nats; Hosseini et al. 2024, section 3.1), or with a reference
-        beta (log V(y|x) - log mu(y|x)) (Rafailov et al. 2023, eq. 5). Raises UsageError as `PerplexityModel` does."""
-        values = _sequence_logprobs(self.directory, groups, config)
-        if self.reference is not None:
-            ours, theirs = values, _sequence_logprobs(self.reference, groups, config)
-            values = [self.beta * (mine - other) for mine, other in zip(ours, theirs, strict=True)]
-        rest = iter(values)
-        return [tuple(next(rest) for _ in group.completions) for group in groups]
-
-
-def find_verifier(path: str, rank: Rank) -> Verifier:
-    """Return the verifier at a directory or hub name.
-
-    Raises UsageError if it, or its reference, is not found or not as it was written.
-    """
-    directory = resolve(path)
-    manifest.check(directory)
-    if rank == "likelihood":
-        return Verifier(directory)
-    record = directory / DPO_FILE
-    try:
-        recorded: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-        reference, beta = resolve(recorded["reference"]), float(recorded["beta"])
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(
-            f"--rank reward needs the verifier's reference and beta, and {record} does not hold them ({error!r}); "
-            "give the final/ directory of `offbeat dpo`, or --rank likelihood"
-        ) from error
-    manifest.check(reference)
-    return Verifier(directory, reference, beta)
-
-
-def _sequence_logprobs(directory: Path, groups: Sequence[Group], config: RunConfig) -> list[float]:
-    """Compute the log-prob (nats, temperature 1) of each completion, summed over its tokens."""
-    import torch
-
-    from learner.stages.perplexity import PerplexityModel
-    from learner.tensors.batching import rollout
-
-    model = PerplexityModel(
-        directory,
-        dtype=config.generators.dtype,
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        micro_batch_tokens=config.learner.micro_batch_tokens,
-    )
-    completions = flatten(groups)
-    prompts = [group.lease.prompt.token_ids for group in groups for _ in group.completions]
-    means = model.log_perplexities([rollout(prompt, each) for prompt, each in zip(prompts, completions, strict=True)])
-    return [-float(mean) * each.sampled_tokens for mean, each in zip(means, completions, strict=True)]
 
 
 def judged(

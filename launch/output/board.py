@@ -56,18 +56,12 @@ class RunSnapshot:
     in_flight: int  # leases at a generator or judge
     learner_state: str  # `training`, `waiting`, `publishing`, `checkpointing` or `evaluating`
     learner_seconds: Mapping[str, float]  # seconds spent in each state so far
-    loss: float | None = None
-    accuracy: float | None = None
-    kl: float | None = None  # KL to the reference (nats per completion)
-    log_ratio_max: float | None = None
-    """Largest |log policy - log behaviour| of a token (nats)."""
-    win_rate: float | None = None
-    win_rate_interval: tuple[float, float] | None = None
+    scores: Mapping[str, str | None] = field(default_factory=dict)
+    """What the run is about, by name, written out; None: not known yet."""
     dropped: Mapping[str, int] = field(default_factory=dict)  # groups dropped, by reason
-    tie_share: float | None = None  # of all pairs so far; None for losses on games
-    epochs: float | None = None  # passes over the prompts so far
     outside: tuple[str, ...] = ()  # figures outside the band of `divergence`, with their values
     ended_generators: int = 0  # processes of generators that died or were ended so far
+    seconds_left: float | None = None  # estimated
 
     @property
     def progress(self) -> float:
@@ -182,13 +176,14 @@ def line(snapshot: RunSnapshot) -> str:
     oldest = max(snapshot.ages, default=0)
     parts = [
         f"update {snapshot.updates}/{snapshot.total_updates} ({snapshot.progress:.0%}) version {snapshot.version}",
-        *(f"{name} {text}" for name, text in _scores(snapshot).items() if text != "-"),
+        *(f"{name} {text}" for name, text in snapshot.scores.items() if text is not None),
         f"{snapshot.tokens_per_second:,.0f} tokens/s {snapshot.groups_per_second:.1f} groups/s",
         f"buffered {snapshot.buffered} in flight {snapshot.in_flight} oldest {oldest} of {snapshot.max_staleness}",
         f"learner {snapshot.learner_state}",
         *([f"dropped {_counts(snapshot.dropped)}"] if any(snapshot.dropped.values()) else []),
         *([f"outside the band: {', '.join(snapshot.outside)}"] if snapshot.outside else []),
         f"elapsed {clock(snapshot.elapsed_seconds)}",
+        *([] if snapshot.seconds_left is None else [f"left {clock(snapshot.seconds_left)}"]),
     ]
     return " | ".join(parts)
 
@@ -197,25 +192,6 @@ def clock(seconds: float) -> str:
     """Return `1:02:03` for 3723 seconds; hours do not wrap into days."""
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
-
-
-def _scores(snapshot: RunSnapshot) -> dict[str, str]:
-    def number(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
-    win_rate = number(snapshot.win_rate, ".3f")
-    if snapshot.win_rate is not None and snapshot.win_rate_interval is not None:
-        low, high = snapshot.win_rate_interval
-        win_rate += f" [{low:.3f}, {high:.3f}]"
-    return {
-        "loss": number(snapshot.loss, ".4f"),
-        "accuracy": number(snapshot.accuracy, ".3f"),
-        "KL": number(snapshot.kl, ".2f"),
-        "max log-ratio": number(snapshot.log_ratio_max, ".3f"),
-        "win rate": win_rate,
-        **({} if snapshot.tie_share is None else {"ties": f"{snapshot.tie_share:.0%}"}),
-        **({} if snapshot.epochs is None else {"epochs": f"{snapshot.epochs:.2f}"}),
-    }
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -233,11 +209,16 @@ def render(snapshot: RunSnapshot) -> RenderableType:
         Group(_progress(snapshot), Text(), _generators(snapshot), Text(), middle, Text(), _scores_row(snapshot)),
         title=Text(f"offbeat  version {snapshot.version}", style="bold"),
         title_align="left",
-        subtitle=Text(f"{clock(snapshot.elapsed_seconds)} elapsed"),
+        subtitle=Text(_times(snapshot)),
         subtitle_align="right",
         box=ROUNDED,
         padding=(0, 1),
     )
+
+
+def _times(snapshot: RunSnapshot) -> str:
+    elapsed = f"{clock(snapshot.elapsed_seconds)} elapsed"
+    return elapsed if snapshot.seconds_left is None else f"{elapsed}, {clock(snapshot.seconds_left)} left"
 
 
 def _progress(snapshot: RunSnapshot) -> RenderableType:
@@ -307,7 +288,7 @@ def _add_bar(table: Table, name: str, share: float, value: str, style: str) -> N
 
 def _scores_row(snapshot: RunSnapshot) -> RenderableType:
     # Columns: a narrow terminal breaks between two scores, never inside one.
-    items = [Text.assemble((f"{name} ", "dim"), (text, "bold")) for name, text in _scores(snapshot).items()]
+    items = [Text.assemble((f"{name} ", "dim"), (text or "-", "bold")) for name, text in snapshot.scores.items()]
     if any(snapshot.dropped.values()):
         items.append(Text(f"dropped {_counts(snapshot.dropped)}", style="yellow"))
     if snapshot.outside:

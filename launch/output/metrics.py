@@ -11,13 +11,14 @@ import os
 import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from actors.errors import writing
+from actors.errors import writing, writing_remedy
 
+TENSORBOARD = "tensorboard"
 _EVENTS_FILE = re.compile(r"events\.out\.tfevents\.(\d+)\.")
 
 TAGS = {
@@ -82,18 +83,23 @@ class MetricsWriter:
     """Append one line, and one set of TensorBoard scalars, per step.
 
     A resumed run continues after step `resume_from` (0: a fresh run): later lines of an earlier part are removed, as is
-    a line cut short by a crash. Constructor and `write` raise RunError if the directory cannot be written.
+    a line cut short by a crash. Constructor and `write` raise RunError if the file of lines cannot be written.
+    TensorBoard only watches: if its files cannot be written, `say` is told once, and the rest of them is left out.
     """
 
-    def __init__(self, directory: str | Path, resume_from: int = 0) -> None:
-        self._path = Path(directory) / "metrics.jsonl"
+    def __init__(
+        self, directory: str | Path, resume_from: int = 0, say: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self._path, self._say = Path(directory) / "metrics.jsonl", say
         with self._writing():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self.last = truncate_after(self._path, resume_from)
             """The newest value of each name that was kept; empty for a fresh run."""
             self._file = self._path.open("a", encoding="utf-8")
-            self._start = time.time() - time.monotonic()
-            self._events = _Events(self._path.parent / "tensorboard", resume_from, self._now())
+        self._start = time.time() - time.monotonic()
+        self._events: _Events | None = None
+        with self._showing():
+            self._events = _Events(self._path.parent / TENSORBOARD, resume_from, self._now())
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Write one line `{"step": ..., "time": seconds since 1970, NAME: value, ...}`.
@@ -106,21 +112,40 @@ class MetricsWriter:
         with self._writing():
             self._file.write(json.dumps({"step": step, "time": now, **finite}) + "\n")
             self._file.flush()
-            self._events.write(step, now, values)
+        with self._showing():
+            if self._events is not None:
+                self._events.write(step, now, values)
 
     def write_text(self, step: int, name: str, text: str) -> None:
         """Write a text of `step` to TensorBoard alone."""
-        with self._writing():
-            self._events.write_text(step, self._now(), name, text)
+        with self._showing():
+            if self._events is not None:
+                self._events.write_text(step, self._now(), name, text)
 
     def close(self) -> None:
         """Close both files; may be called again. A disk error is not raised here: `write` has raised it."""
         for part in (self._file, self._events):
             with contextlib.suppress(OSError):
-                part.close()
+                if part is not None:
+                    part.close()
 
     def _now(self) -> float:
         return self._start + time.monotonic()
+
+    @contextlib.contextmanager
+    def _showing(self) -> Iterator[None]:
+        """Leave out what TensorBoard would show if its files cannot be written, and say so."""
+        try:
+            yield
+        except OSError as error:
+            events, self._events = self._events, None
+            if events is not None:
+                with contextlib.suppress(OSError):
+                    events.close()
+            self._say(
+                f"warning: cannot write {self._path.parent / TENSORBOARD}: {error.strerror or error}; the run goes on "
+                f"and {self._path.name} has all numbers; {writing_remedy(error)}, and a resume writes there again"
+            )
 
     def _writing(self) -> contextlib.AbstractContextManager[None]:
         return writing(self._path, "then use --resume, or choose another directory with --output DIR")

@@ -12,8 +12,26 @@ from launch.run.pools.judge_pool import JudgePool
 from launch.run.pools.reference_pool import ReferencePool
 from launch.run.protocols import RunPlugin
 from launch.settings.run import RunConfig
+from learner.records import UpdateStats
 
 RATE_SECONDS = 20.0  # window of the board's rates
+
+
+def written(value: float | None, form: str) -> str | None:
+    """Write a figure that is known."""
+    return None if value is None else format(value, form)
+
+
+def kl_of(stats: UpdateStats, evaluated: float | None) -> float | None:
+    """Return the newest estimate of KL to the reference: of the update's own completions, if its loss has it.
+
+    Of pairs the mean over chosen and rejected.
+    """
+    if stats.kl_players is not None:
+        return stats.kl_players
+    if stats.kl_chosen is not None and stats.kl_rejected is not None:
+        return (stats.kl_chosen + stats.kl_rejected) / 2.0
+    return evaluated
 
 
 class Reporter:
@@ -36,7 +54,6 @@ class Reporter:
             self._history.popleft()
         then, tokens, groups = self._history[0]
         seconds = max(now - then, 1e-9)
-        stats, rate = progress.stats, progress.win_rate
         return RunSnapshot(
             elapsed_seconds=now - self._started,
             version=buffer.version,
@@ -51,18 +68,38 @@ class Reporter:
             in_flight=buffer.in_flight,
             learner_state=progress.clock.state,
             learner_seconds=dict(progress.clock.seconds),
-            loss=None if stats is None else stats.loss,
-            accuracy=None if stats is None else stats.accuracy,
-            kl=progress.kl,
-            log_ratio_max=None if stats is None else stats.log_ratio_max,
-            win_rate=None if rate is None else rate.value,
-            win_rate_interval=None if rate is None or rate.low is None or rate.high is None else (rate.low, rate.high),
+            scores=self._scores(loop),
             dropped=buffer.ledger()["dropped"],
-            tie_share=progress.tie_share,
-            epochs=self._epochs(buffer.updates),
             outside=tuple(f"{each.figure} {each.value:.4g}" for each in loop.divergence.outside),
             ended_generators=len(loop.pool.accounts) - len(loop.pool.statuses),
+            seconds_left=progress.seconds_left(max(0, self._config.updates - buffer.updates)),
         )
+
+    def _scores(self, loop: TrainingLoop) -> dict[str, str | None]:
+        """Write the figures that this run's loss and judge are about."""
+        progress, stats, rate = loop.progress, loop.progress.stats, loop.progress.win_rate
+
+        def of_update(name: str, form: str = ".3f") -> str | None:
+            return None if stats is None else written(getattr(stats, name), form)
+
+        scores = {"loss": of_update("loss", ".4f")}
+        if self._config.opponent is not None:
+            scores["preference"] = of_update("player_preference")
+        else:
+            scores["reward"] = written(progress.score, ".3f")
+        if self._config.learner.loss.on_pairs:
+            scores["accuracy"] = of_update("accuracy")
+        scores |= {name: written(value, ".3f") for name, value in self._plugin.scores().items()}
+        scores["KL"] = written(progress.kl if stats is None else kl_of(stats, progress.kl), ".2f")
+        scores["max log-ratio"] = of_update("log_ratio_max")
+        scores["win rate"] = None if rate is None else written(rate.value, ".3f")
+        if rate is not None and rate.low is not None and rate.high is not None:
+            scores["win rate"] = f"{rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}]"
+        known = {
+            "ties": written(progress.tie_share, ".0%"),
+            "epochs": written(self._epochs(loop.buffer.updates), ".2f"),
+        }
+        return scores | {name: text for name, text in known.items() if text is not None}
 
     def _epochs(self, updates: int) -> float | None:
         """Return how often `updates` updates went over the prompts; None if their number is not known."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,15 +11,13 @@ from actors.errors import OffbeatError, UsageError, surroundings, writing
 from actors.files import discard
 from actors.foreign.text import shown
 from launch.output.board import Board, JsonBoard
-from launch.output.process import interrupts
+from launch.output.process import interrupts, supervisor
 from launch.output.run_directory import RunDirectory
 from launch.settings.renamed import new_key, new_value
 from launch.settings.run import TrainingConfig
 from learner.backend import checkpoints, manifest
 
 SHOWN_SKIPS = 5  # malformed rows shown one by one
-SAME_SECONDS = 1.0
-"""Time within which two SIGTERMs are one."""
 
 Status = Literal["completed", "interrupted", "failed"]
 Resume = bool | str
@@ -104,14 +101,16 @@ class Session:
         """Run `main` in an event loop. Write the summary of a run that `main` does not end; a full disk must not hide
         what ended it. Raises KeyboardInterrupt after a second interrupt."""
         try:
-            code = asyncio.run(main)
+            with contextlib.closing(main):
+                interrupts.check()
+                code = asyncio.run(main)
             interrupts.settle()
             return code
         except (KeyboardInterrupt, asyncio.CancelledError):
             interrupts.settle()
             with contextlib.suppress(OffbeatError, OSError):
                 self.directory.require()
-                write_summary("interrupted", "ended at once; the last checkpoint stands")
+                write_summary("interrupted", supervisor.last_words(self.directory.path))
             raise KeyboardInterrupt from None
         except BaseException as error:
             interrupts.settle()
@@ -163,33 +162,28 @@ def tell_skipped(skipped: Sequence[str], say: Callable[[str], None]) -> None:
 
 @contextlib.contextmanager
 def stopping_on_signals(stop: Callable[[], str | None], say: Callable[[str], None]) -> Iterator[None]:
-    """Within it the first Ctrl-C or SIGTERM calls `stop`, and the second cancels the current task.
+    """Within it the first signal calls `stop`, and a second one, as `interrupts.Requests` counts, cancels this task.
 
-    `stop` returns what to tell the user, or None if there is nothing to save: then the first one cancels too. SIGTERMs
-    within a second are one: the kernel sends one for each thread of a supervisor that was killed.
+    `stop` returns what to tell the user, or None if there is nothing to save: then the first one cancels too.
     """
     running, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    stopped, terminated = False, float("-inf")
+    requests = interrupts.Requests()
 
     def handle(number: int) -> None:
-        nonlocal stopped, terminated
-        if number == signal.SIGTERM:
-            before, terminated = terminated, time.monotonic()
-            if terminated - before < SAME_SECONDS:
-                return
-        told = None if stopped else stop()
-        stopped = True
-        if told is None:
-            task.cancel()
-        else:
+        asked = requests.hear(number, time.monotonic())
+        told = stop() if asked in ("stop", "repeat") else None
+        if told is not None:
             say(f"interrupted: {told}; a second time ends it at once")
+        elif asked is not None:
+            task.cancel()
 
     with interrupts.keeping():
-        for number in interrupts.NUMBERS:
+        heard = interrupts.heard()
+        for number in heard:
             running.add_signal_handler(number, handle, number)
         try:
             yield
         finally:
-            for number in interrupts.NUMBERS:
+            for number in heard:
                 running.remove_signal_handler(number)

@@ -307,7 +307,7 @@ class _Replay:
         if self._start.checkpoint is not None:
             await learner.load(self._start.checkpoint)
             self.say(f"starting from {self._start.checkpoint}")
-        metrics = MetricsWriter(self._directory.path)
+        metrics = MetricsWriter(self._directory.path, say=self.say)
         observers = self._plugin.observers(config, Path(reference_dir), self.say)
 
         def on_update(step: int, values: dict[str, float]) -> None:

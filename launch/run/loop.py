@@ -19,17 +19,16 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 from actors.errors import RunError
-from actors.records import Failure, Game, Group, Prompt, flatten
+from actors.records import Failure, Group, Prompt, flatten
 from actors.replay_buffer.buffer import Batch, ReplayBuffer
 from actors.replay_buffer.opponents import OpponentScheduler
 from launch.run import win_rate
 from launch.run.divergence import Departure, DivergenceWatch, figures_of
 from launch.run.evaluation import Evaluated, EvaluationSet
 from launch.run.pools.generator_pool import GeneratorPool
-from launch.run.pools.judge_pool import BATCHES_EACH
+from launch.run.pools.judge_pool import BATCHES_EACH, judge_all
 from launch.run.pools.lockstep import LockstepPool
 from launch.run.progress import Consumed, Progress, batch_metrics
 from launch.run.protocols import (
@@ -286,10 +285,8 @@ class TrainingLoop:
             stats = await self.learner.update(consumed.items, measure_step=self.limit.due(batch.update))
         progress.stats = stats
         progress.skipped += stats.skipped
-        if self.config.opponent is not None:
-            limit = self.limit.add(cast("Sequence[Game]", consumed.items), stats.step_size, stats.lr)
-            if limit is not None:
-                self._on_message(limit.describe())
+        if told := self.limit.hear(batch.groups, consumed.items, stats.step_size, stats.lr):
+            self._on_message(told)
         # Later updates of a version see a policy changed by the earlier ones.
         if max(batch.staleness) == 0 and batch.update % self.config.replay.updates_per_publish == 0:
             self._note_gap(stats.log_ratio_max)
@@ -341,7 +338,7 @@ class TrainingLoop:
 
     async def _judge_all(self, groups: Sequence[Group]) -> list[Group]:
         """Return the groups with their judgements; leave out failed ones, with a message."""
-        answers = await self.judge.judge(groups)
+        answers = await judge_all(self.judge, groups, self.config.judging, self._on_message)
         judged = [item for item in answers if not isinstance(item, Failure)]
         failures = [item for item in answers if isinstance(item, Failure)]
         if failures:

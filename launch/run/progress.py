@@ -71,13 +71,12 @@ def _check_bound(what: str, staleness: Sequence[int], setting: str, bound: int) 
 def batch_metrics(batch: Batch, consumed: Consumed) -> dict[str, float]:
     """Describe one update's data for `metrics.jsonl`; docs/outputs.md has the units."""
     completions = flatten(batch.groups)
-    scores = [score for group in batch.groups if group.judgement for score in group.judgement.scores]
     metrics = {
         "staleness_max": max(consumed.staleness),
         "staleness_mean": sum(consumed.staleness) / len(consumed.staleness),
         "completion_tokens_mean": sum(len(completion.token_ids) for completion in completions) / len(completions),
         "finished_share": sum(completion.finished for completion in completions) / len(completions),
-        "score_mean": sum(scores) / len(scores),
+        "score_mean": _mean_score(batch),
     }
     if isinstance(consumed.items[0], Pair):
         metrics["tie_share"] = consumed.ties / len(consumed.items)
@@ -87,6 +86,11 @@ def batch_metrics(batch: Batch, consumed: Consumed) -> dict[str, float]:
     if ages:
         metrics |= {"opponent_staleness_max": max(ages), "opponent_staleness_mean": sum(ages) / len(ages)}
     return metrics
+
+
+def _mean_score(batch: Batch) -> float:
+    scores = [score for group in batch.groups if group.judgement for score in group.judgement.scores]
+    return sum(scores) / len(scores)
 
 
 @dataclass
@@ -125,6 +129,9 @@ class Progress:
     mixed_groups: int = 0  # with finished and unfinished completions
     unfinished_won: int = 0  # mixed groups in which an unfinished completion has the best score
     skipped: int = 0
+    updates: int = 0  # that this process made
+    score: float | None = None
+    """The judge's mean score of the newest update's completions."""
     stats: UpdateStats | None = None  # of the last update
     log_ratio_max: float | None = None
     """Largest |log policy - log behaviour| of a token scored with the weights that sampled it: the gap between vLLM and
@@ -143,6 +150,10 @@ class Progress:
         """Share of the pairs that were ties; None before the first pair, and for losses on games."""
         return self.ties / self.pairs if self.pairs else None
 
+    def seconds_left(self, updates: int) -> float | None:
+        """Estimate the seconds of `updates` more updates at the mean pace so far; None before the first."""
+        return updates * self.learning_seconds / self.updates if self.updates and self.learning_seconds else None
+
     def consume(self, batch: Batch, consumed: Consumed) -> None:
         """Count what one update consumes."""
         for ages, histogram in (
@@ -152,6 +163,9 @@ class Progress:
             for age in ages:
                 histogram[age] = histogram.get(age, 0) + 1
         self.groups += len(batch.groups)
+        self.updates += 1
+        if batch.groups:
+            self.score = _mean_score(batch)
         self.tokens += sum(completion.sampled_tokens for completion in flatten(batch.groups))
         self.pairs += sum(isinstance(item, Pair) for item in consumed.items)
         self.ties += consumed.ties

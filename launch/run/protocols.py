@@ -225,3 +225,7 @@ class RunPlugin:
     def summary(self, updates: int) -> dict[str, Any]:
         """Return further values for `summary.json` after `updates` updates."""
         return {}
+
+    def scores(self) -> dict[str, float | None]:
+        """Return further figures for the board; None: not measured yet."""
+        return {}

@@ -85,6 +85,12 @@ class EmbeddedWorld(RunPlugin):
             del world["size"]  # the only size of older runs, which do not name it
         return {"world": world}
 
+    def scores(self) -> dict[str, float | None]:
+        if self._evaluation is None:
+            return {}
+        history = self._evaluation.history
+        return {"exploitability": history[-1].exploitability if history else None}
+
     def summary(self, updates: int) -> dict[str, Any]:
         evaluation = self._evaluation
         last = evaluation.history[-1] if evaluation is not None and evaluation.history else None

@@ -57,6 +57,14 @@ def settings(model: type[BaseModel], section: str = "", title: str = "") -> Iter
             yield from _variants(key, info, variants)
 
 
+def by_section(model: type[BaseModel]) -> dict[str, list[Setting]]:
+    """Return the leaves of each section: a subsection may be declared between two of them."""
+    sections: dict[str, list[Setting]] = {}
+    for setting in settings(model):
+        sections.setdefault(setting.section, []).append(setting)
+    return sections
+
+
 def section_models(info: FieldInfo) -> dict[str, type[BaseModel]]:
     """Return the models a field may hold: none for a leaf, one for a plain section, else one for each kind."""
     members = _members(info.annotation)
@@ -183,10 +191,7 @@ def print_settings(model: type[BaseModel]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(highlight=False, width=WIDTH_WITHOUT_TERMINAL)
-    # Grouped first: a subsection may be declared between two leaves of its section.
-    sections: dict[str, list[Setting]] = {}
-    for setting in settings(model):
-        sections.setdefault(setting.section, []).append(setting)
+    sections = by_section(model)
     console.print("\nSettings, in the YAML file as sections or on the command line as KEY=VALUE:")
     key_width = max(len(entry.key) for entries in sections.values() for entry in entries)
     for section, entries in sections.items():

@@ -96,6 +96,8 @@ class StageRun:
             config.divergence.action, self._directory.checkpoints, self._directory.failed_batches, self._say
         )
         self._stopped = False
+        self._training = False
+        """Whether steps are taken, after the first evaluation."""
         self._prepared: Prepared
         self._fixed: dict[str, Any]
         self._total = 0
@@ -108,6 +110,7 @@ class StageRun:
         with contextlib.ExitStack() as stack:
             stack.enter_context(session.running())
             self._prepared = prepared = self._prepare_files()
+            interrupts.check()
             session.keep(directory.start)
             for note in [*prepared.notes, *session.notes]:
                 self._say(note)
@@ -141,13 +144,17 @@ class StageRun:
         interrupts.settle()
         self._write_summary("completed" if completed else "interrupted", None)
         if not completed:
-            self._say("interrupted: checkpoint written, go on with --resume")
             return INTERRUPTED
         self._say(f"{self._directory.final} holds the model; {self._elapsed()} in all")
         return 0
 
-    def _stop(self) -> str:
+    def _stop(self) -> str | None:
+        """Ask for the end after the steps under way; None while there is nothing to save."""
         self._stopped = True
+        if not self._training:
+            return None
+        if self._state.updates == self._total:
+            return "all updates are done, evaluating and saving"
         return "the run ends after the steps under way"
 
     def _prepare_files(self) -> Prepared:
@@ -188,6 +195,7 @@ class StageRun:
         saved = state.updates or None
         if state.updates == 0:
             state.held_out_at_start = await self._evaluate()
+        self._training = True
         while state.updates < self._total and not self._out_of_patience() and not self._stopped:
             due = [REPORT_UPDATES, self._total - state.updates]
             due += [step - state.updates % step for step in (training.evaluate_every, every) if step]

@@ -26,7 +26,6 @@ from launch.settings.loading import RECORDED
 from launch.sweep.plan import PlannedRun
 
 POLL_SECONDS = 0.1
-_HEARD = (*interrupts.NUMBERS, signal.SIGHUP)
 _MARK = "offbeat: error: "
 _LONGEST_TAIL = 1 << 16
 """Bytes at the end of a log that are searched for an error."""
@@ -164,13 +163,12 @@ class _Process:
 
 @contextlib.contextmanager
 def _heard() -> Iterator[list[int]]:
-    """Yield a list that Ctrl-C, SIGTERM and SIGHUP are added to; one that is ignored stays so, as under nohup."""
+    """Yield a list that signals are added to; one that is ignored stays so, as under nohup."""
     heard: list[int] = []
-    previous = {number: signal.getsignal(number) for number in _HEARD}
+    previous = {number: signal.getsignal(number) for number in interrupts.heard()}
     try:
-        for number, handler in previous.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, lambda number, frame: heard.append(number))
+        for number in previous:
+            signal.signal(number, lambda number, frame: heard.append(number))
         yield heard
     finally:
         for number, handler in previous.items():

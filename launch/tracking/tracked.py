@@ -63,7 +63,7 @@ class TrackedMetrics(MetricsWriter):
     """Metrics of a run that trackers get too, by TensorBoard's names. Raises what `MetricsWriter` raises, no more."""
 
     def __init__(self, session: Session, resume_from: int, say: Callable[[str], None]) -> None:
-        super().__init__(session.directory.path, resume_from)
+        super().__init__(session.directory.path, resume_from, say)
         config, directory = session.config, session.directory
         verb = type(config).__name__.removesuffix("RunConfig").lower() or "train"
         settings = redact(config.model_dump(mode="json"))

@@ -15,6 +15,7 @@ nats per unit of probability and step, tau in probability per nat. Pure NumPy; m
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -48,22 +49,27 @@ def rotations(preferences: ArrayLike) -> np.ndarray:
     games = np.asarray(preferences, dtype=np.float64)
     if games.ndim != 3 or games.shape[0] < 1 or games.shape[1] < 3:
         raise UsageError(f"preferences have shape {games.shape}; they need [prompts, k, k] with k >= 3 and a prompt")
-    return _rotations(np.stack([checked_game(game) for game in games]) - 0.5)
+    return _rotations_of(np.stack([checked_game(game) for game in games]))
 
 
-def _rotations(A: np.ndarray) -> np.ndarray:
-    k = A.shape[1]
+def _rotations_of(games: np.ndarray) -> np.ndarray:
+    A, k = games - 0.5, games.shape[1]
     squares, powers = (A * A).sum(axis=(1, 2)), (A.sum(axis=2) ** 2).sum(axis=1)
     return 0.5 * (squares - 2.0 * (powers - squares) / (k - 2)) / (k * (k - 1))
 
 
-def fastest_rotation(preferences: ArrayLike, prompts: ArrayLike, share: float = 0.1) -> float:
+def fastest_rotation(
+    preferences: ArrayLike,
+    prompts: ArrayLike,
+    share: float = 0.1,
+    measure: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> float:
     """Estimate sqrt of the mean sum of omega^2 over the `share` of prompts where it is largest.
 
-    preferences [g, k, k] as in `rotations`; prompts [g] number them, and estimates of one prompt are averaged. The
-    largest of noisy estimates are too large on average. Chosen by one half of a game's completions and estimated by the
-    other, they are too small, since the choice errs. The result has the mean of both, over several ways to halve; the
-    first alone for k < 6, whose halves are no games.
+    preferences [g, k, k] as in `rotations`, which `measure` replaces; prompts [g] number them, and estimates of one
+    prompt are averaged. The largest of noisy estimates are too large on average. Chosen by one half of a game's
+    completions and estimated by the other, they are too small, since the choice errs. The result has the mean of both,
+    over several ways to halve; the first alone for k < 6, whose halves are no games.
     """
     games = np.asarray(preferences, dtype=np.float64)
     _, number = np.unique(np.asarray(prompts), return_inverse=True)
@@ -74,14 +80,15 @@ def fastest_rotation(preferences: ArrayLike, prompts: ArrayLike, share: float = 
         by, of = (np.bincount(number, weights=each) / counts for each in (choose, estimate))
         return float(of[np.argsort(-by, kind="stable")[:chosen]].mean())
 
-    whole = rotations(games)
+    whole = rotations(games) if measure is None else measure(games)
+    measure = _rotations_of if measure is None else measure
     square, k = largest(whole, whole), games.shape[1]
     if k >= 6:
         random = np.random.default_rng(0)
         apart = []
         for _ in range(HALVINGS):
             one, other = np.array_split(random.permutation(k), 2)
-            first, second = (_rotations(games[:, half[:, None], half] - 0.5) for half in (one, other))
+            first, second = (measure(games[:, half[:, None], half]) for half in (one, other))
             apart += [largest(first, second), largest(second, first)]
         square = 0.5 * (square + float(np.mean(apart)))
     return math.sqrt(max(0.0, square))

@@ -65,6 +65,21 @@ def preference_loss(
     return LossOutput(loss=loss, metrics={"margin": margin, "accuracy": (margin > 0.0).to(margin.dtype)})
 
 
+def has_residual(config: PairLossConfig | BestOfNLossConfig) -> bool:
+    """Return whether the loss has a fixed point at which its pairs' `residual` is 0 on average."""
+    return config.kind in ("dpo", "ipo")
+
+
+def residual(margin: Tensor, config: PairLossConfig) -> Tensor:
+    """Return what the label exceeds the policy's own preference by [b], from `margin` = beta h [b].
+
+    With label p it is p - sigma(beta h) for dpo and p - 1/2 - beta h for ipo: the loss's slope in h, divided by -beta
+    and by -2 / beta.
+    """
+    label = 1.0 - config.label_smoothing
+    return label - margin.sigmoid() if config.kind == "dpo" else label - 0.5 - margin
+
+
 def best_of_n_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor) -> LossOutput:
     """Compute -log pi(y_w) (nats) of each pair's best completion from sequence log-probs; all inputs [b].
 

@@ -4,6 +4,7 @@ Must not depend on the source of rollouts, policy versions or Ray. Methods marke
 ranks with equal arguments.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -86,17 +87,17 @@ class TrainEngine:
     def update(self, items: Sequence[Pair] | Sequence[Game], measure_step: bool = False) -> UpdateStats:
         """Take one optimizer step on the mean loss over `items`, the whole batch on every rank. Collective.
 
-        `measure_step` scores the players of games again after the step, for `step_size`. Raises UsageError for items
-        that the loss does not consume, or that lack reference log-probs if there is no reference here; RunError if more
-        than `max_skipped_updates` updates were skipped.
+        `measure_step` scores the players of games, or both sides of pairs, again after the step, for `step_size`.
+        Raises UsageError for items that the loss does not consume, or that lack reference log-probs if there is no
+        reference here; RunError if more than `max_skipped_updates` updates were skipped.
         """
         self._objective.check(items)
         if self.policies.reference is None:
             check_reference_logprobs(items)
-        if measure_step and self._objective.kind is Pair:
+        if measure_step and not self._objective.measures_step:
             raise UsageError(
-                f"the step size is measured on games, and learner.loss.kind {self.config.loss.kind} consumes pairs; "
-                "leave measure_step out"
+                f"learner.loss.kind {self.config.loss.kind} has no step size: its pairs have no residual that vanishes "
+                "at rest; leave measure_step out"
             )
         step = self._trainer.update(items, self._objective)
         if step.applied and self.policies.average is not None:
@@ -110,9 +111,11 @@ class TrainEngine:
         return UpdateStats(step_size=measured, **step.values)
 
     def _step_size(self, details: list[Any]) -> float:
-        """Measure the last step on the players of all ranks. Collective."""
+        """Measure the last step on the players of all ranks; nan if all pairs were ties. Collective."""
         players = gather(Players.of(details))
         sequences = [sequence for part in players for sequence in part.sequences]
+        if not sequences:
+            return math.nan
         after = self.policies.score(sequences, with_reference=False)
         return step_size(players, [sum(policy) for policy, _ in after])
 

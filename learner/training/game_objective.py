@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from actors.errors import UsageError
-from actors.records import Completion, Game
+from actors.records import Completion, Game, Pair
 from learner.config import LearnerConfig
 from learner.games.stability import step_size_estimate
 from learner.losses.config import (
@@ -23,13 +23,20 @@ from learner.losses.config import (
     PpoLossConfig,
     RewardLossConfig,
 )
-from learner.losses.games import GameBatch, game_loss, opponent_weights, opponents_of
+from learner.losses.games import GameBatch, GameOutput, game_loss, opponent_weights, opponents_of
 from learner.losses.grpo import grpo_loss
 from learner.losses.ppo import ppo_loss
 from learner.tensors import batching
 from learner.tensors.batching import RolloutSequence, pad_by_sequence, token_rows
 from learner.training.policies import Pass, TokenLogProbs
 from learner.training.rollout_objective import Losses, RolloutObjective
+
+LOSSES: dict[type, Callable[[GameBatch, Any, float], GameOutput]] = {
+    GrpoLossConfig: grpo_loss,
+    PpoLossConfig: ppo_loss,
+}
+"""Losses on scores, by their settings; the others are `game_loss`. Each takes the batch, its settings and an anchor's
+weight (0 without an anchor)."""
 
 
 class GameObjective(RolloutObjective):
@@ -123,11 +130,10 @@ class GameObjective(RolloutObjective):
     def losses(self, members: Sequence[Game], logprobs: Sequence[TokenLogProbs]) -> Losses:
         games = game_batch(members, self.all_passes(members), logprobs)
         loss, players = self._loss, games.players
-        if isinstance(loss, GrpoLossConfig):
-            output = grpo_loss(games, loss, self._anchor_weight)
-        elif isinstance(loss, PpoLossConfig):
-            output = ppo_loss(games, loss, self._anchor_weight)
+        if (of_scores := LOSSES.get(type(loss))) is not None:
+            output = of_scores(games, loss, self._anchor_weight)
         else:
+            assert isinstance(loss, RewardLossConfig | GameLossConfig)
             output = game_loss(games, loss, self._opponent_mean, self._anchor_weight)
         log_ratio = (games.policy.detach() - games.behaviour)[:, :players][games.mask[:, :players] > 0]
         opponent_log_ratio = None
@@ -187,21 +193,25 @@ def game_batch(members: Sequence[Game], parts: Sequence[Pass], logprobs: Sequenc
 
 @dataclass(frozen=True, slots=True)
 class Players:
-    """Players of some games before a step."""
+    """Players of some games, or both completions of some pairs, before a step."""
 
-    sequences: list[RolloutSequence]  # prompts and responses, game by game
-    logprobs: list[list[float]]  # log pi(y|x) (nats), [games][K]
-    advantages: list[list[float]]  # advantages, [games][K]
+    sequences: list[RolloutSequence]  # prompts and responses, item by item
+    logprobs: list[list[float]]  # log pi(y|x) (nats), [items][K]
+    advantages: list[list[float]]  # advantages, [items][K]; of a pair its residual, and minus that
 
     @classmethod
-    def of(cls, details: Sequence[tuple[Sequence[Game], Tensor, Tensor]]) -> Players:
+    def of(cls, details: Sequence[tuple[Sequence[Game] | Sequence[Pair], Tensor, Tensor]]) -> Players:
         """Collect the players of several micro-batches, from `Losses.detail`."""
-        games = [game for members, _, _ in details for game in members]
+        items: list[Game | Pair] = [item for members, _, _ in details for item in members]
         return cls(
-            [batching.rollout(game.prompt_token_ids, player) for game in games for player in game.players],
+            [batching.rollout(item.prompt_token_ids, player) for item in items for player in _players(item)],
             [row for _, logprobs, _ in details for row in logprobs.tolist()],
             [row for _, _, advantages in details for row in advantages.tolist()],
         )
+
+
+def _players(item: Game | Pair) -> tuple[Completion, ...]:
+    return item.players if isinstance(item, Game) else item.completions
 
 
 def step_size(players: Sequence[Players], logprobs_after: Sequence[float]) -> float:

@@ -15,7 +15,7 @@ from learner.losses.config import (
     BestOfNLossConfig,
     PairLossConfig,
 )
-from learner.losses.pairs import best_of_n_loss, preference_loss, tie_loss
+from learner.losses.pairs import best_of_n_loss, has_residual, preference_loss, residual, tie_loss
 from learner.tensors import batching
 from learner.tensors.batching import RolloutSequence, sum_by_sequence, token_rows
 from learner.training.policies import Pass, TokenLogProbs
@@ -33,6 +33,7 @@ class PairObjective(RolloutObjective):
         assert isinstance(config.loss, PairLossConfig | BestOfNLossConfig)
         self._loss: PairLossConfig | BestOfNLossConfig = config.loss
         self._tie_loss = tie_loss(self._stronger)
+        self.measures_step = has_residual(self._loss)
 
     @property
     def _stronger(self) -> PairLossConfig | BestOfNLossConfig:
@@ -78,7 +79,12 @@ class PairObjective(RolloutObjective):
         kl_chosen, kl_rejected = (policy - reference).detach().chunk(2)
         behaviour = torch.tensor(batching.behaviour_logprobs(members), device=rows.device)
         metrics = {**output.metrics, "kl_chosen": kl_chosen, "kl_rejected": kl_rejected, **pulls}
-        return Losses(output.loss, metrics, own.policy.detach() - behaviour)
+        detail = None
+        if self.measures_step:
+            assert isinstance(loss, PairLossConfig)
+            left = residual(output.metrics["margin"], loss)
+            detail = (members, policy.detach().view(2, -1).T, torch.stack([left, -left], dim=1))
+        return Losses(output.loss, metrics, own.policy.detach() - behaviour, detail=detail)
 
     def means(self, items: Sequence[Pair], sums: Mapping[str, float], maxima: Mapping[str, float]) -> dict[str, Any]:
         ties = sum(pair.tie for pair in items)

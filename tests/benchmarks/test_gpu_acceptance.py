@@ -118,7 +118,9 @@ def test_a_part_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGKILL]
+)
 def test_no_process_outlives_the_command(number: int, tmp_path: Path) -> None:
     """Killed with -9 it leaves a folder in shared memory, which the next run removes, as a run's."""
     marked = Marked()

@@ -57,7 +57,23 @@ MEASURED = [
     if of_row(raw_result("anchor.json"), row, "seed", updates)
 ]
 
+NASH_ROWS = {
+    "lag-0": "| 0 | yes | no |",
+    "lag-16": "| 16 | yes, the default | no |",
+    "lag-16-weighted-anchor": "| 16 | yes | yes |",
+    "lag-16-anchor": "| 16 | no | yes |",
+}
+"""The same of Nash-MD."""
+
 CLAIMS = [
+    *(
+        of(PAGE, "anchor_nash.json")(
+            f"{cells} {{exploitability}} | {{kl}} |",
+            exploitability=seeds(row, "exploitability_tail", ".3f", LONG),
+            kl=seeds(row, "kl_tail", ".2f", LONG),
+        )
+        for row, cells in NASH_ROWS.items()
+    ),
     *(
         anchor(
             f"{ROWS[row]} {updates:,} | {{exploitability}} | {{largest}} | {{kl}} |",

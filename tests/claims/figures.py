@@ -30,12 +30,11 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "docs/lora.md": ("What it takes", "Adapters beside all weights"),
     "docs/losses.md": ("Runs that diverge",),
     "docs/nash.md": ("Measured",),
-    "docs/preference.md": ("What they reach", "In training"),
+    "docs/preference.md": ("What they reach",),
     "docs/prompts.md": ("A chat model", "GSM8K"),
     "docs/publication.md": ("What proves a version",),
     "docs/reference.md": ("Reference actors",),
-    "docs/scale.md": ("Coordinators", "Journal", "What was simulated"),
-    "docs/staleness.md": ("What S means",),
+    "docs/scale.md": ("Coordinators", "What was simulated", "The rest, computed"),
     "docs/world.md": ("The starting point",),
 }
 """The sections that tell what was measured, without those below them. docs/faults.md names a test in each row."""

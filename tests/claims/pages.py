@@ -30,7 +30,7 @@ def row(text: str, *paths: str) -> Claim:
     return choice(f"| {text} | {cell} |", at="choice")
 
 
-VERIFIER, SOLVER, ORACLE = "rows/k={}/verifiers/0", "rows/k={}/verifiers/1", "rows/k={}/oracle"
+VERIFIER, SOLVER = "rows/k={}/verifiers/0", "rows/k={}/verifiers/1"
 
 EVALUATE = [
     row("pass@1", "pass_at_1"),
@@ -40,16 +40,10 @@ EVALUATE = [
             ("best of 4 / of 16, by the verifier's likelihood", VERIFIER),
             ("best of 4 / of 16, by the verifier's reward", "by_reward/k={}"),
             ("best of 4 / of 16, by the solver's own likelihood", SOLVER),
-            ("any of 4 / of 16 (oracle)", ORACLE),
         )
     ),
     row("majority of 16", "majority"),
-    choice(
-        "{sft/updates} updates of supervised training, {dpo/train_examples:,} pairs from 8 answers to "
-        "{task/pair_prompts:,} training problems, {dpo/updates} updates of DPO. On {task/test} held-out problems with "
-        "{choice/candidates} answers each"
-    ),
-    choice("it prefers the correct answer in {dpo/held_out/accuracy:.2f} of cases"),
+    choice("On {task/test} held-out problems with {choice/candidates} answers each"),
 ]
 
 # ---------------------------------------------------------------- docs/generators.md, docs/data.md
@@ -58,68 +52,26 @@ generator = of("docs/generators.md", "generator.json")
 on_update = of("docs/generators.md", "on_update.json")
 fp8 = of("docs/generators.md", "fp8.json")
 
-BESIDE_BARE = (
-    "{tokens_per_second/generator:,.0f} | {tokens_per_second/bare engine:,.0f} | {generator_over/bare engine:.3f} "
-    "| {least/bare engine:.3f}, {most/bare engine:.3f} | {tokens_per_second/bare engine, no log-probs:,.0f} |"
-)
+BESIDE_BARE = "{generator_over/bare engine:.3f} | {least/bare engine:.3f}, {most/bare engine:.3f} |"
 
 
 def by_the_clock(choose: Callable[[Any], float], extreme: str) -> Callable[[Any], float]:
     return lambda raw: choose(raw[model]["clock"][extreme]["bare engine"] for model in ("toy", "model"))
 
 
-def a_sync(choose: Callable[[Any], float], way: str) -> Callable[[Any], float]:
-    return lambda raw: choose(each[way]["a_sync"] for each in raw["rounds"])
-
-
-def running_tokens(load: dict[str, int]) -> float:
-    """Compute the tokens of the running requests' prompts and half of their answers, to hundreds."""
-    return round(load["prompts"] * load["completions"] * (load["prompt_tokens"] + load["new_tokens"] / 2), -2)
-
-
 GENERATORS = [
-    generator(
-        "| toy: Llama of 2 layers, hidden 128, float32; {requests} requests of {prompt_tokens} + {new_tokens} tokens |",
-        at="toy/load",
-        requests=lambda load: load["prompts"] * load["completions"],
-    ),
-    generator(f"tokens | {BESIDE_BARE}", at="toy/processor"),
-    generator(
-        "| SmolLM2-135M, bfloat16; {requests} requests of {prompt_tokens} + {new_tokens} tokens |",
-        at="model/load",
-        requests=lambda load: load["prompts"] * load["completions"],
-    ),
-    generator(f"tokens | {BESIDE_BARE}", at="model/processor"),
+    generator(f"| toy: Llama of 2 layers | {BESIDE_BARE}", at="toy/processor"),
+    generator(f"| SmolLM2-135M, bfloat16 | {BESIDE_BARE}", at="model/processor"),
     generator(
         "by the clock the same rounds spread from {least:.1f} to {most:.1f}.",
         least=by_the_clock(min, "least"),
         most=by_the_clock(max, "most"),
     ),
     on_update(
-        "A sync costs {seconds_of_a_sync/recompute:.2f} s of processor time with `recompute` ({r_least:.2f} and "
-        "{r_most:.2f}) and {seconds_of_a_sync/keep:.2f} s with `keep` ({k_least:.2f} and {k_most:.2f})",
-        r_least=a_sync(min, "recompute"),
-        r_most=a_sync(max, "recompute"),
-        k_least=a_sync(min, "keep"),
-        k_most=a_sync(max, "keep"),
+        "a sync costs {seconds_of_a_sync/recompute:.2f} s of processor time with `recompute`, "
+        "{seconds_of_a_sync/keep:.2f} s with `keep`"
     ),
-    on_update(
-        "here {saved:.1f} s for {tokens:.0f} of them",
-        saved=lambda raw: raw["seconds_of_a_sync"]["recompute"] - raw["seconds_of_a_sync"]["keep"],
-        tokens=lambda raw: running_tokens(raw["load"]),
-    ),
-    fp8("| SmolLM2-135M, {tokens} tokens of its own completions |"),
-    *(
-        fp8(f"| {text} | {{mean:.3f}} | {{largest:.2f}} |", at=f"nats/{kind}")
-        for text, kind in (
-            ("rounding to bfloat16", "bfloat16 from float32"),
-            (
-                "linear layers of the bfloat16 model rounded to e4m3, one scale per output channel",
-                "fp8 from bfloat16, one scale per channel",
-            ),
-            ("the same, one scale per layer", "fp8 from bfloat16, one scale per layer"),
-        )
-    ),
+    fp8("changes log-probs by {mean:.3f} nats in the mean", at="nats/fp8 from bfloat16, one scale per channel"),
 ]
 
 DATA = [
@@ -142,19 +94,12 @@ def cycle_error(run: Any) -> float:
 PREFERENCE = [
     *(
         preference(
-            f"| {kind} | {seed} | {{card/nll:.4f}} | {{card/label_entropy:.4f}} | {{card/accuracy:.4f}} | "
+            f"| {kind} | 0 | {{card/nll:.4f}} | {{card/label_entropy:.4f}} | {{card/accuracy:.4f}} | "
             "{card/ece:.4f} | {cycle:.3f} |",
-            at=f"runs/kind={kind}&seed={seed}",
+            at=f"runs/kind={kind}&seed=0",
             cycle=cycle_error,
         )
         for kind in ("pairwise", "skew", "bradley_terry")
-        for seed in (0, 1)
-    ),
-    preference(
-        "The runs took {least:.0f} to {most:.0f} minutes each",
-        at="runs",
-        least=lambda runs: min(run["wall_seconds"] for run in runs) / 60,
-        most=lambda runs: max(run["wall_seconds"] for run in runs) / 60,
     ),
 ]
 

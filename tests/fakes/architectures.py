@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 WORDS = 96
 
 _SIZES = {
@@ -54,6 +56,11 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("cohere", {n: v for n, v in _SIZES.items() if n != "head_dim"} | {"logit_scale": 0.5}),
 }
 """By name: transformers' model type, and the fields of its configuration."""
+
+
+def long_but(*names: str) -> list[Any]:
+    """All of them as a test's parameters: those not named are marked `long`."""
+    return [name if name in names else pytest.param(name, marks=pytest.mark.long) for name in ARCHITECTURES]
 
 
 def architecture(directory: Path, name: str, *, seed: int = 0) -> Any:

@@ -34,7 +34,8 @@ class FakePrompts:
 class FakeGenerator:
     """A generator in this process: answers what it holds every `seconds`, at its current version.
 
-    A group has two completions of the policy. With `opponents`, as many of these too, where a lease asks for them.
+    A group has two completions of the policy, or `players`. With `opponents`, as many of these too, where a lease asks
+    for them.
     """
 
     vital = False
@@ -44,6 +45,7 @@ class FakeGenerator:
         name: str,
         *,
         seconds: float = 0.001,
+        players: int = 2,
         opponents: int = 0,
         die_after: int | None = None,
         dead_for_good: bool = False,
@@ -56,6 +58,7 @@ class FakeGenerator:
         self.loads_at_death: int | None = None
         self._held: list[Lease] = []
         self._seconds = seconds
+        self._players = players
         self._opponents = opponents
         self._die_after = die_after
         self._dead_for_good = dead_for_good
@@ -92,7 +95,7 @@ class FakeGenerator:
         return GeneratorStatus(self.name, self.version, 0, len(self._held), 0, 0.0, 0.0, 0.0, process="0")
 
     def _completions(self, lease: Lease) -> tuple[Completion, ...]:
-        players = 0 if lease.draw == "opponents" else 2
+        players = 0 if lease.draw == "opponents" else self._players
         opponents = 0 if lease.draw == "policy" else self._opponents
         versions = (self.version, self.version)
         return tuple(

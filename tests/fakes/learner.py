@@ -86,7 +86,7 @@ class FakeRanks:
         done = range(self.updates - updates + 1, self.updates + 1)
         if self._on_advance is not None:
             self._on_advance(self.updates)
-        await asyncio.sleep(0.01)  # signals arrive
+        await asyncio.sleep(0.01 if self._on_advance is None else 0.1)  # signals arrive
         common = {"metrics": {}, "grad_norm": 1.0, "lr": 0.1, "tokens": 10, "padded_tokens": 12, "seconds": 0.5}
         return [
             StageStats(update=update, loss=1 / update, **common, skipped=False, skipped_updates=0) for update in done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,26 +19,33 @@ pytestmark = [
     pytest.mark.usefixtures("own"),
 ]
 
-UPDATES = 80
+Kills = list[tuple[str, int]]
+"""Roles, and the updates before each is killed."""
+IN_PLACE: Kills = [("judge", 8), ("generator", 16)]
+ALL: Kills = [("generator", 15), ("judge", 30), ("learner", 45), ("driver", 60), ("stopped generator", 68)]
 
 
-def test_a_run_loses_nothing_when_each_kind_of_its_processes_is_killed(tmp_path: Path, model_dir: Path) -> None:
+@pytest.mark.parametrize(
+    ("kills", "updates", "starts"), [(IN_PLACE, 28, 1), pytest.param(ALL, 80, 3, marks=pytest.mark.long)]
+)
+def test_a_run_loses_nothing_when_each_kind_of_its_processes_is_killed(
+    kills: Kills, updates: int, starts: int, tmp_path: Path, model_dir: Path
+) -> None:
     """Generators and judge come back by themselves; learner and driver cost a resume each.
 
     Weights go through the object store, so the generator that comes back must still find them there.
     """
-    config = configuration(tmp_path, model_dir, UPDATES)
+    config = configuration(tmp_path, model_dir, updates)
     settings = yaml.safe_load(config.read_text())
     settings["publication"]["transport"] = "object_store"
     config.write_text(yaml.safe_dump(settings))
     driver = Driver(config, tmp_path / "log")
-    kills = [("generator", 15), ("judge", 30), ("learner", 45), ("driver", 60), ("stopped generator", 68)]
     try:
         account = torment(driver, kills, random.Random(0), longest_wait=1.0)
     finally:
         driver.end()
-    assert account.kills == {role: 1 for role, _ in kills}
-    assert account.starts == 3
+    assert account.kills == Counter(role for role, _ in kills)
+    assert account.starts == starts
     assert account.orphans == 0
-    found = findings(tmp_path / "run", UPDATES)
+    found = findings(tmp_path / "run", updates)
     assert found["violations"] == [], found

@@ -63,6 +63,7 @@ def test_engines_sample_with_the_adapter_that_the_learner_trained(whole: Path, m
     assert {name for name, _ in model.named_parameters() if "lora_" in name}
 
 
+@pytest.mark.long
 def test_a_run_that_was_interrupted_ends_with_the_same_adapter(whole: Path, model_dir: Path, tmp_path: Path) -> None:
     config = configured(tmp_path / "interrupted", model_dir)
     process = start("train", str(config))

@@ -17,6 +17,7 @@ MODEL = ROOT / "models" / "smollm2-135m-instruct"
 GAP = {"float32": (2e-4, 2e-5), "bfloat16": (0.6, 0.15), "bfloat16-float32": (0.6, 0.15)}
 """Largest and mean log-prob difference, in nats, between engine and learner on a token; by dtype, and that of the head
 if it has another."""
+VARIANTS = ["float32", pytest.param("bfloat16", marks=pytest.mark.long), "bfloat16-float32"]
 TEMPERATURE = 0.7
 QUESTIONS = (
     "What is the capital of France?",
@@ -55,8 +56,10 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two updates of the preset, on-policy, in each dtype. Side by side: most of their time is starting."""
+def runs(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, Path]:
+    """Two updates of the preset, on-policy, in each dtype asked for. Side by side: most of their time is starting."""
+    items = [item for item in request.session.items if item.path == request.path and isinstance(item, pytest.Function)]
+    names = dict.fromkeys(item.callspec.params["run"] for item in items)
     directory, processes = tmp_path_factory.mktemp("chat"), Marked()
     rows = [{"messages": [{"role": "user", "content": text}], "checks": "words=1-8; lowercase"} for text in QUESTIONS]
     (directory / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -76,7 +79,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     try:
         with leaving_nothing(processes):
             started = []
-            for name in GAP:
+            for name in names:
                 dtype, _, head = name.partition("-")
                 own = (f"generators.dtype={dtype}", f"learner.dtype={dtype}", f"output={directory / name}")
                 started.append(start(*arguments, *own, f"model.head_dtype={head or 'model'}"))
@@ -84,10 +87,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
                 finish(process)
     finally:
         processes.end()
-    return {name: directory / name for name in GAP}
+    return {name: directory / name for name in names}
 
 
-@pytest.fixture(params=GAP)
+@pytest.fixture(params=VARIANTS)
 def run(request: pytest.FixtureRequest, runs: dict[str, Path]) -> Run:
     return Run(runs[request.param], request.param)
 

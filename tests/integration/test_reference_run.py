@@ -40,9 +40,18 @@ def configured(directory: Path, model_dir: Path, **settings: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(ours: Marked, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that goes on after one of its reference actors was killed."""
     config = configured(tmp_path_factory.mktemp("reference") / "whole", model_dir)
-    finish(start("train", str(config)))
+    process = start("train", str(config))
+    wait_for_updates(process, config.parent / "run", 2)
+    kill_a_reference_actor(ours)
+    finish(process)
     return config.parent / "run"
+
+
+def kill_a_reference_actor(ours: Marked) -> None:
+    victim, _ = [each for each in ours.running() if "".join(each.cmdline()).startswith("ray::ReferenceWorker")]
+    victim.kill()
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -70,20 +79,22 @@ def test_every_completion_that_was_trained_on_has_its_reference_log_probs(whole:
     assert max(gaps) < 1e-3
 
 
+@pytest.mark.long
 def test_a_run_whose_reference_actor_is_killed_and_that_is_interrupted_ends_with_the_same_weights(
-    whole: Path, ours: Marked, model_dir: Path, tmp_path: Path
+    ours: Marked, model_dir: Path, tmp_path: Path
 ) -> None:
+    undisturbed = configured(tmp_path / "undisturbed", model_dir)
+    finish(start("train", str(undisturbed)))
     config = configured(tmp_path / "killed", model_dir)
     run = config.parent / "run"
     process = start("train", str(config))
     wait_for_updates(process, run, 2)
-    victim, _ = [each for each in ours.running() if "".join(each.cmdline()).startswith("ray::ReferenceWorker")]
-    victim.kill()
+    kill_a_reference_actor(ours)
     wait_for_updates(process, run, 4)
     process.send_signal(signal.SIGINT)
     finish(process, 130)
     finish(start("train", str(config), "--resume"))
-    expected, found = weights(whole), weights(run)
+    expected, found = weights(undisturbed.parent / "run"), weights(run)
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
@@ -101,6 +112,7 @@ def test_a_replay_reaches_the_bits_of_the_run_and_a_learner_that_holds_the_refer
     assert 0.0 < report["weights"]["largest_difference"] < 1e-3
 
 
+@pytest.mark.long
 def test_a_run_that_went_on_without_a_reference_cannot_take_the_groups_that_nobody_scored(
     ours: Marked, model_dir: Path, tmp_path: Path
 ) -> None:

@@ -34,6 +34,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "nash_pg": {"opponent": {"kind": "mixture", "beta": 0.25, "completions_per_prompt": 2}},
 }
 SEEDS = {"dpo": 0, "nash_pg": 1}
+EACH = ["dpo", pytest.param("nash_pg", marks=pytest.mark.long)]
 AVERAGES: dict[str, Any] = {"anchor": {"weight": 0.4}, "average_last": 0.25}
 """State of the learner beside weights and optimizer."""
 
@@ -127,7 +128,7 @@ def assert_same(report: dict[str, Any], run: Path, updates: int) -> None:
     assert exact["exploitability"]["recorded"] == exact["exploitability"]["replay"] > 0.0
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", EACH)
 def test_a_run_killed_at_random_moments_and_resumed_ends_with_the_weights_of_one_that_was_not(
     runs_of: Callable[[str], Runs], model_dir: Path, loss: str
 ) -> None:
@@ -148,12 +149,13 @@ def test_a_run_killed_at_random_moments_and_resumed_ends_with_the_weights_of_one
     assert 0.0 < average["exact"]["exploitability"] != summary["exploitability"]
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", EACH)
 def test_a_replay_reaches_the_bits_of_the_run(runs_of: Callable[[str], Runs], loss: str) -> None:
     run = runs_of(loss).whole
     assert_same(replayed(run, into="again"), run, UPDATES)
 
 
+@pytest.mark.long
 def test_a_replay_reaches_the_bits_of_an_asynchronous_run_that_measured_its_steps(
     ours: Marked, tmp_path: Path, model_dir: Path
 ) -> None:

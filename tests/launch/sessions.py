@@ -29,6 +29,8 @@ from tests.fakes.learner import FakeLearner, FakeStats
 class Stats(FakeStats):
     accuracy: float = 0.5
     kl_chosen: float = 0.0
+    kl_rejected: float = 0.0
+    kl_players: float | None = None
     grad_norm: float = 1.0
 
 
@@ -101,7 +103,7 @@ def config_of(tmp_path: Path, **settings: Any) -> RunConfig:
         "model": {"path": "world"},
         "output": str(tmp_path / "run"),
         "updates": 6,
-        "prompts": {"max_prompt_tokens": 8},
+        "prompts": {"source": "world", "max_prompt_tokens": 8},
         "sampling": {"completions_per_prompt": 2, "max_new_tokens": 4},
         "replay": {"prompts_per_update": 4},
         "checkpoints": {"every_updates": 0},

@@ -44,7 +44,7 @@ def test_stop_tokens_that_were_given_are_kept() -> None:
 
 
 def test_a_model_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"model.path '.*nothing-here' does not exist"):
+    with pytest.raises(UsageError, match=r"model.path '.*nothing-here' does not exist .*; give an existing directory"):
         check_model(_config(model={"path": str(tmp_path / "nothing-here")}))
 
 
@@ -56,7 +56,7 @@ def test_an_engine_longer_than_the_model_s_positions_is_refused_with_both_number
         _config(
             model={"path": str(tmp_path)},
             generators={"max_model_len": 64},
-            prompts={"max_prompt_tokens": 8},
+            prompts={"source": "world", "max_prompt_tokens": 8},
             sampling={"max_new_tokens": 8},
         )
     )
@@ -66,7 +66,7 @@ def _with_reference(policy: Path, reference: Path, **settings) -> RunConfig:
     return _config(
         model={"path": str(policy), "reference": str(reference)},
         generators={"max_model_len": 64},
-        prompts={"max_prompt_tokens": 8},
+        prompts={"source": "world", "max_prompt_tokens": 8},
         sampling={"max_new_tokens": 8},
         **settings,
     )

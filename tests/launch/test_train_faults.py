@@ -324,7 +324,8 @@ def test_a_clock_that_jumps_by_an_hour_at_every_update_changes_nothing(
         learner.during = move  # type: ignore[method-assign]
         learner.interrupt_at = None if arguments else 2
         # Slow, so that leases are held while the clock jumps.
-        assert trial.train(*arguments, learner=learner, seconds=0.05)[0] == (0 if arguments else 130)
+        code, said = trial.train(*arguments, learner=learner, seconds=0.05)
+        assert code == (0 if arguments else 130), said
     trial.go_on()
     end = summary_of(trial.place)
     assert end["ledger"]["returned"].keys() <= {"restart"}, "no lease has expired"

@@ -23,6 +23,7 @@ from launch import train
 from launch.cluster import wiring
 from launch.output.group_table import BUFFER_FILE, read_buffer
 from launch.output.journal import Journal
+from launch.output.process import interrupts
 from launch.run.protocols import Publication
 from launch.settings.run import RunConfig
 from learner.backend import checkpoints
@@ -42,9 +43,9 @@ def actors(monkeypatch: pytest.MonkeyPatch) -> Actors:
 @pytest.fixture(autouse=True)
 def handlers_as_before() -> Iterator[None]:
     """A run leaves the process's signal handlers as it found them, however it ends."""
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(number) for number in interrupts.NUMBERS]
     yield
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(number) for number in interrupts.NUMBERS] == before
 
 
 def test_a_completed_run_leaves_model_summary_and_metrics(tmp_path: Path, actors: Actors) -> None:
@@ -60,8 +61,24 @@ def test_a_completed_run_leaves_model_summary_and_metrics(tmp_path: Path, actors
 
 @pytest.mark.parametrize(
     "signals",
-    [(signal.SIGINT,), (signal.SIGTERM,), (signal.SIGTERM,) * 3],
-    ids=["Ctrl-C", "SIGTERM", "SIGTERM from each thread of a dead supervisor"],
+    [
+        (signal.SIGINT,),
+        (signal.SIGTERM,) * 3,
+        (signal.SIGHUP,) * 2,
+        (signal.SIGQUIT,),
+        (signal.SIGXCPU,) * 5,
+        (signal.SIGUSR1, signal.SIGTERM),
+        (signal.SIGUSR2,),
+    ],
+    ids=[
+        "Ctrl-C",
+        "SIGTERM from each thread of a dead supervisor",
+        "a terminal that closes",
+        "Ctrl-backslash",
+        "a limit of CPU time, again and again",
+        "a scheduler's warning, then its end",
+        "another scheduler's warning",
+    ],
 )
 def test_an_interrupted_run_is_saved_and_goes_on_where_it_was(tmp_path: Path, actors: Actors, signals: Any) -> None:
     actors.learner.interrupt_at, actors.learner.signals = 3, signals
@@ -159,7 +176,7 @@ def test_a_second_interrupt_ends_the_run_at_once_and_does_not_call_it_failed(tmp
     with pytest.raises((asyncio.CancelledError, KeyboardInterrupt)):
         train.run_training(config_of(tmp_path))
     assert summary_of(tmp_path)["status"] == "interrupted"
-    assert "ended at once" in summary_of(tmp_path)["error"]
+    assert summary_of(tmp_path)["error"] == "interrupted; ended at once without a checkpoint, --resume starts over"
     assert checkpoints.latest(tmp_path / "run" / "checkpoints") is None
 
 
@@ -175,6 +192,23 @@ def test_an_interrupt_while_actors_start_ends_the_run_at_once(tmp_path: Path, ac
     with pytest.raises((asyncio.CancelledError, KeyboardInterrupt)):
         train.run_training(config_of(tmp_path))
     assert summary_of(tmp_path)["status"] == "interrupted"
+    assert summary_of(tmp_path)["error"] == "interrupted; nothing to save"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGXCPU])
+def test_a_signal_while_a_run_is_taken_down_does_not_void_it(
+    tmp_path: Path, actors: Actors, number: signal.Signals
+) -> None:
+    """All updates, the model and its evaluation are there; the run was called interrupted."""
+
+    class Closing(Learner):
+        async def close(self) -> None:
+            os.kill(os.getpid(), number)
+            await asyncio.sleep(0.01)
+
+    actors.learner = Closing()
+    assert train.run_training(config_of(tmp_path)) == 0
+    assert summary_of(tmp_path)["status"] == "completed"
 
 
 def test_sigterm_before_the_loop_ends_the_run_as_ctrl_c_does(

@@ -116,7 +116,8 @@ class EndpointJudgeConfig(HttpJudgeConfig):
     template: str | None = Field(
         default=None,
         description="Jinja template of the user message, with `prompt`, `messages`, `answer` and what is judged: "
-        "`first` and `second`, or `completion`, `low`, `high` and `criteria`; unset: the one in docs/judges.md",
+        "`first` and `second`, or `completion`, `low`, `high` and `criteria`; "
+        "unset: the mode's in actors/judges/http/questions.py",
     )
     verdict_pattern: str = Field(
         default=PAIR_PATTERN,

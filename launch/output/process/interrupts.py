@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM outside of the event loop: both raise KeyboardInterrupt until the outcome of a run stands.
+"""What signals ask of a run, and KeyboardInterrupt outside of the event loop until the outcome of a run stands.
 
 Ray sets a handler of its own, which ends the process with code 15. An interrupt that arrives while a run is taken down
 must not change what its summary says.
@@ -7,45 +7,88 @@ must not change what its summary says.
 import contextlib
 import signal
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from launch.output.process import supervisor
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM)
+NUMBERS = supervisor.FORWARDED
+WARNINGS = (signal.SIGXCPU, signal.SIGUSR1, signal.SIGUSR2)
+"""Those that tell of an end which is near, as a limit of CPU time does every second. They never end a run at once."""
+SAME_SECONDS = 1.0
+"""Time within which two signals are one: the kernel sends one for each thread of a supervisor that was killed, and a
+terminal that closes one more than its shell. Two Ctrl-C are two."""
 _settled = False
 _missed = False
 """Whether an interrupt came after the outcome."""
+_raised = False
+"""Whether one was raised that has not ended the run: a package that is being imported may have caught it."""
+
+
+class Requests:
+    """What each signal of a run in the event loop asks for. A state machine without a clock."""
+
+    def __init__(self) -> None:
+        self._stopped = False
+        self._asked: tuple[int, float] | None = None  # the newest that is no warning
+
+    def hear(self, number: int, now: float) -> Literal["stop", "repeat", "end"] | None:
+        """Return `stop`: save and end; `repeat`: say again that the run does; `end`: end at once; None: nothing new."""
+        first, self._stopped = not self._stopped, True
+        if number in WARNINGS:
+            return "stop" if first else None
+        before, self._asked = self._asked, (number, now)
+        if first:
+            return "stop"
+        if before is None:
+            return "repeat"
+        twice = before[0] == number == signal.SIGINT
+        return "end" if twice or now - before[1] >= SAME_SECONDS else None
 
 
 def heed() -> None:
-    """Let both signals raise KeyboardInterrupt in this process; one that is ignored stays so, as in a shell's `&`."""
-    for number in NUMBERS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+    """Let them raise KeyboardInterrupt in this process; one that is ignored stays so, as in a shell's `&`."""
+    for number in heard():
+        signal.signal(number, _interrupt)
+
+
+def heard() -> list[signal.Signals]:
+    """Return those that nobody has told this process to ignore."""
+    return [number for number in NUMBERS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @contextlib.contextmanager
 def heeding() -> Iterator[None]:
-    """Heed both signals until its end, or until `settle`. Raises KeyboardInterrupt if one waits since the last run."""
-    global _settled, _missed
+    """Heed them until its end, or until `settle`. Raises KeyboardInterrupt if one waits since the last run."""
+    global _settled, _missed, _raised
     missed, _settled, _missed = _missed, False, False
     supervisor.tell("settled", False)
-    if missed:
+    try:
+        check()
+        if missed:
+            raise KeyboardInterrupt
+        with keeping():
+            heed()
+            yield
+    finally:
+        _raised = False
+
+
+def check() -> None:
+    """Raise KeyboardInterrupt again if somebody has caught the last one."""
+    if _raised:
         raise KeyboardInterrupt
-    with keeping():
-        heed()
-        yield
 
 
 @contextlib.contextmanager
 def keeping() -> Iterator[None]:
-    """Set both handlers back at its end, whatever was set within."""
+    """Set all handlers back at its end, whatever was set within."""
     previous = {number: signal.getsignal(number) for number in NUMBERS}
     try:
         yield
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            if handler is not None:  # one that was not set from Python
+                signal.signal(number, handler)
 
 
 def settle() -> None:
@@ -56,7 +99,8 @@ def settle() -> None:
 
 
 def _interrupt(number: int, frame: Any) -> None:
-    global _missed
+    global _missed, _raised
     if not _settled:
+        _raised = True
         raise KeyboardInterrupt
     _missed = True

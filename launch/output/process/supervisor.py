@@ -26,7 +26,16 @@ VERBS = ("train", "sft", "dpo", "preference", "evaluate", "replay", "demo")
 """Verbs that start Ray."""
 VARIABLE = "OFFBEAT_SUPERVISOR"
 """Environment variable of the driver: the descriptor on which it tells the supervisor what to clean up."""
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FORWARDED = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGXCPU,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+"""Signals that ask a run to save and end: of terminals, of limits of time, and of the schedulers of clusters."""
 HEAPS = {"MALLOC_ARENA_MAX": "2"}
 """Of the C library, which keeps one for each thread: what one thread frees, no other can use, and the driver grows."""
 STOP_SECONDS = 12.0
@@ -34,12 +43,19 @@ STOP_SECONDS = 12.0
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _supervisors: list[int] = []
 """The pipe to this process's supervisor, if it has one."""
+_runs: list[Path] = []
+"""The directories of this process's runs."""
 
 
 def wanted(arguments: Sequence[str]) -> bool:
     """Return whether a command line starts a run, and this process is not its driver."""
+    return starts_run(arguments) and VARIABLE not in os.environ
+
+
+def starts_run(arguments: Sequence[str]) -> bool:
+    """Return whether a command line starts a run."""
     verb = next((each for each in arguments if not each.startswith("-")), None)
-    return verb in VERBS and "--help" not in arguments and VARIABLE not in os.environ
+    return verb in VERBS and "--help" not in arguments
 
 
 def be_driver() -> None:
@@ -52,13 +68,40 @@ def be_driver() -> None:
 def tell(what: str, value: object = "") -> None:
     """Tell the supervisor, if there is one: `run` its directory, `shared` its folder, `settled`
     whether a run's outcome stands, `end` its exit code."""
+    if what == "run":
+        _runs.append(Path(str(value)))
     for descriptor in _supervisors:
         with contextlib.suppress(OSError):
             os.write(descriptor, f"{json.dumps([what, str(value)])}\n".encode())
 
 
+def say_interrupted() -> None:
+    """Say last of all what this process's newest run has saved."""
+    _print_interrupted(_runs[-1] if _runs else None)
+
+
+def _print_interrupted(run: Path | None) -> None:
+    print(shown(f"offbeat: {last_words(run)}"), file=sys.stderr, flush=True)
+
+
+def last_words(run: Path | None) -> str:
+    """Say of an interrupted command what its run in `run` has saved, and how to go on."""
+    with contextlib.suppress(OSError, TypeError):
+        checkpoints = run / "checkpoints"  # type: ignore[operator]
+        tag = (checkpoints / "latest").read_text(encoding="utf-8", errors="replace").strip()
+        return f"interrupted; checkpoint at {checkpoints / tag}, go on with --resume"
+    with contextlib.suppress(OSError, TypeError):
+        if (run / "metrics.jsonl").stat().st_size:  # type: ignore[operator]
+            return "interrupted; ended at once without a checkpoint, --resume starts over"
+    return "interrupted; nothing to save"
+
+
 def supervise(command: Sequence[str]) -> int:
     """Run `command` as the driver; return the exit code that it told, or 1 if it ended without a word."""
+    signals = _Signals()
+    for number in FORWARDED:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda number, frame: signals.pass_on(number))
     _control(_PR_SET_CHILD_SUBREAPER, 1)
     reading, writing = os.pipe()
     driver = subprocess.Popen(
@@ -69,10 +112,7 @@ def supervise(command: Sequence[str]) -> int:
         preexec_fn=die_with_parent,
     )
     os.close(writing)
-    signals = _Signals(driver)
-    for number in FORWARDED:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, lambda number, frame: signals.pass_on(number))
+    signals.to(driver)
     told: dict[str, list[str]] = {}
     listener = threading.Thread(target=_listen, args=(reading, told, signals), daemon=True)
     listener.start()
@@ -87,7 +127,7 @@ def supervise(command: Sequence[str]) -> int:
     if "end" in told:
         return int(told["end"][-1])
     if -code in signals.sent:
-        print("offbeat: interrupted", file=sys.stderr)
+        _print_interrupted(Path(told["run"][-1]) if "run" in told else None)
         return INTERRUPTED
     return _say(code, told)
 
@@ -108,19 +148,24 @@ def _control(option: int, value: int) -> None:
 class _Signals:
     """What goes to the driver, except while it is taking a run down: Ray lets SIGTERM end a process there."""
 
-    def __init__(self, driver: subprocess.Popen[bytes]) -> None:
+    def __init__(self) -> None:
         self.sent: set[int] = set()
-        self._driver = driver
+        self._driver: subprocess.Popen[bytes] | None = None
         self._waiting: list[int] = []
         self._held = False
 
+    def to(self, driver: subprocess.Popen[bytes]) -> None:
+        """Send to `driver` from now on, first what came before it was there."""
+        self._driver = driver
+        self.hold(self._held)
+
     def pass_on(self, number: int) -> None:
-        self._waiting.append(signal.SIGTERM if number == signal.SIGHUP else number)
+        self._waiting.append(number)
         self.hold(self._held)
 
     def hold(self, held: bool) -> None:
         self._held = held
-        while self._waiting and not held:
+        while self._driver is not None and self._waiting and not held:
             with contextlib.suppress(ProcessLookupError, IndexError):  # the listener may have been quicker
                 number = self._waiting.pop()
                 self.sent.add(number)

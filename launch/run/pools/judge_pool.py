@@ -5,14 +5,23 @@ Knows of the judges only what they count.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
+from actors.judges.config import JudgingConfig
 from actors.judges.http.figures import frequent_abstentions, language_models, with_shares
 from actors.records import Failure, Group
+from launch.run.pools.countdown import Countdown
 from launch.run.pools.failover import Failover
 from launch.run.protocols import JudgePort
 
 BATCHES_EACH = 2
 """Batches at one judge at a time: the next is in transit while one is judged."""
+
+
+class Judging(Protocol):
+    """What judges groups: one judge, a pool, or one that waits for reference log-probs too."""
+
+    async def judge(self, groups: Sequence[Group]) -> Sequence[Group | Failure]: ...
 
 
 class JudgePool:
@@ -53,6 +62,27 @@ class JudgePool:
     async def figures(self) -> dict[str, float]:
         """Counters, merged over all judges, with the shares that they make."""
         return with_shares(merged(await asyncio.gather(*[judge.figures() for judge in self._judges])))
+
+
+async def judge_all(
+    judge: Judging, groups: Sequence[Group], config: JudgingConfig, say: Callable[[str], None]
+) -> list[Group | Failure]:
+    """Judge the groups of an evaluation in batches, on all judges at once; say how far it is. Keeps the order."""
+    countdown, room = Countdown("judging", len(groups), say), asyncio.Semaphore(BATCHES_EACH * config.count)
+
+    async def judged(part: Sequence[Group]) -> Sequence[Group | Failure]:
+        async with room:
+            answers = await judge.judge(part)
+        countdown.add(len(part))
+        return answers
+
+    size = config.max_batch_groups
+    tasks = [asyncio.create_task(judged(groups[start : start + size])) for start in range(0, len(groups), size)]
+    try:
+        return [answer for part in await asyncio.gather(*tasks) for answer in part]
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def merged(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -136,7 +136,12 @@ def test_a_hub_data_set_that_cannot_be_had_says_what_was_tried(monkeypatch: pyte
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(UsageError, match=r"'owner/name' is not a file or directory.*no route to host"):
+        rows_of("owner/name")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UsageError, match=r"cannot be loaded: HF_HUB_OFFLINE is set"):
         rows_of("owner/name")
 
 

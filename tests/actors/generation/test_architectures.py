@@ -20,7 +20,7 @@ from learner.publication.config import PublicationConfig
 from learner.publication.publisher import Publisher
 from learner.tensors.batching import collate
 from tests.actors.generation.test_engine import run
-from tests.fakes.architectures import ARCHITECTURES, WORDS, architecture
+from tests.fakes.architectures import WORDS, architecture, long_but
 from tests.fakes.canaries import canary_tokens
 from tests.fakes.generators import spec_of
 
@@ -106,7 +106,7 @@ def publish(policy: Any, publisher: Publisher) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.vllm
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", long_but("llama-3", "qwen-2", "qwen-3-moe", "gemma-2", "gpt-2"))
 def test_an_architecture_is_sampled_mixed_published_and_saved_on_policy(tmp_path, publisher, name) -> None:
     """All of transformers comes first: vLLM runs some architectures through its classes, and changes them."""
     directory, final = tmp_path / "hub", tmp_path / "final"

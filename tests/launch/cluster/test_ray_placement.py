@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from typing import Any
 import pytest
 import ray
 from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
-from ray._raylet import Config
+from ray._raylet import Config, PlacementGroupID
+from ray.util.placement_group import PlacementGroup
 
 from actors import remote
 from actors.errors import UsageError
@@ -31,12 +33,11 @@ from tests.fakes.probes import Probe
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("shared memory")]
 
 GPU_MACHINES = {
-    "gpu-1": [Node(8.0, 1)],
-    "gpu-1-lora": [Node(8.0, 1)],
-    "gpu-1-80gb": [Node(8.0, 1)],
-    "node-8gpu": [Node(28.0, 8)],
-    "cluster-2node": [Node(32.0, 8), Node(32.0, 8)],
+    ("gpu-1", "gpu-1-lora", "gpu-1-80gb"): [Node(8.0, 1)],
+    ("node-8gpu",): [Node(28.0, 8)],
+    ("cluster-2node",): [Node(32.0, 8), Node(32.0, 8)],
 }
+GPU_PRESETS = {*itertools.chain(*GPU_MACHINES)}
 Where = tuple[str, tuple[int, ...]]
 
 
@@ -94,6 +95,17 @@ def start(config: RunConfig, directory: Path) -> dict[str, list[Where]]:
     found = {role: ray.get([actor.where.remote() for actor in actors], timeout=120) for role, actors in handles.items()}
     for actor in itertools.chain(*handles.values()):
         ray.kill(actor)
+    for name, group in ray.util.placement_group_table().items():
+        if group["state"] != "REMOVED":
+            ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
+    deadline = time.monotonic() + 60
+    while any(
+        ray.available_resources().get(name, 0.0) < ray.cluster_resources()[name]
+        for name in ("CPU", "GPU")
+        if name in ray.cluster_resources()
+    ):
+        assert time.monotonic() < deadline, "Ray still holds what the actors had"
+        time.sleep(0.1)
     return found
 
 
@@ -126,7 +138,7 @@ def together(places: dict[str, list[tuple[int, ...]]]) -> list[list[str]]:
 
 def test_every_preset_for_cpus_starts(short_dir: Path) -> None:
     with pretended([Node(16.0, 0)], short_dir):
-        for preset in sorted(set(preset_names()) - set(GPU_MACHINES)):
+        for preset in sorted(set(preset_names()) - GPU_PRESETS):
             config = config_of(preset)
             found = start(config, short_dir)
             assert {role: len(each) for role, each in found.items()} == {
@@ -137,12 +149,17 @@ def test_every_preset_for_cpus_starts(short_dir: Path) -> None:
             assert {cards for each in found.values() for _, cards in each} == {()}
 
 
-@pytest.mark.parametrize("preset", GPU_MACHINES)
-def test_every_preset_for_gpus_starts_on_the_machines_that_it_names(preset: str, short_dir: Path) -> None:
+@pytest.mark.parametrize("presets", GPU_MACHINES, ids=" ".join)
+def test_every_preset_for_gpus_starts_on_the_machines_that_it_names(presets: Sequence[str], short_dir: Path) -> None:
     """Two of them had an option that Ray refuses, and no test had ever given it to Ray."""
-    nodes, config = GPU_MACHINES[preset], config_of(preset)
+    nodes, configs = GPU_MACHINES[tuple(presets)], {preset: config_of(preset) for preset in presets}
     with pretended(nodes, short_dir):
-        found = start(config, short_dir)
+        places = {preset: start(config, short_dir) for preset, config in configs.items()}
+    for preset, found in places.items():
+        assert_placed(preset, configs[preset], nodes, found)
+
+
+def assert_placed(preset: str, config: RunConfig, nodes: Sequence[Node], found: dict[str, list[Where]]) -> None:
     expected = planned(config, nodes)
     assert {role: len(each) for role, each in found.items()} == {role: len(each) for role, each in expected.items()}
     assert len({node for node, _ in found[RANK]}) == 1

@@ -109,6 +109,20 @@ def test_models_without_a_run_among_them_need_a_configuration(tmp_path, capsys):
     assert "nothing names prompts and judge; give --config FILE" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("given", "answers"), [([], 1), (["--answers", "3"], 3)])
+def test_each_model_answers_once_unless_more_is_asked_for(monkeypatch, given, answers):
+    """The default of one answer was refused as too few completions for a run."""
+    asked = []
+
+    def comparison(config, *_):
+        asked.append(config.sampling.completions_per_prompt)
+        return 0
+
+    monkeypatch.setattr("launch.evaluate.compare.run_comparison", comparison)
+    assert main(["compare", "a", "b", "--config", "embedded", *given]) == 0
+    assert asked == [answers]
+
+
 def test_every_model_answers_and_one_judge_sees_all_answers_to_a_prompt_in_the_models_order(
     tmp_path, monkeypatch, capsys
 ):
@@ -127,7 +141,8 @@ def test_every_model_answers_and_one_judge_sees_all_answers_to_a_prompt_in_the_m
         return [Group(group.lease, group.completions, Judgement((0.0, 1.0))) for group in groups]
 
     questions = [Prompt(f"p:{n}", (n,), "?") for n in range(3)]
-    monkeypatch.setattr(module, "_checked", lambda config, wanted, say, first: questions[:wanted])
+    monkeypatch.setattr(module, "load_tokenizer", lambda path, chats: path)
+    monkeypatch.setattr(module, "checked_prompts", lambda config, tokenizer, wanted, say, meet: questions[:wanted])
     monkeypatch.setattr(module, "_answers", answers)
     monkeypatch.setattr(module, "_judged", judge)
     names = []

@@ -1,50 +1,16 @@
 """Evaluation by sampling: who answers what, how answers are judged and ranked, and what is refused."""
 
-import asyncio
 import json
-import shutil
-from dataclasses import replace
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
-from actors.errors import RunError, UsageError
-from actors.records import Completion, Failure, Group, Judgement, Lease, Prompt
+from actors.errors import UsageError
+from actors.records import Completion, Group, Judgement, Lease, Prompt
 from launch.cli import main
-from launch.evaluate.evaluate import Request, find_verifier, judged, run_evaluation, sample, threshold_of
+from launch.evaluate.evaluate import Request, judged, run_evaluation, threshold_of
 from launch.settings.loading import load_config
-from learner.backend import manifest
 from learner.stages.config import ScratchConfig
 from learner.stages.scratch import make_model
-from tests.fakes.generators import FakeGenerator, FakePrompts
-
-PROMPTS = [FakePrompts().prompt(number) for number in range(7)]
-
-
-def test_prompts_are_dealt_to_all_generators_and_answered_in_order():
-    generators = [FakeGenerator("a"), FakeGenerator("b", seconds=0.01)]
-    groups = asyncio.run(sample(generators, PROMPTS))
-    assert [group.lease.prompt.id for group in groups] == [prompt.id for prompt in PROMPTS]
-    assert [len(generator.answered) for generator in generators] == [4, 3]
-    assert {lease.draw for generator in generators for lease in generator.answered} == {"policy"}
-
-
-def test_a_generator_that_comes_back_is_given_its_prompts_again_and_a_dead_one_ends_the_evaluation():
-    back = FakeGenerator("a", die_after=0)
-    groups = asyncio.run(sample([back, FakeGenerator("b")], PROMPTS))
-    assert (back.deaths, len(groups)) == (1, 7)
-    with pytest.raises(RunError, match="a; see its log"):
-        asyncio.run(sample([FakeGenerator("a", die_after=0, dead_for_good=True)], PROMPTS))
-
-
-def test_a_prompt_that_cannot_be_generated_ends_the_evaluation():
-    class Refusing(FakeGenerator):
-        async def collect(self, timeout_seconds):
-            return [Failure(0, 0, "too long")]
-
-    with pytest.raises(RunError, match="prompt 'fake:0' could not be generated: too long"):
-        asyncio.run(sample([Refusing("a")], PROMPTS[:1]))
 
 
 def group(texts, scores, finished=True, answer="12"):
@@ -111,49 +77,6 @@ def models(tmp_path_factory):
     record = {"reference": str(path / "reference"), "kind": "dpo", "beta": 0.2, "label_smoothing": 0.0}
     (path / "verifier" / "dpo.json").write_text(json.dumps(record))
     return path
-
-
-def slow_logprob(directory, prompt, response):
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64).eval()
-    ids = torch.tensor([*prompt, *response])
-    with torch.no_grad():
-        logp = model(input_ids=ids[None]).logits[0].log_softmax(-1)
-    return sum(float(logp[t - 1, ids[t]]) for t in range(len(prompt), len(ids)))
-
-
-@pytest.mark.parametrize("damaged", ["verifier", "reference"])
-def test_a_damaged_verifier_or_reference_is_refused(models, tmp_path, damaged):
-    for name in ("verifier", "reference"):
-        shutil.copytree(models / name, tmp_path / name)
-    record = json.loads((tmp_path / "verifier" / "dpo.json").read_text()) | {"reference": str(tmp_path / "reference")}
-    (tmp_path / "verifier" / "dpo.json").write_text(json.dumps(record))
-    manifest.seal(tmp_path / damaged)
-    weights = bytearray((tmp_path / damaged / "model.safetensors").read_bytes())
-    weights[-1] ^= 1
-    (tmp_path / damaged / "model.safetensors").write_bytes(weights)
-    with pytest.raises(UsageError, match=rf"{damaged} is not as it was written: model\.safetensors has other content"):
-        find_verifier(str(tmp_path / "verifier"), "reward")
-
-
-def test_a_verifier_ranks_by_its_log_likelihood_or_by_its_reward_against_its_reference(models):
-    both = [group(["a", "b"], (1, 0)), replace(group(["a", "b", "c"], (1, 0, 0)))]
-    settings = config("generators.dtype=float32")
-    ours, theirs = (
-        [[slow_logprob(models / name, (1, 2), c.token_ids) for c in each.completions] for each in both]
-        for name in ("verifier", "reference")
-    )
-    likelihoods = find_verifier(str(models / "verifier"), "likelihood").scores(both, settings)
-    rewards = find_verifier(str(models / "verifier"), "reward").scores(both, settings)
-    for number in range(2):
-        assert likelihoods[number] == pytest.approx(ours[number], abs=1e-4)
-        expected = [0.2 * (mine - other) for mine, other in zip(ours[number], theirs[number], strict=True)]
-        assert rewards[number] == pytest.approx(expected, abs=1e-4)
-    assert abs(rewards[0][0]) > 1e-3
-
-
-def test_rewards_need_a_verifier_that_tells_its_reference(models):
-    with pytest.raises(UsageError, match=r"reference/dpo\.json does not hold them .*or --rank likelihood"):
-        find_verifier(str(models / "reference"), "reward")
 
 
 def test_wrong_requests_are_refused_before_anything_starts(models, tmp_path):

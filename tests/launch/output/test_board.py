@@ -33,12 +33,7 @@ SNAPSHOT = RunSnapshot(
     in_flight=36,
     learner_state="training",
     learner_seconds={"training": 30.0, "waiting": 10.0},
-    loss=0.6123,
-    accuracy=0.75,
-    kl=3.1,
-    log_ratio_max=0.42,
-    win_rate=0.71,
-    win_rate_interval=(0.65, 0.77),
+    scores={"loss": "0.6123", "reward": "0.250", "KL": "3.10", "win rate": "0.710 [0.650, 0.770]"},
     dropped={"stale": 3, "judge_timeout": 0},
 )
 
@@ -105,7 +100,7 @@ def test_every_number_is_whole_at_every_width(width):
         "12.3 groups/s",
         "0.6123",
         "3.10",
-        "0.420",
+        "0.250",
         "1:02:03",
         "dropped 3 stale",
     ):
@@ -116,9 +111,7 @@ def test_every_number_is_whole_at_every_width(width):
 
 
 def test_what_is_not_known_yet_is_a_dash():
-    start = replace(
-        SNAPSHOT, loss=None, accuracy=None, kl=None, log_ratio_max=None, win_rate=None, updates=0, dropped={}
-    )
+    start = replace(SNAPSHOT, scores=dict.fromkeys(SNAPSHOT.scores), updates=0, dropped={})
     text = "\n".join(rows(start))
     assert "win rate -" in text
     assert "KL -" in text
@@ -128,7 +121,7 @@ def test_what_is_not_known_yet_is_a_dash():
 
 def test_the_plain_line_holds_the_same_facts():
     assert line(SNAPSHOT) == (
-        "update 12/48 (25%) version 12 | loss 0.6123 | accuracy 0.750 | KL 3.10 | max log-ratio 0.420 | "
+        "update 12/48 (25%) version 12 | loss 0.6123 | reward 0.250 | KL 3.10 | "
         "win rate 0.710 [0.650, 0.770] | 1,234 tokens/s 12.3 groups/s | buffered 4 in flight 36 oldest 1 of 2 | "
         "learner training | dropped 3 stale | elapsed 1:02:03"
     )
@@ -205,12 +198,11 @@ def test_the_cursor_comes_back_when_the_run_fails():
     assert out.getvalue().rindex("\x1b[?25h") > out.getvalue().rindex("\x1b[?25l")
 
 
-def test_ties_and_epochs_are_shown_if_they_are_known():
-    known = replace(SNAPSHOT, tie_share=0.85, epochs=12.5)
-    assert "ties 85%" in line(known)
-    assert "epochs 12.50" in line(known)
-    assert "ties" not in line(SNAPSHOT)
-    assert any("ties 85%" in text and "epochs 12.50" in text for text in [" ".join(rows(known, 140))])
+def test_the_time_left_is_shown_once_it_is_known():
+    assert "left" not in line(SNAPSHOT)
+    known = replace(SNAPSHOT, seconds_left=3600.0)
+    assert line(known).endswith("elapsed 1:02:03 | left 1:00:00")
+    assert "1:02:03 elapsed, 1:00:00 left" in rows(known)[-1]
 
 
 def test_a_log_of_json_has_one_object_for_a_message_and_for_a_snapshot_that_is_due():

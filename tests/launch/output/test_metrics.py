@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,8 @@ def test_tensorboard_has_the_names_of_the_field_and_the_file_its_own(tmp_path):
 
 def test_no_two_metrics_share_a_tag_and_the_documents_have_every_tag():
     assert len(set(TAGS.values())) == len(TAGS)
-    text = (Path(__file__).parents[3] / "docs" / "outputs.md").read_text()
-    assert [name for name in TAGS if f"| `{name}` | `{tag(name)}` |" not in text] == []
+    words = (Path(__file__).parents[3] / "docs" / "outputs.md").read_text().split()
+    assert {(name, tag(name)) for name in TAGS} <= set(pairwise(words))
 
 
 def test_a_resume_knows_the_newest_value_of_every_metric_that_is_kept(tmp_path):
@@ -118,14 +119,38 @@ def test_a_full_disk_is_a_run_error_and_closing_does_not_hide_it(tmp_path):
     writer.close()
 
 
-def test_a_full_disk_at_tensorboard_is_a_run_error_at_that_step(tmp_path):
-    writer = MetricsWriter(tmp_path)
+def test_tensorboard_only_watches_its_full_disk_is_told_once_and_the_lines_go_on(tmp_path):
+    told = []
+    writer = MetricsWriter(tmp_path, say=told.append)
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, writer._events._writer._writer.fileno())
     os.close(full)
-    with pytest.raises(RunError, match=r"cannot write .*: No space left on device; free space there"):
-        writer.write(1, {"loss": 1.0})
+    for step in (1, 2):
+        writer.write(step, {"loss": 1.0})
+        writer.write_text(step, "samples", "text")
     writer.close()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+    (text,) = told
+    assert text.startswith(
+        f"warning: cannot write {tmp_path / 'tensorboard'}: No space left on device; the run goes on"
+    )
+    assert "free space there" in text
+
+
+def test_a_place_where_tensorboard_cannot_write_is_told_at_the_start_and_a_resume_writes_there_again(tmp_path):
+    told = []
+    (tmp_path / "tensorboard").write_text("in its way")
+    first = MetricsWriter(tmp_path, say=told.append)
+    first.write(1, {"loss": 1.0})
+    first.close()
+    assert len(told) == 1
+    (tmp_path / "tensorboard").unlink()
+    second = MetricsWriter(tmp_path, resume_from=1, say=told.append)
+    second.write(2, {"loss": 2.0})
+    second.close()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+    assert scalars(tmp_path, "loss/train") == [(2, 2.0)]
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize("jump", [-3600.0, 3600.0])

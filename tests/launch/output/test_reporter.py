@@ -22,6 +22,7 @@ from launch.run.staleness_limit import StalenessLimit
 from launch.run.win_rate import WinRate
 from launch.run.world import ExactEvaluation, ExactFigures
 from launch.settings.run import RunConfig
+from learner.records import UpdateStats
 from learner.world.policy import TINY, build_policy, train_sft
 from tests.fakes.generators import FakeGenerator, FakePrompts, judged_group
 from tests.fakes.judges import FakeJudge
@@ -117,11 +118,54 @@ def test_the_board_shows_the_buffer_as_the_next_update_would_find_it() -> None:
     snapshot = _reporter(loop).snapshot(loop)
     assert (snapshot.buffered, snapshot.in_flight, snapshot.ages) == (2, 1, (0, 0))
     assert (snapshot.updates, snapshot.total_updates, snapshot.max_staleness) == (0, 10, 3)
-    assert snapshot.loss is None
+    assert snapshot.scores["loss"] is None
     loop.buffer.batch()
     loop.progress.win_rate = WinRate(0.75, 0.5, 0.9, 8)
     snapshot = _reporter(loop).snapshot(loop)
-    assert (snapshot.updates, snapshot.win_rate, snapshot.win_rate_interval) == (1, 0.75, (0.5, 0.9))
+    assert (snapshot.updates, snapshot.scores["win rate"]) == (1, "0.750 [0.500, 0.900]")
+
+
+def _stats(**values: float) -> UpdateStats:
+    always = {"update": 1, "loss": 0.25, "grad_norm": 1.0, "lr": 1e-4, "log_ratio_max": 0.5, "log_ratio_mean": 0.1}
+    counts = {"behaviour_kl": 0.0, "tokens": 8, "padded_tokens": 8, "seconds": 1.0, "skipped": False}
+    return UpdateStats(**(always | counts | {"skipped_updates": 0} | values))  # type: ignore[arg-type]
+
+
+def test_the_board_of_a_loss_on_pairs_is_about_the_reward() -> None:
+    loop = _loop()
+    loop.pool = Account()  # type: ignore[assignment]
+    loop.progress.stats, loop.progress.score = _stats(accuracy=0.75, kl_chosen=1.0, kl_rejected=2.0), 0.5
+    assert _reporter(loop).snapshot(loop).scores == {
+        "loss": "0.2500",
+        "reward": "0.500",
+        "accuracy": "0.750",
+        "KL": "1.50",
+        "max log-ratio": "0.500",
+        "win rate": None,
+    }
+
+
+def test_the_board_of_a_loss_on_games_is_about_preference_and_exploitability() -> None:
+    loop = _loop(learner={"loss": {"kind": "nash_pg"}}, prompts={"source": "world"})
+    loop.pool = Account()  # type: ignore[assignment]
+    reporter = _reporter(loop)
+    evaluation = ExactEvaluation("intransitive", 0, Path("unused"))
+    reporter._plugin._evaluation = evaluation  # type: ignore[attr-defined]
+    assert reporter.snapshot(loop).scores["exploitability"] is None, "nothing was measured yet"
+    loop.progress.stats = _stats(player_preference=0.625, kl_players=1.25)
+    evaluation.history.append(ExactFigures(5, 0.4, 1.5, 0.75, (0.6, 0.3, 0.1)))
+    scores = reporter.snapshot(loop).scores
+    assert list(scores) == ["loss", "preference", "exploitability", "KL", "max log-ratio", "win rate"]
+    assert (scores["preference"], scores["exploitability"], scores["KL"]) == ("0.625", "0.400", "1.25")
+
+
+def test_the_time_left_goes_by_the_mean_pace_of_this_process() -> None:
+    loop = _loop()
+    loop.pool = Account()  # type: ignore[assignment]
+    reporter = _reporter(loop)
+    assert reporter.snapshot(loop).seconds_left is None, "there is no pace before the first update"
+    loop.progress.updates, loop.progress.learning_seconds = 4, 20.0
+    assert reporter.snapshot(loop).seconds_left == 10 * 20.0 / 4
 
 
 def test_the_summary_counts_the_dead_too() -> None:

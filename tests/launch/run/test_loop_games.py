@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from actors.records import Failure
+from actors.records import Failure, Judgement
 from launch.run.loop import TrainingLoop
 from tests.fakes.generators import FakeGenerator
 from tests.fakes.judges import FakeJudge
@@ -299,6 +299,26 @@ def test_the_staleness_law_is_told_once_as_a_message() -> None:
     loop._on_message = messages.append
     run(loop)
     assert loop.limit.limit is not None
+    assert [text for text in messages if "staleness limit" in text] == [loop.limit.limit.describe()]
+
+
+class Comparing:
+    """Prefers the first of three completions to the second, that to the third, and the third to the first."""
+
+    async def judge(self, groups):
+        cycle = Judgement((0.5, 0.5, 0.4), ((0.5, 0.9, 0.1), (0.1, 0.5, 0.9), (0.9, 0.1, 0.5)))
+        return [replace(group, judgement=cycle) for group in groups]
+
+
+def test_a_run_on_compared_pairs_measures_from_its_second_update_and_tells_the_limit_once() -> None:
+    learner, messages = Measuring(update_seconds=0.0), []
+    settings = {"updates": 22, "learner": {"loss": {"kind": "dpo"}}, "sampling": {"completions_per_prompt": 3}}
+    loop = _game_loop([FakeGenerator("a", players=3)], learner, settings=settings, prompts_per_update=1)
+    loop.judge, loop._on_message = Comparing(), messages.append
+    run(loop)
+    assert learner.measured_updates() == [*range(1, 9), 10, 20]
+    assert loop.limit.limit is not None
+    assert loop.limit.limit.frequency == pytest.approx(math.sqrt(3 / 8))
     assert [text for text in messages if "staleness limit" in text] == [loop.limit.limit.describe()]
 
 

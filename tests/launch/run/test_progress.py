@@ -141,3 +141,14 @@ def test_the_share_of_ties_is_of_all_pairs_and_games_have_none() -> None:
     games = Progress()
     games.consume(GAMES, Consumed.of(GAMES, config("nash_pg", **FRESH)))
     assert games.tie_share is None
+
+
+def test_what_was_consumed_says_the_reward_and_the_pace() -> None:
+    progress, given = Progress(), batch(1, group(0, (0, 1, 1)), group(1, (1, 1), scores=(2.0, 2.0)))
+    assert (progress.score, progress.seconds_left(5)) == (None, None)
+    progress.consume(given, Consumed.of(given, config("dpo")))
+    progress.learning_seconds = 3.0
+    assert progress.score == (0 + 1 + 2 + 2 + 2) / 5
+    assert progress.seconds_left(5) == 15.0
+    progress.consume(Batch(2, 2, (), ()), Consumed((), ()))
+    assert (progress.score, progress.seconds_left(5)) == (7 / 5, 7.5), "an empty update has no reward, and took time"

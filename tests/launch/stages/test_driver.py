@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import json
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from actors.errors import RunError, UsageError
+from launch.output.process import interrupts
 from launch.settings.loading import load_config
 from launch.settings.verbs import PREFERENCE
 from launch.stages.config import PreferenceRunConfig, SftRunConfig
@@ -241,18 +243,19 @@ def test_a_run_that_fails_says_why_and_keeps_its_last_checkpoint(tmp_path: Path)
 # Interrupts and resuming
 
 
-def interrupting(at: int, times: int = 1) -> FakeRanks:
+def interrupting(at: int, times: int = 1, number: int = signal.SIGINT) -> FakeRanks:
     def interrupt(updates: int) -> None:
         if updates == at:
             for _ in range(times):
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
 
     return FakeRanks([5.0, 4.0, 3.0, 2.0], interrupt)
 
 
-def test_an_interrupt_ends_the_steps_under_way_and_saves(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", interrupts.NUMBERS)
+def test_an_interrupt_ends_the_steps_under_way_and_saves(tmp_path: Path, number: signal.Signals) -> None:
     handler = signal.getsignal(signal.SIGINT)
-    assert run(config_of(tmp_path), interrupting(at=4)) == 130
+    assert run(config_of(tmp_path), interrupting(at=4, number=number)) == 130
     assert signal.getsignal(signal.SIGINT) is handler
     summary = summary_of(tmp_path)
     assert (summary["status"], summary["updates"], summary["error"]) == ("interrupted", 4, None)
@@ -267,7 +270,30 @@ def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is handler
     summary = summary_of(tmp_path)
     assert summary["status"] == "interrupted"
-    assert summary["error"] == "ended at once; the last checkpoint stands"
+    assert summary["error"] == "interrupted; nothing to save"  # no step was reported
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("moment", ["ready", "evaluate"])
+def test_an_interrupt_before_the_first_step_ends_at_once_as_there_is_nothing_to_save(
+    tmp_path: Path, moment: str
+) -> None:
+    """The start of large models takes minutes, and so may the first evaluation."""
+
+    class Starting(FakeRanks):
+        pass
+
+    async def wait(self: FakeRanks) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.Event().wait()
+
+    setattr(Starting, moment, wait)
+    with pytest.raises(KeyboardInterrupt):
+        run(config_of(tmp_path), Starting([5.0]))
+    assert (summary_of(tmp_path)["status"], summary_of(tmp_path)["error"]) == (
+        "interrupted",
+        "interrupted; nothing to save",
+    )
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from learner.config import LearnerConfig, LearnerSpec, OptimizerConfig
 from learner.losses.config import Anchor, CorrectionConfig, GameLossConfig, PairLossConfig
 from learner.publication.config import PublicationConfig
 from learner.training.process import RankPlace
+from tests.learner.backend import rank_server
 
 VOCABULARY = 50
 TOTAL_UPDATES = 6
@@ -120,29 +120,13 @@ def plain_learner(
 def run_ranks(directory: Path, scenario: str, world: int = 2, program: str = __name__) -> list[int]:
     """Runs `scenario` of `program` on all ranks and returns their exit codes; what they print goes to `directory`."""
     port = free_port("127.0.0.1")
-    command = [sys.executable, "-W", "ignore", "-m", program]
     # Nothing of a distributed launcher that this very process might run under.
     environment = {
         name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     }
-    processes = []
-    for rank in range(world):
-        with (directory / f"{scenario}-rank{rank}.log").open("w") as log:
-            arguments = [str(rank), str(world), str(port), str(directory), scenario]
-            processes.append(
-                subprocess.Popen(
-                    [*command, *arguments],
-                    cwd=Path(__file__).parents[3],
-                    stdout=log,
-                    stderr=log,
-                    env=environment | {"OMP_NUM_THREADS": "1"},
-                )
-            )
-    try:
-        return [process.wait(timeout=200) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    arguments = [[str(rank), str(world), str(port), str(directory), scenario] for rank in range(world)]
+    logs = [directory / f"{scenario}-rank{rank}.log" for rank in range(world)]
+    return rank_server.run(program, arguments, logs, environment | {"OMP_NUM_THREADS": "1"})
 
 
 def place_of(rank: int = 0, world: int = 1, port: int | None = None) -> RankPlace:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from learner.losses.config import BestOfNLossConfig, PairLossConfig
-from learner.losses.pairs import best_of_n_loss, preference_loss, tie_loss
+from learner.losses.pairs import best_of_n_loss, has_residual, preference_loss, residual, tie_loss
 
 BETA = 0.5
 
@@ -130,3 +130,19 @@ def test_best_of_n_is_the_likelihood_of_the_best_completion_alone():
     assert rejected.grad is None
     assert (output.metrics["margin"].tolist(), output.metrics["accuracy"].tolist()) == ([2.0], [1.0])
     assert tie_loss(BestOfNLossConfig()) == 0.0
+
+
+@pytest.mark.parametrize(("kind", "scale"), [("dpo", -BETA), ("ipo", -2.0 / BETA)])
+@pytest.mark.parametrize(("h", "eps"), [(0.0, 0.0), (1.3, 0.0), (-0.4, 0.2), (2.0, 0.2)])
+def test_the_residual_is_the_slope_of_the_loss_in_preferences(kind, scale, h, eps):
+    """At h = 0 it is the label's excess over 1/2, which for a certain label is 1/2."""
+    config = PairLossConfig(kind=kind, beta=BETA, label_smoothing=eps)
+    found = float(residual(torch.tensor([BETA * h], dtype=torch.float64), config)[0])
+    assert scale * found == pytest.approx(loss_and_gradient(kind, h, eps)[1])
+    assert has_residual(config)
+    assert float(residual(torch.zeros(1, dtype=torch.float64), config)[0]) == pytest.approx(0.5 - eps)
+
+
+def test_a_hinge_and_a_likelihood_have_no_residual_that_vanishes():
+    assert not has_residual(PairLossConfig(kind="slic"))
+    assert not has_residual(BestOfNLossConfig())

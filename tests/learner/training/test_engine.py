@@ -29,7 +29,7 @@ from tests.learner.backend.ranks import (
     run_ranks,
     spec_of,
 )
-from tests.learner.losses.games import random_games
+from tests.learner.losses.games import of_model, random_games
 
 STAGES = (0, 1, 2, 3)
 ENDS = (2, 5)
@@ -406,7 +406,10 @@ def test_wrong_requests_are_refused_before_anything_is_loaded(make_engine, tmp_p
     (tmp_path / "empty").mkdir()
     from learner.training.engine import TrainEngine
 
-    with pytest.raises(UsageError, match=r"empty cannot be loaded: .*give a causal language model's directory"):
+    with pytest.raises(
+        UsageError,
+        match=r"empty' has no config\.json, so it holds no model \(it is empty\); give a Hugging Face directory",
+    ):
         TrainEngine(spec_of(tmp_path / "empty", CONFIG))
     with pytest.raises(RunError, match=r"gpus_per_rank is 1 but DeepSpeed chose the device 'cpu'"):
         TrainEngine(spec_of(tmp_path / "empty", CONFIG.model_copy(update={"gpus_per_rank": 1.0})))
@@ -415,6 +418,43 @@ def test_wrong_requests_are_refused_before_anything_is_loaded(make_engine, tmp_p
 def against_average(decay):
     opponent = OpponentConfig(kind="ema", ema_decay=decay)
     return GameLossConfig(correction=CorrectionConfig(opponents="none"), opponent=opponent)
+
+
+@pytest.mark.parametrize("kind", ["dpo", "ipo"])
+def test_the_step_size_of_pairs_is_the_slope_of_their_change_on_the_residual(make_engine, directory, kind):
+    """From the weights before and after each step: sum(r dh) / sum(2 r^2) over pairs that are no ties."""
+    engine, pairs = make_engine(loss=PairLossConfig(kind=kind, beta=0.5, label_smoothing=0.1)), random_pairs(3)
+    states = [full_state(engine)]
+    for _ in range(2):
+        measured = engine.update(pairs, measure_step=True).step_size
+        states.append(full_state(engine))
+        start, before, after = (of_model(_loaded(directory, state), TEMPERATURE) for state in (states[0], *states[-2:]))
+        above = below = 0.0
+        for pair in (pair for pair in pairs if not pair.tie):
+            with torch.no_grad():
+                reference, old, new = (_difference(policy, pair) for policy in (start, before, after))
+            margin = 0.5 * (old - reference)
+            left = 0.9 - 1.0 / (1.0 + math.exp(-margin)) if kind == "dpo" else 0.4 - margin
+            above, below = above + left * (new - old), below + 2.0 * left * left
+        assert measured == pytest.approx(above / below, rel=1e-3)
+
+
+def _loaded(directory, state):
+    model = AutoModelForCausalLM.from_pretrained(directory / "model", dtype=torch.float32).eval()
+    model.load_state_dict(state)
+    return model.double()
+
+
+def _difference(logprobs, pair):
+    chosen, rejected = (
+        float(logprobs(pair, side).gather(-1, torch.tensor(side.token_ids)[:, None]).sum()) for side in pair.completions
+    )
+    return chosen - rejected
+
+
+def test_pairs_that_are_all_ties_have_no_step_size(make_engine):
+    ties = [replace(pair, margin=0.0) for pair in random_pairs(0)]
+    assert math.isnan(make_engine().update(ties, measure_step=True).step_size)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

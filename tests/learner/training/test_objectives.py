@@ -385,7 +385,8 @@ def test_items_of_the_wrong_kind_and_games_of_two_shapes_are_refused(engine):
     use(engine, PairLossConfig())
     with pytest.raises(UsageError, match=r"loss\.kind dpo consumes pairs, and the batch holds a Game"):
         engine.update(games[:1])
-    with pytest.raises(UsageError, match=r"step size is measured on games.*dpo consumes pairs"):
+    use(engine, PairLossConfig(kind="slic"))
+    with pytest.raises(UsageError, match=r"loss\.kind slic has no step size: its pairs have no residual"):
         engine.update(random_pairs(0), measure_step=True)
 
 

@@ -16,7 +16,7 @@ from learner.publication.config import PublicationConfig
 from learner.publication.publisher import Publisher
 from tests.actors.generation.conftest import classes_of_transformers  # noqa: F401
 from tests.actors.generation.test_engine import log_probs
-from tests.fakes.architectures import ARCHITECTURES, WORDS, architecture
+from tests.fakes.architectures import WORDS, architecture, long_but
 from tests.fakes.canaries import canary_tokens
 from tests.fakes.generators import spec_of
 from tests.fakes.models import with_adapter
@@ -37,7 +37,7 @@ def engine_of(directory: Path) -> Engine:
 
 @pytest.mark.slow
 @pytest.mark.vllm
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", long_but("llama-3", "gemma-2", "phi-3", "gpt-2"))
 def test_an_architecture_takes_adapters_or_says_why_not(tmp_path: Path, name: str) -> None:
     base = architecture(tmp_path / "hub", name)
     if name in WITHOUT:

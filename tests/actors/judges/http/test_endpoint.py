@@ -8,7 +8,6 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,11 +118,6 @@ def test_chat_messages_are_shown_without_the_policys_template() -> None:
     )
     assert "<request>\nuser: Hi.\nassistant: Yes?\n</request>" in text
     assert "im_start" not in text
-
-
-def test_the_documented_question_is_the_one_that_is_asked() -> None:
-    page = (Path(__file__).parents[4] / "docs" / "judges.md").read_text()
-    assert " ".join(PAIRS_TEMPLATE.split()) in " ".join(page.split())
 
 
 def test_equal_texts_tie_without_a_request() -> None:

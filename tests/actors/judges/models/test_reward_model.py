@@ -193,7 +193,7 @@ def test_a_language_model_is_not_taken_for_a_reward_model_with_a_random_head(tmp
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no sequence-classification model can be loaded"):
+    with pytest.raises(UsageError, match=r"has no config\.json, so it holds no model"):
         RewardModelJudge(RewardModelJudgeConfig(path=save_tokenizer(tmp_path / "rm")))
 
 

@@ -90,15 +90,14 @@ def test_a_driver_that_a_signal_ends_before_it_listens_was_interrupted() -> None
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.terminate()
-    assert process.communicate(timeout=120) == ("", "offbeat: interrupted\n")
+    assert process.communicate(timeout=120) == ("", "offbeat: interrupted; nothing to save\n")
     assert process.returncode == 130
 
 
 @pytest.mark.parametrize(
-    ("sent", "heard"),
-    [(signal.SIGINT, "SIGINT"), (signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGTERM")],
+    "sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU, signal.SIGUSR1]
 )
-def test_a_signal_to_the_process_group_reaches_the_driver_alone(sent: signal.Signals, heard: str) -> None:
+def test_a_signal_to_the_process_group_reaches_the_driver_alone(sent: signal.Signals) -> None:
     """What the driver starts, as Ray's processes, must outlive it until the driver ends them."""
     process = start(
         """
@@ -108,7 +107,7 @@ def hear(number, frame):
     child.kill()
     supervisor.tell("end", 130)
     sys.exit(130)
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+for number in supervisor.FORWARDED:
     signal.signal(number, hear)
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 print("ready", flush=True)
@@ -118,9 +117,36 @@ time.sleep(60)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     os.killpg(process.pid, sent)
-    assert process.stdout.readline() == f"{heard} None\n"
+    assert process.stdout.readline() == f"{sent.name} None\n"
     assert process.wait(timeout=120) == 130
     process.communicate()
+
+
+def test_a_signal_that_comes_before_the_driver_is_there_reaches_it() -> None:
+    """It could be sent to nobody, and would end the supervisor, whose driver nobody then waits for."""
+    early = SUPERVISOR.replace(
+        "sys.exit",
+        "real = supervisor._control\ndef control(*given):\n    import os\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    real(*given)\nsupervisor._control = control\nsys.exit",
+    )
+    body = "signal.signal(signal.SIGTERM, signal.SIG_DFL); time.sleep(60)"
+    process = subprocess.run(
+        [sys.executable, "-c", early.format(DRIVER + body)],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (process.returncode, process.stderr) == (130, "offbeat: interrupted; nothing to save\n")
+
+
+@pytest.mark.parametrize("updates", [0, 1])
+def test_the_last_words_say_what_a_run_has_saved(tmp_path: Path, updates: int) -> None:
+    assert supervisor.last_words(None) == supervisor.last_words(tmp_path) == "interrupted; nothing to save"
+    (tmp_path / "metrics.jsonl").write_text("{}\n" * updates)
+    without = "nothing to save" if not updates else "ended at once without a checkpoint, --resume starts over"
+    assert supervisor.last_words(tmp_path) == f"interrupted; {without}"
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "latest").write_text("update-0000007\n")
+    said = f"interrupted; checkpoint at {tmp_path}/checkpoints/update-0000007, go on with --resume"
+    assert supervisor.last_words(tmp_path) == said
 
 
 def test_a_signal_waits_while_the_outcome_of_a_run_stands_and_reaches_the_next_run() -> None:

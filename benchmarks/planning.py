@@ -1,0 +1,72 @@
+"""What `offbeat plan` predicts of five runs from a sixth, beside what they measured.
+
+    python -m benchmarks.planning [--work DIR] [--output benchmarks/results/planning.json] [PLAN OPTION ...]
+
+One run of the embedded world calibrates. Five others differ from it in generators, in the bound on staleness and in
+the size of an update. Options that are not this script's, such as `--cores 2`, go to `offbeat plan`. Run it alone on
+a machine: what else runs there takes from one run and not from another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import record
+from launch.output.summary import package_versions
+
+BASE = ("embedded", "updates=120", "checkpoints.every_updates=0", "evaluation.every_updates=0", "evaluation.prompts=0")
+RUNS: dict[str, tuple[str, ...]] = {
+    "1 generator, S = 2": (),
+    "1 generator, S = 0": ("replay.max_staleness=0",),
+    "1 generator, S = 8": ("replay.max_staleness=8",),
+    "2 generators, S = 1": ("generators.count=2", "replay.max_staleness=1"),
+    "2 generators, S = 4": ("generators.count=2", "replay.max_staleness=4"),
+    "1 generator, S = 4, half the prompts": ("replay.max_staleness=4", "replay.prompts_per_update=16"),
+}
+"""Settings of each run beside those of `BASE`; the first calibrates."""
+
+
+def offbeat(*arguments: str) -> str:
+    command = [sys.executable, "-m", "launch", *arguments]
+    return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout
+
+
+def compared(base: Path, other: Path, options: Sequence[str]) -> dict[str, Any]:
+    """Return what `other` measured, what `offbeat plan` predicts of it from `base`, and the errors."""
+    told = json.loads(offbeat("plan", str(base), "--against", str(other), "--json", *options))
+    return {"errors": told["errors"], "outcomes": told["outcomes"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, help="directory of the runs, kept; unset: a temporary one")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/planning.json"))
+    arguments, options = parser.parse_known_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        work = (arguments.work or Path(scratch)).absolute()
+        directories = {name: work / f"run{number}" for number, name in enumerate(RUNS)}
+        for name, directory in directories.items():
+            if not (directory / "summary.json").is_file():
+                offbeat("train", *BASE, *RUNS[name], f"output={directory}")
+        base, *others = directories.values()
+        rows = {name: compared(base, other, options) for name, other in zip([*RUNS][1:], others, strict=True)}
+    result = {
+        "machine": record.machine(),
+        "versions": package_versions(),
+        "settings": {"base": BASE, "runs": RUNS, "options": options},
+        "runs": rows,
+    }
+    record.write(arguments.output, result)
+    for name, row in rows.items():
+        print(f"{name:<40} {row['errors']['groups_per_second']:+.1%}")
+
+
+if __name__ == "__main__":
+    main()

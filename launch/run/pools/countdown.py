@@ -1,0 +1,30 @@
+"""How far a long step is: a line now and then, with the time that is left. Knows nothing of the step."""
+
+import time
+from collections.abc import Callable
+
+FIRST_SECONDS = 10.0
+"""A step that ends sooner says nothing."""
+SECONDS = 30.0  # between two lines
+
+
+class Countdown:
+    """Counts the `total` parts of a step, such as prompts that are sampled, and tells `say` how it goes."""
+
+    def __init__(
+        self, step: str, total: int, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._step, self._total, self._say, self._clock = step, total, say, clock
+        self._done, self._started = 0, clock()
+        self._due = self._started + FIRST_SECONDS
+
+    def add(self, count: int = 1) -> None:
+        """Count parts that were done; tell if a line is due and something is left."""
+        self._done += count
+        now = self._clock()
+        left = self._total - self._done
+        if now < self._due or left <= 0:
+            return
+        self._due = now + SECONDS
+        seconds = round((now - self._started) * left / self._done)
+        self._say(f"{self._step}: {self._done} of {self._total}, about {seconds // 60}:{seconds % 60:02d} minutes left")

@@ -1,0 +1,36 @@
+"""When a long step says how far it is, and what."""
+
+from __future__ import annotations
+
+from launch.run.pools.countdown import FIRST_SECONDS, SECONDS, Countdown
+
+
+def test_a_long_step_tells_its_pace_and_what_is_left_now_and_then() -> None:
+    now, said = [0.0], []
+    countdown = Countdown("judging", 100, said.append, lambda: now[0])
+    for second in range(1, 51):  # two parts a second
+        now[0] = float(second)
+        countdown.add(2)
+    first, later = int(FIRST_SECONDS), int(FIRST_SECONDS + SECONDS)
+    assert said == [
+        f"judging: {2 * first} of 100, about 0:{50 - first} minutes left",
+        f"judging: {2 * later} of 100, about 0:{50 - later} minutes left",
+    ]
+
+
+def test_a_step_that_ends_soon_says_nothing_and_one_that_ends_late_not_that_nothing_is_left() -> None:
+    now, said = [0.0], []
+    countdown = Countdown("sampling", 2, said.append, lambda: now[0])
+    now[0] = FIRST_SECONDS - 1.0
+    countdown.add()
+    now[0] = 1000.0
+    countdown.add()
+    assert said == []
+
+
+def test_minutes_are_counted_past_an_hour() -> None:
+    now, said = [0.0], []
+    countdown = Countdown("sampling", 1000, said.append, lambda: now[0])
+    now[0] = 10.0
+    countdown.add()
+    assert said == ["sampling: 1 of 1000, about 166:30 minutes left"]
