@@ -9,16 +9,6 @@ WORLD = "world"
 """Selects the embedded world wherever a setting takes a path or a data set."""
 
 
-PRETRAINED = "smollm2-135m-instruct"
-"""The directory below models/ that `make pretrained` writes, and that the preset `chat` trains."""
-
-
-def missing_model_remedy(path: str) -> str:
-    """Say what to do about a model directory `path` that does not exist."""
-    made = path.rstrip("/").endswith(f"models/{PRETRAINED}")
-    return f"`make pretrained` writes models/{PRETRAINED} in a checkout" if made else "give an existing directory"
-
-
 def _at_home(path: str) -> str:
     return os.path.expanduser(path) if path.startswith("~") else path
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from actors.foreign.documents import LFS_POINTER
+
 TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 SUFFIXES = (".parquet", *TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES))
 ALLOWED = ".jsonl (one JSON object per line), .json, .csv and .tsv, each also as .gz, and .parquet"
@@ -56,7 +58,7 @@ _STARTS = {
     b"PK\x03\x04": "is a zip archive; unpack it",
     b"PAR1": "is a Parquet file; let its name end in .parquet",
     b"\x28\xb5\x2f\xfd": "is compressed with zstd; unpack it",
-    b"version https://git-lfs": "is a Git LFS pointer, not the file itself; run `git lfs pull`",
+    LFS_POINTER: "is a Git LFS pointer, not the file itself; run `git lfs pull`",
 }
 """First bytes of files that are given for another kind."""
 _ENDINGS = {b"\x1f\x8b": (".gz",), b"PAR1": (".parquet",)}

@@ -15,10 +15,9 @@ from actors.data.rows import MalformedRowError, list_or_json
 from actors.errors import UsageError, writing
 from actors.files import atomic_write
 from actors.foreign.documents import read_object, unreadable
-from actors.foreign.model_place import hub_problem, require_model_place
+from actors.foreign.model_place import hub_problem, missing_model_remedy, require_model_place
 from actors.foreign.templates import check_chat_template
 from actors.foreign.text import shown
-from actors.settings import missing_model_remedy
 
 ROWS_PER_TOKENIZER_CALL = 1024
 LARGEST_TOKENIZER = 256 << 20

@@ -10,6 +10,8 @@ from actors.foreign.text import shown
 LARGEST = 64 << 20
 """Bytes of a model's configuration or index that are read; the largest known index has 10 MB."""
 RESTORE = "restore it from its source"
+LFS_POINTER = b"version https://git-lfs"
+"""First bytes of what Git leaves in place of a large file that it has not fetched."""
 
 
 def read_json(path: str | Path, *, largest: int = LARGEST, remedy: str = RESTORE) -> Any:
@@ -39,7 +41,7 @@ def parse_json(content: bytes, path: str | Path, *, largest: int = LARGEST, reme
     except RecursionError:
         raise unreadable(path, "its brackets are nested too deeply", remedy) from None
     except ValueError as error:
-        if content.startswith(b"version https://git-lfs"):
+        if content.startswith(LFS_POINTER):
             raise unreadable(path, "it is a Git LFS pointer", "run `git lfs pull`") from None
         # not UTF-8, not JSON, or a number of too many digits
         raise unreadable(path, str(error), remedy) from None

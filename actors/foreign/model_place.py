@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 from actors.errors import UsageError
 from actors.foreign.text import shown
 
+PRETRAINED = "smollm2-135m-instruct"
+"""The directory below models/ that `make pretrained` writes, and that the preset `chat` trains."""
 HUB_SECONDS = 5.0  # to connect
 
 _HUB_URL = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(datasets/)?([\w.-]+/[\w.-]+)")
@@ -22,22 +24,26 @@ _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
 _GIVE = "give a Hugging Face directory, with config.json and *.safetensors"
 
 
+def missing_model_remedy(path: str) -> str:
+    """Say what to do about a model directory `path` that does not exist."""
+    made = path.rstrip("/").endswith(f"models/{PRETRAINED}")
+    return f"`make pretrained` writes models/{PRETRAINED} in a checkout" if made else "give an existing directory"
+
+
 def hub_name_of(url: str) -> str | None:
     """Return the `owner/name` in a URL of the hub; None for any other text."""
     found = _HUB_URL.match(url)
     return found[2] if found else None
 
 
-def require_model_place(
-    setting: str, path: str | Path, *, tokenizer: bool = False, remedy: str = "give an existing directory"
-) -> None:
+def require_model_place(setting: str, path: str | Path, *, tokenizer: bool = False) -> None:
     """Raise UsageError, naming `setting`, unless `path` may be a model: a directory with config.json, or a hub name.
 
-    A directory of a `tokenizer` needs no config.json. `remedy` is for a directory that does not exist.
+    A directory of a `tokenizer` needs no config.json.
     """
     text, place = str(path), Path(path).expanduser()
     if not text.strip() or not place.is_dir():
-        problem = _no_directory(text, place, remedy)
+        problem = _no_directory(text, place)
     else:
         problem = None if tokenizer else _no_model(place)
     if problem is not None:
@@ -60,7 +66,7 @@ def hub_problem(error: BaseException) -> str:
     return shown(lines[0] if lines else type(error).__name__, 200)
 
 
-def _no_directory(text: str, place: Path, remedy: str) -> str | None:
+def _no_directory(text: str, place: Path) -> str | None:
     if not text.strip():
         return f"is empty; {_GIVE}, or a hub name"
     if "://" in text:
@@ -75,7 +81,7 @@ def _no_directory(text: str, place: Path, remedy: str) -> str | None:
     if text.startswith((".", "/", "~")) or ("/" in text and place.parent.is_dir()):
         beside = [each.name for each in place.parent.iterdir() if each.is_dir()] if place.parent.is_dir() else []
         near = difflib.get_close_matches(place.name, beside, n=1)
-        step = f"nearest: {place.with_name(near[0])}" if near else remedy
+        step = f"nearest: {place.with_name(near[0])}" if near else missing_model_remedy(text)
         return f"does not exist (looked in {Path.cwd()}); {step}"
     if HUB_MODEL.fullmatch(text) is None:
         return f"is no directory (looked in {Path.cwd()}), and no hub name, which is owner/name; {_GIVE}"

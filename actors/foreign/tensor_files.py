@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.errors import UsageError
-from actors.foreign.documents import RESTORE, named, parse_json, read_object, unreadable
+from actors.foreign.documents import LFS_POINTER, RESTORE, named, parse_json, read_object, unreadable
 from actors.foreign.text import shown
 
 LARGEST_HEADER = 100_000_000  # bytes; the library's own limit
@@ -67,7 +67,7 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
             size = path.stat().st_size
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            if start == b"version ":
+            if LFS_POINTER.startswith(start) and len(start) == 8:
                 raise UsageError(f"{shown(path)} is a Git LFS pointer, not the weights; run `git lfs pull`")
             if len(start) < 8 or length > min(LARGEST_HEADER, size - 8):
                 why = f"it has {size:,} bytes, and its header would have {length:,}, of at most {LARGEST_HEADER:,}"

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from actors.errors import UsageError
-from actors.settings import PRETRAINED, WORLD, missing_model_remedy
+from actors.foreign.model_place import PRETRAINED, missing_model_remedy
+from actors.settings import WORLD
 from launch.doctor.machine import connection_problem
 from launch.doctor.model_facts import ModelFacts, is_hub_name, local_directory, read_model
 

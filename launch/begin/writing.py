@@ -10,8 +10,8 @@ from pathlib import Path
 from actors.data.config import PromptConfig
 from actors.errors import UsageError, writing_remedy
 from actors.files import atomic_write
+from actors.foreign.model_place import PRETRAINED
 from actors.foreign.text import shown
-from actors.settings import PRETRAINED
 from launch.begin import rows
 from launch.begin.judges import Judge, read_judge
 from launch.begin.lines import Line, written

@@ -17,8 +17,9 @@ from typing import Any
 from actors.data.config import SHIPPED_PROMPTS
 from actors.errors import OffbeatError, UsageError
 from actors.files import nearest_folder, unwritable
+from actors.foreign.model_place import missing_model_remedy
 from actors.judges.config import FunctionJudgeConfig, ModelJudgeConfig
-from actors.settings import WORLD, missing_model_remedy
+from actors.settings import WORLD
 from launch.cluster.loopback import keeps_to_loopback
 from launch.cluster.placement import address_to_join
 from launch.doctor import machine, run_checks

@@ -198,11 +198,8 @@ class RunPlugin:
     def tokenizer(self, config: RunConfig) -> Any:
         """Load the policy's tokenizer."""
         from actors.data.text import load_tokenizer
-        from actors.foreign.model_place import require_model_place
         from actors.hub import read_text_config
-        from actors.settings import missing_model_remedy
 
-        require_model_place("model.path", config.model.path, remedy=missing_model_remedy(config.model.path))
         read_text_config("model.path", config.model.path)  # what is wrong with it is no fault of a tokenizer
         return load_tokenizer(config.model.tokenizer or config.model.path, chats=config.model)
 

@@ -287,18 +287,18 @@ def _limit(
     elif isinstance(loss, PairLossConfig):
         error = "pairs of best and worst bear more than the law says, so the lag is rather too short"
     return StalenessLimit(
-        forces.tau,
-        forces.beta,
-        step_size,
-        forces.frequency,
-        versions_of(lag, config.replay.updates_per_publish),
-        bound_of(config, loss.opponent),
-        lowered_by(config),
-        error,
-        weight,
-        horizon,
-        loss.beta if isinstance(loss, PairLossConfig) else 0.0,
-        forces.holding_weight,
+        tau=forces.tau,
+        beta=forces.beta,
+        step_size=step_size,
+        frequency=forces.frequency,
+        largest_lag=versions_of(lag, config.replay.updates_per_publish),
+        bound=bound_of(config, loss.opponent),
+        lowered_by=lowered_by(config),
+        error=error,
+        anchor_weight=weight,
+        anchor_horizon=horizon,
+        pair_beta=loss.beta if isinstance(loss, PairLossConfig) else 0.0,
+        holding_weight=forces.holding_weight,
     )
 
 

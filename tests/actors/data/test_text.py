@@ -15,7 +15,7 @@ from actors.data.config import PromptConfig
 from actors.data.prompts import PromptSource
 from actors.data.text import encoded, holds_bos, load_tokenizer
 from actors.errors import UsageError
-from actors.settings import PRETRAINED
+from actors.foreign.model_place import PRETRAINED
 from tests.actors.data.test_prompts import BOS, EOS, UNK, W0, make_tokenizer
 
 

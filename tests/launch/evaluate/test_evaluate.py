@@ -1,30 +1,12 @@
 """Evaluation by sampling: who answers what, how answers are judged and ranked, and what is refused."""
 
-import json
-
 import pytest
 
 from actors.errors import UsageError
-from actors.records import Completion, Group, Judgement, Lease, Prompt
 from launch.cli import main
 from launch.evaluate.evaluate import Request, judged, run_evaluation, threshold_of
 from launch.settings.loading import load_config
-from learner.stages.config import ScratchConfig
-from learner.stages.scratch import make_model
-
-
-def group(texts, scores, finished=True, answer="12"):
-    ends = [finished] * len(texts) if isinstance(finished, bool) else finished
-    completions = tuple(
-        Completion((3 + number, 1), (-1.0, -1.0), (0, 0), text, end)
-        for number, (text, end) in enumerate(zip(texts, ends, strict=True))
-    )
-    prompt = Prompt("row:1", (1, 2), "5+7=", answer)
-    return Group(Lease(0, 0, prompt, 0, 0.0), completions, Judgement(tuple(scores)))
-
-
-def config(*overrides):
-    return load_config("embedded", ["prompts.answer_field=answer", "judging.judge={kind: verifier}", *overrides])
+from tests.launch.evaluate.cases import config, group
 
 
 def test_an_answer_is_correct_from_the_threshold_on_and_votes_by_its_value():
@@ -66,17 +48,6 @@ def test_other_judges_know_no_final_answers_and_scores_of_the_verifier_go_along(
     assert candidates.answers is None
     assert candidates.scores == ((-2.0, -3.0), (0.5, 0.25))
     assert [each.verifier_scores for each in solutions] == [(-2.0, 0.5), (-3.0, 0.25)]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    path = tmp_path_factory.mktemp("models")
-    for seed, name in enumerate(("verifier", "reference")):
-        size = ScratchConfig(vocabulary=300, layers=1, heads=1, max_tokens=64, seed=seed)
-        make_model(path / name, ["5+7=12"], size)
-    record = {"reference": str(path / "reference"), "kind": "dpo", "beta": 0.2, "label_smoothing": 0.0}
-    (path / "verifier" / "dpo.json").write_text(json.dumps(record))
-    return path
 
 
 def test_wrong_requests_are_refused_before_anything_starts(models, tmp_path):

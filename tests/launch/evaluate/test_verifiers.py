@@ -10,37 +10,11 @@ from transformers import AutoModelForCausalLM
 
 from actors.data.text import load_tokenizer
 from actors.errors import UsageError
-from actors.records import Completion, Group, Judgement, Lease, Prompt
 from launch.evaluate.verifiers import find_verifier
-from launch.settings.loading import load_config
 from learner.backend import manifest
 from learner.stages.config import ScratchConfig
 from learner.stages.scratch import make_model
-
-
-def config(*overrides):
-    return load_config("embedded", ["prompts.answer_field=answer", "judging.judge={kind: verifier}", *overrides])
-
-
-def group(texts, scores, finished=True, answer="12"):
-    ends = [finished] * len(texts) if isinstance(finished, bool) else finished
-    completions = tuple(
-        Completion((3 + number, 1), (-1.0, -1.0), (0, 0), text, end)
-        for number, (text, end) in enumerate(zip(texts, ends, strict=True))
-    )
-    prompt = Prompt("row:1", (1, 2), "5+7=", answer)
-    return Group(Lease(0, 0, prompt, 0, 0.0), completions, Judgement(tuple(scores)))
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    path = tmp_path_factory.mktemp("models")
-    for seed, name in enumerate(("verifier", "reference")):
-        size = ScratchConfig(vocabulary=300, layers=1, heads=1, max_tokens=64, seed=seed)
-        make_model(path / name, ["5+7=12"], size)
-    record = {"reference": str(path / "reference"), "kind": "dpo", "beta": 0.2, "label_smoothing": 0.0}
-    (path / "verifier" / "dpo.json").write_text(json.dumps(record))
-    return path
+from tests.launch.evaluate.cases import config, group
 
 
 def slow_logprob(directory, prompt, response):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from actors.errors import UsageError
-from actors.settings import PRETRAINED
+from actors.foreign.model_place import PRETRAINED
 from launch.settings.loading import load_config, preset_names
 from launch.settings.verbs import SFT, TRAIN
 from tests.house import ROOT
