@@ -239,7 +239,7 @@ def look(run: Run, code: int) -> dict[str, Any]:
     lines = [line.strip() for line in run.said().splitlines() if line.strip()]
     return {
         "code": code,
-        "last_line": lines[-1] if lines else "",
+        "last_line": lines[-1].replace(str(run.directory.parent), "...") if lines else "",
         "checkpoint": pointer.read_text().strip() if pointer.is_file() else None,
         "status": json.loads(summary.read_text())["status"] if summary.is_file() else None,
         "processes": run.left(),
