@@ -189,6 +189,7 @@ def test_a_process_that_hangs_over_a_publication_is_replaced_while_the_other_gen
     cluster: None, tmp_path: Path
 ) -> None:
     marker, messages = tmp_path / "hung", list[str]()
+    (tmp_path / "config.json").write_text("{}")  # what makes a directory a model's
 
     async def test() -> None:
         well = _start(HangingOnce, "well", tmp_path, marker=None)

@@ -113,4 +113,4 @@ def test_a_wrong_request_is_one_text_and_can_be_put_right_in_place(config: Path,
     _, err = finish(start("sft", str(config), "data.on_malformed=error", "--output", str(tmp_path / "run")), 2)
     assert f"1 rows of data.source '{tmp_path / 'sums.jsonl'}' are malformed" in err
     assert "Traceback" not in err
-    assert list((tmp_path / "run").iterdir()) == []
+    assert not (tmp_path / "run").exists()

@@ -36,6 +36,7 @@ def start(session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
     monkeypatch.setattr(ray_actors, "START_PAUSE_SECONDS", 0.1)
     count, seeds = tmp_path / "starts", tmp_path / "seeds"
     count.touch()
+    (tmp_path / "config.json").write_text("{}")  # what makes a directory a model's
     spec = GeneratorSpec(model_dir=str(tmp_path), generators=GeneratorConfig(gpus=0.5), sampling=SamplingConfig())
 
     def started(failing: set[int]) -> RayGenerator:
