@@ -21,7 +21,14 @@ from typing import Any
 from benchmarks import record
 from launch.output.summary import package_versions
 
-BASE = ("embedded", "updates=120", "checkpoints.every_updates=0", "evaluation.every_updates=0", "evaluation.prompts=0")
+BASE = (
+    "embedded",
+    "updates=120",
+    "cluster.num_cpus=4",
+    "checkpoints.every_updates=0",
+    "evaluation.every_updates=0",
+    "evaluation.prompts=0",
+)
 RUNS: dict[str, tuple[str, ...]] = {
     "1 generator, S = 2": (),
     "1 generator, S = 0": ("replay.max_staleness=0",),

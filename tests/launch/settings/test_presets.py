@@ -36,6 +36,7 @@ def test_the_chat_preset_trains_what_make_pretrained_brings_in_bfloat16_on_two_c
     assert f"PRETRAINED := models/{PRETRAINED}\n" in (ROOT / "Makefile").read_text()
     assert (config.generators.cpus, config.learner.cpus_per_rank, config.learner.gpus_per_rank) == (1, 1, 0)
     assert config.generators.dtype == config.learner.dtype == "bfloat16"
+    assert config.prompts.validation_fraction == 0.25, "evaluations ask prompts that it never trains on"
 
 
 @pytest.mark.parametrize(("preset", "total"), [("node-8gpu", 8), ("cluster-2node", 16)])
