@@ -1,10 +1,11 @@
-"""What `offbeat plan` predicts of five runs from a sixth, beside what they measured.
+"""What `offbeat plan` predicts of other runs from one, beside what they measured.
 
     python -m benchmarks.planning [--work DIR] [--output benchmarks/results/planning.json] [PLAN OPTION ...]
 
-One run of the embedded world calibrates. Five others differ from it in generators, in the bound on staleness and in
-the size of an update. Options that are not this script's, such as `--cores 2`, go to `offbeat plan`. Run it alone on
-a machine: what else runs there takes from one run and not from another.
+One run of the embedded world calibrates. Five others differ from it in generators and in the bound on staleness, a
+sixth in the size of an update too. `--cores` of `offbeat plan` is what two busy processes get of this machine, which
+is less than two if they share a physical core. Options that are not this script's go to `offbeat plan`. Run it alone
+on a machine: what else runs there takes from one run and not from another.
 """
 
 from __future__ import annotations
@@ -35,9 +36,25 @@ RUNS: dict[str, tuple[str, ...]] = {
     "1 generator, S = 8": ("replay.max_staleness=8",),
     "2 generators, S = 1": ("generators.count=2", "replay.max_staleness=1"),
     "2 generators, S = 4": ("generators.count=2", "replay.max_staleness=4"),
+    "3 generators, S = 2": ("generators.count=3",),
     "1 generator, S = 4, half the prompts": ("replay.max_staleness=4", "replay.prompts_per_update=16"),
 }
 """Settings of each run beside those of `BASE`; the first calibrates."""
+
+
+WORK = "import time, torch; torch.set_num_threads(1); a = torch.rand(512, 512); a @ a; t = time.perf_counter()\n"
+WORK += "for _ in range(400): a @ a\nprint(time.perf_counter() - t)"
+
+
+def cores() -> float:
+    """Measure how many times the work of one busy process two get done in its time."""
+
+    def seconds(processes: int) -> float:
+        command = [sys.executable, "-c", WORK]
+        started = [subprocess.Popen(command, text=True, stdout=subprocess.PIPE) for _ in range(processes)]
+        return max(float(each.communicate()[0]) for each in started)
+
+    return 2.0 * min(seconds(1) for _ in range(3)) / min(seconds(2) for _ in range(3))
 
 
 def offbeat(*arguments: str) -> str:
@@ -56,6 +73,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="directory of the runs, kept; unset: a temporary one")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/planning.json"))
     arguments, options = parser.parse_known_args()
+    options = [*options, *([] if "--cores" in options else ["--cores", f"{cores():.2f}"])]
     with tempfile.TemporaryDirectory() as scratch:
         work = (arguments.work or Path(scratch)).absolute()
         directories = {name: work / f"run{number}" for number, name in enumerate(RUNS)}

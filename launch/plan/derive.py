@@ -153,19 +153,30 @@ def from_run(run: Recorded, given: Given) -> Derived:
     model = Model(replay=config.replay, updates=1, generators=generators, learner=learner, judges=judges)
     model = replace(configured(model, config), updates=run.updates, cores=given.cores)
     efficiency = sources.pick("efficiency", None, EFFICIENCY, "of each rank after the first")
+    rate = run.measured().sampling_rate if given.generator_seconds is None else None
+    training = run.budget("learner", "training") if given.cores and given.update_seconds is None else None
+    model = calibrated(model, rate, training)
     if given.generator_seconds is None:
-        model = calibrated(model, run.measured().sampling_rate)
         group = Value("generator_seconds", model.generators.group.mean, "measured", "of a group alone, by `batching`")
         sources.values.insert(0, group)
     return Derived(model=model, values=tuple(sources.values), efficiency=efficiency, notes=_notes(run, given))
 
 
-def calibrated(model: Model, sampling_rate: float) -> Model:
-    """Return `model` with the seconds of a group with which a generator samples at `sampling_rate` (groups/s)."""
+def calibrated(model: Model, sampling_rate: float | None, training_seconds: float | None = None) -> Model:
+    """Return `model` with the seconds of a group and of an update that lead to what a run measured.
+
+    `sampling_rate` (groups/s) is a generator's; `training_seconds` are all updates', longer than alone if cores were
+    short. None: those seconds stay.
+    """
     for _ in range(CALIBRATIONS):
-        rate = predict(model, most_groups=CALIBRATION_GROUPS).sampling_rate
-        group = model.generators.group.times(rate / sampling_rate if sampling_rate else 1.0)
-        model = replace(model, generators=replace(model.generators, group=group))
+        found = predict(model, most_groups=CALIBRATION_GROUPS)
+        if sampling_rate:
+            group = model.generators.group.times(found.sampling_rate / sampling_rate)
+            model = replace(model, generators=replace(model.generators, group=group))
+        trained = found.learner["training"] * found.seconds
+        if training_seconds and trained:
+            update = model.learner.update.times(training_seconds / trained)
+            model = replace(model, learner=replace(model.learner, update=update))
     return model
 
 

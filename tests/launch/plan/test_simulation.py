@@ -12,6 +12,7 @@ from hypothesis import strategies as some
 
 from actors.replay_buffer.admission import Admission
 from launch.plan import simulation
+from launch.plan.derive import calibrated
 from launch.plan.model import Times
 from launch.plan.prediction import extrapolated, outcome, predict
 from launch.plan.simulation import Simulation
@@ -213,3 +214,16 @@ def test_measured_times_come_once_each_before_any_comes_again():
     draws = Times.of(4.0, (1.0, 2.0, 3.0)).draws(random.Random(0))
     assert sorted(next(draws) for _ in range(3)) == [2.0, 4.0, 6.0]
     assert sorted(next(draws) for _ in range(3)) == [2.0, 4.0, 6.0]
+
+
+def test_seconds_of_a_run_whose_cores_were_short_are_those_of_each_alone():
+    """Generator and learner of 1 s each shared one core, so 100 groups and 100 updates lasted 200 s between them."""
+    alone = model(100, max_staleness=1, cores=1.0)
+    shared = predict(alone)
+    trained = shared.learner["training"] * shared.seconds
+    assert trained > 150.0, "an update seems to take longer than it does alone"
+    guess = model(100, max_staleness=1, cores=1.0, group_seconds=shared.sampling_rate, update_seconds=trained / 100)
+    found = calibrated(guess, shared.sampling_rate, trained)
+    assert found.learner.update.mean == pytest.approx(1.0, rel=0.05)
+    assert found.generators.group.mean == pytest.approx(1.0, rel=0.05)
+    assert predict(replace(found, replay=model(1, max_staleness=0).replay)).seconds == pytest.approx(200.0, rel=0.05)
