@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from actors.errors import UsageError
 from actors.redaction import redact
-from launch.settings.verbs import TRAIN, VERBS
+from launch.settings.verbs import SWEEP, TRAIN, VERBS
 
 
 def _print_version(wanted: bool) -> None:
@@ -103,7 +103,8 @@ def refused(error: typer.TyperException, arguments: Sequence[str]) -> str:
 
     before = "--set " if "--set" in settings_of[0].opts else ""
     verb = VERBS.get(str(context.info_name), TRAIN)
-    known = [each for each in settings(verb.model) if not before or each.section.startswith("learner")]
+    given = TRAIN if verb is SWEEP else verb  # a sweep's options set its runs
+    known = [each for each in settings(given.model) if not before or each.section.startswith("learner")]
     whole = next((each for each in arguments if each.startswith(option) and not each.startswith("--")), option)
     option = whole.partition("=")[0] if not option.startswith("--") else option  # click reads `-lr` as `-l -r`
     hint = answer(option, redact(_value_of(option, arguments), option), known)
