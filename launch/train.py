@@ -20,7 +20,7 @@ from actors.files import atomic_write
 from actors.records import Group
 from actors.replay_buffer.buffer import Batch, ReplayBuffer, group_from_dict, group_to_dict
 from launch.cluster import wiring
-from launch.cluster.placement import address_to_join
+from launch.cluster.placement import address_to_join, counted
 from launch.cluster.watchdog import Watchdog
 from launch.doctor.checkup import fatal_checks
 from launch.output.board import Board
@@ -38,6 +38,7 @@ from launch.run.loop import LoopEvents, TrainingLoop
 from launch.run.plugins import plugin_of
 from launch.run.pools.judge_pool import JudgePool
 from launch.run.pools.reference_pool import JudgeBesideReference, ReferencePool
+from launch.run.pools.waiting import until_ready
 from launch.run.preflight import (
     check_model,
     check_prompts,
@@ -202,7 +203,7 @@ class TrainingRun:
         generators = wiring.start_generators(
             config, model_dir, reference_dir, self.learner, [*judges, *references], updates=self.buffer.updates
         )
-        say(f"starting {len(generators)} generators and {config.learner.ranks} learner ranks")
+        say(f"starting {counted(['generator'] * len(generators) + ['learner rank'] * config.learner.ranks)}")
         self.loop = TrainingLoop(
             config,
             buffer=self.buffer,
@@ -254,7 +255,11 @@ class TrainingRun:
         return INTERRUPTED if interrupted else 0
 
     async def _run(self) -> None:
-        await asyncio.gather(self.learner.ready(), self.loop.judge.ready())
+        say, loading = self.board.message, "loading its model"
+        await asyncio.gather(
+            until_ready(self.learner.ready(), "the learner", loading, say),
+            until_ready(self.loop.judge.ready(), "the judge", loading, say),
+        )
         if self.session.checkpoint is not None:
             await self.learner.load(self.session.checkpoint)
             self.board.message(f"resumed from {self.session.checkpoint} after {self.buffer.updates} updates")

@@ -20,6 +20,7 @@ from actors.foreign.text import shown
 from actors.records import Group, Judgement
 from actors.replay_buffer.buffer import Batch
 from launch.cluster import wiring
+from launch.cluster.placement import counted
 from launch.cluster.watchdog import Watchdog
 from launch.output.journal import learning_settings
 from launch.output.journal_reader import JournalReader
@@ -302,7 +303,7 @@ class _Replay:
         learner = wiring.start_learner(
             config, model_dir, reference_dir, self._directory.path, self._directory.failed_batches
         )
-        self.say(f"starting {config.learner.ranks} learner ranks")
+        self.say(f"starting {counted(['learner rank'] * config.learner.ranks)}")
         await learner.ready()
         if self._start.checkpoint is not None:
             await learner.load(self._start.checkpoint)

@@ -19,6 +19,7 @@ from actors.data.text import save_template
 from actors.errors import INTERRUPTED, UsageError, writing
 from actors.files import atomic_write, discard
 from launch.cluster import wiring
+from launch.cluster.placement import counted
 from launch.cluster.watchdog import Watchdog
 from launch.output.board import clock
 from launch.output.process import interrupts
@@ -124,7 +125,7 @@ class StageRun:
             if session.state:
                 self._state = State(**session.state["state"])
             self._total = self.config.training.updates(prepared.train)
-            self._say(f"starting {self.config.learner.ranks} learner ranks")
+            self._say(f"starting {counted(['learner rank'] * self.config.learner.ranks)}")
             self._ranks = stack.enter_context(self._start(self.config, prepared.model_dir, directory.path, self._total))
             self._metrics = TrackedMetrics(session, self._state.updates, self._say)
             stack.callback(self._metrics.close)

@@ -15,6 +15,7 @@ from actors.errors import RunError, TransferInterruptedError, WeightMismatchErro
 from actors.records import Draw, Failure, GeneratorStatus, Group, Lease, Prompt
 from actors.replay_buffer.buffer import ReplayBuffer
 from launch.run.pools.loads import Loads
+from launch.run.pools.waiting import until_ready
 from launch.run.protocols import (
     GeneratorDeadError,
     GeneratorPort,
@@ -26,8 +27,6 @@ from launch.run.protocols import (
 from launch.run.tasks import Signal, first_failure, give_up, shielded
 
 COLLECT_SECONDS = 2.0  # longest wait of one collect or status call
-READY_SECONDS = 120.0
-"""Time until the first message that a started generator does not answer; doubles each time."""
 END_SECONDS = 30.0
 """Longest wait for a call to a killed process."""
 SIDE_ATTEMPTS = 3
@@ -194,25 +193,13 @@ class GeneratorPool:
 
     async def _serve_until_death(self, member: Member) -> None:
         async with asyncio.TaskGroup() as tasks:
-            waiting = tasks.create_task(self._report_waiting(member))
-            await member.port.ready()
-            waiting.cancel()
+            await until_ready(member.port.ready(), member.port.name, "loading its engine", self._on_message)
             for duty in (*self._supplies(member), self._collect(member)):
                 tasks.create_task(duty)
 
     def _supplies(self, member: Member) -> Sequence[Coroutine[Any, Any, None]]:
         """Return the tasks that bring weights and leases to a generator."""
         return self._sync(member), self._feed(member)
-
-    async def _report_waiting(self, member: Member) -> None:
-        started, pause = time.monotonic(), READY_SECONDS
-        while True:
-            await asyncio.sleep(pause)
-            pause *= 2.0  # waiting for a node may take days
-            self._on_message(
-                f"{member.port.name} has not answered for {time.monotonic() - started:.0f} s: its engine is still "
-                "loading, or Ray has no room for it (see `ray status`)"
-            )
 
     def _forget(self, member: Member, reason: str) -> None:
         indices = [index for index, _ in member.outstanding if index >= 0]

@@ -15,6 +15,7 @@ from actors.records import Canary, Failure, GeneratorStatus, Group, Judgement, L
 from actors.replay_buffer.buffer import ReplayBuffer
 from actors.replay_buffer.config import ReplayConfig
 from launch.run.pools import generator_pool as pool_module
+from launch.run.pools import waiting
 from launch.run.pools.generator_pool import GeneratorPool
 from launch.run.protocols import GeneratorDeadError, GeneratorUnavailableError, PoolEvents, PoolLimits, Publication
 from launch.run.tasks import first_failure
@@ -609,13 +610,14 @@ def test_a_generator_that_does_not_start_is_named_again_and_again(monkeypatch: p
         async def ready(self) -> None:
             await asyncio.Event().wait()
 
-    monkeypatch.setattr(pool_module, "READY_SECONDS", 0.005)
+    monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.005)
 
     async def test() -> None:
         pool = Pool(Pending("late-one"))
         running = asyncio.create_task(pool.pool.run())
         await until(lambda: len(pool.messages) >= 2)
         assert all("late-one has not answered" in message for message in pool.messages)
+        assert all("it is still loading its engine" in message for message in pool.messages)
         running.cancel()
 
     run(test)
