@@ -105,6 +105,13 @@ def test_staleness_is_told_beside_its_bound(tmp_path):
     )
 
 
+def test_a_run_on_fresh_samples_alone_says_so(tmp_path):
+    found = judged(tmp_path, max_staleness_bound=0, staleness={"max": 0, "mean": 0.0, "histogram": {"0": 8}})
+    assert found.sentences[-1] == (
+        "Every update trained on what its own policy had sampled, as its bound of 0 demands."
+    )
+
+
 def test_staleness_over_the_bound_is_said(tmp_path):
     assert judged(tmp_path, max_staleness_bound=1).sentences[-1].endswith("That is over the bound.")
 
