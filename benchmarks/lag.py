@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +306,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=Path, help="starting policy; unset: trained here")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/lag.json"))
+    parser.add_argument("--weight", type=float, help="of the anchor, in rows that have one; unset: the row's")
+    parser.add_argument("--horizon", type=int, help="of the anchor, in rows that have one; unset: the row's")
     parser.add_argument("--list", action="store_true", help="print the rows, and stop")
     arguments = parser.parse_args()
     if arguments.list:
@@ -319,11 +321,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         start = arguments.start or _start(Path(scratch) / "start", arguments.seed)
         for name in arguments.rows or ROWS:
-            result = Experiment(ROWS[name], start, arguments).run()
+            row = _with_anchor(ROWS[name], arguments.weight, arguments.horizon)
+            result = Experiment(row, start, arguments).run()
             settings = ("updates", "groups", "players", "opponents", "tau", "lr", "seed", "beta", "schedule", "tail")
             entry = {"row": name, **{key: getattr(arguments, key) for key in settings}, **result}
+            if row.anchor is not None:
+                entry["weight"], entry["horizon"] = row.anchor
             _add(arguments.output, entry, settings)
             print(f"{name}: exploitability {entry['exploitability_tail']:.3f}, KL {entry['kl_tail']:.2f}", flush=True)
+
+
+def _with_anchor(row: Row, weight: float | None, horizon: int | None) -> Row:
+    """Return a row with another weight or horizon of its anchor; a row without an anchor stays."""
+    if row.anchor is None:
+        return row
+    return replace(row, anchor=(weight or row.anchor[0], horizon or row.anchor[1]))
 
 
 def _start(directory: Path, seed: int) -> Path:
@@ -334,10 +346,15 @@ def _start(directory: Path, seed: int) -> Path:
 
 
 def _add(path: Path, entry: dict[str, Any], settings: tuple[str, ...]) -> None:
-    """Puts `entry` in the place of an older one of the same row and settings."""
+    """Put `entry` in the place of an older one of the same row, anchor and settings."""
     runs = json.loads(path.read_text())["runs"] if path.is_file() else []
-    key = ("row", *settings)
-    runs = [run for run in runs if [run.get(k) for k in key] != [entry[k] for k in key]]
+
+    def key(run: dict[str, Any]) -> list[Any]:
+        weight, horizon = ROWS[run["row"]].anchor or (None, None)
+        anchor = [run.get("weight", weight), run.get("horizon", horizon)]
+        return [run["row"], *anchor, *(run.get(name) for name in settings)]
+
+    runs = [run for run in runs if key(run) != key(entry)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"torch": torch.__version__, "runs": [*runs, entry]}) + "\n")
 
