@@ -6,6 +6,7 @@ from collections.abc import Callable
 FIRST_SECONDS = 10.0
 """A step that ends sooner says nothing."""
 SECONDS = 30.0  # between two lines
+LONGEST_IN_SECONDS = 100  # longer times are told in minutes
 
 
 class Countdown:
@@ -27,4 +28,5 @@ class Countdown:
             return
         self._due = now + SECONDS
         seconds = round((now - self._started) * left / self._done)
-        self._say(f"{self._step}: {self._done} of {self._total}, about {seconds // 60}:{seconds % 60:02d} minutes left")
+        rest = f"{seconds} s" if seconds < LONGEST_IN_SECONDS else f"{round(seconds / 60)} minutes"
+        self._say(f"{self._step}: {self._done} of {self._total}, about {rest} left")
