@@ -18,8 +18,8 @@ RATE_SECONDS = 20.0  # window of the board's rates
 
 
 def written(value: float | None, form: str) -> str | None:
-    """Write a figure that is known."""
-    return None if value is None else format(value, form)
+    """Write a figure that is known; `z` writes what rounds to zero without a sign."""
+    return None if value is None else format(value, f"z{form}")
 
 
 def kl_of(stats: UpdateStats, evaluated: float | None) -> float | None:

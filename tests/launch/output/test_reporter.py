@@ -11,7 +11,7 @@ import pytest
 from actors.records import GeneratorStatus, Lease
 from actors.replay_buffer.buffer import ReplayBuffer
 from launch.output import reporter as report_module
-from launch.output.reporter import Reporter
+from launch.output.reporter import Reporter, written
 from launch.output.run_directory import RunDirectory
 from launch.output.summary import Staleness
 from launch.run.loop import LoopEvents, TrainingLoop
@@ -296,3 +296,7 @@ def test_what_the_judge_counted_reaches_the_summary() -> None:
     assert _summary(_loop(), reporter).judging == {}
     asyncio.run(reporter.ask(JudgePool([Counting()], print)))
     assert _summary(_loop(), reporter).judging == {"groups": 7.0}
+
+
+def test_a_figure_that_rounds_to_zero_has_no_sign():
+    assert (written(-0.001, ".2f"), written(-0.5, ".2f"), written(None, ".2f")) == ("0.00", "-0.50", None)
