@@ -262,6 +262,8 @@ def _numbers(tree: Tree, known: Sequence[Setting]) -> Iterator[str]:
 def _explain(detail: Mapping[str, Any], tree: Tree, root: type[BaseModel], known: Sequence[Setting]) -> Iterator[str]:
     """Word one of pydantic's errors for the user."""
     kind = detail["type"]
+    if kind == "default_factory_not_called":  # the setting that it needs is refused itself
+        return
     key, variant = _dotted(detail["loc"], root)
     setting = _find(known, key, variant)
     if kind == "missing" and setting is not None and setting.default != "required":
