@@ -505,7 +505,7 @@ def test_a_run_whose_only_generator_hangs_at_every_start_ends_when_its_restarts_
     with pytest.raises(BaseExceptionGroup) as caught:
         run(test)
     (message,) = [str(error) for error in _leaves(caught.value)]
-    assert message.startswith("no generator is left: no restart is left; check its log")
+    assert message.startswith("no generator is left: no restart is left; look in ")
 
 
 def test_a_killed_generator_whose_call_does_not_end_holds_up_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
