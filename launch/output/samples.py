@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -161,11 +162,13 @@ def write_before_and_after(
 
 def read_before_and_after(run: Path) -> list[BeforeAndAfter]:
     """Read what `write_before_and_after` wrote; nothing if the run has not ended, or has no evaluation."""
-    path = run / BEFORE_AND_AFTER
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
-    return [
-        BeforeAndAfter(row["prompt_id"], row["prompt"], Answer(**row["start"]), Answer(**row["final"])) for row in rows
-    ]
+    path, found = run / BEFORE_AND_AFTER, []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # of a damaged file
+            row = json.loads(line)
+            start, final = Answer(**row["start"]), Answer(**row["final"])
+            found.append(BeforeAndAfter(row["prompt_id"], row["prompt"], start, final))
+    return found
 
 
 def read_samples(run: Path) -> Iterator[Sample]:

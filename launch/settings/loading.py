@@ -139,7 +139,8 @@ def _after_kinds(override: str) -> tuple[bool, int]:
 def _report(path: str | Path | None, verb: Verb, mistakes: Sequence[str]) -> str:
     count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "1 mistake"
     lines = [f"configuration {path or 'from overrides'}: {count}", *(f"  {mistake}" for mistake in mistakes)]
-    return "\n".join([*lines, f"`offbeat {verb.name} --help` lists every setting"])
+    restore = "; a run wrote this file: restore it if it is damaged" if path and _is_recorded(Path(path)) else ""
+    return "\n".join([*lines, f"`offbeat {verb.name} --help` lists every setting{restore}"])
 
 
 # ---------------------------------------------------------------- reading
