@@ -9,9 +9,8 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from actors.data.rows import MalformedRowError
-from actors.data.text import encoded, in_template, prompt_token_ids, response_token_ids, template_problem
+from actors.data.text import encoded, in_template, prompt_token_ids, response_token_ids
 from actors.errors import UsageError
-from actors.foreign.text import shown
 
 Messages = Sequence[Mapping[str, Any]]
 Reason = Literal["bad_conversation", "lost_text", "empty_prompt", "empty_response"]
@@ -60,8 +59,6 @@ def render(
     except TemplateSyntaxError as error:
         raise UsageError(f"the chat template is no valid Jinja: line {error.lineno}: {error}; correct it") from error
     except Exception as error:  # a template is foreign code, which may raise anything
-        if (problem := template_problem(tokenizer)) is not None and shown(error, 300) in problem:  # it refuses all
-            raise UsageError(f"{what} holds chat messages, and the chat template {problem}; correct it") from error
         raise BrokenConversationError(
             "bad_conversation", f"the tokenizer's chat template refuses the messages: {error}"
         ) from error

@@ -167,7 +167,7 @@ class RayGenerator:
     def _given_up(self, failure: str) -> GeneratorDeadError:
         """End a generator that failed twice alike: with the same settings it would again."""
         self._killed = True
-        ray.kill(self._actor)
+        ray.kill(self._actor, no_restart=True)
         return GeneratorDeadError(f"{failure} (twice in a row, so it is not started again)")
 
 

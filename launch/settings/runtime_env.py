@@ -34,7 +34,7 @@ def address_problem(address: str) -> str | None:
     if address in ("auto", "local") or (found is not None and 0 < int(found["port"]) < 1 << 16):
         return None
     scheme, _, rest = address.rpartition("://")
-    host = rest.partition(":")[0].strip("/") or "HOST"
+    host = rest.rpartition("@")[2].partition(":")[0].strip("/") or "HOST"  # without a name or a password
     meant = f"write {host}:{DEFAULT_PORT}, or the port that `ray start --head` printed"
     if scheme == "ray":
         meant = f"ray:// is of Ray's client, which cannot run a training: {meant}"
