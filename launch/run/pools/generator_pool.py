@@ -301,7 +301,9 @@ class GeneratorPool:
         member.outstanding.pop((item.lease.index, item.lease.attempt), None)
         if item.lease.index < 0:
             self._answer(item.lease.index, item)
-        elif self._buffer.generated(item.lease.index, item.lease.attempt):
+            return
+        item = self._buffer.in_time(item)
+        if self._buffer.generated(item.lease.index, item.lease.attempt):
             self._on_group(item)
 
     async def _sync(self, member: Member) -> None:
