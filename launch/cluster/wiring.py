@@ -30,6 +30,7 @@ from launch.cluster.interchangeable import RayJudge, RayReference
 from launch.cluster.placement import Node, address_to_join, generator_gpus
 from launch.cluster.ray_actors import RayGenerator, RayLearner, RayStage, origin, reason
 from launch.cluster.ray_job import auth_token
+from launch.cluster.ray_processes import without_notice_of_cpu_time
 from launch.run.pools.reference_pool import ReferencePool
 from launch.settings.run import ClusterConfig, RunConfig
 from launch.settings.runtime_env import upload_problem
@@ -79,7 +80,7 @@ def _init(cluster: ClusterConfig, address: str | None) -> None:
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
         # Nor its figures, for which the raylet grows by a MiB in ten minutes.
         os.environ.setdefault("RAY_enable_metrics_collection", "0")
-        with loopback.own_ray(os.environ):
+        with loopback.own_ray(os.environ), without_notice_of_cpu_time():
             ray.init(
                 address="local",
                 num_cpus=cluster.num_cpus,
@@ -116,8 +117,6 @@ def _check_answers(address: str) -> None:
     if address == "auto":  # Ray finds a local cluster, or fails at once
         return
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise ConnectionError("the address is not HOST:PORT, the one that `ray start --head` printed")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
     except OSError as error:
