@@ -30,6 +30,7 @@ TRANSPORTS = get_args(PublicationConfig.model_fields["transport"].annotation)
 @pytest.fixture
 def eight_gpus(marked: Marked, short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_prestart_worker_first_driver", "0")  # as a run has it: no worker for each pretended core
     with leaving_nothing(marked):
         ray.init(
             address="local",

@@ -77,6 +77,7 @@ def probes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     Config.initialize("")
     ensure_token_if_auth_enabled()
+    monkeypatch.setenv("RAY_prestart_worker_first_driver", "0")  # as a run has it: no worker for each pretended core
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]))
 
 
