@@ -28,6 +28,8 @@ from launch.output.run_directory import LOCK, SHARED_MEMORY, SHM_PREFIX, SharedM
 from tests.house import ROOT
 from tests.processes import Marked
 
+ENDING = (signal.SIGTERM, signal.SIGINT)
+"""Signals upon which the command cleans up itself."""
 COMMAND = [sys.executable, "-m", "benchmarks.gpu_acceptance"]
 
 
@@ -134,9 +136,7 @@ def test_a_part_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGKILL]
-)
+@pytest.mark.parametrize("number", [signal.SIGKILL, *(pytest.param(each, marks=pytest.mark.long) for each in ENDING)])
 def test_no_process_outlives_the_command(number: int, tmp_path: Path) -> None:
     """Killed with -9 it leaves a folder in shared memory, which the next run removes, as a run's."""
     marked = Marked()

@@ -99,6 +99,7 @@ def test_a_run_whose_reference_actor_is_killed_and_that_is_interrupted_ends_with
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
+@pytest.mark.long
 def test_a_replay_reaches_the_bits_of_the_run(whole: Path) -> None:
     assert main(["replay", str(whole), "--output", str(whole / "again")]) == 0
     report = json.loads((whole / "again" / "report.json").read_text())
