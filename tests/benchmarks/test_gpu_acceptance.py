@@ -120,6 +120,7 @@ def setup_of(folder: Path) -> Setup:
     return Setup(**names, **on_cpu, **FOR_CPU, eager=True, offload_optimizer=False)
 
 
+@pytest.mark.slow
 def test_parts_that_no_longer_fit_are_left_out_with_the_reason(tmp_path: Path) -> None:
     code, parts, _ = accept(tmp_path / "late.json", "--parts", "canary", "kill", "--minutes", "0.01")
     assert code == 0
@@ -158,6 +159,7 @@ def _until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_part_whose_model_is_broken_fails_alone_and_the_command_says_so_by_its_exit_code(tmp_path: Path) -> None:
     broken = tmp_path / "model"
     broken.mkdir()
