@@ -175,6 +175,7 @@ def test_the_demo_ends_with_two_models_a_comparison_and_a_figure(tmp_path: Path)
     assert "a..A  bradley-terry" in out
 
 
+@pytest.mark.long
 def test_at_bound_zero_a_run_resumed_with_more_ranks_and_generators_is_on_policy_to_the_engines_gap(
     config: Path,
 ) -> None:

@@ -60,6 +60,7 @@ def test_a_signal_in_the_final_evaluation_waits_for_it_and_a_second_one_ends_the
     assert summary_of(run)["updates"] == 2
 
 
+@pytest.mark.long
 def test_a_signal_at_the_end_of_a_stage_leaves_a_run_that_is_complete_or_can_be_resumed(
     own: Any, tmp_path: Path
 ) -> None:
