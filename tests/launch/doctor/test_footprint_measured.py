@@ -75,7 +75,12 @@ def random_pairs(seed: int) -> list[Pair]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "stage", "checkpointing"), [("mlp", 1, False), ("vocabulary", 2, True), ("no gate", 3, False)]
+    ("kind", "stage", "checkpointing"),
+    [
+        ("vocabulary", 2, True),
+        pytest.param("mlp", 1, False, marks=pytest.mark.long),
+        pytest.param("no gate", 3, False, marks=pytest.mark.long),
+    ],
 )
 def test_the_estimate_is_within_15_hundredths_of_the_peak_of_an_update(
     kind: str, stage: int, checkpointing: bool, tmp_path: Path

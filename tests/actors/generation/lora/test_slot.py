@@ -395,6 +395,7 @@ def test_a_mixture_adapts_the_policy_alone(world):
 
 @pytest.mark.pretrained
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not (SMOL / "config.json").is_file(), reason="no pretrained model; `make pretrained` brings it")
 def test_a_pretrained_model_in_bfloat16_samples_with_each_of_two_adapters(tmp_path):
     """Of 135M parameters an adapter of rank 8 is 1.8%, and it travels in bfloat16 as all weights would."""
