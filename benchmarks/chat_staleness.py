@@ -43,7 +43,7 @@ def main() -> None:
 
 def _run(sweep: Path, outcome: dict[str, Any]) -> dict[str, Any]:
     summary = json.loads((sweep / outcome["directory"] / "summary.json").read_text("utf-8"))
-    return {"row": outcome["row"], **outcome["labels"], "seed": outcome["seed"], **{key: summary[key] for key in KEPT}}
+    return {"row": outcome["row"], "seed": outcome["seed"], **{key: summary[key] for key in KEPT}}
 
 
 def _compared(runs: list[Path], answers: int) -> dict[str, Any]:
