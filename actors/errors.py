@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,25 @@ class EngineStartError(RunError):
 
 class TransferInterruptedError(OffbeatError):
     """A transfer of weights ended early because another generator failed. The weights in use are unchanged."""
+
+
+LOG_IS = "; its log is "
+
+
+def logged(text: str) -> str:
+    """End an error of this process with the place of its log."""
+    try:
+        log = os.readlink("/proc/self/fd/2")
+    except OSError:
+        log = ""
+    if not os.path.isfile(log):  # a terminal, a pipe
+        log = f"{ray_logs()}/worker-*-{os.getpid()}.err"
+    return f"{text}{LOG_IS}{log} on {socket.gethostname()}"
+
+
+def ray_logs() -> str:
+    """Return the directory of the logs of this host's newest Ray."""
+    return f"{os.environ.get('RAY_TMPDIR') or os.environ.get('TMPDIR') or '/tmp'}/ray/session_latest/logs"
 
 
 LEARNER_MEMORY = (

@@ -154,3 +154,8 @@ def _exists(path: Path) -> bool:
         return os.path.lexists(path)
     except OSError:  # a name that is too long
         return False
+
+
+def megabytes(nbytes: int) -> str:
+    """Write a size of files in MB, below 0.1 MB in kB."""
+    return f"{nbytes / 1e6:,.1f} MB" if nbytes >= 100_000 else f"{nbytes / 1e3:,.1f} kB"

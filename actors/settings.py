@@ -31,6 +31,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
+MOST_ACTORS = 10_000
+"""Processes of one role: each is listed before any cluster is asked for room."""
 SMALLEST_SHARE = 0.0001
 """Smallest share of a core or a GPU that Ray can reserve."""
 

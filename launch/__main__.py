@@ -1,8 +1,15 @@
 """The process that `offbeat VERB` starts; `python -m launch VERB` is the same, from a source tree not installed."""
 
+import atexit
+import gc
+import os
 import sys
+from collections.abc import Sequence
 
 from launch.output.process import working_directory
+
+MANY_OBJECTS = 50_000
+"""New objects before Python looks for garbage. Modules are none, and the usual 700 cost a fifth of their imports."""
 
 
 def entry() -> int:
@@ -17,10 +24,12 @@ def entry() -> int:
         print(shown(f"offbeat: error: {problem}"), file=sys.stderr)
         return 2
     working_directory.join(sys.path)
+    gc.set_threshold(MANY_OBJECTS)
     from actors.errors import INTERRUPTED
     from launch.output.process import interrupts, streams, supervisor
 
-    runs = supervisor.starts_run(sys.argv[1:])
+    runs, codes = supervisor.starts_run(sys.argv[1:]), list[int]()
+    atexit.register(_leave, codes)  # the first to be registered is called last
     try:
         interrupts.heed()
         streams.install()
@@ -35,7 +44,17 @@ def entry() -> int:
     if runs and code == INTERRUPTED:
         supervisor.say_interrupted()
     supervisor.tell("end", code)
+    if runs:
+        codes.append(code)
     return code
+
+
+def _leave(codes: Sequence[int]) -> None:
+    """End a run's process at once if it has a code: to take its modules apart costs a second and helps nobody."""
+    for code in codes:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from launch.evaluate.command import chat, compare, evaluate
 from launch.plan.command import plan
 from launch.report.command import report
 from launch.settings.options import (
+    PRESETS,
+    AnyConfig,
     Config,
     Debug,
     Help,
@@ -209,7 +211,7 @@ def demo(overrides: Overrides = None, output: Output = None) -> int:
 
 @app.command(name="config")
 def show_config(
-    config: StageConfig,
+    config: AnyConfig,
     overrides: Overrides = None,
     verb: Annotated[Literal["train", "sft", "preference", "dpo", "data"], Option(help="verb it configures")] = "train",
 ) -> int:
@@ -222,9 +224,7 @@ def show_config(
 
 @app.command()
 def doctor(
-    config: Annotated[
-        str | None, Argument(metavar="CONFIG", help="a YAML file or a preset; none: machine only")
-    ] = None,
+    config: Annotated[str | None, Argument(metavar="CONFIG", help=f"{PRESETS}; none: machine only")] = None,
     overrides: Overrides = None,
     json: Annotated[bool, Option("--json", help="print one JSON object instead of lines")] = False,
 ) -> int:

@@ -170,6 +170,7 @@ class TrainingRun:
             self.metrics,
             say=board.message,
             resume_from=buffer.updates,
+            template=config.prompts.template,
         )
         self.reporter = Reporter(config, self.directory, plugin, len(prompts))
         self.learner: wiring.RayLearner
@@ -291,7 +292,8 @@ class TrainingRun:
         self.session.seal(self.directory.final, loop.buffer.updates)
         with loop.progress.clock.spend("evaluating"):
             await loop.evaluate()
-        write_before_and_after(self.directory.path, loop.judged, self.config.judging.missing_eos_score)
+        missing, template = self.config.judging.missing_eos_score, self.config.prompts.template
+        write_before_and_after(self.directory.path, loop.judged, missing, template)
         if (departure := loop.divergence.take()) is not None:
             self.board.message(f"warning: the final policy left the band: {departure.describe()}")
         if self.config.learner.average_last:

@@ -6,6 +6,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from actors.errors import UsageError
+from actors.files import megabytes
 from actors.hub import ADAPTER_CONFIG
 from launch.doctor.findings import Finding, from_exception, graded, report
 from launch.output.journal_files import Checksums, require_run, require_whole, segments
@@ -81,7 +82,7 @@ def _journal(path: Path) -> Finding:
         unverified = require_whole(checksums, found)
     except UsageError as error:
         return from_exception("journal", error)
-    text = f"{path}: updates {found[0].first} to {found[-1].last}, {sum(each.nbytes for each in found) / 1e6:,.1f} MB"
+    text = f"{path}: updates {found[0].first} to {found[-1].last}, {megabytes(sum(each.nbytes for each in found))}"
     if unverified:
         text += f"; {len(unverified)} of {len(found)} parts have no checksums, so they cannot be verified"
     return graded("journal", text, doubtful=bool(unverified))
@@ -91,4 +92,4 @@ def _described(path: Path) -> str:
     found = manifest.read(path)
     assert found is not None
     update = "" if found.update is None else f", after update {found.update}"
-    return f"{path}: {len(found.files)} files, {found.nbytes / 1e6:,.1f} MB{update}"
+    return f"{path}: {len(found.files)} files, {megabytes(found.nbytes)}{update}"

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from actors.adapters.config import LoraConfig, PublishedLoraConfig
 from actors.foreign.passed_on import checked_environment, checked_labels, checked_resources
-from actors.settings import SMALLEST_SHARE, GpuShare, Settings
+from actors.settings import MOST_ACTORS, SMALLEST_SHARE, GpuShare, Settings
 from learner.deepspeed_keys import checked_deepspeed
 from learner.losses.config import Anchor, AnchorConfig, LossConfig, PairLossConfig
 
@@ -64,7 +64,12 @@ _OWN_VARIABLES = {
 class TrainerConfig(Settings):
     """Ranks that train one model: resources, precision, batching and optimizer."""
 
-    ranks: int = Field(default=1, ge=1, description="learner processes, data-parallel unless sequence_parallel says so")
+    ranks: int = Field(
+        default=1,
+        ge=1,
+        le=MOST_ACTORS,
+        description="learner processes, data-parallel unless sequence_parallel says so",
+    )
     sequence_parallel: int = Field(
         default=1,
         ge=1,

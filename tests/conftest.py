@@ -33,6 +33,10 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or Triton, which then finds its objects alive at the end, prints a page about leaks
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """On several processes, which take file after file, put the files with most engine tests first."""
     if "PYTEST_XDIST_WORKER" in os.environ:

@@ -179,7 +179,7 @@ def test_check_runs_the_linters_and_leaves_out_the_tests_that_start_an_engine(tm
     assert [
         name for name in ("ruff check .", "ruff format --check .", "/mypy", "/python -m pytest") if name not in printed
     ] == []
-    assert '-m "not gpu and not slow and not ray and not vllm"' in printed
+    assert '-m "not gpu and not slow and not ray and not vllm and not long"' in printed
     everything = make("-n", "test", f"VENV={tmp_path}/venv").stdout
     assert '-m "not gpu and not long"' in everything
     the_rest = make("-n", "long", f"VENV={tmp_path}/venv").stdout

@@ -377,10 +377,13 @@ def test_a_key_in_the_fields_of_a_request_is_refused_under_any_name(value: Any) 
 
 
 def test_a_saved_configuration_masks_what_passed_for_no_secret() -> None:
-    config = load_config(None, [*TRAIN, f"cluster.address=ray://ann:{SECRET}@h:1"])
+    config = load_config(None, [*TRAIN, f"model.tokenizer=https://ann:{SECRET}@h/m"])
     saved = dump_config(config)
     assert SECRET not in saved
-    assert yaml.safe_load(saved)["cluster"]["address"] == "ray://***@h:1"
+    assert yaml.safe_load(saved)["model"]["tokenizer"] == "https://***@h/m"
+    with pytest.raises(UsageError, match=r"given 'ray://\*\*\*@h:1'.*write h:6379") as refused:
+        load_config(None, [*TRAIN, f"cluster.address=ray://{SECRET}:ann@h:1"])
+    assert SECRET not in str(refused.value)
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))

@@ -5,6 +5,7 @@ generators.
 """
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,8 @@ class PromptSource:
 
     def _read_validation(self, config: PromptConfig, tokenizer: Any) -> PromptTable:
         source, split = config.validation_source or config.source, config.validation_split or config.split
+        if config.validation_split is None and Path(source).expanduser().is_file():
+            split = "train"  # which is that of `source`, not of this file
         try:
             return self._read(config.model_copy(update={"source": source, "split": split}), tokenizer)
         except UsageError as error:

@@ -178,6 +178,7 @@ def read_prompt_rows(config: PromptConfig) -> Iterator[Row]:
 def open_prompts(config: PromptConfig) -> OpenedSource:
     """Open the source of prompts. Raises UsageError as `rows_from`."""
     if config.source == WORLD:
+        _require_no_split(RowSource(WORLD, config.split, "prompts.", columns_named({})))
         return OpenedSource(batches_of_rows(_world_rows()))
     answers = [config.answer_field] if isinstance(config.answer_field, str) else config.answer_field or ()
     wanted = {f"prompts.answer_field {name}" if len(answers) > 1 else "prompts.answer_field": name for name in answers}
@@ -212,10 +213,20 @@ def _opened(table: RowSource) -> OpenedSource:
                 f"{section}source '{path}' ends in '{suffix_of(path)}'; allowed are {ALLOWED}, "
                 "directories of them, and directories written by datasets.save_to_disk"
             )
+        _require_no_split(table)
         return OpenedSource(_file_batches([path], table), [path])
     if suffix_of(path) in SUFFIXES or not HUB_NAME.fullmatch(table.source) or table.source.startswith("."):
         raise _no_source(table, path)
     return _opened_table(_load_from_hub(table), table)
+
+
+def _require_no_split(table: RowSource) -> None:
+    """Raise UsageError if a split is asked of a source without any; the default is asked of every source."""
+    if table.split != "train":
+        raise UsageError(
+            f"{table.section}source '{table.source}' has no splits, and {table.section}split is '{table.split}'; leave "
+            "that out, or give a source that has this split"
+        )
 
 
 def _world_rows() -> Iterator[Row]:
@@ -239,7 +250,6 @@ def _data_files(directory: Path) -> list[Path]:
 
 def _files_of_split(directory: Path, table: RowSource) -> list[Path]:
     """Return the data files of the split; all files if no file is named after a split."""
-
     files = _data_files(directory)
     if not files:
         raise UsageError(
@@ -352,6 +362,7 @@ def _load_saved(directory: Path, table: RowSource) -> Any:
             f"{error}; write it again, or give the files themselves"
         ) from error
     if not isinstance(loaded, datasets.DatasetDict):
+        _require_no_split(table)
         return loaded
     if table.split not in loaded:
         choice = suggestion(table.split, list(loaded))
@@ -370,8 +381,7 @@ def _load_from_hub(table: RowSource) -> Any:
         raise UsageError(
             f"{table.section}source '{table.source}' is not a file or directory (looked in {Path.cwd()}), and split "
             f"'{table.split}' of a hub data set of that name cannot be loaded: {hub_problem(error)}; give an existing "
-            "path, or "
-            "`owner/name` or `owner/name:configuration` of a data set that this machine can reach or has cached"
+            "path, or `owner/name` or `owner/name:configuration` of one that this machine can reach or has cached"
         ) from error
 
 

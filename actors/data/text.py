@@ -62,7 +62,25 @@ def load_tokenizer(path: str, *, needs_eos: bool = True, chats: ChatTemplateConf
     if template is not None:
         tokenizer.chat_template = template
     check_chat_template(tokenizer.chat_template, f"the chat template of '{path}'")
+    if template is not None and (problem := template_problem(tokenizer)):
+        raise UsageError(f"chat_template, with chat_template_kwargs if set, {problem}; correct it, or leave it out")
     return tokenizer
+
+
+def template_problem(tokenizer: Any) -> str | None:
+    """Say why the chat template cannot write a message of a user; None if it can, or there is none.
+
+    Call `check_chat_template` first: this renders it in this process.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    asked = [{"role": "user", "content": "Hello"}]
+    try:
+        text = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # a template is foreign code, which may raise anything
+        line = f"line {number}: " if isinstance(number := getattr(error, "lineno", None), int) else ""
+        return f"cannot write a user's message: {line}{shown(error, 300)}"
+    return None if "Hello" in text else "leaves out a user's message"
 
 
 def _why_none(directory: Path, error: Exception) -> str:

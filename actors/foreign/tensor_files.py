@@ -23,6 +23,12 @@ BITS = {
     "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
 """Bits of an element, by the format's names of dtypes."""
+WHOLE_NUMBERS = ("BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64")
+MOST_READ = 1 << 30
+"""Bytes of weights whose values are looked at before a run starts: a second or two."""
+_EXPONENTS = {"F16": (2, 0x7C00), "BF16": (2, 0x7F80), "F32": (4, 0x7F800000), "F64": (8, 0x7FF << 52)}
+"""Bytes of an element, and the bits of its exponent (IEEE 754; bfloat16 is the upper half of a float32)."""
+_PART = 1 << 22  # elements that are looked at together
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -40,6 +46,42 @@ def weight_files(directory: Path) -> list[Path]:
             "download the model again"
         )
     return files
+
+
+def require_numbers(directory: Path) -> None:
+    """Raise UsageError, naming file and tensor, for a weight of whole numbers, or one that is not finite.
+
+    The values are read only if all files together have at most `MOST_READ` bytes.
+    """
+    files = weight_files(directory)
+    small = sum(path.stat().st_size for path in files) <= MOST_READ
+    for path in files:
+        header = read_header(path)
+        start = path.stat().st_size - max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        for name, entry in header.items():
+            what = f"the tensor {shown(name, 100)!r} of {shown(path)}"
+            if name.endswith(("weight", "bias")) and entry["dtype"] in WHOLE_NUMBERS:
+                raise UsageError(
+                    f"{what} is of the dtype {entry['dtype']}, whole numbers, as quantised weights are; give the model "
+                    "that it was made from"
+                )
+            if small and not _finite(path, start + entry["data_offsets"][0], entry):
+                raise UsageError(
+                    f"{what} holds NaN or infinity, so every answer would be NaN; {RESTORE}, or use an earlier "
+                    "checkpoint"
+                )
+
+
+def _finite(path: Path, start: int, entry: Mapping[str, Any]) -> bool:
+    """Return whether no element has an exponent of ones alone, as NaN and infinity have; True for other dtypes."""
+    import numpy as np
+
+    size, exponent = _EXPONENTS.get(entry["dtype"], (0, 0))
+    if not size or entry["data_offsets"][0] == entry["data_offsets"][1]:
+        return True
+    count = (entry["data_offsets"][1] - entry["data_offsets"][0]) // size
+    bits = np.memmap(path, f"<u{size}", "r", start, (count,))
+    return not any(((bits[first : first + _PART] & exponent) == exponent).any() for first in range(0, count, _PART))
 
 
 def no_weights(directory: Path) -> str:

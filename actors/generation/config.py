@@ -15,8 +15,11 @@ from actors.environments.config import EnvironmentConfig
 from actors.foreign.passed_on import checked_environment, checked_labels, checked_resources
 from actors.generation.engine_arguments import checked_arguments
 from actors.hub import resolve
-from actors.settings import SMALLEST_SHARE, Settings
+from actors.settings import MOST_ACTORS, SMALLEST_SHARE, Settings
 
+MAX_REQUESTS = 1024
+"""Most requests, each of one completion, that an engine runs together; more wait inside it."""
+LONGEST_SEQUENCE = 10_000_000  # tokens
 LOWEST_TEMPERATURE = 0.01
 """vLLM samples at it instead of any lower one."""
 
@@ -24,7 +27,9 @@ LOWEST_TEMPERATURE = 0.01
 class SamplingConfig(Settings):
     """How rollouts are sampled. Temperature only: truncation (top-p, top-k) would bias the behaviour log-probs."""
 
-    completions_per_prompt: int = Field(default=4, ge=2, description="completions per prompt; K in the papers")
+    completions_per_prompt: int = Field(
+        default=4, ge=2, le=MAX_REQUESTS, description="completions per prompt; K in the papers"
+    )
     max_new_tokens: int = Field(default=128, ge=1, description="tokens per completion at most")
     temperature: float = Field(default=1.0, gt=0.0, description="divisor of the logits, in both engine and learner")
     stop_token_ids: tuple[Annotated[int, Field(ge=0)], ...] = Field(
@@ -66,6 +71,7 @@ class OpponentConfig(Settings):
     completions_per_prompt: int = Field(
         default=4,
         ge=1,
+        le=MAX_REQUESTS,
         description="opponent completions per prompt, if opponents are sampled separately: kinds mixture, reference "
         "and ema, and every kind with max_staleness set",
     )
@@ -115,14 +121,14 @@ _OWN_VARIABLES = {
 class GeneratorConfig(Settings):
     """The generator actors and the vLLM engine in each."""
 
-    count: int = Field(default=1, ge=1, description="generator actors, one engine each")
+    count: int = Field(default=1, ge=1, le=MOST_ACTORS, description="generator actors, one engine each")
     min_count: int | None = Field(
         default=None,
         ge=1,
         description="generators that must be scheduled before training starts; the rest join when resources appear "
         "(on another host only with publication.transport object_store, gloo or nccl). Unset: all",
     )
-    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs per engine; on CPU, processes")
+    tensor_parallel_size: int = Field(default=1, ge=1, le=MOST_ACTORS, description="GPUs per engine; on CPU, processes")
     gpus: float = Field(
         default=1.0,
         ge=SMALLEST_SHARE,
@@ -133,9 +139,13 @@ class GeneratorConfig(Settings):
     dtype: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="weights and activations of the engine"
     )
-    max_model_len: int = Field(default=1024, ge=2, description="tokens, prompt and completion together")
-    max_running_prompts: int = Field(default=64, ge=1, description="leases that one generator serves at a time")
-    kv_cache_mib: int = Field(default=128, ge=16, description="key-value cache (MiB); CPU engines only")
+    max_model_len: int = Field(
+        default=1024, ge=2, le=LONGEST_SEQUENCE, description="tokens, prompt and completion together"
+    )
+    max_running_prompts: int = Field(
+        default=64, ge=1, le=MAX_REQUESTS, description="leases that one generator serves at a time"
+    )
+    kv_cache_mib: int = Field(default=128, ge=16, le=10_000_000, description="key-value cache (MiB); CPU engines only")
     gpu_memory_utilization: float | None = Field(
         default=None,
         gt=0.0,

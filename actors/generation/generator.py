@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from actors.environments.rollouts import Rollouts, TurnEngine
-from actors.errors import ENGINE_MEMORY, EngineStartError, OffbeatError, RunError, UsageError, oom_hint
+from actors.errors import ENGINE_MEMORY, EngineStartError, OffbeatError, RunError, UsageError, logged, oom_hint
 from actors.foreign.text import shown
 from actors.generation.config import GeneratorSpec, OpponentConfig, SamplingConfig, seed_of
 from actors.generation.engine import Engine
@@ -321,7 +321,7 @@ class Generator:
     def _fail(self, error: Exception) -> None:
         failure = error if isinstance(error, OffbeatError) else None
         if failure is None:
-            failure = RunError(f"{self._name}: the engine failed with {type(error).__name__}: {error}; see its log")
+            failure = RunError(logged(f"{self._name}: the engine failed with {type(error).__name__}: {error}"))
             failure.__cause__ = error
         with self._changed:
             self._failure = failure

@@ -6,7 +6,7 @@ Must not know weights, versions in use or which requests are running.
 from collections.abc import Sequence
 from typing import Any
 
-from actors.errors import RunError, UsageError
+from actors.errors import RunError, UsageError, logged
 from actors.generation.config import GeneratorSpec
 from actors.hub import answer_ends
 from actors.records import Completion
@@ -65,7 +65,7 @@ class Requests:
         """Return the completion of a finished request. Raises RunError if the engine ended it for another reason."""
         output = request.outputs[0]
         if output.finish_reason not in ("stop", "length"):
-            raise RunError(f"the engine ended a request with {output.finish_reason!r}; see its log")
+            raise RunError(logged(f"the engine ended a request with {output.finish_reason!r}"))
         token_ids = tuple(output.token_ids)
         written = token_ids[:-1] if output.finish_reason == "stop" else token_ids
         return Completion(

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field
 from actors.foreign.passed_on import checked_environment, checked_labels, checked_resources
 from actors.judges.answers.config import CodeJudgeConfig, InstructionsJudgeConfig, VerifierJudgeConfig
 from actors.judges.http.config import EndpointJudgeConfig, HttpJudgeConfig, ServedRewardModelJudgeConfig
-from actors.settings import GpuShare, ModelPath, Settings, item_mistakes
+from actors.settings import MOST_ACTORS, GpuShare, ModelPath, Settings, item_mistakes
 
 Task = Literal["transitive", "intransitive"]
 
@@ -123,6 +123,17 @@ class EnsembleJudgeConfig(Settings):
         return self
 
 
+def _members(judge: Any) -> tuple[Any, ...]:
+    """Return the judges of an ensemble, or the judge itself."""
+    return tuple(each.judge for each in judge.members) if isinstance(judge, EnsembleJudgeConfig) else (judge,)
+
+
+def _batch_seconds(given: dict[str, Any]) -> float:
+    """Return the default limit of a batch, in which a request of the judge in `given` may end."""
+    judges = _members(given.get("judge"))
+    return max([60.0, *(each.longest_request_seconds for each in judges if isinstance(each, HttpJudgeConfig))])
+
+
 JudgeKind = Annotated[SingleJudgeConfig | EnsembleJudgeConfig, Field(discriminator="kind")]
 
 
@@ -135,7 +146,9 @@ class JudgingConfig(Settings):
         description="score that replaces the judge's for a completion without end-of-sequence; `below_finished` is "
         "below every finished completion of its prompt, whatever the unit of the scores; null keeps the judge's",
     )
-    count: int = Field(default=1, ge=1, description="judge actors, each with its own models or connections")
+    count: int = Field(
+        default=1, ge=1, le=MOST_ACTORS, description="judge actors, each with its own models or connections"
+    )
     max_restarts: int = Field(default=3, ge=0, description="times Ray restarts a judge that died")
     environment: dict[str, str] = Field(
         default_factory=dict, description="environment variables of the judges' processes"
@@ -147,7 +160,12 @@ class JudgingConfig(Settings):
         default_factory=dict, description="labels of the nodes that each judge may run on, as Ray's label selector"
     )
     max_batch_groups: int = Field(default=64, ge=1, description="groups judged together")
-    timeout_seconds: float = Field(default=60.0, gt=0.0, description="seconds for one batch")
+    timeout_seconds: float = Field(
+        default_factory=_batch_seconds,
+        gt=0.0,
+        description="seconds for one batch; unset: 60, or those that a request of an HTTP judge may take with its "
+        "retries",
+    )
     retries: int = Field(default=2, ge=0, description="retries of a failed batch before its groups are judged alone")
     retry_backoff_seconds: float = Field(
         default=0.5, ge=0.0, description="seconds before the first retry, doubled each time"
@@ -176,9 +194,7 @@ class JudgingConfig(Settings):
     @property
     def judges(self) -> tuple[JudgeKind, ...]:
         """The judge, or the members of an ensemble."""
-        if isinstance(self.judge, EnsembleJudgeConfig):
-            return tuple(member.judge for member in self.judge.members)
-        return (self.judge,)
+        return _members(self.judge)
 
     @property
     def gpus(self) -> float:

@@ -4,16 +4,18 @@ A group that cannot be judged comes back as a `Failure` with the reason. It neve
 """
 
 import asyncio
+import builtins
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
-from actors.errors import OffbeatError, UsageError
+from actors.errors import OffbeatError, RunError, UsageError
 from actors.foreign.text import LONGEST_FAILURE, shown
 from actors.judges.config import JudgingConfig
 from actors.judges.factory import make_judge
 from actors.judges.protocol import Judge, JudgeDeathError, JudgeTimeoutError, MeasuredJudge, judge_in_time
 from actors.records import Failure, Group, Pulse
+from actors.user_code import UserCodeError
 
 
 class JudgeWorker:
@@ -76,7 +78,9 @@ class JudgeWorker:
                 reason = _reason(error)
                 break  # the request itself is wrong; a retry cannot help
             except Exception as error:  # judges may be foreign code that raises anything; cancellation passes through
-                reason = _reason(error)
+                before, reason = reason, _reason(error)
+                if reason == before and _of_code(error):
+                    break  # the same groups would meet it again
         return [_failure(batch[0], reason)] if len(batch) == 1 else await self._judge_one_by_one(batch)
 
     async def _judge_one_by_one(self, batch: Sequence[Group]) -> list[Group | Failure]:
@@ -121,6 +125,17 @@ def batches(groups: Sequence[Group], config: JudgingConfig) -> list[list[Group]]
 
 def _failure(group: Group, reason: str) -> Failure:
     return Failure(lease_index=group.lease.index, attempt=group.lease.attempt, reason=shown(reason, LONGEST_FAILURE))
+
+
+_FAULTS = (TypeError, ValueError, LookupError, AttributeError, NameError, ArithmeticError, AssertionError)
+
+
+def _of_code(error: Exception) -> bool:
+    """Return whether an error is one of a judge's code or answer, not of a service or the machine."""
+    if isinstance(error, UserCodeError):
+        raised = getattr(builtins, str(error).partition(" raised ")[2].partition(":")[0], None)
+        return isinstance(raised, type) and issubclass(raised, _FAULTS)
+    return isinstance(error, _FAULTS) or type(error) is RunError
 
 
 def _reason(error: Exception) -> str:

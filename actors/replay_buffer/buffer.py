@@ -4,7 +4,7 @@
 state is JSON-able but for its groups. Must not depend on generators, judges or the learner.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 from actors.errors import UsageError
@@ -52,6 +52,16 @@ class ReplayBuffer(Admission):
             Lease(each.index, each.attempt, self._prompts.prompt(each.index), each.min_version, each.deadline, draw)
             for each in self.grant(limit, now)
         ]
+
+    def in_time(self, group: Group) -> Group:
+        """Return a late group as the answer to its lease's next grant, if that waits for one; else the group itself.
+
+        If its tokens are too old for that, it is discarded as any other: see `take`.
+        """
+        lease, entry = group.lease, self._in_flight.get(group.lease.index)
+        if entry is None or entry.generated or lease.attempt >= entry.attempt:
+            return group
+        return replace(group, lease=replace(lease, attempt=entry.attempt))
 
     def add(self, group: Group) -> bool:
         """Add a judged group. Return False and ignore the group if its lease has moved on.

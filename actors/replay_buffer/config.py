@@ -12,11 +12,14 @@ from actors.settings import Settings
 class ReplayConfig(Settings):
     """Admission and the replay buffer: how far generation may run ahead of learning."""
 
-    prompts_per_update: int = Field(default=32, ge=1, description="prompts (groups) consumed by one optimizer step")
+    prompts_per_update: int = Field(
+        default=32, ge=1, le=1_000_000, description="prompts (groups) consumed by one optimizer step"
+    )
     updates_per_publish: int = Field(default=1, ge=1, description="optimizer steps per policy version")
     max_staleness: int = Field(
         default=1,
         ge=0,
+        le=1000,
         description="policy versions; staleness bound S: no consumed token is older. 0 is synchronous and on-policy",
     )
     order: Literal["lease", "ready"] = Field(

@@ -5,8 +5,13 @@ of shard j = i mod D, so i = nD + j. D divides b, hence floor(i/b) = floor(n / (
 update, the version and `min_version` that lease i has in the whole. Update u of the whole is the union of the D parts
 for u, and a version ends with the last of its k updates.
 
-A shard admits by the last version that it was told, however old. docs/staleness.md has the proof. Must not know how
-shards, generators and learner reach each other.
+The bound of the whole holds under four rules. The learner trains update u when it has all D parts, in order, and
+publishes after each k. A shard counts a version as published once it has heard of it. A generator has `min_version`
+when it starts a lease. A shard's parts arrive in order, and a repeated part is ignored. Proof: a lease has the same
+update and `min_version` in its shard as in the whole, and late news of a version delay a grant and never make one too
+early.
+
+Must not know how shards, generators and learner reach each other.
 """
 
 from collections import Counter, deque

@@ -8,6 +8,7 @@ from actors.errors import UsageError
 from actors.foreign.passed_on import meets
 from actors.records import TRANSPORTS
 from launch.settings.run import ClusterConfig, RunConfig
+from launch.settings.runtime_env import address_problem
 from learner.config import TrainerConfig
 
 RANK, GENERATOR, JUDGE, REFERENCE = "learner rank", "generator", "judge", "reference actor"
@@ -51,10 +52,13 @@ class Place:
 
 
 def address_to_join(cluster: ClusterConfig) -> str | None:
-    """Return the address of the Ray to join; None to start one."""
-    if cluster.address == "auto":
-        return os.environ.get("RAY_ADDRESS")
-    return None if cluster.address == "local" else cluster.address
+    """Return the address of the Ray to join; None to start one. Raises UsageError if RAY_ADDRESS is no address."""
+    address = cluster.address
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        if problem := address_problem(address):
+            raise UsageError(f"the variable RAY_ADDRESS: {problem}; or unset it, and the run starts a Ray of its own")
+    return None if address == "local" else address
 
 
 def run_actors(config: RunConfig) -> list[Actor]:

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 
-from actors.errors import EngineStartError, OffbeatError, RunError, WeightMismatchError
+from actors.errors import LOG_IS, EngineStartError, OffbeatError, RunError, WeightMismatchError, ray_logs
 from actors.records import Failure, Game, GeneratorStatus, Group, Lease, Manifest, Pair, Pulse
 from launch.cluster.carriers import PULSE, carrier_of
 from launch.run.pools.reference_pool import ReferencePool
@@ -67,6 +67,7 @@ class RayGenerator:
         self._collect_seconds = 0.0
         self._failed_starts: dict[str, str] = {}
         """By process: why its engine did not start, since one did last."""
+        self._failure = ""  # of the engine of an earlier process, if nothing was sampled since
 
     async def ready(self) -> None:
         # A restarting actor answers "unavailable" until it is back.
@@ -86,10 +87,15 @@ class RayGenerator:
         self._killed = self._unreachable = False
 
     async def _restart(self, failed: _StartFailedError) -> None:
-        """Use up one more restart, after a pause in which memory may become free. Raises `failed`, once per process."""
+        """Use up one more restart, after a pause in which memory may become free. Raises `failed`, once per process.
+
+        Raises GeneratorDeadError if the last start failed alike, and not for want of memory.
+        """
         if failed.process in self._failed_starts:
             await asyncio.sleep(RESTART_POLL_SECONDS)  # it has not ended yet
             return
+        if str(failed) in self._failed_starts.values() and "memory" not in str(failed).lower():
+            raise self._given_up(str(failed))
         await asyncio.sleep(START_PAUSE_SECONDS * 2 ** len(self._failed_starts))
         self._failed_starts[failed.process] = str(failed)
         ray.kill(self._actor, no_restart=False)
@@ -100,7 +106,10 @@ class RayGenerator:
 
     async def collect(self, timeout_seconds: float) -> list[Group | Failure]:
         self._collect_seconds = timeout_seconds
-        return await self._call("collect", timeout_seconds)
+        collected: list[Group | Failure] = await self._call("collect", timeout_seconds)
+        if any(isinstance(each, Group) for each in collected):
+            self._failure = ""
+        return collected
 
     async def take_weights(self, manifest: Manifest, chunks: Any) -> int:
         take = getattr(chunks, "take", None)
@@ -141,6 +150,10 @@ class RayGenerator:
             return _StartFailedError(f"{self.name} ({error})", error.process)
         if isinstance(error, RunError) and not isinstance(error, WeightMismatchError):
             # The process lives but its engine is broken: Ray starts a new process while restarts are left.
+            cause = str(error).partition(LOG_IS)[0]
+            if cause == self._failure and not self._killed:
+                return self._given_up(f"{self.name}: {error}")
+            self._failure = cause
             self.kill()
             return GeneratorUnavailableError(f"{self.name}: {error}")
         if isinstance(error, ActorDiedError):
@@ -150,6 +163,12 @@ class RayGenerator:
             self._unreachable = True
             return GeneratorUnavailableError(self.name)
         return error
+
+    def _given_up(self, failure: str) -> GeneratorDeadError:
+        """End a generator that failed twice alike: with the same settings it would again."""
+        self._killed = True
+        ray.kill(self._actor, no_restart=True)
+        return GeneratorDeadError(f"{failure} (twice in a row, so it is not started again)")
 
 
 class RayRank:
@@ -307,6 +326,8 @@ def _learner_died(error: Exception) -> RunError:
     return RunError(f"a learner process died: {reason(error)}; continue from the last checkpoint with --resume")
 
 
+_PLACE = re.compile(r"^\s*(pid|ip): (\S+)$", re.MULTILINE)
+"""Lines of Ray's error of a dead actor."""
 _RAISED = re.compile(r"^[\w.]*(Error|Exception): ")
 
 
@@ -322,4 +343,7 @@ def reason(error: Exception) -> str:
         raised = [number for number, line in enumerate(lines) if _RAISED.match(line)]
         message = " ".join(lines[raised[-1] if raised else -1 :])
         return _RAISED.sub("", message)
+    place = dict(_PLACE.findall(str(error)))
+    if {"pid", "ip"} <= place.keys():
+        return f"{lines[0].rstrip('.')}{LOG_IS}{ray_logs()}/worker-*-{place['pid']}.err on {place['ip']}"
     return lines[0]

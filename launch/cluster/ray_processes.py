@@ -3,9 +3,10 @@
 import contextlib
 import os
 import re
+import resource
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 RAYLET = "Ray's raylet"
@@ -58,6 +59,20 @@ def ray_processes(parent: int | None = None) -> list[RayProcess]:
             if program in NAMES and (known := _state(int(entry.name))) and known[1] == (parent or os.getpid()):
                 found.append(RayProcess(NAMES[program], int(entry.name)))
     return found
+
+
+@contextlib.contextmanager
+def without_notice_of_cpu_time() -> Iterator[None]:
+    """Let processes that are started within run to the hard limit of CPU time, not only to the soft one.
+
+    At the soft limit the kernel sends SIGXCPU, at which a run saves and Ray's workers die.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
 
 class StartingActors:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from actors.errors import RunError
+from actors.errors import RunError, ray_logs
 from actors.records import Pulse
 from launch.cluster.ray_processes import RAYLET, RayProcess, StartingActors, ray_processes
 from launch.run.tasks import first_failure, give_up
@@ -101,7 +101,7 @@ class Watchdog:
             if lost := [f"{each.name} (process {each.process})" for each in self._ray if each.gone]:
                 raise RunError(
                     f"{' and '.join(lost)} died, and the run's actors with it; Ray's logs are in "
-                    "/tmp/ray/session_latest/logs; go on from the last checkpoint with --resume"
+                    f"{ray_logs()}; go on from the last checkpoint with --resume"
                 ) from error
             raise
         finally:
@@ -185,7 +185,7 @@ class Watchdog:
             return told
         self._say(
             f"warning: {actor.name} has been starting for {seconds:.0f} s: it waits for room in the cluster, still "
-            "loads its model, or hangs; `ray status` and /tmp/ray/session_latest/logs on its host tell which"
+            f"loads its model, or hangs; `ray status` and {ray_logs()} on its host tell which"
         )
         return True
 

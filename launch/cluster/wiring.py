@@ -30,6 +30,7 @@ from launch.cluster.interchangeable import RayJudge, RayReference
 from launch.cluster.placement import Node, address_to_join, generator_gpus
 from launch.cluster.ray_actors import RayGenerator, RayLearner, RayStage, origin, reason
 from launch.cluster.ray_job import auth_token
+from launch.cluster.ray_processes import without_notice_of_cpu_time
 from launch.run.pools.reference_pool import ReferencePool
 from launch.settings.run import ClusterConfig, RunConfig
 from launch.settings.runtime_env import upload_problem
@@ -79,7 +80,9 @@ def _init(cluster: ClusterConfig, address: str | None) -> None:
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
         # Nor its figures, for which the raylet grows by a MiB in ten minutes.
         os.environ.setdefault("RAY_enable_metrics_collection", "0")
-        with loopback.own_ray(os.environ):
+        # Nor a worker for each core, for which `ray.init` waits: no actor takes one, as each has variables of its own.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+        with loopback.own_ray(os.environ), without_notice_of_cpu_time():
             ray.init(
                 address="local",
                 num_cpus=cluster.num_cpus,
@@ -116,8 +119,6 @@ def _check_answers(address: str) -> None:
     if address == "auto":  # Ray finds a local cluster, or fails at once
         return
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise ConnectionError("the address is not HOST:PORT, the one that `ray start --head` printed")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
     except OSError as error:
@@ -339,8 +340,11 @@ def _start_ranks(start: Callable[[dict[str, Any], RankPlace], Any], trainer: Tra
     nodes = placement_group_table(group)["bundles_to_node_id"]
     order = placement.in_groups([nodes[number] for number in range(trainer.ranks)], trainer.sequence_parallel)
     strategies = [PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number) for number in order]
-    meeting_point = ray.remote(_meeting_point).options(num_cpus=0, scheduling_strategy=strategies[0])
-    address, port = ray.get(meeting_point.remote(trainer.port))
+    if nodes[order[0]] == ray.get_runtime_context().get_node_id():
+        address, port = _meeting_point(trainer.port)
+    else:
+        meeting_point = ray.remote(_meeting_point).options(num_cpus=0, scheduling_strategy=strategies[0])
+        address, port = ray.get(meeting_point.remote(trainer.port))
     options = {
         "num_cpus": trainer.cpus_per_rank,
         "num_gpus": trainer.gpus_per_rank,

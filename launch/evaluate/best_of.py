@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from math import comb
 from statistics import fmean
 
@@ -167,18 +168,19 @@ def report(sampled: Sequence[Candidates]) -> Report:
     return Report(len(set(keys)), total, first if graded else None, majority, rows, None if graded else first)
 
 
+Line = str | Sequence[str]
+"""A text, or the cells of a table's line."""
+
+
 def render(results: Report, verifiers: Sequence[str] = ()) -> str:
     """Return the report as a table; `verifiers` are the names to show."""
 
-    def line(first: str, *cells: str) -> str:
-        return f"{first:<15}{''.join(f'{cell:<23}' for cell in cells)}".rstrip()
-
-    def table(title: str, found: Sequence[tuple[int, Estimate, Sequence[Estimate]]]) -> list[str]:
+    def table(title: str, found: Sequence[tuple[int, Estimate, Sequence[Estimate]]]) -> list[Line]:
         numbered = [f"by verifier {number}" for number in range(1, len(results.rows[0].verifiers) + 1)]
-        rows = [line(f"best of {k}", oracle.cell(), *(each.cell() for each in chosen)) for k, oracle, chosen in found]
-        return [line(title, "any (oracle)", *numbered), *rows]
+        rows = [[f"best of {k}", oracle.cell(), *(each.cell() for each in chosen)] for k, oracle, chosen in found]
+        return [[title, "any (oracle)", *numbered], *rows]
 
-    lines = [f"{results.prompts} prompts, {results.candidates} candidates each, 95% intervals over prompts"]
+    lines: list[Line] = [f"{results.prompts} prompts, {results.candidates} candidates each, 95% intervals over prompts"]
     lines += [f"verifier {number}: {name}" for number, name in enumerate(verifiers, start=1)]
     lines += table("choice" if results.mean_score is None else "mean score", [
         (row.k, row.oracle, row.verifiers) for row in results.rows
@@ -191,7 +193,19 @@ def render(results: Report, verifiers: Sequence[str] = ()) -> str:
             "Against one more answer; scores have no threshold: --threshold sets one",
         ]
     if results.majority is not None:
-        lines.append(line(f"majority of {results.candidates}", results.majority.cell()))
+        lines.append([f"majority of {results.candidates}", results.majority.cell()])
     if results.pass_at_1 is not None:
-        lines.append(line("pass@1", results.pass_at_1.cell()))
-    return "\n".join(lines)
+        lines.append(["pass@1", results.pass_at_1.cell()])
+    return "\n".join(in_columns(lines, 15))
+
+
+def in_columns(lines: Sequence[Line], first: int) -> list[str]:
+    """Lay out lists of cells in common columns, the first of `first` characters if they suffice; keep texts."""
+    rows = [each for each in lines if not isinstance(each, str)]
+    longest = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
+    widths = [max(first, longest[0] + 1), *(max(23, each + 2) for each in longest[1:])]
+
+    def laid_out(cells: Sequence[str]) -> str:
+        return "".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=False)).rstrip()
+
+    return [each if isinstance(each, str) else laid_out(each) for each in lines]

@@ -24,7 +24,7 @@ from actors.records import Group, Prompt
 from actors.replay_buffer.pairing import MissingEos, effective_scores
 from launch.cluster import wiring
 from launch.cluster.watchdog import Watchdog
-from launch.evaluate.best_of import Estimate
+from launch.evaluate.best_of import Estimate, in_columns
 from launch.evaluate.evaluate import checked_prompts, for_sampling
 from launch.evaluate.sampling import judged_groups, line_printer, sample
 from launch.run.win_rate import by_prompt, share_of
@@ -172,12 +172,10 @@ def _judged(config: RunConfig, groups: Sequence[Group], say: Callable[[str], Non
 def render(found: Comparison) -> str:
     """Return the matrix as a table; models are letters in it."""
     letters = [chr(ord("A") + number) for number in range(len(found.models))]
-    lines = [_size(found), *(f"{letter}  {name}" for letter, name in zip(letters, found.models, strict=True)), ""]
-    lines.append(f"{'wins against':<16}" + "".join(f"{letter:<23}" for letter in letters).rstrip())
-    for letter, row in zip(letters, found.win_rates, strict=True):
-        lines.append((f"{letter:<16}" + "".join(f"{_cell(each):<23}" for each in row)).rstrip())
-    lines.append((f"{'mean score':<16}" + "".join(f"{_cell(each):<23}" for each in found.rewards)).rstrip())
-    return "\n".join(lines)
+    named = [f"{letter}  {name}" for letter, name in zip(letters, found.models, strict=True)]
+    rows = [[letter, *map(_cell, row)] for letter, row in zip(letters, found.win_rates, strict=True)]
+    table = [["wins against", *letters], *rows, ["mean score", *map(_cell, found.rewards)]]
+    return "\n".join(in_columns([_size(found), *named, "", *table], 16))
 
 
 def _size(found: Comparison) -> str:

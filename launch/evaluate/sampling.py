@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from actors.errors import RunError
+from actors.errors import RunError, ray_logs
 from actors.foreign.text import shown
 from actors.records import Failure, Group, Lease, Prompt
 from launch.run.pools.countdown import Countdown
@@ -72,5 +72,5 @@ async def _serve(port: GeneratorPort, leases: Sequence[Lease], countdown: Countd
         except GeneratorUnavailableError:
             continue  # Ray restarts it, at most generators.max_restarts times
         except GeneratorDeadError as error:
-            raise RunError(f"{error}; see its log, then run again") from error
+            raise RunError(f"{error}; look in {ray_logs()} on its host, then run again") from error
     return groups

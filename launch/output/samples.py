@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -43,8 +44,10 @@ class Sample:
     worst: Answer
 
 
-def sample_of(batch: Batch, missing_eos_score: MissingEos) -> Sample | None:
+def sample_of(batch: Batch, missing_eos_score: MissingEos, template: str = "{prompt}") -> Sample | None:
     """Return the best and the worst answer to the batch's first prompt; None if the batch is empty.
+
+    `template` is that of texts: of a prompt in it, what stands in its place is shown.
 
     Always the first, so that nobody chose. Opponents' completions are left out.
     """
@@ -56,12 +59,14 @@ def sample_of(batch: Batch, missing_eos_score: MissingEos) -> Sample | None:
     ranked = sorted(own, key=lambda number: -scores[number])
     best, worst = (_answer(group.completions[number], scores[number]) for number in (ranked[0], ranked[-1]))
     prompt = group.lease.prompt
-    return Sample(batch.update + 1, prompt.id, _asked(prompt), best, worst)
+    return Sample(batch.update + 1, prompt.id, _asked(prompt, template), best, worst)
 
 
-def _asked(prompt: Prompt) -> str:
-    messages = prompt.metadata.get("messages")
-    return str(messages[-1]["content"]) if messages else prompt.text
+def _asked(prompt: Prompt, template: str) -> str:
+    if messages := prompt.metadata.get("messages"):
+        return str(messages[-1]["content"])
+    before, _, after = template.partition("{prompt}")
+    return prompt.text.removeprefix(before).removesuffix(after)
 
 
 def _answer(completion: Completion, score: float) -> Answer:
@@ -99,9 +104,10 @@ class SampleLog:
 
     def __init__(
         self, directory: Path, config: SamplesConfig, missing_eos_score: MissingEos, metrics: MetricsWriter,
-        *, say: Callable[[str], None], resume_from: int,
+        *, say: Callable[[str], None], resume_from: int, template: str = "{prompt}",
     ) -> None:  # fmt: skip
         self._path, self._config, self._missing = directory / SAMPLES, config, missing_eos_score
+        self._template = template
         self._metrics, self._say = metrics, say
         with self._writing():
             truncate_after(self._path, resume_from)
@@ -111,7 +117,7 @@ class SampleLog:
         every, step = self._config.every_updates, batch.update + 1
         if not every or not (step == 1 or step % every == 0):
             return
-        sample = sample_of(batch, self._missing)
+        sample = sample_of(batch, self._missing, self._template)
         if sample is None:
             return
         with self._writing(), self._path.open("a", encoding="utf-8") as file:
@@ -134,7 +140,9 @@ class BeforeAndAfter:
     final: Answer
 
 
-def write_before_and_after(run: Path, judged: Sequence[Group], missing_eos_score: MissingEos) -> None:
+def write_before_and_after(
+    run: Path, judged: Sequence[Group], missing_eos_score: MissingEos, template: str = "{prompt}"
+) -> None:
     """Write the first answer of both policies to each prompt of the final evaluation. Raises RunError.
 
     `judged` holds the policy's completions before as many of the starting policy's; if it is empty, nothing is written.
@@ -146,7 +154,7 @@ def write_before_and_after(run: Path, judged: Sequence[Group], missing_eos_score
         scores, half = effective_scores(group, missing_eos_score), len(group.completions) // 2
         final, start = (_answer(group.completions[number], scores[number]) for number in (0, half))
         prompt = group.lease.prompt
-        rows.append(BeforeAndAfter(prompt.id, _asked(prompt), start, final))
+        rows.append(BeforeAndAfter(prompt.id, _asked(prompt, template), start, final))
     with writing(run / BEFORE_AND_AFTER, "then use --resume"):
         (run / BEFORE_AND_AFTER).parent.mkdir(exist_ok=True)
         atomic_write(run / BEFORE_AND_AFTER, "".join(f"{json.dumps(asdict(row))}\n" for row in rows))
@@ -154,11 +162,13 @@ def write_before_and_after(run: Path, judged: Sequence[Group], missing_eos_score
 
 def read_before_and_after(run: Path) -> list[BeforeAndAfter]:
     """Read what `write_before_and_after` wrote; nothing if the run has not ended, or has no evaluation."""
-    path = run / BEFORE_AND_AFTER
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
-    return [
-        BeforeAndAfter(row["prompt_id"], row["prompt"], Answer(**row["start"]), Answer(**row["final"])) for row in rows
-    ]
+    path, found = run / BEFORE_AND_AFTER, []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # of a damaged file
+            row = json.loads(line)
+            start, final = Answer(**row["start"]), Answer(**row["final"])
+            found.append(BeforeAndAfter(row["prompt_id"], row["prompt"], start, final))
+    return found
 
 
 def read_samples(run: Path) -> Iterator[Sample]:

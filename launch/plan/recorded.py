@@ -123,13 +123,21 @@ def read_run(directory: Path) -> Recorded:
         )
     summary = _summary(directory)
     config = load_config(directory / RECORDED)
-    return Recorded(
+    recorded = Recorded(
         name=str(directory),
         config=config,
         summary=summary,
         update_seconds=_update_seconds(directory / "metrics.jsonl"),
         lengths=_lengths(directory),
     )
+    try:
+        recorded.measured()
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UsageError(
+            f"{directory}/summary.json is not as a run leaves it ({type(error).__name__}: {error}); restore it, or "
+            "give another run"
+        ) from None
+    return recorded
 
 
 def _summary(directory: Path) -> dict[str, Any]:
@@ -142,7 +150,8 @@ def _summary(directory: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{directory}/summary.json cannot be read: {error}; restore it, or give another run") from None
-    consumed = summary.get("staleness", {}).get("histogram") if isinstance(summary, dict) else None
+    staleness = summary.get("staleness") if isinstance(summary, dict) else None
+    consumed = staleness.get("histogram") if isinstance(staleness, dict) else None
     if not consumed or not summary.get("groups_per_second"):
         raise UsageError(
             f"the run in {directory} ended before it trained on anything, so there is nothing to measure; give a run "
@@ -153,9 +162,10 @@ def _summary(directory: Path) -> dict[str, Any]:
 
 def _update_seconds(path: Path) -> tuple[float, ...]:
     found: list[float] = []
-    with contextlib.suppress(OSError), path.open(encoding="utf-8") as lines:
+    with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
-            with contextlib.suppress(ValueError):  # a line cut short by a crash
+            # One cut short by a crash, or that somebody else wrote.
+            with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
                 seconds = json.loads(line).get("seconds")
                 found += [float(seconds)] if seconds else []
     return tuple(found)

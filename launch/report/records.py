@@ -159,7 +159,10 @@ def _config(path: Path, missing: list[str]) -> tuple[Mapping[str, Any], str]:
     except (YamlError, OSError, UnicodeDecodeError) as error:
         missing.append(f"config.yaml cannot be read: {error}.")
         return {}, text
-    return (tree if isinstance(tree, Mapping) else {}), text
+    if not isinstance(tree, Mapping) or not tree:
+        missing.append("config.yaml holds no settings.")
+        return {}, text
+    return tree, text
 
 
 def _summary(path: Path, running: bool, missing: list[str]) -> Mapping[str, Any]:

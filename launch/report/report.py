@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from actors.errors import UsageError, writing
-from actors.files import atomic_write
+from actors.files import atomic_write, megabytes
 from actors.foreign.text import shown
 from launch.report import compare, sections
 from launch.report.drawing import svg
@@ -41,7 +41,7 @@ def run_report(directories: Sequence[Path], output: Path | None) -> int:
         atomic_write(path, page.encode("utf-8", "replace"))
     for line in said:
         print(shown(line))
-    print(shown(f"{path} ({path.stat().st_size / 1e6:,.1f} MB)"))
+    print(shown(f"{path} ({megabytes(path.stat().st_size)})"))
     return 0
 
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from actors.errors import RunError
+from actors.errors import RunError, ray_logs
 from actors.records import Failure, Group, Prompt, flatten
 from actors.replay_buffer.buffer import Batch, ReplayBuffer
 from actors.replay_buffer.opponents import OpponentScheduler
@@ -175,7 +175,8 @@ class TrainingLoop:
             if empty == MAX_EMPTY_UPDATES:
                 raise RunError(
                     f"{empty} updates in a row had nothing to train on: every prompt was dropped, by reason "
-                    f"{self.buffer.ledger()['dropped']}; check the logs of judges and generators, then use --resume"
+                    f"{self.buffer.ledger()['dropped']}; look in the logs of judges and generators ({ray_logs()}), "
+                    "then use --resume"
                 )
             metrics = await self._update(batch)
             observed: dict[str, float] = {}

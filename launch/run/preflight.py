@@ -6,7 +6,9 @@ from typing import Any
 
 from actors.adapters import peft_form
 from actors.data.prompts import PromptSource
+from actors.data.text import template_problem
 from actors.errors import UsageError
+from actors.foreign.tensor_files import require_numbers
 from actors.hub import (
     CLASSIFIER_HEAD,
     LANGUAGE_HEAD,
@@ -82,12 +84,13 @@ def check_split(size: int, settings: Any, path: str | Path) -> None:
 
 
 def check_weights(setting: str, path: str | Path, *, classifier: bool = False, new_head: bool = False) -> list[str]:
-    """Raise UsageError if the files of a local directory lack weights of its model, or are not as its manifest says.
+    """Raise UsageError if the files of a local directory lack weights of its model, are not as its manifest says, or
+    hold what is no weight: whole numbers or, in small files, NaN.
 
     Returns a note on unused tensors.
 
-    The model is a causal language model, or a sequence `classifier`, which may get a `new_head`. Reads headers only. A
-    hub name is checked when it is loaded.
+    The model is a causal language model, or a sequence `classifier`, which may get a `new_head`. Reads only headers of
+    large files. A hub name is checked when it is loaded.
     """
     if not Path(path).is_dir():
         return []
@@ -99,6 +102,7 @@ def check_weights(setting: str, path: str | Path, *, classifier: bool = False, n
         require_unquantised(path)
     found = outline(path, AutoModelForSequenceClassification if classifier else AutoModelForCausalLM)
     found.require_complete(path, (CLASSIFIER_HEAD,) if new_head else ())
+    require_numbers(Path(path))
     unused = [name for name in found.unused if not (new_head and name == LANGUAGE_HEAD)]
     if not unused:
         return []
@@ -128,6 +132,11 @@ def check_tokenizer(config: RunConfig, tokenizer: Any) -> list[str]:
         raise UsageError(f"{described}, so no answer can end: {list(ends)} are beyond the model; correct eos_token")
     _, repaired = generation_settings(path, ends, config.sampling.temperature)
     notes = [] if repaired is None else [repaired]
+    if problem := template_problem(tokenizer):
+        said = f"the chat template of {config.model.tokenizer or path} {problem}"
+        if config.sampling.environment is not None:
+            raise UsageError(f"{said}, and sampling.environment holds conversations; set model.chat_template")
+        notes.append(f"{said}: prompts that are texts do without; set model.chat_template before anyone chats with it")
     return notes if size <= rows else [*notes, f"{described}: those that were added to it must not be in the prompts"]
 
 

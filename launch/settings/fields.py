@@ -84,7 +84,7 @@ def _variants(key: str, info: FieldInfo, variants: dict[str, type[BaseModel]]) -
     """Return the leaves of a section of several kinds: the kind first, then the settings of each kind."""
     tag_field = str(info.discriminator)
     title = info.description or ""
-    default = info.get_default(call_default_factory=True)
+    default = info.get_default(call_default_factory=True, validated_data={})
     chosen = "required" if default in (None, PydanticUndefined) else str(getattr(default, tag_field))
     yield Setting(f"{key}.{tag_field}", key, title, " | ".join(variants), chosen, title, frozenset({str}))
     found: dict[Setting, tuple[str, ...]] = {}
@@ -100,12 +100,13 @@ def _variants(key: str, info: FieldInfo, variants: dict[str, type[BaseModel]]) -
 
 def _leaf(key: str, section: str, title: str, info: FieldInfo) -> Setting:
     members = _members(info.annotation)
+    default = info.get_default(call_default_factory=True, validated_data={})
     return Setting(
         key=key,
         section=section,
         title=title,
         allowed=describe_type(info),
-        default="required" if info.is_required() else format_value(info.get_default(call_default_factory=True)),
+        default="required" if info.is_required() else format_value(default),
         description=info.description or "",
         types=frozenset(plain for member in members for plain in _plain_types(member)),
     )
@@ -115,7 +116,7 @@ def describe_type(info: FieldInfo) -> str:
     """Return type, choices and bounds of a leaf in words."""
     words = [_describe(member) for member in _members(info.annotation) if member is not type(None)]
     bounds = [
-        f"{sign} {limit:g}"
+        f"{sign} {limit if isinstance(limit, int) else format(limit, 'g')}"
         for limits in info.metadata
         for name, sign in _BOUNDS
         if isinstance(limit := getattr(limits, name, None), int | float)

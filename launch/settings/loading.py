@@ -139,7 +139,8 @@ def _after_kinds(override: str) -> tuple[bool, int]:
 def _report(path: str | Path | None, verb: Verb, mistakes: Sequence[str]) -> str:
     count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "1 mistake"
     lines = [f"configuration {path or 'from overrides'}: {count}", *(f"  {mistake}" for mistake in mistakes)]
-    return "\n".join([*lines, f"`offbeat {verb.name} --help` lists every setting"])
+    restore = "; a run wrote this file: restore it if it is damaged" if path and _is_recorded(Path(path)) else ""
+    return "\n".join([*lines, f"`offbeat {verb.name} --help` lists every setting{restore}"])
 
 
 # ---------------------------------------------------------------- reading
@@ -262,6 +263,8 @@ def _numbers(tree: Tree, known: Sequence[Setting]) -> Iterator[str]:
 def _explain(detail: Mapping[str, Any], tree: Tree, root: type[BaseModel], known: Sequence[Setting]) -> Iterator[str]:
     """Word one of pydantic's errors for the user."""
     kind = detail["type"]
+    if kind == "default_factory_not_called":  # the setting that it needs is refused itself
+        return
     key, variant = _dotted(detail["loc"], root)
     setting = _find(known, key, variant)
     if kind == "missing" and setting is not None and setting.default != "required":

@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from actors.errors import UsageError
 from actors.redaction import redact
-from launch.settings.verbs import SWEEP, TRAIN, VERBS
+from launch.settings.verbs import DPO, PREFERENCE, SFT, SWEEP, TRAIN, VERBS, Verb
 
 
 def _print_version(wanted: bool) -> None:
@@ -33,9 +33,20 @@ def _print_help(ctx: typer.Context, wanted: bool) -> None:
         raise typer.Exit
 
 
-_PRESETS = "embedded, embedded-nash-md, embedded-bradley-terry, gsm8k, node-8gpu, cluster-2node"
-Config = Annotated[str, Argument(metavar="CONFIG", help=f"a YAML file or a preset: {_PRESETS}")]
-StageConfig = Annotated[str, Argument(metavar="CONFIG", help="a YAML file or a preset")]
+def _presets(*verbs: Verb) -> str:
+    """List the presets of verbs, each with its verb if there are several."""
+    names = {verb.name: ", ".join(sorted(path.stem for path in verb.presets.glob("*.yaml"))) for verb in verbs}
+    return "; ".join(f"{verb}: {found}" if len(names) > 1 else found for verb, found in names.items() if found)
+
+
+PRESETS = f"a YAML file or a preset: {_presets(TRAIN)}"
+Config = Annotated[str, Argument(metavar="CONFIG", help=PRESETS)]
+StageConfig = Annotated[
+    str, Argument(metavar="CONFIG", help=f"a YAML file or a preset ({_presets(SFT, PREFERENCE, DPO)})")
+]
+AnyConfig = Annotated[
+    str, Argument(metavar="CONFIG", help=f"a YAML file or a preset ({_presets(TRAIN, SFT, PREFERENCE, DPO)})")
+]
 Overrides = Annotated[
     list[str] | None, Argument(metavar="KEY=VALUE", help="override settings, for example replay.max_staleness=2")
 ]

@@ -15,7 +15,7 @@ from actors.replay_buffer.config import ReplayConfig
 from actors.settings import ModelPath, OutputPath, Settings
 from launch.settings.gpus import gpu_problem
 from launch.settings.output import JournalConfig, LogConfig, SamplesConfig, TrackingConfig
-from launch.settings.runtime_env import checked_runtime_env, upload_problem
+from launch.settings.runtime_env import address_problem, checked_runtime_env, upload_problem
 from learner.config import LearnerConfig
 from learner.losses.config import Anchor
 from learner.publication.config import PublicationConfig
@@ -139,6 +139,13 @@ class ClusterConfig(Settings):
     )
 
     _keys = field_validator("runtime_env", mode="before")(checked_runtime_env)
+
+    @field_validator("address")
+    @classmethod
+    def _can_be_joined(cls, address: str) -> str:
+        if problem := address_problem(address):
+            raise ValueError(problem)
+        return address
 
     @model_validator(mode="after")
     def _code_is_uploaded_to_a_cluster(self) -> ClusterConfig:

@@ -1,10 +1,12 @@
-"""Which keys of Ray's runtime environment `cluster.runtime_env` may set. Must not import Ray."""
+"""Which addresses and runtime environments of Ray `cluster` may set. Must not import Ray."""
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 from actors.foreign.passed_on import check_name, refuse_secrets
+from actors.redaction import redact
 
 UPLOADS = ("working_dir", "py_modules")
 """Keys with which Ray takes code to the hosts of a cluster."""
@@ -19,6 +21,28 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "java_jars": "workers are Python alone; leave it out",
     }
 )
+
+
+DEFAULT_PORT = 6379
+"""Port of `ray start --head`."""
+_HOST_AND_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]]+):(?P<port>\d+)")
+
+
+def address_problem(address: str) -> str | None:
+    """Return why no Ray can be at an address, and what to write; None for `auto`, `local` and HOST:PORT."""
+    found = _HOST_AND_PORT.fullmatch(address)
+    if address in ("auto", "local") or (found is not None and 0 < int(found["port"]) < 1 << 16):
+        return None
+    scheme, _, rest = address.rpartition("://")
+    host = rest.rpartition("@")[2].partition(":")[0].strip("/") or "HOST"  # without a name or a password
+    meant = f"write {host}:{DEFAULT_PORT}, or the port that `ray start --head` printed"
+    if scheme == "ray":
+        meant = f"ray:// is of Ray's client, which cannot run a training: {meant}"
+    elif scheme in ("http", "https"):
+        meant = f"a URL takes jobs: use `offbeat submit ray`, or {meant}"
+    elif found is not None:
+        meant = "correct the port, which is 1 to 65535"
+    return f"given {redact(address)!r}; allowed: auto, local or HOST:PORT; {meant}"
 
 
 def checked_runtime_env(given: Any) -> Any:

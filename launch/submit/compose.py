@@ -11,8 +11,9 @@ from pathlib import Path
 
 from actors.errors import INTERRUPTED, RunError, UsageError
 from launch.submit.paths import Mount, local_paths, mounts, unseen_in_container
-from launch.submit.training import Training, existing_directory, started, tell
+from launch.submit.training import Training, existing_directory, refused, started, tell
 
+INSTALL = "install docker with the compose plugin, or print the command with --dry-run"
 FILES = Path(__file__).with_name("docker")
 IMAGES = {"compose.yaml": "offbeat:cuda", "compose.cpu.yaml": "offbeat:cpu"}
 """The image of each compose file, unless OFFBEAT_IMAGE names another."""
@@ -66,6 +67,7 @@ def submit_compose(training: Training, plan: ComposeRun, *, dry_run: bool) -> in
     if dry_run:
         print(plan.text())
         return 0
+    _require_docker()
     if plan.own_image:
         _require_image(plan.image)
     for mount in plan.mounts:
@@ -73,7 +75,7 @@ def submit_compose(training: Training, plan: ComposeRun, *, dry_run: bool) -> in
             mount.path.mkdir(parents=True, exist_ok=True)  # otherwise docker creates it, owned by root
     process = started(
         plan.command,
-        "install docker with the compose plugin, or print the command with --dry-run",
+        INSTALL,
         env={**os.environ, **plan.variables},
     )
     try:
@@ -84,13 +86,29 @@ def submit_compose(training: Training, plan: ComposeRun, *, dry_run: bool) -> in
         return INTERRUPTED
 
 
+def _asked(*words: str) -> tuple[int, str]:
+    """Return docker's exit code and what it says of an error."""
+    silent = subprocess.PIPE
+    process = started(["docker", *words], INSTALL, stdout=silent, stderr=silent, text=True)
+    _, told = process.communicate()
+    return process.returncode, told
+
+
+def _require_docker() -> None:
+    """Raise RunError if docker's service does not answer, or its compose plugin is not there."""
+    code, told = _asked("compose", "version")
+    if code:
+        raise refused("docker has no compose plugin", INSTALL, told)
+    code, told = _asked("version")
+    if code:
+        remedy = "start it (`systemctl start docker`), or let this user into the group docker"
+        raise refused("docker's service does not answer this user", remedy, told)
+
+
 def _require_image(image: str) -> None:
     """Raise RunError if this machine does not have the image: no registry has it."""
-    silent = subprocess.PIPE
-    remedy = "install docker with the compose plugin, or print the command with --dry-run"
-    process = started(["docker", "image", "inspect", image], remedy, stdout=silent, stderr=silent, text=True)
-    _, told = process.communicate()
-    if process.returncode and "no such image" in told.lower():
+    code, told = _asked("image", "inspect", image)
+    if code and "no such image" in told.lower():
         kind = image.partition(":")[2]
         raise RunError(
             f"this machine has no image {image}; build it in a checkout of Offbeat with "

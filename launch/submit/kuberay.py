@@ -21,7 +21,7 @@ import yaml
 from actors.errors import INTERRUPTED, RunError, UsageError
 from actors.foreign.text import WHOLE, shown
 from launch.submit.paths import Mount, local_paths, unseen_in_pods
-from launch.submit.training import Training, started, tell
+from launch.submit.training import Training, refused, started, tell
 
 CONFIG_FOLDER = "/etc/offbeat"
 """Where pods find the configuration and the script that runs it."""
@@ -233,6 +233,7 @@ class Kubectl:
     """The program kubectl in one namespace."""
 
     def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
         self._command = ["kubectl", "--namespace", namespace]
 
     def ask(self, words: Sequence[str], given: str = "") -> str:
@@ -240,7 +241,12 @@ class Kubectl:
         process = self._started(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
         answer, problem = process.communicate(given)
         if process.returncode:
-            raise RunError(f"kubectl {words[0]} failed: {problem.strip()}")
+            raise refused(
+                f"kubectl {words[0]} failed in namespace {self._namespace}",
+                "see that `kubectl get rayjobs` works there: it needs the cluster of the current context, this "
+                "namespace, and the operator KubeRay; or print the manifest with --dry-run",
+                problem,
+            )
         return str(answer)
 
     def log(self, job: str) -> subprocess.Popen[str]:

@@ -1,16 +1,20 @@
 """A run as a Slurm job: a batch script that starts Ray on the job's nodes and ends with the run's exit code."""
 
+import contextlib
 import re
 import shlex
 import subprocess
+import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
+from typing import IO
 
 from actors.errors import INTERRUPTED, RunError, UsageError
 from actors.foreign.text import shown
 from launch.submit.paths import Mount, local_paths, mounts, unseen_by_nodes
-from launch.submit.training import Training, started, tell
+from launch.submit.training import Training, refused, started, tell
 
 TEMPLATE = Path(__file__).with_name("slurm.sbatch")
 _TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}")
@@ -163,18 +167,28 @@ def submit_slurm(training: Training, script: str, working_dir: Path, *, dry_run:
 
 
 def run_sbatch(script: str) -> int:
-    """Queue a batch script, wait for its end, and return its exit code; Ctrl-C cancels it and returns 130."""
+    """Queue a batch script, wait for its end, and return its exit code; Ctrl-C cancels it and returns 130.
+
+    Raises RunError if Slurm does not queue it.
+    """
+    with tempfile.TemporaryFile("w+") as said:  # a pipe might be full before the job has ended
+        return _run_sbatch(script, said)
+
+
+def _run_sbatch(script: str, said: IO[str]) -> int:
     process = started(
         ["sbatch", "--wait", "--parsable"],
         "run this on a Slurm login node, or print the script with --dry-run",
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=said,
         text=True,
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(script)
-    process.stdin.close()
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(script)
+        process.stdin.close()
     job_id = shown(process.stdout.readline().strip().partition(";")[0])
     try:
         if job_id:
@@ -185,7 +199,12 @@ def run_sbatch(script: str) -> int:
         subprocess.run(["scancel", job_id], check=False)
         process.wait()
         return INTERRUPTED
-    print(f"Slurm job {job_id or '(none was queued)'} ended with exit code {code}", flush=True)
+    said.seek(0)
+    if not job_id:
+        remedy = "correct --partition, --account, --time, --nodes or --gpus-per-node (`sinfo` lists what there is)"
+        raise refused(f"sbatch queued no job (exit code {code})", remedy, said.read())
+    print(shown(said.read(), lines=True), end="", file=sys.stderr, flush=True)
+    print(f"Slurm job {job_id} ended with exit code {code}", flush=True)
     return code
 
 

@@ -65,6 +65,12 @@ def tell(notes: Iterable[str]) -> None:
         print(shown(f"warning: {note}"), file=sys.stderr, flush=True)
 
 
+def refused(what: str, remedy: str, said: str) -> RunError:
+    """Return the error of a program that a launcher asked: our words, then what the program said itself."""
+    cause = shown(" ".join(said.split()), 1000) or "nothing"
+    return RunError(f"{what}; {remedy}. It said: {cause}")
+
+
 def started(command: list[str], remedy: str, **options: Any) -> subprocess.Popen[Any]:
     """Start a process. Raises RunError with `remedy` if the program is not installed."""
     try:

@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from actors.adapters import peft_form
 from actors.errors import UsageError
-from actors.foreign.documents import read_object
+from actors.foreign.documents import RESTORE, read_object
 from actors.hub import ADAPTER_CONFIG, load_complete, read_config, require_unquantised
 from learner.backend.checkpoint_layout import Form
 from learner.backend.manifest import MANIFEST
@@ -37,7 +37,8 @@ DPO_FILE = "dpo.json"
 def load_model(directory: Path, dtype: str) -> PreTrainedModel:
     """Load the causal language model of `directory` on the CPU, in evaluation mode (no dropout).
 
-    `dtype` is `float32` or `bfloat16`. Raises UsageError if it cannot be loaded or lacks weights.
+    `dtype` is `float32` or `bfloat16`. Raises UsageError if it cannot be loaded, lacks weights, or has one that is not
+    finite.
     """
     try:
         require_unquantised(directory)
@@ -46,6 +47,9 @@ def load_model(directory: Path, dtype: str) -> PreTrainedModel:
         raise UsageError(
             f"model {directory} cannot be loaded: {error}; give a causal language model's directory"
         ) from error
+    broken = next((name for name, weight in model.named_parameters() if not weight.detach().sum().isfinite()), None)
+    if broken is not None:
+        raise UsageError(f"the weight {broken} of model {directory} holds NaN or infinity; {RESTORE}")
     return model
 
 

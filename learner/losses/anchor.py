@@ -6,8 +6,14 @@ to mu then pulls with tau + kappa to the geometric mean
     log m = (tau log mu + kappa log u) / (tau + kappa)
 
 At rest u = pi, so the fixed point is the loss's own, whatever kappa. On the way there the anchor damps the rotation
-that stale opponents cause: with u at rest the delayed step contracts for every lag if tau + kappa > 1/2 and
-eta (tau + kappa) <= 1. docs/anchor.md has the statement and its proof.
+that stale opponents cause. With logits z, A = P - 1/2, a step eta and opponents up to d steps old,
+
+    z' = (1 - eta (tau + kappa)) z + eta (tau log mu + kappa log u) + eta A softmax(z_old)
+
+With u at rest, tau + kappa > 1/2 and eta (tau + kappa) <= 1 this contracts in span(z) = max z - min z, for every game
+and every d. Proof: entries of A are at most 1/2, and softmax has Lipschitz constant 1/2 from span to L1, so
+span(A softmax z - A softmax w) <= span(z - w) / 2. The new difference of two runs is at most 1 - eta (tau + kappa)
+times the newest plus eta / 2 times an old one: less than the largest of the last d + 1.
 """
 
 from typing import TypeVar, cast

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from actors.foreign.passed_on import checked_environment, checked_labels, checked_resources
-from actors.settings import SMALLEST_SHARE, GpuShare, Settings
+from actors.settings import MOST_ACTORS, SMALLEST_SHARE, GpuShare, Settings
 from learner.config import LearnerConfig
 from learner.losses.config import GameLossConfig
 
@@ -20,6 +20,7 @@ class ReferenceConfig(Settings):
     count: int = Field(
         default=0,
         ge=0,
+        le=MOST_ACTORS,
         description="reference actors; 0: the learner holds the reference, and computes its log-probs in every update",
     )
     gpus: GpuShare = Field(

@@ -27,10 +27,14 @@ _PATIENCE = (
 class ScratchConfig(Settings):
     """A small Llama with random weights and a byte-level BPE tokenizer trained on the data: model.path `scratch`."""
 
-    vocabulary: int = Field(default=2048, ge=300, description="tokens; every byte and every digit has one")
-    layers: int = Field(default=4, ge=1, description="decoder layers")
-    heads: int = Field(default=4, ge=1, description="attention heads")
-    head_size: int = Field(default=32, ge=32, description="dimensions per head; vLLM's CPU attention needs 32 or more")
+    vocabulary: int = Field(
+        default=2048, ge=300, le=1_000_000, description="tokens; every byte and every digit has one"
+    )
+    layers: int = Field(default=4, ge=1, le=1000, description="decoder layers")
+    heads: int = Field(default=4, ge=1, le=1000, description="attention heads")
+    head_size: int = Field(
+        default=32, ge=32, le=1000, description="dimensions per head; vLLM's CPU attention needs 32 or more"
+    )
     max_tokens: int = Field(default=1024, ge=2, description="longest sequence, tokens")
     seed: int = Field(default=0, ge=0, description="seed of the random weights")
 

@@ -27,7 +27,10 @@ def set_environment(config: TrainerConfig, place: RankPlace) -> None:
         "OMP_NUM_THREADS": str(threads(config)),
         "DS_ACCELERATOR": "cuda" if config.gpus_per_rank > 0 else "cpu",
     }
-    if config.gpus_per_rank > 0:
+    if config.gpus_per_rank == 0:
+        # Otherwise DeepSpeed compiles a function of an optimizer that nobody uses, for a second at each start.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    else:
         import torch
 
         # A rank to which Ray gave one GPU sees only that one; otherwise the ranks of a host take GPUs in turn.

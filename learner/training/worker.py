@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from actors.errors import LEARNER_MEMORY, oom_hint
+from actors.generation.startup.build import gc_paused
 from actors.records import Canary, Game, Manifest, Pair, Pulse, Seat
 from learner.config import LearnerSpec, TrainerConfig
 from learner.publication.config import PublicationConfig
@@ -36,7 +37,10 @@ class RankWorker:
 
     def __init__(self, config: TrainerConfig, place: RankPlace) -> None:
         set_environment(config, place)
-        import torch
+        with gc_paused():
+            import torch
+
+            from learner.backend import sharded  # noqa: F401 - and with it DeepSpeed and transformers
 
         torch.set_num_threads(threads(config))
         self.rank = place.rank

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,3 +121,20 @@ def test_a_directory_that_is_gone_is_told_from_a_place_where_no_file_can_be_made
     proc = FileNotFoundError(errno.ENOENT, "No such file or directory", "/proc/run")
     assert writing_remedy(gone) == "put back the directory, which is gone"
     assert writing_remedy(proc) == "the system makes no files there, as below /proc: use another directory"
+
+
+def test_the_log_of_a_process_is_the_file_of_its_errors_or_what_ray_would_call_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", "/data")
+    said = "import os; from actors.errors import logged; print(logged('it failed'), os.getpid())"
+
+    def log_of(errors):
+        done = subprocess.run(
+            [sys.executable, "-c", said], stdout=subprocess.PIPE, stderr=errors, text=True, check=True
+        )
+        text, _, process = done.stdout.strip().rpartition(" ")
+        assert text.endswith(f" on {socket.gethostname()}")
+        return text.removeprefix("it failed; its log is ").partition(" on ")[0].replace(process, "PID")
+
+    with (tmp_path / "w.err").open("w") as file:
+        assert log_of(file) == str(tmp_path / "w.err")
+    assert log_of(subprocess.PIPE) == "/data/ray/session_latest/logs/worker-*-PID.err"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from actors import files
-from actors.files import atomic_directory, atomic_file, atomic_write, discard, replace_directory
+from actors.files import atomic_directory, atomic_file, atomic_write, discard, megabytes, replace_directory
 
 
 def full(*_: Any) -> None:
@@ -156,3 +156,9 @@ def test_files_and_directories_are_discarded_and_what_is_missing_is_no_error(tmp
     for name in ("folder", "file", "missing"):
         discard(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_size_is_told_in_the_unit_that_shows_it() -> None:
+    assert [megabytes(size) for size in (0, 1_500, 99_900, 100_000, 2_345_678)] == [
+        "0.0 kB", "1.5 kB", "99.9 kB", "0.1 MB", "2.3 MB",
+    ]  # fmt: skip

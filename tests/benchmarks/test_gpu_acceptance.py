@@ -28,6 +28,8 @@ from launch.output.run_directory import LOCK, SHARED_MEMORY, SHM_PREFIX, SharedM
 from tests.house import ROOT
 from tests.processes import Marked
 
+ENDING = (signal.SIGTERM, signal.SIGINT)
+"""Signals upon which the command cleans up itself."""
 COMMAND = [sys.executable, "-m", "benchmarks.gpu_acceptance"]
 
 
@@ -48,37 +50,53 @@ def accept(out: Path, *arguments: str) -> tuple[int, dict[tuple[str, str], dict[
     return done.returncode, {(p["part"], p["dtype"]): p for p in json.loads(out.read_text())["parts"]}, done.stdout
 
 
-@pytest.mark.slow
-@pytest.mark.vllm
-def test_on_cpu_everything_that_is_there_runs_in_small(tmp_path: Path) -> None:
-    run = [name for name in PARTS if name != "shm"]  # by which the canary's versions travel
+def run_in_small(out: Path, names: list[str]) -> tuple[dict[str, dict[str, Any]], str]:
+    """Run these parts, of which none may fail; return the figures by part and dtype, and what was printed."""
     options = ["--jobs", "2", "--publications", "3", "--rounds", "1", "--kill-mib", "192", "--dtypes", "float32"]
-    code, parts, printed = accept(tmp_path / "new" / "cpu.json", "--parts", *run, *options)
+    code, parts, printed = accept(out, "--parts", *names, *options)
     reasons = {name: part["reason"] for name, part in parts.items() if part["status"] == "failed"}
     assert (code, reasons) == (0, {})
     skipped = {name for (name, _), part in parts.items() if part["status"] == "skipped"}
     assert skipped == {"nccl", "ipc", "sleep"}
-    assert {name for name, _ in parts} == set(run)
-    found = {f"{name} {dtype}": part["figures"] for (name, dtype), part in parts.items()}
-    for transport in ("object_store", "gloo"):
-        figures = found[f"{transport} bfloat16"]
-        assert figures["versions"] == 2
-        assert figures["wrong_bits"] == "refused"
-        assert min(figures[name] for name in ("publish", "transfer", "load", "bytes_per_second")) > 0.0
+    assert {name for name, _ in parts} == set(names)
+    assert "3 skipped" in printed
+    return {f"{name} {dtype}": part["figures"] for (name, dtype), part in parts.items()}, printed
+
+
+def assert_transported(figures: dict[str, Any]) -> None:
+    assert figures["versions"] == 2
+    assert figures["wrong_bits"] == "refused"
+    assert min(figures[name] for name in ("publish", "transfer", "load", "bytes_per_second")) > 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+def test_on_cpu_a_transport_a_killed_receiver_and_a_learner_run_in_small(tmp_path: Path) -> None:
+    found, printed = run_in_small(tmp_path / "new" / "cpu.json", ["ipc", "nccl", "sleep", "learner", "kill", "gloo"])
+    assert_transported(found["gloo bfloat16"])
     killed = found["kill bfloat16"]
     assert (killed["others"], killed["reason"]) == (2, "killed died")
     assert killed["sender_held"] < 10.0
-    assert found["canary bfloat16"] == {"publications": 3, "wanted": 3, "refusals": 0, "lr": 5e-7, "reasons": []}
-    mixture = found["mixture float32"]
-    assert max(mixture["beta_0"], mixture["beta_0.5"], mixture["beta_1"]) == mixture["largest"] < 1e-4
-    assert mixture["models_apart"] > 1.0
     learner = found["learner bfloat16"]
     assert 0.5 < learner["estimate_over_peak"] < 2.0
     assert learner["tokens_per_second"] > 0.0
     assert learner["mfu"] is None, "nobody knows this CPU's peak"
-    assert found["generation bfloat16"]["tokens_per_second"] > 0.0
     assert "kill" in printed
-    assert "3 skipped" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.long
+def test_on_cpu_everything_that_is_there_runs_in_small(tmp_path: Path) -> None:
+    names = [name for name in PARTS if name != "shm"]  # by which the canary's versions travel
+    found, _ = run_in_small(tmp_path / "cpu.json", names)
+    for transport in ("object_store", "gloo"):
+        assert_transported(found[f"{transport} bfloat16"])
+    assert found["canary bfloat16"] == {"publications": 3, "wanted": 3, "refusals": 0, "lr": 5e-7, "reasons": []}
+    mixture = found["mixture float32"]
+    assert max(mixture["beta_0"], mixture["beta_0.5"], mixture["beta_1"]) == mixture["largest"] < 1e-4
+    assert mixture["models_apart"] > 1.0
+    assert found["generation bfloat16"]["tokens_per_second"] > 0.0
 
 
 @pytest.mark.slow
@@ -102,6 +120,7 @@ def setup_of(folder: Path) -> Setup:
     return Setup(**names, **on_cpu, **FOR_CPU, eager=True, offload_optimizer=False)
 
 
+@pytest.mark.slow
 def test_parts_that_no_longer_fit_are_left_out_with_the_reason(tmp_path: Path) -> None:
     code, parts, _ = accept(tmp_path / "late.json", "--parts", "canary", "kill", "--minutes", "0.01")
     assert code == 0
@@ -118,9 +137,7 @@ def test_a_part_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGKILL]
-)
+@pytest.mark.parametrize("number", [signal.SIGKILL, *(pytest.param(each, marks=pytest.mark.long) for each in ENDING)])
 def test_no_process_outlives_the_command(number: int, tmp_path: Path) -> None:
     """Killed with -9 it leaves a folder in shared memory, which the next run removes, as a run's."""
     marked = Marked()
@@ -142,6 +159,7 @@ def _until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_part_whose_model_is_broken_fails_alone_and_the_command_says_so_by_its_exit_code(tmp_path: Path) -> None:
     broken = tmp_path / "model"
     broken.mkdir()

@@ -29,11 +29,10 @@ def run(row: str, seed: int, setting: str, updates: int) -> Run:
     return pick
 
 
-BRADLEY_TERRY, WIDE, DEEP = (
+BRADLEY_TERRY, DEEP = (
     [run(row, seed, setting, updates) for seed in (0, 1)]
     for row, setting, updates in (
         ("bradley-terry", "replay.prompts_per_update=64", 200),
-        ("nash-md", "replay.prompts_per_update=64", 500),
         ("nash-md", "sampling.completions_per_prompt=16", 500),
     )
 )
@@ -73,11 +72,6 @@ ROUTES = [
         "Nash-MD leaves {seed_0:.2f} and {seed_1:.2f} of the Bradley-Terry route's exploitability",
         seed_0=of_bradley_terry(0),
         seed_1=of_bradley_terry(1),
-    ),
-    nash(
-        "with 64 of 8 they end at {seed_0:.3f} and {seed_1:.3f}",
-        seed_0=of_run(WIDE[0], "exploitability_tail"),
-        seed_1=of_run(WIDE[1], "exploitability_tail"),
     ),
     nash(
         "exploitability is {weighted:.3f} with `weighted`, {self:.3f} with `self`, {mixture:.3f} with `mixture`, which "

@@ -16,9 +16,8 @@ publication = of(PAGE, "publication.json")
 PUBLICATION = [
     publication("SmolLM2-135M in bfloat16 ({bytes:MB} MB) goes to another process"),
     publication(
-        "From publishing to loaded takes {shm/total:.2f} s by `shm` and {gloo/total:.2f} s by `gloo`, {shm/copies:.2f} "
-        "and {gloo/copies:.2f} times a copy in each process. The next update waits for the publishing alone, "
-        "{shm/publish:.2f} s and {gloo/publish:.2f} s",
+        "From publishing to loaded takes {shm/total:.2f} s by `shm` and {gloo/total:.2f} s by `gloo`. The next update "
+        "waits for the publishing alone, {shm/publish:.2f} s and {gloo/publish:.2f} s",
         at="transports",
     ),
 ]
@@ -50,7 +49,7 @@ def told(choose: Callable[[Any], float]) -> Callable[[Any], float]:
 FAULTS = [
     verification(
         "comparing a checkpoint of {bytes:GB} GB with its [manifest](outputs.md#what-is-stored-is-checked) takes "
-        "{seconds/verify:.3f} s, loading it {seconds/load:.2f} s: {verify_over_load:.1%}, against"
+        "{seconds/verify:.3f} s, loading it {seconds/load:.2f} s: {verify_over_load:.1%}."
     ),
     chaos("puts {faults} faults into a run", faults=lambda raw: sum(raw["kills"].values())),
     chaos(

@@ -113,7 +113,6 @@ OTHERS = [
     of("docs/lora.md", "publication.json")(
         "A weight sync of SmolLM2-135M in bfloat16 is {mb:.1f} MB with all weights", mb=lambda raw: raw["bytes"] / 1e6
     ),
-    of("docs/publication.md", "canary.json")("of {honest/publications} honest publications none was refused"),
 ]
 
 CLAIMS = [*README, *EVALUATE, *GENERATORS, *DATA, *PREFERENCE, *OTHERS]

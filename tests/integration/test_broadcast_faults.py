@@ -138,6 +138,7 @@ def _start(name: str, model_dir: str, fault: str | None, marker: Path) -> RayGen
     return RayGenerator(name, actor.remote(spec, fault, str(marker)))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_kill_a_refusal_and_a_late_joiner_cost_the_others_and_the_learner_nothing(
     cluster: None, tmp_path: Path

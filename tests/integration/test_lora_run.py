@@ -78,6 +78,7 @@ def test_a_run_that_was_interrupted_ends_with_the_same_adapter(whole: Path, mode
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
+@pytest.mark.long
 def test_a_replay_reaches_the_bits_of_the_run(whole: Path) -> None:
     assert main(["replay", str(whole), "--output", str(whole / "again")]) == 0
     report = json.loads((whole / "again" / "report.json").read_text())

@@ -115,6 +115,11 @@ def test_a_run_on_one_host_listens_where_the_documentation_says_and_nowhere_else
     assert seen | {(IDLE, "loopback")} == said
 
 
+def test_ray_starts_no_worker_that_no_actor_needs(live: Live) -> None:
+    """It would start one for each core, and the run's start would wait for them."""
+    assert IDLE not in {listener.role for listener in live.seen}
+
+
 def test_without_the_token_every_port_of_a_run_says_what_the_documentation_says_and_no_more(live: Live) -> None:
     """Every method of every service is asked at every port. Asked in this way, torch's servers are silent."""
     out, err = live.ask("-m", "tests.outsider", *(str(listener.port) for listener in live.now)).communicate(timeout=200)

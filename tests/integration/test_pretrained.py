@@ -17,7 +17,7 @@ MODEL = ROOT / "models" / "smollm2-135m-instruct"
 GAP = {"float32": (2e-4, 2e-5), "bfloat16": (0.6, 0.15), "bfloat16-float32": (0.6, 0.15)}
 """Largest and mean log-prob difference, in nats, between engine and learner on a token; by dtype, and that of the head
 if it has another."""
-VARIANTS = ["float32", pytest.param("bfloat16", marks=pytest.mark.long), "bfloat16-float32"]
+VARIANTS = ["float32", *(pytest.param(name, marks=pytest.mark.long) for name in ("bfloat16", "bfloat16-float32"))]
 TEMPERATURE = 0.7
 QUESTIONS = (
     "What is the capital of France?",

@@ -99,12 +99,15 @@ def test_a_run_whose_reference_actor_is_killed_and_that_is_interrupted_ends_with
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
-def test_a_replay_reaches_the_bits_of_the_run_and_a_learner_that_holds_the_reference_its_weights_to_rounding(
-    whole: Path,
-) -> None:
+@pytest.mark.long
+def test_a_replay_reaches_the_bits_of_the_run(whole: Path) -> None:
     assert main(["replay", str(whole), "--output", str(whole / "again")]) == 0
     report = json.loads((whole / "again" / "report.json").read_text())
     assert (report["weights"]["different"], report["first_difference"], report["changed"]) == (0, None, {})
+
+
+@pytest.mark.long
+def test_a_replay_by_a_learner_that_holds_the_reference_reaches_the_weights_of_the_run_to_rounding(whole: Path) -> None:
     held = ["--set", "reference.count=0", "--output", str(whole / "held")]
     assert main(["replay", str(whole), *held]) == 0
     report = json.loads((whole / "held" / "report.json").read_text())

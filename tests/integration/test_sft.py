@@ -25,9 +25,12 @@ pytestmark = [
 ]
 
 
+EPOCHS = 20
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """Sums of two digits; some 220 updates, an evaluation and a checkpoint now and then."""
+    """Sums of two digits; some 110 updates, an evaluation and a checkpoint now and then."""
     rows = [{"prompt": f"{a}+{b}", "response": f"{a + b:02d}"} for a in range(10) for b in range(10)]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
     path = tmp_path / "sft.yaml"
@@ -45,7 +48,7 @@ def config(tmp_path: Path) -> Path:
                     "on_malformed": "skip",
                     "validation_fraction": 0.1,
                 },
-                "training": {"epochs": 40, "batch_size": 16, "evaluate_every": 20},
+                "training": {"epochs": EPOCHS, "batch_size": 16, "evaluate_every": 20},
                 "learner": {"dtype": "float32", "zero_stage": 1, "optimizer": {"lr": 3e-3}},
                 "checkpoints": {"every_updates": 25},
                 "cluster": {"address": "local", "num_cpus": 1, "object_store_mib": 128},
@@ -66,7 +69,7 @@ def test_an_interrupted_and_resumed_run_ends_with_the_bits_of_one_that_was_not(c
     summary = summary_of(straight)
     assert (summary["status"], summary["skipped_rows"]) == ("completed", 1)
     assert summary["train_examples"] + summary["held_out_examples"] == 100
-    assert summary["updates"] == summary["total_updates"] == round(40 * summary["train_examples"] / 16)
+    assert summary["updates"] == summary["total_updates"] == round(EPOCHS * summary["train_examples"] / 16)
     # 258 tokens, and then mostly which of ten digits.
     assert summary["held_out_at_start"]["loss"] > 5
     assert summary["held_out"]["loss"] < 2.5

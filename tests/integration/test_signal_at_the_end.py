@@ -6,11 +6,13 @@ import json
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from actors.records import Completion, Prompt
 from launch.verify import run_verify
 from learner.backend.manifest import MANIFEST
 from learner.stages.config import ScratchConfig
@@ -20,12 +22,25 @@ from tests.integration.runs import finish, small_run, start, summary_of, wait_fo
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(900)]
 
 
+PLACE = "OFFBEAT_TEST_PLACE"
+"""Environment variable: the directory of a test."""
+
+
+def longest(prompt: Prompt, completions: Sequence[Completion]) -> list[int]:
+    """Prefer long answers; take half a second for each prompt once the model is saved, until `hurry` is there."""
+    place = Path(os.environ[PLACE])
+    if (place / "run" / "final" / MANIFEST).is_file() and not (place / "hurry").is_file():
+        time.sleep(0.5)
+    return [len(completion.token_ids) for completion in completions]
+
+
 def test_a_signal_in_the_final_evaluation_waits_for_it_and_a_second_one_ends_the_run_which_can_be_resumed(
-    own: Any, tmp_path: Path, model_dir: Path
+    own: Any, tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The evaluation is long: one prompt at a time."""
-    generators = {"count": 1, "max_running_prompts": 1}
-    config = small_run(tmp_path, model_dir, updates=2, generators=generators, evaluation={"prompts": 400})
+    """The evaluation takes eight seconds at least."""
+    monkeypatch.setenv(PLACE, str(tmp_path))
+    judging = {"judge": {"kind": "function", "path": f"{__name__}:longest"}}
+    config = small_run(tmp_path, model_dir, updates=2, judging=judging, evaluation={"prompts": 16})
     run = config.parent / "run"
     process = start("train", str(config), group=True)
     wait_until(lambda: (run / "final" / MANIFEST).is_file(), process)
@@ -39,11 +54,13 @@ def test_a_signal_in_the_final_evaluation_waits_for_it_and_a_second_one_ends_the
     assert summary_of(run)["status"] == "interrupted"
     assert run_verify(run) == 0
 
+    (tmp_path / "hurry").touch()
     finish(start("train", str(config), "--resume"))
     assert summary_of(run)["status"] == "completed"
     assert summary_of(run)["updates"] == 2
 
 
+@pytest.mark.long
 def test_a_signal_at_the_end_of_a_stage_leaves_a_run_that_is_complete_or_can_be_resumed(
     own: Any, tmp_path: Path
 ) -> None:

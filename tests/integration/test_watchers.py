@@ -35,7 +35,7 @@ def test_a_run_whose_watchers_are_gone_saves_when_it_is_asked_to_and_goes_on(own
         f"output: {run}\n"
         f"data: {{source: {tmp_path}/rows.jsonl, max_tokens: 64}}\n"
         "learner: {dtype: float32, zero_stage: 1}\n"
-        "training: {batch_size: 4, epochs: 40}\n"
+        "training: {batch_size: 4, epochs: 12}\n"
         "cluster: {address: local, num_cpus: 1, object_store_mib: 128}\n"
     )
     process = begin(config, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -234,8 +234,8 @@ def test_train_help_shows_every_setting_with_its_bounds(capsys, monkeypatch):
     assert main(["train", "--help"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert not {setting.key for setting in settings(RunConfig)} - {row[0] for row in rows}
-    (staleness,) = [row for row in rows if row[0] == "replay.max_staleness"]
-    assert staleness[1:6] == ["integer", ">=", "0", "1", "policy"]
+    (published,) = [row for row in rows if row[0] == "replay.updates_per_publish"]
+    assert published[1:6] == ["integer", ">=", "1", "1", "optimizer"]
 
 
 def test_help_answers_at_once_and_imports_nothing_heavy():

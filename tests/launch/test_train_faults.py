@@ -149,7 +149,10 @@ def _sample(operations: Sequence[tuple[str, str]], most: int) -> list[int]:
 # ---------------------------------------------------------------- disk and descriptors
 
 
-@pytest.mark.parametrize(("fault", "most"), [(errno.ENOSPC, 100), (errno.EROFS, 1), (errno.EMFILE, 1)])
+@pytest.mark.parametrize(
+    ("fault", "most"),
+    [(errno.ENOSPC, 25), (errno.EROFS, 1), (errno.EMFILE, 1), pytest.param(errno.ENOSPC, 100, marks=pytest.mark.long)],
+)
 def test_a_disk_that_fails_at_any_moment_ends_the_run_with_a_sentence_and_it_goes_on_once_it_is_repaired(
     trial: Trial, fault: int, most: int
 ) -> None:

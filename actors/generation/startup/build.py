@@ -11,12 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from actors.errors import UsageError
-from actors.generation.config import GeneratorConfig, GeneratorSpec, adapter_problem
+from actors.generation.config import MAX_REQUESTS, GeneratorConfig, GeneratorSpec, adapter_problem
 from actors.generation.lora.arguments import engine_arguments, not_applied
 from actors.hub import require_safetensors
-
-MAX_REQUESTS = 1024
-"""Most requests that run together; more wait inside the engine."""
 
 MAX_BATCHED_TOKENS = 8192
 """Lower limit of tokens per engine step, so that a running batch is prefilled in few steps after a weight sync."""

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from actors.errors import INTERRUPTED
+from actors.errors import INTERRUPTED, ray_logs
 from actors.files import atomic_write
 from actors.foreign.text import shown
 
@@ -234,7 +234,7 @@ def _say(code: int, told: dict[str, list[str]]) -> int:
     directory = Path(told["run"][-1]) if "run" in told else None
     text = (
         f"the driver ended without a word, with {how}: one of Ray's own processes died (see "
-        "/tmp/ray/session_latest/logs), or the kernel ended it for want of memory (see `dmesg`)"
+        f"{ray_logs()}), or the kernel ended it for want of memory (see `dmesg`)"
     )
     if directory is not None:
         text += f"; the last checkpoint in {directory} stands, go on with --resume"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from actors.errors import RunError, TransferInterruptedError, WeightMismatchError
+from actors.errors import RunError, TransferInterruptedError, WeightMismatchError, ray_logs
 from actors.records import Draw, Failure, GeneratorStatus, Group, Lease, Prompt
 from actors.replay_buffer.buffer import ReplayBuffer
 from launch.run.pools.loads import Loads
@@ -187,8 +187,8 @@ class GeneratorPool:
         self._on_message(f"{member.port.name} died for good: {died}")
         if not self._members:
             raise RunError(
-                f"no generator is left: {died}; check its log, raise generators.max_restarts if the deaths are "
-                "transient, then use --resume"
+                f"no generator is left: {died}; look in {ray_logs()} on its host, raise generators.max_restarts if "
+                "the deaths are transient, then use --resume"
             )
 
     async def _serve_until_death(self, member: Member) -> None:
@@ -288,7 +288,9 @@ class GeneratorPool:
         member.outstanding.pop((item.lease.index, item.lease.attempt), None)
         if item.lease.index < 0:
             self._answer(item.lease.index, item)
-        elif self._buffer.generated(item.lease.index, item.lease.attempt):
+            return
+        item = self._buffer.in_time(item)
+        if self._buffer.generated(item.lease.index, item.lease.attempt):
             self._on_group(item)
 
     async def _sync(self, member: Member) -> None:
@@ -362,7 +364,7 @@ class GeneratorPool:
         """Kill a generator that does not take `version`, wait for its call to end, raise GeneratorUnavailableError."""
         self._on_message(
             f"{member.port.name} did not take policy version {version} within {self._limits.take_seconds:g} s and is "
-            "killed; raise publication.timeout_seconds if the model is large, or check that generator's log"
+            f"killed; raise publication.timeout_seconds if the model is large, or look in {ray_logs()} on its host"
         )
         member.port.kill()
         # Until the call ends, the old process could be mistaken for the new one.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby
 
-from actors.errors import RunError
+from actors.errors import RunError, ray_logs
 from actors.records import Failure, Group, without
 from launch.run.pools.failover import Failover
 from launch.run.protocols import JudgePort, ReferencePort, Rollout
@@ -38,8 +38,8 @@ class ReferencePool:
         scored = await asyncio.gather(*map(self.score, parts))
         if None in scored:
             raise RunError(
-                "an evaluation's completions could not be scored: reference unavailable; check the reference actors' "
-                "logs, then use --resume"
+                "an evaluation's completions could not be scored: reference unavailable; look in the reference actors' "
+                f"logs ({ray_logs()}), then use --resume"
             )
         rows = (row for of_prompt in scored for row in of_prompt or ())
         return [without(row, given) for row, (_, _, given) in zip(rows, rollouts, strict=True)]

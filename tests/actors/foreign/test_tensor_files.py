@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from actors.errors import UsageError
-from actors.foreign.tensor_files import INDEX, read_header, weight_files
+from actors.foreign import tensor_files
+from actors.foreign.tensor_files import INDEX, read_header, require_numbers, weight_files
 from actors.hub import file_tensors
 from launch.doctor.model_facts import count_parameters
 from tests.timing import assert_quick
@@ -131,3 +132,25 @@ def test_an_index_that_means_nothing_is_a_sentence_with_the_file(index: str, why
                 read(tmp_path)
 
         assert_quick(refused, 2.0)
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [("float16", 65504.0), ("bfloat16", 3e38), ("float32", 3e38)])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_value_that_is_not_finite_is_found_in_every_dtype(dtype, largest, bad, tmp_path):
+    weight = torch.tensor([0.0, -1.0, largest, 1e-7], dtype=getattr(torch, dtype))
+    save_file({"a.weight": weight, "b.weight": torch.zeros(0)}, tmp_path / "model.safetensors")
+    require_numbers(tmp_path)
+    weight[1] = bad
+    save_file({"a.weight": weight}, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match=r"tensor 'a\.weight' of \S+model\.safetensors holds NaN or infinity"):
+        require_numbers(tmp_path)
+
+
+def test_only_weights_must_not_be_whole_numbers_and_large_files_are_not_read(tmp_path, monkeypatch):
+    """Buffers, such as positions, are."""
+    save_file({"a.position_ids": torch.arange(3), "a.weight": torch.tensor([torch.nan])}, tmp_path / "x.safetensors")
+    monkeypatch.setattr(tensor_files, "MOST_READ", 10)
+    require_numbers(tmp_path)
+    save_file({"a.weight": torch.arange(3)}, tmp_path / "x.safetensors")
+    with pytest.raises(UsageError, match="is of the dtype I64, whole numbers"):
+        require_numbers(tmp_path)

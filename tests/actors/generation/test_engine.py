@@ -12,8 +12,10 @@ from actors.generation.config import LOWEST_TEMPERATURE, GeneratorConfig, Sampli
 from actors.generation.engine import Engine, engine_environment
 from actors.generation.proof.canary import CanaryCheck
 from actors.records import Canary, Completion, Manifest
+from learner.backend.models import load_policy
 from learner.publication.config import PublicationConfig
 from learner.publication.publisher import Publisher
+from learner.tensors.batching import collate
 from tests.fakes.canaries import canary_tokens
 from tests.fakes.generators import spec_of
 from tests.fakes.models import tiny_llama
@@ -97,6 +99,24 @@ def test_behaviour_log_probs_at_temperature_one_are_those_of_transformers(world)
     assert finished.keys() == asked.keys()
     for name, completion in finished.items():
         assert_sampled_by({0: world.a}, asked[name], completion, 1.0)
+
+
+@pytest.mark.vllm
+def test_a_head_in_float32_behind_a_model_in_bfloat16_samples_what_the_learner_scores(world):
+    settings = GeneratorConfig(dtype="bfloat16", max_model_len=256, max_running_prompts=8, kv_cache_mib=32)
+    sampling = SamplingConfig(max_new_tokens=NEW_TOKENS)
+    engine = Engine(spec_of(world.directory / "a", settings, sampling, seed=3, head_dtype="float32"))
+    assert engine._llm.model_config.head_dtype == torch.float32
+    asked = prompts(6, 9)
+    for name, prompt in asked.items():
+        engine.add(name, prompt)
+    policy, gaps = load_policy(world.directory / "a", "bfloat16", head_dtype="float32"), []
+    for name, completion in run(engine).items():
+        with torch.no_grad():
+            scored = policy(collate([(asked[name], completion.token_ids)]), None).tolist()
+        gaps += [abs(ours - theirs) for ours, theirs in zip(completion.logprobs, scored, strict=True)]
+    assert max(gaps) < 0.1
+    assert sum(gaps) / len(gaps) < 0.02
 
 
 @pytest.mark.vllm

@@ -83,7 +83,7 @@ def random_prompts(count: int, longest: int, seed: int, shortest: int = 1) -> li
 # The plugin by itself, in vLLM's own front end.
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=["llama", "qwen3-tied", pytest.param("gpt2-tied", marks=pytest.mark.long)])
 def pair(request, tmp_path_factory):
     """Policy, reference and an engine that holds both."""
     os.environ.update(engine_environment(GeneratorConfig()))

@@ -14,6 +14,7 @@ from actors.judges.config import JudgingConfig
 from actors.judges.protocol import check_answers
 from actors.judges.worker import JudgeWorker, batches
 from actors.records import Failure, Group, Judgement
+from actors.user_code import UserCodeError
 from tests.fakes.generators import make_group
 from tests.fakes.judges import ScriptedJudge
 
@@ -83,6 +84,25 @@ def test_pauses_between_attempts_double() -> None:
     assert scores(results) == ALL_JUDGED
 
 
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [
+        (TypeError("no len()"), 2),
+        (RunError("the judge answered 3 judgements for 1 groups"), 2),
+        (UserCodeError("judge m:f raised ZeroDivisionError: division by zero (m.py:3)", ""), 2),
+        (UserCodeError("judge m:f raised ConnectionError: refused (m.py:3)", ""), 4),
+        (ConnectionRefusedError("refused"), 4),
+    ],
+)
+def test_an_error_of_the_judge_s_own_code_that_comes_twice_is_not_asked_for_again(error: Exception, asked: int) -> None:
+    """A service may be back at the next try; the same code meets the same error."""
+    judge = ScriptedJudge(lambda call, groups: error)
+    (failure,), _ = run(judge, GROUPS[:1], retries=3)
+    assert len(judge.calls) == asked
+    assert isinstance(failure, Failure)
+    assert str(error) in failure.reason
+
+
 def test_a_judge_that_hangs_once_is_asked_again() -> None:
     judge = ScriptedJudge(lambda call, groups: None if call == 0 else scores_of(groups))
     results, pauses = run(judge)
@@ -130,7 +150,7 @@ def test_one_bad_group_does_not_take_its_batch_with_it() -> None:
 
     judge = ScriptedJudge(script)
     results, _ = run(judge)
-    assert judge.calls == [[0, 1, 2, 3]] * 3 + [[0], [1], [2], [3]]
+    assert judge.calls == [[0, 1, 2, 3]] * 2 + [[0], [1], [2], [3]]
     assert scores(results) == [ALL_JUDGED[0], ALL_JUDGED[1], ALL_JUDGED[3]]
     assert results[2] == Failure(lease_index=2, attempt=0, reason="the judge raised ValueError: cannot read")
 

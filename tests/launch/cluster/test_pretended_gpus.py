@@ -25,11 +25,14 @@ pytestmark = [
 ]
 
 TRANSPORTS = get_args(PublicationConfig.model_fields["transport"].annotation)
+OF_GPUS = ("nccl", "ipc")
+"""Whole runs on CPUs show the others."""
 
 
 @pytest.fixture
 def eight_gpus(marked: Marked, short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_prestart_worker_first_driver", "0")  # as a run has it: no worker for each pretended core
     with leaving_nothing(marked):
         ray.init(
             address="local",
@@ -45,14 +48,15 @@ def eight_gpus(marked: Marked, short_dir: Path, monkeypatch: pytest.MonkeyPatch)
         ray.shutdown()
 
 
-def test_the_learner_s_ranks_of_every_transport_are_placed_and_reach_their_constructor(
-    eight_gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("transports", [OF_GPUS, pytest.param(TRANSPORTS, marks=pytest.mark.long)], ids=len)
+def test_the_learner_s_ranks_of_a_transport_are_placed_and_reach_their_constructor(
+    eight_gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transports: tuple[str, ...]
 ) -> None:
     """Ray refused the options of `nccl` and `ipc`, and so both presets with GPUs, before any actor was there."""
     monkeypatch.setattr(wiring, "_ends", lambda *_: (1,))  # there is no model to read
 
     async def reason(transport: str) -> str:
-        gpus = 1 if transport in ("nccl", "ipc") else 0
+        gpus = 1 if transport in OF_GPUS else 0
         settings: dict[str, Any] = {
             "model": {"path": str(tmp_path)},
             "learner": {"gpus_per_rank": 0.5 if transport == "ipc" else gpus},
@@ -66,9 +70,9 @@ def test_the_learner_s_ranks_of_every_transport_are_placed_and_reach_their_const
         return str(raised.value)
 
     async def reasons() -> dict[str, str]:
-        return {transport: await reason(transport) for transport in TRANSPORTS}
+        return {transport: await reason(transport) for transport in transports}
 
     for transport, told in asyncio.run(reasons()).items():
-        first_need = "NCCL" if transport in ("nccl", "ipc") else str(tmp_path)
+        first_need = "NCCL" if transport in OF_GPUS else str(tmp_path)
         assert told.startswith("the learner could not start: "), told
         assert first_need in told, told

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from actors.errors import EngineStartError, RunError, TransferInterruptedError, UsageError, WeightMismatchError
@@ -80,7 +81,8 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_a_broken_engine_s_process_is_killed_once_however_many_calls_say_so(killed: list[Any]) -> None:
     """A second kill met the new process, and a few failures used up all restarts."""
     broken = _wrapped(RunError("the engine failed"))
-    actor = FakeActor(collect=broken, status=[broken, _unavailable(), _status("new")], submit=broken)
+    another = _wrapped(RunError("it failed in another way"))
+    actor = FakeActor(collect=broken, status=[broken, _unavailable(), _status("new")], submit=another)
 
     async def test() -> None:
         generator = RayGenerator("g", actor)
@@ -94,6 +96,56 @@ def test_a_broken_engine_s_process_is_killed_once_however_many_calls_say_so(kill
         assert len(killed) == 2, "the new process may break too"
 
     asyncio.run(test())
+
+
+@pytest.mark.parametrize(("sampled", "error"), [([], GeneratorDeadError), ([GROUP], GeneratorUnavailableError)])
+def test_an_engine_that_fails_twice_alike_is_not_started_again_unless_it_sampled_between(
+    sampled: list[Any], error: type[Exception], killed: list[Any]
+) -> None:
+    """Four starts met the same error before the run ended. The logs are of different processes."""
+    first, second = (_wrapped(RunError(f"the engine failed; its log is /tmp/{number}.err on h")) for number in (1, 2))
+    actor = FakeActor(collect=[first, sampled, second], status=[_unavailable(), _status("new")])
+
+    async def test() -> None:
+        generator = RayGenerator("g", actor)
+        with pytest.raises(GeneratorUnavailableError):
+            await generator.collect(1.0)
+        await generator.ready()
+        assert await generator.collect(1.0) == sampled
+        with pytest.raises(error, match=r"g: the engine failed; its log is /tmp/2\.err on h"):
+            await generator.collect(1.0)
+        assert killed == [(actor, False), (actor, error is GeneratorDeadError)]
+
+    asyncio.run(test())
+
+
+def test_a_start_that_fails_twice_alike_is_the_last_unless_memory_may_become_free(
+    killed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_ports, "START_PAUSE_SECONDS", 0.0)
+
+    async def test(said: str, error: type[Exception]) -> None:
+        starts = [_wrapped(EngineStartError(said, process)) for process in ("one", "two")]
+        generator = RayGenerator("g", FakeActor(status=starts))
+        with pytest.raises(GeneratorUnavailableError, match=said):
+            await generator.ready()
+        with pytest.raises(error, match=said):
+            await generator.ready()
+
+    asyncio.run(test("no attention of head size 16", GeneratorDeadError))
+    asyncio.run(test("Free memory is less than desired", GeneratorUnavailableError))
+
+
+def test_a_death_is_told_with_the_log_of_the_process() -> None:
+    died = ActorDiedErrorContext(
+        error_message="The actor died unexpectedly before finishing this task.",
+        pid=42,
+        node_ip_address="10.0.0.7",
+        actor_id=b"a" * 16,
+    )
+    said = ray_ports.reason(ActorDiedError(died))
+    assert said.startswith("The actor died unexpectedly before finishing this task; its log is ")
+    assert said.endswith("/ray/session_latest/logs/worker-*-42.err on 10.0.0.7")
 
 
 def test_a_generator_that_is_killed_while_its_calls_say_it_is_broken_is_killed_once_until_it_is_back(

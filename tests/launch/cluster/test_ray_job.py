@@ -270,6 +270,7 @@ def test_a_ray_job_runs_from_the_upload_and_its_exit_code_comes_back(head, tmp_p
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_job_on_two_nodes_is_followed_and_its_failure_is_reported_as_a_failure(head, tmp_path):
     """Each node has one core, so that two actors of a core each are on both."""
     head.add_node()

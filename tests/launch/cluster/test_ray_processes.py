@@ -89,3 +89,18 @@ def wait_for(condition: Callable[[], Any]) -> Any:
     while not (found := condition()) and time.monotonic() < deadline:
         time.sleep(0.01)
     return found
+
+
+def test_what_a_run_starts_has_the_hard_limit_of_cpu_time_and_the_run_keeps_its_soft_one() -> None:
+    """SIGXCPU, at which a run saves, ended Ray's workers first."""
+    script = """
+import resource, subprocess, sys
+from launch.cluster.ray_processes import without_notice_of_cpu_time
+own = "import resource; print(resource.getrlimit(resource.RLIMIT_CPU))"
+resource.setrlimit(resource.RLIMIT_CPU, (5000, 9000))
+with without_notice_of_cpu_time():
+    subprocess.run([sys.executable, "-c", own], check=True)
+print(resource.getrlimit(resource.RLIMIT_CPU))
+"""
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.splitlines() == ["(9000, 9000)", "(5000, 9000)"]

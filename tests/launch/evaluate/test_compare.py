@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,10 @@ def test_every_model_answers_and_one_judge_sees_all_answers_to_a_prompt_in_the_m
     assert shown == [(f"{names[0]}/final", f"{names[1]}/final")] * 2
     assert json.loads(output.read_text())["win_rates"][1][0]["value"] == 1.0
     assert "2 prompts, 1 answer of each model" in capsys.readouterr().out
+
+
+def test_columns_are_as_wide_as_their_cells():
+    """Two intervals of negative scores stood without a space between them."""
+    wide = [judged(n, (-1234.5 - n, -2345.25 + n)) for n in range(3)]
+    rows = [line for line in render(compare(wide, ["a", "b"], None)).splitlines() if line.startswith("mean score")]
+    assert re.fullmatch(r"mean score +-\d+\.\d+ \[[^]]+\]  +-\d+\.\d+ \[[^]]+\]", rows[0])

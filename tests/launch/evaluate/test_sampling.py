@@ -26,7 +26,7 @@ def test_a_generator_that_comes_back_is_given_its_prompts_again_and_a_dead_one_e
     back = FakeGenerator("a", die_after=0)
     groups = asyncio.run(sample([back, FakeGenerator("b")], PROMPTS, print))
     assert (back.deaths, len(groups)) == (1, 7)
-    with pytest.raises(RunError, match="a; see its log"):
+    with pytest.raises(RunError, match=r"a; look in \S+/ray/session_latest/logs on its host, then run again"):
         asyncio.run(sample([FakeGenerator("a", die_after=0, dead_for_good=True)], PROMPTS, print))
 
 

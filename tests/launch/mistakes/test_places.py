@@ -10,10 +10,12 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from actors.foreign import model_place
 from launch.cli import main
-from tests.launch.mistakes.cases import ROW, RUN, Mistake, answered, each, rewritten, train
+from tests.launch.mistakes.cases import ROW, RUN, Change, Mistake, answered, each, rewritten, train
 
 MODEL, WEIGHTS = "model/config.json", "model/model.safetensors"
 
@@ -32,6 +34,18 @@ def model(what: str, path: str, *words: str, **more: object) -> Mistake:
 
 def judge(what: str, path: str, *words: str, body: str = "def f(prompt, completions): return [0.0, 1.0]\n") -> Mistake:
     return Mistake(what, train(f"judging.judge.path={path}"), words, {"jx.py": body, "my-jx.py": body})
+
+
+def weights_as(dtype: torch.dtype | None) -> Change:
+    """Write the weights in another dtype; None: one of them as infinity."""
+
+    def change(directory: Path) -> None:
+        tensors = load_file(directory / WEIGHTS)
+        if dtype is None:
+            tensors[min(name for name in tensors if "layers" in name)].view(-1)[-1] = torch.inf
+        save_file({name: each.to(dtype or each.dtype) for name, each in tensors.items()}, directory / WEIGHTS)
+
+    return change
 
 
 def moved(source: str, *targets: str) -> object:
@@ -60,6 +74,9 @@ DATA = [
     source("another URL", "s3://b/x.jsonl", "'s3://b/x.jsonl' is a URL; download it"),
     source("a pattern", "*.jsonl", "'*.jsonl' does not exist", "one file or one directory"),
     source("a hub name without network", "openai/gsm8k", "HF_HUB_OFFLINE is set", "give an existing path"),
+    Mistake("a split of a file", train("prompts.split=test"), ("'prompts.jsonl' has no splits", "leave that out")),
+    Mistake("a split of a file for evaluations", train("prompts.validation_split=test"),
+            ("prompts.validation_split: prompts.source 'prompts.jsonl' has no splits", "is 'test'")),
     source("a directory of a model", "model", "rows of prompts.source 'model' are malformed"),
     Mistake("a pipe", train("prompts.source=p.jsonl"), ("is a pipe", "write the rows to a file"),
             change=lambda d: os.mkfifo(d / "p.jsonl")),
@@ -105,8 +122,16 @@ MODELS = [
           change=moved(WEIGHTS, "model/model-00001-of-00002.safetensors")),
     model("zero bytes", "./model", "it has 0 bytes", "restore it from its source", files={WEIGHTS: b""}),
     model("a pointer of Git LFS", "./model", "run `git lfs pull`", files={WEIGHTS: b"version https://git-lfs.g"}),
+    model("whole numbers", "./model", "of the dtype I8, whole numbers", "that it was made from",
+          change=weights_as(torch.int8)),
+    model("NaN", "./model", "tensor 'model.", "model.safetensors holds NaN", "restore it", change=weights_as(None)),
     model("pickles", "./model", "as a pickle (pytorch_model.bin)", change=moved(WEIGHTS, "model/pytorch_model.bin")),
 ]  # fmt: skip
+TEMPLATES = [
+    Mistake("no Jinja", train("model.chat_template='{% if %}'"), ("cannot write a user's message: line 1", "correct")),
+    Mistake("a refusal", train("model.chat_template='{{ raise_exception(\"no\") }}'"), ("message: no; correct it",)),
+    Mistake("nothing written", train("model.chat_template='{{ \"\" }}'"), ("leaves out a user's message",)),
+]
 JUDGES = [
     judge("a file", "jx.py:f", "'jx.py:f' is not an import path", "as jx:f"),
     judge("a path", "./judges/jx.py:f", "as judges.jx:f"),
@@ -145,7 +170,7 @@ DIRECTORIES = [
 ]  # fmt: skip
 
 
-@each([*DATA, *MODELS, *JUDGES, *DIRECTORIES])
+@each([*DATA, *MODELS, *TEMPLATES, *JUDGES, *DIRECTORIES])
 def test_a_mistake_in_a_path_is_answered_with_what_is_there_and_the_next_step(mistake, capsys):
     answered(mistake, capsys)
 

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from launch.cli import main
 from launch.settings.loading import dump_config, load_config
 from tests.launch.mistakes.cases import RUN, Mistake, answered, each, train
 
@@ -53,6 +54,12 @@ VALUES = [
     typed("a URL without scheme", "judging.judge={kind: endpoint, url: 'a:80/v1', model: m}", "write http://a:80/v1"),
     typed("a port", "judging.judge={kind: endpoint, url: 'http://a:99999', model: m}", "99999", "1 to 65535"),
     typed("flat members", "judging.judge={kind: ensemble, members: [{kind: gold}]}", "member 1.judge: missing; add it"),
+    typed("a scheme as an address", "cluster.address=ray:/x", "given 'ray:/x'; allowed: auto, local or HOST:PORT"),
+    typed("Ray's client", "cluster.address=ray://h:10001", "cannot run a training: write h:6379"),
+    typed("a dashboard", "cluster.address=http://h:8265", "a URL takes jobs", "`offbeat submit ray`", "h:6379"),
+    typed("an address without a port", "cluster.address=10.0.0.1", "write 10.0.0.1:6379, or the port"),
+    typed("two ports", "cluster.address=host:6379:x", "given 'host:6379:x'", "write host:6379"),
+    typed("a port that is none", "cluster.address=host:99999", "correct the port, which is 1 to 65535"),
     typed("one member", "judging.judge={kind: ensemble, members: []}", "given 0; allowed: 2 or more; add some"),
 ]
 COMBINATIONS = [
@@ -67,6 +74,31 @@ COMBINATIONS = [
     typed("reuse in lease order", "replay.max_reuse=2", "max_reuse 2", "'lease'", "set order to 'ready'"),
     typed("never published", "updates=3  replay.updates_per_publish=2", "updates 3", "2", "set updates to 2 or 4"),
     typed("leases too short", "replay.lease_seconds=5", "181.5 s", "replay.lease_seconds 5; raise the last"),
+]
+BILLION = "=1000000000"
+SIZES = [
+    *(
+        typed(f"a billion {name}", name + BILLION, f"{name}: given 1000000000; allowed: integer >= ", " and <= ")
+        for name in (
+            "generators.count",
+            "generators.tensor_parallel_size",
+            "generators.max_running_prompts",
+            "generators.max_model_len",
+            "generators.kv_cache_mib",
+            "judging.count",
+            "learner.ranks",
+            "reference.count",
+            "replay.max_staleness",
+            "replay.prompts_per_update",
+            "sampling.completions_per_prompt",
+        )
+    ),
+    typed(
+        "a billion opponents",
+        "learner.loss={kind: nash_pg, opponent: {completions_per_prompt: 1000000000}}",
+        "opponent.completions_per_prompt: given 1000000000; allowed: integer >= 1 and <= 1024",
+    ),
+    typed("memory that is not there", "generators.kv_cache_mib=9000000", "memory", "with", "generators.kv_cache_mib"),
 ]
 YAML = [
     yaml("tabs", run("judging:", "samples:\n\tlog: false\njudging:"), "line 8, column 1", "indent with spaces"),
@@ -103,7 +135,7 @@ FILES = [
 ]
 
 
-@each([*NAMES, *VALUES, *COMBINATIONS, *YAML, *FILES])
+@each([*NAMES, *VALUES, *COMBINATIONS, *SIZES, *YAML, *FILES])
 def test_a_mistake_in_a_setting_is_answered_with_value_limit_and_next_step(mistake, capsys):
     answered(mistake, capsys)
 
@@ -125,8 +157,15 @@ def test_what_is_no_mistake_is_taken_and_printed_so_that_it_reads_back(setting, 
     assert load_config(tmp_path / "again.yaml") == config
 
 
-def test_the_directory_has_no_mistake_of_its_own(ray_would_start):
-    from launch.cli import main
+@pytest.mark.parametrize(("address", "words"), [("http://h:8265", "`offbeat submit ray`"), ("h", "write h:6379")])
+def test_a_mistake_in_the_variable_of_ray_is_told_with_its_name(address, words, monkeypatch, capsys):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert main(["train", "run.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert f"the variable RAY_ADDRESS: given '{address}'" in said
+    assert words in said
 
+
+def test_the_directory_has_no_mistake_of_its_own(ray_would_start):
     with pytest.raises(ray_would_start):
         main(["train", "run.yaml"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,22 @@ def test_a_run_without_an_evaluation_writes_no_answers(tmp_path):
     write_before_and_after(tmp_path, [], None)
     assert read_before_and_after(tmp_path) == []
     assert not (tmp_path / "evaluation").exists()
+
+
+def test_what_is_left_of_damaged_answers_is_read(tmp_path):
+    """The last line of answers that were cut off ended `offbeat samples` with a traceback."""
+    answer = {"text": "x", "score": 1.0, "version": 0, "finished": True}
+    row = json.dumps({"prompt_id": "a:1", "prompt": "q", "start": answer, "final": answer})
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "answers.jsonl").write_bytes(f"{row}\n[]\n{row[:-9]}\n".encode() + b"\xff\n")
+    assert [each.prompt for each in read_before_and_after(tmp_path)] == ["q"]
+
+
+def test_a_prompt_in_a_template_is_shown_as_the_user_wrote_it():
+    """`offbeat init` writes a chat model's markup into prompts.template, and samples showed it."""
+    template = "<|user|>{prompt} Answer.<|end|>"
+    asked = group({"b": 0.5, "a": 0.9})
+    prompt = replace(asked.lease.prompt, text="<|user|>1+1? Answer.<|end|>")
+    sample = sample_of(batch(0, replace(asked, lease=replace(asked.lease, prompt=prompt))), None, template)
+    assert sample is not None
+    assert sample.prompt == "1+1?"

@@ -192,3 +192,19 @@ def test_against_needs_a_run_and_takes_its_settings(tmp_path, capsys):
     assert "--against needs a run to predict from" in refused(capsys, "--against", tmp_path)
     error = refused(capsys, tmp_path, "--against", tmp_path, "--set", "updates=3")
     assert "leave out --set and --gpus" in error
+
+
+@pytest.mark.parametrize(
+    "summary", ["[1]", "{}", '{"staleness": 3}', '{"staleness": {"histogram": {"0": 4}}, "groups_per_second": "x"}']
+)
+def test_a_summary_that_no_run_wrote_is_refused(summary, tmp_path, capsys):
+    run_of(tmp_path / "run")
+    (tmp_path / "run" / "summary.json").write_text(summary)
+    assert "give a" in refused(capsys, tmp_path / "run")
+
+
+def test_lines_of_metrics_that_no_run_wrote_are_left_out(tmp_path):
+    run_of(tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("ab") as lines:
+        lines.write(b'\n[1]\n5\n{"seconds": "x"}\n\xff\x00\n')
+    assert read_run(tmp_path / "run").update_seconds == (2.0,) * 60

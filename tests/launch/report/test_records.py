@@ -91,6 +91,13 @@ def test_a_damaged_configuration_and_summary_are_told(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("content", ["", "- a\n", "5\n"])
+def test_a_configuration_without_settings_is_told(content, tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "config.yaml").write_text(content)
+    assert read_run(tmp_path).missing == ["config.yaml holds no settings."]
+
+
 def test_null_and_text_are_no_values_of_a_curve(tmp_path):
     write_lines(tmp_path, [{"step": 1, "loss": None}, {"step": 2, "loss": "x"}, {"step": 3, "loss": 2.0}])
     assert read_run(tmp_path).column("loss") == [(3.0, 2.0)]

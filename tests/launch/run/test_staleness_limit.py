@@ -68,7 +68,7 @@ def test_the_law_is_told_once_after_eight_measured_updates() -> None:
     [(0.05, 0.1, 0.125, 7), (0.05, 0.2, 0.5, 12), (0.1, 0.2, 0.125, 8), (0.02, 0.1, 0.0, 1)],
 )
 def test_the_lag_is_that_of_the_run_s_own_tau_and_mixture(tau: float, step: float, beta: float, lag: int) -> None:
-    """The values of the table in docs/tabular.md."""
+    """Rock, paper, scissors; docs/tabular.md has the first of them."""
     learner = {"loss": {"kind": "nash_pg", "tau": tau}, "optimizer": {"lr": 1e-3}}
     law = _law(_config(learner=learner, opponent={"kind": "weighted", "beta": beta}), step)
     assert (law.tau, law.beta, law.largest_lag) == (tau, beta, lag)

@@ -145,7 +145,7 @@ def test_all_mistakes_of_file_and_overrides_are_reported_at_once(write):
             "name: given 2026; allowed: text matching ^[A-Za-z0-9._-]+$; put it in quotes",
             "lerner: no such setting; nearest: learner",
             "sampling: given 5; allowed: a section of `key: value` lines",
-            "replay.max_staleness: given -1; allowed: integer >= 0",
+            "replay.max_staleness: given -1; allowed: integer >= 0 and <= 1000",
             "replay.max_stalenes: no such setting; nearest: replay.max_staleness",
             "learner.dtype: given 'float16'; allowed: float32 | bfloat16; nearest: bfloat16",
             "learner.optimizer.betas: given [0.9, x]; allowed: list of 2 numbers",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from launch.cli import main
+from launch.settings.loading import preset_names
+from launch.settings.verbs import DPO, PREFERENCE, SFT, TRAIN, VERBS
 
 
 @pytest.mark.parametrize(
@@ -46,3 +48,15 @@ def test_a_key_behind_such_an_option_is_not_shown(capsys):
     err = capsys.readouterr().err
     assert "a key is no setting" in err
     assert "hf_aB3" not in err
+
+
+@pytest.mark.parametrize("verb", ["train", "doctor", "evaluate", "sft", "preference", "config", "sweep"])
+def test_the_help_of_a_verb_lists_all_of_its_presets(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    said = "".join(capsys.readouterr().out.split()).replace("│", "")
+    verbs = {"doctor": [TRAIN], "evaluate": [TRAIN], "config": [TRAIN, SFT, PREFERENCE, DPO]}.get(
+        verb, [VERBS.get(verb)]
+    )
+    names = [name for each in verbs for name in preset_names(each)]
+    assert names
+    assert [name for name in names if name not in said] == []

@@ -4,7 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from actors.errors import UsageError
-from launch.settings.fields import settings
+from actors.judges.config import JudgingConfig
+from launch.settings.fields import section_models, settings
 from launch.settings.loading import load_config
 from launch.settings.run import RunConfig
 from learner.losses.config import GameLossConfig, RewardLossConfig
@@ -41,7 +42,7 @@ def test_every_number_has_a_bound():
 
 def test_a_setting_is_described_with_type_bounds_and_default():
     described = {setting.key: (setting.allowed, setting.default) for setting in ALL if not setting.only_for}
-    assert described["replay.max_staleness"] == ("integer >= 0", "1")
+    assert described["replay.max_staleness"] == ("integer >= 0 and <= 1000", "1")
     assert described["generators.gpus"] == ("number >= 0.0001 and <= 1", "1.0")
     assert described["generators.canary_tolerance"] == ("number > 0 or null", "null")
     assert described["learner.zero_stage"] == ("0 | 1 | 2 | 3", "2")
@@ -239,10 +240,35 @@ def test_an_opponent_is_a_mixture_drawn_or_aimed_at(kind, sampled, engine_beta, 
 def test_a_batch_behind_http_must_have_time_for_one_request_and_its_lease_for_the_batch():
     judge = {"kind": "served", "url": "http://h", "model": "m"}
     with pytest.raises(ValidationError, match="timeout_seconds 60 is below the 180 s"):
-        RunConfig.model_validate({"model": {"path": "m"}, "judging": {"judge": judge}})
+        RunConfig.model_validate({"model": {"path": "m"}, "judging": {"judge": judge, "timeout_seconds": 60}})
     with pytest.raises(ValidationError, match=r"and leases expire after replay\.lease_seconds 600"):
         RunConfig.model_validate({"model": {"path": "m"}, "judging": {"judge": judge, "timeout_seconds": 200}})
     RunConfig.model_validate({"model": {"path": "m"}, "judging": {"judge": judge, "timeout_seconds": 180}})
+
+
+REQUIRED = {
+    "path": "p.m:f",
+    "url": "http://127.0.0.1:8000",
+    "model": "m",
+    "members": [{"judge": {"kind": "gold"}}, {"judge": {"kind": "served", "url": "http://h", "model": "m"}}],
+}
+"""A value of each setting of a judge that has no default."""
+
+
+@pytest.mark.parametrize("kind", JUDGES)
+def test_the_defaults_of_every_kind_of_judge_fit_each_other(kind):
+    """The default time of a batch, 60 s, was below the 180 s of one request of the kind `endpoint`."""
+    model = section_models(JudgingConfig.model_fields["judge"])[kind]
+    given = {name: REQUIRED[name] for name, info in model.model_fields.items() if info.is_required()}
+    config = RunConfig.model_validate(
+        {
+            "model": {"path": "m"},
+            "judging": {"judge": given | {"kind": kind}},
+            "prompts": {"source": "p.jsonl", "answer_field": "answer"},
+        }
+    )
+    assert config.judging.in_time(config.sampling.completions_per_prompt)
+    assert config.judging.timeout_seconds == (180.0 if kind in ("endpoint", "served", "ensemble") else 60.0)
 
 
 def test_a_mapping_is_described_and_shown_as_one_writes_it():

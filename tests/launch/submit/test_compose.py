@@ -72,7 +72,7 @@ def test_the_container_s_exit_code_is_the_run_s_and_its_folders_belong_to_the_us
     """Docker would make the output directory itself, as root."""
     output = tmp_path / "results" / "run"
     called = tmp_path / "called"
-    executable(tmp_path / "docker", f'echo "$OFFBEAT_DIRECTORY $*" >> {called}; [ "$1" = image ] || exit 5')
+    executable(tmp_path / "docker", f'echo "$OFFBEAT_DIRECTORY $*" >> {called}; [ "$2" != -f ] || exit 5')
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.chdir(tree)
     assert main(["submit", "compose", "run.yaml"]) == 5
@@ -80,17 +80,36 @@ def test_the_container_s_exit_code_is_the_run_s_and_its_folders_belong_to_the_us
     assert main(["submit", "compose", "run.yaml"]) == 5
     assert output.is_dir()
     lines = called.read_text().splitlines()
-    assert lines[0] == " image inspect offbeat:cpu"
-    assert lines[1].startswith(f"{tree} compose -f ")
-    assert f"--volume {output}:{output} offbeat train" in lines[3]
+    assert lines[:3] == [" compose version", " version", " image inspect offbeat:cpu"]
+    assert lines[3].startswith(f"{tree} compose -f ")
+    assert f"--volume {output}:{output} offbeat train" in lines[7]
 
 
 def test_an_image_that_no_registry_has_is_missed_before_docker_looks_for_it(tree, monkeypatch, tmp_path):
-    executable(tmp_path / "docker", 'echo "Error: No such image: $3" >&2; exit 1')
+    executable(tmp_path / "docker", '[ "$1" = image ] || exit 0; echo "Error: No such image: $3" >&2; exit 1')
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     run = training(tree / "run.yaml")
     with pytest.raises(RunError, match=r"no image offbeat:cpu; build it .*Dockerfile\.cpu -t offbeat:cpu \.`"):
         submit_compose(run, plan_compose(run, tree), dry_run=False)
+
+
+@pytest.mark.parametrize(
+    ("failing", "said", "words"),
+    [
+        ("compose", "unknown command: docker compose", "docker has no compose plugin; install docker with the compose"),
+        ("version", "Cannot connect to the Docker daemon", "docker's service does not answer this user; start it"),
+    ],
+)
+def test_a_docker_that_does_not_work_is_told_in_our_words_with_its_own_as_the_cause(
+    failing, said, words, tree, monkeypatch, tmp_path
+):
+    executable(tmp_path / "docker", f'[ "$1" != {failing} ] || {{ echo "{said}" >&2; exit 1; }}')
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    run = training(tree / "run.yaml")
+    with pytest.raises(RunError) as error:
+        submit_compose(run, plan_compose(run, tree), dry_run=False)
+    assert str(error.value).startswith(words)
+    assert str(error.value).endswith(f"It said: {said}")
 
 
 def test_docker_that_is_not_installed_is_one_sentence(tree, monkeypatch):

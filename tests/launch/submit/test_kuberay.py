@@ -201,6 +201,10 @@ def test_a_cluster_that_stays_away_is_an_error_that_says_the_job_may_be_running(
     monkeypatch.setattr(kuberay, "PATIENCE", 2)
     with pytest.raises(RunError, match=r"connection refused.*job-7 may still be running"):
         follow(Kubectl("n"), "job-7", pause=0.0)
+    with pytest.raises(
+        RunError, match=r"kubectl apply failed in namespace n; see that .* It said: connection refused$"
+    ):
+        Kubectl("n").ask(["apply"])
 
 
 def test_ctrl_c_deletes_the_job(states, tmp_path, config, capsys):

@@ -152,6 +152,13 @@ def test_the_exit_code_of_the_slurm_job_is_passed_on(tmp_path, monkeypatch, caps
     assert "Slurm job 42 ended with exit code 7" in capsys.readouterr().out
 
 
+def test_a_job_that_slurm_does_not_queue_is_told_in_our_words_with_its_own_as_the_cause(tmp_path, monkeypatch):
+    executable(tmp_path / "sbatch", 'echo "sbatch: error: invalid partition specified: gpu" >&2; exit 1')
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(RunError, match=r"queued no job \(exit code 1\); correct --partition.*said: .*specified: gpu$"):
+        slurm.run_sbatch("the script" * 100_000)
+
+
 def test_ctrl_c_cancels_the_slurm_job(tmp_path, monkeypatch, capsys):
     executable(
         tmp_path / "sbatch", f"cat > /dev/null; echo 42; while [ ! -e {tmp_path}/cancelled ]; do sleep 0.05; done"

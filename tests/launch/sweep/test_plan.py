@@ -56,7 +56,7 @@ def test_a_mistake_names_its_row_and_is_told_once(tmp_path: Path) -> None:
         plan_rows(load_sweep(sweep_file(tmp_path, axes=axes)))
     assert str(caught.value).splitlines()[:2] == [
         "2 rows, the first loss=dpo,staleness=-1: configuration embedded-nash-md: 1 mistake",
-        "  replay.max_staleness: given -1; allowed: integer >= 0",
+        "  replay.max_staleness: given -1; allowed: integer >= 0 and <= 1000",
     ]
 
 

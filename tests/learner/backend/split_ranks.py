@@ -44,7 +44,9 @@ MIXTURE = GameLossConfig(
 
 Case = tuple[bool, int, bool]
 """Whether items are games, whose opponents are of the mixture, or pairs; the ZeRO stage; whether layers recompute."""
-CASES: list[Case] = [(games, stage, again) for games in (False, True) for stage in (1, 3) for again in (False, True)]
+CASES: list[Case] = [(False, 1, False), (False, 3, True), (True, 1, False), (True, 3, True)]
+OTHER_CASES: list[Case] = [(games, stage, stage == 1) for games, stage, _ in CASES]
+"""Variants: of both stages, the other with layers that recompute."""
 SAVED: list[Case] = [(False, 1, False), (True, 3, True)]
 """Those that write a checkpoint, and those of four ranks."""
 STAGES = (1, 3)
@@ -75,10 +77,16 @@ def update(worker: Any, case: Case, seed: int) -> Any:
     return worker.update(random_pairs(seed))
 
 
+def cases_of(scenario: str, world: int) -> list[Case]:
+    if scenario.startswith("other"):
+        return OTHER_CASES
+    return CASES if world < 4 else SAVED
+
+
 def _train(place: Place, directory: Path, scenario: str, size: int) -> dict[Any, Any]:
     """Scores, two updates, a publication, a checkpoint, and another update."""
     results: dict[Any, Any] = {}
-    for case in CASES if place[1] < 4 else SAVED:
+    for case in cases_of(scenario, place[1]):
         worker = make_worker(place, directory, case, size)
         result: dict[str, Any] = {"score": worker.score(random_sequences(0, 5)) if not case[0] else []}
         result["updates"] = [update(worker, case, seed) for seed in range(2)]
@@ -92,7 +100,7 @@ def _train(place: Place, directory: Path, scenario: str, size: int) -> dict[Any,
         result["updates"].append(update(worker, case, 2))
         worker._engine.policy.destroy()
         results[case] = result
-    for stage in STAGES if place[1] < 4 else ():
+    for stage in STAGES if scenario.startswith("train") and place[1] < 4 else ():
         adapted = make_worker(place, directory, (stage == 3, stage, False), size, lora=PublishedLoraConfig(rank=4))
         updates = [update(adapted, (stage == 3, stage, False), seed) for seed in range(2)]
         results["adapters", stage] = {"stats": updates, "state": full_state(adapted._engine), "held out": {}}
@@ -120,8 +128,8 @@ def _main(rank: int, world: int, port: int, directory: Path, scenario: str) -> N
     torch.set_num_threads(1)
     size = int(scenario.rpartition("-")[2])
     place = rank, world, port
-    trains = scenario.startswith("train")
-    results = _train(place, directory, scenario, size) if trains else _resume(place, directory, size)
+    resumes = scenario.startswith("resume")
+    results = _resume(place, directory, size) if resumes else _train(place, directory, scenario, size)
     if rank == 0:
         torch.save(results, directory / f"{scenario}.pt")
 

@@ -46,6 +46,8 @@ GAMES: dict[str, tuple[Any, tuple[int, int]]] = {
         loss_of("ipo_md", CorrectionConfig(renormalise=True), opponent=OpponentConfig(kind="reference")), DRAWN,
     ),
 }  # fmt: skip
+OTHER_STAGES = ((0, True), (0, False), (1, False), (2, True), (2, False), (3, True))
+"""Variants: the stage of ZeRO, and whether prompts are shared."""
 Update = Callable[..., tuple[list[Any], dict[str, torch.Tensor]]]
 
 
@@ -149,8 +151,10 @@ def test_the_base_of_adapters_is_the_reference_of_the_actors_too(update: Update,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("share_prompts", [True, False])
+@pytest.mark.parametrize(
+    ("stage", "share_prompts"),
+    [(1, True), (3, False), *(pytest.param(*each, marks=pytest.mark.long) for each in OTHER_STAGES)],
+)
 def test_recorded_log_probs_serve_every_zero_stage(
     update: Update, directory: Path, stage: int, share_prompts: bool
 ) -> None:
@@ -162,7 +166,7 @@ def test_recorded_log_probs_serve_every_zero_stage(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [3, pytest.param(1, marks=pytest.mark.long)])
 def test_an_offloaded_reference_changes_no_bit(update: Update, directory: Path, stage: int) -> None:
     """On CPU, where host memory is the device's own: what is tested is that DeepSpeed and the hooks take it."""
     mixture = loss_of("nash_pg", opponent=OpponentConfig(beta=0.25)).model_dump()

@@ -167,6 +167,7 @@ def test_five_steps_over_an_epochs_border_are_those_of_plain_torch(directory, on
     assert result["held out"][1]["tokens"] == sum(len(p) + len(r) for p, r in random_sequences(5, 7))
 
 
+@pytest.mark.slow
 def test_two_ranks_reach_the_parameters_of_one_plain_torch_process(directory, plain):
     codes = run_ranks(directory, "supervised")
     assert codes == [0, 0], (directory / "supervised-rank0.log").read_text()[-3000:]

@@ -46,6 +46,7 @@ def engine_of(model, config=CONFIG, anchor=ANCHOR, **settings):
     return TrainEngine(spec_of(model, config, anchor=anchor, **settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_ranks_train_as_plain_torch_with_a_third_model_does(directory, two_ranks, stage):
     batches = [random_pairs(seed) for seed in range(3)]
@@ -62,6 +63,7 @@ def test_two_ranks_train_as_plain_torch_with_a_third_model_does(directory, two_r
     assert apart > 2e-3  # the comparison sees the anchor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_resume_goes_on_to_the_bit(two_ranks, stage):
     result = two_ranks[stage]
@@ -70,6 +72,7 @@ def test_a_resume_goes_on_to_the_bit(two_ranks, stage):
         assert torch.equal(result["resumed state"][name], weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_another_number_of_ranks_takes_the_average_over_to_the_bit(directory, two_ranks, stage):
     engine = engine_of(directory / ("tied" if stage == 3 else "model"), CONFIG.model_copy(update={"zero_stage": stage}))

@@ -57,6 +57,7 @@ def plain(directory):
     return {name: plain_learner(directory / name, batches) for name in ("model", "tied")}
 
 
+@pytest.mark.slow
 def test_only_rank_0_reads_a_model_s_weights(directory, two_ranks):
     """Every rank read them into host memory at the same time: 60 GiB for 8 billion parameters on four ranks. Here rank
     1 has a directory without weights, and scores and trains to the same bits."""

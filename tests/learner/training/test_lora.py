@@ -14,6 +14,7 @@ from actors.adapters import peft_form
 from tests.learner.backend.ranks import CONFIG, TEMPERATURE, TOTAL_UPDATES, make_model, random_pairs, run_ranks
 from tests.learner.training.lora_ranks import ALPHA, RANK, UPDATES, lora_config
 
+pytestmark = pytest.mark.slow
 STAGES = (0, 1, 2, 3)
 PROGRAM = "tests.learner.training.lora_ranks"
 

@@ -140,7 +140,9 @@ CASES = {
 
 
 @pytest.mark.parametrize(
-    ("micro_batch_tokens", "conversations"), [(60, False), (10_000, False), (10_000, True)], ids=str
+    ("micro_batch_tokens", "conversations"),
+    [(60, False), (10_000, True), pytest.param(10_000, False, marks=pytest.mark.long)],
+    ids=str,
 )
 @pytest.mark.parametrize("case", CASES)
 def test_the_gradient_of_a_game_update_is_that_of_its_definition(

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.learner.backend.ranks import make_model, run_ranks
-from tests.learner.backend.split_ranks import CASES, HEADS, PROGRAM, SAVED, STAGES, checkpoint_of
+from tests.learner.backend.split_ranks import CASES, HEADS, OTHER_CASES, PROGRAM, SAVED, STAGES, checkpoint_of
 
 pytestmark = pytest.mark.slow
-TRAINED = {"train-1-1": 1, "train-2-2": 2, "train-4-2": 4, "train-4-4": 4}
-"""Scenarios, and their ranks: one with whole sequences; two that split them; two such groups; one of four."""
+TRAINED = {"train-1-1": 1, "train-2-2": 2, "train-4-2": 4, "train-4-4": 4, "other-1-1": 1, "other-2-2": 2}
+"""Scenarios, and their ranks: one with whole sequences; two that split them; two such groups; one of four; variants."""
 RESUMED = {"resume-2-1": 2, "resume-1-1": 1}
 """From the checkpoint of two ranks that split sequences: two ranks with whole ones, and one."""
 ONE_OF_FOUR = pytest.mark.long
@@ -20,6 +20,7 @@ SPLIT = [
     *(("train-2-2", case) for case in CASES),
     *(("train-4-2", case) for case in SAVED),
     *(pytest.param("train-4-4", case, marks=ONE_OF_FOUR) for case in SAVED),
+    *(pytest.param("other-2-2", case, marks=pytest.mark.long) for case in OTHER_CASES),
 ]
 """What of them is compared with whole sequences."""
 MEASURED_EXACTLY = ("update", "lr", "pairs", "ties", "games", "tokens", "padded_tokens", "skipped", "skipped_updates")
@@ -57,6 +58,11 @@ def results(directory):
     return Results(directory)
 
 
+def whole_of(scenario):
+    """The scenario on the same cases whose one rank has whole sequences."""
+    return f"{scenario.partition('-')[0]}-1-1"
+
+
 def assert_close(found, expected, what):
     """Weights after steps of up to 5e-3, of which a lost or doubled gradient costs a large part; 6e-7 were measured."""
     assert found.keys() == expected.keys()
@@ -78,7 +84,7 @@ def assert_same_update(found, expected, *, idle=False):
 
 @pytest.mark.parametrize(("scenario", "case"), SPLIT)
 def test_loss_gradient_and_weights_are_those_of_whole_sequences(results, scenario, case):
-    whole, split = results["train-1-1"][case], results[scenario][case]
+    whole, split = results[whole_of(scenario)][case], results[scenario][case]
     assert len(split["updates"]) == len(whole["updates"]) == 3
     for found, expected in zip(split["updates"], whole["updates"], strict=True):
         assert found.grad_norm > 0.01
@@ -88,7 +94,7 @@ def test_loss_gradient_and_weights_are_those_of_whole_sequences(results, scenari
 
 @pytest.mark.parametrize(("scenario", "case"), SPLIT)
 def test_scores_are_those_of_whole_sequences(results, scenario, case):
-    split, whole = results[scenario][case]["score"], results["train-1-1"][case]["score"]
+    split, whole = results[scenario][case]["score"], results[whole_of(scenario)][case]["score"]
     assert len(split) == (0 if case[0] else 5)
     for found, expected in zip(split, whole, strict=True):
         for ours, theirs in zip(found, expected, strict=True):
@@ -97,7 +103,7 @@ def test_scores_are_those_of_whole_sequences(results, scenario, case):
 
 @pytest.mark.parametrize(("scenario", "case"), SPLIT)
 def test_a_publication_is_that_of_whole_sequences_and_holds_the_weights(results, scenario, case):
-    whole, split = results["train-1-1"][case], results[scenario][case]
+    whole, split = results[whole_of(scenario)][case], results[scenario][case]
     assert split["published"].keys() == split["state"].keys()
     assert all(torch.equal(split["published"][name], tensor) for name, tensor in split["state"].items())
     assert_close(split["published"], whole["published"], scenario)

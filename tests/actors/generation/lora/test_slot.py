@@ -26,6 +26,7 @@ from actors.records import Canary, Manifest
 from learner.publication.config import PublicationConfig
 from learner.publication.publisher import Publisher
 from tests.actors.generation.conftest import classes_of_transformers  # noqa: F401
+from tests.actors.generation.startup.test_start_files import left_by_engines
 from tests.actors.generation.test_engine import (  # noqa: F401
     CANARY,
     NEW_TOKENS,
@@ -394,6 +395,7 @@ def test_a_mixture_adapts_the_policy_alone(world):
 
 @pytest.mark.pretrained
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not (SMOL / "config.json").is_file(), reason="no pretrained model; `make pretrained` brings it")
 def test_a_pretrained_model_in_bfloat16_samples_with_each_of_two_adapters(tmp_path):
     """Of 135M parameters an adapter of rank 8 is 1.8%, and it travels in bfloat16 as all weights would."""
@@ -444,16 +446,18 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_two_workers_hold_a_share_each_and_sample_as_one(tmp_path):
+def test_two_workers_hold_a_share_each_sample_as_one_and_leave_nothing_when_they_are_killed(tmp_path, short_dir):
     """The model has two heads and one key-value head, which both workers hold."""
     script = tmp_path / "engine.py"
     script.write_text(TWO_WORKERS)
-    root = Path(__file__).resolve().parents[4]
+    root, before = Path(__file__).resolve().parents[4], left_by_engines(short_dir)
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
+        [sys.executable, str(script), str(tmp_path)], cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "TMPDIR": str(short_dir)},
         capture_output=True, text=True, timeout=250,
     )  # fmt: skip
     assert (done.returncode, done.stdout.splitlines()[-1:]) == (-9, ["sampled"]), done.stderr[-3000:]
+    assert left_by_engines(short_dir) <= before
 
 
 # ---------------------------------------------------------------- what engines cannot adapt, last of all

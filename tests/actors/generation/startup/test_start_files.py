@@ -127,6 +127,14 @@ def test_a_note_removes_nothing_but_what_vllm_makes(tmp_path: Path, monkeypatch:
     assert not (tmp_path / note).exists()
 
 
+def left_by_engines(temporary: Path) -> set[str]:
+    """What vLLM has in shared memory, and its sockets and files in a temporary directory."""
+    shared = {name for name in os.listdir("/dev/shm") if name.startswith(("psm_", "vllm_dist_"))}
+    return shared | {
+        path.name for path in temporary.iterdir() if path.name.startswith("vllm_dist_") or path.is_socket()
+    }
+
+
 ENGINE = """
 import os, sys
 from pathlib import Path
@@ -151,19 +159,17 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.vllm
+@pytest.mark.long
 def test_an_engine_of_two_processes_that_is_killed_leaves_nothing(tmp_path: Path, short_dir: Path) -> None:
     """With two workers on CPU vLLM left 0.7 GB in /dev/shm, and sockets and a file in the temporary directory."""
     tiny_llama(tmp_path / "model", seed=1)
     script, temporary = tmp_path / "engine.py", short_dir  # a socket's path may have 107 characters
     script.write_text(ENGINE)
-    before = set(os.listdir("/dev/shm"))
+    before = left_by_engines(temporary)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path / "model")],
         env=environment, capture_output=True, text=True, timeout=250, cwd=ROOT,
     )  # fmt: skip
     assert (done.returncode, done.stdout.strip()) == (-9, "finished 4"), done.stderr[-2000:]
-    kept = [path for path in temporary.iterdir() if path.name.startswith("vllm_dist_") or path.is_socket()]
-    assert kept == []
-    left = {name for name in os.listdir("/dev/shm") if name.startswith(("psm_", "vllm_dist_"))} - before
-    assert left == set()
+    assert left_by_engines(temporary) <= before

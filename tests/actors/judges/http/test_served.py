@@ -181,6 +181,7 @@ def _answers(url: str) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.vllm
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_vllm_serves_the_logits_that_transformers_computes(served: tuple[str, str]) -> None:
     url, model = served
