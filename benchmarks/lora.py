@@ -50,6 +50,7 @@ def run(preset: str, rank: int | None, seed: int, more: list[str], start: list[s
         out = Path(folder) / "run"
         rate = RATES[preset] * (1.0 if rank is None else FASTER)
         settings = [f"seed={seed}", f"learner.seed={seed}", f"prompts.seed={seed}", f"learner.optimizer.lr={rate}"]
+        settings.append("learner.anchor.weight=0")
         settings += [] if rank is None else [f"learner.lora.rank={rank}", f"learner.lora.alpha={2 * rank}"]
         command = [sys.executable, "-m", "launch", "train", preset, *settings, *start, *more, f"output={out}"]
         started = time.perf_counter()

@@ -2,9 +2,10 @@
 
     python -m benchmarks.nash [ROW ...] [--seeds 0 1] [--output benchmarks/results/nash.json]
 
-Each row is a preset with settings on top; each seed has a starting policy of its own, trained here, and the exact
-targets that belong to it. Runs are real ones (`python -m launch train`), one after the other; results are added to the
-file row by row, so that a broken-off measurement keeps what it has. `--list` prints the rows.
+Each row is a preset with settings on top, without an anchor unless it names one; each seed has a starting policy of
+its own, trained here, and the exact targets that belong to it. Runs are real ones (`python -m launch train`), one after
+the other; results are added to the file row by row, so that a broken-off measurement keeps what it has. `--list` prints
+the rows.
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ def _targets(start: Path) -> dict[str, Any]:
 
 def _run(name: str, seed: int, start: Path, targets: dict[str, Any], work: Path, extra: list[str]) -> dict[str, Any]:
     preset, overrides = ROWS[name]
-    settings = [f"model.path={start}", f"seed={seed}", f"prompts.seed={seed}", f"learner.seed={seed}", *overrides]
+    settings = [f"model.path={start}", f"seed={seed}", f"prompts.seed={seed}", f"learner.seed={seed}"]
+    settings += ["learner.anchor.weight=0", *overrides]
     if name == "bradley-terry":
         settings.append(f"learner.loss.tau={targets['bradley_terry_tau']}")
     output = work / f"{name}-{seed}"

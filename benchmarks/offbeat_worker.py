@@ -51,6 +51,7 @@ def config_of(setting: Setting, updates: int) -> RunConfig:
                 "dtype": setting.dtype,
                 "zero_stage": 1,
                 "loss": loss,
+                "anchor": {"weight": 0.0},  # TRL has none
                 "optimizer": {"lr": setting.lr, "schedule": "constant"},
             },
             "checkpoints": {"every_updates": 0},

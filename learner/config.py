@@ -239,7 +239,7 @@ class LearnerConfig(GroupTrainerConfig):
 
     @model_validator(mode="after")
     def _an_anchor_joins_a_pull(self) -> Self:
-        if self.anchor.weight > 0.0 and self.loss.kind == "best_of_n":
+        if self.anchor.weight and self.loss.kind == "best_of_n":
             raise ValueError(
                 f"anchor.weight {self.anchor.weight:g} with loss.kind best_of_n, which has no pull to a reference that "
                 "an anchor could join; set anchor.weight to 0, or choose another loss"

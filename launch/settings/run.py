@@ -23,6 +23,8 @@ from learner.reference.config import ReferenceConfig, reference_problem
 
 NAME = r"^[A-Za-z0-9._-]+$"
 SHORTEST_HORIZON = 8
+GAME_ANCHOR = 0.32
+"""Weight of the anchor for losses on games whose opponents may be stale, unless another is set: docs/anchor.md."""
 """Optimizer steps that an anchor looks back at least, if its horizon is unset."""
 
 
@@ -381,12 +383,14 @@ class RunConfig(TrainingConfig):
 
     @property
     def anchor(self) -> Anchor | None:
-        """The anchor; its horizon is unset: twice the largest lag in optimizer steps, below which it is unstable."""
-        given = self.learner.anchor
-        if given.weight == 0.0:
+        """The anchor; a horizon that is unset is twice the largest lag in optimizer steps: shorter is unstable."""
+        given, weight = self.learner.anchor, self.learner.anchor.weight
+        if weight is None:
+            weight = GAME_ANCHOR if self.opponent is not None and self.replay.max_staleness > 0 else 0.0
+        if weight == 0.0:
             return None
         lag = (self.replay.max_staleness + 1) * self.replay.updates_per_publish
-        return Anchor(given.weight, max(SHORTEST_HORIZON, 2 * lag) if given.horizon is None else given.horizon)
+        return Anchor(weight, max(SHORTEST_HORIZON, 2 * lag) if given.horizon is None else given.horizon)
 
     @property
     def opponent(self) -> OpponentConfig | None:

@@ -152,8 +152,11 @@ LossConfig = PairLossConfig | BestOfNLossConfig | RewardLossConfig | GrpoLossCon
 class AnchorConfig(Settings):
     """A pull towards the slow average of the policy's own weights: it damps the cycles that stale opponents cause."""
 
-    weight: float = Field(
-        default=0.0, ge=0.0, description="weight of KL(policy || its slow average), beside loss.tau or beta; 0: none"
+    weight: float | None = Field(
+        default=None,
+        ge=0.0,
+        description="weight of KL(policy || its slow average), beside loss.tau or beta; 0: none; unset: 0.32 for "
+        "losses on games if replay.max_staleness is 1 or more, otherwise 0",
     )
     horizon: int | None = Field(
         default=None,

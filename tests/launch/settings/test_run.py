@@ -326,6 +326,24 @@ def test_an_anchor_looks_back_twice_the_largest_lag(replay, given, horizon):
     assert RunConfig.model_validate(settings | {"learner": {}}).anchor is None
 
 
+@pytest.mark.parametrize(
+    ("loss", "bound", "weight", "expected"),
+    [
+        ("nash_pg", 1, None, 0.32),
+        ("online_ipo", 16, None, 0.32),
+        ("nash_pg", 0, None, None),
+        ("nash_pg", 1, 0.0, None),
+        ("nash_pg", 0, 0.1, 0.1),
+        ("dpo", 16, None, None),
+        ("rloo", 16, None, None),
+    ],
+)
+def test_games_against_stale_opponents_have_an_anchor_unless_it_is_turned_off(loss, bound, weight, expected):
+    learner = {"loss": {"kind": loss}, "anchor": {"weight": weight}}
+    config = _game(learner=learner, replay={"max_staleness": bound})
+    assert (None if config.anchor is None else config.anchor.weight) == expected
+
+
 def test_an_anchor_needs_a_loss_that_pulls():
     with pytest.raises(ValueError, match=r"anchor\.weight 0\.3 with loss\.kind best_of_n.*set anchor\.weight to 0"):
         RunConfig.model_validate(
