@@ -3,21 +3,25 @@
     python -m benchmarks.planning [--work DIR] [--output benchmarks/results/planning.json] [PLAN OPTION ...]
 
 One run of the embedded world calibrates. Five others differ from it in generators and in the bound on staleness, a
-sixth in the size of an update too. `--cores` of `offbeat plan` is what two busy processes get of this machine, which
-is less than two if they share a physical core. Options that are not this script's go to `offbeat plan`. Run it alone
-on a machine: what else runs there takes from one run and not from another.
+sixth in the size of an update too. `--cores` of `offbeat plan` is what two busy processes get of this machine, less
+what the driver, the judge and Ray took of it in one more run. Options that are not this script's go to `offbeat plan`.
+Run it alone on a machine: what else runs there takes from one run and not from another.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from benchmarks import record
 from launch.output.summary import package_versions
@@ -42,6 +46,8 @@ RUNS: dict[str, tuple[str, ...]] = {
 """Settings of each run beside those of `BASE`; the first calibrates."""
 
 
+MODELLED = ("ray::RemoteGenerator", "ray::LearnerWorker")
+FIRST, LAST = 5, 118  # updates between which the others are observed
 WORK = "import time, torch; torch.set_num_threads(1); a = torch.rand(512, 512); a @ a; t = time.perf_counter()\n"
 WORK += "for _ in range(400): a @ a\nprint(time.perf_counter() - t)"
 
@@ -55,6 +61,29 @@ def cores() -> float:
         return max(float(each.communicate()[0]) for each in started)
 
     return 2.0 * min(seconds(1) for _ in range(3)) / min(seconds(2) for _ in range(3))
+
+
+def others(directory: Path) -> float:
+    """Train once more; return the cores that all processes but generators and learner keep busy while it learns."""
+    command = [sys.executable, "-m", "launch", "train", *BASE, f"output={directory}"]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    seen: list[tuple[float, dict[int, float]]] = []
+    while driver.poll() is None:
+        lines = (directory / "metrics.jsonl").read_text().count("\n") if (directory / "metrics.jsonl").is_file() else 0
+        if FIRST <= lines <= LAST:
+            seen.append((time.monotonic(), _cpu_seconds(psutil.Process(driver.pid))))
+        time.sleep(0.5)
+    (begin, before), (end, after) = seen[0], seen[-1]
+    return sum(seconds - before.get(pid, 0.0) for pid, seconds in after.items()) / (end - begin)
+
+
+def _cpu_seconds(driver: psutil.Process) -> dict[int, float]:
+    found = {}
+    for process in (driver, *driver.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            if not " ".join(process.cmdline()).startswith(MODELLED):
+                found[process.pid] = sum(process.cpu_times()[:2])
+    return found
 
 
 def offbeat(*arguments: str) -> str:
@@ -73,19 +102,23 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="directory of the runs, kept; unset: a temporary one")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/planning.json"))
     arguments, options = parser.parse_known_args()
-    options = [*options, *([] if "--cores" in options else ["--cores", f"{cores():.2f}"])]
+    measured: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
         work = (arguments.work or Path(scratch)).absolute()
+        if "--cores" not in options:
+            measured = {"two busy processes": cores(), "others": others(Path(scratch) / "observed")}
+            options += ["--cores", f"{measured['two busy processes'] - measured['others']:.2f}"]
         directories = {name: work / f"run{number}" for number, name in enumerate(RUNS)}
         for name, directory in directories.items():
             if not (directory / "summary.json").is_file():
                 offbeat("train", *BASE, *RUNS[name], f"output={directory}")
-        base, *others = directories.values()
-        rows = {name: compared(base, other, options) for name, other in zip([*RUNS][1:], others, strict=True)}
+        base, *rest = directories.values()
+        rows = {name: compared(base, other, options) for name, other in zip([*RUNS][1:], rest, strict=True)}
     result = {
         "machine": record.machine(),
         "versions": package_versions(),
         "settings": {"base": BASE, "runs": RUNS, "options": options},
+        "cores": measured,
         "runs": rows,
     }
     record.write(arguments.output, result)

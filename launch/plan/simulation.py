@@ -110,8 +110,9 @@ class Simulation:
         model, sampling = self.model, 0.0 if self._taking else 1.0
         if model.cores is None:
             return sampling, 1.0
-        trains = self._activity == "training"
-        busy = sampling * self._fleet.active * model.generators.cpus + trains * model.learner.cpus
+        trains, works = self._activity == "training", self._activity != "waiting"
+        at_work = model.generators.count if self._taking else self._fleet.active
+        busy = at_work * model.generators.cpus + works * model.learner.cpus
         share = min(1.0, model.cores / busy) if busy else 1.0
         return sampling * share, share if trains else 1.0
 

@@ -96,6 +96,13 @@ def test_cores_that_are_short_slow_all_who_want_them():
     assert predict(model(100, max_staleness=1, cores=1.0)).seconds == pytest.approx(200.0)
 
 
+def test_a_publication_keeps_a_core_busy_too():
+    """A group of 3 s is the bottleneck. Of it, 1 s is done in the 2 s of an update, half a second in a publication of
+    1 s, and 1.5 s alone: 4.5 s."""
+    found = predict(model(100, group_seconds=3.0, max_staleness=3, publish_seconds=1.0, cores=1.0))
+    assert found.seconds == pytest.approx(450.0, rel=0.01)
+
+
 def test_an_evaluation_takes_places_before_leases():
     """Ten groups of 1 s after the second of three updates, bound 0: the third waits 10 s more."""
     plain = predict(model(3, max_staleness=0)).seconds

@@ -29,7 +29,9 @@ def _config(**settings: Any) -> RunConfig:
         "learner": {"loss": {"kind": "nash_pg", "tau": 0.05}, "optimizer": {"lr": 1e-3}},
         "opponent": {"kind": "self"},
     }
-    return RunConfig.model_validate(nested({**base, **settings}))
+    tree = nested({**base, **settings})
+    tree["learner"].setdefault("anchor", {"weight": 0.0})
+    return RunConfig.model_validate(tree)
 
 
 FEW = "the noise of fewer than 6 completions is in it, so the lag is rather too short"
