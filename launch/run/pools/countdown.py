@@ -7,6 +7,7 @@ FIRST_SECONDS = 10.0
 """A step that ends sooner says nothing."""
 SECONDS = 30.0  # between two lines
 LONGEST_IN_SECONDS = 100  # longer times are told in minutes
+ENOUGH = 0.1  # share of the parts from which the time left is foretold: parts that are begun together end together
 
 
 class Countdown:
@@ -29,4 +30,5 @@ class Countdown:
         self._due = now + SECONDS
         seconds = round((now - self._started) * left / self._done)
         rest = f"{seconds} s" if seconds < LONGEST_IN_SECONDS else f"{round(seconds / 60)} minutes"
-        self._say(f"{self._step}: {self._done} of {self._total}, about {rest} left")
+        foretold = f", about {rest} left" if self._done >= ENOUGH * self._total else ""
+        self._say(f"{self._step}: {self._done} of {self._total}{foretold}")

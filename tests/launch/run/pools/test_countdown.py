@@ -30,7 +30,17 @@ def test_a_step_that_ends_soon_says_nothing_and_one_that_ends_late_not_that_noth
 
 def test_minutes_are_counted_past_an_hour() -> None:
     now, said = [0.0], []
-    countdown = Countdown("sampling", 1000, said.append, lambda: now[0])
+    countdown = Countdown("sampling", 10_000, said.append, lambda: now[0])
+    now[0] = 1000.0
+    countdown.add(1000)
+    assert said == ["sampling: 1000 of 10000, about 150 minutes left"]
+
+
+def test_the_first_of_many_parts_foretells_nothing() -> None:
+    now, said = [0.0], []
+    countdown = Countdown("sampling", 40, said.append, lambda: now[0])
     now[0] = 10.0
     countdown.add()
-    assert said == ["sampling: 1 of 1000, about 166 minutes left"]
+    now[0] = 60.0
+    countdown.add(3)
+    assert said == ["sampling: 1 of 40", "sampling: 4 of 40, about 9 minutes left"]
