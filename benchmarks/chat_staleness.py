@@ -29,21 +29,25 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=8, help="of each model to a prompt; 0: no comparison")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/chat_staleness.json"))
     arguments = parser.parse_args()
-    outcomes = json.loads((arguments.sweep / "results.json").read_text("utf-8"))["outcomes"]
-    done = [each for each in outcomes if each["status"] == "completed"]
+    summaries = {
+        path.parent: json.loads(path.read_text("utf-8")) for path in arguments.sweep.glob("runs/*/*/summary.json")
+    }
+    done = {run: each for run, each in sorted(summaries.items()) if each["status"] == "completed"}
     result: dict[str, Any] = {"machine": record.machine(), "versions": package_versions()}
-    result["runs"] = [_run(arguments.sweep, each) for each in done]
+    result["runs"] = [
+        {"row": run.parent.name, "seed": _seed(run), **{key: summary[key] for key in KEPT}}
+        for run, summary in done.items()
+    ]
     result["comparisons"] = []
-    for seed in sorted({each["seed"] for each in done}) if arguments.answers else ():
-        own = [each for each in done if each["seed"] == seed]
-        found = _compared([arguments.sweep / each["directory"] for each in own], arguments.answers)
-        result["comparisons"].append({"seed": seed, **found, "models": [each["row"] for each in own]})
+    for seed in sorted(set(map(_seed, done))) if arguments.answers else ():
+        own = [run for run in done if _seed(run) == seed]
+        found = _compared(own, arguments.answers)
+        result["comparisons"].append({"seed": seed, **found, "models": [run.parent.name for run in own]})
     record.write(arguments.output, result)
 
 
-def _run(sweep: Path, outcome: dict[str, Any]) -> dict[str, Any]:
-    summary = json.loads((sweep / outcome["directory"] / "summary.json").read_text("utf-8"))
-    return {"row": outcome["row"], "seed": outcome["seed"], **{key: summary[key] for key in KEPT}}
+def _seed(run: Path) -> int:
+    return int(run.name.removeprefix("seed-"))
 
 
 def _compared(runs: list[Path], answers: int) -> dict[str, Any]:

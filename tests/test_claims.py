@@ -11,15 +11,25 @@ from typing import Any
 
 import pytest
 
-from tests.claims import anchor, benchmarks_games, benchmarks_speed, benchmarks_system, lora, pages, scale, vstar
+from tests.claims import (
+    anchor,
+    benchmarks_games,
+    benchmarks_speed,
+    benchmarks_system,
+    lora,
+    pages,
+    scale,
+    sweeps,
+    vstar,
+)
 from tests.claims.claim import ROOT, Claim, found, of, raw_result, single_spaced
 from tests.claims.excused import EXCUSED, UNSUPPORTED, Excuse
 from tests.claims.figures import SECTIONS, figures
 
-MODULES = (anchor, benchmarks_games, benchmarks_speed, benchmarks_system, lora, pages, scale, vstar)
+MODULES = (anchor, benchmarks_games, benchmarks_speed, benchmarks_system, lora, pages, scale, sweeps, vstar)
 CLAIMS = [claim for module in MODULES for claim in module.CLAIMS]
 
-MISSING = 7
+MISSING = 5
 """Texts in `unsupported.txt`. Lower it with each one that is measured; it never rises."""
 
 
@@ -102,6 +112,7 @@ CHOSEN_BY = {
     "anchor.json": {"updates", "seed"},
     "anchor_nash.json": {"updates", "seed"},
     "lora.json": {"rank", "seed"},
+    "chat_staleness.json": {"seed"},
 }
 """Numbers by which claims choose a run from a raw result."""
 

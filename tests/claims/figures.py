@@ -35,6 +35,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "docs/publication.md": ("What proves a version",),
     "docs/reference.md": ("Reference actors",),
     "docs/scale.md": ("Coordinators", "What was simulated", "The rest, computed"),
+    "docs/sweep.md": ("A real model on old samples",),
+    "docs/plan.md": ("Measured",),
     "docs/world.md": ("The starting point",),
 }
 """The sections that tell what was measured, without those below them. docs/faults.md names a test in each row."""

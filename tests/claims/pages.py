@@ -11,7 +11,26 @@ from tests.claims.claim import Claim, of
 
 overlap = of("README.md", "overlap.json")
 
+demo = of("README.md", "demo.json")
+ROUTE = "{{routes/{0}/exploitability:.3f}} {{routes/{0}/exact_kl:.2f}} {{routes/{0}/preference:.3f}} "
+ROUTE += "{{routes/{0}/target_exploitability:.3f}} at KL {{routes/{0}/target_kl:.2f}}"
+
+
+def best_answer_wins(route: str) -> Callable[[Any], float]:
+    return lambda raw: 0.5 + raw["routes"][route]["exploitability"]
+
+
 README = [
+    demo(
+        "start (SFT) {start_exploitability:.3f} 0.00 0.500 "
+        f"bradley-terry {ROUTE.format('bradley-terry')} nash-md {ROUTE.format('nash-md')} "
+        "nash-md is preferred to bradley-terry with probability {preferred:.3f}"
+    ),
+    demo(
+        "the best answer to bradley-terry wins {rival:.0%} of the time, the best answer to nash-md {nash:.0%}",
+        rival=best_answer_wins("bradley-terry"),
+        nash=best_answer_wins("nash-md"),
+    ),
     overlap(
         "reaches {bound 1, of_slower_alone:.2f} of the speed of the slower side alone; synchronous training reaches "
         "{bound 0, of_slower_alone:.2f}",

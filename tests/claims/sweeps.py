@@ -1,0 +1,94 @@
+"""Numbers of docs/sweep.md and docs/plan.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.claims.claim import of, raw_result
+
+# ---------------------------------------------------------------- a real model at several bounds
+
+chat = of("docs/sweep.md", "chat_staleness.json")
+
+CHAT_ROWS = {
+    "loss=dpo,staleness=0": "| online DPO | 0 |",
+    "loss=dpo,staleness=16": "| online DPO | 16 |",
+    "loss=dpo-anchor,staleness=16": "| online DPO, anchor 0.4 | 16 |",
+}
+"""Rows of the table by their names in the raw result, with their first cells."""
+
+
+def runs_of(raw: Any, row: str) -> list[Any]:
+    return sorted((each for each in raw["runs"] if each["row"] == row), key=lambda each: int(each["seed"]))
+
+
+def rises(row: str) -> Callable[[Any], str]:
+    """Write the rise of the reward with its interval, once for each seed."""
+    return lambda raw: ", ".join(
+        "{rise:.3f} [{low:.3f}, {high:.3f}]".format(**each["reward"]) for each in runs_of(raw, row)
+    )
+
+
+def kls(row: str) -> Callable[[Any], str]:
+    return lambda raw: ", ".join(f"{each['kl']:.1f}" for each in runs_of(raw, row))
+
+
+def wins(row: str, other: str) -> Callable[[Any], str]:
+    """Write how often one row's models beat another's, once for each seed."""
+
+    def value(raw: Any) -> str:
+        found = []
+        for each in sorted(raw["comparisons"], key=lambda each: int(each["seed"])):
+            cell = each["win_rates"][each["models"].index(row)][each["models"].index(other)]
+            found.append("{value:.3f} [{low:.3f}, {high:.3f}]".format(**cell))
+        return " and ".join(found)
+
+    return value
+
+
+FRESH, OLD, ANCHORED = CHAT_ROWS
+prompts = of("docs/prompts.md", "chat_staleness.json")
+
+
+CHAT = [
+    prompts(
+        "two runs took {first:.1f} and {second:.1f} minutes for 40 updates",
+        first=lambda raw: runs_of(raw, FRESH)[0]["wall_seconds"] / 60.0,
+        second=lambda raw: runs_of(raw, FRESH)[1]["wall_seconds"] / 60.0,
+    ),
+    prompts(
+        "from {start_0:.3f} to {end_0:.3f}, and from {start_1:.3f} to {end_1:.3f}.",
+        start_0=lambda raw: runs_of(raw, FRESH)[0]["reward"]["start"],
+        end_0=lambda raw: runs_of(raw, FRESH)[0]["reward"]["value"],
+        start_1=lambda raw: runs_of(raw, FRESH)[1]["reward"]["start"],
+        end_1=lambda raw: runs_of(raw, FRESH)[1]["reward"]["value"],
+    ),
+    *(chat(f"{cells} {{rise}} | {{kl}} |", rise=rises(row), kl=kls(row)) for row, cells in CHAT_ROWS.items()),
+    chat("old samples beat those on fresh ones in {wins} of the comparisons", wins=wins(OLD, FRESH)),
+    chat("with an anchor they do so in {wins}", wins=wins(ANCHORED, FRESH)),
+    chat("they beat those on old samples without one in {wins}", wins=wins(ANCHORED, OLD)),
+]
+
+# ---------------------------------------------------------------- what offbeat plan predicts
+
+plan = of("docs/plan.md", "planning.json")
+
+PLAN = [
+    plan("of which driver, judge and Ray took {cores/others:.2f}."),
+    plan(
+        "the mean staleness was {measured/staleness/mean:.1f} versions instead of {predicted/staleness/mean:.1f}.",
+        at="runs/1 generator, S = 8/outcomes",
+    ),
+    *(
+        plan(
+            f"| {name} | {{measured/groups_per_second:.0f}} | {{predicted/groups_per_second:.0f}} | {{error:+.0%}} |",
+            at=f"runs/{name}/outcomes",
+            error=lambda found: found["predicted"]["groups_per_second"] / found["measured"]["groups_per_second"] - 1.0,
+        )
+        for name in raw_result("planning.json")["runs"]
+    ),
+]
+
+CLAIMS = [*CHAT, *PLAN]
+"""Numbers of both pages, each linked to the raw result that it was measured in."""
