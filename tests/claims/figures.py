@@ -25,7 +25,6 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "docs/environments.md": ("Example: a policy learns to use a calculator",),
     "docs/evaluate.md": ("Measured",),
     "docs/generators.md": ("Speed over the bare engine", "A weight sync while requests run", "Quantised engines"),
-    "docs/long_sequences.md": ("Activations per rank",),
     "docs/judges.md": ("A verifier", "Your own function"),
     "docs/lora.md": ("What it takes", "Adapters beside all weights"),
     "docs/losses.md": ("Runs that diverge",),
