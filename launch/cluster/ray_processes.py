@@ -104,9 +104,11 @@ def _children(process: int) -> list[int]:
 
 
 def _state(process: int) -> tuple[str, int] | None:
-    """Return a process's state and parent; None if it is gone."""
+    """Return a process's state and parent; None if it is gone, `?` if this process may open no more files."""
     try:
         state, parent, *_ = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
+    except OSError:
+        return "?", 0
     return state, int(parent)

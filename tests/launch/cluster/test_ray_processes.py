@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -52,6 +53,18 @@ def test_a_stopped_process_says_since_when_until_it_goes_on(raylet: subprocess.P
     assert watched.gone
     assert watched.stopped_seconds() == 0.0
     watched.kill()
+
+
+def test_a_process_is_not_taken_for_dead_because_no_more_files_may_be_opened(raylet: subprocess.Popen[bytes]) -> None:
+    watched, limits = RayProcess("Ray's raylet", raylet.pid), resource.getrlimit(resource.RLIMIT_NOFILE)
+    next_one = os.open(os.devnull, os.O_RDONLY)
+    os.close(next_one)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next_one, limits[1]))
+    try:
+        seen = watched.gone, watched.stopped_seconds()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert seen == (False, 0.0)
 
 
 STARTS_TWO = """
