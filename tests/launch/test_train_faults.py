@@ -232,7 +232,7 @@ def test_a_process_that_may_open_no_more_files_says_so_and_goes_on_once_it_may(t
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert code == 1
-    assert re.search(rf"offbeat: error: cannot write .*{trial.path}.*: Too many open files; let a process open", said)
+    assert re.search(rf"offbeat: error: cannot write .*{trial.path}.*: .*Too many open files; let a process open", said)
     assert "Traceback" not in said
     assert trial.verified() == 0
     trial.go_on()
