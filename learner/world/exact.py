@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
 
 from actors import world as world_module
 from actors.errors import UsageError
 from actors.hub import require_safetensors
 from actors.world import EOS, FIRST_COLOUR, FIRST_SYMBOL, INVALID, MAX_SYMBOLS, NOEOS, PROMPTS, SYMBOLS, World
 from learner.games import tabular
+from learner.world.quiet import silence
 
 PREFIXES = NOEOS
 """Number of prefixes after which a policy chooses a token: the nodes with fewer than four symbols."""
@@ -122,7 +122,7 @@ def load_policy(directory: str | Path, temperature: float = 1.0) -> ExactPolicy:
             "final/ of a run"
         )
     require_safetensors(directory)
-    disable_progress_bar()  # it would garble the run's own display
+    silence()
     model = AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
     )

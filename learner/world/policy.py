@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
-from transformers.utils.logging import disable_progress_bar
 
 from actors import world
 from actors.errors import UsageError, writing
 from actors.files import atomic_directory
 from learner.world.exact import corpus_cross_entropy, exact_policy
+from learner.world.quiet import silence
 
 SETTINGS_FILE = world.POLICY_SETTINGS_FILE
 RECIPE = 1
@@ -107,6 +107,7 @@ def train_sft(
 
 def build_policy(size: PolicySize = PolicySize()) -> LlamaForCausalLM:
     """Build a Llama over the world's 18 tokens with random weights, float32 and tied embeddings."""
+    silence()
     config = LlamaConfig(
         vocab_size=len(world.VOCABULARY),
         hidden_size=size.hidden,
@@ -186,7 +187,7 @@ def _finished(directory: Path, settings: dict[str, object]) -> SftReport | None:
 def _write(directory: Path, model: LlamaForCausalLM, settings: dict[str, object], report: SftReport) -> None:
     """Write the model, whole or not at all."""
     with writing(directory, "then use --resume"), atomic_directory(directory) as fresh:
-        disable_progress_bar()
+        silence()
         model.save_pretrained(fresh)
         world.tokenizer().save_pretrained(fresh)
         GenerationConfig(
