@@ -155,7 +155,8 @@ def from_run(run: Recorded, given: Given) -> Derived:
     efficiency = sources.pick("efficiency", None, EFFICIENCY, "of each rank after the first")
     rate = run.measured().sampling_rate if given.generator_seconds is None else None
     training = run.budget("learner", "training") if given.cores and given.update_seconds is None else None
-    model = calibrated(model, rate, training)
+    if rate is not None or training is not None:
+        model = calibrated(model, rate, training)
     if given.generator_seconds is None:
         group = Value("generator_seconds", model.generators.group.mean, "measured", "of a group alone, by `batching`")
         sources.values.insert(0, group)

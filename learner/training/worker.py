@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from actors.errors import LEARNER_MEMORY, oom_hint
-from actors.generation.startup.build import gc_paused
+from actors.foreign.imports import gc_paused
 from actors.records import Canary, Game, Manifest, Pair, Pulse, Seat
 from learner.config import LearnerSpec, TrainerConfig
 from learner.publication.config import PublicationConfig

@@ -3,14 +3,12 @@
 Must not know requests, versions or publications.
 """
 
-import contextlib
-import gc
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from actors.errors import UsageError
+from actors.foreign.imports import gc_paused
 from actors.generation.config import MAX_REQUESTS, GeneratorConfig, GeneratorSpec, adapter_problem
 from actors.generation.lora.arguments import engine_arguments, not_applied
 from actors.hub import require_safetensors
@@ -138,19 +136,3 @@ def refusal(model_dir: str, config: GeneratorConfig, error: Exception, *, cpu: b
         f"vLLM refuses {model_dir} with generators.max_model_len {config.max_model_len}, dtype {config.dtype}, "
         f"{memory}{passed}: {error}; change the setting that it names{shared}"
     )
-
-
-@contextlib.contextmanager
-def gc_paused() -> Iterator[None]:
-    """Exempt objects made by imports from garbage collection, now and later.
-
-    They live as long as the process; scanning vLLM's takes a third of an engine's start on CPU.
-    """
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if collecting:
-            gc.enable()

@@ -1,31 +1,12 @@
 """How an engine is built, as far as no engine is needed."""
 
-import gc
-
 import pytest
 
 from actors.errors import UsageError
 from actors.generation.config import GeneratorConfig
-from actors.generation.startup.build import build, gc_paused, refusal
+from actors.generation.startup.build import build, refusal
 from tests.fakes.generators import spec_of
 from tests.fakes.models import tiny_llama
-
-
-def test_what_an_import_defines_is_kept_from_the_collector_which_goes_on_as_before():
-    before = gc.get_freeze_count()
-    with gc_paused():
-        assert not gc.isenabled()
-        kept = [[]]
-    assert gc.isenabled()
-    assert gc.get_freeze_count() > before
-    assert not any(each is kept for each in gc.get_objects())
-    gc.disable()
-    try:
-        with gc_paused():
-            pass
-        assert not gc.isenabled()
-    finally:
-        gc.enable()
 
 
 @pytest.mark.parametrize(("cpu", "named", "other"), [(True, "kv_cache_mib 96", "gpu_"), (False, "gpu_memory_", "kv_")])
