@@ -7,6 +7,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 WORLD = "world"
 """Selects the embedded world wherever a setting takes a path or a data set."""
+STARTS = "OFFBEAT_STARTS"
+"""A variable that a sweep gives its runs: a directory that keeps the world's policies that they start from."""
 
 
 def _at_home(path: str) -> str:

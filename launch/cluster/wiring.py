@@ -360,11 +360,16 @@ def _start_ranks(start: Callable[[dict[str, Any], RankPlace], Any], trainer: Tra
 
 
 def run_on_all_cores(function: Any, *arguments: Any, **keywords: Any) -> Any:
-    """Run `function` in a Ray worker that reserves every core of the largest node; return its result."""
+    """Run `function` in a Ray worker that reserves every core of the largest node; return its result.
+
+    It has a thread for each core, or as many as OMP_NUM_THREADS gives this process.
+    """
     cores = int(max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]))
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    threads = min(cores, int(given)) if given.isdecimal() and int(given) > 0 else cores
     task = ray.remote(function).options(num_cpus=cores, max_retries=0, runtime_env={"env_vars": _environment()})
     try:
-        return ray.get(task.remote(*arguments, threads=cores, **keywords))
+        return ray.get(task.remote(*arguments, threads=threads, **keywords))
     except RayTaskError as error:
         raise origin(error) from None
 

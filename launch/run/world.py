@@ -6,6 +6,9 @@ Evaluation is one more receiver of publications: it enumerates the policy that t
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from actors import world
 from actors.adapters import peft_form
 from actors.adapters.config import LoraConfig
-from actors.errors import UsageError
+from actors.errors import UsageError, writing
+from actors.files import atomic_directory, open_lock
 from actors.foreign.documents import read_object
 from actors.records import TRANSPORTS
-from actors.settings import WORLD
+from actors.settings import STARTS, WORLD
 from actors.world import MAX_NEW_TOKENS, POLICY_SETTINGS_FILE, VOCABULARY, Task, World
 from launch.run.protocols import Publication, PublicationObserver, RunPlugin
 from launch.settings.run import RunConfig
@@ -64,10 +68,16 @@ class EmbeddedWorld(RunPlugin):
             return config.model.path
         from learner.world.policy import SIZES, train_sft
 
+        def train(target: Path) -> None:
+            on_all_cores(train_sft, target, updates=world.sft_updates, seed=world.seed, size=SIZES[world.size])
+
         world = config.world
         say(f"supervised training of the world's policy: {world.sft_updates} updates")
         started = time.monotonic()
-        on_all_cores(train_sft, directory, updates=world.sft_updates, seed=world.seed, size=SIZES[world.size])
+        if (shared := os.environ.get(STARTS)) is None or directory.exists():
+            train(directory)
+        else:
+            _share(Path(shared) / f"{world.size}-{world.seed}-{world.sft_updates}", directory, train)
         self._sft_seconds = time.monotonic() - started
         return str(directory)
 
@@ -103,6 +113,21 @@ class EmbeddedWorld(RunPlugin):
                 "preference": last.preference,
             }
         return values
+
+
+def _share(kept: Path, directory: Path, train: Callable[[Path], None]) -> None:
+    """Copy the policy `kept` to `directory`. The first of several processes trains it, the others wait."""
+    with writing(f"to {kept}", "then use --resume"):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        lock = open_lock(kept.with_suffix(".lock"))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            train(kept)
+    finally:
+        os.close(lock)
+    with writing(directory, "then use --resume"), atomic_directory(directory) as fresh:
+        shutil.copytree(kept, fresh, dirs_exist_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

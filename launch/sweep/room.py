@@ -14,6 +14,7 @@ from launch.doctor.footprint import PROCESS_BYTES
 from launch.settings.run import RunConfig
 
 GPUS = "CUDA_VISIBLE_DEVICES"
+THREADS = "OMP_NUM_THREADS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,8 @@ def measure_room() -> Room:
 def slots(configs: Sequence[RunConfig], asked: int | None, room: Room) -> list[Mapping[str, str]]:
     """Return one entry for each run that may go on at a time: the environment variables that it gets.
 
-    Runs that start their own Ray get GPUs of their own. On a cluster that all join, Ray shares out what there is, and
-    only `asked` makes it more than one. Raises UsageError if `asked` exceeds the GPUs.
+    Runs that start their own Ray share the cores, and get GPUs of their own. On a cluster that all join, Ray shares
+    out what there is, and only `asked` makes it more than one. Raises UsageError if `asked` exceeds the GPUs.
     """
     if any(address_to_join(config.cluster) is not None for config in configs):
         return [{}] * (asked or 1)
@@ -54,9 +55,12 @@ def slots(configs: Sequence[RunConfig], asked: int | None, room: Room) -> list[M
         one_port = any(config.learner.port is not None for config in configs)
         asked = 1 if one_port else max(1, int(min(by_cores, by_memory)))
         asked = min(asked, max(1, most)) if most is not None else asked
-    if not most or asked == 1:  # without GPUs, or with all of them
-        return [{}] * asked
-    return [{GPUS: ",".join(_share(room.cards, cards, number))} for number in range(asked)]
+    if asked == 1:
+        return [{}]
+    threads = {THREADS: str(max(1, room.cpus // asked))}
+    if not most:
+        return [threads] * asked
+    return [threads | {GPUS: ",".join(_share(room.cards, cards, number))} for number in range(asked)]
 
 
 def memory_of(config: RunConfig) -> int:

@@ -13,6 +13,7 @@ from rich.text import Text
 from actors.errors import INTERRUPTED, RunError, writing
 from actors.files import atomic_write
 from actors.foreign.text import shown
+from actors.settings import STARTS
 from launch.settings.fields import WIDTH_WITHOUT_TERMINAL
 from launch.sweep import render
 from launch.sweep.config import SweepConfig, as_override
@@ -43,8 +44,9 @@ def run_sweep(
         return 0
     say = partial(_say, Console(stderr=True, highlight=False))
     say(f"{len(runs)} runs in {directory}, {min(len(places), len(runs))} at a time")
+    starts = {STARTS: str(directory / "starts")}
     with held(directory, sweep, rows):
-        ended = run_all(runs, places, say, command)
+        ended = run_all(runs, [starts | place for place in places], say, command)
         results = collect(sweep, runs, directory, ended)
         notes = render.notes(results)
         write(results, notes, directory)

@@ -50,8 +50,10 @@ def test_a_task_on_all_cores_fits_one_node_of_a_cluster(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(ray, "remote", lambda function: Task())
     monkeypatch.setattr(ray, "get", lambda reference: reference)
-    assert wiring.run_on_all_cores(print) == 8
-    assert asked == [8]
+    for given, threads in (("", 8), ("3", 3), ("16", 8), ("0", 8), ("4,2", 8)):
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert wiring.run_on_all_cores(print) == threads
+    assert asked == [8] * 5
 
 
 @pytest.mark.parametrize(("loss", "kind"), [("nash_pg", "mixture"), ("dpo", None)])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,11 @@ from actors import world
 from actors.adapters import peft_form
 from actors.adapters.config import LoraConfig
 from actors.records import Canary
+from actors.settings import STARTS
 from actors.world import EOS, FIRST_SYMBOL, INVALID, NOEOS, PROMPTS, SYMBOLS, World
 from launch.run.protocols import Publication
-from launch.run.world import ExactEvaluation, ExactFigures
+from launch.run.world import EmbeddedWorld, ExactEvaluation, ExactFigures
+from launch.settings.loading import load_config
 from learner.publication.config import PublicationConfig
 from learner.publication.publisher import Publisher
 from learner.world.exact import exact_policy
@@ -195,3 +199,30 @@ def test_it_is_due_at_the_first_publication_after_every_so_many_updates_and_at_t
     )
     published = range(per_publish, 13, per_publish)
     assert [update for update in published if evaluation.due(update)] == due
+
+
+def test_runs_of_a_sweep_start_from_one_policy_that_the_first_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(STARTS, str(tmp_path / "starts"))
+    trained: list[Path] = []
+
+    def train(function: object, directory: Path, **settings: object) -> None:
+        time.sleep(0.2)  # long enough for the others to come meanwhile
+        directory.mkdir(exist_ok=True)
+        (directory / "model").write_text(f"{settings['seed']}")
+        trained.append(directory)
+
+    def start(run: tuple[str, str]) -> str:
+        name, seed = run
+        config = load_config("embedded", [f"world.seed={seed}"])
+        return EmbeddedWorld().starting_policy(config, tmp_path / name, lambda text: None, train)
+
+    with ThreadPoolExecutor(4) as pool:
+        begun = list(pool.map(start, [("a", "0"), ("b", "0"), ("c", "1"), ("d", "0")]))
+    assert begun == [str(tmp_path / name) for name in "abcd"]
+    assert [(tmp_path / name / "model").read_text() for name in "abcd"] == ["0", "0", "1", "0"]
+    assert len(trained) == 2
+    assert all(directory.parent == tmp_path / "starts" for directory in trained)
+    start(("a", "0"))
+    assert trained[2:] == [tmp_path / "a"], "a run that goes on has its own"

@@ -23,7 +23,8 @@ def test_a_run_on_cpu_takes_its_processes_its_cache_and_ray_s_store() -> None:
     [(2, 64, 1), (1, 64, 1), (8, 64, 4), (9, 64, 4), (8, 12, 2), (8, 2, 1)],
 )
 def test_runs_fill_the_cores_and_the_memory_and_one_always_goes_on(cpus: int, gib: int, parallel: int) -> None:
-    assert slots([CPU], None, Room(cpus, gib * GIB, [])) == [{}] * parallel
+    threads = {"OMP_NUM_THREADS": str(cpus // parallel)} if parallel > 1 else {}
+    assert slots([CPU], None, Room(cpus, gib * GIB, [])) == [threads] * parallel
 
 
 def test_the_largest_run_counts() -> None:
@@ -32,13 +33,14 @@ def test_the_largest_run_counts() -> None:
 
 
 def test_a_number_that_is_given_counts_on_cpu() -> None:
-    assert len(slots([CPU], 5, Room(2, 4 * GIB, []))) == 5
+    assert slots([CPU], 5, Room(2, 4 * GIB, [])) == [{"OMP_NUM_THREADS": "1"}] * 5
 
 
 def test_runs_on_gpus_get_cards_of_their_own() -> None:
     room = Room(64, 512 * GIB, ["2", "5", "6"])
-    assert slots([NODE], None, room) == [{"CUDA_VISIBLE_DEVICES": card} for card in room.cards]
-    assert slots([NODE], 2, room) == [{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "5"}]
+    by_card = [{"CUDA_VISIBLE_DEVICES": card, "OMP_NUM_THREADS": "21"} for card in room.cards]
+    assert slots([NODE], None, room) == by_card
+    assert slots([NODE], 2, room) == [each | {"OMP_NUM_THREADS": "32"} for each in by_card[:2]]
     assert slots([NODE], 1, room) == [{}]
     assert slots([NODE], None, Room(64, 512 * GIB, [])) == [{}], "the run itself says that it has no GPU"
 
