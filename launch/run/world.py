@@ -68,16 +68,15 @@ class EmbeddedWorld(RunPlugin):
             return config.model.path
         from learner.world.policy import SIZES, train_sft
 
-        def train(target: Path) -> None:
-            on_all_cores(train_sft, target, updates=world.sft_updates, seed=world.seed, size=SIZES[world.size])
-
         world = config.world
+        settings = {"updates": world.sft_updates, "seed": world.seed, "size": SIZES[world.size]}
         say(f"supervised training of the world's policy: {world.sft_updates} updates")
         started = time.monotonic()
         if (shared := os.environ.get(STARTS)) is None or directory.exists():
-            train(directory)
+            on_all_cores(train_sft, directory, **settings)
         else:
-            _share(Path(shared) / f"{world.size}-{world.seed}-{world.sft_updates}", directory, train)
+            kept = Path(shared) / f"{world.size}-{world.seed}-{world.sft_updates}"
+            _share(kept, directory, lambda: on_all_cores(train_sft, kept, **settings))
         self._sft_seconds = time.monotonic() - started
         return str(directory)
 
@@ -115,7 +114,7 @@ class EmbeddedWorld(RunPlugin):
         return values
 
 
-def _share(kept: Path, directory: Path, train: Callable[[Path], None]) -> None:
+def _share(kept: Path, directory: Path, train: Callable[[], None]) -> None:
     """Copy the policy `kept` to `directory`. The first of several processes trains it, the others wait."""
     with writing(f"to {kept}", "then use --resume"):
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +122,7 @@ def _share(kept: Path, directory: Path, train: Callable[[Path], None]) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not kept.exists():
-            train(kept)
+            train()
     finally:
         os.close(lock)
     with writing(directory, "then use --resume"), atomic_directory(directory) as fresh:

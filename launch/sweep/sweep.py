@@ -46,7 +46,7 @@ def run_sweep(
     say(f"{len(runs)} runs in {directory}, {min(len(places), len(runs))} at a time")
     starts = {STARTS: str(directory / "starts")}
     with held(directory, sweep, rows):
-        ended = run_all(runs, [starts | place for place in places], say, command)
+        ended = run_all(runs, [{**starts, **place} for place in places], say, command)
         results = collect(sweep, runs, directory, ended)
         notes = render.notes(results)
         write(results, notes, directory)
