@@ -43,6 +43,7 @@ Lookup = Callable[[NDArray[np.int64], NDArray[np.int64]], torch.Tensor]
 TOKENS = world_module.MAX_NEW_TOKENS
 UNCORRECTED = {"baseline": "constant", "kl": "reward_to_go", "opponents": "none"}
 """Self-play on the policy's own samples as if they were fresh: constant baseline, reward-to-go, no weights."""
+UNWEIGHTED = {"opponents": "none"}
 
 
 @dataclass(frozen=True)
@@ -57,32 +58,31 @@ class Row:
     anchor: tuple[float, int] | None = None
 
 
-ROWS = {
-    "lag-0": Row(0),
-    "lag-0-uncorrected": Row(0, UNCORRECTED),
-    "lag-16": Row(16),
-    "lag-64": Row(64),
-    "lag-64-uncorrected": Row(64, UNCORRECTED),
-    "lag-64-unweighted": Row(64, {"opponents": "none"}),
+LAGS = (0, 2, 8, 16, 64, 256)
+
+
+def _rows_of(lag: int) -> dict[str, Row]:
+    """Return the hazard and its cures at one lag; an anchor looks back for twice the lag."""
+    horizon = max(8, 2 * lag) if lag else 32
+    return {
+        f"lag-{lag}": Row(lag),
+        f"lag-{lag}-uncorrected": Row(lag, UNCORRECTED),
+        f"lag-{lag}-unweighted": Row(lag, UNWEIGHTED),
+        f"lag-{lag}-fresh": Row(lag, fresh=0),
+        f"lag-{lag}-anchor": Row(lag, UNWEIGHTED, anchor=(0.32, horizon)),
+        f"lag-{lag}-weighted-anchor": Row(lag, anchor=(0.32, horizon)),
+        f"dpo-lag-{lag}": Row(lag, kind="dpo"),
+        f"dpo-lag-{lag}-anchor": Row(lag, kind="dpo", anchor=(0.8, horizon)),
+    }
+
+
+ROWS = {name: row for lag in LAGS for name, row in _rows_of(lag).items()} | {
     "lag-64-reward-to-go": Row(64, {"kl": "reward_to_go"}),
     "lag-64-cap-10": Row(64, {"opponent_cap": 10.0}),
     "lag-64-weighted-players": Row(64, {"players": "sequence"}),
     "lag-64-token-players": Row(64, {"players": "token", "kl": "reward_to_go"}),
-    "lag-64-fresh": Row(64, fresh=0),
     "lag-64-fresh-1": Row(64, fresh=1),
     "lag-64-fresh-online-ipo": Row(64, fresh=0, kind="online_ipo"),
-    "lag-0-anchor": Row(0, {"opponents": "none"}, anchor=(0.32, 32)),
-    "lag-16-unweighted": Row(16, {"opponents": "none"}),
-    "lag-16-anchor": Row(16, {"opponents": "none"}, anchor=(0.32, 32)),
-    "lag-16-weighted-anchor": Row(16, anchor=(0.32, 32)),
-    "lag-64-anchor": Row(64, {"opponents": "none"}, anchor=(0.32, 128)),
-    "lag-64-weighted-anchor": Row(64, anchor=(0.32, 128)),
-    "dpo-lag-0": Row(0, kind="dpo"),
-    "dpo-lag-0-anchor": Row(0, kind="dpo", anchor=(0.8, 32)),
-    "dpo-lag-16": Row(16, kind="dpo"),
-    "dpo-lag-16-anchor": Row(16, kind="dpo", anchor=(0.8, 32)),
-    "dpo-lag-64": Row(64, kind="dpo"),
-    "dpo-lag-64-anchor": Row(64, kind="dpo", anchor=(0.8, 128)),
 }
 
 
