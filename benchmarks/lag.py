@@ -32,11 +32,13 @@ from torch.func import functional_call
 
 from actors import world as world_module
 from actors.world import PROMPTS, SYMBOLS, World
+from benchmarks import record
 from learner.losses.anchor import anchored, pulled_to
 from learner.losses.config import GameLossConfig, PairLossConfig
 from learner.losses.games import GameBatch, game_loss
 from learner.losses.pairs import preference_loss
 from learner.world import exact
+from learner.world.equilibria import online_dpo_fixed_point
 
 Lookup = Callable[[NDArray[np.int64], NDArray[np.int64]], torch.Tensor]
 """Takes prompts [n] and prefixes [n, m] (or [n]); returns log-probs [n, m, 18] (or [n, 18])."""
@@ -309,6 +311,7 @@ def main() -> None:
     parser.add_argument("--weight", type=float, help="of the anchor, in rows that have one; unset: the row's")
     parser.add_argument("--horizon", type=int, help="of the anchor, in rows that have one; unset: the row's")
     parser.add_argument("--list", action="store_true", help="print the rows, and stop")
+    parser.add_argument("--point", action="store_true", help="write online DPO's own fixed point to OUTPUT, and stop")
     arguments = parser.parse_args()
     if arguments.list:
         for name, row in ROWS.items():
@@ -320,6 +323,9 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         start = arguments.start or _start(Path(scratch) / "start", arguments.seed)
+        if arguments.point:
+            record.write(arguments.output, _point(start, arguments))
+            return
         for name in arguments.rows or ROWS:
             row = _with_anchor(ROWS[name], arguments.weight, arguments.horizon)
             result = Experiment(row, start, arguments).run()
@@ -343,6 +349,19 @@ def _start(directory: Path, seed: int) -> Path:
 
     train_sft(directory, updates=300, seed=seed)
     return directory
+
+
+def _point(start: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return figures of the start and of the policy where online DPO is at rest, by enumeration."""
+    world, policy = World("intransitive", 0), exact.load_policy(start, 1.0)
+    rest = online_dpo_fixed_point(world, policy.probabilities, arguments.beta)
+    return {
+        "beta": arguments.beta,
+        "seed": arguments.seed,
+        "start": exact.exploitability(policy, world),
+        "exploitability": rest.exploitability,
+        "kl": rest.kl,
+    }
 
 
 def _add(path: Path, entry: dict[str, Any], settings: tuple[str, ...]) -> None:

@@ -200,6 +200,27 @@ def nash_md_fixed_point(P: ArrayLike, mu: ArrayLike, tau: float, beta: float) ->
     return regularised_best_response(P, mixture, mu, tau)
 
 
+def online_dpo_fixed_point(P: ArrayLike, mu: ArrayLike, beta: float) -> Array:
+    """Return the limit of DPO on pairs from the policy itself, labelled by P; beta here is DPO's own. [n]
+
+    With r = beta log pi / mu it solves sum_j pi_j (P_ij - sigmoid(r_i - r_j)) = 0 for each i (Rafailov et al. 2023,
+    eq. 7).
+    """
+    check_tau(beta)
+    game = checked_game(P)
+    log_mu = np.log(checked_policy(mu, len(game), "mu", full_support=True))
+
+    def equations(r: Array) -> tuple[Array, Array, float]:
+        pi = softmax(log_mu + r / beta)
+        sigma = sigmoid(np.subtract.outer(r, r))
+        F = (game - sigma) @ pi
+        slope = sigma * (1.0 - sigma) * pi
+        moved = (game - sigma - F[:, None]) * pi / beta
+        return F - r.mean(), moved + slope - np.diag(slope.sum(axis=1)) - 1.0 / len(r), float(np.abs(F).sum())
+
+    return softmax(log_mu + newton(equations, np.zeros(len(game)), f"beta is {beta:g}: use a larger one") / beta)
+
+
 def bradley_terry(P: ArrayLike, weights: ArrayLike) -> Array:
     """Return the reward r [n] that maximises sum over i, j of w_i w_j P[i, j] log sigmoid(r_i - r_j), with w-mean 0.
 

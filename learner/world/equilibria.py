@@ -67,6 +67,16 @@ def nash_md_fixed_point(world: World, mu: Array, tau: float, beta: float) -> Equ
     return measured(world, _table(games, solutions), mu, tau)
 
 
+def online_dpo_fixed_point(world: World, mu: Array, beta: float) -> Equilibrium:
+    """Solve for the limit of online DPO with the world's preferences as soft labels; its gap is at tau = beta.
+
+    Raises UsageError unless beta > 0.
+    """
+    games = _games(world, mu)
+    solutions = [tabular.online_dpo_fixed_point(g.preferences, g.mu, beta) for g in games]
+    return measured(world, _table(games, solutions), mu, beta)
+
+
 def bradley_terry_optimum(world: World, mu: Array, tau: float, pairs: Array | None = None) -> Equilibrium:
     """Compute pi = mu exp(r / tau), normalised, with r the Bradley-Terry fit: the limit of RLHF with a reward model.
 

@@ -83,7 +83,9 @@ CLAIMS = [
         low=gain(1),
         high=gain(2),
     ),
-    of(PAGE, "nash.json")("The start's exploitability is {targets/0/start_exploitability:.3f}"),
+    of(PAGE, "dpo_point.json")(
+        "The start's exploitability is {start:.3f}, that of online DPO's own fixed point {exploitability:.3f}."
+    ),
     of("README.md", "anchor.json")(
         "online DPO on opponents 16 updates old ends at an exploitability of {with_one:.2f} with one; without, even on "
         "fresh samples, at {without:.2f},",

@@ -15,12 +15,13 @@ from learner.games.tabular import (
     kl,
     nash_md,
     nash_md_fixed_point,
+    online_dpo_fixed_point,
     regularised_best_response,
     regularised_gap,
     regularised_nash,
 )
 from tests.learner.games import theory
-from tests.learner.games.theory import constant_descent, offline_dpo_fixed_point, online_dpo_fixed_point
+from tests.learner.games.theory import constant_descent, offline_dpo_fixed_point
 
 MU = np.array([0.7, 0.2, 0.1])
 UNIFORM = np.full(3, 1 / 3)

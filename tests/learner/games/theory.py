@@ -7,14 +7,12 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from actors.world import sigmoid
 from learner.games.tabular import (
     Array,
     bradley_terry,
     checked_game,
     checked_policy,
     exploitability,
-    newton,
     online_mirror_descent,
     rlhf_policy,
     softmax,
@@ -47,23 +45,6 @@ def offline_dpo_fixed_point(P: ArrayLike, mu: ArrayLike, b: float, sampler: Arra
     that of RLHF on that reward with tau = b. It depends on the sampler unless P is itself Bradley-Terry.
     """
     return rlhf_policy(bradley_terry(P, mu if sampler is None else sampler), mu, b)
-
-
-def online_dpo_fixed_point(P: ArrayLike, mu: ArrayLike, b: float) -> Array:
-    """The limit of DPO with coefficient b on pairs from the policy itself, labelled by P: the pi with
-    pi = offline_dpo_fixed_point(P, mu, b, sampler=pi). [n]"""
-    game = checked_game(P)
-    log_mu = np.log(checked_policy(mu, len(game), "mu", full_support=True))
-
-    def equations(r: Array) -> tuple[Array, Array, float]:
-        pi = softmax(log_mu + r / b)
-        sigma = sigmoid(np.subtract.outer(r, r))
-        F = (game - sigma) @ pi
-        slope = sigma * (1.0 - sigma) * pi
-        moved = (game - sigma - F[:, None]) * pi / b
-        return F - r.mean(), moved + slope - np.diag(slope.sum(axis=1)) - 1.0 / len(r), float(np.abs(F).sum())
-
-    return softmax(log_mu + newton(equations, np.zeros(len(game)), f"b is {b:g}: use a larger one") / b)
 
 
 def constant_descent(P: ArrayLike, mu: ArrayLike, tau: float, steps: int, step_size: float, **options) -> Array:

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from learner.games.tabular import regularised_nash, softmax
+from learner.games.tabular import online_dpo_fixed_point, regularised_nash, softmax
 from learner.losses.anchor import anchored, pulled_to
 from learner.losses.config import CorrectionConfig, PairLossConfig
 from learner.losses.games import GameBatch, game_loss
 from learner.losses.pairs import preference_loss
-from tests.learner.games.theory import online_dpo_fixed_point
 from tests.learner.losses.games import loss_of
 
 N = 7

@@ -21,6 +21,7 @@ from learner.world.equilibria import (
     measured,
     nash,
     nash_md_fixed_point,
+    online_dpo_fixed_point,
 )
 
 WORLD = World("intransitive")
@@ -146,6 +147,18 @@ def test_mirror_descent_over_261_outcomes_ends_at_the_nash_policy() -> None:
         z = (1 - eta * tau) * z + eta * tau * np.log(mu) + eta * p @ pi
     table = np.tile(mu, (PROMPTS, 1))
     np.testing.assert_allclose(nash(WORLD, table, tau).probabilities[4], pi, atol=1e-12)
+
+
+def test_online_dpo_is_at_rest_over_all_outcomes() -> None:
+    """The mean residual of every outcome against the policy's own, one by one."""
+    solution = online_dpo_fixed_point(WORLD, MU, 0.2)
+    for index in range(PROMPTS):
+        pi, held = solution.probabilities[index], MU[index] > 0
+        scores = 0.2 * np.log(pi[held] / MU[index][held])
+        wins = WORLD.preference_matrix(index)[np.ix_(held, held)]
+        residual = (wins - 1.0 / (1.0 + np.exp(-np.subtract.outer(scores, scores)))) @ pi[held]
+        assert np.abs(residual).max() < 1e-9
+    assert solution.exploitability < exact.exploitability(exact.OutcomeTable(MU), WORLD)
 
 
 def test_the_gap_is_zero_at_the_nash_policy_alone(nash_05: Equilibrium, nash_md: Equilibrium) -> None:
