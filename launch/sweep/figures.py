@@ -57,6 +57,17 @@ def series(results: Results) -> dict[str, list[TableRow]]:
     return {name: sorted(rows, key=lambda row: order.index(row.labels[results.x])) for name, rows in found.items()}
 
 
+def panels(results: Results) -> dict[str, dict[str, list[TableRow]]]:
+    """Return `series` by panel: one for each label of the first axis if two axes or more are not the x axis."""
+    others = [axis for axis in results.axes if axis != results.x]
+    if len(others) < 2:
+        return {"": series(results)}
+    found: dict[str, dict[str, list[TableRow]]] = {}
+    for name, rows in series(results).items():
+        found.setdefault(f"{others[0]} {rows[0].labels[others[0]]}", {})[name.partition(", ")[2]] = rows
+    return found
+
+
 def _saved(figure: Figure, path: Path, kind: str) -> Path:
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format=kind, **FORMATS[kind])
@@ -66,39 +77,44 @@ def _saved(figure: Figure, path: Path, kind: str) -> Path:
 def _along_x(results: Results, figure: str, title: str) -> Figure | None:
     """Draw a figure's mean over seeds, its interval and every seed, against the labels of the x axis."""
     labels = list(results.axes[results.x])
-    drawing, axes = _new(1)
-    lines = series(results)
-    for number, (name, rows) in enumerate(lines.items()):
-        shift = 0.06 * (number - (len(lines) - 1) / 2)  # so that intervals do not cover each other
-        points = [(labels.index(row.labels[results.x]) + shift, row) for row in rows if figure in row.figures]
-        style = _style(number)
-        if points:
+    parts = panels(results)
+    drawing, axes = _new(len(parts))
+    for panel, (part, lines) in zip(axes, parts.items(), strict=True):
+        for number, (name, rows) in enumerate(lines.items()):
+            shift = 0.06 * (number - (len(lines) - 1) / 2)  # so that intervals do not cover each other
+            points = [(labels.index(row.labels[results.x]) + shift, row) for row in rows if figure in row.figures]
+            if not points:
+                continue
+            style = _style(number)
             estimates = [row.figures[figure] for _, row in points]
-            places = [place for place, _ in points]
             means = [each.mean for each in estimates]
-            axes[0].errorbar(places, means, yerr=_bars(estimates), capsize=3, label=name, **style)
+            panel.errorbar([place for place, _ in points], means, yerr=_bars(estimates), capsize=3, label=name, **style)
             for place, row in points:
                 values = [each.figures[figure] for each in results.of(row) if figure in each.figures]
-                axes[0].plot([place] * len(values), values, "o", markersize=3, alpha=0.4, color=style["color"])
-    axes[0].set_xticks(range(len(labels)), labels)
-    axes[0].set(xlabel=results.x, ylabel=title)
+                panel.plot([place] * len(values), values, "o", markersize=3, alpha=0.4, color=style["color"])
+        panel.set_xticks(range(len(labels)), labels)
+        panel.set(xlabel=results.x, title=part)
+    axes[0].set(ylabel=title)
     return _finished(drawing, axes)
 
 
 def _front(results: Results) -> Figure | None:
     """Draw win rate against KL, one point for each row, with both intervals."""
-    drawing, axes = _new(1)
-    for number, (name, rows) in enumerate(series(results).items()):
-        drawn = [row for row in rows if {"kl", "win_rate"} <= row.figures.keys()]
-        if not drawn:
-            continue
-        across, up = ([row.figures[figure] for row in drawn] for figure in ("kl", "win_rate"))
-        places, means = [each.mean for each in across], [each.mean for each in up]
-        axes[0].errorbar(places, means, xerr=_bars(across), yerr=_bars(up), capsize=3, label=name, **_style(number))
-        for row, place, mean in zip(drawn, places, means, strict=True):
-            text = f"{results.x} {row.labels[results.x]}"
-            axes[0].annotate(text, (place, mean), textcoords="offset points", xytext=(5, 5), fontsize=7)
-    axes[0].set(xlabel="KL to the reference (nats per completion)", ylabel="win rate against the start")
+    parts = panels(results)
+    drawing, axes = _new(len(parts))
+    for panel, (part, lines) in zip(axes, parts.items(), strict=True):
+        for number, (name, rows) in enumerate(lines.items()):
+            drawn = [row for row in rows if {"kl", "win_rate"} <= row.figures.keys()]
+            if not drawn:
+                continue
+            across, up = ([row.figures[figure] for row in drawn] for figure in ("kl", "win_rate"))
+            places, means = [each.mean for each in across], [each.mean for each in up]
+            panel.errorbar(places, means, xerr=_bars(across), yerr=_bars(up), capsize=3, label=name, **_style(number))
+            for row, place, mean in zip(drawn, places, means, strict=True):
+                text = f"{results.x} {row.labels[results.x]}"
+                panel.annotate(text, (place, mean), textcoords="offset points", xytext=(5, 5), fontsize=7)
+        panel.set(xlabel="KL to the reference (nats per completion)", title=part)
+    axes[0].set(ylabel="win rate against the start")
     return _finished(drawing, axes)
 
 
@@ -128,8 +144,14 @@ def mean_curve(outcomes: Sequence[Outcome], name: str) -> Iterator[tuple[int, fl
 
 
 def _new(panels: int) -> tuple[Figure, list[Any]]:
-    drawing = Figure(figsize=(max(5.0, 4.0 * panels), 3.6), layout="constrained")
-    return drawing, list(drawing.subplots(1, panels, squeeze=False, sharey=True)[0])
+    """Return a drawing of `panels` panels, at most four beside each other."""
+    columns = min(panels, 4)
+    rows = -(-panels // columns)
+    drawing = Figure(figsize=(max(5.0, 4.0 * columns), 3.6 * rows), layout="constrained")
+    axes = list(drawing.subplots(rows, columns, squeeze=False, sharey=True).flat)
+    for spare in axes[panels:]:
+        spare.remove()
+    return drawing, axes[:panels]
 
 
 def _finished(drawing: Figure, axes: Sequence[Any]) -> Figure | None:

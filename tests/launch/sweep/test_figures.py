@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from launch.sweep.figures import draw_figures, mean_curve, series
+from launch.sweep.figures import draw_figures, mean_curve, panels, series
 from launch.sweep.results import QUALITIES, Quality
 from launch.sweep.table import Results, make_rows, with_areas
 from tests.launch.sweep.sweeps import curve, outcome
@@ -67,6 +67,24 @@ def test_a_line_is_what_differs_on_the_x_axis_alone_in_the_file_s_order() -> Non
         "dpo": ["loss=dpo,bound=0", "loss=dpo,bound=4"],
         "nash": ["loss=nash,bound=0", "loss=nash,bound=4"],
     }
+
+
+def test_of_three_axes_the_first_makes_panels(tmp_path: Path) -> None:
+    outcomes = [
+        outcome("", 0, {"exploitability": 0.1}, labels={"size": size, "loss": loss, "n": n})
+        for size in ("small", "large")
+        for loss in ("dpo", "ppo", "rloo")
+        for n in ("1", "16")
+    ]
+    axes = {"size": ["small", "large"], "loss": ["dpo", "ppo", "rloo"], "n": ["1", "16"]}
+    results = Results("made", axes, "n", QUALITIES[0], make_rows(outcomes, {"n": "1"}), outcomes)
+    assert {part: list(lines) for part, lines in panels(results).items()} == {
+        "size small": ["dpo", "ppo", "rloo"],
+        "size large": ["dpo", "ppo", "rloo"],
+    }
+    assert list(panels(made())) == [""], "two axes are one panel"
+    drawn = (draw_figures(results, tmp_path)[0]).read_text()
+    assert [drawn.count(f"<!-- {part} -->") for part in ("size small", "size large", "dpo")] == [1, 1, 2]
 
 
 def test_a_mean_curve_has_the_updates_that_all_runs_measured() -> None:
