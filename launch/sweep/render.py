@@ -78,7 +78,7 @@ def markdown(results: Results, notes: list[str]) -> str:
 
 def notes(results: Results) -> list[str]:
     """Say what the table's numbers are, what is missing, and which runs failed."""
-    said = ["Means over seeds ± half the 95% interval (Student's t over seeds), which one seed does not have."]
+    said = ["Means over seeds ± half the 95% interval (Student's t); one seed has none."]
     if results.quality is not None:
         better = "lower" if results.quality.lower_is_better else "higher"
         said.append(f"{results.quality.title.capitalize()}: {better} is better.")
@@ -89,7 +89,7 @@ def notes(results: Results) -> list[str]:
         said.append(f"Difference: to {other}, paired by seed.")
     resumed = sum(each.resumed for each in results.outcomes if each.status == "completed")
     if resumed:
-        said.append(f"Times and shares leave out resumed runs ({resumed}): summaries tell of the last part alone.")
+        said.append(f"Times and shares leave out runs that were resumed ({resumed}), whose first part is not timed.")
     for each in results.outcomes:
         if each.status != "completed":
             said.append(f"{each.row}/seed-{each.seed}: {each.status}" + (f": {each.error}" if each.error else ""))

@@ -38,10 +38,10 @@ def test_the_table_in_markdown_as_a_whole(results: Results) -> None:
         "| dpo | 2 | 0.200 ± 1.271 | - | 1.00 | 0.700 ± 1.271 | 0:01:00 |\n"
         "| nash\\|pg | 1 of 2 | 0.050 | -0.050 | 2.00 | 0.700 | 0:02:00 |\n"
         "\n"
-        "* Means over seeds ± half the 95% interval (Student's t over seeds), which one seed does not have.\n"
+        "* Means over seeds ± half the 95% interval (Student's t); one seed has none.\n"
         "* Exploitability: lower is better.\n"
         "* Difference: to row loss=dpo, paired by seed.\n"
-        "* Times and shares leave out resumed runs (1): summaries tell of the last part alone.\n"
+        "* Times and shares leave out runs that were resumed (1), whose first part is not timed.\n"
         "* loss=nash|pg/seed-1: failed: the disk is full\n"
     )
 
