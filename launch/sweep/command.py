@@ -9,7 +9,7 @@ from typer import Argument, Option
 from launch.settings.options import Help, Output, Overrides
 from launch.settings.verbs import SWEEP
 
-PRESETS = ("staleness", "anchor", "robustness", "chat-staleness")
+PRESETS = ("staleness", "anchor", "anchor-cost", "robustness", "chat-staleness")
 _RUNS_ONLY = "print the runs and what they change, then exit"
 
 

@@ -97,8 +97,10 @@ class RolloutObjective(Objective):
         return forward.logprobs(self.sequences(members, part), part, self.completions(members, part))
 
     def measure(self, forward: Policies, micro_batch: Sequence[Any], prepared: list[TokenLogProbs]) -> Measured:
-        last = self.all_passes(micro_batch)[-1]
-        logprobs = [*prepared, self._logprobs(forward, micro_batch, last)]
+        passes = self.all_passes(micro_batch)
+        logprobs = [*prepared, self._logprobs(forward, micro_batch, passes[-1])]
+        seen = [part.completions for part in passes]
+        once = [each for place, each in enumerate(logprobs) if seen[place] not in seen[:place]]
         losses = self.losses(micro_batch, logprobs)
         d = losses.behaviour_log_ratio.detach().double()
         sums = {name: losses.metrics[name] for name in self.metrics} | {
@@ -114,8 +116,8 @@ class RolloutObjective(Objective):
         return Measured(
             losses.loss.sum(),
             {name: values.double().sum() for name, values in sums.items()},
-            tokens=sum(each.tokens for each in logprobs),
-            padded_tokens=sum(each.padded_tokens for each in logprobs),
+            tokens=sum(each.tokens for each in once),
+            padded_tokens=sum(each.padded_tokens for each in once),
             maxima=maxima,
             detail=losses.detail,
         )

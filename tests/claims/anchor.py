@@ -43,6 +43,17 @@ def gain(place: int) -> Callable[[Any], float]:
     return value
 
 
+def with_interval(row: str) -> Figures:
+    """Write a row's mean over seeds and half its interval, as tables of sweeps do."""
+
+    def value(raw: Any) -> str:
+        (found,) = (each for each in raw["rows"] if each["name"] == row)
+        figure = found["figures"]["exploitability"]
+        return f"{figure['mean']:.3f} ± {(figure['high'] - figure['low']) / 2:.3f}"
+
+    return value
+
+
 ROWS = {
     "dpo-lag-0": "| 0 | no |",
     "dpo-lag-0-anchor": "| 0 | yes |",
@@ -85,6 +96,16 @@ CLAIMS = [
     ),
     of(PAGE, "dpo_point.json")(
         "The start's exploitability is {start:.3f}, that of online DPO's own fixed point {exploitability:.3f}."
+    ),
+    of(PAGE, "anchor_cost.json")(
+        "an anchor of {weight} cost online DPO nothing that three seeds can tell (`offbeat sweep anchor-cost`). On "
+        "samples exactly 1 version old its gap to the best answer ends at {with_1} instead of {without_1}, on samples "
+        "4 versions old at {with_4} instead of {without_4}.",
+        weight=lambda raw: raw["axes"]["anchor"][1],
+        with_1=with_interval("anchor=0.8,staleness=1"),
+        without_1=with_interval("anchor=0,staleness=1"),
+        with_4=with_interval("anchor=0.8,staleness=4"),
+        without_4=with_interval("anchor=0,staleness=4"),
     ),
     of("README.md", "anchor.json")(
         "online DPO on opponents 16 updates old ends at an exploitability of {with_one:.2f} with one; without, even on "

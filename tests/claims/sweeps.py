@@ -48,22 +48,8 @@ def wins(row: str, other: str) -> Callable[[Any], str]:
 
 
 FRESH, OLD, ANCHORED = CHAT_ROWS
-prompts = of("docs/prompts.md", "chat_staleness.json")
-
 
 CHAT = [
-    prompts(
-        "two runs took {first:.1f} and {second:.1f} minutes for 40 updates",
-        first=lambda raw: runs_of(raw, FRESH)[0]["wall_seconds"] / 60.0,
-        second=lambda raw: runs_of(raw, FRESH)[1]["wall_seconds"] / 60.0,
-    ),
-    prompts(
-        "from {start_0:.3f} to {end_0:.3f}, and from {start_1:.3f} to {end_1:.3f}.",
-        start_0=lambda raw: runs_of(raw, FRESH)[0]["reward"]["start"],
-        end_0=lambda raw: runs_of(raw, FRESH)[0]["reward"]["value"],
-        start_1=lambda raw: runs_of(raw, FRESH)[1]["reward"]["start"],
-        end_1=lambda raw: runs_of(raw, FRESH)[1]["reward"]["value"],
-    ),
     *(chat(f"{cells} {{rise}} | {{kl}} |", rise=rises(row), kl=kls(row)) for row, cells in CHAT_ROWS.items()),
     chat("old samples beat those on fresh ones in {wins} of the comparisons", wins=wins(OLD, FRESH)),
     chat("with an anchor they do so in {wins}", wins=wins(ANCHORED, FRESH)),

@@ -114,7 +114,11 @@ def test_every_preset_can_be_planned() -> None:
     assert bounds == [(loss, bound) for loss in ("dpo", "nash_pg") for bound in (0, 1, 4, 16)]
     assert [row.config.learner.anchor.weight for row in rows["anchor"]] == [0.0, 0.8]
     assert {row.config.replay.max_staleness for row in rows["anchor"]} == {16}
-    assert (len(rows["chat-staleness"]), len(rows["robustness"])) == (12, 48)
+    assert {name: len(rows[name]) for name in ("anchor-cost", "chat-staleness", "robustness")} == {
+        "anchor-cost": 4,
+        "chat-staleness": 12,
+        "robustness": 48,
+    }
     assert {row.config.prompts.validation_fraction for row in rows["chat-staleness"]} == {0.25}
     for row in [*rows["staleness"], *rows["anchor"]]:
         assert row.config.world == load_config("embedded-nash-md").world, "the same game in every row"

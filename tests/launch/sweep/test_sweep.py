@@ -124,8 +124,8 @@ def test_the_command_s_errors_are_one_text_and_its_help_lists_the_settings(
 ) -> None:
     assert main(["sweep", "stalenes"]) == 2
     assert (
-        f"no such preset (presets: anchor, chat-staleness, robustness, staleness); looked in {Path.cwd()}; "
-        "nearest preset: staleness" in capsys.readouterr().err
+        "no such preset (presets: anchor, anchor-cost, chat-staleness, robustness, staleness); looked in "
+        f"{Path.cwd()}; nearest preset: staleness" in capsys.readouterr().err
     )
     assert main(["sweep", sweep_file(tmp_path), "updates=0"]) == 2
     assert "2 rows, the first staleness=0: configuration embedded-nash-md: 1 mistake" in capsys.readouterr().err

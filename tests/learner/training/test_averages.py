@@ -150,6 +150,7 @@ def test_the_first_update_of_a_game_is_the_loss_s_own_and_the_next_is_not(direct
         stats[name] = [engine.update(each) for each in games]
         engine.policy.destroy()
     first, after = stats["anchor"]
+    assert first.tokens == stats["none"][0].tokens, "a completion counts once, however many passes compute it"
     assert first.kl_anchor == pytest.approx(0.0, abs=1e-4)
     assert stats["none"][0].kl_anchor is None
     assert first.kl_players == pytest.approx(stats["none"][0].kl_players, abs=1e-5)

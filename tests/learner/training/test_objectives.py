@@ -367,6 +367,7 @@ def test_renormalised_weights_are_divided_by_their_mean_over_the_batch_however_i
         found.append(engine.update(games))
     assert plain.opponent_weight_mean != pytest.approx(1.0, abs=0.001)
     for stats in found:
+        assert stats.tokens == plain.tokens, "a completion counts once, however many passes compute it"
         assert stats.opponent_weight_mean == pytest.approx(plain.opponent_weight_mean, rel=1e-5)
         shrunk = plain.opponent_weight_mean * (stats.player_preference - 0.5)
         assert shrunk == pytest.approx(plain.player_preference - 0.5, rel=1e-4, abs=1e-6)
