@@ -6,6 +6,7 @@ pydantic's errors. Must not know the terminal, and starts nothing.
 
 import copy
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -26,6 +27,8 @@ Config = TypeVar("Config", bound=TrainingConfig)
 RECORDED = "config.yaml"  # in a run's directory: its resolved configuration
 _CHANGED_DEFAULTS = (("judging", "missing_eos_score"), ("learner", "share_prompts"))
 LARGEST_INTEGER = 2**63 - 1
+_VARIABLE = re.compile(r"\$(\{[^}]*\}|[A-Za-z_]\w*)(/|$)")
+_FILL_IN = 'write the value, or on the command line KEY="$NAME", which the shell fills in'
 LOCK = ".lock"
 """In a run's directory: a file that a live process holds locked. Unlike a process id, valid across containers."""
 
@@ -126,7 +129,10 @@ def _no_override(given: str, verb: Verb) -> str:
     key, colon, value = given.partition(":")
     if Path(given).suffix in (".yaml", ".yml"):
         return f"{redact(given)}: a second configuration; give one file, and its other settings as KEY=VALUE"
-    example = f"{key.strip()}={value.strip()}" if colon and value.startswith(" ") else f"for example {verb.example}"
+    if key.strip() in {setting.key for setting in settings(verb.model)}:
+        example = f"{key.strip()}={value.strip() or 'VALUE'}"
+    else:
+        example = f"{key.strip()}={value.strip()}" if colon and value.startswith(" ") else f"for example {verb.example}"
     return f"{redact(given)}: not an override; write KEY=VALUE, {redact(example)}"
 
 
@@ -225,7 +231,7 @@ def _keep_kind(tree: Tree, section: str, kind: Any, known: Sequence[Setting]) ->
 
 def _validate(tree: Tree, model: type[BaseModel], known: Sequence[Setting], mistakes: list[str]) -> BaseModel | None:
     _drop_empty_sections(tree, known)
-    lines = dict.fromkeys(_numbers(tree, known))
+    lines = dict.fromkeys([*_numbers(tree, known), *_variables(tree, known)])
     config, errors = _checked(tree, model)
     for detail in errors:
         lines.update(dict.fromkeys(_explain(detail, tree, model, known)))
@@ -260,6 +266,15 @@ def _numbers(tree: Tree, known: Sequence[Setting]) -> Iterator[str]:
             yield f"{setting.key}: given {one_line(value)}; allowed: {setting.allowed} and below 2^63; lower it"
 
 
+def _variables(tree: Tree, known: Sequence[Setting]) -> Iterator[str]:
+    """Refuse a value that begins with a shell's variable, which would be taken for a file of that name."""
+    for setting in known:
+        value = _lookup(tree, setting.key)
+        if isinstance(value, str) and _VARIABLE.match(value):
+            given = one_line(redact(value, setting.key))
+            yield f"{setting.key}: given {given}, and variables are not filled in; {_FILL_IN}"
+
+
 def _explain(detail: Mapping[str, Any], tree: Tree, root: type[BaseModel], known: Sequence[Setting]) -> Iterator[str]:
     """Word one of pydantic's errors for the user."""
     kind = detail["type"]
@@ -283,6 +298,8 @@ def _explain(detail: Mapping[str, Any], tree: Tree, root: type[BaseModel], known
         yield f"{key}: {detail['ctx']['error']}" if key else str(detail["ctx"]["error"])
     elif setting is not None:
         given = _lookup(tree, key)
+        if isinstance(given, str) and _VARIABLE.match(given):
+            return  # `_variables` refuses it
         # Presets leave empty what only the user can know; null, if not allowed, asks for it.
         yield _missing(setting) if given is None else refusal(setting, given)
     else:
