@@ -33,10 +33,7 @@ _UNIQUE = re.compile(
     r"|\b(?=[\w-]*\d)\w[\w-]{15,}\b"  # UUIDs, digests, object ids
     r"|\b0x[0-9a-fA-F]+\b|\d+(?:\.\d+)?(?:e[-+]?\d+)?"
 )
-
-_OF_ANOTHER_KIND = re.compile(
-    r"Unrecognized configuration class <class '[\w.]*?(\w+)'>"
-)  # by transformers' auto classes
+_OF_ANOTHER_KIND = re.compile(r"Unrecognized configuration class <class '[\w.]*?(\w+)'>")  # in transformers' words
 
 
 def shown(text: object, limit: int = LONGEST, *, lines: bool = False) -> str:

@@ -69,7 +69,7 @@ def load_config(
     if config is None and read and (other := of_another_verb(path, read, verb)):
         mistakes = [other]
     if config is None or mistakes:
-        raise UsageError(_report(path, verb, mistakes))
+        raise UsageError(_report(path, verb, mistakes, overrides))
     return config
 
 
@@ -142,10 +142,12 @@ def _after_kinds(override: str) -> tuple[bool, int]:
     return not key.endswith(".kind"), key.count(".") if key.endswith(".kind") else 0
 
 
-def _report(path: str | Path | None, verb: Verb, mistakes: Sequence[str]) -> str:
+def _report(path: str | Path | None, verb: Verb, mistakes: Sequence[str], overrides: Sequence[str]) -> str:
     count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "1 mistake"
     lines = [f"configuration {path or 'from overrides'}: {count}", *(f"  {mistake}" for mistake in mistakes)]
-    restore = "; a run wrote this file: restore it if it is damaged" if path and _is_recorded(Path(path)) else ""
+    typed = tuple(override.partition("=")[0].strip() for override in overrides)
+    in_file = path and _is_recorded(Path(path)) and not all(each.startswith(typed) for each in mistakes)
+    restore = "; a run wrote this file: restore it if it is damaged" if in_file else ""
     return "\n".join([*lines, f"`offbeat {verb.name} --help` lists every setting{restore}"])
 
 
