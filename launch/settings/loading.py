@@ -170,7 +170,7 @@ def _read(path: str | Path | None, verb: Verb, mistakes: list[str]) -> Tree | No
     except UnicodeDecodeError as error:
         mistakes.append(no_text(Path(path), error))
     except FileNotFoundError:
-        mistakes.append(missing(str(path), preset_names(verb)))
+        mistakes.append(missing(str(path), preset_names(verb), verb))
     except OSError as error:
         mistakes.append(f"cannot be read: {error.strerror}; give a YAML file, or the name of a preset")
     else:

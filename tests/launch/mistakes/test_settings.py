@@ -126,6 +126,8 @@ YAML = [
 FILES = [
     Mistake("a wrong name", ("train", "rnu.yaml"), ("no such file", "looked in /", "nearest file: run.yaml")),
     Mistake("no ending", ("train", "run"), ("no such file", "nearest file: run.yaml")),
+    Mistake("a preset of another verb", ("sweep", "embedded"), ("no such preset", "it is a preset of `offbeat train`")),
+    Mistake("a file of another verb that is not there", ("sft", "x.yaml"), ("give a YAML file of `offbeat sft`",)),
     Mistake("empty", ("train", ""), ("CONFIG is empty; give a YAML file",)),
     Mistake("a URL", ("train", "https://x.y/run.yaml"), ("a URL", "download it")),
     Mistake("data", ("train", "prompts.jsonl"), ("ends in .jsonl", "then prompts.source=prompts.jsonl")),
