@@ -127,6 +127,8 @@ def _renamed(override: str) -> str:
 
 def _no_override(given: str, verb: Verb) -> str:
     key, colon, value = given.partition(":")
+    if verb.name == "data" and Path(given).exists():
+        return f"{redact(given)}: a second source; put the files into one directory, and give that"
     if Path(given).suffix in (".yaml", ".yml"):
         return f"{redact(given)}: a second configuration; give one file, and its other settings as KEY=VALUE"
     if key.strip() in {setting.key for setting in settings(verb.model)}:

@@ -175,6 +175,14 @@ JUDGES = [
     Mistake("no answers", train("judging.judge={kind: verifier}"), ("prompts.answer_field is unset; set it",)),
 ]  # fmt: skip
 DIRECTORIES = [
+    Mistake("pairs over the prompts", ("evaluate", "run.yaml", "--pairs", "prompts.jsonl"),
+            ("--pairs prompts.jsonl cannot be written: the command reads it; give another path",)),
+    Mistake("a directory as a result", ("evaluate", "run.yaml", "--output", "model"),
+            ("--output model cannot be written: it is no regular file", "give another path")),
+    Mistake("two sources", ("data", "demos.jsonl", "prompts.jsonl", "--output", "d"),
+            ("prompts.jsonl: a second source; put the files into one directory",)),
+    Mistake("a file as a new run's model", ("init", "y.yaml", "--model", "run.yaml"), ("--model run.yaml is a file",)),
+    Mistake("no threshold", ("evaluate", "run.yaml", "--threshold", "nan"), ("given nan; allowed: a finite number",)),
     Mistake("below /proc", train("output=/proc/foo"), ("/proc is not a writable directory", "--output DIR")),
     Mistake("a long name", train(f"output={'x' * 300}"), ("300 bytes, of at most 255", "--output DIR")),
     Mistake("below a file", train("output=run.yaml/x"), ("run.yaml is not a writable directory", "--output DIR")),
