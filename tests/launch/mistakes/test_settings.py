@@ -70,8 +70,8 @@ COMBINATIONS = [
     typed(
         "evaluations on the prompts of training",
         "prompts.validation_source=prompts.jsonl",
-        "validation_source prompts.jsonl is what is trained on",
-        "set validation_fraction",
+        "'prompts.jsonl', which is what is trained on",
+        "set prompts.validation_fraction",
     ),
     typed("offload on CPU", "learner.offload_optimizer=true", "is for GPUs", "gpus_per_rank is 0", "leave it"),
     typed("memory of a GPU on CPU", "generators.gpu_memory_utilization=0.9", "0.9 is for GPUs", "leave it out"),
