@@ -51,8 +51,8 @@ class Session:
             if self.checkpoint is None and self.directory.completed:
                 raise UsageError(
                     f"--resume found no checkpoint in {self.directory.checkpoints}, and {self.directory.path} holds a "
-                    "completed run, which a new start would replace; restore a checkpoint from a copy, or start without "
-                    "--resume in another directory, with --output DIR"
+                    "completed run, which a new start would replace; restore a checkpoint from a copy, or start "
+                    "without --resume in another directory, with --output DIR"
                 )
         if self.checkpoint is not None:
             self.state = checkpoints.read_state(self.checkpoint)
