@@ -109,8 +109,9 @@ def _wrong(error: typer.TyperException, arguments: Sequence[str], context: Any) 
     message = error.format_message() if hasattr(error, "format_message") else str(error)
     if context is None:
         return message
-    if hasattr(error, "possibilities"):
-        return _no_option(message, error.option_name, arguments, context)
+    option = getattr(error, "option_name", None)
+    if option is not None and hasattr(error, "possibilities"):
+        return _no_option(message, option, arguments, context)
     commands = getattr(context.command, "commands", None)
     if commands is not None:
         return _no_command(message, arguments, context, sorted(commands))
