@@ -15,6 +15,7 @@ from actors.errors import UsageError
 from actors.foreign.documents import RESTORE, read_object
 from actors.foreign.model_place import hub_problem, require_model_place
 from actors.foreign.tensor_files import no_weights, read_header, weight_files
+from actors.foreign.text import first_line
 
 Shape = tuple[int, ...]
 Mismatch = tuple[str, Shape, Shape]  # name, shape in the files, shape in the model
@@ -111,7 +112,7 @@ def read_text_config(setting: str, path: str | Path) -> Any:
         require_safetensors(path)
         return read_config(path).get_text_config()
     except (OSError, ValueError) as error:
-        why = _first_line(error) if Path(path).is_dir() else hub_problem(error)
+        why = first_line(error) if Path(path).is_dir() else hub_problem(error)
         raise UsageError(
             f"{setting} {str(path)!r} holds no model that transformers can read: {why}; give a "
             "Hugging Face directory with config.json and weights, or a hub name"
@@ -265,7 +266,7 @@ def outline(model_dir: str | Path, model_class: Any = None, **options: Any) -> O
             model._adjust_missing_and_unexpected_keys(loading)
     except Exception as error:  # values of a wrong type or size raise anything
         raise UsageError(
-            f"{model_dir} holds no model that transformers can build: {_first_line(error)}; give a Hugging Face "
+            f"{model_dir} holds no model that transformers can build: {first_line(error)}; give a Hugging Face "
             "directory with config.json and weights"
         ) from None
     saved = checkpoint_names(model, unique_tensors(model))
@@ -294,10 +295,6 @@ def checkpoint_names(model: Any, state: dict[str, Any]) -> dict[str, Any]:
     from transformers.core_model_loading import revert_weight_conversion
 
     return revert_weight_conversion(model, state)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @contextlib.contextmanager

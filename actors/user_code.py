@@ -37,11 +37,11 @@ def load_named(setting: str, path: str, example: str) -> Any:
     except (KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:  # a module may raise SystemExit
-        missing = isinstance(error, ImportError)
+        missing = isinstance(error, ModuleNotFoundError)
         said = str(error) if missing else str(raised(f"module '{module_name}'", error))
         raise UsageError(
             f"{setting} '{path}': module '{module_name}' cannot be imported where it is needed: {said}; "
-            + ("install it there or put it in the working directory of the run" if missing else "correct the module")
+            + ("install it there or put it in the working directory of the run" if missing else _correction(error))
         ) from error
     found = getattr(module, name, None)
     if not callable(found):
@@ -50,6 +50,13 @@ def load_named(setting: str, path: str, example: str) -> Any:
         one = f"name one that it has: {', '.join(known)}" if known else "define it there"
         raise UsageError(f"{setting} '{path}': '{module_name}' has no function '{name}'{its}; {one}")
     return found
+
+
+def _correction(error: BaseException) -> str:
+    """Return the next step after an error of a module's import."""
+    if isinstance(error, ImportError) and "relative import" in str(error):
+        return "the module is in no package: import what is beside it by its name alone, without the dot"
+    return "correct the module"
 
 
 def _meant(path: str) -> str:
@@ -62,8 +69,8 @@ def _meant(path: str) -> str:
     parts = os.path.normpath(file.removesuffix(".py")).split("/")
     if name.isidentifier() and all(part.isidentifier() for part in ".".join(parts).split(".")):
         return f", as {'.'.join(parts)}:{name}"
-    if "-" in file and name.isidentifier() and ":" not in file:
-        return "; a module's name has no hyphen: rename the file"
+    if file and name.isidentifier() and ":" not in file:
+        return "; a module's name has letters, digits and underscores alone, no digit first: rename the file"
     return ""
 
 
@@ -87,15 +94,25 @@ def raised(who: str, error: BaseException, *machinery: str) -> UserCodeError:
     if frames:
         at = [frame for frame in frames if frame.filename == frames[0].filename][-1]
         place = f" ({_short(at.filename)}:{at.lineno}, in {at.name}: {(at.line or '').strip()})"
-    text = f"{type(error).__name__}: {_message(error)}"
+    text = _message(error)
     return UserCodeError(f"{who} raised {text}{place}", "".join(traceback.format_list(frames)) + text)
 
 
-def _message(error: BaseException) -> str:
+def _message(error: BaseException, deepest: int = 3) -> str:
+    """Return an error's type and text, and those of the errors that it was raised from or holds."""
     try:
         text = str(error)
     except BaseException:  # of a class of the user's
-        return "(its message cannot be read)"
+        text = "(its message cannot be read)"
+    name = type(error).__name__
+    said = _cut(f"{name}: {text}" if text else name)
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if deepest and isinstance(error, BaseExceptionGroup):
+        said += f" [{_cut('; '.join(_message(each, deepest - 1) for each in error.exceptions))}]"
+    return f"{said}, from {_message(cause, deepest - 1)}" if deepest and cause is not None else said
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= LONGEST_MESSAGE else text[:LONGEST_MESSAGE] + "..."
 
 

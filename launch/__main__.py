@@ -38,7 +38,7 @@ def entry() -> int:
         supervisor.be_driver()
         from launch.cli import main
 
-        code = main(told=runs)
+        code = streams.finish(main(told=runs))
     except KeyboardInterrupt:  # while modules are imported
         code = INTERRUPTED
     if runs and code == INTERRUPTED:

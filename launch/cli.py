@@ -249,8 +249,7 @@ def main(arguments: Sequence[str] | None = None, *, told: bool = False) -> int:
             print("offbeat: interrupted", file=sys.stderr)
         return INTERRUPTED
     except typer.TyperException as error:
-        message = refused(error, arguments)
-        return _fail(f"{message}\n`offbeat --help` lists the verbs, `offbeat VERB --help` their options", 2)
+        return _fail(refused(error, arguments), 2)
     except Exception as error:
         if debug:
             print(shown(traceback.format_exc(), WHOLE, lines=True), file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +24,8 @@ def show_samples(run: Path, last: int, *, as_json: bool = False) -> int:
         found = {"samples": [asdict(each) for each in samples], "answers": [asdict(each) for each in answers]}
         print(json.dumps(found))
         return 0
+    if not samples and not answers:
+        print(shown(f"offbeat: {run} has no sample yet; the first comes with the first update"), file=sys.stderr)
     console = Console(highlight=False)
     for text in [*map(_sample, samples), *map(_before_and_after, answers)]:
         console.print(Text(shown(text, WHOLE, lines=True)), soft_wrap=True)

@@ -63,6 +63,11 @@ class PromptSource:
 
     def _read_validation(self, config: PromptConfig, tokenizer: Any) -> PromptTable:
         source, split = config.validation_source or config.source, config.validation_split or config.split
+        if (source, split) == (config.source, config.split):
+            raise UsageError(
+                f"evaluations would draw from split {split} of prompts.source '{source}', which is what is trained on; "
+                "give other prompts, or set prompts.validation_fraction to hold some of these out"
+            )
         if config.validation_split is None and Path(source).expanduser().is_file():
             split = "train"  # which is that of `source`, not of this file
         try:

@@ -21,6 +21,7 @@ HUB_SECONDS = 5.0  # to connect
 _HUB_URL = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(datasets/)?([\w.-]+/[\w.-]+)")
 HUB_MODEL = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
 _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
+_OF_MODELS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _GIVE = "give a Hugging Face directory, with config.json and *.safetensors"
 
 
@@ -75,7 +76,8 @@ def _no_directory(text: str, place: Path) -> str | None:
     if place.is_file():
         if place.suffix == ".gguf":
             return f"is a GGUF file, which only inference reads; {_GIVE} (examples/gguf_to_huggingface.py converts one)"
-        return f"is a file; give its directory, {place.parent}"
+        belongs = place.suffix in _OF_MODELS or (place.parent / _CONFIG).is_file()
+        return f"is a file; give its directory, {place.parent}" if belongs else f"is a file; {_GIVE}"
     if place.is_symlink():
         return f"is a link to {os.readlink(place)}, which leads nowhere; {_GIVE}"
     if text.startswith((".", "/", "~")) or ("/" in text and place.parent.is_dir()):

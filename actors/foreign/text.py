@@ -33,6 +33,7 @@ _UNIQUE = re.compile(
     r"|\b(?=[\w-]*\d)\w[\w-]{15,}\b"  # UUIDs, digests, object ids
     r"|\b0x[0-9a-fA-F]+\b|\d+(?:\.\d+)?(?:e[-+]?\d+)?"
 )
+_OF_ANOTHER_KIND = re.compile(r"Unrecognized configuration class <class '[\w.]*?(\w+)'>")  # in transformers' words
 
 
 def shown(text: object, limit: int = LONGEST, *, lines: bool = False) -> str:
@@ -48,6 +49,14 @@ def shown(text: object, limit: int = LONGEST, *, lines: bool = False) -> str:
     kept = "\n\t" if lines else ""
     safe = _OBEYED.sub(lambda found: found[0] if found[0] in kept else _escaped(found[0]), redact(cut))
     return safe if len(safe) <= limit and len(raw) <= 4 * limit else f"{safe[: limit - 1]}…"
+
+
+def first_line(error: Exception) -> str:
+    """Return what a library says of a model in one line; of a key that it does not know it says only the key."""
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    if other := _OF_ANOTHER_KIND.match(line):
+        return f"{other[1]} is the configuration of another kind of model than is needed"
+    return f"it has no {line}" if isinstance(error, KeyError) else line.removesuffix(".")
 
 
 def kind_of(reason: str) -> str:

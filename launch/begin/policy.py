@@ -56,6 +56,8 @@ def read_policy(path: str) -> Policy:
             "its settings"
         )
     directory = local_directory(path)
+    if Path(path).expanduser().is_file():
+        raise UsageError(f"--model {path} is a file; give a Hugging Face directory, with config.json and *.safetensors")
     if directory is None and not may_be_on_the_hub(path):
         raise UsageError(f"--model {path} does not exist (looked in {Path.cwd()}); {missing_model_remedy(path)}")
     if directory is None and not _hub_answers():

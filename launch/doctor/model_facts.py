@@ -128,7 +128,8 @@ def _first(config: Mapping[str, Any], *names: str) -> int:
     for name in names:
         if size := _whole(config, name):
             return size
-    raise ValueError(f"config.json has no {' or '.join(names)}")
+    given = [f"{config[name]!r} as {name}; allowed: integer >= 1" for name in names if config.get(name) is not None]
+    raise ValueError(f"config.json has {given[0] if given else 'no ' + ' or '.join(names)}")
 
 
 def _whole(config: Mapping[str, Any], name: str) -> int:

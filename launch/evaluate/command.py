@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,7 +25,7 @@ def evaluate(
     rank: Annotated[
         Literal["likelihood", "reward"], Option(help="rank by the verifier's log-likelihood or implicit reward")
     ] = "likelihood",
-    prompts: Annotated[int | None, Option(metavar="N", help="unset: evaluation.prompts, at most all")] = None,
+    prompts: Annotated[int | None, Option(metavar="N", min=1, help="unset: evaluation.prompts, at most all")] = None,
     threshold: Annotated[
         float | None, Option(help="lowest score of a correct answer; unset: 1 if all scores are 0 or 1, else none")
     ] = None,
@@ -38,11 +39,18 @@ def evaluate(
     ] = False,
 ) -> int:
     """Sample answers to prompts, judge them, select by a verifier."""
-    from launch.settings.loading import load_config
+    from actors.errors import UsageError
+    from launch.evaluate.solutions import require_targets
+    from launch.settings.loading import config_file, load_config
 
+    if threshold is not None and not math.isfinite(threshold):
+        raise UsageError(f"--threshold: given {threshold}; allowed: a finite number")
     given = [] if model is None else [f"model.path={quoted(model)}"]
     given += [] if best_of is None else [f"sampling.completions_per_prompt={best_of}"]
     run_config = load_config(config, [*(overrides or []), *given])
+    read = [str(config_file(config)), run_config.prompts.source, run_config.prompts.validation_source]
+    read += [run_config.model.path, *(verifier or [])]
+    require_targets({"--output": output, "--solutions": solutions, "--pairs": pairs}, read)
     from launch.evaluate.evaluate import Request, run_evaluation
 
     chosen = tuple(verifier or ())
@@ -55,7 +63,7 @@ def compare(
     config: Annotated[
         str | None, Option(metavar="FILE", help="prompts, sampling and judge; unset: those of the first run named")
     ] = None,
-    prompts: Annotated[int | None, Option(metavar="N", help="unset: evaluation.prompts, at most all")] = None,
+    prompts: Annotated[int | None, Option(metavar="N", min=1, help="unset: evaluation.prompts, at most all")] = None,
     answers: Annotated[int, Option(metavar="K", min=1, help="of each model to a prompt")] = 1,
     settings: Annotated[
         list[str] | None, Option("--set", metavar="KEY=VALUE", help="another setting; may be repeated")
@@ -64,6 +72,7 @@ def compare(
 ) -> int:
     """Let models answer the same prompts; tell which the judge prefers, with intervals."""
     from actors.errors import UsageError
+    from launch.evaluate.solutions import require_targets
     from launch.settings.loading import RECORDED, load_config
 
     recorded = [Path(each) / RECORDED for each in models if (Path(each) / RECORDED).is_file()]
@@ -72,6 +81,7 @@ def compare(
             f"none of {', '.join(models)} is a run, so nothing names prompts and judge; give --config FILE"
         )
     run_config = load_config(config or recorded[0], settings or [])
+    require_targets({"--output": output}, [config, run_config.prompts.source, *models])
     # Not by the setting: a run has at least two completions of a prompt, and a model here may have one.
     sampling = run_config.sampling.model_copy(update={"completions_per_prompt": answers})
     from launch.evaluate.compare import run_comparison

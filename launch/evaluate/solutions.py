@@ -11,8 +11,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from actors.errors import writing
-from actors.files import atomic_write
+from actors.errors import UsageError, writing
+from actors.files import atomic_write, unwritable
 
 Chat = list[dict[str, str]]
 
@@ -59,3 +59,18 @@ def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     with writing(path, "or give another path"):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def require_targets(targets: Mapping[str, Path | None], read: Iterable[str | None]) -> None:
+    """Raise UsageError if a file to write, by option, cannot be, replaces what is `read`, or is written twice."""
+    taken = {Path(each).expanduser().resolve(): "the command reads it" for each in read if each}
+    for option, path in targets.items():
+        if path is None:
+            continue
+        place = path.resolve()
+        problem = "it is no regular file" if path.exists() and not path.is_file() else unwritable(path.parent)
+        around = [place, *(place.parents if path.exists() else [])]  # a new file is not yet part of what is read
+        problem = problem or next((taken[each] for each in around if each in taken), None)
+        if problem is not None:
+            raise UsageError(f"{option} {path} cannot be written: {problem}; give another path")
+        taken[place] = f"{option} writes it too"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import socket
@@ -124,6 +125,13 @@ class RunDirectory:
             f"{named} is running in {self.path}; wait for its end or interrupt it, then --resume, or choose another "
             "directory with --output DIR"
         )
+
+    @property
+    def completed(self) -> bool:
+        """Whether the run's summary says that it completed."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return bool(json.loads(self.summary.read_bytes()).get("status") == "completed")
+        return False
 
     @property
     def in_use(self) -> bool:

@@ -48,6 +48,12 @@ class Session:
             wanted = resume if isinstance(resume, str) else None
             found = checkpoints.to_resume(self.directory.checkpoints, wanted, self.directory.run_id)
             self.checkpoint, self.notes = found
+            if self.checkpoint is None and self.directory.completed:
+                raise UsageError(
+                    f"--resume found no checkpoint in {self.directory.checkpoints}, and {self.directory.path} holds a "
+                    "completed run, which a new start would replace; restore a checkpoint from a copy, or start "
+                    "without --resume in another directory, with --output DIR"
+                )
         if self.checkpoint is not None:
             self.state = checkpoints.read_state(self.checkpoint)
             for directory in (self.directory.start, self.directory.baseline.parent):

@@ -123,7 +123,9 @@ def starting_point(request: Request, first: int, end: int) -> Start:
     if request.start is None and first == 0:
         return Start(0, None)
     root = RunDirectory(request.run).checkpoints
-    names = [path.name for path in sorted(root.glob("update-*"))] if request.start is None else [request.start]
+    names = [path.name for path in sorted(root.glob("update-*")) if request.start in (None, path.name)]
+    if request.start is not None and not names:
+        raise UsageError(f"--from {request.start}: there is no such checkpoint in {root}; give the name of one there")
     found = [Start(int(checkpoints.read_state(root / name)["updates"]), root / name) for name in names]
     covered = [start for start in found if first <= start.update <= end]
     if not covered:

@@ -32,6 +32,9 @@ def run_report(directories: Sequence[Path], output: Path | None) -> int:
             f"{len(directories)} runs were given, and a report compares at most {compare.MOST_RUNS}; give fewer, or "
             "use `offbeat sweep`, whose table has room for all"
         )
+    if len({directory.resolve() for directory in directories}) < len(directories):
+        given = ", ".join(map(str, directories))
+        raise UsageError(f"given {given}: one run twice; leave one out, because a report compares different runs")
     runs = [read_run(directory) for directory in directories]
     path = output if output is not None else directories[0] / NAME if len(runs) == 1 else Path(NAME)
     _require_ours(path)

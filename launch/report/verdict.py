@@ -208,7 +208,8 @@ def _staleness(run: Run) -> str | None:
         return None
     largest, mean = largest_staleness(run)
     if largest is None:
-        return None if run.bound is None else f"Nothing says how stale its data were; {run.bound} versions are allowed."
+        allowed = f"{run.bound} {'version is' if run.bound == 1 else 'versions are'} allowed"
+        return None if run.bound is None else f"Nothing says how stale its data were; {allowed}."
     if largest == run.bound == 0:
         return "Every update trained on what its own policy had sampled, as its bound of 0 demands."
     average = "" if mean is None else f", {mean:.2f} on average"

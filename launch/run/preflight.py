@@ -17,6 +17,7 @@ from actors.hub import (
     listed,
     outline,
     positions_of,
+    read_config,
     read_text_config,
     require_unquantised,
     resolve,
@@ -42,6 +43,7 @@ def check_model(config: RunConfig, plugin: RunPlugin) -> list[str]:
     model = read_text_config("model.path", config.model.path)
     _require_prompts(config, model.vocab_size)
     notes += check_weights("model.path", config.model.path)
+    _require_generator(config.model.path)
     check_split(config.learner.sequence_parallel, model, config.model.path)
     if config.model.reference is not None:
         reference = read_text_config("model.reference", config.model.reference)
@@ -63,6 +65,23 @@ def check_model(config: RunConfig, plugin: RunPlugin) -> list[str]:
             f"{config.model.path}; lower it to {longest} or less"
         )
     return notes
+
+
+def _require_generator(path: str | Path) -> None:
+    """Raise UsageError if engines, which read the class of a local model from its config.json, could not generate."""
+    if not Path(path).is_dir():
+        return
+    import transformers
+
+    named = (read_config(path).architectures or [""])[0]
+    if not named.endswith(("Classification", "Answering")) and (not named or hasattr(transformers, named)):
+        return
+    kind = outline(path).kind
+    if named.lower() != kind.lower():  # vLLM knows some by an older spelling
+        raise UsageError(
+            f"config.json of '{path}' names the architecture {named}, which engines cannot generate with; if it is a "
+            f'{kind}, as its weights say, write "architectures": ["{kind}"] there, or give another model'
+        )
 
 
 def _require_prompts(config: RunConfig, vocabulary: int) -> None:

@@ -6,6 +6,7 @@ pydantic's errors. Must not know the terminal, and starts nothing.
 
 import copy
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -26,6 +27,8 @@ Config = TypeVar("Config", bound=TrainingConfig)
 RECORDED = "config.yaml"  # in a run's directory: its resolved configuration
 _CHANGED_DEFAULTS = (("judging", "missing_eos_score"), ("learner", "share_prompts"))
 LARGEST_INTEGER = 2**63 - 1
+_VARIABLE = re.compile(r"\$(\{[^}]*\}|[A-Za-z_]\w*)(/|$)")
+_FILL_IN = 'write the value, or on the command line KEY="$NAME", which the shell fills in'
 LOCK = ".lock"
 """In a run's directory: a file that a live process holds locked. Unlike a process id, valid across containers."""
 
@@ -66,7 +69,7 @@ def load_config(
     if config is None and read and (other := of_another_verb(path, read, verb)):
         mistakes = [other]
     if config is None or mistakes:
-        raise UsageError(_report(path, verb, mistakes))
+        raise UsageError(_report(path, verb, mistakes, overrides))
     return config
 
 
@@ -124,9 +127,14 @@ def _renamed(override: str) -> str:
 
 def _no_override(given: str, verb: Verb) -> str:
     key, colon, value = given.partition(":")
+    if verb.name == "data" and Path(given).exists():
+        return f"{redact(given)}: a second source; put the files into one directory, and give that"
     if Path(given).suffix in (".yaml", ".yml"):
         return f"{redact(given)}: a second configuration; give one file, and its other settings as KEY=VALUE"
-    example = f"{key.strip()}={value.strip()}" if colon and value.startswith(" ") else f"for example {verb.example}"
+    if key.strip() in {setting.key for setting in settings(verb.model)}:
+        example = f"{key.strip()}={value.strip() or 'VALUE'}"
+    else:
+        example = f"{key.strip()}={value.strip()}" if colon and value.startswith(" ") else f"for example {verb.example}"
     return f"{redact(given)}: not an override; write KEY=VALUE, {redact(example)}"
 
 
@@ -136,10 +144,12 @@ def _after_kinds(override: str) -> tuple[bool, int]:
     return not key.endswith(".kind"), key.count(".") if key.endswith(".kind") else 0
 
 
-def _report(path: str | Path | None, verb: Verb, mistakes: Sequence[str]) -> str:
+def _report(path: str | Path | None, verb: Verb, mistakes: Sequence[str], overrides: Sequence[str]) -> str:
     count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "1 mistake"
     lines = [f"configuration {path or 'from overrides'}: {count}", *(f"  {mistake}" for mistake in mistakes)]
-    restore = "; a run wrote this file: restore it if it is damaged" if path and _is_recorded(Path(path)) else ""
+    typed = tuple(override.partition("=")[0].strip() for override in overrides)
+    in_file = path and _is_recorded(Path(path)) and not all(each.startswith(typed) for each in mistakes)
+    restore = "; a run wrote this file: restore it if it is damaged" if in_file else ""
     return "\n".join([*lines, f"`offbeat {verb.name} --help` lists every setting{restore}"])
 
 
@@ -162,7 +172,7 @@ def _read(path: str | Path | None, verb: Verb, mistakes: list[str]) -> Tree | No
     except UnicodeDecodeError as error:
         mistakes.append(no_text(Path(path), error))
     except FileNotFoundError:
-        mistakes.append(missing(str(path), preset_names(verb)))
+        mistakes.append(missing(str(path), preset_names(verb), verb))
     except OSError as error:
         mistakes.append(f"cannot be read: {error.strerror}; give a YAML file, or the name of a preset")
     else:
@@ -225,7 +235,7 @@ def _keep_kind(tree: Tree, section: str, kind: Any, known: Sequence[Setting]) ->
 
 def _validate(tree: Tree, model: type[BaseModel], known: Sequence[Setting], mistakes: list[str]) -> BaseModel | None:
     _drop_empty_sections(tree, known)
-    lines = dict.fromkeys(_numbers(tree, known))
+    lines = dict.fromkeys([*_numbers(tree, known), *_variables(tree, known)])
     config, errors = _checked(tree, model)
     for detail in errors:
         lines.update(dict.fromkeys(_explain(detail, tree, model, known)))
@@ -260,6 +270,15 @@ def _numbers(tree: Tree, known: Sequence[Setting]) -> Iterator[str]:
             yield f"{setting.key}: given {one_line(value)}; allowed: {setting.allowed} and below 2^63; lower it"
 
 
+def _variables(tree: Tree, known: Sequence[Setting]) -> Iterator[str]:
+    """Refuse a value that begins with a shell's variable, which would be taken for a file of that name."""
+    for setting in known:
+        value = _lookup(tree, setting.key)
+        if isinstance(value, str) and _VARIABLE.match(value):
+            given = one_line(redact(value, setting.key))
+            yield f"{setting.key}: given {given}, and variables are not filled in; {_FILL_IN}"
+
+
 def _explain(detail: Mapping[str, Any], tree: Tree, root: type[BaseModel], known: Sequence[Setting]) -> Iterator[str]:
     """Word one of pydantic's errors for the user."""
     kind = detail["type"]
@@ -283,6 +302,8 @@ def _explain(detail: Mapping[str, Any], tree: Tree, root: type[BaseModel], known
         yield f"{key}: {detail['ctx']['error']}" if key else str(detail["ctx"]["error"])
     elif setting is not None:
         given = _lookup(tree, key)
+        if isinstance(given, str) and _VARIABLE.match(given):
+            return  # `_variables` refuses it
         # Presets leave empty what only the user can know; null, if not allowed, asks for it.
         yield _missing(setting) if given is None else refusal(setting, given)
     else:

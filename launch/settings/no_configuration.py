@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from launch.settings.verbs import VERBS, Verb
+from launch.settings.verbs import TRAIN, VERBS, Verb
 from launch.settings.yaml_text import YamlError
 
 OTHER_KINDS = (".toml", ".ini", ".cfg", ".py", ".sh")
@@ -63,7 +63,7 @@ def directory(path: Path) -> str:
     return f"is a directory; give {found}" if found else "is a directory; give a YAML file, or the name of a preset"
 
 
-def missing(path: str, presets: Sequence[str]) -> str:
+def missing(path: str, presets: Sequence[str], verb: Verb = TRAIN) -> str:
     """Say what could have been meant by a file that is not there."""
     if "=" in path:
         return f"`{path}` looks like an override; the configuration file or preset comes first"
@@ -74,7 +74,9 @@ def missing(path: str, presets: Sequence[str]) -> str:
     file = Path(path).expanduser()
     near = [f"nearest preset: {each}" for each in difflib.get_close_matches(path, presets, n=1)]
     near = near or [f"nearest file: {each}" for each in _alike(file)]
-    hint = near[0] if near else "`offbeat init FILE.yaml` writes one"
+    owners = [each.name for each in VERBS.values() if (each.presets / f"{path}.yaml").is_file()]
+    made = "`offbeat init FILE.yaml` writes one" if verb is TRAIN else f"give a YAML file of `offbeat {verb.name}`"
+    hint = f"it is a preset of `offbeat {owners[0]}`" if owners else near[0] if near else made
     known = f", and no such preset (presets: {', '.join(presets)})" if presets else ""
     return f"no such file{known}; looked in {file.parent.absolute()}; {hint}"
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -98,11 +98,48 @@ def with_resume_values(arguments: Sequence[str]) -> Iterator[str]:
 
 
 def refused(error: typer.TyperException, arguments: Sequence[str]) -> str:
-    """Say what is wrong with a command line; of an option that does not exist, what to write instead if known."""
+    """Say what is wrong with a command line, what to write instead if it is known, and where to read on."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "offbeat"
+    what = "the verbs, `offbeat VERB --help` their options" if path == "offbeat" else "what it takes"
+    return f"{_wrong(error, arguments, context)}\n`{path} --help` lists {what}"
+
+
+def _wrong(error: typer.TyperException, arguments: Sequence[str], context: Any) -> str:
     message = error.format_message() if hasattr(error, "format_message") else str(error)
-    option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
-    if option is None or context is None or not hasattr(error, "possibilities"):
+    if context is None:
         return message
+    option = getattr(error, "option_name", None)
+    if option is not None and hasattr(error, "possibilities"):
+        return _no_option(message, option, arguments, context)
+    commands = getattr(context.command, "commands", None)
+    if commands is not None:
+        return _no_command(message, arguments, context, sorted(commands))
+    parameter = getattr(error, "param", None)
+    if parameter is not None and (given := _value_of(parameter.opts[-1], arguments)) is not None:
+        allowed = re.sub(r"^(Input should be|.* is not one of) |, unable to.*|\.$", "", error.message)
+        return (
+            f"Invalid value for {parameter.opts[-1]!r}: given {redact(given, parameter.opts[-1])!r}; allowed: {allowed}"
+        )
+    pieces = " ".join(context.command.collect_usage_pieces(context)).removeprefix("[OPTIONS] ")
+    usage = pieces.translate({ord("{"): None, ord("}"): None}).replace("......", "...")
+    return f"{message.removesuffix('.')}; write `{context.command_path} {usage}`"
+
+
+def _no_command(message: str, arguments: Sequence[str], context: Any, commands: Sequence[str]) -> str:
+    """Say what to write for a word that is no command: a configuration needs its verb before it."""
+    if context.parent is not None:
+        return f"{message.removesuffix('.')}; allowed are {', '.join(commands)}"
+    word = next((each for each in arguments if not each.startswith("-")), "")
+    if word.endswith((".yaml", ".yml")):
+        return f"{message.removesuffix('.')}; write `offbeat train {word}`"
+    return f"No such command {word!r}; write --{word}" if word in ("help", "version") else message
+
+
+def _no_option(message: str, option: str, arguments: Sequence[str], context: Any) -> str:
+    """Say of an option that does not exist what to write instead, if it is known."""
+    if option in ("-h", "-V", "-v"):
+        return f"{message}; write {'--help' if option == '-h' else '--version'}"
     own = option.replace("_", "-")
     if own != option and any(own in parameter.opts for parameter in context.command.params):
         return f"No such option: {option}; write {own}"
@@ -119,7 +156,14 @@ def refused(error: typer.TyperException, arguments: Sequence[str]) -> str:
     whole = next((each for each in arguments if each.startswith(option) and not each.startswith("--")), option)
     option = whole.partition("=")[0] if not option.startswith("--") else option  # click reads `-lr` as `-l -r`
     hint = answer(option, redact(_value_of(option, arguments), option), known)
-    return f"No such option: {option}; {hint.replace('write ', f'write {before}', 1)}" if hint else message
+    if hint:
+        return f"No such option: {option}; {hint.replace('write ', f'write {before}', 1)}"
+    following = arguments[arguments.index(option) + 1 :] if option in arguments else []
+    if following and following[0].endswith((".yaml", ".yml")):
+        return f"{message}; the file comes first, without an option: `{context.command_path} {following[0]}`"
+    if following and not following[0].startswith("-") and "=" in following[0]:
+        return f"{message}; a setting needs none, write {redact(following[0])}"
+    return message
 
 
 def name_and_value(entry: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from actors.errors import UsageError, writing
-from actors.files import atomic_write, open_lock
+from actors.files import atomic_write, open_lock, unwritable
 from launch.settings.fields import format_value
 from launch.settings.loading import LOCK, dump_config
 from launch.settings.yaml_text import YamlError, leaves, read_yaml
@@ -31,9 +31,11 @@ _FREE = ("name", "output")
 
 def check_directory(directory: Path, rows: Sequence[Row]) -> None:
     """Raise UsageError if the directory holds something else, or a row with other settings. Writes nothing."""
+    if (problem := unwritable(directory)) is not None:
+        raise UsageError(f"output directory {directory} cannot be written: {problem}; choose another with --output DIR")
     if not directory.exists():
         return
-    if not directory.is_dir() or (any(directory.iterdir()) and not (directory / SWEEP_FILE).is_file()):
+    if any(directory.iterdir()) and not (directory / SWEEP_FILE).is_file():
         raise UsageError(
             f"output directory {directory} is not empty and holds no {SWEEP_FILE}; choose another with --output DIR"
         )

@@ -196,13 +196,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _pointed(root: Path) -> Path | None:
-    """Return the checkpoint that the pointer names, None without a pointer. Raises UsageError if it is no name."""
+    """Return the checkpoint that the pointer names; without one, the newest. Raises UsageError if it is no name."""
     _restore_replaced(root)
     pointer = root / POINTER
     try:
         tag = pointer.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        return None
+    except FileNotFoundError:  # removed, or the run was killed between its first checkpoint and the pointer
+        return next(iter(_committed(root)), None)
     except (OSError, UnicodeDecodeError) as error:
         raise _unusable(pointer, str(error), root) from error
     if not _is_tag(tag):

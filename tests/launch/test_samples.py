@@ -45,3 +45,9 @@ def test_control_characters_of_an_answer_do_not_reach_the_terminal(tmp_path, cap
 def test_a_directory_that_is_no_run_is_refused(tmp_path, capsys):
     assert main(["samples", str(tmp_path)]) == 2
     assert "is no directory of a run" in capsys.readouterr().err
+
+
+def test_a_run_without_a_sample_yet_says_so(tmp_path, capsys):
+    (tmp_path / "samples.jsonl").touch()
+    assert main(["samples", str(tmp_path)]) == 0
+    assert "has no sample yet" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """What a user's function may answer, and its reading as a judgement. Runs in the function's process."""
 
 import math
+import sys
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any
@@ -43,7 +44,8 @@ def described(answer: Any) -> str:
 
 
 def _not_finite(values: Any) -> bool:
-    return any(isinstance(value, float) and not math.isfinite(value) for value in map(_plain, values))
+    """Return whether one of `values` is NaN, infinite, or an integer beyond floats."""
+    return any(isinstance(value, float | int) and not abs(value) <= sys.float_info.max for value in map(_plain, values))
 
 
 def _items(answer: Any) -> Sequence[Any] | None:

@@ -50,21 +50,33 @@ def takes_lists(function: Callable[..., Any], path: str) -> bool:
 
     Raises UsageError if it has neither signature.
     """
+    if inspect.isclass(function):
+        raise UsageError(
+            f"judging.judge.path '{path}' is a class; name a function, or an object whose class defines __call__ as "
+            f"{RECORDS}"
+        )
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # of a function in C
         return False
     names = list(signature.parameters)
-    if "prompts" in names or (names and names[0] == "completions"):
+    swapped = names[:2] == ["completions", "prompt"]
+    if not swapped and ("prompts" in names or names[:1] == ["completions"]):
         return True
-    try:
-        signature.bind(None, None)
-    except TypeError:
+    if swapped or not _takes_two(signature):
         name = getattr(function, "__name__", type(function).__name__)
         raise UsageError(
             f"judging.judge.path '{path}': {name}{signature} cannot judge; write it as {FORMS}; docs/judges.md has both"
-        ) from None
+        )
     return False
+
+
+def _takes_two(signature: inspect.Signature) -> bool:
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def trl_arguments(prompt: Prompt, completions: Sequence[Completion]) -> dict[str, Any]:

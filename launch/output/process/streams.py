@@ -42,6 +42,19 @@ def _text(old: Any, raw: io.RawIOBase, *, at_once: bool) -> io.TextIOWrapper:
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, errors=errors, line_buffering=at_once)
 
 
+def finish(code: int) -> int:
+    """Write what waits in standard output and return `code`; if a success cannot be written, say so and return 1."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        why = f"standard output cannot be written: {error.strerror}; free space, or write to another place"
+        if not code:
+            print(f"offbeat: error: {why}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what still waits
+        return code or 1
+    return code
+
+
 class Deserted(io.RawIOBase):
     """A descriptor whose reader may go away: then nobody misses what is written. Other errors are raised."""
 

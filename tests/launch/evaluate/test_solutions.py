@@ -6,8 +6,8 @@ from dataclasses import asdict, replace
 import pytest
 
 from actors.data.preferences import read_preferences
-from actors.errors import RunError
-from launch.evaluate.solutions import Solution, pairs_of, write_jsonl
+from actors.errors import RunError, UsageError
+from launch.evaluate.solutions import Solution, pairs_of, require_targets, write_jsonl
 
 
 def solution(response, correct, prompt="1+1=", **changes):
@@ -65,3 +65,24 @@ def test_solutions_are_written_one_a_line_and_a_refusal_names_the_file(tmp_path)
 def test_without_a_threshold_every_higher_score_is_paired_with_every_lower_one():
     found = [solution(text, None, score=score) for text, score in (("a", -3.0), ("b", -1.0), ("c", -3.0))]
     assert [(row["chosen"], row["rejected"]) for row in pairs_of(found, 10, 0)] == [("b", "a"), ("b", "c")]
+
+
+def test_a_result_replaces_nothing_that_is_read_and_no_other_result(tmp_path):
+    read = tmp_path / "rows.jsonl"
+    read.touch()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").touch()
+    (tmp_path / "link").symlink_to(read)
+    given = [str(read), str(tmp_path / "model"), None]
+    for name, why in (
+        ("rows.jsonl", "the command reads it"),
+        ("link", "the command reads it"),
+        ("model/config.json", "the command reads it"),
+        ("model", "it is no regular file"),
+        ("rows.jsonl/x", "is not a writable directory"),
+    ):
+        with pytest.raises(UsageError, match=rf"--pairs .*{name} cannot be written: .*{why}; give another path"):
+            require_targets({"--pairs": tmp_path / name}, given)
+    with pytest.raises(UsageError, match="--output writes it too"):
+        require_targets({"--output": tmp_path / "x", "--pairs": tmp_path / "x"}, given)
+    require_targets({"--output": tmp_path / "new" / "x", "--pairs": tmp_path / "model" / "new", "--o": None}, given)

@@ -32,6 +32,8 @@ NAMES = [
     typed("a judge in place of its kind", "judging.judge=judge:score", "{kind: function, path:"),
     typed("true in place of a rank", "learner.lora=true", "learner.lora.rank=VALUE; allowed: integer >= 1"),
     typed("a colon", "updates: 5", "write KEY=VALUE, updates=5"),
+    typed("an option for settings", "-o  updates=3", "No such option: -o", "write updates=3"),
+    typed("a space for the equals sign", "updates  3", "updates: not an override", "updates=VALUE"),
     typed("a short option", "-lr=3", "No such option: -lr; write learner.optimizer.lr=3"),
     typed("two configurations", "other.yaml", "other.yaml: a second configuration; give one file"),
 ]
@@ -60,9 +62,17 @@ VALUES = [
     typed("an address without a port", "cluster.address=10.0.0.1", "write 10.0.0.1:6379, or the port"),
     typed("two ports", "cluster.address=host:6379:x", "given 'host:6379:x'", "write host:6379"),
     typed("a port that is none", "cluster.address=host:99999", "correct the port, which is 1 to 65535"),
+    typed("a variable as output", "output=$HOME/x", "output: given '$HOME/x'", "not filled in; write the value"),
+    typed("a variable as a number", "seed=${SEED}", "1 mistake", "seed: given '${SEED}'", "write the value"),
     typed("one member", "judging.judge={kind: ensemble, members: []}", "given 0; allowed: 2 or more; add some"),
 ]
 COMBINATIONS = [
+    typed(
+        "evaluations on the prompts of training",
+        "prompts.validation_source=prompts.jsonl",
+        "'prompts.jsonl', which is what is trained on",
+        "set prompts.validation_fraction",
+    ),
     typed("offload on CPU", "learner.offload_optimizer=true", "is for GPUs", "gpus_per_rank is 0", "leave it"),
     typed("memory of a GPU on CPU", "generators.gpu_memory_utilization=0.9", "0.9 is for GPUs", "leave it out"),
     typed("nccl on CPU", "publication.transport=nccl", "needs GPUs", "set the transport to shm"),
@@ -116,11 +126,14 @@ YAML = [
     ),
     yaml("an unquoted date", run("name: run", "name: 2026-11-30"), "name: given 2026-11-30", "put it in quotes"),
     yaml("a section as a list", RUN + "samples: [log]\n", "samples: given [log]; allowed: a section"),
+    yaml("another file as base", "base: run.yaml\n" + RUN, "base: no such setting; a file stands alone", "> mine.yaml"),
     yaml("nothing", "", "model.path: missing; pass model.path=VALUE"),
 ]
 FILES = [
     Mistake("a wrong name", ("train", "rnu.yaml"), ("no such file", "looked in /", "nearest file: run.yaml")),
     Mistake("no ending", ("train", "run"), ("no such file", "nearest file: run.yaml")),
+    Mistake("a preset of another verb", ("sweep", "embedded"), ("no such preset", "it is a preset of `offbeat train`")),
+    Mistake("a file of another verb that is not there", ("sft", "x.yaml"), ("give a YAML file of `offbeat sft`",)),
     Mistake("empty", ("train", ""), ("CONFIG is empty; give a YAML file",)),
     Mistake("a URL", ("train", "https://x.y/run.yaml"), ("a URL", "download it")),
     Mistake("data", ("train", "prompts.jsonl"), ("ends in .jsonl", "then prompts.source=prompts.jsonl")),

@@ -165,7 +165,7 @@ def test_a_checkpoint_that_the_journal_does_not_go_on_from_is_refused(tmp_path: 
     for start in (None, "update-0000002"):
         with pytest.raises(UsageError, match=told):
             starting_point(Request(tmp_path, start=start), 3, 8)
-    with pytest.raises(UsageError, match=r"update-0000007 cannot be used: there is no such directory"):
+    with pytest.raises(UsageError, match=r"--from update-0000007: there is no such checkpoint in .*; give the name"):
         starting_point(Request(tmp_path, start="update-0000007"), 0, 8)
 
 

@@ -225,6 +225,12 @@ def test_more_runs_than_a_page_holds_are_refused(tmp_path, capsys):
     assert "13 runs were given, and a report compares at most 12" in capsys.readouterr().err
 
 
+def test_one_run_given_twice_is_refused(tmp_path, capsys):
+    run = write_run(tmp_path / "one")
+    assert main(["report", str(run), f"{run}/"]) == 2
+    assert "one run twice; leave one out" in capsys.readouterr().err
+
+
 def test_one_run_beside_a_broken_one_is_compared(tmp_path):
     whole, empty = write_run(tmp_path / "whole"), tmp_path / "empty"
     write_config(empty)

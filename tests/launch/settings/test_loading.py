@@ -371,3 +371,14 @@ def test_a_run_that_began_before_prompts_were_shared_goes_on_and_is_replayed_wit
     assert with_recorded_defaults(load_config(tmp_path / "mine.yaml", given)).learner.share_prompts == used
     (tmp_path / "summary.json").write_text("{}")
     assert load_config(tmp_path / "config.yaml", given).learner.share_prompts == used
+
+
+def test_a_mistake_on_the_command_line_does_not_blame_the_file_that_a_run_wrote(write, tmp_path):
+    (tmp_path / ".lock").touch()
+    recorded = write("updates: two\n", "config.yaml")
+    with pytest.raises(UsageError, match="a run wrote this file: restore it"):
+        load_config(recorded, [WORLD])
+    recorded.write_text("updates: 2\n")
+    with pytest.raises(UsageError) as caught:
+        load_config(recorded, [WORLD, "foo=1"])
+    assert "restore" not in str(caught.value)

@@ -35,12 +35,38 @@ from launch.settings.verbs import DPO, PREFERENCE, SFT, TRAIN, VERBS
         ("train x --val-size 0.1", "No such option: --val-size; write prompts.validation_fraction=0.1"),
         ("train x --resum", "No such option: --resum (Possible options: --resume)"),
         ("verify r --lr 1", "No such option: --lr (Possible options: --help)"),
+        ("train x --set updates=3", "No such option: --set; a setting needs none, write updates=3"),
+        ("train -c run.yaml", "No such option: -c; the file comes first, without an option: `offbeat train run.yaml`"),
+        ("train -h", "No such option: -h; write --help"),
+        ("-V", "No such option: -V; write --version"),
         ("train x --xyzzy 1", "No such option: --xyzzy"),
     ],
 )
 def test_an_option_that_does_not_exist_is_answered(arguments, line, capsys):
     assert main(arguments.split()) == 2
     assert capsys.readouterr().err.startswith(f"offbeat: error: {line}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line", "help_of"),
+    [
+        ("samples", "Missing argument 'RUN'; write `offbeat samples RUN`", "offbeat samples"),
+        ("compare", "Missing argument 'MODEL MODEL...'; write `offbeat compare MODEL MODEL...`", "offbeat compare"),
+        ("verify a b", "Got unexpected extra argument(s) (b); write `offbeat verify RUN`", "offbeat verify"),
+        ("samples r --last 0", "Invalid value for '--last': given '0'; allowed: greater than or", "offbeat samples"),
+        ("train r --generators x", "Invalid value for '--generators': given 'x'; allowed: a valid", "offbeat train"),
+        ("config r --verb foo", "Invalid value for '--verb': given 'foo'; allowed: 'train', 'sft'", "offbeat config"),
+        ("run.yaml train", "No such command 'run.yaml'; write `offbeat train run.yaml`", "offbeat"),
+        ("help", "No such command 'help'; write --help", "offbeat"),
+        ("submit", "Missing command; allowed are compose, kuberay, ray, slurm", "offbeat submit"),
+        ("submit foo x", "No such command 'foo'; allowed are compose, kuberay, ray, slurm", "offbeat submit"),
+    ],
+)
+def test_a_wrong_command_line_is_answered_with_what_to_write(arguments, line, help_of, capsys):
+    assert main(arguments.split()) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"offbeat: error: {line}")
+    assert f"`{help_of} --help` lists" in said
 
 
 def test_a_key_behind_such_an_option_is_not_shown(capsys):

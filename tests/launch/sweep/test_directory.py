@@ -84,6 +84,13 @@ def test_a_directory_with_something_else_is_refused(tmp_path: Path) -> None:
         check_directory(other, rows)
 
 
+def test_a_file_in_the_place_of_the_directory_is_refused_as_one(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for directory in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UsageError, match=r"cannot be written: .*file is not a writable directory; choose another"):
+            check_directory(directory, planned(tmp_path)[1])
+
+
 def test_two_processes_do_not_hold_one_directory(directory: Path, tmp_path: Path) -> None:
     sweep, rows = planned(tmp_path)
     with (

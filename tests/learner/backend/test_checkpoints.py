@@ -117,6 +117,14 @@ def test_a_broken_pointer_is_refused(tmp_path, content):
         checkpoints.latest(tmp_path)
 
 
+def test_without_a_pointer_the_newest_checkpoint_is_the_latest(tmp_path):
+    save(tmp_path, "update-1", update=1)
+    newest = save(tmp_path, "update-2", update=2)
+    (tmp_path / "latest").unlink()
+    assert checkpoints.latest(tmp_path) == newest
+    assert checkpoints.to_resume(tmp_path) == (newest, [])
+
+
 def test_a_pointer_to_nothing_is_refused(tmp_path):
     save(tmp_path, "update-1")
     (tmp_path / "latest").write_text("update-5")

@@ -166,7 +166,7 @@ SAID = {
     "generator": "one generator",
     "view": "one memoryview",
     "array": r"ndarray of shape \[3\]",
-    "huge": r"list of 2 \(int\)",
+    "huge": r"list of 2 \(int, with NaN or infinity\)",
     "frozenset": "one frozenset",
     "values": "one dict_values",
     "masked": r"MaskedArray of shape \[2\]",

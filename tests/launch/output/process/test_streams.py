@@ -112,6 +112,19 @@ def test_output_that_nobody_reads_is_no_error_and_that_a_full_disk_refuses_is_on
     assert b"No space left on device" in ended.stderr
 
 
+def test_a_short_output_that_a_full_disk_refuses_is_told_at_the_end() -> None:
+    code = "import sys\nfrom launch.output.process import streams\nstreams.install()\nprint('x')\n"
+    code += "sys.exit(streams.finish(int(sys.argv[1])))"
+    for given, expected, said in ((0, 1, b"No space left on device; free space"), (2, 2, b"")):
+        with open("/dev/full", "wb") as full:
+            ended = subprocess.run(
+                [sys.executable, "-c", code, str(given)], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, check=False
+            )
+        assert ended.returncode == expected
+        assert said in ended.stderr
+        assert said or not ended.stderr
+
+
 def test_a_full_disk_ends_nothing() -> None:
     with open("/dev/full", "wb") as full:
         assert run(stderr=full) == b"done"
