@@ -26,7 +26,7 @@ from tests.processes import Marked
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(900)]
 
-UPDATES = 13
+UPDATES = 10
 EVERY = 3
 """Updates between checkpoints."""
 LOSSES: dict[str, dict[str, Any]] = {
