@@ -174,6 +174,7 @@ def test_a_replay_reaches_the_bits_of_an_asynchronous_run_that_measured_its_step
     assert_same(replayed(tmp_path / "run", into="again"), tmp_path / "run", 10)
 
 
+@pytest.mark.long
 def test_a_replay_with_another_loss_and_bound_trains_on_the_fresh_groups_alone(
     runs_of: Callable[[str], Runs],
 ) -> None:
