@@ -32,6 +32,13 @@ class Signalled(FakeJudge):
         return await super().judge(groups)
 
 
+class Replacing(Learner):
+    """Writes the model over what an earlier part of the run left."""
+
+    async def save_pretrained(self, directory: Path) -> None:
+        directory.mkdir(exist_ok=True)
+
+
 @pytest.fixture
 def actors(monkeypatch: pytest.MonkeyPatch) -> Actors:
     return in_place_of_ray(monkeypatch)
@@ -58,7 +65,7 @@ def test_a_second_one_ends_the_run_which_can_be_resumed_for_its_evaluation_alone
     assert "win_rate" not in summary_of(tmp_path) or summary_of(tmp_path)["win_rate"] is None
     assert (tmp_path / "run" / "final" / MANIFEST).is_file()
 
-    actors.judge, actors.learner, actors.generators = FakeJudge(), Learner(), [FakeGenerator("a")]
+    actors.judge, actors.learner, actors.generators = FakeJudge(), Replacing(), [FakeGenerator("a")]
     assert train.run_training(config_of(tmp_path), resume=True) == 0
     assert actors.learner.batches == []
     summary = summary_of(tmp_path)
