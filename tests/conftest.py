@@ -26,7 +26,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # To look for garbage among modules and tests takes a sixth of the time of their import.
 gc.disable()
-garbage.keep_to_this_file()
+garbage.keep_exempt()
 
 
 def pytest_collection_finish() -> None:
@@ -61,7 +61,7 @@ def no_process_group_is_left() -> Iterator[None]:
 def _end_groups() -> None:
     vllm, deepspeed = (sys.modules.get(name) for name in ("vllm.distributed.parallel_state", "deepspeed.utils.groups"))
     if vllm is not None:
-        gc.collect()
+        garbage.collect()
         if vllm._WORLD is not None:
             vllm.cleanup_dist_env_and_memory()
     torch = sys.modules.get("torch.distributed")

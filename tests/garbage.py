@@ -9,15 +9,16 @@ from __future__ import annotations
 import gc
 import sys
 
-freeze, _unfreeze = gc.freeze, gc.unfreeze
+_unfreeze = gc.unfreeze
 MANY = 50
 """Modules that are worth a collection."""
-_seen = 0
+_modules = _frozen = 0
+"""Modules and exempt objects at the last `spare`."""
 
 
-def keep_to_this_file() -> None:
-    """Leave it to `spare` what is exempt: an engine that ends would put everything back among what is looked at."""
-    gc.freeze = gc.unfreeze = _nothing
+def keep_exempt() -> None:
+    """Let no engine that ends put everything back among what is looked at; `collect` does, once a file."""
+    gc.unfreeze = _nothing
 
 
 def _nothing() -> None: ...
@@ -25,14 +26,25 @@ def _nothing() -> None: ...
 
 def spare() -> None:
     """Exempt all that is alive from collections. An engine would stay for ever: none may be there."""
-    global _seen
-    freeze()
-    _seen = len(sys.modules)
+    global _modules, _frozen
+    gc.freeze()
+    _modules, _frozen = len(sys.modules), gc.get_freeze_count()
+
+
+def collect() -> None:
+    """Collect everything, with what engines exempted at their starts: themselves, and those before them."""
+    if gc.get_freeze_count() <= _frozen:  # less: what nobody refers to ends without a collection
+        gc.collect()
+        return
+    _unfreeze()
+    gc.collect()
+    if not hasattr(sys, "last_traceback"):  # of a test that failed, which may hold an engine
+        spare()
 
 
 def spare_imports() -> None:
-    """As `spare`, if many modules came since. A test that failed may hold an engine by its traceback."""
-    if len(sys.modules) > _seen + MANY and not hasattr(sys, "last_traceback"):
+    """Exempt what was imported since, if that is much."""
+    if len(sys.modules) > _modules + MANY and not hasattr(sys, "last_traceback"):
         gc.collect()
         spare()
 
