@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests import garbage
 from tests.processes import Marked
 
 # `--hypothesis-profile=thorough`, as `make long` has it, gives the longest property tests all their examples.
@@ -23,18 +24,18 @@ settings.register_profile("thorough")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Modules and tests stay until the end. To look for garbage among them takes a sixth of the time of their import, and
-# half a second at each full collection later.
+# To look for garbage among modules and tests takes a sixth of the time of their import.
 gc.disable()
+garbage.keep_exempt()
 
 
 def pytest_collection_finish() -> None:
-    gc.freeze()
+    garbage.spare()
     gc.enable()
 
 
 def pytest_unconfigure() -> None:
-    gc.unfreeze()  # or Triton, which then finds its objects alive at the end, prints a page about leaks
+    garbage.look_at_all()  # or Triton, which then finds its objects alive at the end, prints a page about leaks
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -52,6 +53,7 @@ def no_process_group_is_left() -> Iterator[None]:
     collects it, and takes the groups of whatever engine is at work then.
     """
     _end_groups()
+    garbage.spare_imports()
     yield
     _end_groups()
 
@@ -59,7 +61,7 @@ def no_process_group_is_left() -> Iterator[None]:
 def _end_groups() -> None:
     vllm, deepspeed = (sys.modules.get(name) for name in ("vllm.distributed.parallel_state", "deepspeed.utils.groups"))
     if vllm is not None:
-        gc.collect()
+        garbage.collect()
         if vllm._WORLD is not None:
             vllm.cleanup_dist_env_and_memory()
     torch = sys.modules.get("torch.distributed")

@@ -14,7 +14,6 @@ def assert_quick(call: Callable[[], object], seconds: float, tries: int = 3) -> 
     """
     taken = []
     for _ in range(tries):
-        gc.collect()
         gc.disable()
         try:
             began = time.process_time()

@@ -61,7 +61,7 @@ def test_generators_join_and_leave_with_their_nodes_and_no_prompt_is_lost(
     wait_until(lambda: bool(cluster.at_work(node)), process)
     cluster.lose(node)
     before = updates()
-    wait_until(lambda: updates() >= before + 20, process)
+    wait_until(lambda: updates() >= before + 8, process)
     if comes_back:
         node = cluster.add(cpus=1)
         wait_until(lambda: bool(cluster.at_work(node)), process)

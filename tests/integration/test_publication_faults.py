@@ -185,6 +185,7 @@ def test_a_receiver_killed_between_half_of_the_tensors_and_its_answer_comes_back
             assert completion.logprobs == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.long
 def test_a_process_that_hangs_over_a_publication_is_replaced_while_the_other_generator_goes_on(
     cluster: None, tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ from tests.processes import Marked
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(900)]
 
-UPDATES = 13
+UPDATES = 10
 EVERY = 3
 """Updates between checkpoints."""
 LOSSES: dict[str, dict[str, Any]] = {
@@ -174,6 +174,7 @@ def test_a_replay_reaches_the_bits_of_an_asynchronous_run_that_measured_its_step
     assert_same(replayed(tmp_path / "run", into="again"), tmp_path / "run", 10)
 
 
+@pytest.mark.long
 def test_a_replay_with_another_loss_and_bound_trains_on_the_fresh_groups_alone(
     runs_of: Callable[[str], Runs],
 ) -> None:

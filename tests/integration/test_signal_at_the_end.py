@@ -1,4 +1,7 @@
-"""SIGTERM to the process group when all updates are made, as `timeout`, Slurm and a stopping container send it."""
+"""SIGTERM to the process group when all updates are made, as `timeout`, Slurm and a stopping container send it.
+
+Long: `tests/launch/test_signals_at_the_end.py` shows it with fakes for the actors.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,7 @@ def longest(prompt: Prompt, completions: Sequence[Completion]) -> list[int]:
     return [len(completion.token_ids) for completion in completions]
 
 
+@pytest.mark.long
 def test_a_signal_in_the_final_evaluation_waits_for_it_and_a_second_one_ends_the_run_which_can_be_resumed(
     own: Any, tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,7 @@
-"""What only watches a run, and has gone: a reader of its log, a closed stderr, TensorBoard's files."""
+"""What only watches a run, and has gone: a reader of its log, a closed stderr, TensorBoard's files.
+
+Long: `tests/launch/output` shows each of them, and `tests/launch/stages` that a signal has a stage save.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ def begin(config: Path, *more: str, **streams: Any) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-m", "launch", "sft", str(config), *more], cwd=ROOT, text=True, **streams)
 
 
+@pytest.mark.long
 def test_a_run_whose_watchers_are_gone_saves_when_it_is_asked_to_and_goes_on(own: Any, tmp_path: Path) -> None:
     """`offbeat train ... 2>&1 | tee log` and Ctrl-C, which `tee` dies of first: the run failed with the error `1`."""
     make_model(tmp_path / "start", ["0123456789"], ScratchConfig(vocabulary=300, layers=1, heads=1, max_tokens=300))

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from tests import garbage
+
 
 @pytest.fixture(scope="module", autouse=True)
 def classes_of_transformers() -> Iterator[None]:
@@ -14,6 +16,7 @@ def classes_of_transformers() -> Iterator[None]:
     """
     from vllm.model_executor.models.transformers.base import Base
 
+    garbage.spare_imports()
     before: dict[type, tuple[tuple[type, ...], dict[str, Any]]] = {}
     decorate = Base._decorate_cls_for_torch_compile
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,12 @@ def unavailable() -> ActorUnavailableError:
 
 
 async def no_sleep(seconds: float) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[None]:
+    with ray_session(ClusterConfig(address="local", num_cpus=3, object_store_mib=80)):
+        yield
 
 
 def test_a_judge_that_is_being_restarted_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +125,9 @@ def test_the_learner_s_scores_are_joined_with_those_of_the_actors(monkeypatch: p
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.xdist_group("shared memory")
-def test_actors_on_ray_score_as_one_in_this_process_and_one_that_is_killed_comes_back(tmp_path: Path) -> None:
+def test_actors_on_ray_score_as_one_in_this_process_and_one_that_is_killed_comes_back(
+    session: None, tmp_path: Path
+) -> None:
     model = tmp_path / "model"
     tiny_llama(model, seed=0)
     config = RunConfig.model_validate(
@@ -155,16 +164,14 @@ def test_actors_on_ray_score_as_one_in_this_process_and_one_that_is_killed_comes
         assert await pool.score(ROLLOUTS) == expected
         assert await pool.seconds() > 0.0
 
-    with ray_session(ClusterConfig(address="local", num_cpus=2, object_store_mib=80)):
-        asyncio.run(test())
+    asyncio.run(test())
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.xdist_group("shared memory")
-def test_a_reference_that_is_not_there_is_told_in_its_own_words(tmp_path: Path) -> None:
+def test_a_reference_that_is_not_there_is_told_in_its_own_words(session: None, tmp_path: Path) -> None:
     config = RunConfig.model_validate({"model": {"path": "unused"}, "reference": {"count": 1}})
-    with ray_session(ClusterConfig(address="local", num_cpus=2, object_store_mib=80)):
-        (reference,) = wiring.start_references(config, str(tmp_path / "nowhere"))
-        with pytest.raises(UsageError, match=r"a reference actor could not start: .*nowhere"):
-            asyncio.run(reference.ready())
+    (reference,) = wiring.start_references(config, str(tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match=r"a reference actor could not start: .*nowhere"):
+        asyncio.run(reference.ready())

@@ -40,6 +40,8 @@ GPU_MACHINES = {
 ONE_HOST = ("node-8gpu",)
 """A variant of two hosts with as many GPUs each."""
 GPU_PRESETS = {*itertools.chain(*GPU_MACHINES)}
+OF_CPUS = tuple(sorted({*preset_names()} - GPU_PRESETS - {"embedded"}))
+"""Those beside `embedded`."""
 Where = tuple[str, tuple[int, ...]]
 
 
@@ -139,9 +141,23 @@ def together(places: dict[str, list[tuple[int, ...]]]) -> list[list[str]]:
     return sorted(sorted(each) for each in roles.values())
 
 
-def test_every_preset_for_cpus_starts(short_dir: Path) -> None:
+def test_presets_for_cpus_ask_ray_for_the_same_as_the_one_that_is_started() -> None:
+    """One that asks for more must be started in every run of the tests."""
+    nodes = [Node(16.0, 0)]
+
+    def asked(preset: str) -> Any:
+        config = config_of(preset)
+        of_roles = [(each.environment, each.max_restarts) for each in (config.generators, config.judging)]
+        return plan(config, nodes), config.publication.transport, of_roles, config.learner.environment
+
+    assert OF_CPUS
+    assert [preset for preset in OF_CPUS if asked(preset) != asked("embedded")] == []
+
+
+@pytest.mark.parametrize("presets", [("embedded",), pytest.param(OF_CPUS, marks=pytest.mark.long)], ids=len)
+def test_presets_for_cpus_start(presets: Sequence[str], short_dir: Path) -> None:
     with pretended([Node(16.0, 0)], short_dir):
-        for preset in sorted(set(preset_names()) - GPU_PRESETS):
+        for preset in presets:
             config = config_of(preset)
             found = start(config, short_dir)
             assert {role: len(each) for role, each in found.items()} == {

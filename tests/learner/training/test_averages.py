@@ -23,6 +23,8 @@ from tests.learner.losses.games import loss_of, random_games
 pytestmark = pytest.mark.usefixtures("environment")
 
 STAGES = (0, 1, 2, 3)
+SPLIT, DRAWN = (4, 0), (3, 2)
+"""Games whose opponents are half of the players, and others."""
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +86,7 @@ def test_another_number_of_ranks_takes_the_average_over_to_the_bit(directory, tw
     engine.policy.close()
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.long), 3])
 def test_in_bfloat16_the_average_is_float32_and_the_weights_come_back_to_the_bit(directory, stage):
     """1/T of a small step is below the resolution of bfloat16: the average would stand still."""
     config = CONFIG.model_copy(update={"zero_stage": stage, "dtype": "bfloat16"})
@@ -118,7 +120,7 @@ def test_in_bfloat16_the_average_is_float32_and_the_weights_come_back_to_the_bit
     engine.policy.close()
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.long), 3])
 def test_with_adapters_their_matrices_are_averaged(directory, stage):
     lora = PublishedLoraConfig(rank=4, alpha=8)
     config = CONFIG.model_copy(update={"zero_stage": stage, "lora": lora})
@@ -138,8 +140,19 @@ def test_with_adapters_their_matrices_are_averaged(directory, stage):
     engine.policy.close()
 
 
-@pytest.mark.parametrize("kind", ["nash_pg", "rloo", "online_ipo", "ipo_md"])
-@pytest.mark.parametrize("shape", [(4, 0), (3, 2)], ids=["split", "drawn"])
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("nash_pg", SPLIT),
+        ("rloo", DRAWN),
+        ("online_ipo", SPLIT),
+        ("ipo_md", DRAWN),
+        *(
+            pytest.param(*each, marks=pytest.mark.long)
+            for each in (("nash_pg", DRAWN), ("rloo", SPLIT), ("online_ipo", DRAWN), ("ipo_md", SPLIT))
+        ),
+    ],
+)
 def test_the_first_update_of_a_game_is_the_loss_s_own_and_the_next_is_not(directory, kind, shape):
     """Before a step u = pi = mu, so the anchor changes the loss by its scale alone; after it, it pulls."""
     games = [random_games(seed, 3, *shape, vocabulary=18) for seed in range(2)]
@@ -179,7 +192,7 @@ def test_the_updates_that_are_averaged_are_the_last_share_of_the_run(share, firs
     assert first_averaged(6, share) == first
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.long) for stage in (0, 2)), 3])
 def test_the_mean_of_the_last_weights_becomes_the_policy(directory, tmp_path, stage):
     """Of six updates the last three, with a resume between them."""
     config = CONFIG.model_copy(update={"zero_stage": stage, "average_last": 0.5})

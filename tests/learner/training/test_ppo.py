@@ -43,7 +43,7 @@ def test_at_first_every_token_s_return_is_its_completion_s_score(directory):
     engine.policy.close()
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.long) for stage in (0, 2)), 3])
 def test_the_head_learns_the_score_and_its_error_falls(directory, stage):
     games = [game for seed in range(2) for game in random_games(seed, 4, 4, 0, vocabulary=50)]
     level = [replace(game, scores=(2.0,) * 4) for game in games]
@@ -54,7 +54,7 @@ def test_the_head_learns_the_score_and_its_error_falls(directory, stage):
     engine.policy.close()
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.long), 3])
 def test_a_resume_goes_on_to_the_bit_and_the_saved_model_has_no_value_head(directory, tmp_path, stage):
     games = [random_games(seed, 3, 4, 0, vocabulary=50) for seed in range(3)]
     engine = engine_of(directory, stage)
