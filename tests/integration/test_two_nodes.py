@@ -1,8 +1,4 @@
-"""A run whose learner ranks and generators are on two Ray nodes and whose weights travel by `gloo`.
-
-Long: `test_elastic_run.py` loses a node, `tests/benchmarks/test_gpu_acceptance.py` sends by `gloo` to an engine and to
-receivers that are killed, and `tests/launch/cluster/test_ray_actors.py` has what a lost rank is told as.
-"""
+"""A run whose learner ranks and generators are on two Ray nodes and whose weights travel by `gloo`."""
 
 from __future__ import annotations
 
@@ -24,7 +20,6 @@ pytestmark = [
     pytest.mark.vllm,
     pytest.mark.timeout(900),
     pytest.mark.xdist_group("shared memory"),
-    pytest.mark.long,
 ]
 
 
