@@ -33,8 +33,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "docs/prompts.md": ("A chat model", "GSM8K"),
     "docs/publication.md": ("What proves a version",),
     "docs/reference.md": ("Reference actors",),
-    "docs/scale.md": ("Coordinators", "What was simulated", "The rest, computed"),
-    "docs/sweep.md": ("A real model on old samples",),
+    "docs/scale.md": ("Coordinators", "What was simulated"),
+    "docs/sweep.md": ("A real model on old samples", "Which loss bears old samples"),
     "docs/plan.md": ("Measured",),
     "docs/world.md": ("The starting point",),
 }

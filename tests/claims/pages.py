@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.claims.claim import Claim, of
+from tests.claims.claim import of
 
 # ---------------------------------------------------------------- README
 
@@ -43,26 +43,17 @@ README = [
 choice = of("docs/evaluate.md", "vstar.json")
 
 
-def row(text: str, *paths: str) -> Claim:
-    """Make a row whose cell has shares with their intervals."""
-    cell = " / ".join(f"{{{path}/value:.3f}} [{{{path}/low:.3f}}, {{{path}/high:.3f}}]" for path in paths)
-    return choice(f"| {text} | {cell} |", at="choice")
+def share(path: str) -> str:
+    """Make the field of a share with its interval."""
+    return f"{{choice/{path}/value:.3f}} [{{choice/{path}/low:.3f}}, {{choice/{path}/high:.3f}}]"
 
-
-VERIFIER, SOLVER = "rows/k={}/verifiers/0", "rows/k={}/verifiers/1"
 
 EVALUATE = [
-    row("pass@1", "pass_at_1"),
-    *(
-        row(text, path.format(4), path.format(16))
-        for text, path in (
-            ("best of 4 / of 16, by the verifier's likelihood", VERIFIER),
-            ("best of 4 / of 16, by the verifier's reward", "by_reward/k={}"),
-            ("best of 4 / of 16, by the solver's own likelihood", SOLVER),
-        )
-    ),
-    row("majority of 16", "majority"),
-    choice("On {task/test} held-out problems with {choice/candidates} answers each"),
+    choice(
+        "Of {choice/candidates} answers to each of {task/test} held-out problems a vote is right in "
+        f"{share('majority')}, the solver's own likelihood in {share('rows/k=16/verifiers/1')}, the verifier's in "
+        f"{share('rows/k=16/verifiers/0')}, and its reward in {share('by_reward/k=16')}."
+    )
 ]
 
 # ---------------------------------------------------------------- docs/generators.md, docs/data.md

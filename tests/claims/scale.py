@@ -10,9 +10,6 @@ from tests.claims.claim import found, of
 PAGE = "docs/scale.md"
 shards = of(PAGE, "shards.json")
 
-GROUPS = 20_000
-"""Groups a second of all generators of the page's cluster."""
-
 # ---------------------------------------------------------------- coordinators
 
 
@@ -34,23 +31,6 @@ COORDINATORS = [
         all=together(count),
     )
     for count in (1, 8, 16)
-]
-
-# ---------------------------------------------------------------- journal
-
-
-def written(scale: float) -> Callable[[Any], float]:
-    """Compute what the journals of all groups take in a second, in units of `scale` bytes."""
-    return lambda group: group["bytes_per_group"] * GROUPS / scale
-
-
-JOURNAL = [
-    shards(
-        "The journals make {mb:.0f} MB/s, {tb:.0f} TB a day",
-        at="journal/tokens=512",
-        mb=written(1e6),
-        tb=written(1e12 / 86_400),
-    ),
 ]
 
 # ---------------------------------------------------------------- what was simulated
@@ -83,4 +63,4 @@ SIMULATED = [
     ),
 ]
 
-CLAIMS = [*COORDINATORS, *JOURNAL, *SIMULATED]
+CLAIMS = [*COORDINATORS, *SIMULATED]

@@ -76,5 +76,33 @@ PLAN = [
     ),
 ]
 
-CLAIMS = [*CHAT, *PLAN]
+# ---------------------------------------------------------------- which loss bears old samples
+
+robustness = of("docs/sweep.md", "robustness.json")
+
+
+def at(loss: str, size: str, n: int, kind: str = "figures") -> Callable[[Any], str]:
+    """Write a row's mean exploitability and half its interval; with `differences`, less that of one step."""
+
+    def value(raw: Any) -> str:
+        (row,) = (each for each in raw["rows"] if each["name"] == f"size={size},loss={loss},n={n}")
+        found = row[kind]["exploitability"]
+        sign = "+" if kind == "differences" else ""
+        return f"{found['mean']:{sign}.3f} ± {(found['high'] - found['low']) / 2:.3f}"
+
+    return value
+
+
+ROBUSTNESS = [
+    robustness(
+        "16 steps instead of 1 change its exploitability by {small}, {medium} and {large}, from the smallest model",
+        **{size: at("dpo", size, 16, "differences") for size in ("small", "medium", "large")},
+    ),
+    robustness(
+        "at {ppo_medium} and {ppo_large} instead of {dpo_medium} and {dpo_large}.",
+        **{f"{loss}_{size}": at(loss, size, 16) for loss in ("ppo", "dpo") for size in ("medium", "large")},
+    ),
+]
+
+CLAIMS = [*CHAT, *PLAN, *ROBUSTNESS]
 """Numbers of both pages, each linked to the raw result that it was measured in."""
