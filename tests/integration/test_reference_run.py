@@ -19,7 +19,7 @@ from tests.processes import Marked
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(900)]
 
-UPDATES = 10
+UPDATES = 16
 
 
 def configured(directory: Path, model_dir: Path, **settings: Any) -> Path:

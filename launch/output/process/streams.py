@@ -14,6 +14,8 @@ import threading
 from collections import deque
 from typing import Any
 
+from actors.foreign.text import shown
+
 MOST_WAITING = 1 << 20
 """Bytes that wait for a reader; more are left out."""
 FLUSH_SECONDS = 0.5
@@ -49,7 +51,7 @@ def finish(code: int) -> int:
     except OSError as error:
         why = f"standard output cannot be written: {error.strerror}; free space, or write to another place"
         if not code:
-            print(f"offbeat: error: {why}", file=sys.stderr)
+            print(shown(f"offbeat: error: {why}"), file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what still waits
         return code or 1
     return code

@@ -190,7 +190,7 @@ def test_an_interrupted_run_is_compared_with_its_checkpoint(tmp_path: Path, offb
     [
         (["--set", "updates=3"], "--set updates=3: only learner.*, cluster.* and reference.* can be set"),
         (["--max-staleness", "-1"], "Invalid value for '--max-staleness'"),
-        (["--from", "update-0000003"], "update-0000003 cannot be used: there is no such directory"),
+        (["--from", "update-0000003"], "--from update-0000003: there is no such checkpoint in"),
         (["--output", "{run}/journal"], "journal is not empty; choose another with --output DIR"),
     ],
 )
