@@ -102,6 +102,7 @@ def test_every_section_that_is_searched_is_there() -> None:
 # ---------------------------------------------------------------- what would be found
 
 CHOSEN_BY = {
+    "anchor_map.json": {"weight", "horizon"},
     "driver.json": {"generators", "rate"},
     "lag.json": {"updates"},
     "nash.json": {"updates", "seed"},
