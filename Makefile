@@ -73,7 +73,7 @@ $(PRETRAINED)/config.json: | $(STAMP)
 check: lint  ## the linters, then every test that starts no engine; about five minutes, before each commit
 	@$(PYTEST) -q $(PARALLEL) -m "not gpu and not slow and not ray and not vllm and not long" $(TEST_ARGS)
 
-test: $(STAMP) pretrained  ## every promise, without a GPU, about 17 minutes; TEST_ARGS adds pytest arguments
+test: $(STAMP) pretrained  ## every promise, without a GPU, about 16 minutes; TEST_ARGS adds pytest arguments
 	@$(PYTEST) $(PARALLEL) -m "not gpu and not long" $(TEST_ARGS)
 
 long: $(STAMP) pretrained  ## the variants that `make test` leaves out, and property tests with all their examples
