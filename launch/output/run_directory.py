@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import socket
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from actors.errors import RunError, UsageError, writing
 from actors.files import TEMPORARY, atomic_write, discard, open_lock, unwritable
+from actors.foreign.documents import read_object
 from launch.output.process import supervisor
 from launch.settings.loading import LOCK, RECORDED, dump_config
 from launch.settings.run import NamedConfig
@@ -129,8 +129,8 @@ class RunDirectory:
     @property
     def completed(self) -> bool:
         """Whether the run's summary says that it completed."""
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            return bool(json.loads(self.summary.read_bytes()).get("status") == "completed")
+        with contextlib.suppress(UsageError):
+            return bool(read_object(self.summary).get("status") == "completed")
         return False
 
     @property

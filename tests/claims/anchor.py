@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 from actors.intervals import mean_interval
-from tests.claims.claim import of
+from tests.claims.claim import of, of_seeds
 
 PAGE = "docs/anchor.md"
 anchor = of(PAGE, "anchor.json")
@@ -39,17 +39,6 @@ def gain(place: int) -> Callable[[Any], float]:
         differences = [without[seed] - with_one[seed] for seed in without if seed in with_one]
         low, high = mean_interval(differences) or (0.0, 0.0)
         return (mean(differences), low, high)[place]
-
-    return value
-
-
-def with_interval(row: str) -> Figures:
-    """Write a row's mean over seeds and half its interval, as tables of sweeps do."""
-
-    def value(raw: Any) -> str:
-        (found,) = (each for each in raw["rows"] if each["name"] == row)
-        figure = found["figures"]["exploitability"]
-        return f"{figure['mean']:.3f} ± {(figure['high'] - figure['low']) / 2:.3f}"
 
     return value
 
@@ -128,10 +117,10 @@ CLAIMS = [
         "samples exactly 1 version old its gap to the best answer ends at {with_1} instead of {without_1}, on samples "
         "4 versions old at {with_4} instead of {without_4}.",
         weight=lambda raw: raw["axes"]["anchor"][1],
-        with_1=with_interval("anchor=0.8,staleness=1"),
-        without_1=with_interval("anchor=0,staleness=1"),
-        with_4=with_interval("anchor=0.8,staleness=4"),
-        without_4=with_interval("anchor=0,staleness=4"),
+        with_1=of_seeds("anchor=0.8,staleness=1"),
+        without_1=of_seeds("anchor=0,staleness=1"),
+        with_4=of_seeds("anchor=0.8,staleness=4"),
+        without_4=of_seeds("anchor=0,staleness=4"),
     ),
     of("README.md", "anchor.json")(
         "online DPO on opponents 16 updates old ends at an exploitability of {with_one:.2f} with one; without, even on "

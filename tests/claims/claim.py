@@ -68,6 +68,18 @@ def of(page: str, raw: str) -> Maker:
     return lambda text, at="", **computed: Claim(page, raw, text, at, computed)
 
 
+def of_seeds(row: str, kind: str = "figures") -> Callable[[Any], str]:
+    """Write a sweep's mean exploitability of a row and half its interval; of `differences`, with the sign."""
+
+    def value(raw: Any) -> str:
+        (wanted,) = (each for each in raw["rows"] if each["name"] == row)
+        figure = wanted[kind]["exploitability"]
+        sign = "+" if kind == "differences" else ""
+        return f"{figure['mean']:{sign}.3f} ± {(figure['high'] - figure['low']) / 2:.3f}"
+
+    return value
+
+
 def found(raw: Any, path: str) -> Any:
     """Follow a path. A slash between spaces belongs to a key."""
     for step in re.split(r"(?<! )/(?! )", path) if path else []:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.claims.claim import of, raw_result
+from tests.claims.claim import of, of_seeds, raw_result
 
 # ---------------------------------------------------------------- a real model at several bounds
 
@@ -82,15 +82,7 @@ robustness = of("docs/sweep.md", "robustness.json")
 
 
 def at(loss: str, size: str, n: int, kind: str = "figures") -> Callable[[Any], str]:
-    """Write a row's mean exploitability and half its interval; with `differences`, less that of one step."""
-
-    def value(raw: Any) -> str:
-        (row,) = (each for each in raw["rows"] if each["name"] == f"size={size},loss={loss},n={n}")
-        found = row[kind]["exploitability"]
-        sign = "+" if kind == "differences" else ""
-        return f"{found['mean']:{sign}.3f} ± {(found['high'] - found['low']) / 2:.3f}"
-
-    return value
+    return of_seeds(f"size={size},loss={loss},n={n}", kind)
 
 
 ROBUSTNESS = [
