@@ -29,7 +29,7 @@ from tests.claims.figures import SECTIONS, figures
 MODULES = (anchor, benchmarks_games, benchmarks_speed, benchmarks_system, lora, pages, scale, sweeps, vstar)
 CLAIMS = [claim for module in MODULES for claim in module.CLAIMS]
 
-MISSING = 2
+MISSING = 1
 """Texts in `unsupported.txt`. Lower it with each one that is measured; it never rises."""
 
 

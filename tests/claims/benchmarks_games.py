@@ -92,4 +92,12 @@ LAGS = [
     ),
 ]
 
-CLAIMS = [*ROUTES, *LAGS]
+ON_POLICY = [
+    of(PAGE, "on_policy.json")(
+        "Over {ledger/trained:,} groups the largest difference of any token was {largest} nats",
+        at="summary",
+        largest=lambda summary: f"{summary['log_ratio_max']:.1e}".replace("e-0", "e-"),
+    ),
+]
+
+CLAIMS = [*ROUTES, *LAGS, *ON_POLICY]
