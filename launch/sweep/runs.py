@@ -13,16 +13,18 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from actors.errors import INTERRUPTED, UsageError, writing
 from actors.foreign.documents import read_object
+from launch.output.board import clock
 from launch.output.process import interrupts
 from launch.output.process.supervisor import die_with_parent
 from launch.settings.loading import RECORDED
+from launch.sweep.left import seconds_left
 from launch.sweep.plan import PlannedRun
 
 POLL_SECONDS = 0.1
@@ -80,6 +82,7 @@ def run_all(
     if skipped:
         tell(f"{skipped} of {len(runs)} runs are completed and skipped")
     running: dict[int, _Process] = {}
+    pace = _Pace(runs, len(slots))
     with _heard() as signals:
         try:
             while running or (waiting and not signals):
@@ -87,12 +90,14 @@ def run_all(
                     process.pass_on(signals)
                 for slot in sorted(set(range(len(slots))) - set(running)) if not signals else ():
                     if waiting:
+                        left = pace.left(running.values(), waiting)
                         running[slot] = _Process(waiting.popleft(), slots[slot], command)
-                        tell(running[slot].began(len(runs) - len(waiting), len(runs)))
+                        tell(f"{running[slot].began}: {len(runs) - len(waiting)} of {len(runs)}{left}")
                 time.sleep(POLL_SECONDS)
                 for slot, process in list(running.items()):
                     if process.ended:
                         del running[slot]
+                        pace.note(process)
                         _note(process, bool(signals), ended, tell)
         finally:
             for process in running.values():  # after an error of this process alone
@@ -117,7 +122,7 @@ class _Process:
 
     def __init__(self, run: PlannedRun, environment: Mapping[str, str], command: Command) -> None:
         self.run, self.resumed = run, status_of(run) == "begun"
-        self.passed_on = 0
+        self.passed_on, self._since = 0, time.monotonic()
         words = command(run)
         with writing(f"to the output directory {run.directory.parent}", "then give the same command again"):
             run.directory.parent.mkdir(parents=True, exist_ok=True)
@@ -135,9 +140,15 @@ class _Process:
                     preexec_fn=die_with_parent,
                 )
 
-    def began(self, number: int, of: int) -> str:
-        """Say what was started."""
-        return f"{self.run.name} {'goes on' if self.resumed else 'begins'}: {number} of {of}"
+    @property
+    def began(self) -> str:
+        """What was started, and how."""
+        return f"{self.run.name} {'goes on' if self.resumed else 'begins'}"
+
+    @property
+    def seconds(self) -> float:
+        """Since its start."""
+        return time.monotonic() - self._since
 
     @property
     def ended(self) -> bool:
@@ -159,6 +170,32 @@ class _Process:
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         self._process.wait()
+
+
+class _Pace:
+    """How long runs of each row take: those of earlier calls by their summaries, those of this call by the clock."""
+
+    def __init__(self, runs: Sequence[PlannedRun], slots: int) -> None:
+        self._slots = slots
+        self._taken: dict[str, list[float]] = {}
+        for run in runs:
+            seconds = (summary_of(run) or {}).get("wall_seconds")
+            if status_of(run) == "completed" and isinstance(seconds, int | float):
+                self._add(run, seconds)
+
+    def note(self, process: _Process) -> None:
+        """Take in a run that ended, if its process did all of it."""
+        if process.code == 0 and not process.resumed:
+            self._add(process.run, process.seconds)
+
+    def left(self, running: Iterable[_Process], waiting: Iterable[PlannedRun]) -> str:
+        """Say how long all runs still take; nothing before one is completed."""
+        going_on = [(process.run.row.name, process.seconds) for process in running]
+        seconds = seconds_left(self._taken, going_on, [run.row.name for run in waiting], self._slots)
+        return "" if seconds is None else f", about {clock(seconds)} left"
+
+    def _add(self, run: PlannedRun, seconds: float) -> None:
+        self._taken.setdefault(run.row.name, []).append(seconds)
 
 
 @contextlib.contextmanager

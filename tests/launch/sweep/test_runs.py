@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -89,9 +90,23 @@ def test_a_run_that_fails_stops_no_other_and_goes_on_at_the_next_call(runs: list
     train.started.clear()
     again = run_all(runs, [{}], said.append, train)
     assert (again.failed, train.started) == ({}, [("staleness=4/seed-0", True), ("staleness=4/seed-1", True)])
-    assert "staleness=4/seed-0 goes on: 3 of 4" in said
+    assert any(text.startswith("staleness=4/seed-0 goes on: 3 of 4") for text in said)
     assert runs[1].resumed_mark.exists()
     assert not runs[0].resumed_mark.exists()
+
+
+def test_once_a_row_has_a_completed_run_each_start_says_how_long_the_sweep_still_takes(
+    runs: list[PlannedRun], tmp_path: Path
+) -> None:
+    train, said = FakeTrain(tmp_path), list[str]()
+    run_all(runs[:1], [{}], said.append, train)
+    assert "left" not in "".join(said)
+    summary = runs[0].directory / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"wall_seconds": 1000.0}))
+    said.clear()
+    run_all(runs, [{}], said.append, train)
+    assert said[1] == "staleness=4/seed-0 begins: 2 of 4, about 0:50:00 left", "three runs of its mean"
+    assert said[3].startswith("staleness=0/seed-1 begins: 3 of 4, about 0:16:40 left"), "one known, one just measured"
 
 
 def test_a_run_that_is_refused_tells_the_reason(runs: list[PlannedRun], tmp_path: Path) -> None:
