@@ -37,9 +37,12 @@ def add_init(app: Typer) -> None:
             str | None, Option(metavar="COLUMN", help="column with gold answers; unset: found by name")
         ] = None,
         output: Annotated[Path | None, Option(metavar="DIR", help="directory of the run; unset: runs/NAME")] = None,
+        gpus: Annotated[
+            str | None, Option(metavar="NxGB", help="GPUs of the node that the run is for, such as 8x80; unset: these")
+        ] = None,
         force: Annotated[bool, Option("--force", help="replace FILE.yaml if it exists")] = False,
     ) -> int:
-        """Write a configuration for your model, data and judge on this machine."""
+        """Write a configuration for your model, data and judge on this machine, or on a node with other GPUs."""
         from launch.begin.writing import Request, write
 
-        return write(Request(file, model, data, judge, loss, prompt, answer, output, force))
+        return write(Request(file, model, data, judge, loss, prompt, answer, output, force, gpus))

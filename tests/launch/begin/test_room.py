@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from launch.begin.lines import Line, tree_of
-from launch.begin.room import Fitted, Machine, fit, learning_rate
+from launch.begin.place import Machine
+from launch.begin.room import Fitted, fit, learning_rate
 from launch.doctor import checkup, machine
 from launch.doctor.machine import Gpu, Memory
 from launch.doctor.model_facts import ModelFacts
@@ -63,6 +64,19 @@ def test_two_cores_train_a_small_model_with_defaults(fitted):
     result = fitted(SMOL, cores=2, memory=24)
     assert not [key for key in values(result) if key.startswith(("learner.", "cluster."))]
     assert errors(result) == []
+
+
+def test_memory_and_places_of_this_machine_say_nothing_of_another_node(monkeypatch):
+    monkeypatch.setattr(checkup, "read_model", lambda path: LLAMA_8B)
+    monkeypatch.setattr(machine, "memory", lambda: Memory(4 * GIB, 4 * GIB))
+    cards = [Gpu(number, "", 80 * 10**9, 0, "") for number in range(8)]
+    node = fit(LINES, Machine(64, cards, "a node", here=False), LLAMA_8B, loads_judge=False)
+    assert node.left == ()
+    assert values(node)["learner.ranks"] == 4
+    small = [Gpu(number, "", 8 * 10**9, 0, "") for number in range(2)]
+    tight = fit(LINES, Machine(16, small, "a node", here=False), LLAMA_8B, loads_judge=False)
+    assert "error" in [finding.level for finding in tight.left], "8 billion parameters do not fit on two of 8 GB"
+    assert all(finding.name.endswith("GPU") for finding in tight.left)
 
 
 def test_little_memory_takes_smaller_passes_and_then_adapters(fitted):

@@ -77,6 +77,25 @@ def test_own_prompts_and_an_own_function_pass_the_doctor(here, model, capsys):
     assert config.replay.prompts_per_update == config.evaluation.prompts == 6
 
 
+def test_a_file_for_a_node_with_gpus_is_written_where_there_are_none(here, model, capsys):
+    given = ["--model", str(model), "--data", "prompts.jsonl", "--judge", "my_judges.py:brevity"]
+    assert main(["init", "run.yaml", *given, "--gpus", "8x80"]) == 0
+    out = capsys.readouterr().out
+    assert "note: the run is for a node with 8 GPUs of 80 GB" in out
+    assert "Next, on that node or through `offbeat submit`:\n    offbeat doctor run.yaml\n" in out
+    assert "error" not in out, "this machine's lack of GPUs is none of that node's"
+    config = load_config("run.yaml")
+    assert (config.generators.count, config.learner.ranks, config.learner.gpus_per_rank) == (4, 4, 1.0)
+    assert config.publication.transport == "nccl"
+    assert "for a node with 8 GPUs of 80 GB" in Path("run.yaml").read_text()
+
+
+def test_gpus_that_are_no_number_and_size_are_refused_before_anything_is_written(here, model, capsys):
+    assert main(["init", "run.yaml", "--model", str(model), "--data", "prompts.jsonl", "--gpus", "8"]) == 2
+    assert "--gpus 8: give the number of GPUs of one node" in capsys.readouterr().err
+    assert not Path("run.yaml").exists()
+
+
 def test_the_file_is_short_and_every_line_that_was_chosen_says_why(here, model):
     given = {"--model": str(model), "--data": "prompts.jsonl", "--judge": "my_judges.py:brevity", "--output": "out"}
     assert main(["init", "run.yaml", *[word for pair in given.items() for word in pair]]) == 0
