@@ -48,7 +48,7 @@ def slurm(
     config: Config,
     overrides: Overrides = None,
     nodes: Annotated[int, Option(help="hosts")] = 1,
-    gpus_per_node: Annotated[int, Option(help="GPUs on each host; 0 for CPU only")] = 8,
+    gpus_per_node: Annotated[int | None, Option(metavar="N", help="unset: the GPUs of each host that it needs")] = None,
     time: Annotated[str, Option(metavar="LIMIT", help="minutes, HH:MM:SS or D-HH:MM:SS")] = "24:00:00",
     partition: Annotated[str | None, Option(help="unset: the site's default")] = None,
     account: Annotated[str | None, Option(help="unset: the site's default")] = None,
@@ -67,11 +67,14 @@ def slurm(
 ) -> int:
     """Run training as a Slurm batch job on its own Ray cluster."""
     training = _training(config, overrides, resume)
+    from launch.submit.needs import gpus_per_node as needed
     from launch.submit.slurm import SlurmOptions, plan_slurm, submit_slurm
-    from launch.submit.training import existing_directory
+    from launch.submit.training import existing_directory, tell
 
     root, mounted = existing_directory(working_dir), tuple(container_mounts or ())
-    options = SlurmOptions(nodes, time, gpus_per_node, partition, account, exclude, notice, requeue, container, mounted)
+    gpus, notes = needed(training.settings, max(1, nodes), gpus_per_node, "--gpus-per-node")
+    tell(notes)
+    options = SlurmOptions(nodes, time, gpus, partition, account, exclude, notice, requeue, container, mounted)
     return submit_slurm(training, plan_slurm(training, options, root, sys.executable), root, dry_run=dry_run)
 
 
@@ -98,7 +101,7 @@ def kuberay(
     image: Annotated[str, Option(metavar="NAME", help="image with Offbeat that the cluster can pull")] = "offbeat:cuda",
     namespace: Annotated[str, Option(help="Kubernetes namespace")] = "default",
     workers: Annotated[int, Option(metavar="N", help="pods with GPUs; 0: one pod, the head")] = 1,
-    gpus_per_worker: Annotated[int, Option(metavar="N", help="GPUs of each of them; 0 for CPU only")] = 8,
+    gpus_per_worker: Annotated[int | None, Option(metavar="N", help="GPUs of each; unset: those that it needs")] = None,
     cpus: Annotated[str, Option(metavar="AMOUNT", help="CPU cores of each pod")] = "16",
     memory: Annotated[str, Option(metavar="AMOUNT", help="memory of each pod, shared memory included")] = "128Gi",
     volume: Annotated[
@@ -116,10 +119,13 @@ def kuberay(
     """Run training on Kubernetes, as a RayJob of KubeRay."""
     training = _training(config, overrides, resume)
     from launch.submit.kuberay import KuberayOptions, Volume, plan_kuberay, submit_kuberay
-    from launch.submit.needs import shared_memory_mib
+    from launch.submit.needs import gpus_per_node, shared_memory_mib
+    from launch.submit.training import tell
 
     volumes = tuple(map(Volume.parse, volume or ()))
-    options = KuberayOptions(image, namespace, workers, gpus_per_worker, cpus, memory, volumes, secret, retries)
+    gpus, notes = gpus_per_node(training.settings, max(1, workers), gpus_per_worker, "--gpus-per-worker")
+    tell(notes)
+    options = KuberayOptions(image, namespace, workers, gpus, cpus, memory, volumes, secret, retries)
     needed = shared_memory or shared_memory_mib(training.settings)
     manifests = plan_kuberay(training, options, shared_memory_mib=needed)
     return submit_kuberay(training, options, manifests, dry_run=dry_run)

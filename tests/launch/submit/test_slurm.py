@@ -104,9 +104,9 @@ def test_a_dry_run_prints_the_script_and_queues_nothing(config, capsys, monkeypa
 def test_a_path_that_only_this_machine_has_is_told(config, capsys, monkeypatch):
     monkeypatch.setattr("launch.submit.paths.OF_ONE_MACHINE", ("/shared",))
     assert main(["submit", "slurm", str(config), "--dry-run"]) == 0
-    assert capsys.readouterr().err == (
-        "warning: output: /shared/run is on this machine's own disk or memory, and other nodes do not see it; put it "
-        "on shared storage\n"
+    assert capsys.readouterr().err.endswith(
+        "GPUs\nwarning: output: /shared/run is on this machine's own disk or memory, and other nodes do not see it; "
+        "put it on shared storage\n"
     )
 
 
@@ -239,6 +239,17 @@ def script_of(bin_dir: Path, **changes: Any) -> str:
     asked = replace(asked, container=changes.pop("container", None))
     run = SlurmRun(["first"], ["again"], "out", bin_dir.parent, str(bin_dir / "python"), shared_memory_mib=1)
     return slurm.render_sbatch(asked, replace(run, **changes))
+
+
+@pytest.mark.parametrize("ended", ["ray", "python"])
+def test_a_head_that_does_not_start_ends_the_job_at_once(slurm_stand_ins, ended):
+    executable(slurm_stand_ins / ended, "exit 1")
+    if ended == "ray":
+        executable(slurm_stand_ins / "python", "exec sleep 100")
+    process = batch(script_of(slurm_stand_ins), slurm_stand_ins)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+    assert "the Ray head on localhost did not start; its log is under /tmp/ray-7" in output
 
 
 SAVES = "trap 'mkdir -p out/checkpoints/update-0000002; exit 130' TERM\ntouch out/started\nwhile :; do sleep 0.05; done"

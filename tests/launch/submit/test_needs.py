@@ -1,0 +1,80 @@
+"""The GPUs that a job asks for: counted by hand from what presets share out, and refused before a job is queued."""
+
+from __future__ import annotations
+
+import pytest
+
+from actors.errors import UsageError
+from launch.cli import main
+from launch.settings.loading import load_config
+from launch.submit.needs import MOST_GPUS, gpus_per_node
+
+GIVEN = ("model.path=m", "prompts.source=p", "judging.judge.path=j")
+"""What presets for GPUs leave to the user."""
+
+
+def needed(preset: str, nodes: int = 1, asked: int | None = None, *overrides: str) -> tuple[int, list[str]]:
+    given = () if preset == "embedded" else GIVEN
+    return gpus_per_node(load_config(preset, (*given, *overrides)), nodes, asked, "--gpus-per-node")
+
+
+@pytest.mark.parametrize(
+    ("preset", "nodes", "overrides", "expected"),
+    [
+        ("gpu-1", 1, (), 1),
+        ("node-8gpu", 1, (), 8),
+        ("cluster-2node", 2, (), 8),
+        ("node-8gpu", 1, ("generators.count=2",), 7),
+        ("node-8gpu", 1, ("generators.count=5", "generators.min_count=1", "publication.transport=object_store"), 10),
+    ],
+)
+def test_unset_it_is_what_the_run_needs_with_all_its_generators(preset, nodes, overrides, expected):
+    assert needed(preset, nodes, None, *overrides) == (expected, [])
+
+
+def test_shares_of_a_gpu_are_not_summed_up():
+    """0.6 and 0.6 are 1.2 GPUs, and no two of them fit on one."""
+    shares = ("learner.ranks=2", "learner.gpus_per_rank=0.6", "generators.gpus=0.4", "generators.count=2")
+    shares += ("judging.judge.gpus=0",)
+    assert needed("gpu-1", 1, None, *shares)[0] == 2
+    assert needed("gpu-1", 1, None, *shares, "generators.count=1", "learner.ranks=3")[0] == 3
+
+
+def test_more_are_the_user_s_own_choice():
+    assert needed("node-8gpu", 1, 9) == (9, [])
+
+
+def test_too_few_are_refused_before_the_job_is_queued():
+    with pytest.raises(UsageError, match="--gpus-per-node 4 is too few: the run needs 8 on the node; ask for more"):
+        needed("node-8gpu", 1, 4)
+    with pytest.raises(UsageError, match="--gpus-per-node 7 is too few: the run needs 8 on each of the 2 nodes"):
+        needed("cluster-2node", 2, 7)
+
+
+def test_an_engine_that_no_node_holds_is_refused():
+    with pytest.raises(UsageError, match="generator 1 of 3 needs"):
+        needed("node-8gpu", 1, None, f"generators.tensor_parallel_size={2 * MOST_GPUS}")
+
+
+def test_a_run_on_cpu_asks_for_none_and_says_so():
+    assert needed("embedded", 1) == (
+        0,
+        ["the run is on CPU and asks for no GPU: `offbeat init --gpus 8x80` writes one for GPUs"],
+    )
+    gpus, (note,) = needed("embedded", 1, 8)
+    assert gpus == 8
+    assert note == "the run is on CPU (learner.gpus_per_rank 0) and uses none of the GPUs of --gpus-per-node 8"
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["slurm", "node-8gpu", "--gpus-per-node", "4"], "--gpus-per-node 4"),
+        (["kuberay", "node-8gpu", "--image", "r/o:1", "--gpus-per-worker", "4"], "--gpus-per-worker 4"),
+    ],
+)
+def test_launchers_ask_before_they_print_a_script(words, option, capsys):
+    assert main(["submit", *words, *GIVEN, "--dry-run"]) == 2
+    captured = capsys.readouterr()
+    assert f"{option} is too few" in captured.err
+    assert captured.out == ""
