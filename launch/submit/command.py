@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,7 +103,9 @@ def kuberay(
     namespace: Annotated[str, Option(help="Kubernetes namespace")] = "default",
     workers: Annotated[int, Option(metavar="N", help="pods with GPUs; 0: one pod, the head")] = 1,
     gpus_per_worker: Annotated[int | None, Option(metavar="N", help="GPUs of each; unset: those that it needs")] = None,
-    cpus: Annotated[str, Option(metavar="AMOUNT", help="CPU cores of each pod")] = "16",
+    cpus: Annotated[
+        str | None, Option(metavar="AMOUNT", help="CPU cores of each pod; unset: 16, or the more that it needs")
+    ] = None,
     memory: Annotated[str, Option(metavar="AMOUNT", help="memory of each pod, shared memory included")] = "128Gi",
     volume: Annotated[
         list[str] | None,
@@ -118,16 +121,20 @@ def kuberay(
 ) -> int:
     """Run training on Kubernetes, as a RayJob of KubeRay."""
     training = _training(config, overrides, resume)
-    from launch.submit.kuberay import KuberayOptions, Volume, plan_kuberay, submit_kuberay
-    from launch.submit.needs import gpus_per_node, shared_memory_mib
+    from launch.submit.kuberay import CORES, KuberayOptions, Volume, plan_kuberay, submit_kuberay
+    from launch.submit.needs import cores_per_node, gpus_per_node, shared_memory_mib
     from launch.submit.training import tell
 
     volumes = tuple(map(Volume.parse, volume or ()))
-    gpus, notes = gpus_per_node(training.settings, max(1, workers), gpus_per_worker, "--gpus-per-worker")
+    pods = max(1, workers)
+    gpus, notes = gpus_per_node(training.settings, pods, gpus_per_worker, "--gpus-per-worker")
     tell(notes)
-    options = KuberayOptions(image, namespace, workers, gpus, cpus, memory, volumes, secret, retries)
-    needed = shared_memory or shared_memory_mib(training.settings)
-    manifests = plan_kuberay(training, options, shared_memory_mib=needed)
+    asked = float(cpus) if cpus is not None and re.fullmatch(r"\d{1,6}(\.\d+)?", cpus) else None
+    needed = cores_per_node(training.settings, pods, gpus, asked, "--cpus")
+    cores = cpus or str(max(CORES, needed))
+    options = KuberayOptions(image, namespace, workers, gpus, cores, memory, volumes, secret, retries)
+    shared = shared_memory or shared_memory_mib(training.settings)
+    manifests = plan_kuberay(training, options, shared_memory_mib=shared)
     return submit_kuberay(training, options, manifests, dry_run=dry_run)
 
 

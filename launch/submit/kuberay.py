@@ -31,6 +31,8 @@ PATIENCE = 60
 """Failed questions in a row after which the cluster counts as lost."""
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 _IMAGE = re.compile(r"\S+")
+CORES = 16
+"""Of a pod, if the run does not need more."""
 _QUANTITY = re.compile(r"\d+(\.\d+)?([kMGTP]|[KMGTP]i)?")
 _VOLUME = re.compile(r"(?P<claim>[a-z0-9]([a-z0-9.-]*[a-z0-9])?):(?P<path>/[^:\s]+?)/?(?P<ro>:ro)?")
 
@@ -59,7 +61,7 @@ class KuberayOptions:
     namespace: str = "default"
     workers: int = 1  # pods with GPUs; 0: the head has them
     gpus: int = 8  # of each pod that has any
-    cpus: str = "16"
+    cpus: str = str(CORES)
     memory: str = "128Gi"
     volumes: tuple[Volume, ...] = ()  # the run starts in the first
     secret: str | None = None  # its keys become environment variables

@@ -1,8 +1,9 @@
-"""What a run needs of machines that somebody else sets up: their GPUs and their shared memory."""
+"""What a run needs of machines that somebody else sets up: their GPUs, cores and shared memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from actors.errors import UsageError
@@ -42,28 +43,57 @@ def gpus_per_node(config: RunConfig, nodes: int, asked: int | None, option: str)
         if not asked:
             return 0, ["the run is on CPU and asks for no GPU: `offbeat init --gpus 8x80` writes one for GPUs"]
         return asked, [f"the run is on CPU (learner.gpus_per_rank 0) and uses none of the GPUs of {option} {asked}"]
-    required = run_actors(config)
-    least = _fewest(required, nodes)
+    least = _fewest_gpus(run_actors(config), nodes)
     if asked is None:
-        others = [actor for actor in required if actor.role != GENERATOR]
-        return _fewest([*others, *(actor for actor in sampling_actors(config) if actor.role == GENERATOR)], nodes), []
+        return _fewest_gpus(_with_all_generators(config), nodes), []
     if asked < least:
-        on = "the node" if nodes == 1 else f"each of the {nodes} nodes"
-        raise UsageError(
-            f"{option} {asked} is too few: the run needs {least} on {on}; ask for more, or lower generators.count, "
-            "learner.ranks or their shares of a GPU"
-        )
+        raise _too_few(f"{option} {asked}", least, nodes, "their shares of a GPU")
     return asked, []
 
 
-def _fewest(actors: Iterable[Actor], nodes: int) -> int:
-    """Return the fewest GPUs of each node that hold all actors. Raises UsageError if no node holds them."""
+def cores_per_node(config: RunConfig, nodes: int, gpus: int, asked: float | None, option: str) -> int:
+    """Return the cores that the run needs on each node of `gpus` GPUs. Raises UsageError if `asked` are too few."""
+    least = _fewest_cores(run_actors(config), nodes, gpus)
+    if asked is not None and asked < least:
+        raise _too_few(f"{option} {asked:g}", least, nodes, "their cores (generators.cpus, learner.cpus_per_rank)")
+    return least
+
+
+def _with_all_generators(config: RunConfig) -> list[Actor]:
+    """List a run's actors with every generator, also those that may join later."""
+    others = [actor for actor in run_actors(config) if actor.role != GENERATOR]
+    return [*others, *(actor for actor in sampling_actors(config) if actor.role == GENERATOR)]
+
+
+def _fewest_gpus(actors: Iterable[Actor], nodes: int) -> int:
     alone = [replace(actor, cpus=0.0, custom={}, labels={}) for actor in actors]
-    for count in range(1, MOST_GPUS):
+    return _first_with_room(alone, ([Node(0.0, count)] * nodes for count in range(1, MOST_GPUS + 1)))[0].gpus
+
+
+def _fewest_cores(actors: Iterable[Actor], nodes: int, gpus: int) -> int:
+    alone = [replace(actor, custom={}, labels={}) for actor in actors]
+    total = sum(actor.cpus for actor in alone)
+    counts = range(math.ceil(total / nodes), math.ceil(total) + 1)
+    return int(_first_with_room(alone, ([Node(float(count), gpus)] * nodes for count in counts))[0].cpus)
+
+
+def _first_with_room(actors: Sequence[Actor], choices: Iterable[list[Node]]) -> list[Node]:
+    """Return the first nodes that hold all actors. Raises UsageError of the last ones if none do."""
+    problem = None
+    for nodes in choices:
         try:
-            place(alone, [Node(0.0, count)] * nodes)
-        except UsageError:
-            continue
-        return count
-    place(alone, [Node(0.0, MOST_GPUS)] * nodes)
-    return MOST_GPUS
+            place(actors, nodes)
+        except UsageError as error:
+            problem = error
+        else:
+            return nodes
+    assert problem is not None
+    raise problem
+
+
+def _too_few(asked: str, least: int, nodes: int, shares: str) -> UsageError:
+    on = "the node" if nodes == 1 else f"each of the {nodes} nodes"
+    return UsageError(
+        f"{asked} is too few: the run needs {least} on {on}; ask for more, or lower generators.count, learner.ranks or "
+        f"{shares}"
+    )

@@ -7,7 +7,7 @@ import pytest
 from actors.errors import UsageError
 from launch.cli import main
 from launch.settings.loading import load_config
-from launch.submit.needs import MOST_GPUS, gpus_per_node
+from launch.submit.needs import MOST_GPUS, cores_per_node, gpus_per_node
 
 GIVEN = ("model.path=m", "prompts.source=p", "judging.judge.path=j")
 """What presets for GPUs leave to the user."""
@@ -64,6 +64,26 @@ def test_a_run_on_cpu_asks_for_none_and_says_so():
     gpus, (note,) = needed("embedded", 1, 8)
     assert gpus == 8
     assert note == "the run is on CPU (learner.gpus_per_rank 0) and uses none of the GPUs of --gpus-per-node 8"
+
+
+def test_cores_are_those_of_the_node_that_needs_most():
+    """Ranks and generators of 4 cores each, two of 8 GPUs: rank 0 to 3 and a judge on one, four generators on both."""
+    config = load_config("node-8gpu", (*GIVEN, "learner.cpus_per_rank=4", "generators.cpus=5", "judging.judge.gpus=0"))
+    assert cores_per_node(config, 1, 8, None, "--cpus") == 4 * 4 + 3 * 5
+    assert cores_per_node(config, 2, 4, None, "--cpus") == 16, "the ranks fill one node, the generators the other"
+    assert cores_per_node(config, 2, 4, 16.0, "--cpus") == 16
+    with pytest.raises(UsageError, match=r"--cpus 15\.5 is too few: the run needs 16 on each of the 2 nodes"):
+        cores_per_node(config, 2, 4, 15.5, "--cpus")
+
+
+def test_a_pod_has_the_cores_that_the_run_needs_and_sixteen_at_least(capsys):
+    words = ["submit", "kuberay", "node-8gpu", "--image", "r/o:1", *GIVEN, "--dry-run"]
+    assert main([*words, "learner.cpus_per_rank=8", "generators.cpus=4"]) == 0
+    assert "cpu: '44'" in capsys.readouterr().out, "4 ranks of 8 and 3 generators of 4"
+    assert main([*words, "learner.cpus_per_rank=1", "generators.cpus=1"]) == 0
+    assert "cpu: '16'" in capsys.readouterr().out
+    assert main([*words, "--cpus", "4", "learner.cpus_per_rank=8"]) == 2
+    assert "--cpus 4 is too few" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
