@@ -226,13 +226,16 @@ def show_config(
 def doctor(
     config: Annotated[str | None, Argument(metavar="CONFIG", help=f"{PRESETS}; none: machine only")] = None,
     overrides: Overrides = None,
+    gpus: Annotated[
+        str | None, Option(metavar="NxGB", help="GPUs of the node that the run is for, such as 8x80; unset: these")
+    ] = None,
     json: Annotated[bool, Option("--json", help="print one JSON object instead of lines")] = False,
 ) -> int:
-    """Check whether this machine can hold a run."""
+    """Check whether this machine, or a node with other GPUs, can hold a run."""
     run_config = None if config is None else _load("train", config, overrides)
     from launch.doctor.checkup import run_doctor
 
-    return run_doctor(run_config, json=json)
+    return run_doctor(run_config, json=json, gpus=gpus)
 
 
 def main(arguments: Sequence[str] | None = None, *, told: bool = False) -> int:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actors.errors import UsageError
 from launch.doctor import machine
 from launch.doctor.machine import Gpu
+from launch.doctor.node import described, what
 
 CORES_PER_GPU = 8
 """Of a node with GPUs that is not this machine; nodes have more."""
-MOST_GPUS, MOST_GB = 64, 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +20,7 @@ class Machine:
     cores: int
     gpus: Sequence[Gpu] = ()
     what: str = "this machine"
-    here: bool = True  # so that its memory, disks and places can be measured
+    asked: str | None = None  # how the user described it; None: it is this machine
 
 
 def machine_for(gpus: str | None) -> tuple[Machine, list[str]]:
@@ -44,14 +42,6 @@ def _this_machine() -> tuple[Machine, list[str]]:
 
 
 def _described(text: str) -> tuple[Machine, list[str]]:
-    found = re.fullmatch(r"(\d{1,6})x(\d{1,6})(?:GB?)?", text.strip(), re.IGNORECASE)
-    count, size = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not (1 <= count <= MOST_GPUS and 1 <= size <= MOST_GB):
-        raise UsageError(
-            f"--gpus {text}: give the number of GPUs of one node, 1 to {MOST_GPUS}, and the GB of each, 1 to "
-            f"{MOST_GB}, such as 8x80"
-        )
-    cards = [Gpu(index, "", size * 10**9, 0, "") for index in range(count)]
-    what = f"a node with {count} GPU{'' if count == 1 else 's'} of {size} GB"
-    said = f"the run is for {what}: `offbeat doctor` there tells whether its cores, memory and disk suffice"
-    return Machine(CORES_PER_GPU * count, cards, what, here=False), [said]
+    cards = described(text)
+    said = f"the run is for {what(cards)}, whose cores, memory and disk are not known here"
+    return Machine(CORES_PER_GPU * len(cards), cards, what(cards), text), [said]

@@ -25,9 +25,8 @@ MOST_CACHE_MIB = 1024
 SEQUENCES = 64
 """Sequences of full length that an engine's cache on CPU should hold."""
 FEW_SEQUENCES = 16  # where memory is short
-GPU_ROOM = ("learner GPU", "engine GPU", "judge GPU", "shared GPU")
-ROOM = ("memory", "/dev/shm", "placement", *GPU_ROOM)
-"""Checks of the doctor that more frugal settings can pass; on another machine only those of its GPUs."""
+ROOM = ("memory", "/dev/shm", "placement", "learner GPU", "engine GPU", "judge GPU", "shared GPU")
+"""Checks of the doctor that more frugal settings can pass."""
 SMALL_MODEL = 1_000_000_000
 """Parameters below which a model takes a higher learning rate."""
 
@@ -48,14 +47,13 @@ def fit(lines: Sequence[Line], machine: Machine, policy: ModelFacts | None, *, l
         loads_judge: whether judges hold a model of their own, which takes a share of a GPU.
     """
     best: Fitted | None = None
-    room = ROOM if machine.here else GPU_ROOM
     for rung in _rungs(lines, machine, policy, loads_judge):
         config = _config([*lines, *rung])
-        bad = tuple(each for each in static_checks(config, list(machine.gpus)) if each.level != "ok")
-        bad = bad if machine.here else tuple(each for each in bad if each.name in room)
-        if best is None or _weight(bad, room) <= _weight(best.left, room):  # of equal ones the most frugal
+        found = static_checks(config, list(machine.gpus), here=machine.asked is None)
+        bad = tuple(each for each in found if each.level != "ok")
+        if best is None or _weight(bad) <= _weight(best.left):  # of equal ones the most frugal
             best = Fitted(tuple(rung), bad)
-        if not any(_weight(bad, room)):
+        if not any(_weight(bad)):
             break
     assert best is not None
     return best
@@ -81,8 +79,8 @@ def _config(lines: Sequence[Line]) -> RunConfig:
         raise UsageError(f"{key}: {said}; change what the command was given") from None
 
 
-def _weight(findings: Sequence[Finding], room: Sequence[str]) -> tuple[int, int]:
-    levels = [finding.level for finding in findings if finding.name in room]
+def _weight(findings: Sequence[Finding]) -> tuple[int, int]:
+    levels = [finding.level for finding in findings if finding.name in ROOM]
     return levels.count("error"), levels.count("warning")
 
 

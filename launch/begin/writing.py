@@ -253,6 +253,6 @@ def _tell(request: Request, notes: Sequence[str], fitted: Fitted, here: Machine)
         print(shown(f"note: {note}"))
     for finding in fitted.left:
         print(shown(f"{finding.level}: {finding.name}: {finding.text}; {finding.remedy}"))
-    where = "" if here.here else ", on that node or through `offbeat submit`"
-    print(shown(f"{request.file} is written. Next{where}:\n", lines=True) + shown(f"    offbeat doctor {request.file}"))
-    print(shown(f"    offbeat train {request.file}"))
+    there = "" if here.asked is None else f" --gpus {here.asked}"
+    print(shown(f"{request.file} is written. Next:\n", lines=True) + shown(f"    offbeat doctor {request.file}{there}"))
+    print(shown(f"    offbeat {'train' if here.asked is None else 'submit slurm'} {request.file}"))

@@ -34,6 +34,7 @@ from launch.doctor.model_facts import (
     local_directory,
     read_model,
 )
+from launch.doctor.node import cores_needed, described, what
 from launch.doctor.run_checks import Models
 from launch.output import run_directory
 from launch.settings.run import ClusterConfig, RunConfig
@@ -45,9 +46,22 @@ LARGEST_LOADED = 500_000_000
 _HUB_REMEDY = "make sure that the hub can be reached when the run starts, or give a path"
 
 
-def run_doctor(config: RunConfig | None, *, json: bool = False) -> int:
-    """Print what every check finds on this machine, and with `config` for that run; return 1 on any error, else 0."""
-    return report(_all(config), as_json=json)
+def run_doctor(config: RunConfig | None, *, json: bool = False, gpus: str | None = None) -> int:
+    """Print what every check finds on this machine, and with `config` for that run; return 1 on any error, else 0.
+
+    With `gpus`, such as 8x80, the machine is a node with these; what can be known here of the run there is checked.
+    """
+    if gpus is None:
+        return report(_all(config), as_json=json)
+    node = described(gpus)
+    if config is None:
+        raise UsageError(f"--gpus {gpus} is the node of a run; give its configuration too")
+    if config.learner.gpus_per_rank == 0:
+        raise UsageError(
+            f"--gpus {gpus}: the run is on CPU (learner.gpus_per_rank 0); `offbeat init --gpus {gpus}` writes one that "
+            "is not"
+        )
+    return report(_on_node(config, node), as_json=json)
 
 
 def fatal_checks(config: RunConfig) -> list[Finding]:
@@ -91,6 +105,13 @@ def _all(config: RunConfig | None) -> Iterator[Finding]:
     yield from _model_and_prompts(config, silent={url for url, problem in problems.items() if problem})
 
 
+def _on_node(config: RunConfig, gpus: list[Gpu]) -> Iterator[Finding]:
+    text = f"{what(gpus)}, as described; its cores, memory, disk and packages are not known here"
+    yield graded("node", text)
+    yield from static_checks(config, gpus, here=False)
+    yield from _model_and_prompts(config, silent=_judge_urls(config))
+
+
 def _attempt(name: str, text: str, action: Callable[[], object]) -> Finding:
     """Return `text` as ok if `action` succeeds, else the error that it raised."""
     try:
@@ -128,18 +149,22 @@ def _cuda() -> Finding:
     return graded("cuda", f"torch {torch.__version__} works with the driver")
 
 
-def static_checks(config: RunConfig, gpus: list[Gpu]) -> Iterator[Finding]:
-    """Check models, cores, bytes and keys; `gpus` is empty if the driver was not asked."""
+def static_checks(config: RunConfig, gpus: list[Gpu], *, here: bool = True) -> Iterator[Finding]:
+    """Check models, cores, bytes and keys; `gpus` is empty if the driver was not asked.
+
+    If these GPUs are not `here`, nothing that this machine has is compared.
+    """
     models, findings = _models(config)
     yield from findings
+    if not here:
+        if models is not None:
+            yield from _sizes(config, models, gpus)
+        yield run_checks.check_placement(config, cores_needed(config), len(gpus))
+        return
     joins = address_to_join(config.cluster) is not None  # so the run uses other hosts
     published = 0 if models is None else run_checks.published_bytes(config, models.policy)
     if models is not None:
-        yield run_checks.check_cache(config, models.policy)
-        yield from run_checks.check_tensor_parallel(config, models.policy)
-        yield from run_checks.check_sequence_parallel(config, models.policy)
-        yield from run_checks.check_attention(config, models.policy)
-        yield from run_checks.check_gpu_memory(config, models, gpus)
+        yield from _sizes(config, models, gpus)
         if not joins:
             yield run_checks.check_memory(config, models, machine.memory())
     if not joins:
@@ -157,6 +182,15 @@ def static_checks(config: RunConfig, gpus: list[Gpu]) -> Iterator[Finding]:
     else:
         yield Finding("disk", "error", problem, run_checks.OTHER_DIRECTORY)
     yield from run_checks.check_keys(config, os.environ, elsewhere=joins)
+
+
+def _sizes(config: RunConfig, models: Models, gpus: list[Gpu]) -> Iterator[Finding]:
+    """Compare the models' shapes with the run's settings, and their bytes with the GPUs'."""
+    yield run_checks.check_cache(config, models.policy)
+    yield from run_checks.check_tensor_parallel(config, models.policy)
+    yield from run_checks.check_sequence_parallel(config, models.policy)
+    yield from run_checks.check_attention(config, models.policy)
+    yield from run_checks.check_gpu_memory(config, models, gpus)
 
 
 def _models(config: RunConfig) -> tuple[Models | None, list[Finding]]:

@@ -70,13 +70,13 @@ def test_memory_and_places_of_this_machine_say_nothing_of_another_node(monkeypat
     monkeypatch.setattr(checkup, "read_model", lambda path: LLAMA_8B)
     monkeypatch.setattr(machine, "memory", lambda: Memory(4 * GIB, 4 * GIB))
     cards = [Gpu(number, "", 80 * 10**9, 0, "") for number in range(8)]
-    node = fit(LINES, Machine(64, cards, "a node", here=False), LLAMA_8B, loads_judge=False)
+    node = fit(LINES, Machine(64, cards, "a node", "8x80"), LLAMA_8B, loads_judge=False)
     assert node.left == ()
     assert values(node)["learner.ranks"] == 4
     small = [Gpu(number, "", 8 * 10**9, 0, "") for number in range(2)]
-    tight = fit(LINES, Machine(16, small, "a node", here=False), LLAMA_8B, loads_judge=False)
+    tight = fit(LINES, Machine(16, small, "a node", "8x80"), LLAMA_8B, loads_judge=False)
     assert "error" in [finding.level for finding in tight.left], "8 billion parameters do not fit on two of 8 GB"
-    assert all(finding.name.endswith("GPU") for finding in tight.left)
+    assert all(finding.name.endswith("GPU") for finding in tight.left), "places there are, whatever cores this one has"
 
 
 def test_little_memory_takes_smaller_passes_and_then_adapters(fitted):

@@ -82,12 +82,14 @@ def test_a_file_for_a_node_with_gpus_is_written_where_there_are_none(here, model
     assert main(["init", "run.yaml", *given, "--gpus", "8x80"]) == 0
     out = capsys.readouterr().out
     assert "note: the run is for a node with 8 GPUs of 80 GB" in out
-    assert "Next, on that node or through `offbeat submit`:\n    offbeat doctor run.yaml\n" in out
+    assert "Next:\n    offbeat doctor run.yaml --gpus 8x80\n    offbeat submit slurm run.yaml\n" in out
     assert "error" not in out, "this machine's lack of GPUs is none of that node's"
     config = load_config("run.yaml")
     assert (config.generators.count, config.learner.ranks, config.learner.gpus_per_rank) == (4, 4, 1.0)
     assert config.publication.transport == "nccl"
     assert "for a node with 8 GPUs of 80 GB" in Path("run.yaml").read_text()
+    assert main(["doctor", "run.yaml", "--gpus", "8x80"]) == 0
+    assert "4 generators, 4 learner ranks, 1 judge: 32 of 32 CPUs, 8 of 8 GPUs" in capsys.readouterr().out
 
 
 def test_gpus_that_are_no_number_and_size_are_refused_before_anything_is_written(here, model, capsys):
