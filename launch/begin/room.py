@@ -88,7 +88,7 @@ def _rungs(
     lines: Sequence[Line], machine: Machine, policy: ModelFacts | None, loads_judge: bool
 ) -> Iterator[list[Line]]:
     if machine.gpus:
-        yield from _on_gpus(machine, loads_judge)
+        yield from _on_gpus(machine, loads_judge, known=policy is not None)
         return
     config = _config(lines)
     base = [
@@ -142,12 +142,15 @@ def _adapters() -> list[Line]:
     ]
 
 
-def _on_gpus(machine: Machine, loads_judge: bool) -> Iterator[list[Line]]:
-    """Yield settings for GPUs: one that all share, or the learner's apart from the generators'."""
+def _on_gpus(machine: Machine, loads_judge: bool, *, known: bool) -> Iterator[list[Line]]:
+    """Yield settings for GPUs: one that all share, or the learner's apart from the generators'.
+
+    `known`: whether the model's size could be read. If not, the first choice is a frugal one.
+    """
     if len(machine.gpus) == 1:
         for engine, rank in ((0.4, 0.6), (0.3, 0.7)):
             base = _one_gpu(machine, engine, rank, loads_judge)
-            yield from _frugal(base, 1)
+            yield from _frugal(base, 1) if known else [_unknown_size(base)]
         base = _one_gpu(machine, 0.7, 0.3, loads_judge)
         yield [*base, *_stage_3(), _micro_batch(2048), _checkpointing(), *_adapters()]
         whole = Line("learner.offload_weights", True, "the frozen weights are in host memory")
@@ -156,7 +159,7 @@ def _on_gpus(machine: Machine, loads_judge: bool) -> Iterator[list[Line]]:
     for parallel in (1, 2, 4):
         base = _many_gpus(machine, loads_judge, parallel)
         if base:
-            yield from _frugal(base, 2)
+            yield from _frugal(base, 2) if known else [_unknown_size(base)]
 
 
 def _frugal(base: Sequence[Line], stage: int) -> Iterator[list[Line]]:
@@ -166,6 +169,11 @@ def _frugal(base: Sequence[Line], stage: int) -> Iterator[list[Line]]:
     yield [*base, *_stage_3()[:1], _micro_batch(4096), _checkpointing()]
     yield [*base, *_stage_3(), _micro_batch(4096), _checkpointing()]
     yield [*base, *_stage_3()[:1], _micro_batch(4096), _checkpointing(), *_adapters()]
+
+
+def _unknown_size(base: Sequence[Line]) -> list[Line]:
+    zero = Line("learner.zero_stage", 3, "the model's size could not be read, and this takes the least GPU memory")
+    return [*base, zero, _micro_batch(4096), _checkpointing()]
 
 
 def _stage_3() -> list[Line]:

@@ -79,6 +79,18 @@ def test_memory_and_places_of_this_machine_say_nothing_of_another_node(monkeypat
     assert all(finding.name.endswith("GPU") for finding in tight.left), "places there are, whatever cores this one has"
 
 
+@pytest.mark.parametrize("gpus", [1, 8])
+def test_a_model_whose_size_could_not_be_read_is_given_what_takes_least_memory(monkeypatch, gpus):
+    monkeypatch.setattr(checkup, "read_model", lambda path: None)
+    cards = [Gpu(number, "", 80 * 10**9, 0, "") for number in range(gpus)]
+    lines = fit(LINES, Machine(64, cards, "a node", f"{gpus}x80"), None, loads_judge=False).lines
+    chosen = {line.key: line.value for line in lines}
+    assert (chosen["learner.zero_stage"], chosen["learner.gradient_checkpointing"]) == (3, True)
+    assert [line.why for line in lines if line.key == "learner.zero_stage"] == [
+        "the model's size could not be read, and this takes the least GPU memory"
+    ]
+
+
 def test_little_memory_takes_smaller_passes_and_then_adapters(fitted):
     assert values(fitted(SMOL, cores=2, memory=10))["learner.micro_batch_tokens"] < 8192
     result = fitted(SMOL, cores=2, memory=6)
