@@ -194,9 +194,7 @@ def _lengths(given: Given, *, gpus: bool) -> list[Line]:
         lines.append(Line("prompts.on_malformed", "skip", bad))
     endpoint = given.judge.costly
     many = "four answers are 12 requests to the judge" if endpoint else "more answers make ties between them rarer"
-    new = (
-        f"gold answers have up to {given.lengths.answer} tokens" if given.lengths.answer else "short answers, to begin"
-    )
+    new = f"gold answers have up to {_gold(given)} tokens" if _gold(given) else "short answers, to begin"
     lines.append(Line("sampling.completions_per_prompt", 4 if endpoint or gpus else 8, many))
     lines.append(Line("sampling.max_new_tokens", completion, new))
     of = f", of the model's {positions:,}" if given.policy.positions else ""
@@ -206,7 +204,12 @@ def _lengths(given: Given, *, gpus: bool) -> list[Line]:
 def _completion(given: Given, *, gpus: bool) -> int:
     least, most = (256, 1024) if gpus else (48, 256)
     least *= 2 if given.judge.ask else 1
-    return min(most, max(least, _rounded(1.5 * given.lengths.answer)))
+    return min(most, max(least, _rounded(1.5 * _gold(given))))
+
+
+def _gold(given: Given) -> int:
+    """Return the tokens of the longest gold answer; 0 if the answers' column holds something else, such as checks."""
+    return given.lengths.answer if given.judge.ask else 0
 
 
 def _rounded(tokens: float) -> int:

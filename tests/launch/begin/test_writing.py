@@ -125,6 +125,7 @@ def test_without_arguments_it_takes_the_model_and_the_prompts_of_the_project(her
     config = load_config("chat.yaml")
     assert (config.model.path, config.prompts.source) == (f"./models/{SMOL.name}", "instructions")
     assert config.judging.judge.path == "actors.judges.instructions:followed"
+    assert "gold answers" not in Path("chat.yaml").read_text(), "checks of a form are no answers"
 
 
 def test_without_arguments_and_without_that_model_it_says_what_to_pass(here, monkeypatch, capsys):
