@@ -59,33 +59,7 @@ NASH_ROWS = {
 }
 """The same of Nash-MD."""
 
-MAP = {
-    ("dpo-lag-64", None, None): "| online DPO, none |",
-    ("dpo-lag-64-anchor", 0.8, 128): "| online DPO, 0.8 over 128 |",
-    ("lag-64", None, None): "| Nash-MD, none |",
-    ("lag-64-weighted-anchor", 0.32, 128): "| Nash-MD, 0.32 over 128 |",
-    ("lag-64-anchor", 0.32, 128): "| Nash-MD, 0.32 over 128, no weights |",
-    ("lag-64-anchor", 0.32, 64): "| Nash-MD, 0.32 over 64, no weights |",
-}
-"""Rows of the table at a lag of 64 by row, weight and horizon in the raw result, with their first cells."""
-BEFORE, MOMENTS, EVERY = 200, (400, 800, 1200, 2000), 10
-"""Updates that a figure is the mean of, at which they end, and between two points of a curve."""
-
-
-def along(row: str, weight: float | None, horizon: int | None) -> Figures:
-    """Write how exploitable a policy is on the way."""
-
-    def value(raw: Any) -> str:
-        wanted = (row, weight, horizon)
-        (run,) = (each for each in raw["runs"] if (each["row"], each.get("weight"), each.get("horizon")) == wanted)
-        parts = (run["curve"][(end - BEFORE) // EVERY : end // EVERY] for end in MOMENTS)
-        return " | ".join(f"{mean(point[1] for point in part):.3f}" for part in parts)
-
-    return value
-
-
 CLAIMS = [
-    *(of(PAGE, "anchor_map.json")(f"{cells} {{figures}} |", figures=along(*row)) for row, cells in MAP.items()),
     *(
         of(PAGE, "anchor_nash.json")(
             f"{cells} {{exploitability}} | {{kl}} |",

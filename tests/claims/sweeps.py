@@ -13,6 +13,8 @@ chat = of("docs/sweep.md", "chat_staleness.json")
 
 CHAT_ROWS = {
     "loss=dpo,staleness=0": "| online DPO | 0 |",
+    "loss=dpo,staleness=1": "| online DPO | 1 |",
+    "loss=dpo,staleness=4": "| online DPO | 4 |",
     "loss=dpo,staleness=16": "| online DPO | 16 |",
     "loss=dpo-anchor,staleness=16": "| online DPO, anchor 0.4 | 16 |",
 }
@@ -47,11 +49,11 @@ def wins(row: str, other: str) -> Callable[[Any], str]:
     return value
 
 
-FRESH, OLD, ANCHORED = CHAT_ROWS
+FRESH, _, _, OLD, ANCHORED = CHAT_ROWS
 
 CHAT = [
     *(chat(f"{cells} {{rise}} | {{kl}} |", rise=rises(row), kl=kls(row)) for row, cells in CHAT_ROWS.items()),
-    chat("old samples beat those on fresh ones in {wins} of the comparisons", wins=wins(OLD, FRESH)),
+    chat("samples 16 versions old beat those on fresh ones in {wins} of the comparisons", wins=wins(OLD, FRESH)),
     chat("with an anchor they do so in {wins}", wins=wins(ANCHORED, FRESH)),
     chat("they beat those on old samples without one in {wins}", wins=wins(ANCHORED, OLD)),
 ]
