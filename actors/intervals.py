@@ -4,6 +4,7 @@ Prompts are the independent draws, so a prompt's completions count once, as thei
 narrower only by making that mean vary less. For a difference on the same prompts, give the differences.
 """
 
+import functools
 import math
 import statistics
 from collections.abc import Hashable, Iterable, Sequence
@@ -76,6 +77,7 @@ def wilson_interval(wins: float, n: float, z: float = _NORMAL) -> Interval:
     return max(0.0, (centre - half_width) / scale), min(1.0, (centre + half_width) / scale)
 
 
+@functools.cache
 def student_t(degrees: int) -> float:
     """Return the t with P(|T| <= t) = 0.95 for Student's T of `degrees` >= 1 degrees of freedom, to 1e-8 at least."""
     if degrees > 200:  # Abramowitz and Stegun 1964, 26.7.5

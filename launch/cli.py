@@ -7,6 +7,7 @@ a failed run goes to `error.txt` in the run's directory. Imports nothing heavy a
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -238,6 +239,12 @@ def doctor(
     return run_doctor(run_config, json=json, gpus=gpus)
 
 
+@functools.cache
+def _command() -> Any:
+    """Build the parser, once a process: that takes a twentieth of a second."""
+    return typer.main.get_command(app)
+
+
 def main(arguments: Sequence[str] | None = None, *, told: bool = False) -> int:
     """Run one command and return its exit code; every error ends here as one text on stderr.
 
@@ -246,7 +253,7 @@ def main(arguments: Sequence[str] | None = None, *, told: bool = False) -> int:
     arguments = list(with_resume_values(sys.argv[1:] if arguments is None else arguments)) or ["--help"]
     debug = "--debug" in arguments
     try:
-        return int(app(arguments, prog_name="offbeat", standalone_mode=False) or 0)
+        return int(_command()(arguments, prog_name="offbeat", standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):
         if not told:
             print("offbeat: interrupted", file=sys.stderr)

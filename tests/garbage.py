@@ -9,16 +9,24 @@ from __future__ import annotations
 import gc
 import sys
 
-_unfreeze = gc.unfreeze
+_freeze, _unfreeze = gc.freeze, gc.unfreeze
 MANY = 50
 """Modules that are worth a collection."""
-_modules = _frozen = 0
-"""Modules and exempt objects at the last `spare`."""
+_modules = 0
+"""Modules at the last `spare`."""
+_engine_was_here = False
+"""Whether an engine exempted anything since. To count what is exempt takes a tenth of a second."""
 
 
 def keep_exempt() -> None:
     """Let no engine that ends put everything back among what is looked at; `collect` does, once a file."""
-    gc.unfreeze = _nothing
+    gc.freeze, gc.unfreeze = _freeze_for_engine, _nothing
+
+
+def _freeze_for_engine() -> None:
+    global _engine_was_here
+    _engine_was_here = True
+    _freeze()
 
 
 def _nothing() -> None: ...
@@ -26,14 +34,14 @@ def _nothing() -> None: ...
 
 def spare() -> None:
     """Exempt all that is alive from collections. An engine would stay for ever: none may be there."""
-    global _modules, _frozen
-    gc.freeze()
-    _modules, _frozen = len(sys.modules), gc.get_freeze_count()
+    global _modules, _engine_was_here
+    _freeze()
+    _modules, _engine_was_here = len(sys.modules), False
 
 
 def collect() -> None:
     """Collect everything, with what engines exempted at their starts: themselves, and those before them."""
-    if gc.get_freeze_count() <= _frozen:  # less: what nobody refers to ends without a collection
+    if not _engine_was_here:
         gc.collect()
         return
     _unfreeze()

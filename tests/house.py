@@ -10,6 +10,7 @@ Everything is read from the source, so imports inside functions count as well; n
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Set
@@ -48,6 +49,7 @@ class House:
     trees: Mapping[str, ast.Module]
 
     @classmethod
+    @functools.cache
     def at(cls, root: Path = ROOT) -> House:
         paths = {}
         for path in sorted(path for top in TOPS for path in (root / top).rglob("*.py")):

@@ -34,7 +34,7 @@ def changed(source: str, difference: str) -> str:
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     for top in TOPS:
-        shutil.copytree(ROOT / top, tmp_path / top, ignore=shutil.ignore_patterns("__pycache__"), symlinks=False)
+        shutil.copytree(ROOT / top, tmp_path / top, symlinks=False)  # with its bytecode, which is as old as its sources
     return tmp_path
 
 

@@ -4,6 +4,7 @@ Container limits count, not the host's totals. Checks are pure: facts are their 
 """
 
 import contextlib
+import functools
 import os
 import re
 import socket
@@ -44,6 +45,7 @@ class Memory:
     free: int
 
 
+@functools.cache
 def installed_version(package: str) -> str | None:
     """Return a distribution's version; None if it is not installed."""
     try:

@@ -6,6 +6,7 @@ Scripts rely on the names in the file: add, never rename.
 from __future__ import annotations
 
 import contextlib
+import functools
 import platform
 from collections.abc import Mapping
 from importlib import metadata
@@ -149,6 +150,11 @@ def verdict(summary: Summary) -> str | None:
 
 def package_versions() -> dict[str, str]:
     """Return versions of Python and of the installed packages that a result depends on."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -5,6 +5,7 @@ Error messages take their wording from the same list. Must not know files or wha
 
 from __future__ import annotations
 
+import functools
 import os
 import types
 from collections.abc import Iterator
@@ -43,9 +44,13 @@ class Setting:
     kinds_of: str = ""  # the section that comes in these kinds
 
 
-def settings(model: type[BaseModel], section: str = "", title: str = "") -> Iterator[Setting]:
-    """Yield every leaf below `model`, depth first in the order of declaration."""
-    title = title or first_line(model.__doc__)
+@functools.cache
+def settings(model: type[BaseModel], section: str = "", title: str = "") -> tuple[Setting, ...]:
+    """Return every leaf below `model`, depth first in the order of declaration."""
+    return tuple(_leaves(model, section, title or first_line(model.__doc__)))
+
+
+def _leaves(model: type[BaseModel], section: str, title: str) -> Iterator[Setting]:
     for name, info in model.model_fields.items():
         key = f"{section}.{name}" if section else name
         variants = section_models(info)
@@ -87,15 +92,16 @@ def _variants(key: str, info: FieldInfo, variants: dict[str, type[BaseModel]]) -
     default = info.get_default(call_default_factory=True, validated_data={})
     chosen = "required" if default in (None, PydanticUndefined) else str(getattr(default, tag_field))
     yield Setting(f"{key}.{tag_field}", key, title, " | ".join(variants), chosen, title, frozenset({str}))
-    found: dict[Setting, tuple[str, ...]] = {}
+    found: dict[Setting, tuple[Setting, tuple[str, ...]]] = {}
     for model in dict.fromkeys(variants.values()):
         tags = tuple(tag for tag, each in variants.items() if each is model)
         for setting in settings(model, key, title):
             if setting.key != f"{key}.{tag_field}":
                 # Equal settings of several models are listed once.
-                alike = next((each for each in found if replace(each, title=setting.title) == setting), setting)
-                found[alike] = (*found.get(alike, ()), *tags)
-    yield from (replace(setting, only_for=tags, kinds_of=key) for setting, tags in found.items())
+                alike = replace(setting, title="")
+                first, before = found.get(alike, (setting, ()))
+                found[alike] = first, (*before, *tags)
+    yield from (replace(setting, only_for=tags, kinds_of=key) for setting, tags in found.values())
 
 
 def _leaf(key: str, section: str, title: str, info: FieldInfo) -> Setting:

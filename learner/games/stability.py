@@ -181,25 +181,44 @@ def anchored_growth(tau: float, step_size: float, lag: int, omega: float, anchor
 
 
 def largest_anchored_lag(tau: float, beta: float, step_size: float, omega: float, anchor: tuple[float, float]) -> float:
-    """Return the largest lag d (learner steps) at which modes shrink with an anchor, by bisection.
+    """Return the largest lag d (learner steps) up to which modes shrink with an anchor.
 
     At most `MOST_LAG`; -1 if not even d = 0 is stable. Larger lags than the result are taken to be unstable.
     """
-    if step_size * (tau + anchor[0]) > 1.0:
+    pull = step_size * (tau + anchor[0])
+    if pull > 1.0 or anchored_growth(tau, step_size, 0, omega * (1.0 - beta), anchor) >= 1.0:
         return -1.0
+    critical = _critical_anchored_lag(pull, step_size * omega * (1.0 - beta), step_size * anchor[0], anchor[1])
+    return float(min(MOST_LAG, math.ceil(critical) - 1)) if math.isfinite(critical) else float(MOST_LAG)
 
-    def stable(lag: int) -> bool:
-        return anchored_growth(tau, step_size, lag, omega * (1.0 - beta), anchor) < 1.0
 
-    low, high = -1, 1
-    while high <= MOST_LAG and stable(high):
-        low, high = high, 2 * high
-    if high > MOST_LAG:
-        return float(MOST_LAG)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if stable(middle) else (low, middle)
-    return float(low)
+def _critical_anchored_lag(pull: float, turn: float, slow: float, horizon: float) -> float:
+    """Return the real d >= 0 at which a root of `anchored_growth` first is on the unit circle; inf if none ever is.
+
+    With pull = eta (tau + kappa), turn = eta omega and slow = eta kappa a root solves F(l) = i turn l^-d for
+
+        F(l) = l - 1 + pull - slow l / (1 + T (l - 1)).
+
+    On the circle l = e^{i theta} that is |F| = turn, a quadratic equation in cos theta because F has real coefficients,
+    and d theta + arg F = pi / 2 but for whole turns.
+    """
+    below = np.array([horizon, 1.0 - horizon])
+    above = np.polymul([1.0, pull - 1.0], below) - [0.0, slow, 0.0]
+    (p, q, r), (s, t) = above, below
+    squared = turn * turn
+    equation = [
+        4.0 * p * r,
+        2.0 * q * (p + r) - 2.0 * s * t * squared,
+        p * p + q * q + r * r - 2.0 * p * r - squared * (s * s + t * t),
+    ]
+    lags = [math.inf]
+    for cosine in np.roots(equation):
+        if abs(cosine.imag) < 1e-12 and abs(cosine.real) < 1.0:
+            for theta in (math.acos(cosine.real), -math.acos(cosine.real)):
+                root = np.exp(1j * theta)
+                phase = float(np.angle(np.polyval(above, root) / np.polyval(below, root)))
+                lags.append((0.5 * math.pi - phase) / theta % (2.0 * math.pi / abs(theta)))
+    return min(lags)
 
 
 def largest_anchored_step(tau: float, beta: float, lag: int, omega: float, anchor: tuple[float, float]) -> float:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from actors.records import Completion, Prompt
 from launch.output.journal_reader import JournalReader
 from tests.integration.runs import finish, small_run, start, summary_of
 from tests.integration.test_repeatable_run import replayed
@@ -17,34 +15,6 @@ from tests.processes import Marked
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(900)]
 
 UPDATES = 4
-
-
-class Echo:
-    """Says `paper` twice, then nothing. A tool that fails now and then is in the way of none but its own prompt."""
-
-    failed = False
-
-    def __init__(self, replies: int) -> None:
-        self.left = replies
-
-    def reset(self, prompt: Prompt) -> None:
-        self.prompt = prompt.text
-
-    async def step(self, message: str) -> dict[str, str] | None:
-        if not Echo.failed and self.prompt == "red south":
-            Echo.failed = True
-            raise ConnectionError("the tool is away")
-        self.left -= 1
-        return {"role": "user", "content": "paper"} if self.left >= 0 else None
-
-
-def longest(prompt: Prompt, completions: Sequence[Completion]) -> list[int]:
-    """Prefer long conversations; each must be a turn of the policy, then one of each."""
-    for completion in completions:
-        roles = [role for role, _ in completion.messages]
-        assert roles == ["assistant", "user"] * (len(roles) // 2) + ["assistant"], roles
-        assert completion.messages[-1][1] == completion.text
-    return [len(completion.messages) for completion in completions]
 
 
 def test_a_run_on_conversations_keeps_its_bound_and_ledger_and_is_replayed_to_the_bit(
@@ -59,9 +29,13 @@ def test_a_run_on_conversations_keeps_its_bound_and_ledger_and_is_replayed_to_th
         prompts={"source": str(tmp_path / "prompts.jsonl"), "prompt_field": "prompt"},
         sampling={
             "max_new_tokens": 24,
-            "environment": {"path": f"{__name__}:Echo", "arguments": {"replies": 2}, "timeout_seconds": 20.0},
+            "environment": {
+                "path": "tests.integration.conversations:Echo",
+                "arguments": {"replies": 2},
+                "timeout_seconds": 20.0,
+            },
         },
-        judging={"judge": {"kind": "function", "path": f"{__name__}:longest"}},
+        judging={"judge": {"kind": "function", "path": "tests.integration.conversations:longest"}},
         checkpoints={"every_updates": 0},
     )
     finish(start("train", str(config)))

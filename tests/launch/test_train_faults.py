@@ -22,7 +22,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
-import typer
 from safetensors.torch import load_file
 
 from actors.errors import UsageError
@@ -125,7 +124,6 @@ def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setattr(collective, "gather", lambda value: [value])
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     made = Trial(tmp_path, in_place_of_ray(monkeypatch), _config(tmp_path), capsys)
-    monkeypatch.setattr(cli, "app", typer.main.get_command(cli.app))  # made once, not at every start
     monkeypatch.setattr(cli, "_load", lambda *_, **__: made.config)
     # What takes longer than a whole run, and writes nothing.
     monkeypatch.setattr(train, "check_machine", lambda config: None)

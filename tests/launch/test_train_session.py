@@ -401,10 +401,6 @@ def test_in_the_world_the_policy_is_evaluated_by_enumeration(tmp_path: Path, act
     assert summary["family_shares"] == [lines[-1][f"family_{number}"] for number in range(3)]
 
 
-def alike(prompt: Any, completions: Any) -> list[float]:
-    return [0.0] * len(completions)
-
-
 @pytest.mark.parametrize("other", ["prompts", "vocabulary", "length", "turned off"])
 def test_elsewhere_there_is_no_evaluation_by_enumeration(
     tmp_path: Path, actors: Actors, world_model: Path, other: str, capsys: pytest.CaptureFixture[str]
@@ -423,7 +419,7 @@ def test_elsewhere_there_is_no_evaluation_by_enumeration(
         settings["model"] = {"path": str(tmp_path / "other")}
         settings["prompts"] = {"source": "world", "max_prompt_tokens": 8}
         # The gold judge refuses other tokens before anything starts.
-        settings["judging"] = {"judge": {"kind": "function", "path": f"{__name__}:alike"}}
+        settings["judging"] = {"judge": {"kind": "function", "path": "tests.fakes.functions:alike"}}
     elif other == "length":
         settings["sampling"] = {"completions_per_prompt": 2, "max_new_tokens": 5}
     else:

@@ -169,8 +169,8 @@ def test_a_member_that_dies_or_hangs_in_the_middle_leaves_the_others_free_for_an
 ) -> None:
     """The sender used to wait in its broadcast for ever, and with it every later publication."""
     all_of = make(2)
-    manifest = all_of.publish(1, {f"w{i}": torch.randn(40 << 18) for i in range(6)})  # each larger than socket buffers
-    seat = all_of.sender.open_group(4, 6.0)
+    manifest = all_of.publish(1, {f"w{i}": torch.randn(12 << 18) for i in range(6)})  # each larger than socket buffers
+    seat = all_of.sender.open_group(4, 3.0)
     arguments = (str(tmp_path), manifest, replace(seat, rank=3), what)
     process = multiprocessing.get_context("spawn").Process(target=_receive_until, args=arguments)
     process.start()

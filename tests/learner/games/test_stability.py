@@ -316,12 +316,33 @@ def test_stale_opponents_cycle_without_an_anchor_and_settle_with_one():
     assert off["anchor"] < 1e-9
 
 
+@pytest.mark.parametrize("horizon", [1.0, 2.0, 18.0, 60.0])
+@pytest.mark.parametrize("weight", [0.0, 0.05, 0.32])
+def test_the_largest_lag_with_an_anchor_is_where_modes_begin_to_grow(weight, horizon):
+    """Lag by lag from the roots; steps from small ones to those that overshoot."""
+    random, found = np.random.default_rng(0), []
+    for _ in range(12):
+        tau, step_size = 10.0 ** random.uniform(-2.5, -0.5), 10.0 ** random.uniform(-1.5, 0.3)
+        omega = random.uniform(0.0, 0.4)
+        lag = stability.largest_anchored_lag(tau, 0.125, step_size, omega, (weight, horizon))
+        overshoots = step_size * (tau + weight) > 1.0
+        grows = [
+            overshoots or stability.anchored_growth(tau, step_size, d, 0.875 * omega, (weight, horizon)) >= 1.0
+            for d in range(24)
+        ]
+        assert grows == [d > lag for d in range(24)]
+        found.append(lag)
+    assert len(set(found)) > 3
+
+
+def test_a_game_that_does_not_turn_bears_the_largest_lag_that_is_told():
+    assert stability.largest_anchored_lag(0.05, 0.0, 0.1, 0.0, (0.32, 18.0)) == stability.MOST_LAG
+    assert stability.largest_anchored_lag(0.05, 0.0, 0.1, 0.04, (0.32, 18.0)) == stability.MOST_LAG
+
+
 @pytest.mark.parametrize("omega", [0.2, 0.28])
-def test_the_largest_lag_with_an_anchor_is_where_modes_begin_to_grow(omega):
-    tau, beta, step_size, anchor = 0.05, 0.0, 0.2, (0.2, 16.0)
-    lag = int(stability.largest_anchored_lag(tau, beta, step_size, omega, anchor))
-    assert stability.anchored_growth(tau, step_size, lag, omega, anchor) < 1.0
-    assert stability.anchored_growth(tau, step_size, lag + 1, omega, anchor) >= 1.0
+def test_the_largest_step_with_an_anchor_is_where_modes_begin_to_grow(omega):
+    tau, beta, anchor = 0.05, 0.0, (0.2, 16.0)
     assert stability.largest_anchored_lag(tau, beta, 5.0, omega, anchor) == -1.0  # eta (tau + kappa) > 1
     step = stability.largest_anchored_step(tau, beta, 40, omega, anchor)
     assert stability.anchored_growth(tau, 0.999 * step, 40, omega, anchor) < 1.0
