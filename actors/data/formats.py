@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from actors.foreign.documents import LFS_POINTER
+from actors.foreign.documents import LFS_POINTER, RepeatedKeyError, unique_keys
 
 TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 SUFFIXES = (".parquet", *TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES))
@@ -106,12 +106,17 @@ def record_of_line(number: int, line: bytes | None) -> Record | None:
     try:
         # Editors may put a byte-order mark at the start of the file.
         text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-        columns = json.loads(text) if text else None
+        columns = json.loads(text, object_pairs_hook=unique_keys) if text else None
     except UnicodeDecodeError as error:
         return Record(number, problem=f"not UTF-8: {error.reason} at byte {error.start} of the line")
     except (ValueError, RecursionError) as error:  # also an integer of more digits than Python converts
-        return Record(number, problem=f"not JSON: {error}; each line must be one JSON object")
+        return Record(number, problem=_problem(error, "each line must be one JSON object"))
     return _object(number, columns, "each line") if text else None
+
+
+def _problem(error: ValueError | RecursionError, needed: str) -> str:
+    """Say why a text was not decoded; one with a key written twice is JSON."""
+    return str(error) if isinstance(error, RepeatedKeyError) else f"not JSON: {error}; {needed}"
 
 
 def _object(number: int, value: Any, each: str) -> Record:
@@ -124,7 +129,7 @@ def _json_document(content: BinaryIO) -> Iterator[Record]:
     """Read a list of objects, or an object with one list of them; JSON lines in a file of this name are read too."""
     raw = content.read()
     try:
-        document = json.loads(raw.decode("utf-8-sig"))
+        document = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=unique_keys)
     except UnicodeDecodeError as error:
         yield Record(0, problem=f"not UTF-8: {error.reason} at byte {error.start}")
         return
@@ -133,7 +138,7 @@ def _json_document(content: BinaryIO) -> Iterator[Record]:
             content.seek(0)
             yield from _json_lines(content)
         else:
-            yield Record(0, problem=f"not JSON: {error}; the file must be one JSON list, or an object with one")
+            yield Record(0, problem=_problem(error, "the file must be one JSON list, or an object with one"))
         return
     if isinstance(document, dict):
         lists = [value for value in document.values() if isinstance(value, list)]

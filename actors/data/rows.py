@@ -29,6 +29,7 @@ from actors.data.batches import (
 from actors.data.config import SHIPPED_PROMPTS, HeldOutConfig, PromptConfig
 from actors.data.formats import ALLOWED, SUFFIXES, numbered_lines, records, suffix_of, wrong_content
 from actors.errors import UsageError
+from actors.foreign.documents import unique_keys
 from actors.foreign.model_place import hub_name_of, hub_problem
 from actors.settings import WORLD
 
@@ -319,9 +320,9 @@ def list_or_json(value: Any, what: str, of: str) -> list[Any] | None:
     """Return a list, or that of a JSON text; None if there is none or it is empty. Raises MalformedRowError."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = json.loads(value, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
-            raise MalformedRowError(f"{what} is a string that is not JSON: {error}") from error
+            raise MalformedRowError(f"{what} is a string that cannot be read as JSON: {error}") from error
     if value is not None and not isinstance(value, list):
         raise MalformedRowError(f"{what} is of type {type(value).__name__}, not a list of {of}, or its JSON")
     return value or None

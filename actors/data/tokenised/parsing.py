@@ -16,7 +16,15 @@ from actors.data.batches import Row
 from actors.data.config import PromptConfig
 from actors.data.conversations import render
 from actors.data.rows import MalformedRowError, Problem, column_of
-from actors.data.text import checked_prompt, checked_text, holds_bos, in_template, prompt_token_ids, tools_of
+from actors.data.text import (
+    chat_or_value,
+    checked_prompt,
+    checked_text,
+    holds_bos,
+    in_template,
+    prompt_token_ids,
+    tools_of,
+)
 
 SCHEMA = pyarrow.schema(
     {
@@ -134,7 +142,7 @@ def _is_plain(value: Any) -> bool:
 def _parse(row: Row, config: PromptConfig, tokenizer: Any) -> _Parsed:
     if row.problem is not None:
         raise MalformedRowError(row.problem)
-    value = column_of(row, config.prompt_field)
+    value = chat_or_value(column_of(row, config.prompt_field), f"field '{config.prompt_field}'")
     columns = {name: _column(row, name) for name in config.columns}
     answer, structure = (None, None) if config.answer_field is None else _answer(row, config.answer_field)
     prompt = checked_prompt(value, config.prompt_field)

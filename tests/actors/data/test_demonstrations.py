@@ -193,6 +193,17 @@ def test_a_malformed_row_is_named_with_its_place_or_skipped_and_counted(tmp_path
     assert MALFORMED[row] in skipped
 
 
+def test_conversations_that_a_csv_file_holds_as_json_are_read(tmp_path: Path) -> None:
+    messages = json.dumps(chat("w1", "w2")).replace('"', '""')
+    (tmp_path / "d.csv").write_text(f'messages\n"{messages}"\n')
+    rows = write(tmp_path / "d.jsonl", [{"messages": chat("w1", "w2")}])
+    tokenizer = make_tokenizer(single="$A", chat_template=TEMPLATE)
+    of_csv, of_lines = (
+        load(file, tokenizer, messages_field="messages", **ALL).train for file in (tmp_path / "d.csv", rows)
+    )
+    assert of_csv == of_lines != []
+
+
 def test_a_wrongly_encoded_line_is_named(tmp_path: Path) -> None:
     file = tmp_path / "d.jsonl"
     file.write_bytes(b'\xff\xfe\n{"prompt": "w1", "response": "w2"}\n')

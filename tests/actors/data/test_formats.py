@@ -62,6 +62,15 @@ def test_a_header_with_a_column_twice_reads_no_row(tmp_path: Path) -> None:
     assert (number, problem) == (1, "the header has the column 'prompt' twice; rename one, no row is read")
 
 
+def test_a_key_written_twice_in_one_object_is_a_problem_of_its_row(tmp_path: Path) -> None:
+    """Python's reader keeps the last one: a row was trained on with half of what its file said."""
+    told = "key 'a' is written twice in one object; keep one of them"
+    lines = '{"a": 1}\n{"a": 1, "b": 0, "a": 2}\n{"b": [{"a": 1, "a": 1}]}\n'
+    assert read(tmp_path / "p.jsonl", lines) == [(1, {"a": 1}), (2, told), (3, told)]
+    assert read(tmp_path / "p.json", lines) == [(1, {"a": 1}), (2, told), (3, told)]
+    assert read(tmp_path / "p.json", '[{"a": 1, "a": 2}]') == [(0, told)]
+
+
 def test_a_torn_file_keeps_the_rows_before_the_tear(tmp_path: Path) -> None:
     rows = [json.dumps({"prompt": f"{n} {hash(str(n))}"}) + "\n" for n in range(20_000)]
     file = tmp_path / "p.jsonl.gz"

@@ -231,6 +231,11 @@ def test_the_fingerprint_is_that_of_the_rows(tmp_path: Path) -> None:
 LONE_SURROGATE = '{"prompt": "w1 \\ud800"}'
 MALFORMED = {
     "bad json": ('{"prompt": "w1"', "not JSON"),
+    "key twice": ('{"prompt": "w1", "prompt": "w2"}', "key 'prompt' is written twice in one object"),
+    "chat as Python prints it": (
+        {"prompt": "[{'role': 'user', 'content': 'w1'}]"},
+        "field 'prompt' looks like a chat and cannot be read as JSON",
+    ),
     "no object": ('["w1"]', "a JSON list; each line must be one JSON object"),
     "missing field": ({"promt": "w1"}, "no field 'prompt'; did you mean 'promt'"),
     "null": ({"prompt": None}, "'prompt' is null"),
