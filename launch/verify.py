@@ -46,6 +46,10 @@ def parts(directory: Path) -> Iterator[Finding]:
             yield graded("model", f"{path}: no {manifest.MANIFEST}, so it cannot be verified", doubtful=True)
         if checkpoints.POINTER in files:
             yield from _pointer(path)
+        elif newest := checkpoints.newest(path):
+            pointer = path / checkpoints.POINTER
+            text = f"{pointer} is missing, so --resume goes on from {newest.name}, the newest one beside it"
+            yield graded("checkpoint", text, f"write the name of the wanted one into {pointer}", doubtful=True)
         if segments(path):
             yield _journal(path)
 

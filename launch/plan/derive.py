@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from actors.errors import UsageError
+from launch.output.metrics import damaged_lines
 from launch.plan.model import Generators, Judges, Learner, Model, Times, rank_speed
 from launch.plan.prediction import predict
 from launch.plan.recorded import Recorded
@@ -280,4 +281,6 @@ def _notes(run: Recorded, given: Given) -> tuple[str, ...]:
         notes.append("opponents that are drawn later than the policy's answers are left out")
     if run.summary["status"] != "completed":
         notes.append(f"the run is {run.summary['status']}: what it did at its end is measured with the rest")
+    if run.damaged:
+        notes.append(damaged_lines(f"{run.name}/metrics.jsonl", run.damaged))
     return tuple(notes)

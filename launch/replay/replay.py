@@ -348,7 +348,7 @@ class _Replay:
         """Compare the replay with the run, after `seconds` of it."""
         counts = self._counts
         first, end = self._start.update, self._journal.end
-        recorded, replayed = (
+        (recorded, damaged), (replayed, _) = (
             read_lines(path / "metrics.jsonl", first, end) for path in (self._run.path, self._directory.path)
         )
         settings = learning_settings(self._recorded)
@@ -371,6 +371,7 @@ class _Replay:
             first_difference=first_difference(recorded, replayed),
             windows=parts,
             metrics=side_by_side(recorded, replayed, parts),
+            damaged=damaged,
             exact={
                 name: {"recorded": recorded.get(end, {}).get(name), "replay": value}
                 for name, value in counts.observed.items()

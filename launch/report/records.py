@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.errors import UsageError
+from launch.output.metrics import damaged_lines, read_json_lines
 from launch.output.run_directory import RUN_ID, RunDirectory
 from launch.report.drawing.series import Point
 from launch.settings.yaml_text import YamlError, read_yaml
@@ -180,34 +181,23 @@ def _summary(path: Path, running: bool, missing: list[str]) -> Mapping[str, Any]
     return found if isinstance(found, Mapping) else {}
 
 
-def _rows(path: Path, missing: list[str]) -> list[Mapping[str, Any]]:
+def _rows(path: Path, missing: list[str]) -> Sequence[Mapping[str, Any]]:
     if not path.is_file():
         missing.append("There is no metrics.jsonl, so there are no curves.")
         return []
-    rows, broken = [], 0
+    found: list[dict[str, Any]] = []
+    damaged = 0
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if (row := _row(line)) is None:
-                    broken += 1
-                else:
-                    rows.append(row)
+        found, damaged = read_json_lines(path)
     except OSError as error:
         missing.append(f"metrics.jsonl cannot be read: {error.strerror}.")
-    if broken:
-        missing.append(f"metrics.jsonl has {broken} {'line' if broken == 1 else 'lines'} that cannot be read.")
+    rows = [row for row in found if finite(row.get("step")) is not None]
+    damaged += len(found) - len(rows)
+    if damaged:
+        missing.append(f"{damaged_lines('metrics.jsonl', damaged)}.")
     if not rows:
         missing.append("metrics.jsonl holds no update yet.")
     return rows
-
-
-def _row(line: str) -> Mapping[str, Any] | None:
-    """Return a line's values; None for one that was cut off or has no step."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, Mapping) and finite(row.get("step")) is not None else None
 
 
 def _text(path: Path) -> str:

@@ -77,7 +77,9 @@ def test_each_malformed_row_is_counted_by_its_reason_and_named_by_its_place(tmp_
 
 
 def test_chats_that_cells_hold_as_json_are_chats(tmp_path: Path) -> None:
-    asked, good, bad = ({"role": role, "content": text} for role, text in zip(("user", "assistant", "assistant"), "qab"))
+    asked, good, bad = (
+        {"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "a"), ("assistant", "b"))
+    )
     row = {"chosen": json.dumps([asked, good]), "rejected": json.dumps([asked, bad])}
     (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({**row, "chosen": "[{'role': 'user'}]"}))
     collected = collect_preferences(str(tmp_path / "p.jsonl"))

@@ -126,5 +126,5 @@ def test_other_texts_with_brackets_stay_texts(text: str) -> None:
 
 def test_a_chat_as_python_prints_it_or_with_a_key_twice_is_refused() -> None:
     for text in ("[{'role': 'user', 'content': 'w1'}]", '[{"role": "user", "role": "system", "content": "w1"}]'):
-        with pytest.raises(MalformedRowError, match="field 'p' looks like a chat and cannot be read as JSON: .*; write"):
+        with pytest.raises(MalformedRowError, match="field 'p' looks like a chat and cannot be read as JSON"):
             chat_or_value(text, "field 'p'")

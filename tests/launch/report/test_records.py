@@ -77,7 +77,7 @@ def test_a_line_that_was_cut_off_is_counted_and_the_rest_is_read(tmp_path):
         file.write('{"step": 2, "lo')
     run = read_run(tmp_path)
     assert run.column("loss") == [(1.0, 0.5)]
-    assert "metrics.jsonl has 1 line that cannot be read." in run.missing
+    assert "metrics.jsonl has 1 line that cannot be read and is left out." in run.missing
 
 
 def test_a_damaged_configuration_and_summary_are_told(tmp_path):
