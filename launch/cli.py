@@ -30,6 +30,7 @@ from launch.settings.options import (
     Config,
     Debug,
     Help,
+    OnceCommand,
     Output,
     Overrides,
     Resume,
@@ -233,6 +234,10 @@ def doctor(
     from launch.doctor.checkup import run_doctor
 
     return run_doctor(run_config, json=json)
+
+
+for _each in (*app.registered_commands, *submit_app.registered_commands):
+    _each.cls = OnceCommand
 
 
 def main(arguments: Sequence[str] | None = None, *, told: bool = False) -> int:

@@ -1,12 +1,13 @@
 """Arguments and options that several verbs of the command line share. Imports nothing heavy."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
+from typer.core import TyperCommand
 
 from actors.errors import UsageError
 from actors.redaction import redact
@@ -71,6 +72,69 @@ Debug = Annotated[bool, Option("--debug", help="show the full traceback of an er
 Version = Annotated[
     bool, Option("--version", callback=_print_version, is_eager=True, help="print the version, then exit")
 ]
+
+
+SAME_AS = {
+    ("--output", "DIR"): "output",
+    ("--generators", "N"): "generators.count",
+    ("--model", "DIR"): "model.path",
+    ("--best-of", "K"): "sampling.completions_per_prompt",
+}
+"""Options that stand for a setting where settings are arguments, by name and placeholder."""
+
+
+class OnceCommand(TyperCommand):
+    """Refuse an option, a setting or a variable that is given twice with different values: the last one would win."""
+
+    def make_parser(self, ctx: Any) -> Any:
+        """Return the parser, which tells how often an option was given before the last value is taken."""
+        parser: Any = super().make_parser(ctx)
+        parse = parser.parse_args
+
+        def parse_once(args: list[str]) -> Any:
+            given = list(args)
+            found = parse(args)
+            _refuse_repeats(ctx, given, found[0], found[2])
+            return found
+
+        parser.parse_args = parse_once
+        return parser
+
+
+def _refuse_repeats(ctx: Any, arguments: Sequence[str], values: Mapping[str, Any], order: Sequence[Any]) -> None:
+    """Raise UsageError for what is given twice; `order` has a parameter as often as it was given."""
+    single = {each for each in order if getattr(each, "is_flag", True) is False and not each.multiple}
+    for option in single:
+        own = _values_of(option.opts, arguments)
+        if len(set(own)) > 1:
+            raise UsageError(_twice(option.opts[-1], own))
+    pairs = [each for each in ctx.command.params if str(each.metavar).endswith(("KEY=VALUE", "NAME=VALUE"))]
+    for parameter in pairs:
+        taken: dict[str, str] = {}
+        if parameter.param_type_name == "argument":
+            keys = {SAME_AS.get((each.opts[-1], each.metavar)): str(values[each.name]) for each in single}
+            taken = {key: value for key, value in keys.items() if key is not None}
+        for entry in values.get(parameter.name) or ():
+            name, equals, value = entry.partition("=")
+            if equals and taken.setdefault(name.strip(), value) != value:
+                raise UsageError(_twice(name.strip(), [redact(each, name) for each in (taken[name.strip()], value)]))
+
+
+def _twice(name: str, values: Sequence[str]) -> str:
+    given = " and ".join(dict.fromkeys(map(str, values)))
+    return f"{name} is given twice, as {given}; only the last would count: leave one of them out"
+
+
+def _values_of(names: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """Return every value that an option is given."""
+    found = []
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if argument == "--":
+            break
+        if name in names:
+            found.append(value if equals else arguments[place + 1] if place + 1 < len(arguments) else "")
+    return found
 
 
 def resumed(value: str | None) -> bool | str:

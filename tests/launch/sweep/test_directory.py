@@ -57,9 +57,9 @@ def test_what_is_unset_is_the_same_setting_as_the_number_that_follows_from_it(di
     check_directory(directory, planned(tmp_path, axes=zero)[1])
     own = {"replay.max_staleness": 4, "learner.anchor": {"weight": 0.32, "horizon": 10}}
     check_directory(directory, planned(tmp_path, axes={"staleness": {"4": own}})[1])
+    none = planned(tmp_path, axes={"staleness": {"4": {"replay.max_staleness": 4, "learner.anchor.weight": 0}}})[1]
     with pytest.raises(UsageError, match=r"learner\.anchor\.weight \(was 0\.32, is 0(\.0)?\)"):
-        none = {"staleness": {"4": {"replay.max_staleness": 4, "learner.anchor.weight": 0}}}
-        check_directory(directory, planned(tmp_path, axes=none)[1])
+        check_directory(directory, none)
 
 
 def test_a_changed_base_is_noticed(tmp_path: Path) -> None:

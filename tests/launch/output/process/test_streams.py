@@ -166,16 +166,9 @@ def test_a_full_standard_output_leaves_no_descriptor_open() -> None:
         "print(code, len(os.listdir('/proc/self/fd')) - before, file=sys.stderr)"
     )
     with open("/dev/full", "wb") as full:
-        process = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=ROOT,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    assert process.stderr.splitlines()[-1] == "1 0"
+        command = [sys.executable, "-c", code]
+        ended = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+    assert ended.stderr.splitlines()[-1] == b"1 0"
 
 
 @pytest.mark.parametrize("closed", [(2,), (1, 2), (0, 1, 2)])
