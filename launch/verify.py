@@ -7,6 +7,7 @@ from pathlib import Path
 
 from actors.errors import UsageError
 from actors.files import megabytes
+from actors.foreign.text import many
 from actors.hub import ADAPTER_CONFIG
 from launch.doctor.findings import Finding, from_exception, graded, report
 from launch.output.journal_files import Checksums, require_run, require_whole, segments
@@ -88,7 +89,7 @@ def _journal(path: Path) -> Finding:
         return from_exception("journal", error)
     text = f"{path}: updates {found[0].first} to {found[-1].last}, {megabytes(sum(each.nbytes for each in found))}"
     if unverified:
-        text += f"; {len(unverified)} of {len(found)} parts have no checksums, so they cannot be verified"
+        text += f"; {len(unverified)} of {many(len(found), 'part')} without checksums, which cannot be verified"
     return graded("journal", text, doubtful=bool(unverified))
 
 
@@ -96,4 +97,4 @@ def _described(path: Path) -> str:
     found = manifest.read(path)
     assert found is not None
     update = "" if found.update is None else f", after update {found.update}"
-    return f"{path}: {len(found.files)} files, {megabytes(found.nbytes)}{update}"
+    return f"{path}: {many(len(found.files), 'file')}, {megabytes(found.nbytes)}{update}"

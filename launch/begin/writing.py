@@ -11,7 +11,7 @@ from actors.data.config import PromptConfig
 from actors.errors import UsageError, writing_remedy
 from actors.files import atomic_write
 from actors.foreign.model_place import PRETRAINED
-from actors.foreign.text import shown
+from actors.foreign.text import many, shown
 from launch.begin import rows
 from launch.begin.judges import Judge, read_judge
 from launch.begin.lines import Line, written
@@ -191,9 +191,9 @@ def _lengths(given: Given, *, gpus: bool) -> list[Line]:
     if not known:
         why = "a common value: the lengths could not be read"
     elif whole:
-        why = f"the longest of {given.lengths.good:,} prompts has {longest} tokens"
+        why = f"the longest of {many(given.lengths.good, 'prompt')} has {many(longest, 'token')}"
     else:
-        why = f"half as many again as the longest of the first {given.lengths.good:,} prompts, {longest} tokens"
+        why = f"half as many again as the longest of the first {given.lengths.good:,} prompts, {many(longest, 'token')}"
     lines = [Line("prompts.max_prompt_tokens", prompt, why)]
     if prompt < longest or not whole or given.lengths.malformed:
         bad = (
@@ -203,11 +203,13 @@ def _lengths(given: Given, *, gpus: bool) -> list[Line]:
         )
         lines.append(Line("prompts.on_malformed", "skip", bad))
     endpoint = given.judge.costly
-    many = "four answers are 12 requests to the judge" if endpoint else "more answers make ties between them rarer"
+    ties = "four answers are 12 requests to the judge" if endpoint else "more answers make ties between them rarer"
     new = (
-        f"gold answers have up to {given.lengths.answer} tokens" if given.lengths.answer else "short answers, to begin"
+        f"gold answers have up to {many(given.lengths.answer, 'token')}"
+        if given.lengths.answer
+        else "short answers, to begin"
     )
-    lines.append(Line("sampling.completions_per_prompt", 4 if endpoint or gpus else 8, many))
+    lines.append(Line("sampling.completions_per_prompt", 4 if endpoint or gpus else 8, ties))
     lines.append(Line("sampling.max_new_tokens", completion, new))
     of = f", of the model's {positions:,}" if given.policy.positions else ""
     return [*lines, Line("generators.max_model_len", prompt + completion, f"prompt and completion together{of}")]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from actors.errors import UsageError
+from actors.foreign.text import many
 from launch.output.metrics import damaged_lines
 from launch.plan.model import Generators, Judges, Learner, Model, Times, rank_speed
 from launch.plan.prediction import predict
@@ -250,7 +251,7 @@ def _group_times(run: Recorded, sources: _Sources) -> Times:
         times = Times.of(mean, run.lengths)
         centre = sum(run.lengths) / len(run.lengths)
         variance = sum((length - centre) ** 2 for length in run.lengths) / len(run.lengths)
-        note = f"lengths of the longest answers of {len(run.lengths)} groups, in a random order"
+        note = f"lengths of the longest answers of {many(len(run.lengths), 'group')}, in a random order"
         sources.pick("generator_spread", variance**0.5 / centre if centre else 0.0, note=note)
         return times
     return Times(mean, sources.pick("generator_spread", None, SPREAD, "standard deviation over mean"))

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from actors.data.text import save_template
 from actors.errors import UsageError
-from actors.foreign.text import shown
+from actors.foreign.text import many, shown
 from actors.records import Group, Judgement
 from actors.replay_buffer.buffer import Batch
 from launch.cluster import wiring
@@ -253,7 +253,7 @@ def run_replay(recorded: RunConfig, config: RunConfig, request: Request) -> int:
     start = starting_point(request, journal.first, journal.end)
     notes = verify_start(run, start.checkpoint)
     if journal.unverified:
-        notes.append(f"{len(journal.unverified)} parts of the journal have no checksums: they cannot be verified")
+        notes.append(f"{many(len(journal.unverified), 'part')} of the journal without checksums cannot be verified")
     weights = recorded_weights(run, recorded.updates, journal.end)
     session = Session(config)
     with contextlib.ExitStack() as stack:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from actors.errors import writing
 from actors.files import atomic_write
-from actors.foreign.text import shown
+from actors.foreign.text import many, shown
 from launch.output.metrics import damaged_lines, read_json_lines
 from launch.settings.yaml_text import leaves
 
@@ -99,9 +99,9 @@ class ReplayReport:
     def lines(self) -> list[str]:
         """Return the result in sentences."""
         end = f"updates {self.first + 1} to {self.end}" if self.end > self.first else "no update"
-        lines = [f"replayed {end} of {self.run}: {self.trained} steps, {self.groups:,} groups consumed"]
+        lines = [f"replayed {end} of {self.run}: {many(self.trained, 'step')}, {many(self.groups, 'group')} consumed"]
         if self.max_staleness is not None:
-            lines.append(f"{self.left_out:,} groups above staleness {self.max_staleness} left out")
+            lines.append(f"{many(self.left_out, 'group')} above staleness {self.max_staleness} left out")
         lines += [
             f"{name}: {_setting(was)} recorded, {_setting(now)} here" for name, (was, now) in self.changed.items()
         ]
@@ -125,7 +125,7 @@ class ReplayReport:
         if weights is None:
             return "weights: not compared; the run has none from after the last update"
         if not weights.different:
-            return f"weights: bit-identical to {weights.recorded} ({weights.tensors} tensors)"
+            return f"weights: bit-identical to {weights.recorded} ({many(weights.tensors, 'tensor')})"
         gap = "" if weights.largest_difference is None else f" by at most {weights.largest_difference:.3g}"
         return (
             f"weights: {weights.different} of {weights.tensors} tensors differ from {weights.recorded}{gap}, most in "

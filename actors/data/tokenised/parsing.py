@@ -25,6 +25,7 @@ from actors.data.text import (
     prompt_token_ids,
     tools_of,
 )
+from actors.foreign.text import many
 
 SCHEMA = pyarrow.schema(
     {
@@ -99,7 +100,7 @@ def tokenise(rows: Iterable[Row], config: PromptConfig, tokenizer: Any) -> Part:
             good.append(each)
             all_ids.append(ids)
         else:
-            long = f"{len(ids)} tokens, more than prompts.max_prompt_tokens {limit}"
+            long = f"{many(len(ids), 'token')}, more than prompts.max_prompt_tokens {limit}"
             problems[number] = Problem(row.place, long if ids else "no tokens; the prompt must not be empty")
     metadata = [_json(each.metadata) for each in good]
     return Part(

@@ -99,7 +99,7 @@ def test_a_wrongly_encoded_cell_of_a_table_does_not_hide_the_others(tmp_path: Pa
 
 
 def test_a_source_of_nothing_but_malformed_rows_or_of_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"all 1 rows of source .* and none is left; give .*; the first 1:\n  "):
+    with pytest.raises(UsageError, match=r"no good row among 1 row of source .*; give one; the first:\n  "):
         read_preferences(str(write(tmp_path / "bad.jsonl", {})), on_malformed="skip")
     with pytest.raises(UsageError, match="holds no rows; give one with at least one"):
         read_preferences(str(write(tmp_path / "none.jsonl")))

@@ -260,7 +260,7 @@ def test_a_malformed_row_is_named_with_its_line_and_what_is_allowed(tmp_path: Pa
     tokenizer = make_tokenizer(chat_template=TEMPLATE)
     with pytest.raises(UsageError) as raised:
         source(file, tokenizer, max_prompt_tokens=8)
-    assert f"1 of 3 rows of prompts.source '{file}' are malformed" in str(raised.value)
+    assert f"1 of 3 rows of prompts.source '{file}' is malformed" in str(raised.value)
     assert f"{file}:2: " in str(raised.value)
     assert reason in str(raised.value)
     kept = source(file, tokenizer, max_prompt_tokens=8, on_malformed="skip", shuffle=False)
