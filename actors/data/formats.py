@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from actors.foreign.documents import LFS_POINTER, RepeatedKeyError, unique_keys
+from actors.foreign.documents import LFS_POINTER, RepeatedKeyError, no_json, unique_keys
 
 TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 SUFFIXES = (".parquet", *TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES))
 ALLOWED = ".jsonl (one JSON object per line), .json, .csv and .tsv, each also as .gz, and .parquet"
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
+"""What stands between cells of files that are given for another kind."""
 LONGEST_LINE = 64 * 2**20  # bytes; longer ones are not held in memory
 
 
@@ -116,7 +118,7 @@ def record_of_line(number: int, line: bytes | None) -> Record | None:
 
 def _problem(error: ValueError | RecursionError, needed: str) -> str:
     """Say why a text was not decoded; one with a key written twice is JSON."""
-    return str(error) if isinstance(error, RepeatedKeyError) else f"not JSON: {error}; {needed}"
+    return str(error) if isinstance(error, RepeatedKeyError) else f"not JSON: {no_json(error)}; {needed}"
 
 
 def _object(number: int, value: Any, each: str) -> Record:
@@ -175,6 +177,10 @@ def _separated(content: BinaryIO, delimiter: str) -> Iterator[Record]:
             continue
         if header is not None:
             yield _cells(start, header, cells)
+        elif len(cells) == 1 and (sign := next((each for each in SEPARATORS if each in cells[0]), None)):
+            told = f"the header is one column, {cells[0][:60]!r}: its cells are separated by {SEPARATORS[sign]}"
+            yield Record(start, problem=f"{told}; write commas in a .csv file and tabs in a .tsv file, no row is read")
+            return
         elif len(set(cells)) < len(cells):
             twice = next(name for name in cells if cells.count(name) > 1)
             yield Record(start, problem=f"the header has the column {twice!r} twice; rename one, no row is read")

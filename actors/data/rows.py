@@ -29,7 +29,7 @@ from actors.data.batches import (
 from actors.data.config import SHIPPED_PROMPTS, HeldOutConfig, PromptConfig
 from actors.data.formats import ALLOWED, SUFFIXES, numbered_lines, records, suffix_of, wrong_content
 from actors.errors import UsageError
-from actors.foreign.documents import unique_keys
+from actors.foreign.documents import no_json, unique_keys
 from actors.foreign.model_place import hub_name_of, hub_problem
 from actors.foreign.text import many
 from actors.settings import WORLD
@@ -142,8 +142,7 @@ def check_problems(
         good: rows that can be used.
         section: prefix of the names `source` and `on_malformed`, such as `prompts.`.
     """
-    total = len(problems) + good
-    be = "is" if len(problems) == 1 else "are"
+    total, be = len(problems) + good, "is" if len(problems) == 1 else "are"
     first = "the first:" if len(problems) == 1 else f"the first {min(len(problems), REPORTED_PROBLEMS)}:"
     first += "".join(f"\n  {problem}" for problem in problems[:REPORTED_PROBLEMS])
     if problems and on_malformed == "error":
@@ -215,7 +214,8 @@ def _opened(table: RowSource) -> OpenedSource:
             )
         _require_no_split(table)
         return OpenedSource(_file_batches([path], table), [path])
-    if suffix_of(path) in SUFFIXES or not HUB_NAME.fullmatch(table.source) or table.source.startswith("."):
+    local = path.is_symlink() or suffix_of(path) in SUFFIXES or table.source.startswith(".")
+    if local or not HUB_NAME.fullmatch(table.source):
         raise _no_source(table, path)
     return _opened_table(_load_from_hub(table), table)
 
@@ -321,7 +321,7 @@ def list_or_json(value: Any, what: str, of: str) -> list[Any] | None:
         try:
             value = json.loads(value, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
-            raise MalformedRowError(f"{what} is a string that cannot be read as JSON: {error}") from error
+            raise MalformedRowError(f"{what} is a string that cannot be read as JSON: {no_json(error)}") from error
     if value is not None and not isinstance(value, list):
         raise MalformedRowError(f"{what} is of type {type(value).__name__}, not a list of {of}, or its JSON")
     return value or None

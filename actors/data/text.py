@@ -15,7 +15,7 @@ from actors.data.preference_forms import SPEAKERS
 from actors.data.rows import MalformedRowError, list_or_json
 from actors.errors import UsageError, writing
 from actors.files import atomic_write
-from actors.foreign.documents import read_object, unique_keys, unreadable
+from actors.foreign.documents import no_json, read_object, unique_keys, unreadable
 from actors.foreign.model_place import hub_problem, missing_model_remedy, require_model_place
 from actors.foreign.templates import check_chat_template
 from actors.foreign.text import shown
@@ -216,8 +216,8 @@ def chat_or_value(value: Any, what: str) -> Any:
         chat = json.loads(value, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise MalformedRowError(
-            f"{what} looks like a chat and cannot be read as JSON: {error}; write it with json.dumps, not as Python "
-            "prints it"
+            f"{what} looks like a chat and cannot be read as JSON: {no_json(error)}; write it with json.dumps, not "
+            "as Python prints it"
         ) from error
     return chat if all(isinstance(turn, dict) and _TURN & turn.keys() for turn in chat) else value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,5 +266,6 @@ def _tell(request: Request, notes: Sequence[str], fitted: Fitted) -> None:
         print(shown(f"note: {note}"))
     for finding in fitted.left:
         print(shown(f"{finding.level}: {finding.name}: {finding.text}; {finding.remedy}"))
-    print(shown(f"{request.file} is written. Next:\n", lines=True) + shown(f"    offbeat doctor {request.file}"))
-    print(shown(f"    offbeat train {request.file}"))
+    file = shlex.quote(str(request.file))
+    print(shown(f"{request.file} is written. Next:\n", lines=True) + shown(f"    offbeat doctor {file}"))
+    print(shown(f"    offbeat train {file}"))

@@ -32,6 +32,8 @@ FOLLOWED = (
     *("evaluation.prompts", "evaluation.every_updates", "divergence"),
 )
 """Settings whose effect the model knows, or which have none on its figures."""
+MOST = 1e9
+"""Largest number that a user may give: of seconds, thirty years."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +61,8 @@ class Given:
             least, word = (1.0, "at least 1") if each.name == "batching" else (0.0, "0 or more")
             if each.name in positive:
                 word = "above 0"
-            if value < least or (each.name in positive and value == 0.0) or value != value:
-                raise UsageError(f"{option}: given {value:g}; allowed: {word}")
+            if not least <= value <= MOST or (each.name in positive and value == 0.0):
+                raise UsageError(f"{option}: given {value:g}; allowed: {word}, and at most {MOST:g}")
         if self.efficiency is not None and self.efficiency > 1.0:
             raise UsageError(f"--efficiency: given {self.efficiency:g}; allowed: above 0 and at most 1")
 

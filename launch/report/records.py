@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ from launch.settings.yaml_text import YamlError, read_yaml
 LOOKED_FOR = ("config.yaml", "metrics.jsonl", "summary.json", RUN_ID)
 """A directory with one of these is a run's."""
 MOST_NAMED = 4  # runs that an error names
+LARGEST = 1e150
+"""Figures above this are no figures of a run."""
 DEEPEST = 4
 """Levels below a directory at which runs are looked for: a sweep has its runs at the third."""
 
@@ -102,9 +104,9 @@ class Run:
 
 
 def finite(value: Any) -> float | None:
-    """Return a finite number as a float; None for anything else."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
+    """Return a number as a float; None for anything else, and for one so large that it cannot be drawn or summed."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) <= LARGEST else None  # NaN is not
 
 
 def read_run(directory: Path) -> Run:
@@ -137,7 +139,7 @@ def require_run(directory: Path) -> None:
         return
     looked = ", ".join(LOOKED_FOR[:-1])
     if below:
-        named = " ".join(map(str, below[:MOST_NAMED]))
+        named = shlex.join(map(str, below[:MOST_NAMED]))
         more = f" (and {len(below) - MOST_NAMED} more below it)" if len(below) > MOST_NAMED else ""
         raise UsageError(f"{directory} is no run but holds runs; compare these: offbeat report {named}{more}")
     raise UsageError(

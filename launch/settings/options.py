@@ -1,6 +1,7 @@
 """Arguments and options that several verbs of the command line share. Imports nothing heavy."""
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -196,7 +197,7 @@ def _no_command(message: str, arguments: Sequence[str], context: Any, commands: 
         return f"{message.removesuffix('.')}; allowed are {', '.join(commands)}"
     word = next((each for each in arguments if not each.startswith("-")), "")
     if word.endswith((".yaml", ".yml")):
-        return f"{message.removesuffix('.')}; write `offbeat train {word}`"
+        return f"{message.removesuffix('.')}; write `offbeat train {shlex.quote(word)}`"
     return f"No such command {word!r}; write --{word}" if word in ("help", "version") else message
 
 

@@ -113,7 +113,7 @@ def _show_plan(sweep: SweepConfig, runs: Sequence[PlannedRun], directory: Path, 
     print(shown(f"all runs: {' '.join([sweep.base, *common])}"))
     for row in dict.fromkeys(run.row.name for run in runs):
         of_row = [run for run in runs if run.row.name == row]
-        own = " ".join(of_row[0].row.overrides[len(common) :]) or "no changes"
+        own = " ".join(each for each in of_row[0].row.overrides if each not in common) or "no changes"
         seeds = ", ".join(f"seed {run.seed} {status_of(run)}" for run in of_row)
         print(shown(f"{row}: {own}; {seeds}"))
     print(shown(f"{many(len(runs), 'run')}, {min(parallel, len(runs))} at a time, in {directory}; nothing was started"))

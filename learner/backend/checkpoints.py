@@ -17,6 +17,7 @@ checkpoint from `to_resume`, which verifies it: nothing of it is loaded before.
 import contextlib
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +315,6 @@ def _unusable(path: Path, cause: str, root: Path) -> UnusableError:
     advice = f"no other checkpoint in {root} could be used; start a new run, or restore the directory from a copy"
     if before:
         which = "newest" if bad is None else "one before it"
-        advice = f"go on from the {which} with --resume {before[0]}, or from the newest that verifies with "
-        advice += f"--resume={LAST_GOOD}"
+        advice = f"go on from the {which} with --resume {shlex.quote(str(before[0]))}, "
+        advice += f"or from the newest that verifies with --resume={LAST_GOOD}"
     return UnusableError(f"checkpoint {path} cannot be used: {cause}; {advice}", cause)
