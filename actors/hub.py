@@ -6,13 +6,14 @@ transformers and torch are imported by the functions that need them.
 
 import contextlib
 import io
+import shlex
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actors.errors import UsageError
-from actors.foreign.documents import RESTORE, read_object
+from actors.foreign.documents import RESTORE, read_object, with_sizes
 from actors.foreign.model_place import hub_problem, require_model_place
 from actors.foreign.tensor_files import no_weights, read_header, weight_files
 from actors.foreign.text import first_line
@@ -66,8 +67,8 @@ def require_no_adapter(path: str | Path) -> None:
     if file.is_file() and not (Path(path) / "config.json").is_file():
         base = read_object(file).get("base_model_name_or_path")
         raise UsageError(
-            f"{path} holds a LoRA adapter of {base}, not a model; make one with `offbeat merge {path} DIRECTORY`, and "
-            "give that directory"
+            f"{path} holds a LoRA adapter of {base}, not a model; make one with `offbeat merge "
+            f"{shlex.quote(str(path))} DIRECTORY`, and give that directory"
         )
 
 
@@ -96,8 +97,8 @@ def read_config(path: str | Path) -> Any:
     if (file := Path(path).expanduser() / "config.json").is_file():
         read_object(file)
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError):
+        return with_sizes(AutoConfig.from_pretrained(path, trust_remote_code=False), str(path))
+    except (OSError, ValueError, UsageError):
         raise
     except Exception as error:  # values of a wrong type or size raise anything
         raise UsageError(
@@ -191,6 +192,8 @@ def load_complete(
 
     local = Path(path).expanduser()
     require_safetensors(local)
+    for file in weight_files(local) if local.is_dir() else ():
+        read_header(file)  # of a damaged one transformers raises what nobody catches
     options = {**attention_of(read_config(path)), **options}
     with quiet():
         model, loading = model_class.from_pretrained(

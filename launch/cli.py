@@ -31,6 +31,7 @@ from launch.settings.options import (
     Config,
     Debug,
     Help,
+    OnceCommand,
     Output,
     Overrides,
     Resume,
@@ -243,6 +244,10 @@ def doctor(
 def _command() -> Any:
     """Build the parser, once a process: that takes a twentieth of a second."""
     return typer.main.get_command(app)
+
+
+for _each in (*app.registered_commands, *submit_app.registered_commands):
+    _each.cls = OnceCommand
 
 
 def main(arguments: Sequence[str] | None = None, *, told: bool = False) -> int:

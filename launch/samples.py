@@ -11,7 +11,16 @@ from rich.console import Console
 from rich.text import Text
 
 from actors.foreign.text import WHOLE, shown
-from launch.output.samples import Answer, BeforeAndAfter, Sample, read_before_and_after, read_samples
+from launch.output.metrics import damaged_lines
+from launch.output.samples import (
+    BEFORE_AND_AFTER,
+    SAMPLES,
+    Answer,
+    BeforeAndAfter,
+    Sample,
+    read_before_and_after,
+    read_samples,
+)
 
 
 def show_samples(run: Path, last: int, *, as_json: bool = False) -> int:
@@ -19,7 +28,12 @@ def show_samples(run: Path, last: int, *, as_json: bool = False) -> int:
 
     Raises UsageError if the run has none.
     """
-    samples, answers = list(read_samples(run))[-last:], read_before_and_after(run)[:last]
+    samples, damaged = read_samples(run)
+    answers, damaged_answers = read_before_and_after(run)
+    samples, answers = samples[-last:], answers[:last]
+    for name, count in ((SAMPLES, damaged), (BEFORE_AND_AFTER, damaged_answers)):
+        if count:
+            print(shown(f"offbeat: warning: {damaged_lines(run / name, count)}"), file=sys.stderr)
     if as_json:
         found = {"samples": [asdict(each) for each in samples], "answers": [asdict(each) for each in answers]}
         print(json.dumps(found))

@@ -17,6 +17,7 @@ from actors.data.prompts import PromptSource
 from actors.data.text import save_template
 from actors.errors import INTERRUPTED, RunError, UsageError, writing
 from actors.files import atomic_write
+from actors.foreign.text import many
 from actors.records import Group
 from actors.replay_buffer.buffer import Batch, ReplayBuffer, group_from_dict, group_to_dict
 from launch.cluster import wiring
@@ -107,7 +108,7 @@ def _run(config: RunConfig, *, resume: Resume) -> int:
         for note in notes:
             board.message(note)
         if prompts.skipped:
-            board.message(f"{len(prompts.skipped)} malformed rows skipped, {len(prompts)} prompts left")
+            board.message(f"{many(len(prompts.skipped), 'malformed row')} skipped, {many(len(prompts), 'prompt')} left")
         shared_memory = SharedMemory(config.directory)
         stack.callback(shared_memory.close)
         for path in shared_memory.planted:
@@ -263,7 +264,7 @@ class TrainingRun:
         )
         if self.session.checkpoint is not None:
             await self.learner.load(self.session.checkpoint)
-            self.board.message(f"resumed from {self.session.checkpoint} after {self.buffer.updates} updates")
+            self.board.message(f"resumed from {self.session.checkpoint} after {many(self.buffer.updates, 'update')}")
         await self.loop.run(self._main)
 
     def _stop(self) -> str | None:

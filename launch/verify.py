@@ -7,6 +7,7 @@ from pathlib import Path
 
 from actors.errors import UsageError
 from actors.files import megabytes
+from actors.foreign.text import many
 from actors.hub import ADAPTER_CONFIG
 from launch.doctor.findings import Finding, from_exception, graded, report
 from launch.output.journal_files import Checksums, require_run, require_whole, segments
@@ -46,6 +47,10 @@ def parts(directory: Path) -> Iterator[Finding]:
             yield graded("model", f"{path}: no {manifest.MANIFEST}, so it cannot be verified", doubtful=True)
         if checkpoints.POINTER in files:
             yield from _pointer(path)
+        elif newest := checkpoints.newest(path):
+            pointer = path / checkpoints.POINTER
+            text = f"{pointer} is missing, so --resume goes on from {newest.name}, the newest one beside it"
+            yield graded("checkpoint", text, f"write the name of the wanted one into {pointer}", doubtful=True)
         if segments(path):
             yield _journal(path)
 
@@ -84,7 +89,7 @@ def _journal(path: Path) -> Finding:
         return from_exception("journal", error)
     text = f"{path}: updates {found[0].first} to {found[-1].last}, {megabytes(sum(each.nbytes for each in found))}"
     if unverified:
-        text += f"; {len(unverified)} of {len(found)} parts have no checksums, so they cannot be verified"
+        text += f"; {len(unverified)} of {many(len(found), 'part')} without checksums, which cannot be verified"
     return graded("journal", text, doubtful=bool(unverified))
 
 
@@ -92,4 +97,4 @@ def _described(path: Path) -> str:
     found = manifest.read(path)
     assert found is not None
     update = "" if found.update is None else f", after update {found.update}"
-    return f"{path}: {len(found.files)} files, {megabytes(found.nbytes)}{update}"
+    return f"{path}: {many(len(found.files), 'file')}, {megabytes(found.nbytes)}{update}"

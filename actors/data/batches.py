@@ -108,7 +108,7 @@ def reading_parquet(place: str) -> Iterator[None]:
     try:
         yield
     except pyarrow.ArrowException as error:
-        raise UsageError(f"{place} is not a readable Parquet file: {error}; write it again") from error
+        raise UsageError(f"{place} is not a readable Parquet file: {str(error).rstrip('.')}; write it again") from error
 
 
 def batches_of_rows(rows: Iterable[Row]) -> Iterator[ReadRows]:

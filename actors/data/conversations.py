@@ -11,6 +11,7 @@ from typing import Any, Literal
 from actors.data.rows import MalformedRowError
 from actors.data.text import encoded, in_template, prompt_token_ids, response_token_ids
 from actors.errors import UsageError
+from actors.foreign.text import many
 
 Messages = Sequence[Mapping[str, Any]]
 Reason = Literal["bad_conversation", "lost_text", "empty_prompt", "empty_response"]
@@ -219,7 +220,7 @@ def _problem(prompt: list[int], answer: list[int], rest: list[int], tokenizer: A
         end = tokenizer.convert_ids_to_tokens(answer[-1])
         return BrokenConversationError(
             "lost_text",
-            f"the response has {end!r}, which ends an answer, before its last {len(rest)} tokens; remove it",
+            f"the response has {end!r}, which ends an answer, before its last {many(len(rest), 'token')}; remove it",
         )
     return None
 

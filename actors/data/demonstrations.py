@@ -21,6 +21,7 @@ from actors.data.rows import (
     splits_to_read,
 )
 from actors.data.text import (
+    chat_or_value,
     checked_messages,
     checked_prompt,
     checked_text,
@@ -125,7 +126,7 @@ def _of_row(row: Row, config: DemonstrationConfig, tokenizer: Any, ends: Ends) -
 
 
 def _of_texts(row: Row, config: DemonstrationConfig, tokenizer: Any) -> Conversation:
-    prompt, response = column_of(row, config.prompt_field), column_of(row, config.response_field)
+    prompt, response = (_chat_or_value(row, name) for name in (config.prompt_field, config.response_field))
     if not isinstance(response, str):
         raise MalformedRowError(f"field '{config.response_field}' is of type {type(response).__name__}, not a string")
     checked_text(response, config.response_field)
@@ -135,7 +136,7 @@ def _of_texts(row: Row, config: DemonstrationConfig, tokenizer: Any) -> Conversa
 
 
 def _of_messages(row: Row, name: str, config: DemonstrationConfig, tokenizer: Any) -> list[Conversation]:
-    value = column_of(row, name)
+    value = _chat_or_value(row, name)
     if not isinstance(value, list):
         raise MalformedRowError(f"field '{name}' is of type {type(value).__name__}, not a list of chat messages")
     messages = checked_messages(value, name)
@@ -148,6 +149,10 @@ def _of_messages(row: Row, name: str, config: DemonstrationConfig, tokenizer: An
         raise MalformedRowError(f"field '{name}' has no assistant message after another message: nothing to imitate")
     what, tools = _field(name, config), tools_of(row.columns, messages)
     return [written(messages[:turn], messages[turn], tokenizer, what, tools=tools) for turn in turns]
+
+
+def _chat_or_value(row: Row, name: str) -> Any:
+    return chat_or_value(column_of(row, name), f"field '{name}'")
 
 
 def _field(name: str, config: DemonstrationConfig) -> str:

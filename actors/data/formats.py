@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from actors.foreign.documents import LFS_POINTER
+from actors.foreign.documents import LFS_POINTER, RepeatedKeyError, no_json, unique_keys
 
 TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 SUFFIXES = (".parquet", *TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES))
 ALLOWED = ".jsonl (one JSON object per line), .json, .csv and .tsv, each also as .gz, and .parquet"
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
+"""What stands between cells of files that are given for another kind."""
 LONGEST_LINE = 64 * 2**20  # bytes; longer ones are not held in memory
 
 
@@ -106,12 +108,17 @@ def record_of_line(number: int, line: bytes | None) -> Record | None:
     try:
         # Editors may put a byte-order mark at the start of the file.
         text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-        columns = json.loads(text) if text else None
+        columns = json.loads(text, object_pairs_hook=unique_keys) if text else None
     except UnicodeDecodeError as error:
         return Record(number, problem=f"not UTF-8: {error.reason} at byte {error.start} of the line")
     except (ValueError, RecursionError) as error:  # also an integer of more digits than Python converts
-        return Record(number, problem=f"not JSON: {error}; each line must be one JSON object")
+        return Record(number, problem=_problem(error, "each line must be one JSON object"))
     return _object(number, columns, "each line") if text else None
+
+
+def _problem(error: ValueError | RecursionError, needed: str) -> str:
+    """Say why a text was not decoded; one with a key written twice is JSON."""
+    return str(error) if isinstance(error, RepeatedKeyError) else f"not JSON: {no_json(error)}; {needed}"
 
 
 def _object(number: int, value: Any, each: str) -> Record:
@@ -124,7 +131,7 @@ def _json_document(content: BinaryIO) -> Iterator[Record]:
     """Read a list of objects, or an object with one list of them; JSON lines in a file of this name are read too."""
     raw = content.read()
     try:
-        document = json.loads(raw.decode("utf-8-sig"))
+        document = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=unique_keys)
     except UnicodeDecodeError as error:
         yield Record(0, problem=f"not UTF-8: {error.reason} at byte {error.start}")
         return
@@ -133,7 +140,7 @@ def _json_document(content: BinaryIO) -> Iterator[Record]:
             content.seek(0)
             yield from _json_lines(content)
         else:
-            yield Record(0, problem=f"not JSON: {error}; the file must be one JSON list, or an object with one")
+            yield Record(0, problem=_problem(error, "the file must be one JSON list, or an object with one"))
         return
     if isinstance(document, dict):
         lists = [value for value in document.values() if isinstance(value, list)]
@@ -170,6 +177,10 @@ def _separated(content: BinaryIO, delimiter: str) -> Iterator[Record]:
             continue
         if header is not None:
             yield _cells(start, header, cells)
+        elif len(cells) == 1 and (sign := next((each for each in SEPARATORS if each in cells[0]), None)):
+            told = f"the header is one column, {cells[0][:60]!r}: its cells are separated by {SEPARATORS[sign]}"
+            yield Record(start, problem=f"{told}; write commas in a .csv file and tabs in a .tsv file, no row is read")
+            return
         elif len(set(cells)) < len(cells):
             twice = next(name for name in cells if cells.count(name) > 1)
             yield Record(start, problem=f"the header has the column {twice!r} twice; rename one, no row is read")

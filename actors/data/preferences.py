@@ -36,6 +36,7 @@ from actors.data.rows import (
 )
 from actors.data.text import (
     ROWS_PER_TOKENIZER_CALL,
+    chat_or_value,
     checked_messages,
     checked_text,
 )
@@ -199,7 +200,7 @@ def each_preference(
             if row.problem is not None:
                 encoding = row.problem.startswith("not UTF-8")
                 raise MalformedPreferenceError("wrong_encoding" if encoding else "not_json", row.problem)
-            given = columns.renamed(row.columns)
+            given = _with_chats(columns.renamed(row.columns))
             pairs = halves.add(given, row.place) if halves.holds(given) else pairs_of(given, ranked_pairs)
         except MalformedPreferenceError as error:
             yield row.place, Problem(row.place, str(error), error.reason)
@@ -276,10 +277,18 @@ def preference_tokens(
     return results
 
 
+def _with_chats(columns: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Read the chats that columns hold as JSON. Raises MalformedPreferenceError as `chat_or_value`."""
+    try:
+        return {name: chat_or_value(value, f"'{name}'") for name, value in columns.items()}
+    except MalformedRowError as error:
+        raise MalformedPreferenceError("not_json", str(error)) from error
+
+
 def _sample(row: Row) -> tuple[str | list[Message], str]:
     if row.problem is not None:
         raise MalformedRowError(row.problem)
-    prompt, response = row.columns.get("prompt"), row.columns.get("response")
+    prompt, response = chat_or_value(row.columns.get("prompt"), "'prompt'"), row.columns.get("response")
     if not isinstance(prompt, str | list) or not isinstance(response, str):
         raise MalformedRowError("'prompt' must be a text or a list of chat messages, and 'response' a text")
     response = checked_text(response, "response")

@@ -15,6 +15,7 @@ from actors.data.rows import check_problems, held_out
 from actors.data.tokenised.reading import read_prompts
 from actors.data.tokenised.table import PromptTable
 from actors.errors import UsageError
+from actors.foreign.text import many
 from actors.records import Prompt
 
 EPOCH_STREAM, EVALUATION_STREAM = 0, 1
@@ -143,7 +144,7 @@ def _split(table: PromptTable, config: PromptConfig) -> tuple[np.ndarray, np.nda
         left = "leaves none to train on" if held.all() else "holds none of them out"
         remedy = "lower" if held.all() else "raise"
         raise UsageError(
-            f"prompts.validation_fraction {config.validation_fraction:g} of the {len(table):,} prompts of "
+            f"prompts.validation_fraction {config.validation_fraction:g} of the {many(len(table), 'prompt')} of "
             f"prompts.source '{config.source}' {left}; {remedy} it, or set prompts.validation_source"
         )
     return everything[~held], everything[held]

@@ -29,7 +29,9 @@ from actors.data.batches import (
 from actors.data.config import SHIPPED_PROMPTS, HeldOutConfig, PromptConfig
 from actors.data.formats import ALLOWED, SUFFIXES, numbered_lines, records, suffix_of, wrong_content
 from actors.errors import UsageError
+from actors.foreign.documents import no_json, unique_keys
 from actors.foreign.model_place import hub_name_of, hub_problem
+from actors.foreign.text import many
 from actors.settings import WORLD
 
 KNOWN_SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
@@ -140,22 +142,19 @@ def check_problems(
         good: rows that can be used.
         section: prefix of the names `source` and `on_malformed`, such as `prompts.`.
     """
-    total = len(problems) + good
-    first = f"the first {min(len(problems), REPORTED_PROBLEMS)}:"
+    total, be = len(problems) + good, "is" if len(problems) == 1 else "are"
+    first = "the first:" if len(problems) == 1 else f"the first {min(len(problems), REPORTED_PROBLEMS)}:"
     first += "".join(f"\n  {problem}" for problem in problems[:REPORTED_PROBLEMS])
     if problems and on_malformed == "error":
         step = "Correct them"
         if not good and all(problem.message.startswith("no field") for problem in problems):
             step = f"Name a column that is there with {section}prompt_field or the like, correct the rows"
         raise UsageError(
-            f"{len(problems)} of {total} rows of {section}source '{source}' are malformed; {first}\n"
+            f"{len(problems)} of {many(total, 'row')} of {section}source '{source}' {be} malformed; {first}\n"
             f"{step}, or set {section}on_malformed to 'skip' to leave them out."
         )
     if problems and not good:
-        raise UsageError(
-            f"all {total} rows of {section}source '{source}' are malformed and none is left; give one with at least "
-            f"one good row; {first}"
-        )
+        raise UsageError(f"no good row among {many(total, 'row')} of {section}source '{source}'; give one; {first}")
     if not total:
         raise UsageError(f"{section}source '{source}' holds no rows; give one with at least one")
 
@@ -163,10 +162,10 @@ def check_problems(
 def check_training_rows(train: int, validation: int, malformed: int, source: str, fraction: float) -> None:
     """Raise UsageError if no row is left to train on because all good ones are held out."""
     if not train:
-        skipped = f" and {malformed} rows are malformed" if malformed else ""
+        skipped = f", {many(malformed, 'row')} malformed" if malformed else ""
         raise UsageError(
-            f"data.source '{source}' leaves nothing to train on: all {validation} examples are held out by "
-            f"data.validation_fraction {fraction:g}{skipped}; give more rows, or hold out less"
+            f"data.source '{source}' leaves nothing to train on: what it has, {many(validation, 'example')}, is held "
+            f"out by data.validation_fraction {fraction:g}{skipped}; give more rows, or hold out less"
         )
 
 
@@ -215,7 +214,8 @@ def _opened(table: RowSource) -> OpenedSource:
             )
         _require_no_split(table)
         return OpenedSource(_file_batches([path], table), [path])
-    if suffix_of(path) in SUFFIXES or not HUB_NAME.fullmatch(table.source) or table.source.startswith("."):
+    local = path.is_symlink() or suffix_of(path) in SUFFIXES or table.source.startswith(".")
+    if local or not HUB_NAME.fullmatch(table.source):
         raise _no_source(table, path)
     return _opened_table(_load_from_hub(table), table)
 
@@ -319,9 +319,9 @@ def list_or_json(value: Any, what: str, of: str) -> list[Any] | None:
     """Return a list, or that of a JSON text; None if there is none or it is empty. Raises MalformedRowError."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = json.loads(value, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
-            raise MalformedRowError(f"{what} is a string that is not JSON: {error}") from error
+            raise MalformedRowError(f"{what} is a string that cannot be read as JSON: {no_json(error)}") from error
     if value is not None and not isinstance(value, list):
         raise MalformedRowError(f"{what} is of type {type(value).__name__}, not a list of {of}, or its JSON")
     return value or None

@@ -4,6 +4,7 @@ Prompts, demonstrations and preferences share it, so that training and sampling 
 files of rows.
 """
 
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from actors.data.preference_forms import SPEAKERS
 from actors.data.rows import MalformedRowError, list_or_json
 from actors.errors import UsageError, writing
 from actors.files import atomic_write
-from actors.foreign.documents import read_object, unreadable
+from actors.foreign.documents import no_json, read_object, unique_keys, unreadable
 from actors.foreign.model_place import hub_problem, missing_model_remedy, require_model_place
 from actors.foreign.templates import check_chat_template
 from actors.foreign.text import shown
@@ -22,6 +23,8 @@ from actors.foreign.text import shown
 ROWS_PER_TOKENIZER_CALL = 1024
 LARGEST_TOKENIZER = 256 << 20
 """Bytes of a tokenizer's file; those of the largest vocabularies have some 30 MB."""
+_CHAT = re.compile(r"""\s*\[\s*\{\s*["'](role|from|content|value)["']\s*:\s*["']""")
+_TURN = {"role", "from"}
 
 
 def load_tokenizer(path: str, *, needs_eos: bool = True, chats: ChatTemplateConfig | None = None) -> Any:
@@ -200,6 +203,23 @@ def _checked_message(message: Any, place: str) -> Mapping[str, Any]:
         if message[key] or not calls:
             checked_text(message[key], f"{place}.{key}")
     return message
+
+
+def chat_or_value(value: Any, what: str) -> Any:
+    """Return the chat that a text holds as JSON, as a cell of a CSV file must; anything else as it is.
+
+    Raises MalformedRowError for a chat that was written as Python prints it.
+    """
+    if not isinstance(value, str) or not _CHAT.match(value) or not value.rstrip().endswith("]"):
+        return value
+    try:
+        chat = json.loads(value, object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise MalformedRowError(
+            f"{what} looks like a chat and cannot be read as JSON: {no_json(error)}; write it with json.dumps, not "
+            "as Python prints it"
+        ) from error
+    return chat if all(isinstance(turn, dict) and _TURN & turn.keys() for turn in chat) else value
 
 
 def checked_prompt(value: Any, name: str) -> str | Sequence[Mapping[str, Any]]:

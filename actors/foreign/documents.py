@@ -14,6 +14,10 @@ LFS_POINTER = b"version https://git-lfs"
 """First bytes of what Git leaves in place of a large file that it has not fetched."""
 
 
+class RepeatedKeyError(ValueError):
+    """An object of JSON has a key twice, of which Python would keep the last; the message says which."""
+
+
 def read_json(path: str | Path, *, largest: int = LARGEST, remedy: str = RESTORE) -> Any:
     """Read a JSON file. Raises UsageError, naming it and `remedy`, if it is none, too long or nested too deeply."""
     try:
@@ -44,7 +48,31 @@ def parse_json(content: bytes, path: str | Path, *, largest: int = LARGEST, reme
         if content.startswith(LFS_POINTER):
             raise unreadable(path, "it is a Git LFS pointer", "run `git lfs pull`") from None
         # not UTF-8, not JSON, or a number of too many digits
-        raise unreadable(path, str(error), remedy) from None
+        raise unreadable(path, no_json(error), remedy) from None
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of JSON, as `object_pairs_hook`. Raises RepeatedKeyError."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RepeatedKeyError(f"key {shown(twice, 60)!r} is written twice in one object; keep one of them")
+    return made
+
+
+def no_json(error: ValueError | RecursionError) -> str:
+    """Say why a text could not be read as JSON, without what Python advises its programmers."""
+    return str(error).partition("; use sys.")[0]
+
+
+def with_sizes(config: Any, path: str) -> Any:
+    """Return a transformers configuration whose model has layers and tokens. Raises UsageError if it has none."""
+    text = config.get_text_config()
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
+        if isinstance(size := getattr(text, name, None), int) and size < 1:
+            raise UsageError(f"config.json of '{path}' has {name} {size}; allowed: integer >= 1; {RESTORE}")
+    return config
 
 
 def unreadable(path: str | Path, why: str, remedy: str = RESTORE) -> UsageError:

@@ -36,6 +36,11 @@ _UNIQUE = re.compile(
 _OF_ANOTHER_KIND = re.compile(r"Unrecognized configuration class <class '[\w.]*?(\w+)'>")  # in transformers' words
 
 
+def many(count: int, noun: str, nouns: str = "") -> str:
+    """Return a number with its noun: `1 file`, `2,000 files`; `nouns` if it takes more than an s."""
+    return f"{count:,} {noun if count == 1 else nouns or f'{noun}s'}"
+
+
 def shown(text: object, limit: int = LONGEST, *, lines: bool = False) -> str:
     """Return `text` as it may be printed: control characters escaped, keys masked, cut after `limit` characters.
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 from actors.errors import OffbeatError, RunError
+from actors.foreign.text import many
 from actors.preferences import check_preferences
 from actors.records import Group, Judgement
 
@@ -96,13 +97,13 @@ def check_answers(answers: Sequence[Judgement | OffbeatError], groups: Sequence[
     """
     answered = len(answers) if isinstance(answers, Sequence) else 0
     if answered != len(groups):
-        raise RunError(f"the judge answered {answered} judgements for {len(groups)} groups")
+        raise RunError(f"the judge answered {many(answered, 'judgement')} for {many(len(groups), 'group')}")
     for group, judgement in zip(groups, answers, strict=True):
         if isinstance(judgement, OffbeatError):
             continue
         count = len(group.completions)
         if len(judgement.scores) != count:
-            raise RunError(f"the judge gave {len(judgement.scores)} scores for {count} completions")
+            raise RunError(f"the judge gave {many(len(judgement.scores), 'score')} for {many(count, 'completion')}")
         if not all(math.isfinite(score) for score in judgement.scores):
             raise RunError("the judge gave a score that is NaN or infinite; every score must be finite")
         if judgement.preferences is not None:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from actors.errors import OffbeatError, RunError, UsageError
-from actors.foreign.text import LONGEST_FAILURE, shown
+from actors.foreign.text import LONGEST_FAILURE, many, shown
 from actors.judges.config import JudgingConfig
 from actors.judges.factory import make_judge
 from actors.judges.protocol import Judge, JudgeDeathError, JudgeTimeoutError, MeasuredJudge, judge_in_time
@@ -89,7 +89,7 @@ class JudgeWorker:
         lost, did = 0, ""
         for group in batch:
             if lost > self._config.retries:
-                results.append(_failure(group, f"not tried: the judge {did} on {lost} groups in a row"))
+                results.append(_failure(group, f"not tried: the judge {did} on {many(lost, 'group')} in a row"))
                 continue
             try:
                 results += await self._judge_once([group])

@@ -301,9 +301,7 @@ class Admission:
                     f"{state[name]!r}, which its leases and versions depend on; set it back, or start a new run"
                 )
         if self.total_updates is not None and self.total_updates < state["updates"]:
-            raise UsageError(
-                f"{self.total_updates} updates in all are fewer than the {state['updates']} already done; raise updates"
-            )
+            raise UsageError(f"updates {self.total_updates} is less than the {state['updates']} already done; raise it")
         self.version, self.updates, self._next_index = state["version"], state["updates"], state["next_index"]
         entries = {name: {row[0]: _Entry(*row[1:]) for row in rows} for name, rows in state["entries"].items()}
         self._waiting, self._in_flight = entries["waiting"], entries["in_flight"]

@@ -9,9 +9,11 @@ from typing import Any
 
 from actors.data.config import SHIPPED_PROMPTS
 from actors.errors import UsageError
+from actors.foreign.documents import read_object
+from actors.foreign.text import shown
 from launch.begin.lines import Line
 from launch.begin.rows import ANSWERS, TESTS, Sample, answer_column, answers_of
-from launch.doctor.model_facts import is_hub_name, read_model
+from launch.doctor.model_facts import is_hub_name, local_directory, read_model
 
 KINDS = """  verifier             gold answers of a column decide; verifier:pattern, :boxed, :math, :choice say how
   FILE.py:FUNCTION     your own function in a file below the working directory; MODULE:FUNCTION is the same
@@ -205,10 +207,28 @@ def _model(kind: str, spelling: str) -> Callable[[str, Sample, str | None], Judg
             raise UsageError(
                 f"--judge {spelling}:{path}: the directory does not exist (looked in {Path.cwd()}); correct the path"
             )
+        directory = local_directory(path)
+        if directory is not None and (problem := _unfit(kind, directory)):
+            raise UsageError(f"--judge {spelling}:{path}: {problem}")
         why = "higher scores are better" if kind == "reward_model" else "compares two answers at a time"
         return Judge((Line("judging.judge.kind", kind, why), Line("judging.judge.path", path)), loads=True)
 
     return read
+
+
+def _unfit(kind: str, directory: Path) -> str | None:
+    """Say why a model of this machine cannot be a judge of this kind, by its small files alone; None if it may."""
+    if kind == "preference_model":
+        remedy = "give the directory final/ of a run of `offbeat preference`, or reward:MODEL for a model that scores"
+        return None if (directory / "preference.json").is_file() else f"it has no preference.json; {remedy}"
+    config = read_object(directory / "config.json")
+    names, labels = config.get("architectures"), config.get("id2label")
+    named = str(names[0]) if isinstance(names, list) and names else ""
+    remedy = "give a sequence classifier with exactly 1 label"
+    if named and not named.endswith("ForSequenceClassification"):
+        return f"its config.json names the architecture {shown(named, 60)}, which gives no scores; {remedy}"
+    count = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)  # as transformers counts them
+    return None if count == 1 else f"its config.json has {shown(count, 20)} labels; {remedy}"
 
 
 def _http(kind: str) -> Callable[[str, Sample, str | None], Judge]:

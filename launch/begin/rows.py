@@ -1,13 +1,15 @@
 """The data that a configuration reads: which column holds the prompt, which the answer, and how long both are."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from actors.data.config import SHIPPED_PROMPTS, PromptConfig
 from actors.data.formats import SUFFIXES
-from actors.data.rows import RowSource, rows_from
+from actors.data.rows import MalformedRowError, RowSource, rows_from
+from actors.data.text import chat_or_value
 from actors.errors import UsageError
 from actors.settings import WORLD
 from launch.begin.policy import Policy, may_be_on_the_hub
@@ -114,7 +116,7 @@ def answer_column(sample: Sample, wanted: str | None, names: Sequence[str] = ANS
 
 def is_chat(sample: Sample, column: str) -> bool:
     """Return whether prompts are chat messages, not texts."""
-    return any(isinstance(row.get(column), list) for row in sample.rows)
+    return any(isinstance(_chat(row.get(column)), list) for row in sample.rows)
 
 
 def answers_of(sample: Sample, column: str) -> list[str]:
@@ -146,6 +148,12 @@ def measure(sample: Sample, config: PromptConfig, policy: Policy) -> Lengths:
         )
     longest = max(map(len, encoded(answers, policy.tokenizer, add_special_tokens=False)), default=0)
     return Lengths(max(lengths, default=0), longest, len(lengths), len(part.problems))
+
+
+def _chat(value: Any) -> Any:
+    with suppress(MalformedRowError):  # a run says so of the row
+        return chat_or_value(value, "")
+    return value
 
 
 def _all_columns(names: Sequence[str], place: str) -> list[str]:

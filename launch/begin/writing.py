@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from actors.data.config import PromptConfig
 from actors.errors import UsageError, writing_remedy
 from actors.files import atomic_write
 from actors.foreign.model_place import PRETRAINED
-from actors.foreign.text import shown
+from actors.foreign.text import many, shown
 from launch.begin import rows
 from launch.begin.judges import Judge, read_judge
 from launch.begin.lines import Line, written
@@ -181,9 +182,9 @@ def _lengths(given: Given, *, gpus: bool) -> list[Line]:
     if not known:
         why = "a common value: the lengths could not be read"
     elif whole:
-        why = f"the longest of {given.lengths.good:,} prompts has {longest} tokens"
+        why = f"the longest of {many(given.lengths.good, 'prompt')} has {many(longest, 'token')}"
     else:
-        why = f"half as many again as the longest of the first {given.lengths.good:,} prompts, {longest} tokens"
+        why = f"half as many again as the longest of the first {given.lengths.good:,} prompts, {many(longest, 'token')}"
     lines = [Line("prompts.max_prompt_tokens", prompt, why)]
     if prompt < longest or not whole or given.lengths.malformed:
         bad = (
@@ -193,9 +194,10 @@ def _lengths(given: Given, *, gpus: bool) -> list[Line]:
         )
         lines.append(Line("prompts.on_malformed", "skip", bad))
     endpoint = given.judge.costly
-    many = "four answers are 12 requests to the judge" if endpoint else "more answers make ties between them rarer"
-    new = f"gold answers have up to {_gold(given)} tokens" if _gold(given) else "short answers, to begin"
-    lines.append(Line("sampling.completions_per_prompt", 4 if endpoint or gpus else 8, many))
+    ties = "four answers are 12 requests to the judge" if endpoint else "more answers make ties between them rarer"
+    gold = _gold(given)
+    new = f"gold answers have up to {many(gold, 'token')}" if gold else "short answers, to begin"
+    lines.append(Line("sampling.completions_per_prompt", 4 if endpoint or gpus else 8, ties))
     lines.append(Line("sampling.max_new_tokens", completion, new))
     of = f", of the model's {positions:,}" if given.policy.positions else ""
     return [*lines, Line("generators.max_model_len", prompt + completion, f"prompt and completion together{of}")]
@@ -256,6 +258,6 @@ def _tell(request: Request, notes: Sequence[str], fitted: Fitted, here: Machine)
         print(shown(f"note: {note}"))
     for finding in fitted.left:
         print(shown(f"{finding.level}: {finding.name}: {finding.text}; {finding.remedy}"))
-    there = "" if here.asked is None else f" --gpus {here.asked}"
-    print(shown(f"{request.file} is written. Next:\n", lines=True) + shown(f"    offbeat doctor {request.file}{there}"))
-    print(shown(f"    offbeat {'train' if here.asked is None else 'submit slurm'} {request.file}"))
+    file, there = shlex.quote(str(request.file)), "" if here.asked is None else f" --gpus {here.asked}"
+    print(shown(f"{request.file} is written. Next:\n", lines=True) + shown(f"    offbeat doctor {file}{there}"))
+    print(shown(f"    offbeat {'train' if here.asked is None else 'submit slurm'} {file}"))

@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.data.text import load_tokenizer
 from actors.errors import RunError, UsageError
+from actors.foreign.text import many
 from actors.generation.config import GeneratorSpec
 from actors.hub import answer_ends, resolve
 from actors.network import free_port
@@ -128,8 +129,9 @@ def _check_answers(address: str) -> None:
 def check_resources(config: RunConfig) -> None:
     """Raise UsageError if Ray cannot place the run's actors; they would wait forever."""
     needed = placement.resources_needed(placement.run_actors(config))
-    by = f"{config.generators.required} generators, {config.learner.ranks} learner ranks, {config.judging.count} judges"
-    by += f", {config.reference.count} reference actors" if config.reference.count else ""
+    by = f"{many(config.generators.required, 'generator')}, {many(config.learner.ranks, 'learner rank')}"
+    by += f", {many(config.judging.count, 'judge')}"
+    by += f", {many(config.reference.count, 'reference actor')}" if config.reference.count else ""
     _check_amounts(needed, ray.cluster_resources(), by, "generators.count, learner.ranks or their shares")
     transport = config.publication.transport
     if TRANSPORTS[transport].one_host and len(_hosts()) > 1:
@@ -143,7 +145,7 @@ def check_resources(config: RunConfig) -> None:
 def check_sampling_resources(config: RunConfig) -> None:
     """Raise UsageError if Ray cannot place generators and judges; they would wait forever."""
     actors = placement.sampling_actors(config)
-    by = f"{config.generators.count} generators, {config.judging.count} judges"
+    by = f"{many(config.generators.count, 'generator')}, {many(config.judging.count, 'judge')}"
     needed = placement.resources_needed(actors)
     _check_amounts(needed, ray.cluster_resources(), by, "generators.count or their shares")
     placement.place(actors, _nodes())

@@ -19,6 +19,7 @@ from actors.data.preference_layouts import Message, PreferenceRow, identity, tex
 from actors.data.preferences import COLUMN_TYPES, MESSAGES, ROWS_PER_GROUP, WHOLE_TYPES, whole_columns
 from actors.errors import UsageError
 from actors.files import atomic_file
+from actors.foreign.text import many
 
 _SCHEMA = pyarrow.schema(
     [("text", pyarrow.string()), ("chat", MESSAGES), *list(COLUMN_TYPES.items())[1:], ("whole", pyarrow.string())]
@@ -92,8 +93,8 @@ class PairStore:
         texts, count = sum(self._is_text[number] for number in numbers), len(numbers)
         if 0 < texts < count:
             raise UsageError(
-                f"{texts} prompts are texts and {count - texts} are chats, and one column holds only one kind; prepare "
-                "them as two sources, or write the texts as chats of one user message"
+                f"its prompts are {many(texts, 'text')} and {many(count - texts, 'chat')}, and one column holds "
+                "one kind; prepare them as two sources, or write the texts as chats of one user message"
             )
 
     def write(self, path: Path, numbers: Sequence[int]) -> None:

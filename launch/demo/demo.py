@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from actors.errors import UsageError
-from actors.foreign.text import shown
+from actors.foreign.text import many, shown
 from actors.settings import WORLD
 from actors.world import MAX_NEW_TOKENS, World, corpus_outcome_probabilities
 from launch.demo.triangle import Curve, triangle_text
@@ -90,7 +90,7 @@ class Demo:
             f"Bradley-Terry {rival.exploitability:.3f} at the same KL, with tau {targets.bradley_terry_tau:.3f}"
         )
         for name, route in self._routes.items():
-            self._say(f"\n{name}: {route.updates} updates")
+            self._say(f"\n{name}: {many(route.updates, 'update')}")
             model = route.model.model_copy(update={"path": str(start)})
             if name == BRADLEY_TERRY:
                 route = _with_tau(route, targets.bradley_terry_tau)
@@ -106,7 +106,7 @@ class Demo:
 
         world = next(iter(self._routes.values())).world
         path = self._directory / "start"
-        self._say(f"supervised training of the world's policy: {world.sft_updates} updates")
+        self._say(f"supervised training of the world's policy: {many(world.sft_updates, 'update')}")
         threads, size = os.cpu_count() or 1, SIZES[world.size]
         report = train_sft(path, updates=world.sft_updates, seed=world.seed, threads=threads, size=size)
         self._sft_seconds = report.seconds

@@ -18,6 +18,7 @@ from actors.data.config import SHIPPED_PROMPTS
 from actors.errors import OffbeatError, UsageError
 from actors.files import nearest_folder, unwritable
 from actors.foreign.model_place import missing_model_remedy
+from actors.foreign.text import many
 from actors.judges.config import FunctionJudgeConfig, ModelJudgeConfig
 from actors.settings import WORLD
 from launch.cluster.loopback import keeps_to_loopback
@@ -281,9 +282,8 @@ def _check_tokenizer(config: RunConfig, tokenizer: Any, vocabulary: int | None) 
         ends = tokenizer.convert_ids_to_tokens(list(answer_ends(config.model.path, tokenizer)))
     except OffbeatError as exception:
         return from_exception("tokenizer", exception)
-    text = (
-        f"{len(tokenizer):,} tokens of the model's {limit:,}, answers end with {', '.join(map(repr, ends))}, {template}"
-    )
+    text = f"{many(len(tokenizer), 'token')} of the model's {limit:,}, answers end with {', '.join(map(repr, ends))}"
+    text += f", {template}"
     return _noted("tokenizer", text, partial(check_tokenizer, config, tokenizer))
 
 
@@ -312,7 +312,7 @@ def _prompts(config: RunConfig, tokenizer: Any) -> Generator[Finding, None, Any]
             yield from_exception("prompts", exception)
             return None
         yield from (Finding("prompts", "warning", note) for note in notes)
-        text = f"{len(prompts):,} in {source}, {len(prompts.skipped):,} malformed rows skipped"
+        text = f"{len(prompts):,} in {source}, {many(len(prompts.skipped), 'malformed row')} skipped"
         remedy = f"correct them; the first: {prompts.skipped[0]}" if prompts.skipped else ""
         yield graded("prompts", text, remedy, doubtful=bool(prompts.skipped))
         return prompts

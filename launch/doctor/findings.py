@@ -23,7 +23,8 @@ class Finding:
 
     name: str  # subject of the check, one or two words
     level: Level
-    """`error` if the run cannot work, `warning` if it may still work."""
+    """`error
+from actors.foreign.text import many` if the run cannot work, `warning` if it may still work."""
     text: str
     remedy: str = ""  # next step; empty if none is needed
 
@@ -55,7 +56,8 @@ def report(findings: Iterable[Finding], *, as_json: bool = False) -> int:
         print(json.dumps({"ok": not counts["errors"], **counts, "findings": listed}, indent=2))
     else:
         parts = [f"{count} {what if count > 1 else what[:-1]}" for what, count in counts.items() if count]
-        console.print(", ".join(parts) or f"all {len(given)} checks passed", style="bold")
+        passed = "the one check passed" if len(given) == 1 else f"all {len(given)} checks passed"
+        console.print(", ".join(parts) or passed, style="bold")
     return int(counts["errors"] > 0)
 
 

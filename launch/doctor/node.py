@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 
 from actors.errors import UsageError
+from actors.foreign.text import many
 from launch.cluster.placement import resources_needed, run_actors
 from launch.doctor.machine import Gpu
 from launch.settings.run import RunConfig
@@ -27,7 +28,7 @@ def described(text: str) -> list[Gpu]:
 
 def what(gpus: Sequence[Gpu]) -> str:
     """Return words for a described node."""
-    return f"a node with {len(gpus)} GPU{'' if len(gpus) == 1 else 's'} of {gpus[0].total // GB} GB"
+    return f"a node with {many(len(gpus), 'GPU')} of {gpus[0].total // GB} GB"
 
 
 def cores_needed(config: RunConfig) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from actors.data.text import load_tokenizer
 from actors.errors import UsageError, writing
 from actors.files import atomic_write
-from actors.foreign.text import WHOLE, shown
+from actors.foreign.text import WHOLE, many, shown
 from actors.hub import resolve
 from actors.intervals import mean_interval, share_interval
 from actors.records import Group, Prompt
@@ -117,7 +117,7 @@ def run_comparison(config: RunConfig, names: Sequence[str], prompts: int | None,
         )
     sides = []
     for name, model, questions in zip(names, models, asked, strict=True):
-        say(f"{name} answers {len(questions)} prompts")
+        say(f"{name} answers {many(len(questions), 'prompt')}")
         sides.append(_answers(model, questions, say))
     joined = [_joined(groups) for groups in zip(*sides, strict=True)]
     say("judging")

@@ -13,7 +13,7 @@ from typing import Any
 from actors.data.prompts import PromptSource
 from actors.data.text import load_tokenizer
 from actors.errors import UsageError
-from actors.foreign.text import WHOLE, shown
+from actors.foreign.text import WHOLE, many, shown
 from actors.hub import resolve
 from actors.judges.config import VerifierJudgeConfig
 from actors.records import Group, Prompt
@@ -82,10 +82,11 @@ def _evaluate(config: RunConfig, request: Request) -> int:
     prompts = checked_prompts(config, tokenizer, request.prompts, say)
     different = len({prompt.token_ids for prompt in prompts})
     if different < len(prompts) and not request.composed:
-        repeated = f"{different} different prompts among {len(prompts)}: repeats are no further draws for the intervals"
+        repeated = f"{many(different, 'different prompt')} among {len(prompts)}"
+        repeated += ": repeats are no further draws for the intervals"
         say(repeated)
     count = config.sampling.completions_per_prompt
-    say(f"sampling {count} answers to each of {len(prompts)} prompts")
+    say(f"sampling {count} answers to each of {many(len(prompts), 'prompt')}")
     with wiring.ray_session(config.cluster):
         wiring.check_sampling_resources(config)
         judges = wiring.start_judges(config, config.model.path)
@@ -152,7 +153,7 @@ def prompts_of(config: RunConfig, source: PromptSource, wanted: int | None) -> l
     """
     size = source.evaluation_size
     if wanted is not None and wanted > size:
-        raise UsageError(f"--prompts {wanted} exceeds the {size} prompts of {source.evaluated}; lower it")
+        raise UsageError(f"--prompts {wanted} exceeds the {many(size, 'prompt')} of {source.evaluated}; lower it")
     count = min(config.evaluation.prompts, size) if wanted is None else wanted
     if count < 1:
         raise UsageError("0 prompts requested; set --prompts or evaluation.prompts to 1 or more")
@@ -221,7 +222,7 @@ def _write(
     if request.pairs is not None:
         rows = pairs_of(solutions, request.max_pairs, config.seed)
         write_jsonl(request.pairs, rows)
-        print(shown(f"{len(rows)} pairs in {request.pairs}"))
+        print(shown(f"{many(len(rows), 'pair')} in {request.pairs}"))
     if request.output is not None:
         asked = {"model": config.model.path, "verifiers": request.verifiers, "rank": request.rank}
         found = asdict(results) | ({} if gap is None else {"composition": asdict(gap)})

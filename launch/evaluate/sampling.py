@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from actors.errors import RunError, ray_logs
-from actors.foreign.text import shown
+from actors.foreign.text import many, shown
 from actors.records import Failure, Group, Lease, Prompt
 from launch.run.pools.countdown import Countdown
 from launch.run.pools.judge_pool import JudgePool, judge_all
@@ -31,7 +31,7 @@ async def judged_groups(
     answers = await judge_all(JudgePool(judges, say), groups, config.judging, say)
     failed = [answer.reason for answer in answers if isinstance(answer, Failure)]
     if failed:
-        raise RunError(f"{len(failed)} of {len(answers)} prompts could not be judged; the first: {failed[0]}")
+        raise RunError(f"{len(failed)} of {many(len(answers), 'prompt')} could not be judged; the first: {failed[0]}")
     return [answer for answer in answers if isinstance(answer, Group)]
 
 

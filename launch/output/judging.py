@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from actors.foreign.text import many
 from actors.judges.http.figures import frequent_abstentions, language_models
 
 
@@ -15,7 +16,7 @@ def judging_account(figures: Mapping[str, float]) -> str:
 
     failed, cost = total("failed_groups"), total("cost")
     names = ("requests", "retries", "given_up", "refused", "abstentions")
-    facts = [f"{failed:,.0f} of {total('groups'):,.0f} groups failed"] if failed else []
+    facts = [f"{failed:,.0f} of {many(round(total('groups')), 'group')} failed"] if failed else []
     facts += [f"{total(name):,.0f} {name.replace('_', ' ')}" for name in names if total(name)]
     facts += [f"cost {cost:,.2f}"] if cost else []
     trust = [

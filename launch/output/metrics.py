@@ -152,29 +152,56 @@ class MetricsWriter:
 
 
 def truncate_after(path: Path, step: int) -> dict[str, Any]:
-    """Keep the leading complete lines of steps up to `step`; return the newest value of each name in them."""
+    """Remove the lines of steps after `step`; return the newest value of each name in those before.
+
+    A damaged line is kept if a whole one of such a step follows it: what comes after it is not lost with it.
+    """
     newest: dict[str, Any] = {}
     if not path.exists():
         return newest
-    kept = 0
+    kept = end = 0
     with path.open("rb+") as file:
         for line in file:
+            end += len(line)
             values = _values_of(line)
-            if not line.endswith(b"\n") or values["step"] > step:
+            if not line.endswith(b"\n") or (values and values["step"] > step):
                 break
-            kept += len(line)
+            kept = end if values else kept
             newest |= values
         file.truncate(kept)
     return newest
 
 
 def _values_of(line: bytes) -> dict[str, Any]:
-    """Return the line's values; only `step`, infinite, for an invalid line, which ends the part that is kept."""
+    """Return the line's values; none for a damaged line."""
     try:
         values = dict(json.loads(line))
         return values | {"step": float(values["step"])}
-    except (ValueError, KeyError, TypeError):
-        return {"step": math.inf}
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        return {}
+
+
+def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the objects of a file that a run writes line by line, and how many other lines it has. Raises OSError."""
+    rows: list[dict[str, Any]] = []
+    damaged = 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if isinstance(row, dict):
+                rows.append(row)
+            else:
+                damaged += 1
+    return rows, damaged
+
+
+def damaged_lines(name: object, count: int) -> str:
+    """Say that lines of a file were left out, for they cannot be read."""
+    told = "1 line that cannot be read and is" if count == 1 else f"{count:,} lines that cannot be read and are"
+    return f"{name} has {told} left out"
 
 
 class _Events:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from actors.errors import UsageError, writing
 from actors.files import atomic_write
 from actors.records import Completion, Group, Prompt
 from actors.replay_buffer.buffer import Batch
 from actors.replay_buffer.pairing import MissingEos, effective_scores
-from launch.output.metrics import MetricsWriter, truncate_after
+from launch.output.metrics import MetricsWriter, read_json_lines, truncate_after
 from launch.settings.loading import RECORDED
 from launch.settings.output import SamplesConfig
 
 SAMPLES = "samples.jsonl"
 BEFORE_AND_AFTER = "evaluation/answers.jsonl"
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,22 +160,17 @@ def write_before_and_after(
         atomic_write(run / BEFORE_AND_AFTER, "".join(f"{json.dumps(asdict(row))}\n" for row in rows))
 
 
-def read_before_and_after(run: Path) -> list[BeforeAndAfter]:
-    """Read what `write_before_and_after` wrote; nothing if the run has not ended, or has no evaluation."""
-    path, found = run / BEFORE_AND_AFTER, []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # of a damaged file
-            row = json.loads(line)
-            start, final = Answer(**row["start"]), Answer(**row["final"])
-            found.append(BeforeAndAfter(row["prompt_id"], row["prompt"], start, final))
-    return found
+def read_before_and_after(run: Path) -> tuple[list[BeforeAndAfter], int]:
+    """Read what `write_before_and_after` wrote, and count its damaged lines.
 
-
-def read_samples(run: Path) -> Iterator[Sample]:
-    """Read a run's samples; a last line that is being written is left out.
-
-    Raises UsageError if the run has none.
+    Nothing if the run has not ended, or has no evaluation. Raises OSError.
     """
+    path = run / BEFORE_AND_AFTER
+    return _parsed(path, _before_and_after) if path.is_file() else ([], 0)
+
+
+def read_samples(run: Path) -> tuple[list[Sample], int]:
+    """Read a run's samples, and count its damaged lines. Raises UsageError if the run has none."""
     path = run / SAMPLES
     if not path.is_file():
         found = "holds no samples" if (run / RECORDED).is_file() else "is no directory of a run"
@@ -183,10 +178,32 @@ def read_samples(run: Path) -> Iterator[Sample]:
             f"{run} {found}: there is no {SAMPLES} in it; give the directory of a run of `offbeat train` with "
             "samples.every_updates above 0"
         )
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    return _parsed(path, _sample)
+
+
+def _parsed(path: Path, parse: Callable[[dict[str, Any]], Row]) -> tuple[list[Row], int]:
+    """Return the rows of a file, and how many lines are none."""
+    rows, damaged = read_json_lines(path)
+    found: list[Row] = []
+    for row in rows:
         try:
-            row = json.loads(line)
-            best, worst = Answer(**row.pop("best")), Answer(**row.pop("worst"))
-            yield Sample(**row, best=best, worst=worst)
-        except (ValueError, KeyError, TypeError):
-            continue
+            found.append(parse(row))
+        except (KeyError, TypeError):
+            damaged += 1
+    return found, damaged
+
+
+def _read_answer(row: dict[str, Any]) -> Answer:
+    """Raises TypeError for what is no answer."""
+    answer = Answer(**row)
+    if not isinstance(answer.text, str) or not isinstance(answer.score, int | float):
+        raise TypeError
+    return answer
+
+
+def _before_and_after(row: dict[str, Any]) -> BeforeAndAfter:
+    return BeforeAndAfter(row["prompt_id"], row["prompt"], _read_answer(row["start"]), _read_answer(row["final"]))
+
+
+def _sample(row: dict[str, Any]) -> Sample:
+    return Sample(**(row | {"best": _read_answer(row["best"]), "worst": _read_answer(row["worst"])}))

@@ -13,11 +13,14 @@ from actors.foreign.text import shown
 from launch.output.board import Board, JsonBoard
 from launch.output.process import interrupts, supervisor
 from launch.output.run_directory import RunDirectory
-from launch.settings.renamed import new_key, new_value
+from launch.settings.loading import dump_config
+from launch.settings.renamed import changes, new_key, new_value
 from launch.settings.run import TrainingConfig
+from launch.settings.yaml_text import YamlError, parse_yaml, read_yaml
 from learner.backend import checkpoints, manifest
 
 SHOWN_SKIPS = 5  # malformed rows shown one by one
+SHOWN_CHANGES = 8  # settings that a resume names
 
 Status = Literal["completed", "interrupted", "failed"]
 Resume = bool | str
@@ -56,8 +59,10 @@ class Session:
                 )
         if self.checkpoint is not None:
             self.state = checkpoints.read_state(self.checkpoint)
+            check_layout(self.checkpoint, config)
             for directory in (self.directory.start, self.directory.baseline.parent):
                 manifest.check(directory)
+            self.notes += changed_settings(self.directory.config, config)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[RunDirectory]:
@@ -153,6 +158,28 @@ def check_same_run(saved: Mapping[str, Any], given: Mapping[str, Any], checkpoin
             f"cannot resume from {checkpoint}: changed since it was saved: {'; '.join(changed)}; resume with the same, "
             "or start a new run with another --output"
         )
+
+
+def check_layout(checkpoint: Path, config: TrainingConfig) -> None:
+    """Raise UsageError if the engine's state was written with settings that no rank of this run could read."""
+    written, learner = checkpoints.layout_of(checkpoint), getattr(config, "learner", None)
+    if learner is None:
+        return
+    given = {"learner.zero_stage": learner.zero_stage, "learner.dtype": learner.dtype}
+    saved = {key: written.get(key.partition(".")[2], value) for key, value in given.items()}
+    check_same_run(saved, given, checkpoint)
+
+
+def changed_settings(recorded: Path, config: TrainingConfig) -> list[str]:
+    """Return a note on the settings that differ from those that a resumed run has recorded; empty if none does."""
+    try:
+        before = read_yaml(recorded)
+    except (YamlError, OSError, UnicodeDecodeError) as error:
+        return [f"warning: what has changed since is not known: {recorded} cannot be read: {error}"]
+    after = parse_yaml(dump_config(config))
+    changed = list(changes(before, after, type(config))) if isinstance(before, dict) else []
+    more = f"; and {len(changed) - SHOWN_CHANGES} more" if len(changed) > SHOWN_CHANGES else ""
+    return [f"changed since the run was last started: {'; '.join(changed[:SHOWN_CHANGES])}{more}"] if changed else []
 
 
 def stage_name(updates: int) -> str:

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from actors.errors import writing
 from actors.files import atomic_write
-from actors.foreign.text import shown
+from actors.foreign.text import many, shown
 from actors.replay_buffer.ledger import imbalance
 from launch.output.board import clock
 from launch.output.judging import judging_account
@@ -119,7 +119,9 @@ class Summary(BaseModel):
         """Print the result, then what it cost."""
         style = {"completed": "bold green", "interrupted": "bold yellow", "failed": "bold red"}[self.status]
         console.print()
-        console.print(Text.assemble((self.status, style), f": {self.updates:,} updates in {clock(self.wall_seconds)}"))
+        console.print(
+            Text.assemble((self.status, style), f": {many(self.updates, 'update')} in {clock(self.wall_seconds)}")
+        )
         for text in (self.error, verdict(self)):
             if text is not None:
                 console.print(Text(shown(text, lines=True), style="bold"), soft_wrap=True)
@@ -188,13 +190,13 @@ def _facts(summary: Summary) -> dict[str, str]:
         )
     if summary.ties:
         share = "" if summary.tie_share is None else f", {summary.tie_share:.0%} of all"
-        facts["ties"] = f"{summary.ties:,} pairs{share}, with equal scores and no gradient"
+        facts["ties"] = f"{many(summary.ties, 'pair')}{share}, with equal scores and no gradient"
     if summary.prompts and summary.epochs is not None:
-        facts["data"] = f"{summary.epochs:.2f} epochs of {summary.prompts:,} prompts"
+        facts["data"] = f"{summary.epochs:.2f} epochs of {many(summary.prompts, 'prompt')}"
     if summary.dropped_tokens:
-        facts["lost work"] = f"{summary.dropped_tokens:,} tokens sampled and not trained on"
+        facts["lost work"] = f"{many(summary.dropped_tokens, 'token')} sampled and not trained on"
     if summary.skipped_updates:
-        facts["skipped"] = f"{summary.skipped_updates} updates with a non-finite loss or gradient"
+        facts["skipped"] = f"{many(summary.skipped_updates, 'update')} with a non-finite loss or gradient"
     if summary.output:
         facts["output"] = summary.output
     return facts

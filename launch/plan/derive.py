@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from actors.errors import UsageError
+from actors.foreign.text import many
+from launch.output.metrics import damaged_lines
 from launch.plan.model import Generators, Judges, Learner, Model, Times, rank_speed
 from launch.plan.prediction import predict
 from launch.plan.recorded import Recorded
@@ -30,6 +32,8 @@ FOLLOWED = (
     *("evaluation.prompts", "evaluation.every_updates", "divergence"),
 )
 """Settings whose effect the model knows, or which have none on its figures."""
+MOST = 1e9
+"""Largest number that a user may give: of seconds, thirty years."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +61,8 @@ class Given:
             least, word = (1.0, "at least 1") if each.name == "batching" else (0.0, "0 or more")
             if each.name in positive:
                 word = "above 0"
-            if value < least or (each.name in positive and value == 0.0) or value != value:
-                raise UsageError(f"{option}: given {value:g}; allowed: {word}")
+            if not least <= value <= MOST or (each.name in positive and value == 0.0):
+                raise UsageError(f"{option}: given {value:g}; allowed: {word}, and at most {MOST:g}")
         if self.efficiency is not None and self.efficiency > 1.0:
             raise UsageError(f"--efficiency: given {self.efficiency:g}; allowed: above 0 and at most 1")
 
@@ -249,7 +253,7 @@ def _group_times(run: Recorded, sources: _Sources) -> Times:
         times = Times.of(mean, run.lengths)
         centre = sum(run.lengths) / len(run.lengths)
         variance = sum((length - centre) ** 2 for length in run.lengths) / len(run.lengths)
-        note = f"lengths of the longest answers of {len(run.lengths)} groups, in a random order"
+        note = f"lengths of the longest answers of {many(len(run.lengths), 'group')}, in a random order"
         sources.pick("generator_spread", variance**0.5 / centre if centre else 0.0, note=note)
         return times
     return Times(mean, sources.pick("generator_spread", None, SPREAD, "standard deviation over mean"))
@@ -280,4 +284,6 @@ def _notes(run: Recorded, given: Given) -> tuple[str, ...]:
         notes.append("opponents that are drawn later than the policy's answers are left out")
     if run.summary["status"] != "completed":
         notes.append(f"the run is {run.summary['status']}: what it did at its end is measured with the rest")
+    if run.damaged:
+        notes.append(damaged_lines(f"{run.name}/metrics.jsonl", run.damaged))
     return tuple(notes)

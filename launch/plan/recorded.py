@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.errors import UsageError
+from launch.output.metrics import read_json_lines
 from launch.plan.prediction import Outcome, shares
 from launch.settings.loading import RECORDED, load_config
 from launch.settings.run import RunConfig
@@ -31,6 +32,7 @@ class Recorded:
     summary: Mapping[str, Any]
     update_seconds: tuple[float, ...] = ()
     """Of each update, as the learner measured them."""
+    damaged: int = 0  # lines of its metrics that cannot be read
     lengths: tuple[float, ...] = ()
     """Tokens of the longest answer of each group, from the journal; a group ends with it."""
 
@@ -123,11 +125,13 @@ def read_run(directory: Path) -> Recorded:
         )
     summary = _summary(directory)
     config = load_config(directory / RECORDED)
+    update_seconds, damaged = _update_seconds(directory / "metrics.jsonl")
     recorded = Recorded(
         name=str(directory),
         config=config,
         summary=summary,
-        update_seconds=_update_seconds(directory / "metrics.jsonl"),
+        update_seconds=update_seconds,
+        damaged=damaged,
         lengths=_lengths(directory),
     )
     try:
@@ -160,15 +164,17 @@ def _summary(directory: Path) -> dict[str, Any]:
     return dict(summary)
 
 
-def _update_seconds(path: Path) -> tuple[float, ...]:
+def _update_seconds(path: Path) -> tuple[tuple[float, ...], int]:
+    """Return the seconds of each update, and how many lines are damaged."""
+    rows: list[dict[str, Any]] = []
+    damaged = 0
+    with contextlib.suppress(OSError):
+        rows, damaged = read_json_lines(path)
     found: list[float] = []
-    with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            # One cut short by a crash, or that somebody else wrote.
-            with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
-                seconds = json.loads(line).get("seconds")
-                found += [float(seconds)] if seconds else []
-    return tuple(found)
+    for seconds in (row.get("seconds") for row in rows):
+        if isinstance(seconds, int | float) and seconds:
+            found.append(float(seconds))
+    return tuple(found), damaged
 
 
 def _lengths(directory: Path) -> tuple[float, ...]:

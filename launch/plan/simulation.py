@@ -15,6 +15,7 @@ from itertools import count
 from random import Random
 from typing import Any
 
+from actors.errors import UsageError
 from actors.replay_buffer.admission import Admission
 from launch.plan.engines import ROUNDING, Fleet, Running
 from launch.plan.model import Model
@@ -24,6 +25,7 @@ ASIDE = -1
 GENERATOR = ("generating", "updating", "idle")
 LEARNER = ("training", "waiting", "publishing", "other")
 """What they can be doing."""
+MOST_LEASES = 1_000  # of which none ends in a batch
 EXPIRY_CHECKS = 4  # in the seconds that a lease is valid
 
 
@@ -69,6 +71,8 @@ class Simulation:
         self._aside = 0
         self._starved = False
         """Admission grants nothing until something changes."""
+        self._checks = 0
+        """How often leases were looked at since the learner began to wait."""
         self._driver_free = 0.0
         self._judges_free = [0.0] * model.judges.count
 
@@ -180,9 +184,17 @@ class Simulation:
         self.admission.judged(group.lease, group.attempt, group.version, group.version)
 
     def _expire(self) -> None:
+        lease, waits = self.model.replay.lease_seconds, self._activity == "waiting"
         if self.admission.expire(self.now):
             self._starved = False
-        self._at(self.now + self.model.replay.lease_seconds / EXPIRY_CHECKS, self._expire)
+        self._checks = self._checks + 1 if waits else 0
+        if self._checks > MOST_LEASES * EXPIRY_CHECKS:
+            raise UsageError(
+                f"the learner waits for {MOST_LEASES} times replay.lease_seconds {lease:g} without a batch: groups "
+                "take longer than their leases; raise that with --set, or lower --generator-seconds"
+            )
+        # During an update much longer than a lease, looking as often would take long and change nothing.
+        self._at(self.now + (lease if waits else max(lease, self._left)) / EXPIRY_CHECKS, self._expire)
 
     # ---------------------------------------------------------------- learner, versions
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from actors.data.text import save_template
 from actors.errors import UsageError
-from actors.foreign.text import shown
+from actors.foreign.text import many, shown
 from actors.records import Group, Judgement
 from actors.replay_buffer.buffer import Batch
 from launch.cluster import wiring
@@ -253,7 +253,7 @@ def run_replay(recorded: RunConfig, config: RunConfig, request: Request) -> int:
     start = starting_point(request, journal.first, journal.end)
     notes = verify_start(run, start.checkpoint)
     if journal.unverified:
-        notes.append(f"{len(journal.unverified)} parts of the journal have no checksums: they cannot be verified")
+        notes.append(f"{many(len(journal.unverified), 'part')} of the journal without checksums cannot be verified")
     weights = recorded_weights(run, recorded.updates, journal.end)
     session = Session(config)
     with contextlib.ExitStack() as stack:
@@ -348,7 +348,7 @@ class _Replay:
         """Compare the replay with the run, after `seconds` of it."""
         counts = self._counts
         first, end = self._start.update, self._journal.end
-        recorded, replayed = (
+        (recorded, damaged), (replayed, _) = (
             read_lines(path / "metrics.jsonl", first, end) for path in (self._run.path, self._directory.path)
         )
         settings = learning_settings(self._recorded)
@@ -371,6 +371,7 @@ class _Replay:
             first_difference=first_difference(recorded, replayed),
             windows=parts,
             metrics=side_by_side(recorded, replayed, parts),
+            damaged=damaged,
             exact={
                 name: {"recorded": recorded.get(end, {}).get(name), "replay": value}
                 for name, value in counts.observed.items()

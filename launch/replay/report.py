@@ -14,7 +14,8 @@ from rich.text import Text
 
 from actors.errors import writing
 from actors.files import atomic_write
-from actors.foreign.text import shown
+from actors.foreign.text import many, shown
+from launch.output.metrics import damaged_lines, read_json_lines
 from launch.settings.yaml_text import leaves
 
 WINDOWS = 5
@@ -65,6 +66,7 @@ class ReplayReport:
     """First and last step of each window that metrics are averaged over."""
     metrics: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
     """By name, `recorded` and `replay`: mean over each window; None for a window without values."""
+    damaged: int = 0  # lines of the run's metrics that cannot be read
     exact: dict[str, dict[str, float | None]] = field(default_factory=dict)
     """By name, `recorded` and `replay`: exact metrics of the final policy; None: the run did not measure it then."""
     seconds: float = 0.0
@@ -97,9 +99,9 @@ class ReplayReport:
     def lines(self) -> list[str]:
         """Return the result in sentences."""
         end = f"updates {self.first + 1} to {self.end}" if self.end > self.first else "no update"
-        lines = [f"replayed {end} of {self.run}: {self.trained} steps, {self.groups:,} groups consumed"]
+        lines = [f"replayed {end} of {self.run}: {many(self.trained, 'step')}, {many(self.groups, 'group')} consumed"]
         if self.max_staleness is not None:
-            lines.append(f"{self.left_out:,} groups above staleness {self.max_staleness} left out")
+            lines.append(f"{many(self.left_out, 'group')} above staleness {self.max_staleness} left out")
         lines += [
             f"{name}: {_setting(was)} recorded, {_setting(now)} here" for name, (was, now) in self.changed.items()
         ]
@@ -112,6 +114,8 @@ class ReplayReport:
             f"{name}: {_shown(values['recorded'])} recorded, {_shown(values['replay'])} here, at the end"
             for name, values in self.exact.items()
         ]
+        if self.damaged:
+            lines.append(damaged_lines("metrics.jsonl of the run", self.damaged))
         if self.first_difference is not None and self.unchanged:
             lines.append(f"loss or gradient norm first differ from the recorded ones in update {self.first_difference}")
         return [*lines, self._verdict()]
@@ -121,7 +125,7 @@ class ReplayReport:
         if weights is None:
             return "weights: not compared; the run has none from after the last update"
         if not weights.different:
-            return f"weights: bit-identical to {weights.recorded} ({weights.tensors} tensors)"
+            return f"weights: bit-identical to {weights.recorded} ({many(weights.tensors, 'tensor')})"
         gap = "" if weights.largest_difference is None else f" by at most {weights.largest_difference:.3g}"
         return (
             f"weights: {weights.different} of {weights.tensors} tensors differ from {weights.recorded}{gap}, most in "
@@ -186,21 +190,20 @@ def first_difference(recorded: Lines, replay: Lines) -> int | None:
     return None
 
 
-def read_lines(path: Path, first: int, end: int) -> dict[int, dict[str, float | None]]:
-    """Read steps `first` + 1 to `end` of a `metrics.jsonl`, up to a line cut short by a crash."""
+def read_lines(path: Path, first: int, end: int) -> tuple[dict[int, dict[str, float | None]], int]:
+    """Read steps `first` + 1 to `end` of a `metrics.jsonl`, and count its damaged lines."""
     lines: dict[int, dict[str, float | None]] = {}
     if not path.is_file():
-        return lines
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            values = json.loads(line)
-        except ValueError:
-            break
-        step = values.pop("step")
+        return lines, 0
+    rows, damaged = read_json_lines(path)
+    for values in rows:
+        step = values.pop("step", None)
         values.pop("time", None)
-        if first < step <= end:
-            lines[step] = values
-    return lines
+        if not isinstance(step, int | float):
+            damaged += 1
+        elif first < step <= end:
+            lines[int(step)] = values
+    return lines, damaged
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actors.errors import UsageError
+from launch.output.metrics import damaged_lines, read_json_lines
 from launch.output.run_directory import RUN_ID, RunDirectory
 from launch.report.drawing.series import Point
 from launch.settings.yaml_text import YamlError, read_yaml
@@ -17,6 +18,8 @@ from launch.settings.yaml_text import YamlError, read_yaml
 LOOKED_FOR = ("config.yaml", "metrics.jsonl", "summary.json", RUN_ID)
 """A directory with one of these is a run's."""
 MOST_NAMED = 4  # runs that an error names
+LARGEST = 1e150
+"""Figures above this are no figures of a run."""
 DEEPEST = 4
 """Levels below a directory at which runs are looked for: a sweep has its runs at the third."""
 
@@ -101,9 +104,9 @@ class Run:
 
 
 def finite(value: Any) -> float | None:
-    """Return a finite number as a float; None for anything else."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
+    """Return a number as a float; None for anything else, and for one so large that it cannot be drawn or summed."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) <= LARGEST else None  # NaN is not
 
 
 def read_run(directory: Path) -> Run:
@@ -136,7 +139,7 @@ def require_run(directory: Path) -> None:
         return
     looked = ", ".join(LOOKED_FOR[:-1])
     if below:
-        named = " ".join(map(str, below[:MOST_NAMED]))
+        named = shlex.join(map(str, below[:MOST_NAMED]))
         more = f" (and {len(below) - MOST_NAMED} more below it)" if len(below) > MOST_NAMED else ""
         raise UsageError(f"{directory} is no run but holds runs; compare these: offbeat report {named}{more}")
     raise UsageError(
@@ -180,34 +183,23 @@ def _summary(path: Path, running: bool, missing: list[str]) -> Mapping[str, Any]
     return found if isinstance(found, Mapping) else {}
 
 
-def _rows(path: Path, missing: list[str]) -> list[Mapping[str, Any]]:
+def _rows(path: Path, missing: list[str]) -> Sequence[Mapping[str, Any]]:
     if not path.is_file():
         missing.append("There is no metrics.jsonl, so there are no curves.")
         return []
-    rows, broken = [], 0
+    found: list[dict[str, Any]] = []
+    damaged = 0
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if (row := _row(line)) is None:
-                    broken += 1
-                else:
-                    rows.append(row)
+        found, damaged = read_json_lines(path)
     except OSError as error:
         missing.append(f"metrics.jsonl cannot be read: {error.strerror}.")
-    if broken:
-        missing.append(f"metrics.jsonl has {broken} {'line' if broken == 1 else 'lines'} that cannot be read.")
+    rows = [row for row in found if finite(row.get("step")) is not None]
+    damaged += len(found) - len(rows)
+    if damaged:
+        missing.append(f"{damaged_lines('metrics.jsonl', damaged)}.")
     if not rows:
         missing.append("metrics.jsonl holds no update yet.")
     return rows
-
-
-def _row(line: str) -> Mapping[str, Any] | None:
-    """Return a line's values; None for one that was cut off or has no step."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, Mapping) and finite(row.get("step")) is not None else None
 
 
 def _text(path: Path) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.output.journal_files import Segment, segments
-from launch.output.samples import Answer, read_before_and_after
+from launch.output.metrics import damaged_lines
+from launch.output.samples import BEFORE_AND_AFTER, Answer, read_before_and_after
 from launch.report.records import Run, finite
 
 MOST_PROMPTS = 4
@@ -40,8 +41,10 @@ class Samples:
 
 def read_samples(run: Run) -> Samples:
     """Read answers before and after training, else early and late ones of the journal, else the starting policy's."""
-    if answers := _of_final_evaluation(run.files.path):
+    answers, damaged = _of_final_evaluation(run.files.path)
+    if answers:
         note = "First answers of both policies to prompts of the final evaluation: none was picked for what it says."
+        note += f" {damaged_lines(BEFORE_AND_AFTER, damaged)}." if damaged else ""
         return Samples(answers, note)
     found = segments(run.files.journal) if run.files.journal.is_dir() else []
     if not found:
@@ -52,19 +55,19 @@ def read_samples(run: Run) -> Samples:
         return _baseline(run.files.baseline, f"The journal cannot be read: {error}.")
 
 
-def _of_final_evaluation(directory: Path) -> list[tuple[Sample | None, Sample | None]]:
+def _of_final_evaluation(directory: Path) -> tuple[list[tuple[Sample | None, Sample | None]], int]:
     try:
-        rows = read_before_and_after(directory)[:MOST_PROMPTS]
-    except (OSError, ValueError, KeyError, TypeError):  # damaged: the journal has others
-        return []
+        rows, damaged = read_before_and_after(directory)
+    except OSError:  # the journal has others
+        return [], 0
 
     def sample(prompt: str, when: str, answer: Answer) -> Sample:
         return Sample(prompt, when, answer.text, answer.finished, finite(answer.score))
 
     return [
         (sample(row.prompt, "before training", row.start), sample(row.prompt, "after training", row.final))
-        for row in rows
-    ]
+        for row in rows[:MOST_PROMPTS]
+    ], damaged
 
 
 def staleness_of(run: Run) -> dict[int, int]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from actors.foreign.text import many
 from launch.output.board import clock
 from launch.report.drawing.series import number
 from launch.report.records import Run, finite
@@ -119,13 +120,14 @@ def _estimate(told: Mapping[str, object], name: str) -> Estimate | None:
 
 
 def _status(run: Run) -> str:
-    of = "" if run.planned is None else f" of {run.planned:,}"
     model, loss = run.setting("model.path"), run.loss
     named = "the world's policy" if model == "world" else f"{model}" if model else "a model"
     what = f"{named} with the loss {loss}" if loss else named
     seconds = run.figure("wall_seconds")
     took = "" if seconds is None else f" in {clock(seconds)}"
-    done = f"{run.updates:,}{of} updates"
+    done = (
+        f"{run.updates:,} of {many(run.planned, 'update')}" if run.planned is not None else many(run.updates, "update")
+    )
     if run.status == "completed":
         return f"The run completed: it trained {what}, {done}{took}."
     if run.status == "interrupted":

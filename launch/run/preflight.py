@@ -9,6 +9,7 @@ from actors.data.prompts import PromptSource
 from actors.data.text import template_problem
 from actors.errors import UsageError
 from actors.foreign.tensor_files import require_numbers
+from actors.foreign.text import many
 from actors.hub import (
     CLASSIFIER_HEAD,
     LANGUAGE_HEAD,
@@ -125,7 +126,8 @@ def check_weights(setting: str, path: str | Path, *, classifier: bool = False, n
     unused = [name for name in found.unused if not (new_head and name == LANGUAGE_HEAD)]
     if not unused:
         return []
-    return [f"{setting} {path}: {len(unused)} tensors of its files are not part of {found.kind}: {listed(unused)}"]
+    tensors = "1 tensor of its files is" if len(unused) == 1 else f"{len(unused):,} tensors of its files are"
+    return [f"{setting} {path}: {tensors} not part of {found.kind}: {listed(unused)}"]
 
 
 def check_tokenizer(config: RunConfig, tokenizer: Any) -> list[str]:
@@ -164,8 +166,8 @@ def check_prompts(config: RunConfig, prompts: PromptSource) -> list[str]:
     notes = list(prompts.notes)
     if prompts.doubled_bos:
         notes.append(
-            f"{prompts.doubled_bos:,} of {len(prompts):,} prompts hold {prompts.bos_token}, which the tokenizer adds "
-            "to texts as well; they are read with one"
+            f"{prompts.doubled_bos:,} of {many(len(prompts), 'prompt')} hold {prompts.bos_token}, which the tokenizer "
+            "adds to texts as well; they are read with one"
         )
     if config.model.path != WORLD:
         rows = read_text_config("model.path", config.model.path).vocab_size
@@ -239,14 +241,15 @@ def repetition(config: RunConfig, prompts: PromptSource) -> list[str]:
     together = config.replay.prompts_per_update
     if together > count:
         notes.append(
-            f"replay.prompts_per_update {together:,} exceeds the {count:,} prompts of prompts.source: an update trains "
-            f"on a prompt up to {-(-together // count)} times; lower it, or add prompts"
+            f"replay.prompts_per_update {together:,} exceeds the {many(count, 'prompt')} of prompts.source: an update "
+            f"trains on a prompt up to {many(-(-together // count), 'time')}; lower it, or add prompts"
         )
     epochs = config.updates * together / count
     if epochs > MANY_EPOCHS:
         notes.append(
-            f"updates {config.updates:,} of {together:,} prompts are {epochs:,.0f} epochs of {count:,} prompts: the "
-            "policy may learn these alone; evaluate it on others with offbeat evaluate"
+            f"updates {config.updates:,} of {many(together, 'prompt')} are {epochs:,.0f} epochs of "
+            f"{many(count, 'prompt')}: "
+            "the policy may learn these alone; evaluate it on others with offbeat evaluate"
         )
     return notes
 
@@ -270,7 +273,7 @@ def check_restored(groups: Sequence[Group], config: RunConfig) -> None:
     lacking = [group for group in groups if not all(each.reference_logprobs for each in group.completions)]
     if config.reference.count and lacking:
         raise UsageError(
-            f"{len(lacking)} of the {len(groups)} groups that wait in the checkpoint have no reference log-probs: "
+            f"{len(lacking)} of {many(len(groups), 'group')} in the checkpoint's buffer have no reference log-probs: "
             f"reference.count was 0 when they were judged, and is {config.reference.count}; resume with "
             "reference.count=0, or start a new run"
         )

@@ -21,6 +21,7 @@ from actors.adapters.config import LoraConfig
 from actors.errors import UsageError, writing
 from actors.files import atomic_directory, open_lock
 from actors.foreign.documents import read_object
+from actors.foreign.text import many
 from actors.records import TRANSPORTS
 from actors.settings import STARTS, WORLD
 from actors.world import MAX_NEW_TOKENS, POLICY_SETTINGS_FILE, VOCABULARY, Task, World
@@ -70,7 +71,7 @@ class EmbeddedWorld(RunPlugin):
 
         world = config.world
         settings = {"updates": world.sft_updates, "seed": world.seed, "size": SIZES[world.size]}
-        say(f"supervised training of the world's policy: {world.sft_updates} updates")
+        say(f"supervised training of the world's policy: {many(world.sft_updates, 'update')}")
         started = time.monotonic()
         if (shared := os.environ.get(STARTS)) is None or directory.exists():
             on_all_cores(train_sft, directory, **settings)

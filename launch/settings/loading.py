@@ -21,7 +21,7 @@ from launch.settings.renamed import Tree, new_key, new_value, remove, with_new_k
 from launch.settings.run import RunConfig, TrainingConfig
 from launch.settings.verbs import TRAIN, Verb
 from launch.settings.words import answer, listed, meaning, name_of, nearest, one_line, refusal
-from launch.settings.yaml_text import YamlError, dump, leaves, parse_yaml, read_yaml
+from launch.settings.yaml_text import YamlError, dump, leaves, no_texts, parse_yaml, read_yaml
 
 Config = TypeVar("Config", bound=TrainingConfig)
 RECORDED = "config.yaml"  # in a run's directory: its resolved configuration
@@ -236,7 +236,11 @@ def _keep_kind(tree: Tree, section: str, kind: Any, known: Sequence[Setting]) ->
 def _validate(tree: Tree, model: type[BaseModel], known: Sequence[Setting], mistakes: list[str]) -> BaseModel | None:
     _drop_empty_sections(tree, known)
     lines = dict.fromkeys([*_numbers(tree, known), *_variables(tree, known)])
-    config, errors = _checked(tree, model)
+    try:
+        config, errors = _checked(tree, model)
+    except UnicodeEncodeError:  # of a refused value that no message can hold
+        mistakes.extend(f"{key}: given {value!a}, which is no text; write it anew" for key, value in no_texts(tree))
+        return None
     for detail in errors:
         lines.update(dict.fromkeys(_explain(detail, tree, model, known)))
     mistakes.extend(lines)

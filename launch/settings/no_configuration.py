@@ -1,6 +1,7 @@
 """What is said of a file that is no configuration of a verb: a directory, of another kind or verb, or not there."""
 
 import difflib
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,9 +99,10 @@ def of_another_verb(path: str | Path | None, tree: Mapping[str, Any], verb: Verb
     others = [each.name for each in alike if _accepts(each.model, tree)] or [each.name for each in alike]
     if not others:
         return None
+    file = shlex.quote(str(path))
     named = " or ".join(f"`offbeat {name}`" for name in others)
-    check = "" if others[0] == "sweep" else f", or check it by `offbeat config {path} --verb {others[0]}`"
-    return f"its sections are those of {named}, not of `offbeat {verb.name}`; run `offbeat {others[0]} {path}`{check}"
+    check = "" if others[0] == "sweep" else f", or check it by `offbeat config {file} --verb {others[0]}`"
+    return f"its sections are those of {named}, not of `offbeat {verb.name}`; run `offbeat {others[0]} {file}`{check}"
 
 
 def _accepts(model: type[BaseModel], tree: Mapping[str, Any]) -> bool:

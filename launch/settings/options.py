@@ -1,14 +1,18 @@
 """Arguments and options that several verbs of the command line share. Imports nothing heavy."""
 
 import re
-from collections.abc import Iterator, Sequence
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
+from typer.core import TyperCommand
 
 from actors.errors import UsageError
+from actors.foreign.text import shown
 from actors.redaction import redact
 from launch.settings.verbs import DPO, PREFERENCE, SFT, SWEEP, TRAIN, VERBS, Verb
 
@@ -73,6 +77,85 @@ Version = Annotated[
 ]
 
 
+SAME_AS = {
+    ("--output", "DIR"): "output",
+    ("--generators", "N"): "generators.count",
+    ("--model", "DIR"): "model.path",
+    ("--best-of", "K"): "sampling.completions_per_prompt",
+}
+"""Options that stand for a setting where settings are arguments, by name and placeholder."""
+
+
+class OnceCommand(TyperCommand):
+    """Refuse an option that is given twice with different values; tell which of a setting's or variable's counts."""
+
+    def make_parser(self, ctx: Any) -> Any:
+        """Return the parser, which tells how often an option was given before the last value is taken."""
+        parser: Any = super().make_parser(ctx)
+        parse = parser.parse_args
+
+        def parse_once(args: list[str]) -> Any:
+            given = list(args)
+            found = parse(args)
+            _refuse_repeats(ctx, given, found[0], found[2])
+            return found
+
+        parser.parse_args = parse_once
+        return parser
+
+
+def _refuse_repeats(ctx: Any, arguments: Sequence[str], values: Mapping[str, Any], order: Sequence[Any]) -> None:
+    """Raise UsageError for what is given twice; `order` has a parameter as often as it was given."""
+    single = {each for each in order if getattr(each, "is_flag", True) is False and not each.multiple}
+    for option in single:
+        own = _values_of(option.opts, arguments)
+        if len(set(own)) > 1:
+            raise UsageError(_twice(option.opts[-1], own))
+    pairs = [each for each in ctx.command.params if str(each.metavar).endswith(("KEY=VALUE", "NAME=VALUE"))]
+    for parameter in pairs:
+        taken: dict[str, str] = {}
+        if parameter.param_type_name == "argument":
+            keys = {SAME_AS.get((each.opts[-1], each.metavar)): str(values[each.name]) for each in single}
+            taken = {key: value for key, value in keys.items() if key is not None}
+        _tell_repeats(values.get(parameter.name) or (), taken)
+
+
+def _tell_repeats(entries: Sequence[str], options: Mapping[str, str]) -> None:
+    """Say which value of a setting counts, as scripts put settings behind their own; `options` stand for settings.
+
+    Raises UsageError for a setting that differs from the option that stands for it.
+    """
+    given: dict[str, list[str]] = {}
+    for entry in entries:
+        name, equals, value = entry.partition("=")
+        key = name.strip()
+        if equals and options.get(key, value) != value:
+            raise UsageError(_twice(key, [redact(each, key) for each in (options[key], value)]))
+        if equals:
+            given.setdefault(key, []).append(redact(value, key))
+    for key, values in given.items():
+        if len(set(values)) > 1:
+            told = f"note: {key} is given as {', then '.join(values)}; the last counts"
+            print(shown(told), file=sys.stderr)
+
+
+def _twice(name: str, values: Sequence[str]) -> str:
+    given = " and ".join(dict.fromkeys(map(str, values)))
+    return f"{name} is given twice, as {given}; leave one of them out"
+
+
+def _values_of(names: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """Return every value that an option is given."""
+    found = []
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if argument == "--":
+            break
+        if name in names:
+            found.append(value if equals else arguments[place + 1] if place + 1 < len(arguments) else "")
+    return found
+
+
 def resumed(value: str | None) -> bool | str:
     """Return whether a run goes on from its last checkpoint, or from which one instead."""
     return value is not None if value in (None, LATEST) else value
@@ -132,7 +215,7 @@ def _no_command(message: str, arguments: Sequence[str], context: Any, commands: 
         return f"{message.removesuffix('.')}; allowed are {', '.join(commands)}"
     word = next((each for each in arguments if not each.startswith("-")), "")
     if word.endswith((".yaml", ".yml")):
-        return f"{message.removesuffix('.')}; write `offbeat train {word}`"
+        return f"{message.removesuffix('.')}; write `offbeat train {shlex.quote(word)}`"
     return f"No such command {word!r}; write --{word}" if word in ("help", "version") else message
 
 

@@ -1,7 +1,16 @@
-"""Renamed settings: error messages name the new key, and the configuration of an older run is read with it."""
+"""Settings of earlier runs: renamed ones are read under their new key, and changes since are told.
+
+Must not know files.
+"""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from launch.settings.fields import format_value
+from launch.settings.yaml_text import leaves
 
 Tree = dict[str, Any]
 
@@ -38,6 +47,40 @@ def with_new_keys(tree: Tree) -> Tree:
         if isinstance(section, dict) and name in section:
             section[name] = new_value(key, section[name])
     return tree
+
+
+_FREE = ("name", "output")
+"""Settings that change nothing in a run."""
+_LONGEST = 80
+"""Characters of a value that are shown."""
+
+
+def changes(before: Tree, after: Tree, model: type[BaseModel]) -> Iterator[str]:
+    """Say which settings of two recorded configurations of `model` differ, each with both values.
+
+    Those that `before` does not name are newer than it, and not compared. What is unset and follows from other settings
+    is the same as its value.
+    """
+    before, after = (_settled(with_new_keys(tree), model) for tree in (before, after))
+    known = dict(leaves(before))
+    for key, value in leaves(after):
+        if key in known and known[key] != value and key not in _FREE:
+            was, now = (format_value(each) for each in (known[key], value))
+            yield f"{key} (was {was[:_LONGEST]}, is {now[:_LONGEST]})"
+
+
+def _settled(tree: Tree, model: type[BaseModel]) -> Tree:
+    """Put the numbers of the anchor in place of those that are unset; a tree of another version stays as it is."""
+    learner = tree.get("learner")
+    given = learner.get("anchor") if isinstance(learner, dict) else None
+    if not isinstance(given, dict) or not hasattr(model, "anchor"):
+        return tree
+    try:
+        anchor = getattr(model.model_validate(tree), "anchor", None)
+    except ValidationError:
+        return tree
+    numbers = {name: getattr(anchor, name, 0) for name in given}  # weight 0: none, whatever its horizon
+    return tree | {"learner": {**tree["learner"], "anchor": numbers}}
 
 
 def remove(tree: Tree, key: str) -> None:

@@ -138,3 +138,11 @@ def leaves(tree: Any, above: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{above}.{key}" if above else str(key))
     else:
         yield above, tree
+
+
+def no_texts(tree: Any) -> list[tuple[str, str]]:
+    """Return dotted keys and values of texts that no file can hold: they have half a character, a lone surrogate."""
+    return [(key, value) for key, value in leaves(tree) if isinstance(value, str) and _HALF.search(value)]
+
+
+_HALF = re.compile("[\ud800-\udfff]")

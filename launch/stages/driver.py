@@ -18,6 +18,7 @@ from typing import Any
 from actors.data.text import save_template
 from actors.errors import INTERRUPTED, UsageError, writing
 from actors.files import atomic_write, discard
+from actors.foreign.text import many
 from launch.cluster import wiring
 from launch.cluster.placement import counted
 from launch.cluster.watchdog import Watchdog
@@ -116,8 +117,8 @@ class StageRun:
             for note in [*prepared.notes, *session.notes]:
                 self._say(note)
             tell_skipped(prepared.skipped, self._say)
-            skipped = f", {len(prepared.skipped)} malformed rows skipped" if prepared.skipped else ""
-            self._say(f"{prepared.train} training examples, {prepared.validation} held out{skipped}")
+            skipped = f", {many(len(prepared.skipped), 'malformed row')} skipped" if prepared.skipped else ""
+            self._say(f"{many(prepared.train, 'training example')}, {prepared.validation} held out{skipped}")
             if not prepared.validation:
                 self._say("nothing is held out: no held-out loss; raise data.validation_fraction")
             self._fixed = self._fixed_settings(directory.path / "data")
@@ -138,7 +139,7 @@ class StageRun:
             await self._ranks.ready()
             if self._session.checkpoint is not None:
                 await self._ranks.load(self._session.checkpoint)
-                self._say(f"resumed from {self._session.checkpoint} after {self._state.updates} updates")
+                self._say(f"resumed from {self._session.checkpoint} after {many(self._state.updates, 'update')}")
             watchdog = Watchdog(self._ranks.each(), self.config.watchdog, self._say, self._directory.record_hang)
             completed = await watchdog.guard(self._train())
             await self._ranks.close()

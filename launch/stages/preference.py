@@ -9,6 +9,7 @@ from pathlib import Path
 from actors.data.rows import held_out_notes
 from actors.data.text import load_tokenizer
 from actors.errors import UsageError
+from actors.foreign.text import many
 from actors.hub import answer_ends, positions_of, read_text_config, resolve
 from actors.settings import WORLD
 from launch.output.session import Resume
@@ -95,8 +96,8 @@ def _within(config: PreferenceRunConfig, sides: Sides, skipped: list[str], conte
     longer = sum(map(len, sides)) - len(train) - len(validation)
     if longer and (config.data.on_malformed == "error" or not train):
         raise UsageError(
-            f"{longer} of {sum(map(len, sides))} pairs of data.source '{config.data.source}' are longer than the "
-            f"model's context of {context} tokens with prompt, both responses and a separator after each; lower "
+            f"{longer} of {many(sum(map(len, sides)), 'pair')} of data.source '{config.data.source}' are longer than "
+            f"the model's context of {context} tokens with prompt, both responses and a separator after each; lower "
             "data.max_response_tokens and set data.on_malformed to skip, or set preference.kind to skew"
         )
     note = [f"{longer} pairs: longer than the model's context of {context} with both responses"] if longer else []

@@ -15,9 +15,10 @@ import yaml
 
 from actors.errors import UsageError, writing
 from actors.files import atomic_write, open_lock, unwritable
-from launch.settings.fields import format_value
 from launch.settings.loading import LOCK, dump_config
-from launch.settings.yaml_text import YamlError, leaves, read_yaml
+from launch.settings.renamed import changes
+from launch.settings.run import RunConfig
+from launch.settings.yaml_text import YamlError, read_yaml
 from launch.sweep.config import SweepConfig
 from launch.sweep.plan import Row
 
@@ -25,8 +26,6 @@ SWEEP_FILE = "sweep.yaml"
 ROW_FILE = "row.yaml"
 """In a row's directory: its whole configuration, without the seeds of its runs."""
 _MOST_SHOWN = 5
-_FREE = ("name", "output")
-"""Settings that change nothing in a run."""
 
 
 def check_directory(directory: Path, rows: Sequence[Row]) -> None:
@@ -85,9 +84,9 @@ def _differences(directory: Path, row: Row) -> Iterator[str]:
     if not path.is_file():
         return
     try:
-        recorded = dict(leaves(read_yaml(path)))
+        recorded = read_yaml(path)
     except (YamlError, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}; restore it, or start anew with --output DIR") from error
-    for key, value in leaves(yaml.safe_load(dump_config(row.config))):
-        if key in recorded and recorded[key] != value and key not in _FREE:
-            yield f"{key} (was {format_value(recorded[key])}, is {format_value(value)})"
+    if not isinstance(recorded, dict):
+        raise UsageError(f"{path} holds no settings; restore it, or start anew with --output DIR")
+    yield from changes(recorded, yaml.safe_load(dump_config(row.config)), RunConfig)

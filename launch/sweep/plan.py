@@ -71,8 +71,9 @@ def plan_rows(sweep: SweepConfig) -> list[Row]:
     mistakes: dict[str, list[str]] = {}
     for chosen in itertools.product(*(labels.items() for labels in sweep.axes.values())):
         labels = dict(zip(sweep.axes, (label for label, _ in chosen), strict=True))
-        settings = [*sweep.set.items(), *(item for _, own in chosen for item in own.items())]
-        overrides = tuple(as_override(key, value) for key, value in settings)
+        # A label's own value in place of that of all runs: an override is given once.
+        settings = sweep.set | dict(item for _, own in chosen for item in own.items())
+        overrides = tuple(as_override(key, value) for key, value in settings.items())
         try:
             rows.append(Row(labels, overrides, load_config(sweep.base, overrides)))
         except UsageError as error:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.output.board import clock
+from launch.output.metrics import damaged_lines
 from launch.sweep.table import Estimate, Results, TableRow
 
 MISSING = "-"
@@ -93,6 +94,8 @@ def notes(results: Results) -> list[str]:
     for each in results.outcomes:
         if each.status != "completed":
             said.append(f"{each.row}/seed-{each.seed}: {each.status}" + (f": {each.error}" if each.error else ""))
+        if each.damaged:
+            said.append(f"{damaged_lines(f'{each.directory}/metrics.jsonl', each.damaged)}.")
     return said
 
 

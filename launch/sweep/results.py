@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from launch.output.metrics import read_json_lines
 from launch.sweep.plan import PlannedRun
 from launch.sweep.runs import summary_of
 
@@ -56,6 +55,7 @@ class Outcome:
     """It went on from an earlier process, of which its times and token counts say nothing."""
     figures: Mapping[str, float] = field(default_factory=dict)
     curve: Sequence[Point] = ()
+    damaged: int = 0  # lines of its metrics that cannot be read
 
 
 def read_outcome(run: PlannedRun, directory: Path, error: str | None = None) -> Outcome:
@@ -63,6 +63,7 @@ def read_outcome(run: PlannedRun, directory: Path, error: str | None = None) -> 
     summary = summary_of(run)
     completed = summary is not None and summary.get("status") == "completed"
     figures = figures_of(summary) if completed and summary is not None else {}
+    lines, damaged = _lines(run.directory / "metrics.jsonl") if completed else ([], 0)
     told = None if completed else error or (summary or {}).get("error")
     return Outcome(
         row=run.row.name,
@@ -73,7 +74,8 @@ def read_outcome(run: PlannedRun, directory: Path, error: str | None = None) -> 
         error=None if told is None else str(told),
         resumed=run.resumed_mark.exists(),
         figures=figures,
-        curve=curve_of(_lines(run.directory / "metrics.jsonl"), summary or {}, figures) if completed else (),
+        curve=curve_of(lines, summary or {}, figures),
+        damaged=damaged,
     )
 
 
@@ -140,10 +142,11 @@ def _budget(budget: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return seconds | {f"share.learner.{activity}": value / total for activity, value in learner.items()}
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a file of metrics; a last one that is cut off is left out."""
-    found = []
-    with contextlib.suppress(OSError, ValueError), path.open(encoding="utf-8") as file:
-        for line in file:
-            found.append(json.loads(line))
-    return found
+def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Read the lines of a file of metrics, and count those that are damaged."""
+    try:
+        found, damaged = read_json_lines(path)
+    except OSError:
+        return [], 0
+    rows = [row for row in found if isinstance(row.get("step"), int | float)]
+    return rows, damaged + len(found) - len(rows)

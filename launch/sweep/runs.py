@@ -20,6 +20,7 @@ from typing import Any
 
 from actors.errors import INTERRUPTED, UsageError, writing
 from actors.foreign.documents import read_object
+from actors.foreign.text import many
 from launch.output.board import clock
 from launch.output.process import interrupts
 from launch.output.process.supervisor import die_with_parent
@@ -80,7 +81,7 @@ def run_all(
     waiting = deque(run for run in runs if status_of(run) != "completed")
     skipped, ended = len(runs) - len(waiting), Ended()
     if skipped:
-        tell(f"{skipped} of {len(runs)} runs are completed and skipped")
+        tell(f"{skipped} of {many(len(runs), 'run')} completed already and skipped")
     running: dict[int, _Process] = {}
     pace = _Pace(runs, len(slots))
     with _heard() as signals:

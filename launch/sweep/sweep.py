@@ -12,7 +12,7 @@ from rich.text import Text
 
 from actors.errors import INTERRUPTED, RunError, writing
 from actors.files import atomic_write
-from actors.foreign.text import shown
+from actors.foreign.text import many, shown
 from actors.settings import STARTS
 from launch.settings.fields import WIDTH_WITHOUT_TERMINAL
 from launch.sweep import render
@@ -43,7 +43,7 @@ def run_sweep(
         _show_plan(sweep, runs, directory, len(places))
         return 0
     say = partial(_say, Console(stderr=True, highlight=False))
-    say(f"{len(runs)} runs in {directory}, {min(len(places), len(runs))} at a time")
+    say(f"{many(len(runs), 'run')} in {directory}, {min(len(places), len(runs))} at a time")
     starts = {STARTS: str(directory / "starts")}
     with held(directory, sweep, rows):
         ended = run_all(runs, [{**starts, **place} for place in places], say, command)
@@ -59,12 +59,12 @@ def run_sweep(
         console.print(Text(shown(note)), soft_wrap=True)
     completed = sum(row.runs for row in results.rows)
     if ended.interrupted:
-        say(f"interrupted: {completed} of {len(runs)} runs are completed, {GO_ON}")
+        say(f"interrupted: {completed} of {many(len(runs), 'run')} completed, {GO_ON}")
         return INTERRUPTED
     if ended.failed:
         name, error = next(iter(ended.failed.items()))
         raise RunError(
-            f"{len(ended.failed)} of {len(runs)} runs failed, the first {name}: {error}; their logs are in "
+            f"{len(ended.failed)} of {many(len(runs), 'run')} failed, the first {name}: {error}; their logs are in "
             f"{directory / 'runs'}; remove the cause, then {GO_ON}"
         )
     return 0
@@ -113,10 +113,10 @@ def _show_plan(sweep: SweepConfig, runs: Sequence[PlannedRun], directory: Path, 
     print(shown(f"all runs: {' '.join([sweep.base, *common])}"))
     for row in dict.fromkeys(run.row.name for run in runs):
         of_row = [run for run in runs if run.row.name == row]
-        own = " ".join(of_row[0].row.overrides[len(common) :]) or "no changes"
+        own = " ".join(each for each in of_row[0].row.overrides if each not in common) or "no changes"
         seeds = ", ".join(f"seed {run.seed} {status_of(run)}" for run in of_row)
         print(shown(f"{row}: {own}; {seeds}"))
-    print(shown(f"{len(runs)} runs, {min(parallel, len(runs))} at a time, in {directory}; nothing was started"))
+    print(shown(f"{many(len(runs), 'run')}, {min(parallel, len(runs))} at a time, in {directory}; nothing was started"))
 
 
 def _say(console: Console, text: str) -> None:

@@ -17,6 +17,7 @@ checkpoint from `to_resume`, which verifies it: nothing of it is loaded before.
 import contextlib
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,7 @@ def commit(root: str | Path, tag: str, keep: int, run: str | None = None) -> Pat
     with _discarding(stage), writing(f"checkpoint {tag} to {root}", _THEN):
         if missing := _missing_parts(stage):
             raise RunError(f"checkpoint {tag} is incomplete: {', '.join(missing)} missing in {stage}; not used")
-        layout = stage / ENGINE / LAYOUT
-        written_with = json.loads(layout.read_text(encoding="utf-8")) if layout.is_file() else None
-        manifest.seal(stage, run=run, update=_update_number(final), layout=written_with)
+        manifest.seal(stage, run=run, update=_update_number(final), layout=layout_of(stage) or None)
         # Data, name, pointer, each flushed before the next. A pointer that reached the disk before the data would,
         # after a power loss, name a checkpoint of empty files.
         replace_directory(stage, final, durable=True)
@@ -167,6 +166,13 @@ def run_of(checkpoint: Path) -> str | None:
     return None if found is None else found.run
 
 
+def layout_of(checkpoint: Path) -> dict[str, Any]:
+    """Return what a checkpoint's engine state was written with; nothing if it does not say."""
+    path = checkpoint / ENGINE / LAYOUT
+    written = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return written if isinstance(written, dict) else {}
+
+
 def point_to(root: str | Path, checkpoint: Path) -> None:
     """Make a checkpoint the latest: the run is rolled back to it. Raises RunError if the disk refuses."""
     pointer = Path(root) / POINTER
@@ -202,12 +208,17 @@ def _pointed(root: Path) -> Path | None:
     try:
         tag = pointer.read_text(encoding="utf-8").strip()
     except FileNotFoundError:  # removed, or the run was killed between its first checkpoint and the pointer
-        return next(iter(_committed(root)), None)
+        return newest(root)
     except (OSError, UnicodeDecodeError) as error:
         raise _unusable(pointer, str(error), root) from error
     if not _is_tag(tag):
         raise _unusable(pointer, f"it holds {tag[:80]!r}, not the name of a checkpoint", root)
     return root / tag
+
+
+def newest(root: str | Path) -> Path | None:
+    """Return the newest checkpoint below `root`, whether it is whole or not; None if there is none."""
+    return next(iter(_committed(Path(root))), None)
 
 
 def newest_before(root: str | Path, updates: int) -> Path | None:
@@ -304,6 +315,6 @@ def _unusable(path: Path, cause: str, root: Path) -> UnusableError:
     advice = f"no other checkpoint in {root} could be used; start a new run, or restore the directory from a copy"
     if before:
         which = "newest" if bad is None else "one before it"
-        advice = f"go on from the {which} with --resume {before[0]}, or from the newest that verifies with "
-        advice += f"--resume={LAST_GOOD}"
+        advice = f"go on from the {which} with --resume {shlex.quote(str(before[0]))}, "
+        advice += f"or from the newest that verifies with --resume={LAST_GOOD}"
     return UnusableError(f"checkpoint {path} cannot be used: {cause}; {advice}", cause)

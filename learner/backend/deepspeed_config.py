@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from actors.errors import UsageError
+from actors.foreign.text import many
 from learner.config import OptimizerConfig, TrainerConfig
 
 BUCKET = 500_000_000
@@ -124,8 +125,8 @@ def schedule_notes(
     if total_updates <= config.warmup_updates:
         largest = learning_rate(config, total_updates - 1, total_updates)
         notes.append(
-            f"warning: the warm-up of {config.warmup_updates} updates is not over after all {total_updates}: the "
-            f"learning rate ends at {largest:.3g} and never reaches {config.lr:g}; lower "
+            f"warning: the warm-up of {many(config.warmup_updates, 'update')} is not over after all {total_updates}: "
+            f"the learning rate ends at {largest:.3g} and never reaches {config.lr:g}; lower "
             "learner.optimizer.warmup_updates"
         )
     done, lr = int(last.get("update") or last.get("step") or 0), last.get("lr")

@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from actors.adapters import peft_form
 from actors.errors import UsageError
 from actors.foreign.documents import RESTORE, read_object
+from actors.foreign.text import first_line
 from actors.hub import ADAPTER_CONFIG, load_complete, read_config, require_unquantised
 from learner.backend.checkpoint_layout import Form
 from learner.backend.manifest import MANIFEST
@@ -45,7 +46,7 @@ def load_model(directory: Path, dtype: str) -> PreTrainedModel:
         model, _ = load_complete(AutoModelForCausalLM, directory, dtype)
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(
-            f"model {directory} cannot be loaded: {error}; give a causal language model's directory"
+            f"model {directory} cannot be loaded: {first_line(error)}; give a causal language model's directory"
         ) from error
     broken = next((name for name, weight in model.named_parameters() if not weight.detach().sum().isfinite()), None)
     if broken is not None:

@@ -166,3 +166,24 @@ def test_a_header_that_was_cut_off_is_refused_by_its_file(tmp_path: Path, left: 
     path.write_bytes(path.read_bytes()[:left])
     with pytest.raises(UsageError, match=r"model\.safetensors cannot be read as safetensors"):
         hub.file_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 4, 100, 20_000])
+def test_weights_that_were_cut_off_are_refused_by_every_loader(tmp_path: Path, size: int) -> None:
+    """The safetensors library raises an error of its own, which ended `offbeat chat` with it and code 1."""
+    tiny_llama(tmp_path, seed=0)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(UsageError, match=r"model\.safetensors cannot be read as safetensors: .*; restore it"):
+        hub.load_complete(AutoModelForCausalLM, tmp_path, "float32")
+
+
+@pytest.mark.parametrize("name", ["num_hidden_layers", "vocab_size"])
+def test_a_configuration_without_layers_or_tokens_is_refused(tmp_path: Path, name: str) -> None:
+    """`offbeat sft` trained what was left of a model with -1 layers."""
+    tiny_llama(tmp_path, seed=0)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for value in (0, -1):
+        (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))
+        with pytest.raises(UsageError, match=rf"config\.json of .* has {name} {value}; allowed: integer >= 1; restore"):
+            hub.read_config(tmp_path)

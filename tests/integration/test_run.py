@@ -100,8 +100,8 @@ def test_an_asynchronous_run_trains_publishes_and_leaves_a_model_that_loads(judg
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(metrics) == 8
     assert any((run / "tensorboard").iterdir())
-    assert [sample.step for sample in read_samples(run)] == [1]
-    assert len(read_before_and_after(run)) == 16
+    assert [sample.step for sample in read_samples(run)[0]] == [1]
+    assert len(read_before_and_after(run)[0]) == 16
     AutoTokenizer.from_pretrained(run / "final")
     model, start = (AutoModelForCausalLM.from_pretrained(path) for path in (run / "final", judged.model_dir))
     before = dict(start.named_parameters())

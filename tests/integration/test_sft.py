@@ -114,6 +114,6 @@ def test_an_interrupted_and_resumed_run_ends_with_the_bits_of_one_that_was_not(c
 
 def test_a_wrong_request_is_one_text_and_can_be_put_right_in_place(config: Path, tmp_path: Path) -> None:
     _, err = finish(start("sft", str(config), "data.on_malformed=error", "--output", str(tmp_path / "run")), 2)
-    assert f"1 rows of data.source '{tmp_path / 'sums.jsonl'}' are malformed" in err
+    assert f"rows of data.source '{tmp_path / 'sums.jsonl'}' is malformed" in err
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()

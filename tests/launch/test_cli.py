@@ -49,7 +49,7 @@ def test_train_passes_the_configuration_and_resume_and_returns_the_run_s_code(ve
     calls = verb(lambda config: 0)
     assert main(["train", "embedded", "updates=3", "--resume", "--output", f"{tmp_path}/it's"]) == 0
     assert main(["train", "embedded", "updates=3"]) == 0
-    assert main(["train", "embedded", "generators.count=2", "--generators", "3"]) == 0
+    assert main(["train", "embedded", "--generators", "3"]) == 0
     assert calls == [
         (load_config("embedded", ["updates=3", f"output={tmp_path}/it's"]), True),
         (load_config("embedded", ["updates=3"]), False),
@@ -75,6 +75,47 @@ def test_resume_takes_a_checkpoint_and_no_setting_or_configuration_that_follows_
     calls = verb(lambda config: 0)
     assert main(["train", *given]) == 0
     assert calls == [(load_config("embedded", ["updates=3"]), resume)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train", "embedded", "--output", "A", "--output=B"], "--output is given twice, as A and B"),
+        (["train", "embedded", "generators.count=2", "--generators", "3"], "generators.count is given twice"),
+        (["sft", "embedded", "output=a", "--output", "b"], "output is given twice, as b and a"),
+        (["evaluate", "embedded", "model.path=x", "--model", "y"], "model.path is given twice, as y and x"),
+        (["submit", "slurm", "embedded", "--nodes", "1", "--nodes", "2"], "--nodes is given twice, as 1 and 2"),
+        (["train", "embedded", "--resume=update-1", "--resume=update-2"], "--resume is given twice"),
+    ],
+)
+def test_an_option_that_is_given_twice_with_different_values_is_refused(arguments, told, capsys):
+    """The last one counted, and the first was dropped without a word."""
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith(f"offbeat: error: {told}")
+
+
+def test_the_last_value_of_a_setting_counts_and_it_is_said(verb, capsys):
+    """As a script's own settings stand before those that it passes on."""
+    calls = verb(lambda config: 0)
+    assert main(["train", "embedded", "updates=3", "seed=1", "updates=4"]) == 0
+    assert [config.updates for config, _ in calls] == [4]
+    assert capsys.readouterr().err == "note: updates is given as 3, then 4; the last counts\n"
+    assert main(["submit", "ray", "embedded", "--env", "A=1", "--env", "A=2", "--dry-run"]) == 0
+    assert "note: A is given as 1, then 2; the last counts\n" in capsys.readouterr().err
+
+
+def test_what_is_given_twice_with_one_value_or_may_be_repeated_is_taken(verb, tmp_path):
+    calls = verb(lambda config: 0)
+    same = ["--output", str(tmp_path), f"--output={tmp_path}", f"output={tmp_path}", "updates=3", "updates=3"]
+    assert main(["train", "embedded", *same, "--resume", "--resume"]) == 0
+    assert [config.updates for config, _ in calls] == [3]
+    section = ["learner.loss={kind: ipo}", "learner.loss.beta=0.3"]
+    assert main(["config", "embedded", *section]) == 0
+
+
+def test_a_secret_that_is_given_twice_is_not_shown(capsys):
+    main(["train", "embedded", "judging.judge.api_key=sk-one", "judging.judge.api_key=sk-two"])
+    assert "sk-one" not in capsys.readouterr().err
 
 
 def test_the_run_s_own_code_is_the_command_s(verb):

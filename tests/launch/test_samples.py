@@ -42,6 +42,17 @@ def test_control_characters_of_an_answer_do_not_reach_the_terminal(tmp_path, cap
     assert "\x1b[2J" not in capsys.readouterr().out
 
 
+def test_damaged_lines_are_counted_on_stderr(tmp_path, capsys):
+    write(tmp_path, [1, 20])
+    with (tmp_path / "samples.jsonl").open("a") as file:
+        file.write('{\n{"step": 3}\n')
+    assert main(["samples", str(tmp_path), "--json"]) == 0
+    said = capsys.readouterr()
+    assert len(json.loads(said.out)["samples"]) == 2
+    file = tmp_path / "samples.jsonl"
+    assert said.err == f"offbeat: warning: {file} has 2 lines that cannot be read and are left out\n"
+
+
 def test_a_directory_that_is_no_run_is_refused(tmp_path, capsys):
     assert main(["samples", str(tmp_path)]) == 2
     assert "is no directory of a run" in capsys.readouterr().err

@@ -73,6 +73,16 @@ def test_a_changed_file_of_any_part_is_named_and_the_code_is_1(
     assert told[0]["remedy"]
 
 
+def test_a_missing_name_of_the_latest_checkpoint_is_a_warning(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A resume takes the newest then, which a run that was rolled back must not."""
+    (stored / "checkpoints" / "latest").unlink()
+    assert main(["verify", str(stored), "--json"]) == 0
+    told = [each for each in json.loads(capsys.readouterr().out)["findings"] if each["level"] == "warning"]
+    assert [each["text"] for each in told] == [
+        f"{stored}/checkpoints/latest is missing, so --resume goes on from update-0000010, the newest one beside it"
+    ]
+
+
 def test_what_older_versions_wrote_is_a_warning(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     as_before_checksums(stored / "journal")
     (stored / "final" / "offbeat-manifest.json").unlink()

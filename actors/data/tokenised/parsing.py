@@ -16,7 +16,16 @@ from actors.data.batches import Row
 from actors.data.config import PromptConfig
 from actors.data.conversations import render
 from actors.data.rows import MalformedRowError, Problem, column_of
-from actors.data.text import checked_prompt, checked_text, holds_bos, in_template, prompt_token_ids, tools_of
+from actors.data.text import (
+    chat_or_value,
+    checked_prompt,
+    checked_text,
+    holds_bos,
+    in_template,
+    prompt_token_ids,
+    tools_of,
+)
+from actors.foreign.text import many
 
 SCHEMA = pyarrow.schema(
     {
@@ -91,7 +100,7 @@ def tokenise(rows: Iterable[Row], config: PromptConfig, tokenizer: Any) -> Part:
             good.append(each)
             all_ids.append(ids)
         else:
-            long = f"{len(ids)} tokens, more than prompts.max_prompt_tokens {limit}"
+            long = f"{many(len(ids), 'token')}, more than prompts.max_prompt_tokens {limit}"
             problems[number] = Problem(row.place, long if ids else "no tokens; the prompt must not be empty")
     metadata = [_json(each.metadata) for each in good]
     return Part(
@@ -134,7 +143,7 @@ def _is_plain(value: Any) -> bool:
 def _parse(row: Row, config: PromptConfig, tokenizer: Any) -> _Parsed:
     if row.problem is not None:
         raise MalformedRowError(row.problem)
-    value = column_of(row, config.prompt_field)
+    value = chat_or_value(column_of(row, config.prompt_field), f"field '{config.prompt_field}'")
     columns = {name: _column(row, name) for name in config.columns}
     answer, structure = (None, None) if config.answer_field is None else _answer(row, config.answer_field)
     prompt = checked_prompt(value, config.prompt_field)

@@ -52,7 +52,10 @@ def finish(code: int) -> int:
         why = f"standard output cannot be written: {error.strerror}; free space, or write to another place"
         if not code:
             print(shown(f"offbeat: error: {why}"), file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what still waits
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)  # for what still waits
+        if nowhere != 1:
+            os.close(nowhere)
         return code or 1
     return code
 

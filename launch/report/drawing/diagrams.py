@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from actors.foreign.text import many
 from launch.demo.triangle import CORNERS, Curve, weighted
 from launch.output.board import clock
 from launch.report.drawing import svg
@@ -41,7 +42,7 @@ def histogram_figure(title: str, note: str, counts: Mapping[int, int], bound: in
         left, top = frame.place((first - 0.36, 100.0 * groups / total))
         right, base = frame.place((first + size - 0.64, 0.0))
         ages = f"{first}" if size == 1 else f"{first} to {first + size - 1}"
-        told = svg.element("title", svg.text(f"{groups:,} groups at staleness {ages}, {groups / total:.1%}"))
+        told = svg.element("title", svg.text(f"{many(groups, 'group')} at staleness {ages}, {groups / total:.1%}"))
         kind = "bar over" if bound is not None and first > bound else "bar s0"
         place = {"x": left, "y": top, "width": right - left, "height": base - top}
         parts.append(svg.element("rect", told, **place, rx=2, class_=kind))

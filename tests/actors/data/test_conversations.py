@@ -292,7 +292,7 @@ def test_tools_and_tool_calls_reach_the_template(tmp_path: Path) -> None:
     assert [tokenizer.decode(prompt) for prompt, _ in again] == [prompt for prompt, _ in found]
     rows["tools"] = "no JSON"
     source = write(tmp_path / "d.jsonl", rows)
-    with pytest.raises(UsageError, match="field 'tools' is a string that is not JSON"):
+    with pytest.raises(UsageError, match="field 'tools' is a string that cannot be read as JSON"):
         load_demonstrations(config, tokenizer, ends)
 
 

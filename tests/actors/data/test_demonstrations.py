@@ -182,7 +182,7 @@ def test_a_malformed_row_is_named_with_its_place_or_skipped_and_counted(tmp_path
     tokenizer = make_tokenizer(single="$A", chat_template=TEMPLATE)
     with pytest.raises(UsageError) as error:
         load(file, tokenizer, max_tokens=5, **ALL)
-    assert f"1 of 3 rows of data.source '{file}' are malformed; the first 1:\n  {file}:2: " in str(error.value)
+    assert f"1 of 3 rows of data.source '{file}' is malformed; the first:\n  {file}:2: " in str(error.value)
     assert MALFORMED[row] in str(error.value)
     assert "set data.on_malformed to 'skip'" in str(error.value)
 
@@ -191,6 +191,17 @@ def test_a_malformed_row_is_named_with_its_place_or_skipped_and_counted(tmp_path
     [skipped] = found.skipped
     assert skipped.startswith(f"{file}:2: ")
     assert MALFORMED[row] in skipped
+
+
+def test_conversations_that_a_csv_file_holds_as_json_are_read(tmp_path: Path) -> None:
+    messages = json.dumps(chat("w1", "w2")).replace('"', '""')
+    (tmp_path / "d.csv").write_text(f'messages\n"{messages}"\n')
+    rows = write(tmp_path / "d.jsonl", [{"messages": chat("w1", "w2")}])
+    tokenizer = make_tokenizer(single="$A", chat_template=TEMPLATE)
+    of_csv, of_lines = (
+        load(file, tokenizer, messages_field="messages", **ALL).train for file in (tmp_path / "d.csv", rows)
+    )
+    assert of_csv == of_lines != []
 
 
 def test_a_wrongly_encoded_line_is_named(tmp_path: Path) -> None:
@@ -250,8 +261,8 @@ def test_only_the_first_problems_are_shown_of_many(tmp_path: Path) -> None:
     ("rows", "settings", "told"),
     [
         ([], {}, "holds no rows; give one with at least one"),
-        (["{"], {"on_malformed": "skip"}, "all 1 rows of data.source"),
-        ([PAIR], {"validation_fraction": 0.999999}, "leaves nothing to train on: all 1 examples are held out"),
+        (["{"], {"on_malformed": "skip"}, "no good row among 1 row of data.source"),
+        ([PAIR], {"validation_fraction": 0.999999}, "leaves nothing to train on: what it has, 1 example, is held out"),
         ([PAIR, "{"], {"validation_fraction": 0.999999, "on_malformed": "skip"}, "0.999999 and 1 rows are malformed"),
     ],
 )

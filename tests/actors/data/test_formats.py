@@ -62,6 +62,27 @@ def test_a_header_with_a_column_twice_reads_no_row(tmp_path: Path) -> None:
     assert (number, problem) == (1, "the header has the column 'prompt' twice; rename one, no row is read")
 
 
+def test_a_key_written_twice_in_one_object_is_a_problem_of_its_row(tmp_path: Path) -> None:
+    """Python's reader keeps the last one: a row was trained on with half of what its file said."""
+    told = "key 'a' is written twice in one object; keep one of them"
+    lines = '{"a": 1}\n{"a": 1, "b": 0, "a": 2}\n{"b": [{"a": 1, "a": 1}]}\n'
+    assert read(tmp_path / "p.jsonl", lines) == [(1, {"a": 1}), (2, told), (3, told)]
+    assert read(tmp_path / "p.json", lines) == [(1, {"a": 1}), (2, told), (3, told)]
+    assert read(tmp_path / "p.json", '[{"a": 1, "a": 2}]') == [(0, told)]
+
+
+@pytest.mark.parametrize(
+    ("header", "name"), [("prompt;answer", "semicolons"), ("prompt\tanswer", "tabs"), ("a|b", "bars")]
+)
+def test_cells_that_something_else_separates_are_told_as_such(tmp_path: Path, header: str, name: str) -> None:
+    """A spreadsheet of many languages writes semicolons; the answer was that there is no field 'prompt'."""
+    ((number, problem),) = read(tmp_path / "p.csv", f"{header}\nx\ny\n")
+    assert number == 1
+    assert f"the header is one column, {header!r}: its cells are separated by {name}; write commas in a .csv" in problem
+    assert read(tmp_path / "p.csv", "prompt\na;b\n") == [(2, {"prompt": "a;b"})]
+    assert "separated by commas" in read(tmp_path / "p.tsv", "prompt,answer\na,b\n")[0][1]
+
+
 def test_a_torn_file_keeps_the_rows_before_the_tear(tmp_path: Path) -> None:
     rows = [json.dumps({"prompt": f"{n} {hash(str(n))}"}) + "\n" for n in range(20_000)]
     file = tmp_path / "p.jsonl.gz"
@@ -82,11 +103,15 @@ def test_a_document_that_is_no_list_of_objects_says_so(tmp_path: Path) -> None:
         ('{"a": [], "b": []}', "a JSON object with 2 lists"),
         ("[1, ", "not JSON: "),
         ("[" * 100_000, "not JSON: "),
-        (f"[{'9' * 5_000}]", "not JSON: "),
+        (
+            f"[{'9' * 5_000}]",
+            "not JSON: Exceeds the limit (4300 digits) for integer string conversion: value has 5000 digits",
+        ),
         (b"[\xff]", "not UTF-8"),
     ]:
         ((_, told),) = read(file, content)
         assert told.startswith(problem)
+        assert "sys." not in told, "what Python advises its programmers"
 
 
 def test_a_huge_line_is_a_row_with_a_problem_and_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,7 +155,7 @@ def test_tool_calls_tools_and_reasoning_are_kept_in_every_layout_of_chats() -> N
         ({"prompt": [USER], "chosen": [{**said("a"), "tool_calls": ["f"]}], "rejected": [said("b")]},
          "wrong_type", "chosen[0].tool_calls holds something that is no object"),
         ({"prompt": [USER], "chosen": [{**said("a"), "tool_calls": "{"}], "rejected": [said("b")]},
-         "wrong_type", "chosen[0].tool_calls is a string that is not JSON"),
+         "wrong_type", "chosen[0].tool_calls is a string that cannot be read as JSON"),
         ({"prompt": [{**USER, "name": 7}], "chosen": "a", "rejected": "b"},
          "wrong_type", "prompt[0].name is of type int, not a text"),
         ({"prompt": [{"role": "tool", "content": None}], "chosen": "a", "rejected": "b"},

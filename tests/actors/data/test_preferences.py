@@ -76,6 +76,17 @@ def test_each_malformed_row_is_counted_by_its_reason_and_named_by_its_place(tmp_
     assert last == "Correct them, or set preferences.on_malformed to 'skip' to leave them out."
 
 
+def test_chats_that_cells_hold_as_json_are_chats(tmp_path: Path) -> None:
+    asked, good, bad = (
+        {"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "a"), ("assistant", "b"))
+    )
+    row = {"chosen": json.dumps([asked, good]), "rejected": json.dumps([asked, bad])}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({**row, "chosen": "[{'role': 'user'}]"}))
+    collected = collect_preferences(str(tmp_path / "p.jsonl"))
+    assert collected.rows == [PreferenceRow([asked], "a", "b")]
+    assert [problem.reason for problem in collected.problems] == ["not_json"]
+
+
 def test_a_wrongly_encoded_cell_of_a_table_does_not_hide_the_others(tmp_path: Path) -> None:
     broken = pyarrow.array([b"a", b"\xff", b"c"]).view(pyarrow.string())
     texts = pyarrow.array(["x", "y", "z"])
@@ -88,7 +99,7 @@ def test_a_wrongly_encoded_cell_of_a_table_does_not_hide_the_others(tmp_path: Pa
 
 
 def test_a_source_of_nothing_but_malformed_rows_or_of_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"all 1 rows of source .* and none is left; give .*; the first 1:\n  "):
+    with pytest.raises(UsageError, match=r"no good row among 1 row of source .*; give one; the first:\n  "):
         read_preferences(str(write(tmp_path / "bad.jsonl", {})), on_malformed="skip")
     with pytest.raises(UsageError, match="holds no rows; give one with at least one"):
         read_preferences(str(write(tmp_path / "none.jsonl")))

@@ -231,6 +231,11 @@ def test_the_fingerprint_is_that_of_the_rows(tmp_path: Path) -> None:
 LONE_SURROGATE = '{"prompt": "w1 \\ud800"}'
 MALFORMED = {
     "bad json": ('{"prompt": "w1"', "not JSON"),
+    "key twice": ('{"prompt": "w1", "prompt": "w2"}', "key 'prompt' is written twice in one object"),
+    "chat as Python prints it": (
+        {"prompt": "[{'role': 'user', 'content': 'w1'}]"},
+        "field 'prompt' looks like a chat and cannot be read as JSON",
+    ),
     "no object": ('["w1"]', "a JSON list; each line must be one JSON object"),
     "missing field": ({"promt": "w1"}, "no field 'prompt'; did you mean 'promt'"),
     "null": ({"prompt": None}, "'prompt' is null"),
@@ -255,7 +260,7 @@ def test_a_malformed_row_is_named_with_its_line_and_what_is_allowed(tmp_path: Pa
     tokenizer = make_tokenizer(chat_template=TEMPLATE)
     with pytest.raises(UsageError) as raised:
         source(file, tokenizer, max_prompt_tokens=8)
-    assert f"1 of 3 rows of prompts.source '{file}' are malformed" in str(raised.value)
+    assert f"1 of 3 rows of prompts.source '{file}' is malformed" in str(raised.value)
     assert f"{file}:2: " in str(raised.value)
     assert reason in str(raised.value)
     kept = source(file, tokenizer, max_prompt_tokens=8, on_malformed="skip", shuffle=False)

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from actors.data.config import PromptConfig
 from actors.data.prompts import PromptSource
-from actors.data.text import encoded, holds_bos, load_tokenizer
+from actors.data.rows import MalformedRowError
+from actors.data.text import chat_or_value, encoded, holds_bos, load_tokenizer
 from actors.errors import UsageError
 from actors.foreign.model_place import PRETRAINED
 from tests.actors.data.test_prompts import BOS, EOS, UNK, W0, make_tokenizer
@@ -98,3 +99,32 @@ def test_a_text_that_begins_with_a_token_has_it_doubled_only_by_a_tokenizer_that
     text = f"{adds.bos_token} w1"
     assert [holds_bos(each, adds) for each in (text, "w1")] == [True, False]
     assert not holds_bos(text, words)
+
+
+@pytest.mark.parametrize("turn", [{"role": "user", "content": "w1"}, {"from": "human", "value": "w1"}])
+def test_a_chat_that_a_cell_holds_as_json_is_a_chat(turn: dict[str, str]) -> None:
+    """A CSV file has no lists; its chats were taken for texts that begin with a bracket."""
+    assert chat_or_value(json.dumps([turn, turn]), "field 'p'") == [turn, turn]
+    assert chat_or_value(f"\n{json.dumps([turn], indent=1)}\n", "field 'p'") == [turn]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[w1]",
+        '["w1"]',
+        '[{"name": "w1"}]',
+        '{"role": "user", "content": "w1"}',
+        '[{"role": "user", "content": "w1"}] Who speaks?',
+        '[{"role": "user", "content": "w1"}, 3]',
+        "[]",
+    ],
+)
+def test_other_texts_with_brackets_stay_texts(text: str) -> None:
+    assert chat_or_value(text, "field 'p'") == text
+
+
+def test_a_chat_as_python_prints_it_or_with_a_key_twice_is_refused() -> None:
+    for text in ("[{'role': 'user', 'content': 'w1'}]", '[{"role": "user", "role": "system", "content": "w1"}]'):
+        with pytest.raises(MalformedRowError, match="field 'p' looks like a chat and cannot be read as JSON"):
+            chat_or_value(text, "field 'p'")

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from actors.foreign.text import LONGEST, MOST_KINDS, OTHER, count_reason, kind_of, shown
+from actors.foreign.text import LONGEST, MOST_KINDS, OTHER, count_reason, kind_of, many, shown
 from tests.timing import assert_quick
 
 
@@ -96,3 +96,9 @@ def test_a_judge_that_raises_another_text_each_time_makes_a_bounded_ledger() -> 
     assert len(counts) == MOST_KINDS + 1
     assert counts[OTHER] == 200 - MOST_KINDS
     assert max(map(len, counts)) <= 120
+
+
+def test_a_number_has_its_noun_in_the_right_form() -> None:
+    """Messages spoke of 1 files, 1 rows and 1 updates."""
+    assert [many(count, "file") for count in (0, 1, 2, 2000)] == ["0 files", "1 file", "2 files", "2,000 files"]
+    assert many(2, "copy", "copies") == "2 copies"

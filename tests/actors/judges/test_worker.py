@@ -88,7 +88,7 @@ def test_pauses_between_attempts_double() -> None:
     ("error", "asked"),
     [
         (TypeError("no len()"), 2),
-        (RunError("the judge answered 3 judgements for 1 groups"), 2),
+        (RunError("the judge answered 3 judgements for 1 group"), 2),
         (UserCodeError("judge m:f raised ZeroDivisionError: division by zero (m.py:3)", ""), 2),
         (UserCodeError("judge m:f raised ConnectionError: refused (m.py:3)", ""), 4),
         (ConnectionRefusedError("refused"), 4),

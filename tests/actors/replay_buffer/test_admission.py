@@ -346,5 +346,5 @@ def test_a_run_cannot_be_resumed_with_fewer_updates_than_it_has_done():
     judge(state, state.grant(4, now=0.0))
     state.take()
     state.take()
-    with pytest.raises(UsageError, match="1 updates in all are fewer than the 2"):
+    with pytest.raises(UsageError, match="updates 1 is less than the 2"):
         admission(total_updates=1).load_state_dict(state.state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from actors.errors import UsageError
 from launch.begin import judges
 from launch.begin.judges import read_judge
 from launch.begin.rows import Sample
+from launch.doctor.model_facts import WORLD_POLICY
 from launch.settings.fields import settings
 from launch.settings.run import RunConfig
 
@@ -76,6 +78,40 @@ def test_without_a_judge_a_column_of_answers_means_a_verifier():
 def test_a_spelling_is_read_as_settings(given, wanted):
     found = settings_of(read_judge(given, PLAIN, None))
     assert {name: value for name, value in found.items() if name != "timeout_seconds"} == wanted
+
+
+CAUSAL = {"architectures": ["LlamaForCausalLM"]}
+CLASSIFIER = {"architectures": ["LlamaForSequenceClassification"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "message"),
+    [
+        (
+            "reward",
+            CAUSAL,
+            "names the architecture LlamaForCausalLM, which gives no scores; give a sequence classifier",
+        ),
+        ("reward", CLASSIFIER, "has 2 labels; give a sequence classifier with exactly 1 label"),
+        ("reward", CLASSIFIER | {"id2label": {"0": "a", "1": "b", "2": "c"}}, "has 3 labels"),
+        ("preference", CLASSIFIER | {"id2label": {"0": "a"}}, "has no preference.json; give the directory final/"),
+    ],
+)
+def test_a_model_that_cannot_be_this_judge_is_refused_before_a_file_is_written(
+    kind, config, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(judges, "read_model", lambda path: WORLD_POLICY)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=f"--judge {kind}:{tmp_path}: it") as refused:
+        read_judge(f"{kind}:{tmp_path}", PLAIN, None)
+    assert message in str(refused.value)
+
+
+def test_a_reward_model_with_one_label_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(judges, "read_model", lambda path: WORLD_POLICY)
+    for config in (CLASSIFIER | {"id2label": {"0": "a"}}, {"num_labels": 1}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert settings_of(read_judge(f"reward:{tmp_path}", PLAIN, None))["path"] == str(tmp_path)
 
 
 def test_a_function_in_a_file_brings_the_columns_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -93,3 +93,9 @@ def test_a_hub_name_that_cannot_be_loaded_leaves_guesses_and_says_so(data):
     sample = read_sample("owner/of-no-data-set")
     assert (prompt_column(sample, None), prompt_column(sample, "question"), sample.rows) == ("prompt", "question", ())
     assert "cannot be loaded" in sample.notes[0]
+
+
+def test_a_chat_that_a_cell_holds_as_json_is_a_chat(data):
+    chat = json.dumps([{"role": "user", "content": "x"}])
+    assert rows.is_chat(data({"prompt": chat}), "prompt")
+    assert not rows.is_chat(data({"prompt": "[{'role': 'user'}]"}), "prompt")

@@ -98,6 +98,13 @@ def test_gpus_that_are_no_number_and_size_are_refused_before_anything_is_written
     assert not Path("run.yaml").exists()
 
 
+def test_the_commands_that_come_next_can_be_typed_as_they_stand(here, model, capsys):
+    """A name with a space was printed as two words."""
+    given = ["--model", str(model), "--data", "prompts.jsonl", "--judge", "my_judges.py:brevity"]
+    assert main(["init", "my run.yaml", *given]) == 0
+    assert "offbeat doctor 'my run.yaml'\n    offbeat train 'my run.yaml'\n" in capsys.readouterr().out
+
+
 def test_the_file_is_short_and_every_line_that_was_chosen_says_why(here, model):
     given = {"--model": str(model), "--data": "prompts.jsonl", "--judge": "my_judges.py:brevity", "--output": "out"}
     assert main(["init", "run.yaml", *[word for pair in given.items() for word in pair]]) == 0

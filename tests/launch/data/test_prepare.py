@@ -281,7 +281,7 @@ def test_the_seed_decides_which_prompts_are_held_out(many: Path) -> None:
 
 def test_texts_and_chats_in_one_source_are_refused_before_anything_is_scored(tmp_path: Path) -> None:
     chat = pair([{"role": "user", "content": "q"}])  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="1 prompts are texts and 1 are chats"):
+    with pytest.raises(UsageError, match="its prompts are 1 text and 1 chat"):
         prepare(configured(write(tmp_path / "p.jsonl", pair(), chat)))
 
 

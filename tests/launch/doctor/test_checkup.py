@@ -135,7 +135,7 @@ def test_malformed_rows_that_are_left_out_are_a_warning(file: Path, small: Path,
     code, found = examined(config_of(file, "prompts.on_malformed=skip"), capsys)
     assert code == 0
     ((level, text),) = named(found, "prompts")
-    assert (level, "1 malformed rows skipped" in text) == ("warning", True)
+    assert (level, "1 malformed row skipped" in text) == ("warning", True)
 
 
 def test_a_tokenizer_larger_than_the_model_is_an_error(file: Path, small: Path, tmp_path: Path, capsys) -> None:
@@ -337,7 +337,7 @@ def test_missing_weights_are_an_error_and_unused_ones_told(file: Path, small: Pa
     code, found = examined(config_of(file, f"model.path={own}"), capsys)
     ((level, text),) = named(found, "model")
     assert (code, level) == (0, "warning")
-    assert text.endswith(f"1 tensors of its files are not part of LlamaForCausalLM: '{extra}'")
+    assert text.endswith(f"1 tensor of its files is not part of LlamaForCausalLM: '{extra}'")
     rewrite(own, lambda tensors: {name: tensor for name, tensor in tensors.items() if name != matrix})
     code, found = examined(config_of(file, f"model.path={own}"), capsys)
     ((level, text),) = named(found, "model")

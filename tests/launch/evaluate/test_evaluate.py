@@ -57,7 +57,7 @@ def test_wrong_requests_are_refused_before_anything_starts(models, tmp_path):
     here = config(
         f"model.path={models / 'verifier'}", f"prompts.source={tmp_path / 'rows.jsonl'}", "generators.max_model_len=48"
     )
-    with pytest.raises(UsageError, match=r"--prompts 2 exceeds the 1 prompts of prompts\.source"):
+    with pytest.raises(UsageError, match=r"--prompts 2 exceeds the 1 prompt of prompts\.source"):
         run_evaluation(here, Request(prompts=2))
     with pytest.raises(UsageError, match="0 prompts requested"):
         run_evaluation(here, Request(prompts=0))

@@ -82,6 +82,8 @@ DATA = [
             change=lambda d: os.mkfifo(d / "p.jsonl")),
     Mistake("a link to nothing", train("prompts.source=l.jsonl"), ("is a link to zz", "give an existing path"),
             change=lambda d: os.symlink("zz", d / "l.jsonl")),
+    Mistake("links in a circle", train("prompts.source=l"), ("source 'l' is a link to l, which leads nowhere",),
+            change=lambda d: os.symlink("l", d / "l")),
     Mistake("none", ("train", "x.yaml"), ("prompts.source is unset", "16 prompts", "set prompts.source"),
             {"x.yaml": RUN.replace("source: prompts.jsonl, ", "")}),
 ]  # fmt: skip

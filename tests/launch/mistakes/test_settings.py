@@ -64,6 +64,7 @@ VALUES = [
     typed("a port that is none", "cluster.address=host:99999", "correct the port, which is 1 to 65535"),
     typed("a variable as output", "output=$HOME/x", "output: given '$HOME/x'", "not filled in; write the value"),
     typed("a variable as a number", "seed=${SEED}", "1 mistake", "seed: given '${SEED}'", "write the value"),
+    typed("half a character", 'cluster.address="\\ud800"', "cluster.address: given '\\ud800', which is no text"),
     typed("one member", "judging.judge={kind: ensemble, members: []}", "given 0; allowed: 2 or more; add some"),
 ]
 COMBINATIONS = [

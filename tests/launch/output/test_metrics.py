@@ -87,6 +87,16 @@ def test_a_line_cut_short_by_a_crash_is_dropped(tmp_path):
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 
 
+def test_a_resume_keeps_what_follows_a_damaged_line(tmp_path):
+    """One damaged line made a resume remove all later ones, up to the checkpoint."""
+    whole = [f'{{"step": {step}, "loss": {step}.0}}\n' for step in (1, 2, 3, 4)]
+    (tmp_path / "metrics.jsonl").write_text("".join([whole[0], "\0\0\n", *whole[1:3], "{\n", whole[3]]))
+    writer = MetricsWriter(tmp_path, resume_from=3)
+    assert writer.last["loss"] == 3.0
+    writer.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join([whole[0], "\0\0\n", *whole[1:3]])
+
+
 def test_a_fresh_run_starts_an_empty_file(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
     MetricsWriter(tmp_path).close()

@@ -84,7 +84,7 @@ def log(tmp_path: Path, said: list[str], *, resume_from: int = 0, **settings: An
 
 
 def steps(tmp_path: Path) -> list[int]:
-    return [sample.step for sample in read_samples(tmp_path)]
+    return [sample.step for sample in read_samples(tmp_path)[0]]
 
 
 def test_the_first_update_and_every_nth_leave_a_sample_in_the_file_and_in_the_log(tmp_path):
@@ -113,7 +113,7 @@ def test_a_resumed_run_keeps_the_samples_up_to_its_checkpoint_alone(tmp_path):
         file.write('{"step": 6, "pro')  # cut short by a crash
     again = log(tmp_path, said, every_updates=1, resume_from=3)
     again.add(batch(3, group({"new 3": 1.0})))
-    assert [sample.best.text for sample in read_samples(tmp_path)] == ["old 0", "old 1", "old 2", "new 3"]
+    assert [sample.best.text for sample in read_samples(tmp_path)[0]] == ["old 0", "old 1", "old 2", "new 3"]
 
 
 def test_tensorboard_has_the_sample_as_text(tmp_path):
@@ -131,34 +131,47 @@ def test_tensorboard_has_the_sample_as_text(tmp_path):
 
 def test_a_directory_without_samples_is_refused_with_what_is_missing(tmp_path):
     with pytest.raises(UsageError, match=r"is no directory of a run: there is no samples.jsonl"):
-        list(read_samples(tmp_path))
+        read_samples(tmp_path)
     (tmp_path / "config.yaml").write_text("")
     with pytest.raises(UsageError, match=r"holds no samples.*samples.every_updates above 0"):
-        list(read_samples(tmp_path))
+        read_samples(tmp_path)
 
 
 def test_answers_before_and_after_training_are_those_of_the_final_evaluation(tmp_path):
     """A group of an evaluation holds the policy's completions, then as many of the starting policy's."""
     judged = group({"after one": 0.9, "after two": 0.8, "before one": 0.1, "before two": 0.2})
     write_before_and_after(tmp_path, [judged], None)
-    (row,) = read_before_and_after(tmp_path)
+    (row,), damaged = read_before_and_after(tmp_path)
+    assert damaged == 0
     assert (row.start.text, row.start.score, row.final.text, row.final.score) == ("before one", 0.1, "after one", 0.9)
     assert json.loads((tmp_path / "evaluation" / "answers.jsonl").read_text())["prompt"] == "prompt 0"
 
 
 def test_a_run_without_an_evaluation_writes_no_answers(tmp_path):
     write_before_and_after(tmp_path, [], None)
-    assert read_before_and_after(tmp_path) == []
+    assert read_before_and_after(tmp_path) == ([], 0)
     assert not (tmp_path / "evaluation").exists()
 
 
-def test_what_is_left_of_damaged_answers_is_read(tmp_path):
+def test_what_is_left_of_damaged_answers_is_read_and_the_rest_counted(tmp_path):
     """The last line of answers that were cut off ended `offbeat samples` with a traceback."""
     answer = {"text": "x", "score": 1.0, "version": 0, "finished": True}
     row = json.dumps({"prompt_id": "a:1", "prompt": "q", "start": answer, "final": answer})
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "answers.jsonl").write_bytes(f"{row}\n[]\n{row[:-9]}\n".encode() + b"\xff\n")
-    assert [each.prompt for each in read_before_and_after(tmp_path)] == ["q"]
+    answers, damaged = read_before_and_after(tmp_path)
+    assert ([each.prompt for each in answers], damaged) == (["q"], 3)
+
+
+def test_damaged_samples_are_counted(tmp_path):
+    """They were left out without a word, and so was a line whose answer has no text."""
+    answer = {"text": "x", "score": 1.0, "version": 0, "finished": True}
+    row = {"step": 1, "prompt_id": "a:1", "prompt": "q", "best": answer, "worst": answer}
+    lines = [row, {**row, "best": {**answer, "text": None}}, {**row, "best": 3}, {"step": 2}, [row]]
+    text = "".join(f"{json.dumps(each)}\n" for each in lines)
+    (tmp_path / "samples.jsonl").write_bytes(text.encode() + b"{\n\xff\n" + json.dumps(row)[:-9].encode())
+    samples, damaged = read_samples(tmp_path)
+    assert ([each.step for each in samples], damaged) == ([1], 7)
 
 
 def test_a_prompt_in_a_template_is_shown_as_the_user_wrote_it():

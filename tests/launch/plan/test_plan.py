@@ -171,11 +171,28 @@ def test_missing_numbers_are_named(capsys):
         ("--efficiency", "1.5", "above 0 and at most 1"),
         ("--price", "-2", "above 0"),
         ("--gpus", "0", "above 0"),
+        ("--generator-seconds", "inf", "above 0, and at most 1e+09"),
+        ("--publish-seconds", "1e+300", "0 or more, and at most 1e+09"),
+        ("--price", "inf", "above 0, and at most 1e+09"),
     ],
 )
 def test_a_number_that_no_run_can_have_is_refused(capsys, option, value, allowed):
     error = refused(capsys, option, value)
     assert f"{option}: given {value}; allowed: {allowed}" in error
+
+
+def test_groups_that_outlast_their_leases_are_refused_instead_of_simulated_for_ever(capsys):
+    error = refused(capsys, "--generator-seconds", 10_000, "--update-seconds", 1)
+    assert (
+        "waits for 1000 times replay.lease_seconds 600 without a batch: groups take longer than their leases" in error
+    )
+
+
+def test_updates_that_last_much_longer_than_a_lease_are_predicted_at_once(capsys):
+    """Leases were looked at 1,667 times in each update."""
+    assert (
+        main(["plan", "--generator-seconds", "1", "--update-seconds", "250000", "--set", "updates=50", "--json"]) == 0
+    )
 
 
 def test_a_directory_that_is_no_ended_run_is_refused(tmp_path, capsys):

@@ -89,13 +89,15 @@ def test_a_setting_that_is_newer_than_a_part_of_a_run_has_not_changed_since() ->
     assert changed_since(part, recorded) == ["updates"]
 
 
-def test_lines_are_read_up_to_one_that_was_cut_short(tmp_path: Path) -> None:
+def test_damaged_lines_are_counted_and_the_others_read(tmp_path: Path) -> None:
+    """The first damaged line hid all that came after it, and a list in place of an object ended the replay."""
     path = tmp_path / "metrics.jsonl"
     lines = [{"step": step, "time": 0.0, "loss": float(step)} for step in range(1, 7)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 7, "lo')
-    assert read_lines(path, 2, 5) == {step: {"loss": float(step)} for step in (3, 4, 5)}
-    assert read_lines(path, 5, 9) == {6: {"loss": 6.0}}
-    assert read_lines(tmp_path / "absent.jsonl", 0, 9) == {}
+    whole = [json.dumps(line) + "\n" for line in lines]
+    path.write_text("".join([*whole[:2], '{"step"\n', "[1]\n", "{}\n", *whole[2:], '{"step": 7, "lo']))
+    assert read_lines(path, 2, 5) == ({step: {"loss": float(step)} for step in (3, 4, 5)}, 4)
+    assert read_lines(path, 5, 9) == ({6: {"loss": 6.0}}, 4)
+    assert read_lines(tmp_path / "absent.jsonl", 0, 9) == ({}, 0)
 
 
 def test_identical_weights_are_said_to_be() -> None:

@@ -83,7 +83,7 @@ def test_a_level_that_matters_is_in_the_picture():
 def test_bars_over_the_bound_are_told_apart():
     figure = histogram_figure("T", "", {0: 1, 2: 3}, bound=1)
     allowed, over = elements(figure, "rect", "s0"), elements(figure, "rect", "over")
-    assert [each[0].text for each in allowed] == ["1 groups at staleness 0, 25.0%"]
+    assert [each[0].text for each in allowed] == ["1 group at staleness 0, 25.0%"]
     assert [each[0].text for each in over] == ["3 groups at staleness 2, 75.0%"]
     assert float(over[0].get("height")) == pytest.approx(3 * float(allowed[0].get("height")), abs=0.2)
 

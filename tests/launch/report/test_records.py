@@ -77,7 +77,14 @@ def test_a_line_that_was_cut_off_is_counted_and_the_rest_is_read(tmp_path):
         file.write('{"step": 2, "lo')
     run = read_run(tmp_path)
     assert run.column("loss") == [(1.0, 0.5)]
-    assert "metrics.jsonl has 1 line that cannot be read." in run.missing
+    assert "metrics.jsonl has 1 line that cannot be read and is left out." in run.missing
+
+
+@pytest.mark.parametrize("value", ["1e400", "-1e308", "1" + "0" * 400, "NaN", "true", '"x"', "{}", "null"])
+def test_what_is_no_figure_of_a_run_is_left_out_of_its_curves(tmp_path, value):
+    """A loss of 1e308 beside one of -1e308 ended the report with an OverflowError."""
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "loss": 2.0}}\n{{"step": 2, "loss": {value}}}\n')
+    assert read_run(tmp_path).column("loss") == [(1.0, 2.0)]
 
 
 def test_a_damaged_configuration_and_summary_are_told(tmp_path):

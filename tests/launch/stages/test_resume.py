@@ -55,6 +55,31 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_when_asked(tmp_p
     assert checkpoints.verify(checkpoint(tmp_path, 10)) == []
 
 
+def test_a_setting_that_changed_since_the_last_start_is_told_once(tmp_path: Path, capsys: Any) -> None:
+    """A run went on with another judge, dtype or learning rate without a word."""
+    run(config_of(tmp_path, checkpoint_every=5), FakeRanks([1.0]))
+    capsys.readouterr()
+    other = config_of(tmp_path, checkpoint_every=5)
+    other = other.model_copy(update={"learner": other.learner.model_copy(update={"reduce_dtype": "bfloat16"})})
+    run(other, FakeRanks([1.0]), resume=True)
+    said = " ".join(capsys.readouterr().err.split())
+    told = "changed since the run was last started: learner.reduce_dtype (was float32, is bfloat16)"
+    assert said.count("changed since") == said.count(told) == 1
+    run(other, FakeRanks([1.0]), resume=True)
+    assert "changed since" not in capsys.readouterr().err
+
+
+def test_settings_that_no_rank_could_read_the_checkpoint_with_are_refused_before_one_starts(tmp_path: Path) -> None:
+    run(config_of(tmp_path, checkpoint_every=5), FakeRanks([1.0]))
+    newest = checkpoint(tmp_path, 10)
+    (newest / "deepspeed" / "layout.json").write_text('{"ranks": 1, "zero_stage": 3, "dtype": "float32"}')
+    manifest.seal(newest, run=manifest.read(newest).run, update=10)
+    ranks = FakeRanks([1.0])
+    with pytest.raises(UsageError, match=r"changed since .*learner\.zero_stage \(was 3, is \d\).*; resume with"):
+        run(config_of(tmp_path, checkpoint_every=5), ranks, resume=True)
+    assert ranks.calls == []
+
+
 def test_a_run_that_was_rolled_back_and_died_goes_on_from_where_it_was_rolled_back_to(tmp_path: Path) -> None:
     """Its metrics and journal have no updates after that."""
     run(config_of(tmp_path, checkpoint_every=5), FakeRanks([1.0]))

@@ -123,7 +123,7 @@ def test_a_model_that_lacks_a_matrix_is_refused_and_unused_tensors_are_told(
     config = config_of(source, {"path": str(tmp_path / "model")})
     rewrite(tmp_path / "model", lambda tensors: tensors | {"v_head.weight": tensors[matrix].clone()})
     (note,) = prepare_sft(config, run_dir).notes
-    assert note.endswith("1 tensors of its files are not part of LlamaForCausalLM: 'v_head.weight'")
+    assert note.endswith("1 tensor of its files is not part of LlamaForCausalLM: 'v_head.weight'")
     rewrite(tmp_path / "model", lambda tensors: {name: t for name, t in tensors.items() if name != matrix})
     with pytest.raises(UsageError, match=rf"lacks the weights '{matrix}'"):
         prepare_sft(config, run_dir)

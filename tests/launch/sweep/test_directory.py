@@ -51,6 +51,17 @@ def test_a_row_with_another_setting_is_refused_with_what_differs(directory: Path
     )
 
 
+def test_what_is_unset_is_the_same_setting_as_the_number_that_follows_from_it(directory: Path, tmp_path: Path) -> None:
+    """Runs at a bound of 0 have no anchor, others one of 0.32 over twice their lag: 2 x (4 + 1) = 10 steps."""
+    zero = {"staleness": {"0": {"replay.max_staleness": 0, "learner.anchor.weight": 0}}}
+    check_directory(directory, planned(tmp_path, axes=zero)[1])
+    own = {"replay.max_staleness": 4, "learner.anchor": {"weight": 0.32, "horizon": 10}}
+    check_directory(directory, planned(tmp_path, axes={"staleness": {"4": own}})[1])
+    none = planned(tmp_path, axes={"staleness": {"4": {"replay.max_staleness": 4, "learner.anchor.weight": 0}}})[1]
+    with pytest.raises(UsageError, match=r"learner\.anchor\.weight \(was 0\.32, is 0(\.0)?\)"):
+        check_directory(directory, none)
+
+
 def test_a_changed_base_is_noticed(tmp_path: Path) -> None:
     base = tmp_path / "base.yaml"
     base.write_text("model: {path: world}\nprompts: {source: world}\njudging: {judge: {kind: gold}}\nupdates: 20\n")

@@ -72,3 +72,10 @@ def test_a_setting_of_another_kind_names_the_one_row_that_has_it(tmp_path: Path)
 def test_a_base_that_does_not_exist_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no such file, and no such preset .*nearest preset: embedded-nash-md"):
         plan_rows(load_sweep(sweep_file(tmp_path, base="embedded-nash-mdd")))
+
+
+def test_a_label_s_value_stands_in_place_of_that_of_all_runs(tmp_path: Path) -> None:
+    """The command line tells of a setting that is given twice."""
+    axes = {"length": {"short": {"updates": 5}, "long": {}}}
+    rows = plan_rows(load_sweep(sweep_file(tmp_path, axes=axes)))
+    assert [row.overrides for row in rows] == [("updates=5",), ("updates=20",)]

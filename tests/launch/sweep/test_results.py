@@ -77,6 +77,7 @@ def test_a_completed_run_is_read_with_its_curve(run: PlannedRun, tmp_path: Path)
     assert (outcome.row, outcome.seed, outcome.status, outcome.error) == ("staleness=0", 0, "completed", None)
     assert outcome.directory == "runs/staleness=0/seed-0"
     assert [(point.update, point.tokens) for point in outcome.curve] == [(2, 10.0)]
+    assert outcome.damaged == 1
     assert not outcome.resumed
     run.resumed_mark.touch()
     assert read_outcome(run, tmp_path / "sweep").resumed

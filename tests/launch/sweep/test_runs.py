@@ -63,7 +63,7 @@ def test_all_runs_end_and_a_second_call_starts_none(runs: list[PlannedRun], tmp_
     assert sorted(said)[1::2] == [f"{run.name} completed" for run in sorted(runs, key=lambda run: run.name)]
     said.clear()
     run_all(runs, [{}, {}], said.append, train)
-    assert (len(train.started), said) == (4, ["4 of 4 runs are completed and skipped"])
+    assert (len(train.started), said) == (4, ["4 of 4 runs completed already and skipped"])
 
 
 def test_no_more_runs_go_on_than_there_are_slots_and_each_has_its_environment(

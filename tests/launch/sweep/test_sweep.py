@@ -77,7 +77,7 @@ def test_an_interrupt_ends_with_130_and_says_how_to_go_on(tmp_path: Path, capsys
     threading.Thread(target=interrupt, daemon=True).start()
     train = FakeTrain(tmp_path, _4="waits")
     assert run_sweep(load_sweep(sweep_file(tmp_path)), parallel=1, command=train) == INTERRUPTED
-    assert "interrupted: 1 of 4 runs are completed, the same command goes on" in capsys.readouterr().err
+    assert "interrupted: 1 of 4 runs completed, the same command goes on" in capsys.readouterr().err
     assert written(tmp_path)["outcomes"][2]["status"] == "interrupted"
     train.behaviours.clear()
     assert run_sweep(load_sweep(sweep_file(tmp_path)), parallel=1, command=train) == 0

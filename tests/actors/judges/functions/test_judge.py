@@ -215,7 +215,7 @@ def test_the_next_call_finds_a_new_process(module: str) -> None:
 def test_a_function_that_ends_on_every_group_is_not_started_for_each(module: str) -> None:
     reasons = [each.reason for each in judged(f"{module}:exits", GROUPS * 2, limit=50.0) if isinstance(each, Failure)]
     assert len(reasons) == 4
-    assert reasons[1:] == ["not tried: the judge ended its process on 1 groups in a row"] * 3
+    assert reasons[1:] == ["not tried: the judge ended its process on 1 group in a row"] * 3
 
 
 def test_a_module_that_cannot_be_imported_again_is_not_tried_for_each_group(module: str, tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_module_that_cannot_be_imported_again_is_not_tried_for_each_group(modu
         failures = judged("imported_once:exits", GROUPS * 2, limit=50.0)
     reasons = [each.reason for each in failures if isinstance(each, Failure)]
     assert re.match(r"judge function .* could not be started again: .* raised FileExistsError", reasons[0])
-    assert reasons[1:] == ["not tried: the judge ended its process on 1 groups in a row"] * 3
+    assert reasons[1:] == ["not tried: the judge ended its process on 1 group in a row"] * 3
 
 
 def test_memory_beyond_the_limit_is_a_failure_that_names_the_setting(module: str) -> None:

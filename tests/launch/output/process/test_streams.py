@@ -159,6 +159,18 @@ def test_what_was_said_is_there_when_the_process_ends_at_once() -> None:
     assert (process.returncode, process.stderr) == (3, "\\ud800 last\nchild\n")
 
 
+def test_a_full_standard_output_leaves_no_descriptor_open() -> None:
+    code = (
+        "import os, sys\nfrom launch.output.process import streams\nstreams.install()\n"
+        "before = len(os.listdir('/proc/self/fd'))\nprint('x')\ncode = streams.finish(0)\n"
+        "print(code, len(os.listdir('/proc/self/fd')) - before, file=sys.stderr)"
+    )
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-c", code]
+        ended = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+    assert ended.stderr.splitlines()[-1] == b"1 0"
+
+
 @pytest.mark.parametrize("closed", [(2,), (1, 2), (0, 1, 2)])
 def test_a_file_never_takes_the_place_of_a_closed_stream(closed: tuple[int, ...], tmp_path: Path) -> None:
     """What libraries print would be written into it."""
