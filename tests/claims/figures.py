@@ -18,7 +18,7 @@ WHOLE: tuple[str, ...] = ()
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "README.md": WHOLE,
-    "docs/anchor.md": ("Measured", "At a lag of 64"),
+    "docs/anchor.md": ("Measured", "At every age", "At a lag of 64"),
     "docs/benchmarks.md": WHOLE,
     "docs/data.md": ("Sources and layouts",),
     "docs/doctor.md": ("Estimates and measurements",),
