@@ -27,7 +27,7 @@ FIGURES = {
     "bradley-terry": {"exploitability": 0.3, "exploitability_tail": 0.25, "exact_kl": 1.5, "preference": 0.75},
     "nash-md": {"exploitability": 0.05, "exploitability_tail": None, "exact_kl": 1.25, "preference": 0.7},
 }
-FEW = ["updates=20", "world.sft_updates=1"]
+FEW = ["updates=20", "world.sft_updates=1", "world.size=small"]
 
 
 def _routes(*overrides: str) -> dict[str, RunConfig]:

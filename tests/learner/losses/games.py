@@ -94,13 +94,20 @@ def conversed(games: Sequence[Game], seed: int) -> list[Game]:
 
 
 def of_model(model: torch.nn.Module, temperature: float) -> LogProbs:
-    """The next-token log-probs of a transformers model, from its own logits."""
+    """The next-token log-probs of a transformers model, from its own logits.
+
+    Of a completion they are computed once, and once more with a gradient: the model's weights must stay.
+    """
+    known: dict[tuple[tuple[int, ...], tuple[int, ...]], Tensor] = {}
 
     def logprobs(game: Game, completion: Completion) -> Tensor:
-        ids = torch.tensor([*game.prompt_token_ids, *completion.token_ids])
-        start = len(game.prompt_token_ids)
-        logits = model(input_ids=ids[None]).logits[0, start - 1 : len(ids) - 1]
-        return (logits.double() / temperature).log_softmax(-1)
+        key = (game.prompt_token_ids, completion.token_ids)
+        if key not in known or (torch.is_grad_enabled() and not known[key].requires_grad):
+            start = len(game.prompt_token_ids)
+            ids = torch.tensor([*game.prompt_token_ids, *completion.token_ids])
+            logits = model(input_ids=ids[None]).logits[0, start - 1 : len(ids) - 1]
+            known[key] = (logits.double() / temperature).log_softmax(-1)
+        return known[key]
 
     return logprobs
 
