@@ -34,7 +34,8 @@ def changed(source: str, difference: str) -> str:
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     for top in TOPS:
-        shutil.copytree(ROOT / top, tmp_path / top, symlinks=False)  # with its bytecode, which is as old as its sources
+        # With its bytecode, which is as old as its sources; not with what another process is just writing.
+        shutil.copytree(ROOT / top, tmp_path / top, ignore=shutil.ignore_patterns("*.pyc.*"), symlinks=False)
     return tmp_path
 
 

@@ -273,10 +273,10 @@ def test_bfloat16_weights_are_trained_with_float32_master_weights(make_engine):
     start = full_state(engine)[norm]
     assert start.dtype == torch.bfloat16
     for _ in range(3):
-        engine.update(random_pairs(0))
+        engine.update(random_pairs(0, 2))
     assert torch.equal(full_state(engine)[norm], start)
     for _ in range(60):
-        engine.update(random_pairs(0))
+        engine.update(random_pairs(0, 2))
     assert not torch.equal(full_state(engine)[norm], start)
 
 

@@ -45,8 +45,7 @@ def test_at_first_every_token_s_return_is_its_completion_s_score(directory):
 
 @pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.long) for stage in (0, 2)), 3])
 def test_the_head_learns_the_score_and_its_error_falls(directory, stage):
-    games = [game for seed in range(2) for game in random_games(seed, 4, 4, 0, vocabulary=50)]
-    level = [replace(game, scores=(2.0,) * 4) for game in games]
+    level = [replace(game, scores=(2.0,) * 4) for game in random_games(0, 4, 4, 0, vocabulary=50)]
     engine = engine_of(directory, stage, decay=1.0, value_weight=5.0)
     errors = [engine.update(level).value_error for _ in range(25)]
     assert errors[0] == pytest.approx(4.0, rel=0.01)
