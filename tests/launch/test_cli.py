@@ -86,6 +86,7 @@ def test_resume_takes_a_checkpoint_and_no_setting_or_configuration_that_follows_
         (["sft", "embedded", "output=a", "--output", "b"], "output is given twice, as b and a"),
         (["evaluate", "embedded", "model.path=x", "--model", "y"], "model.path is given twice, as y and x"),
         (["compare", "a", "b", "--set", "updates=1", "--set", "updates=2"], "updates is given twice, as 1 and 2"),
+        (["replay", "x", "--loss", "dpo", "--set", "learner.loss.kind=ipo"], "learner.loss.kind is given twice"),
         (["submit", "ray", "embedded", "--env", "A=1", "--env", "A=2"], "A is given twice, as 1 and 2"),
         (["submit", "slurm", "embedded", "--nodes", "1", "--nodes", "2"], "--nodes is given twice, as 1 and 2"),
         (["sweep", "anchor", "updates=1", "updates=2", "--dry-run"], "updates is given twice, as 1 and 2"),
