@@ -121,9 +121,9 @@ def open_lock(path: str | Path, *, create: bool = True, mode: int = 0o600, own: 
 
 
 def discard(path: str | Path) -> None:
-    """Remove a file, or a directory with everything in it, if it exists."""
+    """Remove a file, a link, or a directory with everything in it, if it exists."""
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     elif os.path.lexists(path):  # a read-only file system refuses to remove even what is not there
         path.unlink(missing_ok=True)

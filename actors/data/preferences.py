@@ -59,6 +59,8 @@ WHOLE_TYPES = (
     COLUMN_TYPES | dict.fromkeys(("prompt", "chosen", "rejected"), WHOLE_MESSAGES) | {"tools": pyarrow.string()}
 )
 """Of the files that hold a row which is not `is_plain`; responses are chats of one message, `tools` JSON."""
+TEXTS = ("prompt", "chosen", "rejected", "response_a", "response_b", "preference")
+"""Columns without which a row of their layout is none."""
 ROWS_PER_GROUP = 20_000
 """Rows that are held as a table while a file is written."""
 
@@ -92,7 +94,15 @@ class PreferenceColumns:
         return chosen
 
     def renamed(self, columns: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Give columns the names that they are read under; one that is there under both names is read as told."""
+        """Give columns the names that they are read under; one that is there under both names is read as told.
+
+        Raises MalformedPreferenceError if one that holds a text or a chat is not there.
+        """
+        for theirs, ours in self._ours.items():
+            if theirs not in columns and ours in TEXTS:
+                raise MalformedPreferenceError(
+                    "missing_column", f"no column '{theirs}' (columns); {suggestion(theirs, list(columns))}"
+                )
         names = tuple(name for name, value in columns.items() if value is not None)
         if names not in self._read:
             with suppress(UsageError):  # of no layout: the row is malformed

@@ -109,6 +109,11 @@ class PromptSource:
         order = self._permutation(self._validation_places, EVALUATION_STREAM)
         return [self._validation.prompt(int(order[i % len(order)])) for i in range(n)]
 
+    def different_evaluation_prompts(self, n: int) -> int:
+        """Count the different ones among `evaluation_prompts(n)`, without going over repeats."""
+        order = self._permutation(self._validation_places, EVALUATION_STREAM)
+        return len({self._validation.prompt(int(place)).token_ids for place in order[:n]})
+
     def fingerprint(self) -> str:
         """Return the SHA-256 of texts, answers and token ids in file order: positions mean nothing on other data.
 

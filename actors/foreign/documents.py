@@ -71,7 +71,7 @@ def with_sizes(config: Any, path: str) -> Any:
     text = config.get_text_config()
     for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
         if isinstance(size := getattr(text, name, None), int) and size < 1:
-            raise UsageError(f"config.json of '{path}' has {name} {size}; allowed: integer >= 1; {RESTORE}")
+            raise UsageError(f"'{path}': config.json has {size} as {name}; allowed: integer >= 1; {RESTORE}")
     return config
 
 

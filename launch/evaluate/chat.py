@@ -31,10 +31,11 @@ class Conversation:
     def answer(self, question: str) -> str:
         """Sample the next turn and keep it. Forgets the oldest turns that leave no room for an answer.
 
-        Raises UsageError if the question alone leaves none.
+        Raises UsageError if the question alone leaves none, or is no text.
         """
         import torch
 
+        _require_text("the question", question)
         self.messages.append({"role": "user", "content": question})
         ids = self._prompt()
         while self.context is not None and len(ids) + self.max_new_tokens > self.context:
@@ -79,6 +80,7 @@ class Conversation:
 
 def run_chat(name: str, *, system: str | None, max_new_tokens: int, temperature: float) -> int:
     """Answer every line of standard input until its end; return the exit code 0. Raises UsageError."""
+    _require_text("--system", system or "")
     conversation = _begin(name, max_new_tokens, temperature)
     if system is not None:
         conversation.messages.append({"role": "system", "content": system})
@@ -88,6 +90,14 @@ def run_chat(name: str, *, system: str | None, max_new_tokens: int, temperature:
     for answer in _answers(conversation, _lines(here)):
         print(shown(answer, WHOLE, lines=True), flush=True)
     return 0
+
+
+def _require_text(what: str, text: str) -> None:
+    """Raise UsageError for bytes of another encoding, which Python passes on as halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} is not UTF-8; convert it, for example with iconv") from None
 
 
 def _begin(name: str, max_new_tokens: int, temperature: float) -> Conversation:

@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 
 from actors.data.rows import read_prompt_rows
 from actors.errors import UsageError
+from actors.foreign.text import many
 from actors.intervals import mean_interval, share_interval
 from actors.judges.answers.exact import normalise, number
 from launch.evaluate.best_of import Estimate
@@ -128,8 +129,8 @@ def composed_prompts(
     made = compose(problems, limit, config.seed)
     if not made or (pairs is not None and len(made) < pairs):
         raise UsageError(
-            f"--composed found {len(made)} pairs among the {len(problems)} problems of prompts.source, fewer than "
-            f"{limit}; a pair needs a problem whose text has a number that is another one's answer. Give more, "
+            f"--composed found {many(len(made), 'pair')} among the {len(problems)} problems of prompts.source, fewer "
+            f"than {limit}; a pair needs a problem whose text has a number that is another one's answer. Give more, "
             f"or --prompts {max(1, len(made))}"
         )
     with TemporaryDirectory(prefix="offbeat-composed-") as scratch:

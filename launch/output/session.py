@@ -16,7 +16,7 @@ from launch.output.run_directory import RunDirectory
 from launch.settings.loading import dump_config
 from launch.settings.renamed import changes, new_key, new_value
 from launch.settings.run import TrainingConfig
-from launch.settings.yaml_text import YamlError, parse_yaml, read_yaml
+from launch.settings.yaml_text import parse_yaml, read_recorded
 from learner.backend import checkpoints, manifest
 
 SHOWN_SKIPS = 5  # malformed rows shown one by one
@@ -59,6 +59,8 @@ class Session:
                 )
         if self.checkpoint is not None:
             self.state = checkpoints.read_state(self.checkpoint)
+            if not isinstance(self.state.get("fixed"), dict):
+                raise checkpoints.damaged(self.checkpoint, f"{checkpoints.STATE} names no settings of its run")
             check_layout(self.checkpoint, config)
             for directory in (self.directory.start, self.directory.baseline.parent):
                 manifest.check(directory)
@@ -172,12 +174,7 @@ def check_layout(checkpoint: Path, config: TrainingConfig) -> None:
 
 def changed_settings(recorded: Path, config: TrainingConfig) -> list[str]:
     """Return a note on the settings that differ from those that a resumed run has recorded; empty if none does."""
-    try:
-        before = read_yaml(recorded)
-    except (YamlError, OSError, UnicodeDecodeError) as error:
-        return [f"warning: what has changed since is not known: {recorded} cannot be read: {error}"]
-    after = parse_yaml(dump_config(config))
-    changed = list(changes(before, after, type(config))) if isinstance(before, dict) else []
+    changed = list(changes(read_recorded(recorded), parse_yaml(dump_config(config)), type(config)))
     more = f"; and {len(changed) - SHOWN_CHANGES} more" if len(changed) > SHOWN_CHANGES else ""
     return [f"changed since the run was last started: {'; '.join(changed[:SHOWN_CHANGES])}{more}"] if changed else []
 

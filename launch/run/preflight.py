@@ -232,7 +232,7 @@ def repetition(config: RunConfig, prompts: PromptSource) -> list[str]:
     if config.prompts.source == WORLD:  # its sixteen prompts are all there is
         return []
     notes, wanted, count = [], config.evaluation.prompts, len(prompts)
-    different = len({prompt.token_ids for prompt in prompts.evaluation_prompts(wanted)})
+    different = prompts.different_evaluation_prompts(wanted)
     if different < wanted:
         notes.append(
             f"evaluation.prompts {wanted:,} finds {different:,} different prompts in {prompts.evaluated}: the "

@@ -21,7 +21,7 @@ from launch.settings.renamed import Tree, new_key, new_value, remove, with_new_k
 from launch.settings.run import RunConfig, TrainingConfig
 from launch.settings.verbs import TRAIN, Verb
 from launch.settings.words import answer, listed, meaning, name_of, nearest, one_line, refusal
-from launch.settings.yaml_text import YamlError, dump, leaves, no_texts, parse_yaml, read_yaml
+from launch.settings.yaml_text import YamlError, dump, leaves, no_texts, parse_yaml, read_recorded, read_yaml
 
 Config = TypeVar("Config", bound=TrainingConfig)
 RECORDED = "config.yaml"  # in a run's directory: its resolved configuration
@@ -80,8 +80,7 @@ def with_recorded_defaults(config: Config) -> Config:
     `config` sets its own.
     """
     recorded = config.directory / RECORDED
-    saved = read_yaml(recorded) if recorded.is_file() else None
-    saved = as_it_was(saved, type(config)) if isinstance(saved, dict) else {}
+    saved = as_it_was(read_recorded(recorded), type(config)) if recorded.is_file() else {}
     for section, name in _CHANGED_DEFAULTS:
         own, before = getattr(config, section, None), saved.get(section)
         if own is not None and name not in own.model_fields_set and isinstance(before, dict) and name in before:

@@ -82,8 +82,9 @@ SAME_AS = {
     ("--generators", "N"): "generators.count",
     ("--model", "DIR"): "model.path",
     ("--best-of", "K"): "sampling.completions_per_prompt",
+    ("--loss", "KIND"): "learner.loss.kind",
 }
-"""Options that stand for a setting where settings are arguments, by name and placeholder."""
+"""Options that stand for a setting of the same command, by name and placeholder."""
 
 
 class OnceCommand(TyperCommand):
@@ -113,10 +114,8 @@ def _refuse_repeats(ctx: Any, arguments: Sequence[str], values: Mapping[str, Any
             raise UsageError(_twice(option.opts[-1], own))
     pairs = [each for each in ctx.command.params if str(each.metavar).endswith(("KEY=VALUE", "NAME=VALUE"))]
     for parameter in pairs:
-        taken: dict[str, str] = {}
-        if parameter.param_type_name == "argument":
-            keys = {SAME_AS.get((each.opts[-1], each.metavar)): str(values[each.name]) for each in single}
-            taken = {key: value for key, value in keys.items() if key is not None}
+        keys = {SAME_AS.get((each.opts[-1], each.metavar)): str(values[each.name]) for each in single}
+        taken = {key: value for key, value in keys.items() if key is not None}
         _tell_repeats(values.get(parameter.name) or (), taken)
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from actors.errors import UsageError
+
 LARGEST = 1 << 20
 """Bytes of a configuration."""
 DEEPEST = 32  # sections and lists in each other
@@ -138,6 +140,17 @@ def leaves(tree: Any, above: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{above}.{key}" if above else str(key))
     else:
         yield above, tree
+
+
+def read_recorded(path: Path) -> dict[str, Any]:
+    """Read the configuration that a run wrote. Raises UsageError if it is damaged."""
+    try:
+        tree = read_yaml(path)
+    except (YamlError, OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}; a run wrote this file: restore it from a copy") from None
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path} holds no settings; a run wrote this file: restore it from a copy")
+    return tree
 
 
 def no_texts(tree: Any) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from actors.files import atomic_write, open_lock, unwritable
 from launch.settings.loading import LOCK, dump_config
 from launch.settings.renamed import changes
 from launch.settings.run import RunConfig
-from launch.settings.yaml_text import YamlError, read_yaml
+from launch.settings.yaml_text import read_recorded
 from launch.sweep.config import SweepConfig
 from launch.sweep.plan import Row
 
@@ -83,10 +83,4 @@ def _differences(directory: Path, row: Row) -> Iterator[str]:
     path = _row_directory(directory, row) / ROW_FILE
     if not path.is_file():
         return
-    try:
-        recorded = read_yaml(path)
-    except (YamlError, OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}; restore it, or start anew with --output DIR") from error
-    if not isinstance(recorded, dict):
-        raise UsageError(f"{path} holds no settings; restore it, or start anew with --output DIR")
-    yield from changes(recorded, yaml.safe_load(dump_config(row.config)), RunConfig)
+    yield from changes(read_recorded(path), yaml.safe_load(dump_config(row.config)), RunConfig)

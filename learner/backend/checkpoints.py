@@ -167,10 +167,18 @@ def run_of(checkpoint: Path) -> str | None:
 
 
 def layout_of(checkpoint: Path) -> dict[str, Any]:
-    """Return what a checkpoint's engine state was written with; nothing if it does not say."""
+    """Return what a checkpoint's engine state was written with; nothing if it does not say. Raises UsageError."""
     path = checkpoint / ENGINE / LAYOUT
-    written = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        written = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(checkpoint, f"{ENGINE}/{LAYOUT}: {error}") from error
     return written if isinstance(written, dict) else {}
+
+
+def damaged(checkpoint: Path, cause: str) -> UnusableError:
+    """Return the error of a checkpoint that cannot be used, with the one before it."""
+    return _unusable(checkpoint, cause, checkpoint.parent)
 
 
 def point_to(root: str | Path, checkpoint: Path) -> None:

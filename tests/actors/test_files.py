@@ -162,3 +162,13 @@ def test_a_size_is_told_in_the_unit_that_shows_it() -> None:
     assert [megabytes(size) for size in (0, 1_500, 99_900, 100_000, 2_345_678)] == [
         "0.0 kB", "1.5 kB", "99.9 kB", "0.1 MB", "2.3 MB",
     ]  # fmt: skip
+
+
+def test_discarding_a_link_to_a_directory_removes_the_link_alone(tmp_path: Path) -> None:
+    """`offbeat data --output LINK` left the link behind, under a hidden name."""
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    discard(tmp_path / "link")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (tmp_path / "kept" / "file").exists()

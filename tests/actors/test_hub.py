@@ -185,5 +185,5 @@ def test_a_configuration_without_layers_or_tokens_is_refused(tmp_path: Path, nam
     config = json.loads((tmp_path / "config.json").read_text())
     for value in (0, -1):
         (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))
-        with pytest.raises(UsageError, match=rf"config\.json of .* has {name} {value}; allowed: integer >= 1; restore"):
+        with pytest.raises(UsageError, match=rf"config\.json has {value} as {name}; allowed: integer >= 1; restore"):
             hub.read_config(tmp_path)

@@ -84,6 +84,7 @@ def test_resume_takes_a_checkpoint_and_no_setting_or_configuration_that_follows_
         (["train", "embedded", "generators.count=2", "--generators", "3"], "generators.count is given twice"),
         (["sft", "embedded", "output=a", "--output", "b"], "output is given twice, as b and a"),
         (["evaluate", "embedded", "model.path=x", "--model", "y"], "model.path is given twice, as y and x"),
+        (["replay", "x", "--loss", "dpo", "--set", "learner.loss.kind=ipo"], "learner.loss.kind is given twice"),
         (["submit", "slurm", "embedded", "--nodes", "1", "--nodes", "2"], "--nodes is given twice, as 1 and 2"),
         (["train", "embedded", "--resume=update-1", "--resume=update-2"], "--resume is given twice"),
     ],

@@ -263,7 +263,7 @@ def test_only_the_first_problems_are_shown_of_many(tmp_path: Path) -> None:
         ([], {}, "holds no rows; give one with at least one"),
         (["{"], {"on_malformed": "skip"}, "no good row among 1 row of data.source"),
         ([PAIR], {"validation_fraction": 0.999999}, "leaves nothing to train on: what it has, 1 example, is held out"),
-        ([PAIR, "{"], {"validation_fraction": 0.999999, "on_malformed": "skip"}, "0.999999 and 1 rows are malformed"),
+        ([PAIR, "{"], {"validation_fraction": 0.999999, "on_malformed": "skip"}, "0.999999, 1 row malformed; give"),
     ],
 )
 def test_nothing_left_to_train_on_is_refused(tmp_path: Path, rows: list, settings: dict, told: str) -> None:

@@ -87,6 +87,15 @@ def test_chats_that_cells_hold_as_json_are_chats(tmp_path: Path) -> None:
     assert [problem.reason for problem in collected.problems] == ["not_json"]
 
 
+def test_a_renamed_column_that_is_not_there_makes_a_row_malformed(tmp_path: Path) -> None:
+    """A row with a column of the name that it is read under was kept, and the given name ignored."""
+    (tmp_path / "p.jsonl").write_text(json.dumps(pair()) + "\n" + json.dumps({**pair(), "q": "other"}) + "\n")
+    collected = collect_preferences(str(tmp_path / "p.jsonl"), columns={"prompt": "q"})
+    assert [row.prompt for row in collected.rows] == ["other"]
+    ((problem),) = collected.problems
+    assert (problem.reason, problem.message.partition(";")[0]) == ("missing_column", "no column 'q' (columns)")
+
+
 def test_a_wrongly_encoded_cell_of_a_table_does_not_hide_the_others(tmp_path: Path) -> None:
     broken = pyarrow.array([b"a", b"\xff", b"c"]).view(pyarrow.string())
     texts = pyarrow.array(["x", "y", "z"])

@@ -340,7 +340,7 @@ def test_an_empty_source_is_refused(tmp_path: Path) -> None:
 
 def test_skipping_every_row_is_an_error_that_shows_why(tmp_path: Path) -> None:
     file = write(tmp_path / "p.jsonl", [{"text": "w1"}] * 3)
-    with pytest.raises(UsageError, match=r"(?s)all 3 rows .* none is left.*no field 'prompt'.*it has: 'text'"):
+    with pytest.raises(UsageError, match=r"(?s)no good row among 3 rows .*no field 'prompt'.*it has: 'text'"):
         source(file, on_malformed="skip")
 
 

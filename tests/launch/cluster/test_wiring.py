@@ -27,7 +27,7 @@ def test_the_judge_s_gpus_count_when_resources_are_checked(monkeypatch: pytest.M
     publication = {"transport": "nccl"}
     wiring.check_resources(_config(learner=learner, publication=publication))
     judge = {"judge": {"kind": "reward_model", "path": "rm", "gpus": 1}}
-    with pytest.raises(UsageError, match=r"needs 3 GPUs.*1 judges.*Ray has 2"):
+    with pytest.raises(UsageError, match=r"needs 3 GPUs.*1 judge.*Ray has 2"):
         wiring.check_resources(_config(learner=learner, judging=judge, publication=publication))
 
 

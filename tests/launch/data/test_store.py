@@ -81,5 +81,5 @@ def test_two_kinds_of_prompts_are_refused_if_both_are_kept() -> None:
     store = filled([*TEXTS, *CHATS])
     store.check_one_kind(range(10))
     store.check_one_kind([12, 15])
-    with pytest.raises(UsageError, match="2 prompts are texts and 1 are chats"):
+    with pytest.raises(UsageError, match="its prompts are 2 texts and 1 chat, and one column"):
         store.check_one_kind([0, 9, 10])

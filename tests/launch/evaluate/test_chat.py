@@ -93,3 +93,16 @@ def test_every_line_of_a_pipe_gets_an_answer_of_a_real_model(tmp_path, monkeypat
 def test_a_model_that_is_not_there_is_refused(tmp_path, capsys):
     assert main(["chat", str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_question_of_another_encoding_is_refused_and_forgotten():
+    """The tokenizer raised a TypeError, which ended the conversation."""
+    chat = conversation()
+    with pytest.raises(UsageError, match="the question is not UTF-8; convert it"):
+        chat.answer("caf\udce9")
+    assert chat.answer("abc") == "5"
+
+
+def test_a_system_message_of_another_encoding_is_refused_before_the_model_is_read(capsys):
+    assert main(["chat", "nothere", "--system", "caf\udce9"]) == 2
+    assert "--system is not UTF-8" in capsys.readouterr().err

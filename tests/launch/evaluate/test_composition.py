@@ -107,7 +107,7 @@ def test_the_prompts_of_a_pair_follow_each_other_with_the_answers_of_the_data(tm
 def test_too_few_pairs_are_refused_with_how_many_there_are(tmp_path):
     rows = [{"question": each.text, "answer": each.answer} for each in (APPLES, BOXES)]
     with (
-        pytest.raises(UsageError, match=r"1 pairs among the 2 problems.*fewer than 5.*--prompts 1"),
+        pytest.raises(UsageError, match=r"1 pair among the 2 problems.*fewer than 5.*--prompts 1"),
         composed_prompts(config(tmp_path, rows), 5, final),
     ):
         pass

@@ -125,7 +125,7 @@ def test_a_replay_reaches_the_run_s_weights_and_says_so(tmp_path: Path, offbeat:
     }
     assert report["metrics"]["loss"]["recorded"] == report["metrics"]["loss"]["replay"]
     out = " ".join(capsys.readouterr().out.split())
-    assert f"weights: bit-identical to {tmp_path}/run/final (1 tensors)" in out
+    assert f"weights: bit-identical to {tmp_path}/run/final (1 tensor)" in out
     lines = [json.loads(line) for line in (tmp_path / "run" / "replay" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert (tmp_path / "run" / "replay" / "config.yaml").is_file()
@@ -233,5 +233,5 @@ def test_a_replay_s_model_carries_a_manifest_and_an_older_run_is_told_of(
     assert offbeat() == 0
     as_before_checksums(tmp_path / "run" / "journal")
     assert replay(tmp_path / "run")["weights"]["different"] == 0
-    assert "3 parts of the journal have no checksums: they cannot be verified" in capsys.readouterr().err
+    assert "3 parts of the journal without checksums cannot be verified" in capsys.readouterr().err
     assert manifest.check(tmp_path / "run" / "replay" / "final").update == 6

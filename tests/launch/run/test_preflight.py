@@ -238,6 +238,6 @@ def test_groups_of_a_checkpoint_that_nobody_scored_are_refused_by_a_learner_with
     with pytest.raises(UsageError) as told:
         check_restored([scored, half], config)
     assert str(told.value) == (
-        "1 of the 2 groups that wait in the checkpoint have no reference log-probs: reference.count was 0 when they "
+        "1 of 2 groups in the checkpoint's buffer have no reference log-probs: reference.count was 0 when they "
         "were judged, and is 2; resume with reference.count=0, or start a new run"
     )

@@ -80,6 +80,25 @@ def test_settings_that_no_rank_could_read_the_checkpoint_with_are_refused_before
     assert ranks.calls == []
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "told"),
+    [
+        ("deepspeed/layout.json", "{", r"deepspeed/layout\.json: Expecting property name"),
+        ("run_state.json", '{"state": {}}', r"run_state\.json names no settings of its run"),
+    ],
+)
+def test_a_damaged_checkpoint_of_before_manifests_is_refused_with_the_one_before_it(
+    tmp_path: Path, file: str, text: str, told: str
+) -> None:
+    run(config_of(tmp_path, checkpoint_every=5), FakeRanks([1.0]))
+    newest = checkpoint(tmp_path, 10)
+    (newest / "offbeat-manifest.json").unlink()
+    (newest / "run_state.json").write_text('{"fixed": {}, "state": {}}')
+    (newest / file).write_text(text)
+    with pytest.raises(UsageError, match=rf"cannot be used: {told}.*; go on from the one before it"):
+        run(config_of(tmp_path, checkpoint_every=5), FakeRanks([1.0]), resume=True)
+
+
 def test_a_run_that_was_rolled_back_and_died_goes_on_from_where_it_was_rolled_back_to(tmp_path: Path) -> None:
     """Its metrics and journal have no updates after that."""
     run(config_of(tmp_path, checkpoint_every=5), FakeRanks([1.0]))
