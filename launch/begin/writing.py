@@ -10,7 +10,7 @@ from pathlib import Path
 
 from actors.data.config import PromptConfig
 from actors.errors import UsageError, writing_remedy
-from actors.files import atomic_write
+from actors.files import atomic_write, unwritable
 from actors.foreign.model_place import PRETRAINED
 from actors.foreign.text import many, shown
 from launch.begin import rows
@@ -109,6 +109,8 @@ def _check_file(request: Request) -> None:
         raise UsageError(f"{file}: the directory {file.parent} does not exist; make it first")
     if file.is_dir():
         raise UsageError(f"{file} is a directory; give the name of a file")
+    if request.output is not None and request.gpus is None and (problem := unwritable(request.output)):
+        raise UsageError(f"--output {request.output}: {problem}; give another directory")
     if file.exists() and not request.force:
         raise UsageError(f"{file} exists; give another name, or pass --force to replace it")
 

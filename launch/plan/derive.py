@@ -34,6 +34,8 @@ FOLLOWED = (
 """Settings whose effect the model knows, or which have none on its figures."""
 MOST = 1e9
 """Largest number that a user may give: of seconds, thirty years."""
+MOST_GPUS = 100_000
+"""To be split: to search longer takes minutes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

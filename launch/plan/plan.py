@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from actors.errors import UsageError
-from launch.plan.derive import MOST, Derived, Given, from_numbers, from_run, under
+from launch.plan.derive import MOST, MOST_GPUS, Derived, Given, from_numbers, from_run, under
 from launch.plan.prediction import Cost, Outcome, predict
 from launch.plan.recorded import Recorded, read_run
 from launch.plan.report import Column, Report, print_json, print_report
@@ -46,9 +46,9 @@ def _refuse(request: Request) -> None:
         raise UsageError("--against needs a run to predict from; give its directory first: offbeat plan RUN")
     if request.against is not None and (request.settings or request.gpus is not None):
         raise UsageError("--against takes the settings of the run that it names; leave out --set and --gpus")
-    for option, value in (("--gpus", request.gpus), ("--price", request.price)):
-        if value is not None and not 0 < value <= MOST:
-            raise UsageError(f"{option}: given {value:g}; allowed: above 0, and at most {MOST:g}")
+    for option, value, most in (("--gpus", request.gpus, MOST_GPUS), ("--price", request.price, MOST)):
+        if value is not None and not 0 < value <= most:
+            raise UsageError(f"{option}: given {value:g}; allowed: above 0, and at most {most:g}")
 
 
 def _plan(request: Request, given: Given) -> Report:

@@ -69,16 +69,16 @@ class KuberayOptions:
 
     def __post_init__(self) -> None:
         if not _IMAGE.fullmatch(self.image):
-            raise UsageError(f"image={self.image!r} is not the name of an image")
+            raise UsageError(f"--image {self.image!r} is not the name of an image")
         for name, value in (("namespace", self.namespace), ("secret", self.secret)):
             if value is not None and not _NAME.fullmatch(value):
-                raise UsageError(f"{name}={value!r} is not a Kubernetes name; a-z, 0-9 and - are allowed")
-        for name, count in (("workers", self.workers), ("gpus_per_worker", self.gpus), ("retries", self.retries)):
+                raise UsageError(f"--{name} {value!r} is not a Kubernetes name; a-z, 0-9 and - are allowed")
+        for name, count in (("workers", self.workers), ("gpus-per-worker", self.gpus), ("retries", self.retries)):
             if count < 0:
-                raise UsageError(f"{name}={count}; give 0 or more")
+                raise UsageError(f"--{name} {count}: give 0 or more")
         for name, amount in (("cpus", self.cpus), ("memory", self.memory)):
             if not _QUANTITY.fullmatch(amount):
-                raise UsageError(f"{name}={amount!r} is not a quantity of Kubernetes, such as 16 or 128Gi")
+                raise UsageError(f"--{name} {amount!r} is not a quantity of Kubernetes, such as 16 or 128Gi")
 
 
 def job_name(run: str, suffix: str) -> str:

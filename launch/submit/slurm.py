@@ -43,27 +43,29 @@ class SlurmOptions:
 
     def __post_init__(self) -> None:
         if self.nodes < 1:
-            raise UsageError(f"nodes={self.nodes}; a job needs at least 1")
+            raise UsageError(f"--nodes {self.nodes}: a job needs at least 1")
         if self.gpus_per_node < 0:
-            raise UsageError(f"gpus_per_node={self.gpus_per_node}; give 0 for a job on CPUs only, or more")
+            raise UsageError(f"--gpus-per-node {self.gpus_per_node}: give 0 for a job on CPUs only, or more")
         if not _TIME.fullmatch(self.time):
-            raise UsageError(f"time={self.time!r} is not a Slurm time limit; write minutes, HH:MM:SS or D-HH:MM:SS")
+            raise UsageError(f"--time {self.time!r} is not a Slurm time limit; write minutes, HH:MM:SS or D-HH:MM:SS")
         for name, value, known in (
             ("partition", self.partition, _NAME),
             ("account", self.account, _NAME),
             ("exclude", self.exclude, _HOSTS),
         ):
             if value is not None and not known.fullmatch(value):
-                raise UsageError(f"{name}={value!r} is not a Slurm name; letters, digits and . _ - , are allowed")
+                raise UsageError(f"--{name} {value!r} is not a Slurm name; letters, digits and . _ - , are allowed")
         if not SHORTEST_NOTICE <= self.notice <= 65535:
-            raise UsageError(f"notice={self.notice}; Slurm takes {SHORTEST_NOTICE} to 65535 seconds before the limit")
+            raise UsageError(f"--notice {self.notice}: Slurm takes {SHORTEST_NOTICE} to 65535 seconds before the limit")
         if self.container is not None and not _IMAGE.fullmatch(self.container):
-            raise UsageError(f"container={self.container!r} is not an image; give a registry's name or a .sqsh file")
+            raise UsageError(f"--container {self.container!r} is not an image; give a registry's name or a .sqsh file")
         if self.container is None and self.container_mounts:
-            raise UsageError("container mounts without a container; name its image with --container")
+            raise UsageError("--container-mounts without a container; name its image with --container")
         for mount in self.container_mounts:
             if not _MOUNT.fullmatch(mount):
-                raise UsageError(f"container mount {mount!r}; write /FOLDER or /FROM:/TO, with :ro behind it at most")
+                raise UsageError(
+                    f"--container-mounts {mount!r}: write /FOLDER or /FROM:/TO, with :ro behind it at most"
+                )
 
     def directives(self) -> list[str]:
         """Return the lines of the batch script that sbatch reads."""

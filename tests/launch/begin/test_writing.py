@@ -105,6 +105,14 @@ def test_the_commands_that_come_next_can_be_typed_as_they_stand(here, model, cap
     assert "offbeat doctor 'my run.yaml'\n    offbeat train 'my run.yaml'\n" in capsys.readouterr().out
 
 
+def test_a_run_s_directory_that_cannot_be_made_is_refused_before_anything_is_written(here, model, capsys):
+    Path("taken").touch()
+    given = ["--model", str(model), "--data", "prompts.jsonl", "--judge", "my_judges.py:brevity"]
+    assert main(["init", "run.yaml", *given, "--output", "taken/run"]) == 2
+    assert "--output taken/run: " in capsys.readouterr().err
+    assert not Path("run.yaml").exists()
+
+
 def test_the_file_is_short_and_every_line_that_was_chosen_says_why(here, model):
     given = {"--model": str(model), "--data": "prompts.jsonl", "--judge": "my_judges.py:brevity", "--output": "out"}
     assert main(["init", "run.yaml", *[word for pair in given.items() for word in pair]]) == 0

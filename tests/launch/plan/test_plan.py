@@ -171,6 +171,7 @@ def test_missing_numbers_are_named(capsys):
         ("--efficiency", "1.5", "above 0 and at most 1"),
         ("--price", "-2", "above 0"),
         ("--gpus", "0", "above 0"),
+        ("--gpus", "100001", "above 0, and at most 100000"),
         ("--generator-seconds", "inf", "above 0, and at most 1e+09"),
         ("--publish-seconds", "1e+300", "0 or more, and at most 1e+09"),
         ("--price", "inf", "above 0, and at most 1e+09"),

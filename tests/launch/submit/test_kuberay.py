@@ -122,9 +122,9 @@ def test_shared_memory_is_the_object_store_the_published_versions_and_some_room(
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ({"namespace": "My"}, "namespace='My' is not a Kubernetes name"),
-        ({"workers": -1}, "workers=-1; give 0 or more"),
-        ({"memory": "lots"}, "memory='lots' is not a quantity"),
+        ({"namespace": "My"}, "--namespace 'My' is not a Kubernetes name"),
+        ({"workers": -1}, "--workers -1: give 0 or more"),
+        ({"memory": "lots"}, "--memory 'lots' is not a quantity"),
         ({"image": "a b"}, "not the name of an image"),
     ],
 )

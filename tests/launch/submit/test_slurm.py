@@ -71,16 +71,16 @@ def test_the_batch_script_is_bash_and_keeps_odd_words_whole(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ({"nodes": 0}, "nodes=0"),
-        ({"gpus_per_node": -1}, "gpus_per_node=-1"),
+        ({"nodes": 0}, "--nodes 0: "),
+        ({"gpus_per_node": -1}, "--gpus-per-node -1: "),
         ({"time": "soon"}, "not a Slurm time limit"),
         ({"time": "1:2"}, "not a Slurm time limit"),
         ({"partition": "gpu\n#SBATCH --uid=0"}, "not a Slurm name"),
         ({"account": "--test-only"}, "not a Slurm name"),
         ({"exclude": "n1 n2"}, "not a Slurm name"),
-        ({"notice": 10}, "notice=10; Slurm takes 60 to 65535"),
+        ({"notice": 10}, "--notice 10: Slurm takes 60 to 65535"),
         ({"container": "a,b"}, "not an image"),
-        ({"container": "img", "container_mounts": ("data",)}, "container mount 'data'; write /FOLDER"),
+        ({"container": "img", "container_mounts": ("data",)}, "--container-mounts 'data': write /FOLDER"),
         ({"container_mounts": ("/data",)}, "name its image with --container"),
     ],
 )
