@@ -88,14 +88,16 @@ def by_lag(rows: Iterable[Measured]) -> Figure:
     for panel, (loss, cures) in zip(drawing.subplots(1, 2, sharey=True), CURES.items(), strict=True):
         for number, cure in enumerate(cures.values()):
             own = sorted((row for row in listed if (row.loss, row.cure) == (loss, cure)), key=lambda row: row.lag)
+            if not own:
+                continue
             places = [LAGS.index(row.lag) for row in own]
             style = {"color": COLOURS[number], "marker": MARKERS[number]}
             panel.plot(places, [fmean(row.gaps) for row in own], label=cure, markersize=5, **style)
             for place, row in zip(places, own, strict=True):
                 panel.plot([place] * len(row.gaps), row.gaps, "o", markersize=3, alpha=0.4, color=COLOURS[number])
         panel.set_xticks(range(len(LAGS)), LAGS)
-        panel.set(xlabel="age of opponents (updates)", title=TITLES[loss])
-        panel.legend()
+        panel.set(xlabel="age of opponents (updates)", title=TITLES[loss], ylim=(0.0, 0.4))
+        panel.legend(loc="upper left")
     drawing.axes[0].set(ylabel="exploitability above the loss's fixed point")
     return drawing
 

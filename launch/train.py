@@ -48,6 +48,7 @@ from launch.run.preflight import (
     fixed_settings,
     meet_judges,
     repetition,
+    slow_anchor,
 )
 from launch.run.progress import Progress
 from launch.run.protocols import RunPlugin
@@ -92,7 +93,7 @@ def _run(config: RunConfig, *, resume: Resume) -> int:
     tokenizer = plugin.tokenizer(config)
     prompts = PromptSource(config.prompts, tokenizer)
     notes = [*check_model(config, plugin), *check_tokenizer(config, tokenizer), *check_prompts(config, prompts)]
-    notes += repetition(config, prompts)
+    notes += [*repetition(config, prompts), *slow_anchor(config)]
     session = Session(config, resume=resume)
     session.check_same(fixed_settings(config, prompts, plugin))
     buffer = ReplayBuffer(config.replay, prompts, config.updates)

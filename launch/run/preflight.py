@@ -227,6 +227,22 @@ def slow_programs(config: RunConfig) -> list[str]:
     ]
 
 
+def slow_anchor(config: RunConfig) -> list[str]:
+    """Say if a run has fewer updates than its anchor lets it settle in: two times T (tau + kappa) / tau."""
+    anchor, loss = config.anchor, config.learner.loss
+    pull = getattr(loss, "beta", None) or getattr(loss, "tau", 0.0)
+    if anchor is None or not pull:
+        return []
+    needed = 2.0 * anchor.horizon * (pull + anchor.weight) / pull
+    if config.updates >= needed:
+        return []
+    over = f"{anchor.weight:g} over {many(anchor.horizon, 'update')}"
+    return [
+        f"an anchor of {over} lets a run settle in about {needed:,.0f} updates, and this one has {config.updates:,}: "
+        "it stays near its start; raise updates, or set learner.anchor.weight=0"
+    ]
+
+
 def repetition(config: RunConfig, prompts: PromptSource) -> list[str]:
     """Say where a run has fewer different prompts than its settings ask for, and how often it goes over them."""
     if config.prompts.source == WORLD:  # its sixteen prompts are all there is

@@ -22,6 +22,7 @@ from launch.run.preflight import (
     check_weights,
     meet_judges,
     repetition,
+    slow_anchor,
     slow_programs,
 )
 from launch.run.protocols import RunPlugin
@@ -241,3 +242,31 @@ def test_groups_of_a_checkpoint_that_nobody_scored_are_refused_by_a_learner_with
         "1 of 2 groups in the checkpoint's buffer have no reference log-probs: reference.count was 0 when they "
         "were judged, and is 2; resume with reference.count=0, or start a new run"
     )
+
+
+@pytest.mark.parametrize(
+    ("loss", "settings", "needed"),
+    [
+        ({"kind": "nash_pg", "tau": 0.05}, {"max_staleness": 64}, 1924),  # 2 * 130 * (0.05 + 0.32) / 0.05
+        ({"kind": "nash_pg", "tau": 0.05}, {"max_staleness": 2}, 119),  # 118.4: the shortest horizon is 8
+        ({"kind": "dpo", "beta": 0.2}, {"max_staleness": 64}, 1300),  # 2 * 130 * (0.2 + 0.8) / 0.2
+    ],
+)
+def test_a_run_that_is_too_short_for_its_anchor_is_told(loss, settings, needed):
+    own = {} if loss["kind"] == "nash_pg" else {"anchor": {"weight": 0.8}}
+    base = {"model": {"path": "m"}, "prompts": {"source": "p"}, "judging": {"judge": {"kind": "gold"}}}
+    if loss["kind"] == "nash_pg":
+        base |= {"sampling": {"completions_per_prompt": 4}}
+
+    def told(updates: int) -> list[str]:
+        tree = base | {"updates": updates, "replay": settings, "learner": {"loss": loss, **own}}
+        return slow_anchor(RunConfig.model_validate(tree))
+
+    assert told(needed) == []
+    (note,) = told(needed - 1)
+    assert f"and this one has {needed - 1:,}: it stays near its start" in note
+
+
+def test_without_an_anchor_no_run_is_too_short_for_one():
+    tree = {"model": {"path": "m"}, "prompts": {"source": "p"}, "judging": {"judge": {"kind": "gold"}}, "updates": 1}
+    assert slow_anchor(RunConfig.model_validate(tree)) == []
