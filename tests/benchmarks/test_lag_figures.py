@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.lag_figures import Measured, draw, measured
+from benchmarks.lag import LAGS
+from benchmarks.lag_figures import CURES, Measured, draw, fixed_points, measured, runs
 from tests.house import ROOT
 
 POINTS = {("nash_pg", False): 0.07, ("nash_pg", True): 0.09, ("dpo", False): 0.05}
@@ -31,6 +32,12 @@ def test_runs_with_another_anchor_than_their_row_s_are_no_point_of_it() -> None:
     usual = run("lag-64-anchor", 0.08, weight=0.32, horizon=128)
     rows = [usual, run("lag-64-anchor", 0.5, weight=0.32, horizon=64), run("lag-64-cap-10", 0.5)]
     assert measured(rows, POINTS) == [Measured("nash_pg", 64, "anchor", (pytest.approx(0.01),))]
+
+
+def test_every_loss_was_measured_at_every_lag_with_every_cure_but_fresh_opponents() -> None:
+    found = {(each.loss, each.lag, each.cure) for each in measured(runs(), fixed_points())}
+    missing = {(loss, lag, cure) for loss, cures in CURES.items() for lag in LAGS for cure in cures.values()} - found
+    assert {cure for _, _, cure in missing} <= {"weights, fresh opponents"}
 
 
 def test_the_documentation_shows_what_the_raw_results_hold(tmp_path: Path) -> None:
