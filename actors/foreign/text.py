@@ -58,6 +58,8 @@ def shown(text: object, limit: int = LONGEST, *, lines: bool = False) -> str:
 
 def first_line(error: Exception) -> str:
     """Return what a library says of a model in one line; of a key that it does not know it says only the key."""
+    if "trust_remote_code" in str(error):
+        return "it brings code of its own, which Offbeat never runs (trust_remote_code)"
     line = next(iter(str(error).splitlines()), type(error).__name__)
     if other := _OF_ANOTHER_KIND.match(line):
         return f"{other[1]} is the configuration of another kind of model than is needed"

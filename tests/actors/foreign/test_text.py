@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from actors.foreign.text import LONGEST, MOST_KINDS, OTHER, count_reason, kind_of, many, shown
+from actors.foreign.text import LONGEST, MOST_KINDS, OTHER, count_reason, first_line, kind_of, many, shown
 from tests.timing import assert_quick
 
 
@@ -102,3 +102,10 @@ def test_a_number_has_its_noun_in_the_right_form() -> None:
     """Messages spoke of 1 files, 1 rows and 1 updates."""
     assert [many(count, "file") for count in (0, 1, 2, 2000)] == ["0 files", "1 file", "2 files", "2,000 files"]
     assert many(2, "copy", "copies") == "2 copies"
+
+
+def test_a_model_that_brings_code_is_told_as_such_wherever_the_reason_stands():
+    """transformers says what it wants in its second line."""
+    error = ValueError("The repository m contains custom code.\nPlease pass the argument `trust_remote_code=True`.")
+    assert first_line(error) == "it brings code of its own, which Offbeat never runs (trust_remote_code)"
+    assert first_line(ValueError("A size is wrong.\nMore of it")) == "A size is wrong"
