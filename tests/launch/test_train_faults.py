@@ -282,10 +282,9 @@ def test_a_directory_that_is_taken_from_a_run_is_missed_at_the_next_update(trial
 
     def take(update: int) -> None:
         if update == 3:
-            if what == "removed":
-                shutil.rmtree(trial.path)
-            else:
-                trial.path.rename(elsewhere)
+            trial.path.rename(elsewhere)
+            if what == "removed":  # at once: the run writes into it meanwhile
+                shutil.rmtree(elsewhere)
             if what == "replaced":
                 (trial.path / "checkpoints").mkdir(parents=True)
 
