@@ -138,7 +138,25 @@ def composed_prompts(
         rows = [row for pair in made for row in _rows(pair, config)]
         path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
         prompts = config.prompts.model_copy(update={"source": str(path), "on_malformed": "error"})
-        yield config.model_copy(update={"prompts": prompts}), len(made)
+        try:
+            yield config.model_copy(update={"prompts": prompts}), len(made)
+        except UsageError as error:
+            if str(path) not in str(error):
+                raise
+            raise UsageError(_too_long(error, config)) from error
+
+
+def _too_long(error: UsageError, config: RunConfig) -> str:
+    """Say what makes room for pairs, of which a reader knows no file."""
+    longest = max(map(int, re.findall(r"(\d+) tokens, more than", str(error))), default=0)
+    if not longest:
+        return f"--composed: a pair cannot be read as a prompt: {error}"
+    room = config.generators.max_model_len + longest - config.prompts.max_prompt_tokens
+    return (
+        f"--composed puts two problems into one prompt, and pairs have {longest} tokens and more, above "
+        f"prompts.max_prompt_tokens {config.prompts.max_prompt_tokens}; set prompts.max_prompt_tokens={2 * longest} "
+        f"generators.max_model_len={room + longest}"
+    )
 
 
 def _problems(config: RunConfig, answer_field: str, final_answer: Callable[[str], str | None]) -> Iterator[Problem]:

@@ -120,3 +120,28 @@ def test_problems_that_are_no_texts_or_have_several_columns_of_answers_are_refus
     several = config(tmp_path, rows, "prompts.answer_field=[answer,question]")
     with pytest.raises(UsageError, match="from one column"), composed_prompts(several, 1, final):
         pass
+
+
+def test_pairs_that_are_too_long_are_told_with_the_settings_that_make_room(tmp_path):
+    """The file that they are read from is gone by then."""
+    rows = [{"question": each.text, "answer": each.answer} for each in (APPLES, BOXES)]
+    short = config(tmp_path, rows)
+
+    def read() -> None:
+        with composed_prompts(short, 1, final) as (given, _):
+            where = given.prompts.source
+            raise UsageError(
+                f"2 rows are malformed: {where}:1: 90 tokens, more than 64\n{where}:3: 120 tokens, more than 64"
+            )
+
+    room = short.generators.max_model_len - short.prompts.max_prompt_tokens + 240
+    with pytest.raises(UsageError, match="pairs have 120 tokens and more") as told:
+        read()
+    assert f"set prompts.max_prompt_tokens=240 generators.max_model_len={room}" in str(told.value)
+    assert "offbeat-composed" not in str(told.value)
+
+
+def test_another_mistake_of_an_evaluation_of_pairs_stays_as_it_is(tmp_path):
+    rows = [{"question": each.text, "answer": each.answer} for each in (APPLES, BOXES)]
+    with pytest.raises(UsageError, match=r"^no GPU is free$"), composed_prompts(config(tmp_path, rows), 1, final):
+        raise UsageError("no GPU is free")
