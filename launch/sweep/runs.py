@@ -180,8 +180,9 @@ class _Pace:
         self._slots = slots
         self._taken: dict[str, list[float]] = {}
         for run in runs:
-            seconds = (summary_of(run) or {}).get("wall_seconds")
-            if status_of(run) == "completed" and isinstance(seconds, int | float):
+            summary = summary_of(run) or {}
+            seconds = summary.get("wall_seconds")
+            if summary.get("status") == "completed" and isinstance(seconds, int | float):
                 self._add(run, seconds)
 
     def note(self, process: _Process) -> None:
