@@ -72,6 +72,9 @@ class Generator:
         self._held.extend(leases)
         self._arrived.set()
 
+    async def withdraw(self, leases: Sequence[tuple[int, int]]) -> None:
+        self._held = [lease for lease in self._held if (lease.index, lease.attempt) not in leases]
+
     async def collect(self, timeout_seconds: float) -> list[Group | Failure]:
         if not self._held:
             self._arrived.clear()

@@ -74,6 +74,7 @@ def _rows_of(lag: int) -> dict[str, Row]:
         f"lag-{lag}-anchor": Row(lag, UNWEIGHTED, anchor=(0.32, horizon)),
         f"lag-{lag}-weighted-anchor": Row(lag, anchor=(0.32, horizon)),
         f"dpo-lag-{lag}": Row(lag, kind="dpo"),
+        f"dpo-lag-{lag}-fresh": Row(lag, fresh=0, kind="dpo"),
         f"dpo-lag-{lag}-anchor": Row(lag, kind="dpo", anchor=(0.8, horizon)),
     }
 
@@ -137,9 +138,12 @@ class Experiment:
     def _update(self, update: int) -> float:
         groups, players, row = self.arguments.groups, self.arguments.players, self.row
         prompts = self._prompts(groups)
-        drawn = [self._sample(min(row.lag, update), prompts, players)]
-        if row.fresh is not None:
-            drawn.append(self._sample(min(row.fresh, update), prompts, self.arguments.opponents))
+        if row.fresh is None:
+            drawn = [self._sample(min(row.lag, update), prompts, players)]
+        else:
+            each = (players // 2, players // 2) if row.kind == "dpo" else (players, self.arguments.opponents)
+            lags = (min(row.lag, update), min(row.fresh, update))
+            drawn = [self._sample(lag, prompts, count) for lag, count in zip(lags, each, strict=True)]
         tokens, mask, behaviour, outcomes = (np.concatenate(parts, axis=1) for parts in zip(*drawn, strict=True))
         present = torch.from_numpy(mask)
         policy, reference, opponent, slow = (each * present for each in self._logprobs(prompts, tokens))

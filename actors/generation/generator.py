@@ -81,6 +81,7 @@ class Generator:
         self._changed = threading.Condition()
         self._waiting: deque[Lease] = deque()
         self._running: dict[tuple[int, int], _Running] = {}
+        self._withdrawn: set[tuple[int, int]] = set()
         self._results: list[Group | Failure] = []
         self._orders: deque[tuple[Callable[[EngineLike], Any], Future[Any]]] = deque()
         self._failure: OffbeatError | None = None
@@ -106,6 +107,13 @@ class Generator:
             known = set(self._running) | {(lease.index, lease.attempt) for lease in self._waiting}
             self._waiting.extend(lease for lease in leases if (lease.index, lease.attempt) not in known)
             self._changed.notify_all()
+
+    def withdraw(self, leases: Sequence[tuple[int, int]]) -> None:
+        """Drop leases, by index and attempt, without an answer; ignore those that are not held."""
+        with self._changed:
+            self._check()
+            self._waiting = deque(lease for lease in self._waiting if (lease.index, lease.attempt) not in leases)
+            self._withdrawn.update(leases)
 
     def collect(self, timeout_seconds: float) -> list[Group | Failure]:
         """Return results as soon as there are any; empty if none arrive within `timeout_seconds`."""
@@ -200,6 +208,7 @@ class Generator:
         try:
             while self._await_work(rollouts):
                 self._execute_orders(engine)
+                self._drop_withdrawn(rollouts)
                 self._start_leases(rollouts)
                 if rollouts.busy:
                     with self._changed:
@@ -282,16 +291,26 @@ class Generator:
             except UsageError as error:
                 self._give_up(lease, error, rollouts)
 
+    def _drop_withdrawn(self, rollouts: Rollouts) -> None:
+        with self._changed:
+            for key in self._withdrawn & self._running.keys():
+                self._drop(self._running[key].lease, rollouts)
+            self._withdrawn.clear()
+
     def _give_up(self, lease: Lease, error: OffbeatError, rollouts: Rollouts) -> None:
         """Answer a lease with a failure, and drop all of its requests."""
+        with self._changed:
+            self._drop(lease, rollouts)
+            self._results.append(Failure(lease.index, lease.attempt, shown(error)))
+            self._changed.notify_all()
+
+    def _drop(self, lease: Lease, rollouts: Rollouts) -> None:
+        """Drop a running lease with all of its requests."""
         request_ids = [f"{lease.index}.{lease.attempt}.{k}" for k in range(len(self._roles[lease.draw]))]
         rollouts.abort(request_ids)
         for request_id in request_ids:
             self._requests.pop(request_id, None)
-        with self._changed:
-            del self._running[lease.index, lease.attempt]
-            self._results.append(Failure(lease.index, lease.attempt, shown(error)))
-            self._changed.notify_all()
+        del self._running[lease.index, lease.attempt]
 
     def _deliver(self, finished: Sequence[tuple[str, Completion | OffbeatError]], rollouts: Rollouts) -> None:
         with self._changed:

@@ -63,6 +63,11 @@ class ReplayBuffer(Admission):
             return group
         return replace(group, lease=replace(lease, attempt=entry.attempt))
 
+    def awaits(self, index: int) -> bool:
+        """Return whether completions of lease `index` are still to come."""
+        entry = self._in_flight.get(index)
+        return index in self._waiting if entry is None else not entry.generated
+
     def add(self, group: Group) -> bool:
         """Add a judged group. Return False and ignore the group if its lease has moved on.
 

@@ -104,6 +104,9 @@ class RayGenerator:
     async def submit(self, leases: Sequence[Lease]) -> None:
         await self._call("submit", list(leases))
 
+    async def withdraw(self, leases: Sequence[tuple[int, int]]) -> None:
+        await self._call("withdraw", list(leases))
+
     async def collect(self, timeout_seconds: float) -> list[Group | Failure]:
         self._collect_seconds = timeout_seconds
         collected: list[Group | Failure] = await self._call("collect", timeout_seconds)

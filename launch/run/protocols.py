@@ -33,6 +33,9 @@ class GeneratorPort(Protocol):
 
     async def submit(self, leases: Sequence[Lease]) -> None: ...
 
+    async def withdraw(self, leases: Sequence[tuple[int, int]]) -> None:
+        """Stop sampling leases, by index and attempt, and never answer them; ignore those that are not held."""
+
     async def collect(self, timeout_seconds: float) -> list[Group | Failure]:
         """Return finished leases; wait for the first one up to the timeout."""
 

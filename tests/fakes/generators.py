@@ -52,6 +52,7 @@ class FakeGenerator:
     ) -> None:
         self.name = name
         self.answered: list[Lease] = []
+        self.withdrawn: list[tuple[int, int]] = []
         self.version = 0
         self.loads: list[int] = []
         self.deaths = 0
@@ -73,6 +74,10 @@ class FakeGenerator:
 
     async def submit(self, leases: Sequence[Lease]) -> None:
         self._held.extend(leases)
+
+    async def withdraw(self, leases: Sequence[tuple[int, int]]) -> None:
+        self.withdrawn += leases
+        self._held = [lease for lease in self._held if (lease.index, lease.attempt) not in leases]
 
     async def collect(self, timeout_seconds: float) -> list[Group | Failure]:
         await asyncio.sleep(self._seconds)
@@ -168,6 +173,8 @@ class FakeEngine:
 
     def abort(self, request_ids: Sequence[str]) -> None:
         self.aborted.extend(request_ids)
+        for request_id in request_ids:
+            self._versions.pop(request_id, None)
 
     def step(self) -> list[tuple[str, Completion]]:
         time.sleep(0.001)

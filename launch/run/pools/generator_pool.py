@@ -8,13 +8,14 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from actors.errors import RunError, TransferInterruptedError, WeightMismatchError, ray_logs
 from actors.records import Draw, Failure, GeneratorStatus, Group, Lease, Prompt
 from actors.replay_buffer.buffer import ReplayBuffer
 from launch.run.pools.loads import Loads
+from launch.run.pools.member import Member
 from launch.run.pools.waiting import until_ready
 from launch.run.protocols import (
     GeneratorDeadError,
@@ -31,22 +32,6 @@ END_SECONDS = 30.0
 """Longest wait for a call to a killed process."""
 SIDE_ATTEMPTS = 3
 """Grants of a prompt outside the buffer before its request fails."""
-
-
-@dataclass(eq=False)
-class Member:
-    """One generator and its state as the pool sees it."""
-
-    port: GeneratorPort
-    version: int = -1
-    """Last version that it acknowledged; -1 before the first."""
-    outstanding: dict[tuple[int, int], Lease] = field(default_factory=dict)
-    """Leases granted to it and not answered, by index and attempt."""
-    unsent: list[Lease] = field(default_factory=list)
-    """The part of `outstanding` that is not submitted yet."""
-    dealt: Signal = field(default_factory=Signal)
-    """Tells of new ones."""
-    status: GeneratorStatus | None = None
 
 
 class GeneratorPool:
@@ -76,6 +61,8 @@ class GeneratorPool:
         self._side_requests: list[Lease] = []
         self._side_results: dict[int, asyncio.Future[Group | Failure]] = {}
         self._last_side_index = 0
+        self._reissued: set[int] = set()
+        """Leases that were granted again while an earlier attempt may still be answered."""
         self._ended: list[GeneratorStatus] = []
         self._refused: dict[int, set[str]] = {}
         """By version: the names of generators that refused it."""
@@ -146,10 +133,12 @@ class GeneratorPool:
                 late = lease.index < 0 and lease.deadline <= now
                 if late or lease.index in expired:
                     side += [lease] if late else []
-                    del member.outstanding[key]
+                    member.expire(key)
             self._loads.set(member, len(member.outstanding))
         for lease in side:
             self._again(lease)
+        self._reissued |= expired | {lease.index for lease in side}
+        self._stop_unwanted()
         if expired or side:
             self._on_message(f"{len(expired) + len(side)} leases expired; reissuing")
             self.changed.notify()
@@ -194,7 +183,7 @@ class GeneratorPool:
     async def _serve_until_death(self, member: Member) -> None:
         async with asyncio.TaskGroup() as tasks:
             await until_ready(member.port.ready(), member.port.name, "loading its engine", self._on_message)
-            for duty in (*self._supplies(member), self._collect(member)):
+            for duty in (*self._supplies(member), self._collect(member), self._withdraw(member)):
                 tasks.create_task(duty)
 
     def _supplies(self, member: Member) -> Sequence[Coroutine[Any, Any, None]]:
@@ -204,10 +193,8 @@ class GeneratorPool:
     def _forget(self, member: Member, reason: str) -> None:
         indices = [index for index, _ in member.outstanding if index >= 0]
         self._side_requests.extend(lease for lease in member.outstanding.values() if lease.index < 0)
-        member.outstanding.clear()
-        member.unsent.clear()
+        member.clear()
         self._loads.leave(member)
-        member.version = -1
         self._buffer.lost(indices, reason)
         self.changed.notify()
 
@@ -240,7 +227,7 @@ class GeneratorPool:
         leases += self._buffer.lease(room - len(leases), self._clock(), self._limits.draw)
         for lease in leases:
             member = self._loads.take()
-            member.outstanding[lease.index, lease.attempt] = lease
+            member.grant([lease])
             member.unsent.append(lease)
             member.dealt.notify()
         if leases:
@@ -274,24 +261,44 @@ class GeneratorPool:
         while True:
             for item in await member.port.collect(COLLECT_SECONDS):
                 self._settle(member, item)
+            self._stop_unwanted()
             self._loads.set(member, len(member.outstanding))
             self.changed.notify()
 
     def _settle(self, member: Member, item: Group | Failure) -> None:
         if isinstance(item, Failure):
-            lease = member.outstanding.pop((item.lease_index, item.attempt), None)
+            lease = member.answered((item.lease_index, item.attempt))
             if item.lease_index >= 0:
                 self._buffer.returned(item.lease_index, item.attempt, item.reason)
             elif lease is not None:
                 self._answer(item.lease_index, item)
             return
-        member.outstanding.pop((item.lease.index, item.lease.attempt), None)
+        member.answered((item.lease.index, item.lease.attempt))
         if item.lease.index < 0:
             self._answer(item.lease.index, item)
             return
         item = self._buffer.in_time(item)
         if self._buffer.generated(item.lease.index, item.lease.attempt):
             self._on_group(item)
+
+    def _stop_unwanted(self) -> None:
+        """Let nobody work on a lease that was granted again and is now answered or dropped."""
+        for index in [index for index in self._reissued if not self._wanted(index)]:
+            self._reissued.remove(index)
+            for member in self._members:
+                member.stop(index)
+                self._loads.set(member, len(member.outstanding))
+
+    def _wanted(self, index: int) -> bool:
+        return index in self._side_results if index < 0 else self._buffer.awaits(index)
+
+    async def _withdraw(self, member: Member) -> None:
+        while True:
+            if member.unwanted:
+                keys, member.unwanted = member.unwanted, []
+                await member.port.withdraw(keys)
+            else:
+                await member.regretted.wait()
 
     async def _sync(self, member: Member) -> None:
         while True:

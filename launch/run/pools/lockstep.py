@@ -11,7 +11,8 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from actors.records import Group
-from launch.run.pools.generator_pool import GeneratorPool, Member
+from launch.run.pools.generator_pool import GeneratorPool
+from launch.run.pools.member import Member
 from launch.run.protocols import Publication
 
 
@@ -56,7 +57,7 @@ class LockstepPool(GeneratorPool):
             leases = self._take_side_requests(sys.maxsize, member.version)
             leases = leases or self._buffer.lease(sys.maxsize, self._clock(), self._limits.draw)
             if leases:
-                member.outstanding.update({(lease.index, lease.attempt): lease for lease in leases})
+                member.grant(leases)
                 await member.port.submit(leases)
                 return True
         if publication is not None:

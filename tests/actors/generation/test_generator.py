@@ -56,6 +56,24 @@ def test_each_lease_becomes_one_group_of_its_own_completions_in_order(generator)
     assert [c.text for c in groups[3].completions] == ["3.0.0", "3.0.1"]
 
 
+def test_withdrawn_leases_make_room_and_are_never_answered(engine):
+    """Of four leases two run; one that runs and one that waits are withdrawn."""
+    engine._steps = 400
+    settings = GeneratorConfig(max_running_prompts=2), SamplingConfig(completions_per_prompt=2)
+    generator = Generator(spec_of("unused", *settings, name="g0"), lambda spec: engine)
+    try:
+        generator.submit([lease(i) for i in range(4)])
+        while generator.status().running < 2:
+            time.sleep(0.001)
+        generator.withdraw([(0, 0), (2, 0), (9, 0)])
+        assert [each.lease.index for each in collect(generator, 2)] == [1, 3]
+        assert sorted(engine.aborted) == ["0.0.0", "0.0.1"]
+        assert (generator.status().running, generator.status().waiting) == (0, 0)
+        assert generator.collect(0.01) == []
+    finally:
+        generator.close()
+
+
 @pytest.mark.parametrize(
     ("draw", "opponent"),
     [

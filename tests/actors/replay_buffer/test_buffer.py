@@ -79,6 +79,21 @@ def test_a_late_group_changes_nothing():
     assert replay.batch() is None
 
 
+def test_completions_of_a_lease_are_awaited_until_they_come_or_it_is_dropped():
+    replay = buffer(max_attempts=2)
+    assert not replay.awaits(0)
+    replay.lease(2, now=0.0)
+    assert replay.generated(0, 0)
+    assert [replay.awaits(index) for index in (0, 1)] == [False, True]
+    replay.expire(now=10.0)  # also the one at the judge
+    assert [replay.awaits(index) for index in (0, 1)] == [True, True]
+    replay.lease(2, now=10.0)
+    assert replay.generated(0, 1)
+    assert [replay.awaits(index) for index in (0, 1)] == [False, True]
+    replay.expire(now=20.0)
+    assert [replay.awaits(index) for index in (0, 1)] == [False, False]
+
+
 def test_leases_that_died_with_a_generator_are_granted_again():
     replay = buffer()
     leases = replay.lease(2, now=0.0)

@@ -180,6 +180,64 @@ def test_a_lease_past_its_deadline_goes_to_a_generator_again_and_its_first_answe
     run(test)
 
 
+def test_attempts_that_another_generator_s_answer_made_useless_are_stopped() -> None:
+    """They sampled to their end beside whatever was granted next."""
+
+    async def test() -> None:
+        a, b = Manual("a"), Manual("b")
+        pool = Pool(a, b, prompts_per_update=2, max_running=1)
+        async with pool.running():
+            await until(lambda: len(a.leases) == len(b.leases) == 1)
+            pool.now = 60.0
+            pool.pool.expire()
+            await until(lambda: len(a.leases) == len(b.leases) == 2)
+            assert a.withdrawn == b.withdrawn == []
+            late = a.leases[0]
+            holder = next(each for each in (a, b) if each.leases[1].index == late.index)
+            a.answers.put_nowait(_answer(late))
+            await until(lambda: holder.withdrawn)
+            assert [(group.lease.index, group.lease.attempt) for group in pool.groups] == [(late.index, 1)]
+            assert holder.withdrawn == [(late.index, 1)]
+            other = b if holder is a else a
+            assert other.withdrawn == []
+
+    run(test)
+
+
+def test_an_attempt_at_a_prompt_that_was_given_up_is_stopped() -> None:
+    async def test() -> None:
+        a = Manual("a")
+        pool = Pool(a, prompts_per_update=1, max_attempts=2)
+        async with pool.running():
+            for attempts in (1, 2):
+                await until(lambda attempts=attempts: len(a.leases) == attempts)
+                pool.now += 60.0
+                pool.pool.expire()
+            await until(lambda: a.withdrawn)
+            assert sorted(a.withdrawn) == [(0, 0), (0, 1)]
+            assert pool.buffer.ledger()["dropped"] == {"expired": 1}
+
+    run(test)
+
+
+def test_a_late_answer_outside_the_buffer_stops_the_attempt_after_it() -> None:
+    async def test() -> None:
+        a = Manual("a")
+        pool = Pool(a, prompts_per_update=1)
+        async with pool.running():
+            sampling = asyncio.create_task(pool.pool.sample(PROMPTS[:1], min_version=0))
+            await until(lambda: len(_asides(a)) == 1)
+            pool.now = 60.0
+            pool.pool.expire()
+            await until(lambda: len(_asides(a)) == 2)
+            a.answers.put_nowait(_answer(_asides(a)[0]))
+            await sampling
+            await until(lambda: a.withdrawn)
+            assert a.withdrawn == [(-1, 1)]
+
+    run(test)
+
+
 def test_evaluation_prompts_go_before_training_leases_and_come_back_in_order() -> None:
     async def test() -> None:
         a = Manual("a")
