@@ -1,10 +1,11 @@
-"""What `offbeat plan` predicts of other runs from one, beside what they measured.
+"""What `offbeat plan` predicts of other runs from one, and from two, beside what they measured.
 
     python -m benchmarks.planning [--work DIR] [--output benchmarks/results/planning.json] [PLAN OPTION ...]
 
-One run of the embedded world calibrates. Five others differ from it in generators and in the bound on staleness, a
-sixth in the size of an update too. `--cores` of `offbeat plan` is what two busy processes get of this machine, less
-what the driver, the judge and Ray took of it in one more run. Options that are not this script's go to `offbeat plan`.
+One run of the embedded world calibrates, and a second one beside it with `--with`. Five others differ from the first
+in generators and in the bound on staleness, a sixth in the size of an update too. `--cores` of `offbeat plan` is what
+two busy processes get of this machine, less what the driver, the judge and Ray took of it in one more run. Options that
+are not this script's go to `offbeat plan`.
 Run it alone on a machine: what else runs there takes from one run and not from another.
 """
 
@@ -36,6 +37,7 @@ BASE = (
 )
 RUNS: dict[str, tuple[str, ...]] = {
     "1 generator, S = 2": (),
+    "2 generators, S = 2, half the prompts": ("generators.count=2", "replay.prompts_per_update=16"),
     "1 generator, S = 0": ("replay.max_staleness=0",),
     "1 generator, S = 8": ("replay.max_staleness=8",),
     "2 generators, S = 1": ("generators.count=2", "replay.max_staleness=1"),
@@ -43,7 +45,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "3 generators, S = 2": ("generators.count=3",),
     "1 generator, S = 4, half the prompts": ("replay.max_staleness=4", "replay.prompts_per_update=16"),
 }
-"""Settings of each run beside those of `BASE`; the first calibrates."""
+"""Settings of each run beside those of `BASE`; the first two calibrate."""
 
 
 MODELLED = ("ray::RemoteGenerator", "ray::LearnerWorker")
@@ -112,18 +114,21 @@ def main() -> None:
         for name, directory in directories.items():
             if not (directory / "summary.json").is_file():
                 offbeat("train", *BASE, *RUNS[name], f"output={directory}")
-        base, *rest = directories.values()
-        rows = {name: compared(base, other, options) for name, other in zip([*RUNS][1:], rest, strict=True)}
+        base, second, *_ = directories.values()
+        predicted = {name: directories[name] for name in [*RUNS][2:]}
+        alone = {name: compared(base, other, options) for name, other in predicted.items()}
+        both = {name: compared(base, other, [*options, "--with", str(second)]) for name, other in predicted.items()}
     result = {
         "machine": record.machine(),
         "versions": package_versions(),
         "settings": {"base": BASE, "runs": RUNS, "options": options},
         "cores": measured,
-        "runs": rows,
+        "runs": alone,
+        "runs_with_second": both,
     }
     record.write(arguments.output, result)
-    for name, row in rows.items():
-        print(f"{name:<40} {row['errors']['groups_per_second']:+.1%}")
+    for name, row in alone.items():
+        print(f"{name:<40} {row['errors']['groups_per_second']:+.1%} {both[name]['errors']['groups_per_second']:+.1%}")
 
 
 if __name__ == "__main__":

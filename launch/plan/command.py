@@ -11,6 +11,10 @@ Run = Annotated[
     Path | None, Argument(metavar="RUN", help="directory of a finished run to measure; none: from the numbers below")
 ]
 Against = Annotated[Path | None, Option(metavar="RUN", help="predict what this run measured, from the first one")]
+With = Annotated[
+    Path | None,
+    Option("--with", metavar="RUN", help="measure a second run, with another generators.count or prompts_per_update"),
+]
 Set = Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="another setting; may be repeated")]
 GroupSeconds = Annotated[
     float | None, Option(metavar="SECONDS", help="of a group at a generator that samples it alone")
@@ -39,6 +43,7 @@ def plan(
     settings: Set = None,
     gpus: Annotated[int | None, Option(metavar="N", help="find the best split of N GPUs")] = None,
     against: Against = None,
+    second: With = None,
     price: Annotated[float | None, Option(metavar="MONEY", help="of one GPU for an hour")] = None,
     generator_seconds: GroupSeconds = None,
     generator_spread: Spread = None,
@@ -70,6 +75,13 @@ def plan(
         cores=cores,
     )
     request = Request(
-        run=run, against=against, settings=settings or (), gpus=gpus, price=price, seed=seed, as_json=json
+        run=run,
+        against=against,
+        second=second,
+        settings=settings or (),
+        gpus=gpus,
+        price=price,
+        seed=seed,
+        as_json=json,
     )
     return run_plan(request, given)

@@ -87,6 +87,8 @@ class Derived:
     model: Model
     values: tuple[Value, ...]
     efficiency: float
+    fixed_seconds: float = 0.0
+    """Of an update, however many prompts it has."""
     notes: tuple[str, ...] = ()
     """What the model does not know."""
 
@@ -210,17 +212,19 @@ def configured(model: Model, config: RunConfig) -> Model:
 def under(derived: Derived, measured: RunConfig, wanted: RunConfig) -> Derived:
     """Return the model of a run with the settings `wanted`, made from one of a run with the settings `measured`.
 
-    An update's seconds grow with its prompts and shrink with the ranks; all other seconds stay.
+    An update's seconds, but for the fixed ones, grow with its prompts and shrink with the ranks; all others stay.
     """
     faster = rank_speed(wanted.learner.ranks, derived.efficiency) / rank_speed(
         measured.learner.ranks, derived.efficiency
     )
     larger = wanted.replay.prompts_per_update / measured.replay.prompts_per_update
     model = configured(derived.model, wanted)
-    update = model.learner.update.times(larger / faster)
+    seconds, fixed = model.learner.update.mean, derived.fixed_seconds
+    share = fixed / seconds if seconds else 0.0
+    update = model.learner.update.times(share + (1.0 - share) * larger / faster)
     model = replace(model, learner=replace(model.learner, update=update))
     notes = derived.notes
-    if larger != 1.0:
+    if larger != 1.0 and not fixed:
         notes += ("an update is taken to last as long per prompt, whatever replay.prompts_per_update is",)
     if unknown := sorted(differences(measured, wanted)):
         notes += (f"seconds stay as measured, although these settings differ: {', '.join(unknown)}",)

@@ -11,6 +11,7 @@ from launch.plan.derive import MOST, MOST_GPUS, Derived, Given, from_numbers, fr
 from launch.plan.prediction import Cost, Outcome, predict
 from launch.plan.recorded import Recorded, read_run
 from launch.plan.report import Column, Report, print_json, print_report
+from launch.plan.second import from_runs
 from launch.plan.split import Cards, best_splits
 from launch.settings.loading import RECORDED, load_config
 from launch.settings.run import RunConfig
@@ -25,6 +26,7 @@ class Request:
 
     run: Path | None = None
     against: Path | None = None
+    second: Path | None = None
     settings: Sequence[str] = ()
     gpus: int | None = None
     price: float | None = None
@@ -44,6 +46,8 @@ def run_plan(request: Request, given: Given) -> int:
 def _refuse(request: Request) -> None:
     if request.against is not None and request.run is None:
         raise UsageError("--against needs a run to predict from; give its directory first: offbeat plan RUN")
+    if request.second is not None and request.run is None:
+        raise UsageError("--with adds to what a first run shows; give its directory first: offbeat plan RUN --with RUN")
     if request.against is not None and (request.settings or request.gpus is not None):
         raise UsageError("--against takes the settings of the run that it names; leave out --set and --gpus")
     for option, value, most in (("--gpus", request.gpus, MOST_GPUS), ("--price", request.price, MOST)):
@@ -58,7 +62,8 @@ def _plan(request: Request, given: Given) -> Report:
         derived = from_numbers(given, config)
         subject = "given numbers"
     else:
-        derived, config, subject = from_run(run, given), run.config, f"run {run.name}"
+        derived = from_run(run, given) if request.second is None else from_runs(run, read_run(request.second), given)
+        config, subject = run.config, f"run {run.name}"
     columns: list[Column] = []
     if request.against is not None:
         assert run is not None

@@ -27,14 +27,18 @@ def run_of(directory: Path, *overrides: str, ranks: int = 1, **numbers: float) -
     return config
 
 
-def model_of(config: RunConfig, *, group: float = 0.5, update: float = 2.0, batching: float = 4.0) -> Model:
-    """A machine's seconds, under the settings of a run. `update`: of 32 prompts."""
+def model_of(
+    config: RunConfig, *, group: float = 0.5, update: float = 2.0, batching: float = 4.0, fixed: float = 0.0
+) -> Model:
+    """A machine's seconds, under the settings of a run. `update`: of 32 prompts, beside the `fixed` ones."""
     model = Model(
         replay=config.replay,
         updates=config.updates,
         generators=Generators(group=Times(group, 0.3), batching=batching, take_seconds=0.5),
         learner=Learner(
-            update=Times(update * config.replay.prompts_per_update / 32), publish_seconds=0.25, pause_seconds=0.125
+            update=Times(fixed + update * config.replay.prompts_per_update / 32),
+            publish_seconds=0.25,
+            pause_seconds=0.125,
         ),
         judges=Judges(seconds=0.01, driver_seconds=0.001),
     )
