@@ -135,6 +135,7 @@ def _run(name: str, seed: int, start: Path, targets: dict[str, Any], work: Path,
         **{key: summary[key] for key in KEPT},
         "kl_tail": statistics.fmean(last),
         "curve": [[line[key] for key in names] for line in exact],
+        "curve_seconds": [line["time"] - lines[0]["time"] for line in exact],
         "means": {
             key: statistics.fmean(line[key] for line in lines if line.get(key) is not None)
             for key in watched
