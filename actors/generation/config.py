@@ -52,8 +52,8 @@ class SamplingConfig(Settings):
         return temperature
 
 
-MEAN_SHARE = 0.15
-"""Mean difference of a sequence that is refused, as a fraction of the tolerance of one token."""
+MEAN_SHARE = 0.2
+"""Mean difference of a long sequence that is refused, as a fraction of the tolerance of one token."""
 
 
 class OpponentConfig(Settings):
@@ -183,8 +183,8 @@ class GeneratorConfig(Settings):
         default=None,
         gt=0.0,
         description="nats; largest expected difference between engine and learner on a token. A weight sync is refused "
-        "if the mean exceeds 0.15 of it, or one token it (bfloat16: five times it). Unset: 1e-3 for float32, 1.0 for "
-        "bfloat16",
+        "if the mean exceeds a fifth of it (of n tokens 1 / sqrt(n) more), or one token it (bfloat16: five times it). "
+        "Unset: 1e-3 for float32, 1.0 for bfloat16",
     )
 
     _variables = field_validator("environment", mode="before")(partial(checked_environment, owned=_OWN_VARIABLES))
@@ -222,14 +222,14 @@ class GeneratorConfig(Settings):
         """
         return self.canary_tolerance or {"float32": 1e-3, "bfloat16": 1.0}[self.dtype]
 
-    @property
-    def canary_limits(self) -> tuple[float, float]:
-        """Mean and largest difference on the tokens of one sequence (nats) above which a publication is refused.
+    def canary_limits(self, tokens: int) -> tuple[float, float]:
+        """Return the mean and the largest difference (nats) on `tokens` tokens above which a publication is refused.
 
-        In bfloat16 single tokens that the policy finds unlikely differ by more than a nat; their mean tells.
+        In bfloat16 single tokens that the policy finds unlikely differ by more than a nat; their mean tells. The mean
+        of fewer scatters more.
         """
         tolerance = self.log_prob_tolerance
-        return MEAN_SHARE * tolerance, tolerance * (5.0 if self.dtype == "bfloat16" else 1.0)
+        return MEAN_SHARE * tolerance * (1.0 + tokens**-0.5), tolerance * (5.0 if self.dtype == "bfloat16" else 1.0)
 
     @property
     def required(self) -> int:

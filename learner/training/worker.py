@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.errors import LEARNER_MEMORY, oom_hint
 from actors.foreign.imports import gc_paused
-from actors.records import Canary, Game, Manifest, Pair, Pulse, Seat
+from actors.records import Canary, Completion, Game, Manifest, Pair, Pulse, Seat
 from learner.config import LearnerSpec, TrainerConfig
 from learner.publication.config import PublicationConfig
 from learner.records import UpdateStats
@@ -170,11 +170,18 @@ class LearnerWorker(RankWorker):
 
 
 def rollout_of(items: Sequence[Pair] | Sequence[Game]) -> TokenSequence | None:
-    """Return the first prompt of a batch and the start of its first completion by the policy; None if that is short.
+    """Return the longest of a batch's preferred completions, up to FRESH_TOKENS of it, and its prompt.
 
-    Without its last token: an engine samples one more, for which a rollout as long as the engine allows has no room.
+    None if it is short. Those that the policy unlearns have unlikely tokens, on which rounding is large. Without its
+    last token: an engine samples one more, for which a rollout as long as the engine allows has no room.
     """
-    first = items[0]
-    completion = first.chosen if isinstance(first, Pair) else first.players[0]
-    answer = completion.token_ids[:-1][:FRESH_TOKENS]
-    return (first.prompt_token_ids, answer) if answer else None
+    preferred = [(item.prompt_token_ids, _preferred(item).token_ids[:-1][:FRESH_TOKENS]) for item in items]
+    longest = max(preferred, key=lambda rollout: len(rollout[1]))
+    return longest if longest[1] else None
+
+
+def _preferred(item: Pair | Game) -> Completion:
+    if isinstance(item, Pair):
+        return item.chosen
+    wins = [sum(row) for row in item.preferences[: len(item.players)]]
+    return item.players[wins.index(max(wins))]

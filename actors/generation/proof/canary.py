@@ -85,14 +85,14 @@ class CanaryCheck:
         return moved if moved > MOVED * self._config.log_prob_tolerance else 0.0
 
     def _agree(self, version: int, scored: Sequence[float], expected: Sequence[float]) -> float:
-        mean_limit, limit = self._config.canary_limits
+        mean_limit, limit = self._config.canary_limits(len(expected))
         mean, largest = float(np.abs(np.subtract(scored, expected)).mean()), _largest(scored, expected)
         if mean <= mean_limit and largest <= limit:
             return largest
         raise WeightMismatchError(  # NaN too
             f"version {version}: engine and learner differ by {largest:.4g} nats on the canary, {limit:g} are allowed, "
-            f"and by {mean:.4g} in the mean of its {len(expected)} tokens, {mean_limit:g} are allowed; rollouts since "
-            "then are discarded. Restart this generator; if it recurs, "
+            f"and by {mean:.4g} in the mean of its {len(expected)} tokens, {mean_limit:.3g} are allowed; rollouts "
+            "since then are discarded. Restart this generator; if it recurs, "
             f"compare generators.dtype {self._config.dtype} with learner.dtype, or raise generators.canary_tolerance "
             "if the difference is only rounding"
         )

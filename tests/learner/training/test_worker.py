@@ -152,3 +152,17 @@ def test_a_rollout_that_fills_the_engine_is_scored_without_its_last_token():
     assert rollout_of([replace(full, chosen=replace(pair.chosen, token_ids=(3,)))]) is None
     long = replace(full, chosen=replace(pair.chosen, token_ids=(3,) * 1000))
     assert rollout_of([long])[1] == (3,) * FRESH_TOKENS
+
+
+def test_the_rollout_that_engines_score_is_the_longest_that_the_judge_prefers():
+    """The mean of few tokens scatters, and so do the tokens that an update makes unlikely."""
+    pair, game = random_pairs(0)[0], random_games(0, 1, 3, 0, vocabulary=18)[0]
+    chosen = [replace(pair.chosen, token_ids=(3,) * length) for length in (5, 9, 7)]
+    rejected = replace(pair.rejected, token_ids=(4,) * 20)
+    pairs = [replace(pair, prompt_token_ids=(n,), chosen=each, rejected=rejected) for n, each in enumerate(chosen)]
+    assert rollout_of(pairs) == ((1,), (3,) * 8)
+    players = tuple(replace(pair.chosen, token_ids=(k,) * length) for k, length in enumerate((12, 6, 30)))
+    wins = ((0.5, 0.2, 0.9), (0.8, 0.5, 0.7), (0.1, 0.3, 0.5))
+    beaten = replace(game, prompt_token_ids=(5,), players=players, opponents=(), preferences=wins)
+    assert rollout_of([beaten]) == ((5,), (1,) * 5)
+    assert rollout_of([*pairs, beaten]) == ((1,), (3,) * 8)

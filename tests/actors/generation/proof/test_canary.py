@@ -36,13 +36,22 @@ def scores(*offsets: float) -> list[float]:
 
 
 def test_a_mean_difference_is_refused_where_one_unlikely_token_is_not():
+    """Of 8 tokens a mean of 0.2 (1 + 1 / sqrt(8)) = 0.2707 is allowed, of 100 one of 0.22."""
     check = check_of("bfloat16")
-    check.check(manifest(1, "a"), scores(1.1))  # a mean of 0.1375, below 0.15
-    with pytest.raises(WeightMismatchError, match=r"differ by 0\.2 nats .* 0\.2 in the mean of its 8 tokens, 0\.15"):
-        check.check(manifest(2, "b"), scores(*[0.2] * 8))
+    check.check(manifest(1, "a"), scores(2.1))  # a mean of 0.2625
+    with pytest.raises(WeightMismatchError, match=r"differ by 0\.28 nats .* 0\.28 in the mean of its 8 tokens, 0\.271"):
+        check.check(manifest(2, "b"), scores(*[0.28] * 8))
     long = Canary((3,) * 101, (-1.0,) * 100)
+    check.check(replace(manifest(2, "b"), canary=long), [-0.785] * 100)
+    with pytest.raises(WeightMismatchError, match=r"0\.225 in the mean of its 100 tokens, 0\.22 are allowed"):
+        check.check(replace(manifest(2, "b"), canary=long), [-0.775] * 100)
     with pytest.raises(WeightMismatchError, match="differ by 6 nats on the canary, 5 are allowed"):
         check.check(replace(manifest(2, "b"), canary=long), [5.0] + [-1.0] * 99)
+
+
+def test_a_rollout_of_few_tokens_under_a_policy_that_moved_far_is_not_refused():
+    """A run of RLOO on samples 16 versions old was ended by this one, of 8 tokens, at its 15th version."""
+    check_of("bfloat16").check(manifest(15, "a"), scores(0.3658, *[0.1261] * 7))
 
 
 def test_in_float32_one_token_above_the_tolerance_is_refused():
