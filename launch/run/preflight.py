@@ -228,10 +228,13 @@ def slow_programs(config: RunConfig) -> list[str]:
 
 
 def slow_anchor(config: RunConfig) -> list[str]:
-    """Say if a run has fewer updates than its anchor lets it settle in: two times T (tau + kappa) / tau."""
+    """Say if a run of a game has fewer updates than its anchor lets it settle in: two times T (tau + kappa) / tau.
+
+    Its opponents' weights are quicker. Online DPO has none, and ends no worse with an anchor than without.
+    """
     anchor, loss = config.anchor, config.learner.loss
     pull = getattr(loss, "beta", None) or getattr(loss, "tau", 0.0)
-    if anchor is None or not pull:
+    if anchor is None or not pull or config.opponent is None:
         return []
     needed = 2.0 * anchor.horizon * (pull + anchor.weight) / pull
     if config.updates >= needed:

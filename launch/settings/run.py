@@ -17,15 +17,11 @@ from launch.settings.gpus import gpu_problem
 from launch.settings.output import JournalConfig, LogConfig, SamplesConfig, TrackingConfig
 from launch.settings.runtime_env import address_problem, checked_runtime_env, upload_problem
 from learner.config import LearnerConfig
-from learner.losses.config import Anchor
+from learner.losses.config import Anchor, settled_anchor
 from learner.publication.config import PublicationConfig
 from learner.reference.config import ReferenceConfig, reference_problem
 
 NAME = r"^[A-Za-z0-9._-]+$"
-SHORTEST_HORIZON = 8
-GAME_ANCHOR = 0.32
-"""Weight of the anchor for losses on games whose opponents may be stale, unless another is set: docs/anchor.md."""
-"""Optimizer steps that an anchor looks back at least, if its horizon is unset."""
 
 
 class ModelConfig(ChatTemplateConfig):
@@ -383,14 +379,9 @@ class RunConfig(TrainingConfig):
 
     @property
     def anchor(self) -> Anchor | None:
-        """The anchor; a horizon that is unset is twice the largest lag in optimizer steps: shorter is unstable."""
-        given, weight = self.learner.anchor, self.learner.anchor.weight
-        if weight is None:
-            weight = GAME_ANCHOR if self.opponent is not None and self.replay.max_staleness > 0 else 0.0
-        if weight == 0.0:
-            return None
-        lag = (self.replay.max_staleness + 1) * self.replay.updates_per_publish
-        return Anchor(weight, max(SHORTEST_HORIZON, 2 * lag) if given.horizon is None else given.horizon)
+        """The anchor; numbers that are unset follow from the loss and the bound."""
+        replay, learner = self.replay, self.learner
+        return settled_anchor(learner.anchor, learner.loss, replay.max_staleness, replay.updates_per_publish)
 
     @property
     def opponent(self) -> OpponentConfig | None:

@@ -156,7 +156,7 @@ class AnchorConfig(Settings):
         default=None,
         ge=0.0,
         description="weight of KL(policy || its slow average), beside loss.tau or beta; 0: none; unset: 0.32 for "
-        "losses on games if replay.max_staleness is 1 or more, otherwise 0",
+        "losses on games if replay.max_staleness is 1 or more, 0.8 for dpo if samples may be 8 steps old, otherwise 0",
     )
     horizon: int | None = Field(
         default=None,
@@ -172,3 +172,26 @@ class Anchor:
 
     weight: float
     horizon: int  # optimizer steps
+
+
+GAME_ANCHOR, DPO_ANCHOR = 0.32, 0.8
+"""Weights of the anchor, unless another is set: docs/anchor.md."""
+OLD = 8
+"""Optimizer steps: without an anchor online DPO breaks between samples 2 and 8 steps old."""
+SHORTEST_HORIZON = 8
+
+
+def settled_anchor(given: AnchorConfig, loss: LossConfig, max_staleness: int, steps: int) -> Anchor | None:
+    """Return a run's anchor; None if its weight is 0.
+
+    max_staleness: versions. steps: optimizer steps between two versions. A horizon that is unset is twice the largest
+    lag in steps: shorter is unstable.
+    """
+    lag = (max_staleness + 1) * steps
+    weight = given.weight
+    if weight is None:
+        old = loss.kind == "dpo" and lag > OLD
+        weight = DPO_ANCHOR if old else 0.0 if loss.opponent is None else GAME_ANCHOR
+        weight = 0.0 if max_staleness == 0 else weight
+    horizon = max(SHORTEST_HORIZON, 2 * lag) if given.horizon is None else given.horizon
+    return Anchor(weight, horizon) if weight else None

@@ -44,4 +44,4 @@ def test_its_runs_and_its_sweep_are_accepted(
     assert main([*sweep, "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "8 runs" in printed
-    assert "loss=dpo-anchor,staleness=16: learner.loss.kind=dpo learner.anchor.weight=0.4" in printed
+    assert "loss=dpo-anchor,staleness=16: learner.anchor.weight=0.8" in printed

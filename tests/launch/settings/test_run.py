@@ -323,7 +323,6 @@ def test_an_anchor_looks_back_twice_the_largest_lag(replay, given, horizon):
     settings = {"model": {"path": "x"}, "replay": replay, "learner": {"anchor": anchor}}
     config = RunConfig.model_validate(settings)
     assert (config.anchor.weight, config.anchor.horizon) == (0.32, horizon)
-    assert RunConfig.model_validate(settings | {"learner": {}}).anchor is None
 
 
 @pytest.mark.parametrize(
@@ -334,13 +333,24 @@ def test_an_anchor_looks_back_twice_the_largest_lag(replay, given, horizon):
         ("nash_pg", 0, None, None),
         ("nash_pg", 1, 0.0, None),
         ("nash_pg", 0, 0.1, 0.1),
-        ("dpo", 16, None, None),
+        ("dpo", 7, None, None),
+        ("dpo", 8, None, 0.8),
+        ("dpo", 16, None, 0.8),
+        ("dpo", 16, 0.0, None),
+        ("ipo", 16, None, None),
         ("rloo", 16, None, None),
     ],
 )
-def test_games_against_stale_opponents_have_an_anchor_unless_it_is_turned_off(loss, bound, weight, expected):
+def test_stale_opponents_and_old_samples_of_dpo_have_an_anchor_unless_it_is_turned_off(loss, bound, weight, expected):
     learner = {"loss": {"kind": loss}, "anchor": {"weight": weight}}
     config = _game(learner=learner, replay={"max_staleness": bound})
+    assert (None if config.anchor is None else config.anchor.weight) == expected
+
+
+@pytest.mark.parametrize(("bound", "steps", "expected"), [(0, 64, None), (1, 4, None), (1, 5, 0.8), (2, 3, 0.8)])
+def test_the_age_of_samples_is_counted_in_optimizer_steps(bound, steps, expected):
+    """The last step on a version's last samples: (S + 1) k - 1 steps, at least 8. On-policy runs have no anchor."""
+    config = _game(learner={"loss": {"kind": "dpo"}}, replay={"max_staleness": bound, "updates_per_publish": steps})
     assert (None if config.anchor is None else config.anchor.weight) == expected
 
 
