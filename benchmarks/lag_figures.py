@@ -35,7 +35,7 @@ CURES = {
         "-anchor": "anchor",
         "-weighted-anchor": "weights and anchor",
     },
-    "dpo": {"": "none", "-anchor": "anchor"},
+    "dpo": {"": "none", "-fresh": "fresh opponents", "-anchor": "anchor"},
 }
 """What the end of a row's name stands for, by loss."""
 TITLES = {"nash_pg": "Nash-MD", "dpo": "online DPO"}

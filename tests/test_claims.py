@@ -104,7 +104,6 @@ def test_every_section_that_is_searched_is_there() -> None:
 CHOSEN_BY = {
     "anchor_map.json": {"weight", "horizon"},
     "driver.json": {"generators", "rate"},
-    "lag.json": {"updates"},
     "nash.json": {"updates", "seed"},
     "preference.json": {"seed"},
     "shards.json": {"shards", "tokens"},

@@ -82,9 +82,7 @@ def most_above(raw: Any) -> float:
 CLAIMS = [
     *(
         of(PAGE, "anchor_nash.json")(
-            f"{cells} {{exploitability}} | {{kl}} |",
-            exploitability=seeds(row, "exploitability_tail", ".3f"),
-            kl=seeds(row, "kl_tail", ".2f"),
+            f"{cells} {{exploitability}} |", exploitability=seeds(row, "exploitability_tail", ".3f")
         )
         for row, cells in NASH_ROWS.items()
     ),

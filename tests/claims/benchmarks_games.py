@@ -80,17 +80,7 @@ ROUTES = [
     ),
 ]
 
-# ---------------------------------------------------------------- staleness and its corrections
-
-lag = of(PAGE, "lag.json")
-LAGS = [
-    lag(
-        "(one seed, 400 updates) a lag of 64 ends at {row=lag-64&updates=400/exploitability_tail:.3f} with the "
-        "defaults. Uncorrected, by self-play with a constant baseline and without weights, it ends at "
-        "{row=lag-64-uncorrected&updates=400/exploitability_tail:.3f},",
-        at="runs",
-    ),
-]
+# ---------------------------------------------------------------- bound 0
 
 ON_POLICY = [
     of(PAGE, "on_policy.json")(
@@ -100,4 +90,4 @@ ON_POLICY = [
     ),
 ]
 
-CLAIMS = [*ROUTES, *LAGS, *ON_POLICY]
+CLAIMS = [*ROUTES, *ON_POLICY]
