@@ -174,7 +174,7 @@ def samples(
     last: Annotated[int, Option(metavar="N", min=1, help="samples to show, and answers before and after")] = 3,
     json: Annotated[bool, Option("--json", help="print one JSON object instead of lines")] = False,
 ) -> int:
-    """Show what a run's policy answered, and how the judge scored it."""
+    """Show what a run's policy answered, with the judge's scores."""
     from launch.samples import show_samples
 
     return show_samples(run, last, as_json=json)
@@ -233,7 +233,7 @@ def doctor(
     ] = None,
     json: Annotated[bool, Option("--json", help="print one JSON object instead of lines")] = False,
 ) -> int:
-    """Check whether this machine, or a node with other GPUs, can hold a run."""
+    """Check whether this machine, or another node, can hold a run."""
     run_config = None if config is None else _load("train", config, overrides)
     from launch.doctor.checkup import run_doctor
 

@@ -42,7 +42,7 @@ def add_init(app: Typer) -> None:
         ] = None,
         force: Annotated[bool, Option("--force", help="replace FILE.yaml if it exists")] = False,
     ) -> int:
-        """Write a configuration for your model, data and judge on this machine, or on a node with other GPUs."""
+        """Write a configuration for your model, data and judge."""
         from launch.begin.writing import Request, write
 
         return write(Request(file, model, data, judge, loss, prompt, answer, output, force, gpus))

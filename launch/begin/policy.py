@@ -13,7 +13,7 @@ from launch.doctor.model_facts import ModelFacts, is_hub_name, local_directory, 
 
 HUB = "https://huggingface.co"
 CHECKOUT = Path(__file__).resolve().parents[2]
-"""The directory above our packages; in a checkout it may hold models/."""
+"""The directory above our packages; in a checkout it has a Makefile, and may hold models/."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,9 @@ def own_model() -> str:
     for path, name in ((Path(below), f"./{below}"), (CHECKOUT / below, str(CHECKOUT / below))):
         if (path / "config.json").is_file():
             return name
+    looked = f"{Path.cwd()} and {CHECKOUT}" if (CHECKOUT / "Makefile").is_file() else str(Path.cwd())
     raise UsageError(
-        f"no --model is given, and {below} is not here (looked in {Path.cwd()} and {CHECKOUT}); pass "
+        f"no --model is given, and {below} is not here (looked in {looked}); pass "
         "--model with a directory or hub name, or run `make pretrained` in a checkout"
     )
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from actors.errors import UsageError
 from launch.begin.lines import Line, tree_of
-from launch.begin.place import Machine
+from launch.begin.place import CORES_PER_GPU, Machine
 from launch.doctor.checkup import static_checks
 from launch.doctor.findings import Finding
 from launch.doctor.footprint import kv_bytes_per_token
@@ -224,5 +224,6 @@ def _threads(machine: Machine, actors: int) -> list[Line]:
     each = min(4, machine.cores // actors)
     if each == 1:
         return []
-    why = f"{each} of the {machine.cores} cores for each process"
+    assumed = "" if machine.asked is None else f", if each GPU has {CORES_PER_GPU}"
+    why = f"{each} of the {machine.cores} cores for each process{assumed}"
     return [Line("generators.cpus", each, why), Line("learner.cpus_per_rank", each)]

@@ -9,6 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from actors.errors import ray_logs
+from actors.foreign.text import many
+
 RAYLET = "Ray's raylet"
 NAMES = {"raylet": RAYLET, "gcs_server": "Ray's GCS"}
 """By the name of the program."""
@@ -16,6 +19,24 @@ _STARTING = re.compile(r"ray::(\w+)\.__init__")
 """Title of a worker while it makes an actor."""
 _ENDED, _STOPPED = "ZX", "Tt"
 """States of /proc of a process that nobody waited for yet, and of one that a signal or a debugger stopped."""
+
+
+def no_ray(address: str | None, why: str, *, runtime_env: bool) -> str:
+    """Return what to say of a Ray that was not joined at `address`, or, if it is None, did not start here.
+
+    `runtime_env`: the run sets one. A busy machine takes longer to start than Ray waits.
+    """
+    if address is not None:
+        checked = "the address and cluster.runtime_env are" if runtime_env else "the address is"
+        return (
+            f"Ray could not be joined at {address}: {why}; check that the cluster runs and {checked} right, or set "
+            "cluster.address=local"
+        )
+    cores, load = os.cpu_count() or 1, os.getloadavg()[0]
+    step = f"read its logs in {ray_logs()}"
+    if load > cores:
+        step = f"try again when this machine, of {many(cores, 'core')} and with a load of {load:.0f}, is less busy"
+    return f"Ray could not be started: {why}; {'check cluster.runtime_env, or ' * runtime_env}{step}"
 
 
 class RayProcess:

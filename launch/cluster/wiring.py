@@ -31,7 +31,7 @@ from launch.cluster.interchangeable import RayJudge, RayReference
 from launch.cluster.placement import Node, address_to_join, generator_gpus
 from launch.cluster.ray_actors import RayGenerator, RayLearner, RayStage, origin, reason
 from launch.cluster.ray_job import auth_token
-from launch.cluster.ray_processes import without_notice_of_cpu_time
+from launch.cluster.ray_processes import no_ray, without_notice_of_cpu_time
 from launch.run.pools.reference_pool import ReferencePool
 from launch.settings.run import ClusterConfig, RunConfig
 from launch.settings.runtime_env import upload_problem
@@ -97,12 +97,7 @@ def _init(cluster: ClusterConfig, address: str | None) -> None:
     except SystemExit:  # raised by Ray's handler of SIGTERM
         raise KeyboardInterrupt from None
     except Exception as error:  # Ray raises a bare Exception if its start takes too long
-        done = "started" if address is None else f"joined at {address}"
-        checked = "the address and cluster.runtime_env are" if cluster.runtime_env else "the address is"
-        raise RunError(
-            f"Ray could not be {done}: {reason(error)}; check that the cluster runs and {checked} right, or set "
-            "cluster.address=local"
-        ) from None
+        raise RunError(no_ray(address, reason(error).rstrip("."), runtime_env=bool(cluster.runtime_env))) from None
 
 
 def _check_runtime_env(given: Mapping[str, Any], *, joins: bool) -> None:

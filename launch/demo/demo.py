@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from actors.errors import UsageError
+from actors.errors import UsageError, writing
 from actors.foreign.text import many, shown
 from actors.settings import WORLD
 from actors.world import MAX_NEW_TOKENS, World, corpus_outcome_probabilities
@@ -102,6 +103,7 @@ class Demo:
 
     def _train_start(self) -> Path:
         """Train the supervised policy that both routes start from; return its directory."""
+        from learner.backend import manifest
         from learner.world.policy import SIZES, train_sft
 
         world = next(iter(self._routes.values())).world
@@ -109,6 +111,8 @@ class Demo:
         self._say(f"supervised training of the world's policy: {many(world.sft_updates, 'update')}")
         threads, size = os.cpu_count() or 1, SIZES[world.size]
         report = train_sft(path, updates=world.sft_updates, seed=world.seed, threads=threads, size=size)
+        with writing(path, "or choose another directory with --output"):
+            manifest.seal(path)
         self._sft_seconds = report.seconds
         self._say(f"{report.parameters:,} parameters, {report.loss:.2f} nats per answer, in {clock(report.seconds)}")
         return path
@@ -138,7 +142,8 @@ class Demo:
         self._say(triangle_text(family_curves(self._directory, targets)))
         rival, nash = (f"{0.5 + _tail(summaries[name]):.0%}" for name in (BRADLEY_TERRY, NASH_MD))
         self._say(f"the best answer to bradley-terry wins {rival} of the time, the best answer to nash-md {nash}")
-        self._say(f"{self._directory} has both runs and summary.json; {clock(self._seconds())} in all")
+        self._say(f"{self._directory} has both runs and summary.json; {clock(self._seconds())} in all. Compare them:")
+        self._say(f"    offbeat report {' '.join(shlex.quote(str(self._directory / name)) for name in self._routes)}")
 
     def _write_summary(self, summaries: dict[str, Summary], targets: Targets) -> None:
         """Write the Nash-MD summary, with both routes side by side."""

@@ -35,7 +35,7 @@ from launch.doctor.model_facts import (
     local_directory,
     read_model,
 )
-from launch.doctor.node import cores_needed, described, what
+from launch.doctor.node import described, what
 from launch.doctor.run_checks import Models
 from launch.output import run_directory
 from launch.settings.run import ClusterConfig, RunConfig
@@ -160,7 +160,7 @@ def static_checks(config: RunConfig, gpus: list[Gpu], *, here: bool = True) -> I
     if not here:
         if models is not None:
             yield from _sizes(config, models, gpus)
-        yield run_checks.check_placement(config, cores_needed(config), len(gpus))
+        yield run_checks.check_placement(config, None, len(gpus))
         return
     joins = address_to_join(config.cluster) is not None  # so the run uses other hosts
     published = 0 if models is None else run_checks.published_bytes(config, models.policy)

@@ -1,14 +1,11 @@
 """A node that is not this machine, as a user describes it: so many GPUs of so many GB."""
 
-import math
 import re
 from collections.abc import Sequence
 
 from actors.errors import UsageError
 from actors.foreign.text import many
-from launch.cluster.placement import resources_needed, run_actors
 from launch.doctor.machine import Gpu
-from launch.settings.run import RunConfig
 
 MOST_GPUS, MOST_GB = 64, 1024
 GB = 10**9  # as vendors count, which is less than what a card has
@@ -29,8 +26,3 @@ def described(text: str) -> list[Gpu]:
 def what(gpus: Sequence[Gpu]) -> str:
     """Return words for a described node."""
     return f"a node with {many(len(gpus), 'GPU')} of {gpus[0].total // GB} GB"
-
-
-def cores_needed(config: RunConfig) -> int:
-    """Return the cores that a run needs on one node."""
-    return math.ceil(resources_needed(run_actors(config))["CPU"])

@@ -38,21 +38,24 @@ class Models:
     judge_bytes: float = 0.0  # bytes of weights in one judge actor
 
 
-def check_placement(config: RunConfig, cpus: int, gpus: int) -> Finding:
-    """Compare the actors' reservations with a Ray started on this machine."""
+def check_placement(config: RunConfig, cpus: int | None, gpus: int) -> Finding:
+    """Compare the actors' reservations with a Ray started on one node; `cpus` is None if its cores are not known."""
     needed = placement.resources_needed(placement.run_actors(config))
     hosts = {name: 1.0 for name in needed if name.startswith("node:")}  # Ray's own, whose address is known only then
-    node = Node(float(config.cluster.num_cpus or cpus), gpus, hosts)
+    cores = config.cluster.num_cpus or (math.ceil(needed["CPU"]) if cpus is None else cpus)
+    node = Node(float(cores), gpus, hosts)
     have = {"CPU": node.cpus, "GPU": float(node.gpus)}
     for name in [name for name in needed if name not in have and name not in hosts]:
         return from_exception("placement", UsageError(placement.too_little(name, needed[name], 0.0)))
     counts = {"generator": config.generators.count, "learner rank": config.learner.ranks, "judge": config.judging.count}
     counts |= {REFERENCE: config.reference.count} if config.reference.count else {}
     actors = ", ".join(f"{count} {actor}{'' if count == 1 else 's'}" for actor, count in counts.items())
-    amounts = ", ".join(f"{needed[what]:g} of {have[what]:g} {what}s" for what in have if needed[what] or have[what])
+    known = {what: "" if what == "CPU" and cpus is None else f" of {have[what]:g}" for what in have}
+    amounts = ", ".join(f"{needed[what]:g}{known[what]} {what}s" for what in have if needed[what] or have[what])
     text = f"{actors}: {amounts}"
     if any(needed[what] > have[what] for what in have):
-        remedy = "lower generators.count, learner.ranks, judging.count or their shares, or join a larger cluster"
+        larger = "join a larger cluster" if cpus is not None else "describe all nodes as one with --gpus"
+        remedy = f"lower generators.count, learner.ranks, judging.count or their shares, or {larger}"
         if needed["CPU"] > have["CPU"]:
             remedy += "; cluster.num_cpus oversubscribes cores"
         return Finding("placement", "error", text, remedy)
@@ -178,7 +181,7 @@ def _gpu_roles(config: RunConfig, models: Models, card: int | None) -> dict[str,
         GENERATOR: _GpuRole(
             role=GENERATOR,
             name="engine GPU",
-            text=f"weights and the longest sequence need {size(engine)}; vLLM takes {share:.0%} of the GPU",
+            text=f"vLLM takes {share:.0%} of the GPU; weights and the longest sequence need {size(engine)}",
             remedy="raise generators.tensor_parallel_size or generators.gpu_memory_utilization, or lower "
             "generators.max_model_len",
             sure=engine,

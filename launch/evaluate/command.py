@@ -70,7 +70,7 @@ def compare(
     ] = None,
     output: Annotated[Path | None, Option(metavar="FILE", help="write the matrix here: .json, .csv or .html")] = None,
 ) -> int:
-    """Let models answer the same prompts; tell which the judge prefers, with intervals."""
+    """Let models answer the same prompts, and compare the answers."""
     from actors.errors import UsageError
     from launch.evaluate.solutions import require_targets
     from launch.settings.loading import RECORDED, load_config

@@ -58,7 +58,7 @@ def plan(
     seed: Annotated[int, Option(help="of the times that are drawn")] = 0,
     json: Annotated[bool, Option("--json", help="print one JSON object instead of lines")] = False,
 ) -> int:
-    """Predict speed, staleness and cost of a run; find the best split of GPUs."""
+    """Predict speed, staleness, cost and the best split of GPUs."""
     from launch.plan.derive import Given
     from launch.plan.plan import Request, run_plan
 

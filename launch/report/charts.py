@@ -63,7 +63,7 @@ CHARTS = (
     Chart(
         title="KL in training",
         note="mean log-ratio to the reference, nats per completion",
-        columns={"kl_players": "players", "kl_chosen": "chosen", "kl_rejected": "rejected"},
+        columns={"kl_players": "policy", "kl_chosen": "chosen", "kl_rejected": "rejected"},
     ),
     Chart(title="Gradient norm", note="Euclidean, before clipping", columns={"grad_norm": "norm"}),
     Chart(title="Value error", note="mean squared error of the value head", columns={"value_error": "error"}),

@@ -12,7 +12,7 @@ from launch.report.drawing import svg
 from launch.report.drawing.plots import Plot, plot_figure
 from launch.report.drawing.series import number
 from launch.report.records import Run
-from launch.report.sections import front, kl_text, links, triangle
+from launch.report.sections import front, game_title, kl_text, links, triangle
 from launch.report.verdict import (
     Estimate,
     difference,
@@ -39,11 +39,11 @@ def head(runs: Sequence[Run], names: Sequence[str]) -> str:
     """Return the table of what each run came to, and what separates the others from the first."""
     said = "".join(svg.paragraph(text) for text in differences(runs, names))
     note = "<p>Intervals cover prompts and not seeds: <code>offbeat sweep</code> compares settings over seeds.</p>"
-    rows = [_row(run, name) for run, name in zip(runs, names, strict=True)]
+    rows = _with_values([COLUMNS, *(_row(run, name) for run, name in zip(runs, names, strict=True))])
     lacking = "".join(
         svg.paragraph(f"{name}: {text}", "note") for run, name in zip(runs, names, strict=True) for text in run.missing
     )
-    return f'<div class="verdict open">{said}{note}</div>{svg.table(COLUMNS, rows)}{lacking}'
+    return f'<div class="verdict open">{said}{note}</div>{svg.table(rows[0], rows[1:])}{lacking}'
 
 
 def differences(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
@@ -55,7 +55,8 @@ def body(runs: Sequence[Run], names: Sequence[str], base: Path) -> Iterator[tupl
     """Yield title and content of every section; links are relative to `base`."""
     named = [replace(run, label=name) for run, name in zip(runs, names, strict=True)]
     yield "Curves", _curves(named)
-    yield "The game", _game(named)
+    if drawn := "".join((triangle(named), front(named))):
+        yield game_title(named), f'<div class="plots">{drawn}</div>'
     yield "Settings that differ", _settings(named)
     yield "Files", "".join(f"<h3>{svg.text(run.name)}</h3>{links(run, base)}" for run in named)
 
@@ -87,6 +88,12 @@ def _row(run: Run, name: str) -> list[str]:
         "-" if largest is None else f"{largest}{bound}",
         "-" if seconds is None else clock(seconds),
     ]
+
+
+def _with_values(table: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return a table, its head first, without columns in which no row has a value."""
+    kept = [column for column in zip(*table, strict=True) if set(column[1:]) != {"-"}]
+    return [list(row) for row in zip(*kept, strict=True)]
 
 
 def _told(estimate: Estimate | None) -> str:
@@ -134,13 +141,6 @@ def _curves(runs: Sequence[Run]) -> str:
                 drawn.append(plot_figure(Plot(title=title, note=chart.note, lines=lines, level=chart.level, most=most)))
     if not drawn:
         return svg.paragraph("The runs have recorded nothing that could be drawn.", "quiet")
-    return f'<div class="plots">{"".join(drawn)}</div>'
-
-
-def _game(runs: Sequence[Run]) -> str:
-    drawn = [each for each in (triangle(runs), front(runs)) if each]
-    if not drawn:
-        return svg.paragraph("None of the runs has recorded a known game, or both win rate and KL.", "quiet")
     return f'<div class="plots">{"".join(drawn)}</div>'
 
 

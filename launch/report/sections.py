@@ -60,7 +60,8 @@ def body(run: Run, base: Path) -> Iterator[tuple[str, str]]:
     if not run.is_stage:
         yield "Time and ledger", time_and_ledger(run)
         yield "Samples before and after", samples(run)
-        yield "The game", game(run)
+        if drawn := game(run):
+            yield game_title([run]), drawn
     yield "Configuration, environment, files", environment(run, base)
 
 
@@ -172,8 +173,7 @@ def samples(run: Run) -> str:
     """Show completions early and late, with their judgements."""
     found = read_samples(run)
     shown = "".join(_sample(before, after) for before, after in found.pairs)
-    lacking = "Completions of the evaluations are not recorded." if run.setting("generators") is not None else ""
-    return svg.paragraph(f"{found.note} {lacking}".strip(), "quiet") + shown
+    return svg.paragraph(found.note, "quiet") + shown
 
 
 def _sample(before: Sample | None, after: Sample | None) -> str:
@@ -202,18 +202,19 @@ def _folded(content: str, kind: str = "") -> str:
 
 
 def game(run: Run) -> str:
-    """Draw the triangle of families, exploitability's meaning, and win rate against KL."""
+    """Draw the triangle of families, exploitability's meaning, and win rate against KL; empty if none is known."""
     parts = [each for each in (_triangle(run), front([run])) if each]
     said = ""
     if (value := exploitability_of(run)) is not None:
-        said = f"The best answer to the policy wins {0.5 + value:.0%} of the time (exploitability {number(value)})."
-    elif not _family_points(run):
-        said = "The game of this run is not known by enumeration, so it has neither exploitability nor a triangle."
-    if not front([run]):
-        said += " No evaluation recorded both win rate and KL."
-    return (svg.paragraph(said.strip(), "quiet") if said else "") + f'<div class="plots">{"".join(parts)}</div>' * bool(
-        parts
-    )
+        best = f"The best answer to the policy wins {0.5 + value:.0%} of the time (exploitability {number(value)})."
+        said = svg.paragraph(best, "quiet")
+    return said + f'<div class="plots">{"".join(parts)}</div>' * bool(parts)
+
+
+def game_title(runs: Sequence[Run]) -> str:
+    """Return the title over the game of these runs; most runs play none that is known."""
+    known = any(_family_points(run) or exploitability_of(run) is not None for run in runs)
+    return "The game" if known else "Win rate and KL"
 
 
 def _family_points(run: Run) -> list[tuple[float, float, float]]:
@@ -245,7 +246,7 @@ def triangle(runs: Sequence[Run]) -> str:
 
 
 def front(runs: Sequence[Run]) -> str:
-    """Draw win rate against KL, evaluation by evaluation; empty if no run has both."""
+    """Draw win rate against KL, evaluation by evaluation; empty if fewer than two have both."""
     lines = []
     for number_, run in enumerate(runs):
         rates, kls = dict(run.column("win_rate")), dict(run.column("kl"))
@@ -262,7 +263,7 @@ def front(runs: Sequence[Run]) -> str:
                 bounds[kl] = (last.low, last.high)
         if points:
             lines.append(Line(run.name, thinned(points, 40), number_, bounds))
-    if not lines:
+    if sum(len(line.points) for line in lines) < 2:
         return ""
     note = "of evaluations, from first to last, with 95% intervals over prompts"
     x_label = "KL to the reference (nats per completion)"

@@ -23,7 +23,7 @@ def sweep(
     dry_run: Annotated[bool, Option("--dry-run", help=_RUNS_ONLY)] = False,
     help_: Help = False,
 ) -> int:
-    """Train with several settings and seeds; compare them in a table and figures."""
+    """Train with several settings and seeds, and compare the runs."""
     from launch.sweep.config import as_override, load_sweep
 
     given = [] if output is None else [as_override("output", str(output))]

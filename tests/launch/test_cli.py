@@ -280,6 +280,15 @@ def test_train_help_shows_every_setting_with_its_bounds(capsys, monkeypatch):
     assert published[1:6] == ["integer", ">=", "1", "1", "optimizer"]
 
 
+@pytest.mark.parametrize("group", [[], ["submit"]])
+def test_no_verb_s_summary_is_cut_off_on_a_terminal_of_80_columns(group, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*group, "--help"]) == 0
+    commands = capsys.readouterr().out.partition("Commands:\n")[2].splitlines()
+    assert commands
+    assert [line for line in commands if not line.endswith(".") or line.endswith("...")] == []
+
+
 def test_help_answers_at_once_and_imports_nothing_heavy():
     """Under half a second on an idle machine. Processor time is compared, which a busy machine inflates less."""
     script = (

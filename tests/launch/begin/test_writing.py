@@ -88,8 +88,9 @@ def test_a_file_for_a_node_with_gpus_is_written_where_there_are_none(here, model
     assert (config.generators.count, config.learner.ranks, config.learner.gpus_per_rank) == (4, 4, 1.0)
     assert config.publication.transport == "nccl"
     assert "for a node with 8 GPUs of 80 GB" in Path("run.yaml").read_text()
+    assert "cpus: 4  # 4 of the 64 cores for each process, if each GPU has 8" in Path("run.yaml").read_text()
     assert main(["doctor", "run.yaml", "--gpus", "8x80"]) == 0
-    assert "4 generators, 4 learner ranks, 1 judge: 32 of 32 CPUs, 8 of 8 GPUs" in capsys.readouterr().out
+    assert "4 generators, 4 learner ranks, 1 judge: 32 CPUs, 8 of 8 GPUs" in capsys.readouterr().out
 
 
 def test_gpus_that_are_no_number_and_size_are_refused_before_anything_is_written(here, model, capsys):
@@ -146,8 +147,14 @@ def test_without_arguments_it_takes_the_model_and_the_prompts_of_the_project(her
 def test_without_arguments_and_without_that_model_it_says_what_to_pass(here, monkeypatch, capsys):
     monkeypatch.setattr(policy, "CHECKOUT", here / "elsewhere")
     assert main(["init", "run.yaml"]) == 2
-    assert "pass --model with a directory or hub name, or run `make pretrained`" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "pass --model with a directory or hub name, or run `make pretrained`" in error
+    assert f"(looked in {here})" in error, "an installed package's directory is no place for models"
     assert not Path("run.yaml").exists()
+    (here / "elsewhere").mkdir()
+    (here / "elsewhere" / "Makefile").touch()
+    assert main(["init", "run.yaml"]) == 2
+    assert f"(looked in {here} and {here / 'elsewhere'})" in capsys.readouterr().err
 
 
 def test_texts_for_a_chat_model_stand_in_its_own_form(here, chat_model, capsys):

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from launch.cluster.ray_processes import RayProcess, StartingActors, ray_processes
+from actors.errors import ray_logs
+from launch.cluster.ray_processes import RayProcess, StartingActors, no_ray, ray_processes
 
 NAMED = "open('/proc/self/comm', 'w').write('raylet'); print(flush=True); import time; time.sleep(600)"
 
@@ -117,3 +118,27 @@ print(resource.getrlimit(resource.RLIMIT_CPU))
 """
     done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout.splitlines() == ["(9000, 9000)", "(5000, 9000)"]
+
+
+@pytest.mark.parametrize(
+    ("load", "step"),
+    [
+        (9.6, "try again when this machine, of 2 cores and with a load of 10, is less busy"),
+        (0.4, f"read its logs in {ray_logs()}"),
+    ],
+)
+def test_a_ray_that_does_not_start_here_is_not_blamed_on_an_address(
+    load: float, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray waits 30 s for itself; on a busy machine the demo was told to set cluster.address=local, which it had."""
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert no_ray(None, "timed out", runtime_env=False) == f"Ray could not be started: timed out; {step}"
+    told = no_ray(None, "timed out", runtime_env=True)
+    assert told == f"Ray could not be started: timed out; check cluster.runtime_env, or {step}"
+
+
+def test_a_ray_that_does_not_answer_is_told_by_its_address() -> None:
+    told = no_ray("head:6379", "refused", runtime_env=True)
+    assert told.startswith("Ray could not be joined at head:6379: refused; check that the cluster runs and the address")
+    assert told.endswith("and cluster.runtime_env are right, or set cluster.address=local")

@@ -154,7 +154,7 @@ def test_a_ray_that_does_not_start_in_time_is_told_with_what_to_do(monkeypatch: 
 
     monkeypatch.setattr(ray, "init", init)
     with (
-        pytest.raises(RunError, match=r"Ray could not be started: The current node timed out.*; check"),
+        pytest.raises(RunError, match=r"Ray could not be started: The current node timed out during startup; "),
         wiring.ray_session(ClusterConfig(address="local")),
     ):
         pass

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from actors.errors import UsageError
 from actors.world import World, corpus_outcome_probabilities
+from launch.cli import main
 from launch.demo import demo
 from launch.output.summary import Staleness, Summary
 from launch.run.world import mean_shares
@@ -158,7 +159,14 @@ def test_the_end_shows_the_start_both_routes_their_targets_and_what_they_leave_t
     duel = exact.expected_preference(nash, start, game)
     assert f"nash-md is preferred to bradley-terry with probability {duel:.3f}" in shown.text
     assert "the best answer to bradley-terry wins 75% of the time, the best answer to nash-md 55%" in shown.text
-    assert str(shown.directory) in shown.text
+    routes = " ".join(str(shown.directory / name) for name in FIGURES)
+    assert shown.text.endswith(f"in all. Compare them:\n    offbeat report {routes}\n")
+
+
+def test_the_start_of_a_demo_can_be_verified(shown: Shown, capsys: pytest.CaptureFixture[str]) -> None:
+    """`offbeat verify` warned of a model that the demo itself had written."""
+    assert main(["verify", str(shown.directory / "start")]) == 0
+    assert "the one check passed" in capsys.readouterr().out
 
 
 def test_a_route_that_does_not_end_ends_the_demo_with_its_code(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_what_this_machine_has_does_not_count(file: Path, capsys, monkeypatch) -
     assert [name for name, (level, _) in checks.items() if level == "error"] == []
     assert code == 0
     assert checks["node"][1].startswith("a node with 7 GPUs of 80 GB, as described")
-    assert checks["placement"][1] == "4 generators, 3 learner ranks, 1 judge: 31 of 31 CPUs, 7 of 7 GPUs"
+    assert checks["placement"][1] == "4 generators, 3 learner ranks, 1 judge: 31 CPUs, 7 of 7 GPUs"
     assert checks["prompts"][0] == "ok", "what the run reads is read"
     assert not {"memory", "/dev/shm", "disk", "machine", "gpus", "requirements"} & set(checks)
     code, checks = found(config, "6x80", capsys)

@@ -58,6 +58,13 @@ def test_a_run_is_placed_up_to_the_last_core_and_gpu():
     assert "num_cpus" not in checks.check_placement(node(), 28, 7).remedy
 
 
+def test_of_a_described_node_whose_cores_are_not_known_only_gpus_are_compared():
+    assert checks.check_placement(node(), None, gpus=8).text.endswith("1 judge: 28 CPUs, 8 of 8 GPUs")
+    finding = checks.check_placement(node(), None, gpus=7)
+    assert (finding.level, finding.text.endswith(": 28 CPUs, 8 of 7 GPUs")) == ("error", True)
+    assert finding.remedy.endswith("or describe all nodes as one with --gpus")
+
+
 def test_a_custom_resource_is_not_on_a_ray_that_the_run_starts():
     finding = checks.check_placement(embedded("learner.resources={rack: 0.5}"), cpus=8, gpus=0)
     assert finding.level == "error"

@@ -19,9 +19,10 @@ SECTIONS = [
     "Who was busy when",
     "Time and ledger",
     "Samples before and after",
-    "The game",
     "Configuration, environment, files",
 ]
+"""Of every run; one with win rates and KL of several evaluations has one more, and one on a known game."""
+RATED = [*SECTIONS[:-1], "Win rate and KL", SECTIONS[-1]]
 
 
 class Page(HTMLParser):
@@ -60,7 +61,8 @@ def report(*runs: Path, output: Path | None = None) -> Page:
 
 def test_a_report_has_its_sections_in_order_after_the_verdict(tmp_path, capsys):
     page = report(write_run(tmp_path / "small"))
-    assert page.of("h2") == SECTIONS
+    assert page.of("h2") == RATED
+    assert "Completions of the evaluations" not in page.text
     assert "beats the starting policy: win rate 0.700 [0.600, 0.800]" in page.text.partition("Curves")[0]
     assert str(tmp_path / "small" / "report.html") in capsys.readouterr().out
 
@@ -117,7 +119,7 @@ def test_half_of_a_run_s_files_give_a_report(tmp_path, missing):
     path = run / missing
     for file in path.iterdir() if path.is_dir() else [path]:
         file.unlink()
-    assert report(run).of("h2") == SECTIONS
+    assert report(run).of("h2") == (RATED if missing in ("config.yaml", "journal") else SECTIONS)
 
 
 @pytest.mark.parametrize(
@@ -192,11 +194,30 @@ def test_runs_are_compared_with_what_separates_them_and_what_differs(tmp_path, m
     write_config(other, replay={"max_staleness": 3})
     assert main(["report", str(one), str(other)]) == 0
     page = Page(tmp_path / "report.html")
-    assert page.of("h2") == ["Curves", "The game", "Settings that differ", "Files"]
+    assert page.of("h2") == ["Curves", "Win rate and KL", "Settings that differ", "Files"]
     assert "The win rate of other less that of one is 0 [-0.141, 0.141]: not separable from none." in page.text
     assert "replay.max_staleness" in page.of("td")
     assert "output" not in page.of("td")
     assert "not separable from none" in capsys.readouterr().out
+
+
+def test_what_no_run_has_is_no_column_and_no_section(tmp_path):
+    """A run judged by scores has no exploitability, and one evaluation draws no win rate against KL."""
+    runs = [write_run(tmp_path / name) for name in ("one", "other")]
+    for run in runs:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        write_lines(run, [{name: value for name, value in line.items() if name != "win_rate"} for line in lines])
+    page = report(*runs, output=tmp_path / "page.html")
+    assert {"win rate", "KL"} <= set(page.of("th"))
+    assert not {"rise of the reward", "exploitability"} & set(page.of("th"))
+    assert "Win rate and KL" in page.of("h2"), "each run has one, so there are two to draw"
+    assert report(runs[0]).of("h2") == SECTIONS
+
+
+def test_the_game_is_a_section_of_runs_whose_game_is_known(tmp_path):
+    page = report(write_long_run(tmp_path / "long"))
+    assert "The game" in page.of("h2")
+    assert "Win rate and KL" not in page.of("h2")
 
 
 def test_curves_of_several_runs_are_over_each_other(tmp_path):
