@@ -19,6 +19,7 @@ CHAT_ROWS = {
     "loss=dpo-anchor,staleness=16": "| online DPO, anchor 0.4 | 16 |",
     "loss=dpo-anchor-8,staleness=1": "| online DPO, anchor 0.8 | 1 |",
     "loss=rloo,staleness=0": "| RLOO, 4 answers | 0 |",
+    "loss=rloo,staleness=16": "| RLOO, 4 answers | 16 |",
 }
 """Rows of the table by their names in the raw result, with their first cells."""
 
