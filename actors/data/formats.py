@@ -40,6 +40,14 @@ def suffix_of(file: Path) -> str:
     return f"{Path(file.stem).suffix.lower()}.gz" if last == ".gz" else last
 
 
+def data_files(directory: Path) -> list[Path]:
+    """Return the .jsonl and .parquet files, or without any all of the other formats: .json may describe the data."""
+    files = sorted(file for file in directory.iterdir() if file.is_file() and not file.name.startswith("."))
+    return [file for file in files if suffix_of(file) in (".jsonl", ".parquet")] or [
+        file for file in files if suffix_of(file) in SUFFIXES
+    ]
+
+
 def wrong_content(head: bytes, suffix: str) -> str | None:
     """Say what a file is instead of what its name ends in, by its first bytes; None if it may be that."""
     for start, what in _STARTS.items():

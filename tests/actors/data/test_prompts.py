@@ -247,6 +247,7 @@ MALFORMED = {
     "no messages": ({"prompt": []}, "empty list"),
     "message is text": ({"prompt": ["w1"]}, r"prompt[0] is of type str"),
     "message without role": ({"prompt": [{"content": "w1"}]}, "prompt[0] has no string 'role'"),
+    "misspelt role": ({"prompt": [{"role": "usr", "content": "w1"}]}, "prompt[0].role is 'usr'; write 'user'"),
     "content is a list": ({"prompt": [{"role": "user", "content": ["w1"]}]}, "prompt[0] has no string 'content'"),
     "content is empty": ({"prompt": [{"role": "user", "content": ""}]}, "'prompt[0].content' is empty"),
     "ends with assistant": ({"prompt": [{"role": "assistant", "content": "w1"}]}, "ends with an assistant message"),
@@ -267,6 +268,12 @@ def test_a_malformed_row_is_named_with_its_line_and_what_is_allowed(tmp_path: Pa
     assert texts(kept, range(2)) == ["w1", "w2"]
     assert len(kept.skipped) == 1
     assert kept.skipped[0].startswith(f"{file}:2: ")
+
+
+def test_prompts_that_are_all_too_long_are_told_with_the_limit_that_would_hold_them(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.jsonl", [{"prompt": "w1 " * 8}, {"prompt": "w1"}, {"prompt": "w1 " * 11}])
+    with pytest.raises(UsageError, match=r"Raise prompts\.max_prompt_tokens to 12, shorten them, or set"):
+        source(file, max_prompt_tokens=8)
 
 
 def test_a_prompt_of_exactly_the_limit_is_kept(tmp_path: Path) -> None:
