@@ -50,6 +50,8 @@ class RunDirectory:
         self.failed_batches = path / "failed_batches"
         self.hangs = path / "hangs.txt"
         self._lock: int | None = None
+        self._made: list[Path] = []
+        """Directories that `begin` made, the deepest first."""
 
     @property
     def run_id(self) -> str | None:
@@ -101,6 +103,7 @@ class RunDirectory:
         RunError if the directory cannot be written.
         """
         with writing(f"to the output directory {self.path}", "or choose another with --output DIR"):
+            self._made = [each for each in (self.path, *self.path.parents) if not each.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open_lock(self.path / LOCK, mode=0o644, own=False)
             try:
@@ -163,10 +166,13 @@ class RunDirectory:
             "or replaced it. If it was moved, move it back, or give its new place with --output DIR, and use --resume"
         )
 
-    def clear(self) -> None:
-        """Remove everything written by a run that was refused before it began."""
+    def withdraw(self) -> None:
+        """Remove everything written by a run that was refused before it began, and what was made to hold it."""
         for path in self.path.iterdir():
             discard(path)
+        with contextlib.suppress(OSError):  # others may have put something there
+            for directory in self._made or [self.path]:
+                directory.rmdir()
 
     def record_hang(self, text: str) -> None:
         """Append the stacks of an actor that hangs; a full disk does not end the run for it."""

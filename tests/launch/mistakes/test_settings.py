@@ -65,6 +65,11 @@ VALUES = [
     typed("a variable as output", "output=$HOME/x", "output: given '$HOME/x'", "not filled in; write the value"),
     typed("a variable as a number", "seed=${SEED}", "1 mistake", "seed: given '${SEED}'", "write the value"),
     typed("half a character", 'cluster.address="\\ud800"', "cluster.address: given '\\ud800', which is no text"),
+    Mistake(
+        "endless epochs",
+        ("sft", "sft.yaml", "training.epochs=1e12"),
+        ("training.epochs: given 1000000000000", "allowed: number > 0 and <= 100000"),
+    ),
     typed("one member", "judging.judge={kind: ensemble, members: []}", "given 0; allowed: 2 or more; add some"),
 ]
 COMBINATIONS = [
