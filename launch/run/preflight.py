@@ -30,6 +30,7 @@ from actors.world import VOCABULARY
 from launch.run.protocols import RunPlugin
 from launch.settings.run import RunConfig
 from learner.backend import manifest
+from learner.losses.config import pull_setting
 
 MANY_EPOCHS = 20
 """Epochs over the prompts above which a run tells how many it makes."""
@@ -230,7 +231,8 @@ def slow_programs(config: RunConfig) -> list[str]:
 def slow_anchor(config: RunConfig) -> list[str]:
     """Say if a run has fewer updates than its anchor lets it settle in: two times T (tau + kappa) / tau."""
     anchor, loss = config.anchor, config.learner.loss
-    pull = getattr(loss, "beta", None) or getattr(loss, "tau", 0.0)
+    setting = pull_setting(loss)
+    pull = getattr(loss, setting) if setting else 0.0
     if anchor is None or not pull:
         return []
     needed = 2.0 * anchor.horizon * (pull + anchor.weight) / pull
