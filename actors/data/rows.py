@@ -143,17 +143,21 @@ def check_problems(
         section: prefix of the names `source` and `on_malformed`, such as `prompts.`.
     """
     total, be = len(problems) + good, "is" if len(problems) == 1 else "are"
-    first = "the first:" if len(problems) == 1 else f"the first {min(len(problems), REPORTED_PROBLEMS)}:"
-    first += "".join(f"\n  {problem}" for problem in problems[:REPORTED_PROBLEMS])
+    alike = len({problem.message for problem in problems}) == 1
+    shown = problems[: 1 if alike else REPORTED_PROBLEMS]
+    first = f"{'all alike, ' if alike and len(problems) > 1 else ''}the first{f' {len(shown)}' if shown[1:] else ''}:"
+    first += "".join(f"\n  {problem}" for problem in shown)
     if problems and on_malformed == "error":
-        step = "Correct them"
+        steps = ["Correct them"]
         if not good and all(problem.message.startswith("no field") for problem in problems):
-            step = f"Name a column that is there with {section}prompt_field or the like, correct the rows"
+            named = "prompt_field" if section == "prompts." else "prompt_field and data.response_field"
+            steps = [f"Name columns that are there with {section}{named}", "correct the rows"]
         if all(lengths := [problem.tokens for problem in problems]):
-            step = f"Raise {section}max_prompt_tokens to {max(lengths)}, shorten them"
+            steps = [f"Raise {section}max_prompt_tokens to {max(lengths)}", "shorten them"]
+        steps += [f"set {section}on_malformed to 'skip' to leave them out"] if good else []
         error = MalformedRowsError(
             f"{len(problems)} of {many(total, 'row')} of {section}source '{source}' {be} malformed; {first}\n"
-            f"{step}, or set {section}on_malformed to 'skip' to leave them out."
+            f"{', or '.join(steps)}."
         )
         error.problems = problems
         raise error

@@ -169,6 +169,8 @@ def _answer(row: Row, field: str | tuple[str, ...]) -> tuple[str, Any]:
         raise MalformedRowError(
             f"field '{name}' is of type {type(value).__name__}; allowed are a string, a number, a list or a dict"
         )
+    if value != value:
+        raise MalformedRowError(f"field '{name}' is NaN, as pandas writes a missing value; leave the row out")
     if isinstance(value, str | int | float):
         return checked_text(str(value), name), None
     try:

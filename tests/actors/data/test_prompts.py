@@ -270,9 +270,26 @@ def test_a_malformed_row_is_named_with_its_line_and_what_is_allowed(tmp_path: Pa
     assert kept.skipped[0].startswith(f"{file}:2: ")
 
 
+def test_rows_that_are_all_malformed_alike_are_told_once_without_the_advice_to_skip_them(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.jsonl", [{"question": "w1"}] * 7)
+    with pytest.raises(UsageError) as raised:
+        source(file)
+    assert str(raised.value) == (
+        f"7 of 7 rows of prompts.source '{file}' are malformed; all alike, the first:\n"
+        f"  {file}:1: no field 'prompt'; it has: 'question'\n"
+        "Name columns that are there with prompts.prompt_field, or correct the rows."
+    )
+
+
+def test_a_missing_answer_of_pandas_is_a_malformed_row(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.jsonl", [{"prompt": "w1", "answer": 3}, '{"prompt": "w2", "answer": NaN}'])
+    with pytest.raises(UsageError, match=r"p\.jsonl:2: field 'answer' is NaN, as pandas writes a missing value"):
+        source(file, answer_field="answer")
+
+
 def test_prompts_that_are_all_too_long_are_told_with_the_limit_that_would_hold_them(tmp_path: Path) -> None:
     file = write(tmp_path / "p.jsonl", [{"prompt": "w1 " * 8}, {"prompt": "w1"}, {"prompt": "w1 " * 11}])
-    with pytest.raises(UsageError, match=r"Raise prompts\.max_prompt_tokens to 12, shorten them, or set"):
+    with pytest.raises(UsageError, match=r"Raise prompts\.max_prompt_tokens to 12, or shorten them, or set"):
         source(file, max_prompt_tokens=8)
 
 
