@@ -115,7 +115,8 @@ def kuberay(
     secret: Annotated[str | None, Option(metavar="NAME", help="Secret whose keys become variables of the pods")] = None,
     retries: Annotated[int, Option(metavar="N", help="new clusters after a failure; each resumes")] = 2,
     shared_memory: Annotated[
-        int | None, Option(metavar="MIB", help="/dev/shm of each pod (MiB); unset: what the run needs, and 1 GiB")
+        int | None,
+        Option(metavar="MIB", min=1, help="/dev/shm of each pod (MiB); unset: what the run needs, and 1 GiB"),
     ] = None,
     resume: Resume = None,
     dry_run: DryRun = False,

@@ -81,6 +81,13 @@ class KuberayOptions:
                 raise UsageError(f"--{name} {count}: give 0 or more")
         if not _CORES.fullmatch(self.cpus):
             raise UsageError(f"--cpus {self.cpus!r} is no number of cores; write one, such as 16")
+        taken = ["/dev/shm", CONFIG_FOLDER]
+        for volume in self.volumes:
+            if str(volume.mount.path) in taken:
+                raise UsageError(
+                    f"--volume {volume.claim}:{volume.mount.path}: something else is there; change the path"
+                )
+            taken.append(str(volume.mount.path))
         bytes_of(self.memory)
 
 

@@ -147,6 +147,12 @@ def test_a_request_that_kubernetes_would_refuse_is_refused(wrong, match):
         KuberayOptions(**{"image": "x"} | wrong)
 
 
+@pytest.mark.parametrize("volumes", [("a:/data", "b:/data"), ("a:/dev/shm",), ("a:/etc/offbeat",)])
+def test_two_things_at_one_path_of_a_pod_are_refused(volumes):
+    with pytest.raises(UsageError, match="something else is there; change the path"):
+        KuberayOptions("x", volumes=tuple(map(Volume.parse, volumes)))
+
+
 @pytest.mark.parametrize(
     ("memory", "number"), [("7", 7), ("1.5k", 1500), ("2M", 2 * 10**6), ("3Gi", 3 * 2**30), ("1Ti", 2**40)]
 )
