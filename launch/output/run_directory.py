@@ -19,6 +19,7 @@ from pathlib import Path
 from actors.errors import RunError, UsageError, writing
 from actors.files import TEMPORARY, atomic_write, discard, open_lock, unwritable
 from actors.foreign.documents import read_object
+from actors.foreign.text import many
 from launch.output.process import supervisor
 from launch.settings.loading import LOCK, RECORDED, dump_config
 from launch.settings.run import NamedConfig
@@ -30,6 +31,9 @@ RUN_ID = "run_id"
 _STARTUP_FILES = (LOCK, RUN_ID, "error.txt", "config.tmp")
 """Files left by a run that ended during startup, beside unfinished ones; safe to overwrite. Older versions wrote
 `config.tmp`."""
+MOST_NAMED = 4  # runs that an error names
+DEEPEST = 4
+"""Levels below a directory at which runs are looked for: a sweep has its runs at the third."""
 _LONGEST_HOLDER = 300
 """Most bytes that are read of a lock's content."""
 
@@ -292,6 +296,26 @@ def _try_lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
     except OSError:
         return True
     return True
+
+
+def runs_below(directory: Path) -> list[Path]:
+    """Return the directories of runs below one, in the order of their names."""
+    found = (path for depth in range(1, DEEPEST + 1) for path in directory.glob("*/" * depth + RECORDED))
+    return sorted(path.parent for path in found)
+
+
+def no_run(directory: Path, lacks: str, step: str) -> UsageError:
+    """Return the error of a place that was given as a run: that it is not there, a file, above runs, or `lacks` it."""
+    if not directory.exists():
+        return UsageError(f"there is no directory {directory}; {step}")
+    if not directory.is_dir():
+        return UsageError(f"{directory} is a file, not the directory of a run; {step}")
+    below = runs_below(directory)
+    if not (directory / RECORDED).is_file() and below:
+        more = f" and {len(below) - MOST_NAMED} more" if len(below) > MOST_NAMED else ""
+        named = ", ".join(map(str, below[:MOST_NAMED]))
+        return UsageError(f"{directory} is no run but holds {many(len(below), 'run')}: {named}{more}; give one of them")
+    return UsageError(f"{directory} {lacks}; {step}")
 
 
 def next_free(path: Path) -> Path:
