@@ -89,6 +89,8 @@ _OF_PATHS = {
     errno.EACCES: "give this user the right to write there",
     errno.EPERM: "give this user the right to write there",
     errno.ENOENT: "put back the directory, which is gone",
+    errno.EEXIST: "a file has the name of a directory on the way: use another directory",
+    errno.ENOTDIR: "a file has the name of a directory on the way: use another directory",
 }
 _MOST_CAUSES = 10
 

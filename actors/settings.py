@@ -18,6 +18,9 @@ def _at_home(path: str) -> str:
 def _on_this_machine(path: str) -> str:
     if "://" in path:
         raise ValueError(f"given {path!r}, a URL; allowed: a directory that this machine can write; give one")
+    if not path.strip() or path != path.strip() or any(ord(letter) < 32 for letter in path):
+        what = "which begins or ends with a space or has a line break" if path.strip() else "which is empty"
+        raise ValueError(f"given {path!r}, {what}; allowed: a directory that this machine can write; correct it")
     return _at_home(path)
 
 

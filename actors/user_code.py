@@ -5,11 +5,13 @@ import inspect
 import os
 import sys
 import traceback
+from difflib import get_close_matches
 from typing import Any
 
 from actors.errors import RunError, UsageError
 
 LONGEST_MESSAGE = 300  # characters of a user's error
+MOST_NAMES = 8  # of a module's callables that a message lists
 
 
 class UserCodeError(RunError):
@@ -46,6 +48,9 @@ def load_named(setting: str, path: str, example: str) -> Any:
     found = getattr(module, name, None)
     if not callable(found):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        if len(known) > MOST_NAMES:
+            some = get_close_matches(name, known) or known[:MOST_NAMES]
+            known = [*some, f"and {len(known) - len(some)} more"]
         its = f" ({name} is of type {type(found).__name__})" if hasattr(module, name) else ""
         one = f"name one that it has: {', '.join(known)}" if known else "define it there"
         raise UsageError(f"{setting} '{path}': '{module_name}' has no function '{name}'{its}; {one}")

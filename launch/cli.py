@@ -160,7 +160,8 @@ def replay(
     output: Annotated[Path | None, Option(metavar="DIR", help="unset: RUN/replay, RUN/replay-2, ...")] = None,
 ) -> int:
     """Retrain the learner of a run on the run's journal."""
-    from launch.replay.replay import Request, recorded_config, replay_config, run_replay
+    from launch.replay.recorded import recorded_config
+    from launch.replay.replay import Request, replay_config, run_replay
 
     request = Request(run, loss, max_staleness, tuple(settings or ()), start, output)
     recorded = recorded_config(run)

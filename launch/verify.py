@@ -11,7 +11,7 @@ from actors.foreign.text import many
 from actors.hub import ADAPTER_CONFIG
 from launch.doctor.findings import Finding, from_exception, graded, report
 from launch.output.journal_files import Checksums, require_run, require_whole, segments
-from launch.output.run_directory import RunDirectory
+from launch.output.run_directory import RunDirectory, no_run
 from learner.backend import checkpoints, manifest
 
 
@@ -21,7 +21,7 @@ def run_verify(directory: Path, *, json: bool = False) -> int:
     Raises UsageError if there is nothing that was written with a checksum, or should have been.
     """
     if not directory.is_dir():
-        raise UsageError(f"there is no directory {directory}; give the directory of a run, or of a model of one")
+        raise no_run(directory, "", "give the directory of a run, or of a model of one")
     findings = parts(directory)
     first = list(islice(findings, 1))
     if not first:

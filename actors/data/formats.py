@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from actors.foreign.documents import LFS_POINTER, RepeatedKeyError, no_json, unique_keys
+from actors.foreign.text import many
 
 TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 SUFFIXES = (".parquet", *TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES))
@@ -40,6 +41,14 @@ def suffix_of(file: Path) -> str:
     return f"{Path(file.stem).suffix.lower()}.gz" if last == ".gz" else last
 
 
+def data_files(directory: Path) -> list[Path]:
+    """Return the .jsonl and .parquet files, or without any all of the other formats: .json may describe the data."""
+    files = sorted(file for file in directory.iterdir() if file.is_file() and not file.name.startswith("."))
+    return [file for file in files if suffix_of(file) in (".jsonl", ".parquet")] or [
+        file for file in files if suffix_of(file) in SUFFIXES
+    ]
+
+
 def wrong_content(head: bytes, suffix: str) -> str | None:
     """Say what a file is instead of what its name ends in, by its first bytes; None if it may be that."""
     for start, what in _STARTS.items():
@@ -52,6 +61,8 @@ def wrong_content(head: bytes, suffix: str) -> str | None:
         return "is a web page; download the file itself"
     if suffix == ".jsonl" and re.match(rb"\[\s*\{", text):
         return "is one JSON list instead of an object in each line; let its name end in .json"
+    if suffix == ".jsonl" and re.match(rb'\{\s*\n\s*"', text):
+        return "has objects of several lines; write each in one line, as `jq -c . FILE` does"
     return None
 
 
@@ -110,9 +121,13 @@ def record_of_line(number: int, line: bytes | None) -> Record | None:
         text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         columns = json.loads(text, object_pairs_hook=unique_keys) if text else None
     except UnicodeDecodeError as error:
-        return Record(number, problem=f"not UTF-8: {error.reason} at byte {error.start} of the line")
+        return Record(number, problem=f"not UTF-8: {error.reason} at byte {error.start} of the line; save it as UTF-8")
     except (ValueError, RecursionError) as error:  # also an integer of more digits than Python converts
-        return Record(number, problem=_problem(error, "each line must be one JSON object"))
+        of_python = text.startswith("{'")
+        needed = (
+            "it is as Python prints it: write it with json.dumps" if of_python else "each line must be one JSON object"
+        )
+        return Record(number, problem=_problem(error, needed))
     return _object(number, columns, "each line") if text else None
 
 
@@ -176,7 +191,7 @@ def _separated(content: BinaryIO, delimiter: str) -> Iterator[Record]:
         if not cells:
             continue
         if header is not None:
-            yield _cells(start, header, cells)
+            yield _cells(start, reader.line_num, header, cells)
         elif len(cells) == 1 and (sign := next((each for each in SEPARATORS if each in cells[0]), None)):
             told = f"the header is one column, {cells[0][:60]!r}: its cells are separated by {SEPARATORS[sign]}"
             yield Record(start, problem=f"{told}; write commas in a .csv file and tabs in a .tsv file, no row is read")
@@ -189,13 +204,17 @@ def _separated(content: BinaryIO, delimiter: str) -> Iterator[Record]:
             header = cells
 
 
-def _cells(number: int, header: list[str], cells: list[str]) -> Record:
+def _cells(number: int, last: int, header: list[str], cells: list[str]) -> Record:
+    """Return the row of lines `number` to `last`."""
     if len(cells) != len(header):
-        return Record(number, problem=f"{len(cells)} cells, and the header has {len(header)}; quote cells with commas")
+        found = f"{many(len(cells), 'cell')}, and the header has {len(header)}"
+        if last > number:
+            return Record(number, problem=f"{found}: a quote that opens there may close only in line {last}; close it")
+        return Record(number, problem=f"{found}; quote cells with commas")
     try:
         "".join(cells).encode()
     except UnicodeEncodeError as error:
-        return Record(number, problem=f"not UTF-8: {error.reason} at character {error.start} of the row")
+        return Record(number, problem=f"not UTF-8 at character {error.start} of the row; save the file as UTF-8")
     return Record(number, {name: cell or None for name, cell in zip(header, cells, strict=True)})
 
 

@@ -6,6 +6,7 @@ Pure: columns in, columns of one or more pairs out. Must not know files or token
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from itertools import combinations
 from typing import Any, Literal
 
@@ -189,6 +190,19 @@ SPEAKERS = {
     "system": "system", "tool": "tool", "observation": "tool",
 }  # fmt: skip
 """ShareGPT's `from`, as roles of chat messages."""
+_ROLES = {*SPEAKERS.values(), "developer", "function", "ipython", "observation"}
+_NEAR = 0.66  # of a role: `sys` is `system`, and `agent` no `assistant`
+
+
+def meant_role(role: str) -> str | None:
+    """Return the role that a misspelt one was to be; None for a known role, or one that only a template can know."""
+    if role in _ROLES:
+        return None
+    name = role.strip().lower()
+    near = get_close_matches(name, [*SPEAKERS, *_ROLES], n=1, cutoff=_NEAR)
+    return SPEAKERS.get(near[0], near[0]) if near else None
+
+
 KTO = frozenset({"prompt", "completion", "label"})
 SHAREGPT = frozenset({"conversations", "chosen", "rejected"})
 OPTIONAL = ("system", "tools", "probability", "margin", "score_chosen", "score_rejected")

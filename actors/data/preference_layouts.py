@@ -17,6 +17,7 @@ from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from actors.data.config import ProbabilityFrom
+from actors.data.preference_forms import meant_role
 from actors.data.rows import MalformedRowError, list_or_json
 
 Message = dict[str, Any]  # A chat message: the strings `role` and `content`, and those of `MESSAGE_PARTS` that it has
@@ -290,6 +291,8 @@ def _message(place: str, message: Any) -> Message:
             if wrong in ("role", "content")
             else f"{place}.{wrong} is of type {type(parts[wrong]).__name__}, not a text",
         )
+    if meant := meant_role(parts["role"]):
+        raise _bad_conversation(f"{place}.role is {parts['role'][:30]!r}; write {meant!r}")
     return {**parts, "tool_calls": calls} if calls else parts
 
 

@@ -32,7 +32,6 @@ from actors.data.rows import (
     check_problems,
     columns_named,
     rows_from,
-    suggestion,
 )
 from actors.data.text import (
     ROWS_PER_TOKENIZER_CALL,
@@ -41,6 +40,7 @@ from actors.data.text import (
     checked_text,
 )
 from actors.errors import UsageError
+from actors.foreign.text import suggestion
 
 Answered = tuple[list[int], list[int]] | BrokenConversationError
 _TEXTS = {"role": pyarrow.string(), "content": pyarrow.string()}

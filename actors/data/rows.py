@@ -27,11 +27,11 @@ from actors.data.batches import (
     row_of_record,
 )
 from actors.data.config import SHIPPED_PROMPTS, HeldOutConfig, PromptConfig
-from actors.data.formats import ALLOWED, SUFFIXES, numbered_lines, records, suffix_of, wrong_content
+from actors.data.formats import ALLOWED, SUFFIXES, data_files, numbered_lines, records, suffix_of, wrong_content
 from actors.errors import UsageError
 from actors.foreign.documents import no_json, unique_keys
 from actors.foreign.model_place import hub_name_of, hub_problem
-from actors.foreign.text import many
+from actors.foreign.text import many, suggestion
 from actors.settings import WORLD
 
 KNOWN_SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
@@ -46,6 +46,7 @@ class Problem:
     place: str  # path and line, or path and row
     message: str
     reason: str = ""  # the kind of problem, for reports that count
+    tokens: int = 0  # of a prompt that is too long
 
     def __str__(self) -> str:
         return f"{self.place}: {self.message}"
@@ -53,6 +54,12 @@ class Problem:
 
 class MalformedRowError(Exception):
     """One row cannot be used; the message says why. Readers turn it into a `Problem`."""
+
+
+class MalformedRowsError(UsageError):
+    """Rows of a source cannot be used, and may not be skipped."""
+
+    problems: Sequence[Problem] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +91,6 @@ def columns_named(wanted: Mapping[str, str]) -> Callable[[Sequence[str], str], l
     return partial(_require_columns, wanted)
 
 
-def suggestion(wanted: str, names: Sequence[str]) -> str:
-    """Return the end of an error message: the names nearest to `wanted`, and all of them."""
-    near = get_close_matches(wanted, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return f"{hint}it has: {', '.join(map(repr, names)) or 'nothing'}"
-
-
 def column_of(row: Row, name: str) -> Any:
     """Return a required column. Raises MalformedRowError if it is absent or null."""
     if name not in row.columns:
@@ -113,7 +113,7 @@ def held_out_split(config: HeldOutConfig) -> str | None:
     if config.split != "train" or not path.is_dir():
         return None
     saved = (path / "dataset_dict.json").exists()
-    names = [file.name for file in (path.iterdir() if saved else _data_files(path))]
+    names = [file.name for file in (path.iterdir() if saved else data_files(path))]
     both = all(any(_belongs(name, split) for name in names) for split in ("train", "validation"))
     return "validation" if both else None
 
@@ -135,7 +135,7 @@ def held_out_notes(config: HeldOutConfig) -> list[str]:
 def check_problems(
     problems: Sequence[Problem], good: int, source: str, on_malformed: Literal["error", "skip"], section: str = ""
 ) -> None:
-    """Raise UsageError if malformed rows may not be skipped, or none of the rows is good.
+    """Raise UsageError if none of the rows is good, MalformedRowsError if malformed ones may not be skipped.
 
     Args:
         problems: malformed rows, in file order.
@@ -143,16 +143,24 @@ def check_problems(
         section: prefix of the names `source` and `on_malformed`, such as `prompts.`.
     """
     total, be = len(problems) + good, "is" if len(problems) == 1 else "are"
-    first = "the first:" if len(problems) == 1 else f"the first {min(len(problems), REPORTED_PROBLEMS)}:"
-    first += "".join(f"\n  {problem}" for problem in problems[:REPORTED_PROBLEMS])
+    alike = len({problem.message for problem in problems}) == 1
+    shown = problems[: 1 if alike else REPORTED_PROBLEMS]
+    first = f"{'all alike, ' if alike and len(problems) > 1 else ''}the first{f' {len(shown)}' if shown[1:] else ''}:"
+    first += "".join(f"\n  {problem}" for problem in shown)
     if problems and on_malformed == "error":
-        step = "Correct them"
+        steps = ["Correct them"]
         if not good and all(problem.message.startswith("no field") for problem in problems):
-            step = f"Name a column that is there with {section}prompt_field or the like, correct the rows"
-        raise UsageError(
+            named = "prompt_field" if section == "prompts." else "prompt_field and data.response_field"
+            steps = [f"Name columns that are there with {section}{named}", "correct the rows"]
+        if all(lengths := [problem.tokens for problem in problems]):
+            steps = [f"Raise {section}max_prompt_tokens to {max(lengths)}", "shorten them"]
+        steps += [f"set {section}on_malformed to 'skip' to leave them out"] if good else []
+        error = MalformedRowsError(
             f"{len(problems)} of {many(total, 'row')} of {section}source '{source}' {be} malformed; {first}\n"
-            f"{step}, or set {section}on_malformed to 'skip' to leave them out."
+            f"{', or '.join(steps)}."
         )
+        error.problems = problems
+        raise error
     if problems and not good:
         raise UsageError(f"no good row among {many(total, 'row')} of {section}source '{source}'; give one; {first}")
     if not total:
@@ -240,17 +248,9 @@ def _belongs(name: str, split: str) -> bool:
     return re.match(rf"{re.escape(split)}([-_.]|$)", name) is not None
 
 
-def _data_files(directory: Path) -> list[Path]:
-    """Return the .jsonl and .parquet files, or without any all of the other formats: .json may describe the data."""
-    files = sorted(file for file in directory.iterdir() if file.is_file() and not file.name.startswith("."))
-    return [file for file in files if suffix_of(file) in (".jsonl", ".parquet")] or [
-        file for file in files if suffix_of(file) in SUFFIXES
-    ]
-
-
 def _files_of_split(directory: Path, table: RowSource) -> list[Path]:
     """Return the data files of the split; all files if no file is named after a split."""
-    files = _data_files(directory)
+    files = data_files(directory)
     if not files:
         raise UsageError(
             f"{table.section}source '{directory}' holds no data: allowed are files that end in {ALLOWED}, and a "

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.data.config import ChatTemplateConfig
-from actors.data.preference_forms import SPEAKERS
+from actors.data.preference_forms import SPEAKERS, meant_role
 from actors.data.rows import MalformedRowError, list_or_json
 from actors.errors import UsageError, writing
 from actors.files import atomic_write
@@ -202,6 +202,8 @@ def _checked_message(message: Any, place: str) -> Mapping[str, Any]:
             raise MalformedRowError(f"{place} has no string '{key}'; {needed}")
         if message[key] or not calls:
             checked_text(message[key], f"{place}.{key}")
+    if meant := meant_role(message["role"]):
+        raise MalformedRowError(f"{place}.role is {message['role'][:30]!r}; write {meant!r}")
     return message
 
 

@@ -6,7 +6,8 @@ exception, a file's name.
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 
 from actors.redaction import environment_keys, redact, without_key
 
@@ -39,6 +40,13 @@ _OF_ANOTHER_KIND = re.compile(r"Unrecognized configuration class <class '[\w.]*?
 def many(count: int, noun: str, nouns: str = "") -> str:
     """Return a number with its noun: `1 file`, `2,000 files`; `nouns` if it takes more than an s."""
     return f"{count:,} {noun if count == 1 else nouns or f'{noun}s'}"
+
+
+def suggestion(wanted: str, names: Sequence[str]) -> str:
+    """Return the end of an error message: the names nearest to `wanted`, and all of them."""
+    near = get_close_matches(wanted, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return f"{hint}it has: {', '.join(map(repr, names)) or 'nothing'}"
 
 
 def shown(text: object, limit: int = LONGEST, *, lines: bool = False) -> str:

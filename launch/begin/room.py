@@ -27,6 +27,8 @@ SEQUENCES = 64
 FEW_SEQUENCES = 16  # where memory is short
 ROOM = ("memory", "/dev/shm", "placement", "learner GPU", "engine GPU", "judge GPU", "shared GPU")
 """Checks of the doctor that more frugal settings can pass."""
+SPLIT = "weights, gradients and optimizer split over the ranks: the least GPU memory"
+UNKNOWN_SIZE = "the model's size could not be read, and this takes the least GPU memory"
 SMALL_MODEL = 1_000_000_000
 """Parameters below which a model takes a higher learning rate."""
 
@@ -150,7 +152,7 @@ def _on_gpus(machine: Machine, loads_judge: bool, *, known: bool) -> Iterator[li
     if len(machine.gpus) == 1:
         for engine, rank in ((0.4, 0.6), (0.3, 0.7)):
             base = _one_gpu(machine, engine, rank, loads_judge)
-            yield from _frugal(base, 1) if known else [_unknown_size(base)]
+            yield from _frugal(base, 1) if known else [_split(base, UNKNOWN_SIZE)]
         base = _one_gpu(machine, 0.7, 0.3, loads_judge)
         yield [*base, *_stage_3(), _micro_batch(2048), _checkpointing(), *_adapters()]
         whole = Line("learner.offload_weights", True, "the frozen weights are in host memory")
@@ -159,26 +161,25 @@ def _on_gpus(machine: Machine, loads_judge: bool, *, known: bool) -> Iterator[li
     for parallel in (1, 2, 4):
         base = _many_gpus(machine, loads_judge, parallel)
         if base:
-            yield from _frugal(base, 2) if known else [_unknown_size(base)]
+            yield from _frugal(base, 2) if known else [_split(base, UNKNOWN_SIZE)]
 
 
 def _frugal(base: Sequence[Line], stage: int) -> Iterator[list[Line]]:
     zero = Line("learner.zero_stage", stage, "what fits without splitting or moving the weights")
     yield [*base, zero]
     yield [*base, zero, _micro_batch(4096), _checkpointing()]
-    yield [*base, *_stage_3()[:1], _micro_batch(4096), _checkpointing()]
+    yield _split(base, SPLIT)
     yield [*base, *_stage_3(), _micro_batch(4096), _checkpointing()]
-    yield [*base, *_stage_3()[:1], _micro_batch(4096), _checkpointing(), *_adapters()]
+    yield [*_split(base, SPLIT), *_adapters()]
 
 
-def _unknown_size(base: Sequence[Line]) -> list[Line]:
-    zero = Line("learner.zero_stage", 3, "the model's size could not be read, and this takes the least GPU memory")
-    return [*base, zero, _micro_batch(4096), _checkpointing()]
+def _split(base: Sequence[Line], why: str) -> list[Line]:
+    return [*base, Line("learner.zero_stage", 3, why), _micro_batch(4096), _checkpointing()]
 
 
 def _stage_3() -> list[Line]:
     return [
-        Line("learner.zero_stage", 3, "weights, gradients and optimizer split over the ranks: the least GPU memory"),
+        Line("learner.zero_stage", 3, SPLIT),
         Line("learner.offload_optimizer", True, "the optimizer is in host memory, where it fits"),
     ]
 

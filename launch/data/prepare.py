@@ -40,7 +40,7 @@ from actors.data.rows import Problem, check_problems
 from actors.data.text import load_tokenizer
 from actors.errors import UsageError, writing
 from actors.files import atomic_directory, unwritable
-from actors.foreign.text import shown
+from actors.foreign.text import many, shown
 from actors.hub import answer_ends, resolve
 from launch.data.config import DataConfig
 from launch.data.report import MEANINGS, DataReport, OwnSamples, Pair, make_report
@@ -112,11 +112,22 @@ def run_data(config: DataConfig, console: Console | None = None) -> int:
     tokenizer = None if tokenizer_path is None else load_tokenizer(tokenizer_path, chats=config)
     ends = () if directory is None else answer_ends(directory, tokenizer)
     preparation = prepare(config, tokenizer, None if directory is None else _load_scorer(directory, config), ends)
+    _require_training(config, preparation.report)
     _write(output, config, preparation)
     console = console or Console(highlight=False)
     console.print(preparation.report.renderable())
     console.print(Text(shown(f"\nwritten to {output}", lines=True)), soft_wrap=True)
     return 0
+
+
+def _require_training(config: DataConfig, report: DataReport) -> None:
+    """Raise UsageError if every row that is kept is held out."""
+    held = report.splits["validation"]
+    if held and not report.splits["train"]:
+        raise UsageError(
+            f"validation_fraction {config.validation_fraction:g} holds out all {many(held, 'pair')} that are kept, and "
+            "leaves none to train on; lower it, or give more"
+        )
 
 
 def _load_scorer(directory: Path, config: DataConfig) -> Scorer:

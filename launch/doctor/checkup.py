@@ -155,7 +155,7 @@ def static_checks(config: RunConfig, gpus: list[Gpu], *, here: bool = True) -> I
 
     If these GPUs are not `here`, nothing that this machine has is compared.
     """
-    models, findings = _models(config)
+    models, findings = models_of(config)
     yield from findings
     if not here:
         if models is not None:
@@ -194,7 +194,7 @@ def _sizes(config: RunConfig, models: Models, gpus: list[Gpu]) -> Iterator[Findi
     yield from run_checks.check_gpu_memory(config, models, gpus)
 
 
-def _models(config: RunConfig) -> tuple[Models | None, list[Finding]]:
+def models_of(config: RunConfig) -> tuple[Models | None, list[Finding]]:
     """Read the sizes of the run's models; None without the policy's. Report every model that is not here."""
     findings = []
 

@@ -23,8 +23,7 @@ class Finding:
 
     name: str  # subject of the check, one or two words
     level: Level
-    """`error
-from actors.foreign.text import many` if the run cannot work, `warning` if it may still work."""
+    """`error` if the run cannot work, `warning` if it may still work."""
     text: str
     remedy: str = ""  # next step; empty if none is needed
 

@@ -254,6 +254,14 @@ def _compared(name: str, text: str, remedy: str, sure: float, likely: float, lim
 
 def check_memory(config: RunConfig, models: Models, memory: Memory) -> Finding:
     """Compare the host memory of all actors, the object store and publications with this machine's."""
+    least, total, text = estimated_memory(config, models)
+    text += f", of {size(memory.total)} with {size(memory.free)} free"
+    remedy = "end other programs, lower generators.count, generators.kv_cache_mib or learner.ranks, or shrink the model"
+    return graded("memory", text, remedy, fatal=least > memory.total, doubtful=total > memory.free)
+
+
+def estimated_memory(config: RunConfig, models: Models) -> tuple[float, float, str]:
+    """Return the host memory that a run takes at least, that it is likely to take (bytes), and both in words."""
     sure, on_gpu = host_memory(config, models), config.learner.gpus_per_rank > 0
     likely = sure | {
         "activations": 0.0 if on_gpu else config.learner.ranks * _activations(config, models),
@@ -264,9 +272,7 @@ def check_memory(config: RunConfig, models: Models, memory: Memory) -> Finding:
     processes += 1  # the driver
     total = sum(likely.values()) + processes * footprint.PROCESS_BYTES
     roles = ", ".join(f"{name} {size(need)}" for name, need in likely.items() if need)
-    text = f"{roles}, {processes} processes: about {size(total)}, of {size(memory.total)} with {size(memory.free)} free"
-    remedy = "end other programs, lower generators.count, generators.kv_cache_mib or learner.ranks, or shrink the model"
-    return graded("memory", text, remedy, fatal=sum(sure.values()) > memory.total, doubtful=total > memory.free)
+    return sum(sure.values()), total, f"{roles}, {processes} processes: about {size(total)}"
 
 
 def host_memory(config: RunConfig, models: Models) -> dict[str, float]:

@@ -75,6 +75,8 @@ def compare(
     from launch.evaluate.solutions import require_targets
     from launch.settings.loading import RECORDED, load_config
 
+    if len(models) < 2:
+        raise UsageError(f"{models[0]} is one model, and it takes two to compare; give another one beside it")
     recorded = [Path(each) / RECORDED for each in models if (Path(each) / RECORDED).is_file()]
     if config is None and not recorded:
         raise UsageError(

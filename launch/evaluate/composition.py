@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
 
-from actors.data.rows import read_prompt_rows
+from actors.data.rows import MalformedRowsError, read_prompt_rows
 from actors.errors import UsageError
 from actors.foreign.text import many
 from actors.intervals import mean_interval, share_interval
@@ -143,12 +143,13 @@ def composed_prompts(
         except UsageError as error:
             if str(path) not in str(error):
                 raise
-            raise UsageError(_too_long(error, config)) from error
+            raise UsageError(_unreadable(error, config)) from error
 
 
-def _too_long(error: UsageError, config: RunConfig) -> str:
-    """Say what makes room for pairs, of which a reader knows no file."""
-    longest = max(map(int, re.findall(r"(\d+) tokens, more than", str(error))), default=0)
+def _unreadable(error: UsageError, config: RunConfig) -> str:
+    """Say what makes room for pairs that are too long, of which a reader knows no file."""
+    problems = error.problems if isinstance(error, MalformedRowsError) else ()
+    longest = max((problem.tokens for problem in problems), default=0)
     if not longest:
         return f"--composed: a pair cannot be read as a prompt: {error}"
     room = config.generators.max_model_len + longest - config.prompts.max_prompt_tokens

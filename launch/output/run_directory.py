@@ -19,6 +19,7 @@ from pathlib import Path
 from actors.errors import RunError, UsageError, writing
 from actors.files import TEMPORARY, atomic_write, discard, open_lock, unwritable
 from actors.foreign.documents import read_object
+from actors.foreign.text import many
 from launch.output.process import supervisor
 from launch.settings.loading import LOCK, RECORDED, dump_config
 from launch.settings.run import NamedConfig
@@ -30,6 +31,9 @@ RUN_ID = "run_id"
 _STARTUP_FILES = (LOCK, RUN_ID, "error.txt", "config.tmp")
 """Files left by a run that ended during startup, beside unfinished ones; safe to overwrite. Older versions wrote
 `config.tmp`."""
+MOST_NAMED = 4  # runs that an error names
+DEEPEST = 4
+"""Levels below a directory at which runs are looked for: a sweep has its runs at the third."""
 _LONGEST_HOLDER = 300
 """Most bytes that are read of a lock's content."""
 
@@ -50,6 +54,8 @@ class RunDirectory:
         self.failed_batches = path / "failed_batches"
         self.hangs = path / "hangs.txt"
         self._lock: int | None = None
+        self._made: list[Path] = []
+        """Directories that `begin` made, the deepest first."""
 
     @property
     def run_id(self) -> str | None:
@@ -101,6 +107,7 @@ class RunDirectory:
         RunError if the directory cannot be written.
         """
         with writing(f"to the output directory {self.path}", "or choose another with --output DIR"):
+            self._made = [each for each in (self.path, *self.path.parents) if not each.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open_lock(self.path / LOCK, mode=0o644, own=False)
             try:
@@ -163,10 +170,13 @@ class RunDirectory:
             "or replaced it. If it was moved, move it back, or give its new place with --output DIR, and use --resume"
         )
 
-    def clear(self) -> None:
-        """Remove everything written by a run that was refused before it began."""
+    def withdraw(self) -> None:
+        """Remove everything written by a run that was refused before it began, and what was made to hold it."""
         for path in self.path.iterdir():
             discard(path)
+        with contextlib.suppress(OSError):  # others may have put something there
+            for directory in self._made or [self.path]:
+                directory.rmdir()
 
     def record_hang(self, text: str) -> None:
         """Append the stacks of an actor that hangs; a full disk does not end the run for it."""
@@ -286,6 +296,26 @@ def _try_lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
     except OSError:
         return True
     return True
+
+
+def runs_below(directory: Path) -> list[Path]:
+    """Return the directories of runs below one, in the order of their names."""
+    found = (path for depth in range(1, DEEPEST + 1) for path in directory.glob("*/" * depth + RECORDED))
+    return sorted(path.parent for path in found)
+
+
+def no_run(directory: Path, lacks: str, step: str) -> UsageError:
+    """Return the error of a place that was given as a run: that it is not there, a file, above runs, or `lacks` it."""
+    if not directory.exists():
+        return UsageError(f"there is no directory {directory}; {step}")
+    if not directory.is_dir():
+        return UsageError(f"{directory} is a file, not the directory of a run; {step}")
+    below = runs_below(directory)
+    if not (directory / RECORDED).is_file() and below:
+        more = f" and {len(below) - MOST_NAMED} more" if len(below) > MOST_NAMED else ""
+        named = ", ".join(map(str, below[:MOST_NAMED]))
+        return UsageError(f"{directory} is no run but holds {many(len(below), 'run')}: {named}{more}; give one of them")
+    return UsageError(f"{directory} {lacks}; {step}")
 
 
 def next_free(path: Path) -> Path:

@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from actors.errors import UsageError, writing
+from actors.errors import writing
 from actors.files import atomic_write
 from actors.records import Completion, Group, Prompt
 from actors.replay_buffer.buffer import Batch
 from actors.replay_buffer.pairing import MissingEos, effective_scores
 from launch.output.metrics import MetricsWriter, read_json_lines, truncate_after
+from launch.output.run_directory import no_run
 from launch.settings.loading import RECORDED
 from launch.settings.output import SamplesConfig
 
@@ -174,10 +175,8 @@ def read_samples(run: Path) -> tuple[list[Sample], int]:
     path = run / SAMPLES
     if not path.is_file():
         found = "holds no samples" if (run / RECORDED).is_file() else "is no directory of a run"
-        raise UsageError(
-            f"{run} {found}: there is no {SAMPLES} in it; give the directory of a run of `offbeat train` with "
-            "samples.every_updates above 0"
-        )
+        step = "give the directory of a run of `offbeat train` with samples.every_updates above 0"
+        raise no_run(run, f"{found}: there is no {SAMPLES} in it", step)
     return _parsed(path, _sample)
 
 

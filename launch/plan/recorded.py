@@ -15,6 +15,7 @@ from typing import Any
 
 from actors.errors import UsageError
 from launch.output.metrics import read_json_lines
+from launch.output.run_directory import no_run
 from launch.plan.prediction import Outcome, shares
 from launch.settings.loading import RECORDED, load_config
 from launch.settings.run import RunConfig
@@ -119,10 +120,8 @@ class Recorded:
 def read_run(directory: Path) -> Recorded:
     """Read a run's directory. Raises UsageError if it is none, has not ended, or trained on nothing."""
     if not (directory / RECORDED).is_file():
-        raise UsageError(
-            f"{directory} has no {RECORDED}, so it is not the directory of a training run; give one that `offbeat "
-            "train` wrote, or --generator-seconds and --update-seconds without a run"
-        )
+        step = "give one that `offbeat train` wrote, or --generator-seconds and --update-seconds without a run"
+        raise no_run(directory, f"has no {RECORDED}, so it is not the directory of a training run", step)
     summary = _summary(directory)
     config = load_config(directory / RECORDED)
     update_seconds, damaged = _update_seconds(directory / "metrics.jsonl")

@@ -2,9 +2,23 @@
 
 from pathlib import Path
 
-from launch.output.run_directory import RunDirectory
+from actors.errors import UsageError
+from launch.output.run_directory import RunDirectory, no_run
 from launch.output.session import stage_name
+from launch.settings.loading import load_config
+from launch.settings.run import RunConfig
+from launch.settings.yaml_text import read_recorded
 from learner.backend import checkpoints, manifest
+
+
+def recorded_config(run: Path) -> RunConfig:
+    """Load the configuration of the run in directory `run`. Raises UsageError if there is none."""
+    path = RunDirectory(run).config
+    if not path.is_file():
+        raise no_run(run, "holds no run: it has no config.yaml", "give the output directory of `offbeat train`")
+    if "training" in read_recorded(path):
+        raise UsageError(f"{run} is a run on a fixed data set; give one of `offbeat train`, which has a journal")
+    return load_config(path)
 
 
 def verify_start(run: RunDirectory, checkpoint: Path | None) -> list[str]:

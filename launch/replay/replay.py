@@ -67,14 +67,6 @@ class Request:
 # ---------------------------------------------------------------- configuration
 
 
-def recorded_config(run: Path) -> RunConfig:
-    """Load the configuration of the run in directory `run`. Raises UsageError if there is none."""
-    path = RunDirectory(run).config
-    if not path.is_file():
-        raise UsageError(f"{run} holds no run: it has no config.yaml; give the output directory of `offbeat train`")
-    return load_config(path)
-
-
 def replay_config(recorded: RunConfig, request: Request) -> RunConfig:
     """Return `recorded` with the changes of `request`, and another output directory.
 

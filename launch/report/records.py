@@ -11,17 +11,14 @@ from typing import Any
 
 from actors.errors import UsageError
 from launch.output.metrics import damaged_lines, read_json_lines
-from launch.output.run_directory import RUN_ID, RunDirectory
+from launch.output.run_directory import MOST_NAMED, RUN_ID, RunDirectory, no_run, runs_below
 from launch.report.drawing.series import Point
 from launch.settings.yaml_text import YamlError, read_yaml
 
 LOOKED_FOR = ("config.yaml", "metrics.jsonl", "summary.json", RUN_ID)
 """A directory with one of these is a run's."""
-MOST_NAMED = 4  # runs that an error names
 LARGEST = 1e150
 """Figures above this are no figures of a run."""
-DEEPEST = 4
-"""Levels below a directory at which runs are looked for: a sweep has its runs at the third."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +128,8 @@ def read_run(directory: Path) -> Run:
 def require_run(directory: Path) -> None:
     """Raise UsageError unless `directory` is a run's."""
     if not directory.is_dir():
-        raise UsageError(f"there is no directory {directory}; give the directory of a run, as runs/embedded")
-    below = [path.parent for path in _below(directory, "config.yaml")]
+        raise no_run(directory, "", "give the directory of a run, as runs/embedded")
+    below = runs_below(directory)
     own = [name for name in LOOKED_FOR if (directory / name).is_file()]
     # A demo leaves a summary beside its two runs.
     if own and not (own == ["summary.json"] and below):
@@ -146,10 +143,6 @@ def require_run(directory: Path) -> None:
         f"{directory} is no run: it has none of {looked} and {LOOKED_FOR[-1]}, and no run is below it; give the "
         "directory that a run wrote, as runs/embedded"
     )
-
-
-def _below(directory: Path, name: str) -> list[Path]:
-    return sorted(path for depth in range(1, DEEPEST + 1) for path in directory.glob("*/" * depth + name))
 
 
 def _config(path: Path, missing: list[str]) -> tuple[Mapping[str, Any], str]:

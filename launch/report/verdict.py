@@ -137,6 +137,8 @@ def _status(run: Run) -> str:
         return f"The run failed after {done} of training {what}: {cause}{'' if cause.endswith('.') else '.'}"
     if run.status == "running":
         return f"The run is going on: it trains {what}, {done} so far."
+    if unread := next((each for each in run.missing if each.startswith("summary.json cannot")), ""):
+        return f"How the run ended is not known, because its {unread} It trained {what}, {done}."
     return f"The run left no summary: it trained {what}, {done}, and was ended before it could say why."
 
 

@@ -30,6 +30,7 @@ from actors.world import VOCABULARY
 from launch.run.protocols import RunPlugin
 from launch.settings.run import RunConfig
 from learner.backend import manifest
+from learner.losses.config import GameLossConfig
 
 MANY_EPOCHS = 20
 """Epochs over the prompts above which a run tells how many it makes."""
@@ -233,10 +234,9 @@ def slow_anchor(config: RunConfig) -> list[str]:
     Its opponents' weights are quicker. Online DPO has none, and ends no worse with an anchor than without.
     """
     anchor, loss = config.anchor, config.learner.loss
-    pull = getattr(loss, "beta", None) or getattr(loss, "tau", 0.0)
-    if anchor is None or not pull or config.opponent is None:
+    if anchor is None or not isinstance(loss, GameLossConfig):
         return []
-    needed = 2.0 * anchor.horizon * (pull + anchor.weight) / pull
+    needed = 2.0 * anchor.horizon * (loss.tau + anchor.weight) / loss.tau
     if config.updates >= needed:
         return []
     over = f"{anchor.weight:g} over {many(anchor.horizon, 'update')}"

@@ -118,6 +118,10 @@ def _leaf(key: str, section: str, title: str, info: FieldInfo) -> Setting:
     )
 
 
+_PATTERNS = {r"^[A-Za-z0-9._-]+$": "of letters, digits and . _ -"}
+"""Patterns in words."""
+
+
 def describe_type(info: FieldInfo) -> str:
     """Return type, choices and bounds of a leaf in words."""
     words = [_describe(member) for member in _members(info.annotation) if member is not type(None)]
@@ -132,7 +136,7 @@ def describe_type(info: FieldInfo) -> str:
     if bounds:
         text += " " + " and ".join(bounds)
     if patterns:
-        text += f" matching {patterns[0]}"
+        text += f" {_PATTERNS.get(patterns[0], f'matching {patterns[0]}')}"
     return text + (" or null" if type(None) in _members(info.annotation) else "")
 
 

@@ -6,7 +6,6 @@ pydantic's errors. Must not know the terminal, and starts nothing.
 
 import copy
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -20,15 +19,13 @@ from launch.settings.no_configuration import directory, missing, no_text, no_yam
 from launch.settings.renamed import Tree, new_key, new_value, remove, with_new_keys
 from launch.settings.run import RunConfig, TrainingConfig
 from launch.settings.verbs import TRAIN, Verb
-from launch.settings.words import answer, listed, meaning, name_of, nearest, one_line, refusal
+from launch.settings.words import answer, listed, meaning, mistyped, name_of, nearest, one_line, refusal
 from launch.settings.yaml_text import YamlError, dump, leaves, no_texts, parse_yaml, read_recorded, read_yaml
 
 Config = TypeVar("Config", bound=TrainingConfig)
 RECORDED = "config.yaml"  # in a run's directory: its resolved configuration
 _CHANGED_DEFAULTS = (("judging", "missing_eos_score"), ("learner", "share_prompts"))
 LARGEST_INTEGER = 2**63 - 1
-_VARIABLE = re.compile(r"\$(\{[^}]*\}|[A-Za-z_]\w*)(/|$)")
-_FILL_IN = 'write the value, or on the command line KEY="$NAME", which the shell fills in'
 LOCK = ".lock"
 """In a run's directory: a file that a live process holds locked. Unlike a process id, valid across containers."""
 
@@ -234,7 +231,7 @@ def _keep_kind(tree: Tree, section: str, kind: Any, known: Sequence[Setting]) ->
 
 def _validate(tree: Tree, model: type[BaseModel], known: Sequence[Setting], mistakes: list[str]) -> BaseModel | None:
     _drop_empty_sections(tree, known)
-    lines = dict.fromkeys([*_numbers(tree, known), *_variables(tree, known)])
+    lines = dict.fromkeys([*_numbers(tree, known), *_mistyped(tree, known)])
     try:
         config, errors = _checked(tree, model)
     except UnicodeEncodeError:  # of a refused value that no message can hold
@@ -273,13 +270,11 @@ def _numbers(tree: Tree, known: Sequence[Setting]) -> Iterator[str]:
             yield f"{setting.key}: given {one_line(value)}; allowed: {setting.allowed} and below 2^63; lower it"
 
 
-def _variables(tree: Tree, known: Sequence[Setting]) -> Iterator[str]:
-    """Refuse a value that begins with a shell's variable, which would be taken for a file of that name."""
+def _mistyped(tree: Tree, known: Sequence[Setting]) -> Iterator[str]:
+    """Refuse values as `mistyped` does; most would be taken for a file of that name."""
     for setting in known:
-        value = _lookup(tree, setting.key)
-        if isinstance(value, str) and _VARIABLE.match(value):
-            given = one_line(redact(value, setting.key))
-            yield f"{setting.key}: given {given}, and variables are not filled in; {_FILL_IN}"
+        if (said := mistyped(setting, _lookup(tree, setting.key))) is not None:
+            yield said
 
 
 def _explain(detail: Mapping[str, Any], tree: Tree, root: type[BaseModel], known: Sequence[Setting]) -> Iterator[str]:
@@ -305,8 +300,8 @@ def _explain(detail: Mapping[str, Any], tree: Tree, root: type[BaseModel], known
         yield f"{key}: {detail['ctx']['error']}" if key else str(detail["ctx"]["error"])
     elif setting is not None:
         given = _lookup(tree, key)
-        if isinstance(given, str) and _VARIABLE.match(given):
-            return  # `_variables` refuses it
+        if mistyped(setting, given):
+            return  # `_mistyped` refuses it
         # Presets leave empty what only the user can know; null, if not allowed, asks for it.
         yield _missing(setting) if given is None else refusal(setting, given)
     else:

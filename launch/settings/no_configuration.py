@@ -17,7 +17,8 @@ _REMEDIES = {
     "character '\\t'": "indent with spaces instead of tabs",
     "another document": "keep one document, and leave out the line `---`",
     "written twice": "leave one of them out",
-    "special characters": "remove that character",
+    "special character": "remove that character",
+    "looks like a space": "indent with plain spaces",
     "for the tag": "write a plain value, without `!`",
     "undefined alias": "put the text in quotes, or define the alias before it with `&`",
     "expected ':'": "write `key: value`, with a space after the colon",
@@ -61,6 +62,8 @@ def directory(path: Path) -> str:
     """Name the configuration in a directory that was given in its place, a run's first."""
     files = [path / "config.yaml", *sorted(path.glob("*.yaml")), *sorted(path.glob("*.yml"))]
     found = next((file for file in files if file.is_file()), None)
+    if found is None and (path / "config.json").is_file():
+        return f"is the directory of a model; give a YAML file, or the name of a preset, then model.path={path}"
     return f"is a directory; give {found}" if found else "is a directory; give a YAML file, or the name of a preset"
 
 

@@ -251,7 +251,7 @@ def _no_option(message: str, option: str, arguments: Sequence[str], context: Any
 def name_and_value(entry: str) -> tuple[str, str]:
     """Split NAME=VALUE of --env. Raises UsageError."""
     name, equals, value = entry.partition("=")
-    if not equals or not name:
+    if not equals or not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
         raise UsageError(f"--env {entry}: given {entry!r}; allowed: NAME=VALUE, for example --env HF_HOME=/data/hf")
     return name, value
 

@@ -21,6 +21,9 @@ from launch.settings.yaml_text import read_yaml
 
 TABLE = Path(__file__).with_suffix(".yaml")
 LONGEST = 60  # characters of a value that an answer repeats
+_VARIABLE = re.compile(r"\$(\{[^}]*\}|[A-Za-z_]\w*)(/|$)")
+_FILL_IN = 'write the value, or on the command line KEY="$NAME", which the shell fills in'
+_QUOTED = re.compile("[\u2018\u201c\u201e][^\\s{}]*[\u2018\u2019\u201c\u201d]")  # a word, no prompt's template
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,10 @@ def answer(given: str, value: Any, known: Sequence[Setting]) -> str | None:
     """
     if given == "judging.judge" and isinstance(value, str) and ":" in value:
         return f"write {shlex.quote(f'judging.judge={{kind: function, path: {value!r}}}')}"
+    if given == "judging.judge" and isinstance(value, list):
+        return "several judges are one of kind ensemble: write {kind: ensemble, members: [{judge: {...}}, ...]}"
+    if isinstance(value, Mapping) and (place := _place_of_section(given, {each.section for each in known})):
+        return place
     found = meaning(given, {setting.key for setting in known})
     if found is None:
         return None
@@ -69,6 +76,26 @@ def answer(given: str, value: Any, known: Sequence[Setting]) -> str | None:
         return f"write {found.setting}=VALUE; allowed: {setting.allowed}"
     shown = text if 0 < len(text) <= LONGEST and "\n" not in text else "VALUE"
     return f"write {shlex.quote(f'{found.setting}={shown}')}"
+
+
+def _place_of_section(given: str, sections: Collection[str]) -> str | None:
+    """Say where a section belongs that stands in another place; None if the name is no section's, or several ones'."""
+    name = given.rpartition(".")[2]
+    found = [each for each in sections if f".{each}".endswith(f".{name}")]
+    if len(found) != 1 or found[0] == given:
+        return None
+    above = found[0].rpartition(".")[0]
+    return f"indent `{name}` as a part of `{above}`" if above else f"write `{name}:` at the start of a line, on its own"
+
+
+def mistyped(setting: Setting, value: Any) -> str | None:
+    """Refuse a text that begins with a shell's variable or is in typographic quotes, which would be taken as it is."""
+    if not isinstance(value, str) or not (_VARIABLE.match(value) or _QUOTED.fullmatch(value)):
+        return None
+    given = one_line(redact(value, setting.key))
+    if _VARIABLE.match(value):
+        return f"{setting.key}: given {given}, and variables are not filled in; {_FILL_IN}"
+    return f"{setting.key}: given {given}, in typographic quotes; write plain ones, ' or \""
 
 
 def _may_hold(setting: Setting, value: Any) -> bool:
@@ -123,6 +150,8 @@ def refusal(setting: Setting, value: Any) -> str:
         hint = "; put it in quotes"
     elif isinstance(value, float) and not math.isfinite(value):
         hint = ", finite"
+    elif setting.key == "name" and isinstance(value, str) and value:
+        hint = f"; write name={re.sub('[^A-Za-z0-9._-]+', '-', value)[:LONGEST]}, or a directory with --output DIR"
     renamed = new_value(setting.key, value)
     near = difflib.get_close_matches(_DTYPES.get(str(value), str(value)), setting.allowed.split(" | "), n=1)
     near = near if renamed == value else [renamed]

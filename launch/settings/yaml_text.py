@@ -22,6 +22,10 @@ MOST_VALUES = 10_000
 """Values of a configuration, those behind aliases counted each time."""
 
 
+_ODD_INDENT = re.compile("(?m)^ *([\u00a0\u2000-\u200b\u202f\u3000])[^\n:]*:")
+"""A setting that web pages and editors have indented with spaces that YAML does not know."""
+
+
 class YamlError(ValueError):
     """A text is no YAML, or exceeds a limit; `place` says where, as `line 1, column 2: `, if that is known."""
 
@@ -39,7 +43,13 @@ def read_yaml(path: Path) -> Any:
         content = file.read(LARGEST + 1)
     if len(content) > LARGEST:
         raise YamlError(f"it has more than {LARGEST:,} bytes, the most of a configuration")
-    return parse_yaml(content.decode("utf-8"))
+    text = content.decode("utf-8")
+    if (found := _ODD_INDENT.search(text)) is not None:
+        place = f"line {text.count(chr(10), 0, found.start()) + 1}: "
+        raise YamlError(
+            f"the line begins with the character U+{ord(found[1]):04X}, which only looks like a space", place
+        )
+    return parse_yaml(text)
 
 
 def parse_yaml(text: str) -> Any:
@@ -50,6 +60,11 @@ def parse_yaml(text: str) -> Any:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise YamlError(error.problem or error.context or "", place) from None
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+        what = f"the special character U+{ord(text[error.position]):04X} is not allowed"
+        raise YamlError(what, f"line {line}, column {column}: ") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # also a number or date that Python refuses
         raise YamlError(" ".join(str(error).split()).partition("; use sys.")[0]) from None
 

@@ -27,7 +27,7 @@ from launch.output.process import interrupts
 from launch.output.session import Resume, Session, Status, board_of, stopping_on_signals, tell_skipped
 from launch.output.summary import package_versions
 from launch.run.divergence import DivergenceGuard, DivergenceWatch, figures_of
-from launch.run.preflight import model_content
+from launch.run.preflight import MANY_EPOCHS, model_content
 from launch.run.protocols import StagePort
 from launch.settings.loading import with_recorded_defaults
 from launch.stages.config import PreferenceRunConfig, StageRunConfig
@@ -35,7 +35,7 @@ from launch.stages.prepared import Prepared
 from launch.tracking.tracked import TrackedMetrics, require_trackers
 from learner.backend import manifest
 from learner.backend.deepspeed_config import schedule_notes
-from learner.stages.config import VALIDATION_SPLIT
+from learner.stages.config import VALIDATION_SPLIT, PassesConfig
 from learner.tensors.examples import TRAIN, VALIDATION
 
 REPORT_UPDATES = 10
@@ -48,6 +48,22 @@ def ranks_on_ray(config: StageRunConfig, model_dir: Path, directory: Path, total
     with wiring.ray_session(config.cluster):
         wiring.check_stage_resources(config.learner)
         yield wiring.start_stage(config, model_dir, directory, total_updates)
+
+
+def repetition(training: PassesConfig, examples: int) -> list[str]:
+    """Say if one update, or all of them, go over the examples more often than is usual."""
+    notes, batch, epochs = [], training.batch_size, training.epochs
+    if batch > examples:
+        notes.append(
+            f"training.batch_size {batch:,} exceeds the {many(examples, 'training example')}: an update trains on an "
+            f"example up to {many(-(-batch // examples), 'time')}; lower it, or add examples"
+        )
+    if epochs > MANY_EPOCHS and training.patience is None:
+        notes.append(
+            f"training.epochs {epochs:,g} are {many(training.updates(examples), 'update')} over "
+            f"{many(examples, 'example')}: the model may learn these by heart; lower it, or set training.patience"
+        )
+    return notes
 
 
 StartRanks = Callable[[Any, Path, Path, int], contextlib.AbstractContextManager[StagePort]]
@@ -121,6 +137,8 @@ class StageRun:
             self._say(f"{many(prepared.train, 'training example')}, {prepared.validation} held out{skipped}")
             if not prepared.validation:
                 self._say("nothing is held out: no held-out loss; raise data.validation_fraction")
+            for note in repetition(self.config.training, prepared.train):
+                self._say(note)
             self._fixed = self._fixed_settings(directory.path / "data")
             session.check_same(self._fixed)
             if session.state:
@@ -160,7 +178,7 @@ class StageRun:
         return "the run ends after the steps under way"
 
     def _prepare_files(self) -> Prepared:
-        """Write what the ranks load. A new run that is refused leaves its directory empty, to be tried again."""
+        """Write what the ranks load. A new run that is refused leaves nothing, to be tried again."""
         if not self._session.state:
             # Left by an earlier part with other data or settings, which died before its first checkpoint.
             shutil.rmtree(self._directory.start, ignore_errors=True)
@@ -169,9 +187,7 @@ class StageRun:
             self._check_held_out(prepared)
         except UsageError:
             if not self._session.resume:
-                self._directory.clear()
-                with contextlib.suppress(OSError):  # others may have put something there
-                    self._directory.path.rmdir()
+                self._directory.withdraw()
             raise
         return prepared
 

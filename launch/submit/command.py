@@ -104,7 +104,8 @@ def kuberay(
     workers: Annotated[int, Option(metavar="N", help="pods with GPUs; 0: one pod, the head")] = 1,
     gpus_per_worker: Annotated[int | None, Option(metavar="N", help="GPUs of each; unset: those that it needs")] = None,
     cpus: Annotated[
-        str | None, Option(metavar="AMOUNT", help="CPU cores of each pod; unset: 16, or the more that it needs")
+        str | None,
+        Option(metavar="AMOUNT", help="CPU cores of each pod that runs actors; unset: 16, or the more that it needs"),
     ] = None,
     memory: Annotated[str, Option(metavar="AMOUNT", help="memory of each pod, shared memory included")] = "128Gi",
     volume: Annotated[
@@ -114,15 +115,16 @@ def kuberay(
     secret: Annotated[str | None, Option(metavar="NAME", help="Secret whose keys become variables of the pods")] = None,
     retries: Annotated[int, Option(metavar="N", help="new clusters after a failure; each resumes")] = 2,
     shared_memory: Annotated[
-        int | None, Option(metavar="MIB", help="/dev/shm of each pod (MiB); unset: what the run needs, and 1 GiB")
+        int | None,
+        Option(metavar="MIB", min=1, help="/dev/shm of each pod (MiB); unset: what the run needs, and 1 GiB"),
     ] = None,
     resume: Resume = None,
     dry_run: DryRun = False,
 ) -> int:
     """Run training on Kubernetes, as a RayJob of KubeRay."""
     training = _training(config, overrides, resume)
-    from launch.submit.kuberay import CORES, KuberayOptions, Volume, plan_kuberay, submit_kuberay
-    from launch.submit.needs import cores_per_node, gpus_per_node, shared_memory_mib
+    from launch.submit.kuberay import CORES, KuberayOptions, Volume, bytes_of, plan_kuberay, submit_kuberay
+    from launch.submit.needs import cores_per_node, gpus_per_node, memory_notes, shared_memory_mib
     from launch.submit.training import tell
 
     volumes = tuple(map(Volume.parse, volume or ()))
@@ -134,6 +136,7 @@ def kuberay(
     cores = cpus or str(max(CORES, needed))
     options = KuberayOptions(image, namespace, workers, gpus, cores, memory, volumes, secret, retries)
     shared = shared_memory or shared_memory_mib(training.settings)
+    tell(memory_notes(training.settings, pods, bytes_of(memory), shared, f"--memory {memory}"))
     manifests = plan_kuberay(training, options, shared_memory_mib=shared)
     return submit_kuberay(training, options, manifests, dry_run=dry_run)
 

@@ -57,6 +57,8 @@ def plan_compose(training: Training, working_dir: str | Path, image: str | None 
     verb = training.command(str(training.config))[3:]  # the image's entry point is `python -m launch`
     variables = {"OFFBEAT_DIRECTORY": str(root), "OFFBEAT_UID": str(os.getuid()), "OFFBEAT_GID": str(os.getgid())}
     named = image or os.environ.get("OFFBEAT_IMAGE")
+    if named and len(named.split()) != 1:
+        raise UsageError(f"--image {named!r} is not the name of an image; a space is in it: leave that out")
     variables |= {"OFFBEAT_IMAGE": named} if named else {}
     return ComposeRun([*words, "offbeat", *verb], variables, wanted, named or IMAGES[file], named is None)
 

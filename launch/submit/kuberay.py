@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import sleep
@@ -33,7 +33,10 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 _IMAGE = re.compile(r"\S+")
 CORES = 16
 """Of a pod, if the run does not need more."""
-_QUANTITY = re.compile(r"\d+(\.\d+)?([kMGTP]|[KMGTP]i)?")
+HEAD_CORES = 4
+"""Most of a head that has only the driver."""
+_CORES = re.compile(r"\d{1,6}(\.\d+)?")
+_QUANTITY = re.compile(r"(?P<number>\d{1,18}(\.\d+)?)(?P<unit>([kMGTP]|[KMGTP]i)?)")
 _VOLUME = re.compile(r"(?P<claim>[a-z0-9]([a-z0-9.-]*[a-z0-9])?):(?P<path>/[^:\s]+?)/?(?P<ro>:ro)?")
 
 
@@ -76,9 +79,25 @@ class KuberayOptions:
         for name, count in (("workers", self.workers), ("gpus-per-worker", self.gpus), ("retries", self.retries)):
             if count < 0:
                 raise UsageError(f"--{name} {count}: give 0 or more")
-        for name, amount in (("cpus", self.cpus), ("memory", self.memory)):
-            if not _QUANTITY.fullmatch(amount):
-                raise UsageError(f"--{name} {amount!r} is not a quantity of Kubernetes, such as 16 or 128Gi")
+        if not _CORES.fullmatch(self.cpus):
+            raise UsageError(f"--cpus {self.cpus!r} is no number of cores; write one, such as 16")
+        taken = ["/dev/shm", CONFIG_FOLDER]
+        for volume in self.volumes:
+            if str(volume.mount.path) in taken:
+                raise UsageError(
+                    f"--volume {volume.claim}:{volume.mount.path}: something else is there; change the path"
+                )
+            taken.append(str(volume.mount.path))
+        bytes_of(self.memory)
+
+
+def bytes_of(memory: str) -> int:
+    """Read an amount of memory as Kubernetes writes it. Raises UsageError."""
+    match = _QUANTITY.fullmatch(memory)
+    if match is None:
+        raise UsageError(f"--memory {memory!r} is not a quantity of Kubernetes; write one, such as 128Gi")
+    letter, binary = match["unit"].upper(), match["unit"].endswith("i")
+    return int(float(match["number"]) * (1024 if binary else 1000) ** " KMGTP".index(letter[:1] or " "))
 
 
 def job_name(run: str, suffix: str) -> str:
@@ -127,6 +146,7 @@ def _script(training: Training, options: KuberayOptions) -> str:
 def _cluster(options: KuberayOptions, name: str, shared_memory_mib: int, object_store_mib: int) -> dict[str, Any]:
     start = {"object-store-memory": str(object_store_mib << 20)}
     head_gpus = 0 if options.workers else options.gpus
+    head = replace(options, cpus=f"{min(HEAD_CORES, float(options.cpus)):g}") if options.workers else options
     # With workers, the head has only the driver: no actor is placed there.
     head_start = {"dashboard-host": "0.0.0.0", **start, **({"num-cpus": "0"} if options.workers else {})}
     spec: dict[str, Any] = {
@@ -134,7 +154,7 @@ def _cluster(options: KuberayOptions, name: str, shared_memory_mib: int, object_
         "authOptions": {"mode": "token"},
         "headGroupSpec": {
             "rayStartParams": head_start,
-            "template": _pod(options, "ray-head", name, head_gpus, shared_memory_mib),
+            "template": _pod(head, "ray-head", name, head_gpus, shared_memory_mib),
         },
     }
     if (ray := _ray_version()) is not None:

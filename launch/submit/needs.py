@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from actors.errors import UsageError
+from actors.foreign.text import many
 from launch.cluster.placement import GENERATOR, Actor, Node, place, run_actors, sampling_actors
 from launch.settings.run import RunConfig
 
@@ -57,6 +58,32 @@ def cores_per_node(config: RunConfig, nodes: int, gpus: int, asked: float | None
     if asked is not None and asked < least:
         raise _too_few(f"{option} {asked:g}", least, nodes, "their cores (generators.cpus, learner.cpus_per_rank)")
     return least
+
+
+def memory_notes(config: RunConfig, pods: int, each: int, shared_mib: int, asked: str) -> list[str]:
+    """Say if the run may need more memory than `pods` have, with `each` bytes; `asked` is what the user wrote.
+
+    Raises UsageError if it needs more for sure. A model that is not here is not counted.
+    """
+    from launch.doctor.checkup import models_of
+    from launch.doctor.footprint import size
+    from launch.doctor.run_checks import estimated_memory
+
+    amount = size(each) if each >> 20 else many(each, "byte")
+    on = f"{asked} is {amount} for " + ("the pod" if pods == 1 else f"each of {pods} pods")
+    if each <= shared_mib << 20:
+        raise UsageError(
+            f"{on}, and its /dev/shm of {shared_mib:,} MiB counts as its memory; ask for more, with a unit, such as "
+            "128Gi, or lower --shared-memory"
+        )
+    models, _ = models_of(config)
+    if models is None:
+        return []
+    least, likely, text = estimated_memory(config, models)
+    note = f"{on}, and the run takes {text}; ask for more, or lower generators.count or learner.ranks"
+    if least > pods * each:
+        raise UsageError(note)
+    return [note] if likely > pods * each else []
 
 
 def _with_all_generators(config: RunConfig) -> list[Actor]:

@@ -22,6 +22,16 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,-]*")
 _HOSTS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,\[\]-]*")
 _IMAGE = re.compile(r"[^\s,=]+")
 _MOUNT = re.compile(r"/[^\s,:]*(:/[^\s,:]*){0,1}(:r[ow])?")
+
+
+def seconds_of(time: str) -> int:
+    """Return the seconds of a time limit as Slurm reads it: minutes, M:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS."""
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    parts = [*parts, 0, 0][:3] if dash or len(parts) == 3 else [0, *parts, 0][:3]
+    return int(days or 0) * 86_400 + parts[0] * 3600 + parts[1] * 60 + parts[2]
+
+
 SHORTEST_NOTICE = 60
 """Slurm may send a signal up to 60 seconds early, and not much later than that."""
 
@@ -57,6 +67,11 @@ class SlurmOptions:
                 raise UsageError(f"--{name} {value!r} is not a Slurm name; letters, digits and . _ - , are allowed")
         if not SHORTEST_NOTICE <= self.notice <= 65535:
             raise UsageError(f"--notice {self.notice}: Slurm takes {SHORTEST_NOTICE} to 65535 seconds before the limit")
+        if self.notice >= seconds_of(self.time):
+            raise UsageError(
+                f"--notice {self.notice} s before the end leaves nothing of --time {self.time}, which is "
+                f"{seconds_of(self.time):,} s; raise --time, or lower --notice"
+            )
         if self.container is not None and not _IMAGE.fullmatch(self.container):
             raise UsageError(f"--container {self.container!r} is not an image; give a registry's name or a .sqsh file")
         if self.container is None and self.container_mounts:

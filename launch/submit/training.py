@@ -54,6 +54,8 @@ class Training:
 def existing_directory(path: str | Path) -> Path:
     """Return the working directory, absolute. Raises UsageError if there is none."""
     root = Path(path).resolve()
+    if root.is_file():
+        raise UsageError(f"working directory {root} is a file; give the folder that the run's paths start from")
     if not root.is_dir():
         raise UsageError(f"working directory {root} does not exist; give the folder that the run's paths start from")
     return root

@@ -20,14 +20,15 @@ from typing import TypeVar, cast
 
 from torch import Tensor
 
-from learner.losses.config import GameLossConfig, PairLossConfig, PpoLossConfig, RewardLossConfig
+from learner.losses.config import GameLossConfig, PairLossConfig, PpoLossConfig, RewardLossConfig, pull_setting
 
 Loss = TypeVar("Loss", bound=PairLossConfig | RewardLossConfig | PpoLossConfig | GameLossConfig)
 
 
 def anchored(loss: Loss, weight: float) -> Loss:
     """Return `loss` with `weight` added to the strength of its pull: `tau`, or `beta` of losses on pairs."""
-    field = "beta" if isinstance(loss, PairLossConfig) else "tau"
+    field = pull_setting(loss)
+    assert field is not None
     return cast("Loss", loss.model_copy(update={field: getattr(loss, field) + weight}))
 
 

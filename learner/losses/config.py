@@ -149,6 +149,13 @@ class GameLossConfig(Settings):
 LossConfig = PairLossConfig | BestOfNLossConfig | RewardLossConfig | GrpoLossConfig | PpoLossConfig | GameLossConfig
 
 
+def pull_setting(loss: LossConfig) -> Literal["beta", "tau"] | None:
+    """Name the setting of a loss's pull towards the reference; None if it has none."""
+    if isinstance(loss, BestOfNLossConfig):
+        return None
+    return "beta" if isinstance(loss, PairLossConfig) else "tau"
+
+
 class AnchorConfig(Settings):
     """A pull towards the slow average of the policy's own weights: it damps the cycles that stale opponents cause."""
 

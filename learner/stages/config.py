@@ -50,7 +50,7 @@ class BaseModelConfig(ChatTemplateConfig):
 class PassesConfig(Settings):
     """Passes over the data, and early stopping."""
 
-    epochs: float = Field(default=1.0, gt=0.0, description="passes over the training examples")
+    epochs: float = Field(default=1.0, gt=0.0, le=100_000.0, description="passes over the training examples")
     batch_size: int = Field(default=32, ge=1, description="examples per optimizer step")
     evaluate_every: int = Field(
         default=50, ge=0, description="optimizer steps between held-out evaluations; 0: only at the end"

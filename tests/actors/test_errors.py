@@ -59,7 +59,8 @@ def test_other_errors_are_left_as_they_are() -> None:
         (errno.EROFS, "make that file system writable again"),
         (errno.EMFILE, "let a process open more files (`ulimit -n`)"),
         (errno.EACCES, "give this user the right to write there"),
-        (errno.ENOTDIR, "make it writable"),
+        (errno.ENOTDIR, "a file has the name of a directory on the way: use another directory"),
+        (errno.ENOLCK, "make it writable"),
     ],
 )
 def test_what_could_not_be_written_why_and_what_to_do_are_one_sentence(number: int, remedy: str) -> None:
@@ -119,6 +120,8 @@ def test_a_fault_of_the_machine_that_nobody_expected_is_told_with_its_path_and_o
 def test_a_directory_that_is_gone_is_told_from_a_place_where_no_file_can_be_made(tmp_path):
     gone = FileNotFoundError(errno.ENOENT, "No such file or directory", str(tmp_path / "gone" / "file"))
     proc = FileNotFoundError(errno.ENOENT, "No such file or directory", "/proc/run")
+    below = FileExistsError(errno.EEXIST, "File exists", str(tmp_path / "file"))
+    assert writing_remedy(below) == "a file has the name of a directory on the way: use another directory"
     assert writing_remedy(gone) == "put back the directory, which is gone"
     assert writing_remedy(proc) == "the system makes no files there, as below /proc: use another directory"
 

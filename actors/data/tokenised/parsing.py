@@ -101,7 +101,8 @@ def tokenise(rows: Iterable[Row], config: PromptConfig, tokenizer: Any) -> Part:
             all_ids.append(ids)
         else:
             long = f"{many(len(ids), 'token')}, more than prompts.max_prompt_tokens {limit}"
-            problems[number] = Problem(row.place, long if ids else "no tokens; the prompt must not be empty")
+            empty = "no tokens; the prompt must not be empty"
+            problems[number] = Problem(row.place, long if ids else empty, tokens=len(ids))
     metadata = [_json(each.metadata) for each in good]
     return Part(
         _columns(good, metadata, all_ids),
@@ -168,6 +169,8 @@ def _answer(row: Row, field: str | tuple[str, ...]) -> tuple[str, Any]:
         raise MalformedRowError(
             f"field '{name}' is of type {type(value).__name__}; allowed are a string, a number, a list or a dict"
         )
+    if value != value:
+        raise MalformedRowError(f"field '{name}' is NaN, as pandas writes a missing value; leave the row out")
     if isinstance(value, str | int | float):
         return checked_text(str(value), name), None
     try:

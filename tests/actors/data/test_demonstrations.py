@@ -208,7 +208,7 @@ def test_a_wrongly_encoded_line_is_named(tmp_path: Path) -> None:
     file = tmp_path / "d.jsonl"
     file.write_bytes(b'\xff\xfe\n{"prompt": "w1", "response": "w2"}\n')
     found = load(file, on_malformed="skip", **ALL)
-    assert found.skipped == [f"{file}:1: not UTF-8: invalid start byte at byte 0 of the line"]
+    assert found.skipped == [f"{file}:1: not UTF-8: invalid start byte at byte 0 of the line; save it as UTF-8"]
     assert len(found.train) == 1
 
 
@@ -249,7 +249,7 @@ def test_chats_without_a_chat_template_are_refused_at_once(tmp_path: Path) -> No
 
 
 def test_only_the_first_problems_are_shown_of_many(tmp_path: Path) -> None:
-    file = write(tmp_path / "d.jsonl", ["{"] * 7)
+    file = write(tmp_path / "d.jsonl", ["{", "["] * 3 + ["{"])
     with pytest.raises(UsageError) as error:
         load(file)
     assert "7 of 7 rows" in str(error.value)

@@ -50,11 +50,20 @@ def test_rows_of_separated_values_that_are_damaged_are_named_by_their_first_line
     content = b'prompt,x\n"a\nb",1\nc\nd,1,2\n\n\xff,3\ne\x00,4\nf,\n'
     found = read(tmp_path / "p.csv", content)
     assert found[0] == (2, {"prompt": "a\nb", "x": "1"})
-    assert found[1][1].startswith("1 cells, and the header has 2")
+    assert found[1][1].startswith("1 cell, and the header has 2")
     assert found[2][1].startswith("3 cells")
     assert found[3][1].startswith("not UTF-8")
     assert found[4:] == [(8, {"prompt": "e\x00", "x": "4"}), (9, {"prompt": "f", "x": None})]
     assert [number for number, _ in found] == [2, 4, 5, 7, 8, 9]
+
+
+def test_a_quote_that_swallows_lines_and_another_encoding_are_told_with_what_to_do(tmp_path: Path) -> None:
+    found = read(tmp_path / "p.csv", b'prompt,x\n"a,1\nb,2\nc,3\n')
+    assert found == [(2, "1 cell, and the header has 2: a quote that opens there may close only in line 4; close it")]
+    ((_, told),) = read(tmp_path / "q.csv", b"prompt,x\ncaf\xe9,1\n")
+    assert told == "not UTF-8 at character 3 of the row; save the file as UTF-8"
+    ((_, told),) = read(tmp_path / "p.jsonl", b"{'prompt': 'a'}\n")
+    assert told.endswith("it is as Python prints it: write it with json.dumps")
 
 
 def test_a_header_with_a_column_twice_reads_no_row(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from actors.data.preference_forms import Halves, pairs_of
+from actors.data.preference_forms import Halves, meant_role, pairs_of
 from actors.data.preference_layouts import MalformedPreferenceError, PreferenceRow, parse_preference
 from actors.data.preferences import collect_preferences
 from actors.errors import UsageError
@@ -203,6 +203,16 @@ def test_of_ranked_responses_all_that_differ_make_pairs_or_the_best_and_the_wors
     assert len(every) == len(pairs)
     extremes = collect_preferences(str(tmp_path / "p.jsonl"), ranked_pairs="best_worst").rows
     assert extremes == [PreferenceRow("q", "b", "d")]
+
+
+@pytest.mark.parametrize(
+    ("role", "meant"),
+    [("usr", "user"), ("User", "user"), ("human", "user"), ("gpt", "assistant"), ("assitant", "assistant")]
+    + [("sys", "system"), ("tools", "tool")]
+    + [(role, None) for role in ("user", "system", "tool", "developer", "ipython", "narrator", "agent", "critic")],
+)
+def test_a_misspelt_role_is_told_from_one_that_only_a_template_knows(role, meant):
+    assert meant_role(role) == meant
 
 
 def half(prompt: Any, completion: str, label: Any) -> dict[str, Any]:

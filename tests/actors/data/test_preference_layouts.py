@@ -98,6 +98,11 @@ def test_extra_keys_of_messages_are_left_out() -> None:
         ({"chosen": [USER, said("a")], "rejected": [SYSTEM, said("b")]}, "bad_conversation", "the same chat up to"),
         ({"chosen": [USER, USER], "rejected": [USER, said("b")]}, "bad_conversation", "must end with an assistant"),
         ({"chosen": [], "rejected": []}, "bad_conversation", "the same chat up to"),
+        (
+            {"prompt": [{"role": "usr", "content": "q"}], "chosen": "a", "rejected": "b"},
+            "bad_conversation",
+            "prompt[0].role is 'usr'; write 'user'",
+        ),
         ({"prompt": [said("x")], "chosen": "a", "rejected": "b"}, "bad_conversation", "ends with an assistant message"),
         (
             {"chosen": [USER, said("x"), said("a")], "rejected": [USER, said("x"), said("b")]},

@@ -247,6 +247,7 @@ MALFORMED = {
     "no messages": ({"prompt": []}, "empty list"),
     "message is text": ({"prompt": ["w1"]}, r"prompt[0] is of type str"),
     "message without role": ({"prompt": [{"content": "w1"}]}, "prompt[0] has no string 'role'"),
+    "misspelt role": ({"prompt": [{"role": "usr", "content": "w1"}]}, "prompt[0].role is 'usr'; write 'user'"),
     "content is a list": ({"prompt": [{"role": "user", "content": ["w1"]}]}, "prompt[0] has no string 'content'"),
     "content is empty": ({"prompt": [{"role": "user", "content": ""}]}, "'prompt[0].content' is empty"),
     "ends with assistant": ({"prompt": [{"role": "assistant", "content": "w1"}]}, "ends with an assistant message"),
@@ -267,6 +268,29 @@ def test_a_malformed_row_is_named_with_its_line_and_what_is_allowed(tmp_path: Pa
     assert texts(kept, range(2)) == ["w1", "w2"]
     assert len(kept.skipped) == 1
     assert kept.skipped[0].startswith(f"{file}:2: ")
+
+
+def test_rows_that_are_all_malformed_alike_are_told_once_without_the_advice_to_skip_them(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.jsonl", [{"question": "w1"}] * 7)
+    with pytest.raises(UsageError) as raised:
+        source(file)
+    assert str(raised.value) == (
+        f"7 of 7 rows of prompts.source '{file}' are malformed; all alike, the first:\n"
+        f"  {file}:1: no field 'prompt'; it has: 'question'\n"
+        "Name columns that are there with prompts.prompt_field, or correct the rows."
+    )
+
+
+def test_a_missing_answer_of_pandas_is_a_malformed_row(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.jsonl", [{"prompt": "w1", "answer": 3}, '{"prompt": "w2", "answer": NaN}'])
+    with pytest.raises(UsageError, match=r"p\.jsonl:2: field 'answer' is NaN, as pandas writes a missing value"):
+        source(file, answer_field="answer")
+
+
+def test_prompts_that_are_all_too_long_are_told_with_the_limit_that_would_hold_them(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.jsonl", [{"prompt": "w1 " * 8}, {"prompt": "w1"}, {"prompt": "w1 " * 11}])
+    with pytest.raises(UsageError, match=r"Raise prompts\.max_prompt_tokens to 12, or shorten them, or set"):
+        source(file, max_prompt_tokens=8)
 
 
 def test_a_prompt_of_exactly_the_limit_is_kept(tmp_path: Path) -> None:

@@ -271,6 +271,13 @@ def test_groups_of_rows_are_scored_as_all_at_once(
         assert one.log_perplexities == pytest.approx(other.log_perplexities, abs=1e-4)
 
 
+def test_rows_that_are_all_held_out_are_refused_and_nothing_is_written(many: Path, tmp_path: Path) -> None:
+    config = configured(many, "validation_fraction=0.9999")
+    with pytest.raises(UsageError, match=r"validation_fraction 0\.9999 holds out all \d+ pairs .* lower it"):
+        run_data(config)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_seed_decides_which_prompts_are_held_out(many: Path) -> None:
     sides = [
         {row.prompt for row in prepare(configured(many, "validation_fraction=0.5", f"seed={seed}")).rows("train")}

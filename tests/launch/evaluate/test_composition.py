@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from actors.data.prompts import PromptSource
 from actors.errors import UsageError
 from launch.evaluate.composition import Problem, compose, composed_prompts, measure, render
 from launch.settings.loading import load_config
+from tests.actors.data.test_prompts import make_tokenizer
 
 APPLES = Problem("Ann has 4 apples and buys 3 more. How many has she?", "<<4+3=7>>7 #### 7", Fraction(7))
 BOXES = Problem("Each of 7 boxes holds 5 pens. How many pens?", "<<7*5=35>>35 #### 35", Fraction(35))
@@ -125,19 +127,18 @@ def test_problems_that_are_no_texts_or_have_several_columns_of_answers_are_refus
 def test_pairs_that_are_too_long_are_told_with_the_settings_that_make_room(tmp_path):
     """The file that they are read from is gone by then."""
     rows = [{"question": each.text, "answer": each.answer} for each in (APPLES, BOXES)]
-    short = config(tmp_path, rows)
+    short = config(tmp_path, rows, "prompts.max_prompt_tokens=16")
 
     def read() -> None:
         with composed_prompts(short, 1, final) as (given, _):
-            where = given.prompts.source
-            raise UsageError(
-                f"2 rows are malformed: {where}:1: 90 tokens, more than 64\n{where}:3: 120 tokens, more than 64"
-            )
+            PromptSource(given.prompts, make_tokenizer())
 
-    room = short.generators.max_model_len - short.prompts.max_prompt_tokens + 240
-    with pytest.raises(UsageError, match="pairs have 120 tokens and more") as told:
+    # Words of a pair's text in its template, and the token that begins it.
+    longest = len(short.prompts.template.format(prompt=compose([APPLES, BOXES], 1, seed=0)[0].text).split()) + 1
+    room = short.generators.max_model_len - 16 + 2 * longest
+    with pytest.raises(UsageError, match=f"pairs have {longest} tokens and more") as told:
         read()
-    assert f"set prompts.max_prompt_tokens=240 generators.max_model_len={room}" in str(told.value)
+    assert f"set prompts.max_prompt_tokens={2 * longest} generators.max_model_len={room}" in str(told.value)
     assert "offbeat-composed" not in str(told.value)
 
 

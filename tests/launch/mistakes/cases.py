@@ -110,5 +110,5 @@ def answered(mistake: Mistake, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def listing() -> set[str]:
-    """Return what is in the working directory, without what Python and a refused stage's parent leave."""
-    return {str(path) for path in Path().rglob("*") if "__pycache__" not in path.parts and path != Path("runs")}
+    """Return what is in the working directory, without what Python leaves."""
+    return {str(path) for path in Path().rglob("*") if "__pycache__" not in path.parts}

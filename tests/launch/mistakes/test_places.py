@@ -64,6 +64,7 @@ DATA = [
     data("gzip", "p.jsonl", gzip.compress(ROW.encode()), "is gzipped; let its name end in .gz"),
     data("a pointer of Git LFS", "p.jsonl", "version https://git-lfs.github.com/spec/v1\n", "run `git lfs pull`"),
     data("UTF-16", "p.jsonl", ROW.encode("utf-16"), "UTF-16; save it as UTF-8"),
+    data("an object in several lines", "p.jsonl", '{\n  "prompt": "w5"\n}\n', "write each in one line"),
     data("a web page", "p.jsonl", "<!DOCTYPE html>", "is a web page; download the file itself"),
     data("Parquet", "p.jsonl", "PAR1", "is a Parquet file; let its name end in .parquet"),
     data("no Parquet", "p.parquet", "not parquet", "is not a readable Parquet file", "write it again"),
@@ -152,6 +153,7 @@ JUDGES = [
     judge("dots only", "jx.f", "as jx:f"),
     judge("a hyphen", "my-jx:f", "a module's name has letters, digits and underscores alone", "rename the file"),
     judge("a space", "my jx:f", "a module's name has letters", "rename the file"),
+    judge("a large module", "os:f", "'os' has no function 'f'", "name one that it has: ", ", and ", " more"),
     judge("a digit first", "1jx:f", "a module's name has letters", "rename the file"),
     judge("a relative import", "jx:f", "relative import", "without the dot", body="from . import prompts\n"),
     judge("a class", "jx:f", "'jx:f' is a class; name a function", body="class f: pass\n"),
@@ -207,6 +209,17 @@ DIRECTORIES = [
             {"runs/run/config.yaml": "- a"}),
     Mistake("no run to resume", train("--resume"), ("no run in runs/run", "leave out --resume to start one")),
     Mistake("no run to report", ("report", "runs/nope"), ("there is no directory runs/nope; give the directory",)),
+    *(
+        Mistake(f"a file to {verb}", (verb, "run.yaml"), ("run.yaml is a file, not the directory of a run; give",))
+        for verb in ("report", "samples", "replay", "plan", "verify")
+    ),
+    *(
+        Mistake(f"the parent of runs to {verb}", (verb, "runs"), ("holds 2 runs: runs/a, runs/b; give one of them",),
+                {"runs/a/config.yaml": RUN, "runs/b/config.yaml": RUN})
+        for verb in ("samples", "replay", "plan")
+    ),
+    Mistake("a stage to replay", ("replay", "r"), ("r is a run on a fixed data set; give one of `offbeat train`",),
+            {"r/config.yaml": "training: {epochs: 1}\n"}),
     Mistake("no model to talk to", ("chat", "./modle"), ("does not exist", "nearest: model")),
 ]  # fmt: skip
 

@@ -46,10 +46,15 @@ VALUES = [
     typed("base 60", "updates=1:30", "given '1:30'; allowed: integer >= 1"),
     typed("beyond 64 bits", "seed=18446744073709551616", "given 18446744073709551616", "below 2^63; lower it"),
     typed("fp16", "learner.dtype=fp16", "given 'fp16'; allowed: float32 | bfloat16; nearest: bfloat16"),
-    typed("a date as a name", "name={a: 1}", "name: given", "allowed: text matching"),
+    typed("a date as a name", "name={a: 1}", "name: given", "allowed: text of letters"),
     typed("temperature 0", "sampling.temperature=0", "vLLM samples at 0.01", "set 0.01 or more"),
     typed("a negative token", "sampling.stop_token_ids=[-1]", "given [-1]; allowed: list of integers"),
     typed("a token that the model has not", "sampling.stop_token_ids=[96]", "names 96", "0 to 95", "leave it out"),
+    typed(
+        "a path as a name", "name=a/b c", "name: given 'a/b c'", "write name=a-b-c, or a directory with --output DIR"
+    ),
+    typed("nothing as output", "output=''", "output: given '', which is empty; allowed: a directory"),
+    typed("a space before the output", "output=' a'", "which begins or ends with a space", "correct it"),
     typed("a URL as output", "output=s3://bucket/run", "given 's3://bucket/run', a URL; allowed: a directory"),
     typed("no {prompt}", "prompts.template=Question", "given 'Question'", "0 times", "put it where the prompt goes"),
     typed("two {prompt}", "prompts.template={prompt} {prompt}", "holds {prompt} 2 times"),
@@ -65,6 +70,11 @@ VALUES = [
     typed("a variable as output", "output=$HOME/x", "output: given '$HOME/x'", "not filled in; write the value"),
     typed("a variable as a number", "seed=${SEED}", "1 mistake", "seed: given '${SEED}'", "write the value"),
     typed("half a character", 'cluster.address="\\ud800"', "cluster.address: given '\\ud800', which is no text"),
+    Mistake(
+        "endless epochs",
+        ("sft", "sft.yaml", "training.epochs=1e12"),
+        ("training.epochs: given 1000000000000", "allowed: number > 0 and <= 100000"),
+    ),
     typed("one member", "judging.judge={kind: ensemble, members: []}", "given 0; allowed: 2 or more; add some"),
 ]
 COMBINATIONS = [
@@ -128,6 +138,30 @@ YAML = [
     yaml("an unquoted date", run("name: run", "name: 2026-11-30"), "name: given 2026-11-30", "put it in quotes"),
     yaml("a section as a list", RUN + "samples: [log]\n", "samples: given [log]; allowed: a section"),
     yaml("another file as base", "base: run.yaml\n" + RUN, "base: no such setting; a file stands alone", "> mine.yaml"),
+    yaml(
+        "a section in another one",
+        run("prompts: {", "prompts: {sampling: {completions_per_prompt: 2}, "),
+        "prompts.sampling: no such setting; write `sampling:` at the start of a line, on its own",
+    ),
+    yaml("a section outside of its own", RUN + "optimizer: {foo: 1}\n", "indent `optimizer` as a part of `learner`"),
+    yaml(
+        "spaces from a web page",
+        run("model: {path: ./model}", "model:\n\u00a0\u00a0path: ./model"),
+        "line 4: not valid YAML: the line begins with the character U+00A0, which only looks like a space",
+        "indent with plain spaces",
+    ),
+    yaml(
+        "a bell",
+        RUN + "seed: \x071\n",
+        "line 12, column 7: not valid YAML: the special character U+0007 is not allowed; remove that character",
+    ),
+    yaml("typographic quotes", run("'judge:score'", "\u201cjudge:score\u201d"), "in typographic quotes; write plain"),
+    yaml(
+        "a list of judges",
+        run("{judge: {kind: function, path: 'judge:score'}}", "{judge: [{kind: gold}]}"),
+        "judging.judge: given [{kind: gold}]",
+        "write {kind: ensemble, members: [{judge: {...}}, ...]}",
+    ),
     yaml("nothing", "", "model.path: missing; pass model.path=VALUE"),
 ]
 FILES = [
@@ -140,7 +174,11 @@ FILES = [
     Mistake("data", ("train", "prompts.jsonl"), ("ends in .jsonl", "then prompts.source=prompts.jsonl")),
     Mistake("weights", ("train", "model/model.safetensors"), ("ends in .safetensors", "then model.path=model")),
     Mistake("gzipped", ("train", "x.gz"), ("byte 1 is not UTF-8; unpack it first",), {"x.gz": b"\x1f\x8b\x08"}),
-    Mistake("a directory", ("train", "model"), ("is a directory; give a YAML file",)),
+    Mistake("a directory", ("train", "model"), ("is the directory of a model; give a YAML file", "model.path=model")),
+    Mistake(
+        "a model to evaluate", ("evaluate", "model"), ("is the directory of a model", "a YAML file", "model.path=model")
+    ),
+    Mistake("one model to compare", ("compare", "model"), ("model is one model, and it takes two", "give another")),
     Mistake("a pipe", ("train", "p.yaml"), ("it is a pipe", "give a file"), change=lambda d: os.mkfifo(d / "p.yaml")),
     Mistake(
         "links in a circle", ("train", "l.yaml"), ("symbolic links",), change=lambda d: os.symlink("l.yaml", "l.yaml")

@@ -100,7 +100,8 @@ def test_a_directory_that_is_taken_away_is_missed(tmp_path: Path, what: str, cau
     if what == "removed":
         shutil.rmtree(tmp_path / "run")
     elif what == "emptied":
-        begun.clear()
+        for each in (tmp_path / "run").iterdir():
+            each.unlink()
     else:
         (tmp_path / "run").rename(tmp_path / "elsewhere")
         other = _begin(tmp_path / "run") if what == "replaced" else None
@@ -109,6 +110,19 @@ def test_a_directory_that_is_taken_away_is_missed(tmp_path: Path, what: str, cau
     begun.close()
     if what == "replaced" and other is not None:
         other.close()
+
+
+def test_a_refused_run_takes_back_the_directories_that_it_made_and_no_others(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    begun = _begin(tmp_path / "mine" / "runs" / "a")
+    begun.withdraw()
+    begun.close()
+    assert [str(each.relative_to(tmp_path)) for each in tmp_path.rglob("*")] == ["mine"]
+    begun, beside = _begin(tmp_path / "runs" / "a"), _begin(tmp_path / "runs" / "b")
+    begun.withdraw()
+    begun.close()
+    beside.close()
+    assert [each.name for each in (tmp_path / "runs").iterdir()] == ["b"]
 
 
 def test_a_run_that_ends_while_it_begins_lets_the_directory_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,10 @@ from actors.records import Completion, Group, Judgement, Lease, Prompt
 from actors.replay_buffer.buffer import Batch
 from launch.output.journal import Journal, learning_settings
 from launch.output.journal_reader import JournalReader
+from launch.replay.recorded import recorded_config
 from launch.replay.replay import (
     Request,
     Start,
-    recorded_config,
     replay_config,
     starting_point,
     train_again,

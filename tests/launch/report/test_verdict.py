@@ -82,6 +82,13 @@ def test_a_failed_run_tells_the_first_line_of_its_error(tmp_path):
     )
 
 
+def test_a_summary_that_cannot_be_read_is_told_as_such(tmp_path):
+    write_config(tmp_path)
+    (tmp_path / "summary.json").write_text('{"status": ')
+    sentence = verdict(read_run(tmp_path)).sentences[0]
+    assert sentence.startswith("How the run ended is not known, because its summary.json cannot be read: Expecting")
+
+
 def test_a_run_without_a_summary_is_judged_by_its_last_evaluation(tmp_path):
     write_config(tmp_path)
     write_rows(tmp_path, [{"win_rate": 0.7, "win_rate_low": 0.6, "win_rate_high": 0.8}, {"loss": 1.0}])

@@ -142,7 +142,7 @@ def test_all_mistakes_of_file_and_overrides_are_reported_at_once(write):
             "updates.x: `updates` is true and has no settings below it",
             "learner.zero_stage: given 5; allowed: 0 | 1 | 2 | 3",
             "updates: given true; allowed: integer >= 1",
-            "name: given 2026; allowed: text matching ^[A-Za-z0-9._-]+$; put it in quotes",
+            "name: given 2026; allowed: text of letters, digits and . _ -; put it in quotes",
             "lerner: no such setting; nearest: learner",
             "sampling: given 5; allowed: a section of `key: value` lines",
             "replay.max_staleness: given -1; allowed: integer >= 0 and <= 1000",
@@ -223,7 +223,10 @@ def test_the_advice_to_replace_a_section_works():
         ),
         ("{{a: 1}: 2}", "line 1, column 2: not valid YAML: found unhashable key"),
         ("[a, b]", "holds [a, b]; allowed: sections of `key: value` lines"),
-        ("a: \x07", "not valid YAML: unacceptable character"),
+        (
+            "a: \x07",
+            "line 1, column 4: not valid YAML: the special character U+0007 is not allowed; remove that character",
+        ),
     ],
 )
 def test_a_broken_file_says_where(write, text, line):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from actors.errors import UsageError
 from launch.cli import main
 from launch.settings.loading import preset_names
+from launch.settings.options import name_and_value
 from launch.settings.verbs import DPO, PREFERENCE, SFT, TRAIN, VERBS
 
 
@@ -86,3 +88,9 @@ def test_the_help_of_a_verb_lists_all_of_its_presets(verb, capsys):
     names = [name for each in verbs for name in preset_names(each)]
     assert names
     assert [name for name in names if name not in said] == []
+
+
+@pytest.mark.parametrize("entry", ["X", "=1", "1X=2", "A-B=2", "É=1"])
+def test_a_variable_that_no_shell_would_take_is_refused(entry):
+    with pytest.raises(UsageError, match="allowed: NAME=VALUE, for example --env HF_HOME=/data/hf"):
+        name_and_value(entry)

@@ -368,6 +368,28 @@ def test_a_resume_without_a_checkpoint_starts_over_from_a_new_start(tmp_path: Pa
     assert not (tmp_path / "run" / "start" / "of_other_data").exists()
 
 
+# Notes
+
+
+@pytest.mark.parametrize(
+    ("training", "told"),
+    [
+        ({"batch_size": 20, "epochs": 20}, []),
+        (
+            {"batch_size": 41, "epochs": 2},
+            ["training.batch_size 41 exceeds the 20 training examples: an update trains on an example up to 3 times"],
+        ),
+        ({"epochs": 21}, ["training.epochs 21 are 210 updates over 20 examples", "set training.patience"]),
+        ({"epochs": 21, "patience": 1}, []),
+    ],
+)
+def test_examples_that_are_repeated_more_often_than_is_usual_are_told(training, told, tmp_path, capsys) -> None:
+    run(config_of(tmp_path, **training), FakeRanks([1.0]))
+    said = " ".join(capsys.readouterr().err.split())
+    assert all(words in said for words in told), said
+    assert ("exceeds the" in said or "by heart" in said) == bool(told)
+
+
 # Refusals
 
 

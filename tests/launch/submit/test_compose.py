@@ -194,3 +194,13 @@ def test_docker_compose_reads_the_file(file):
     command = ["docker", "compose", "-f", str(file), "--profile", "*", "config", "--quiet"]
     checked = subprocess.run(command, env=environ, text=True, capture_output=True)
     assert (checked.returncode, checked.stderr) == (0, "")
+
+
+def test_an_image_with_a_space_is_refused(tree):
+    with pytest.raises(UsageError, match="--image 'a b' is not the name of an image"):
+        plan_compose(training(tree / "run.yaml"), tree, "a b")
+
+
+def test_a_file_as_working_directory_is_told_as_one(tree):
+    with pytest.raises(UsageError, match=r"run\.yaml is a file; give the folder"):
+        plan_compose(training(tree / "run.yaml"), tree / "run.yaml")

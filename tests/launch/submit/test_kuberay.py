@@ -15,7 +15,16 @@ import yaml
 from actors.errors import RunError, UsageError
 from launch.cli import main
 from launch.submit import kuberay
-from launch.submit.kuberay import Kubectl, KuberayOptions, Volume, as_yaml, follow, job_name, plan_kuberay
+from launch.submit.kuberay import (
+    Kubectl,
+    KuberayOptions,
+    Volume,
+    as_yaml,
+    bytes_of,
+    follow,
+    job_name,
+    plan_kuberay,
+)
 from launch.submit.needs import shared_memory_mib
 from tests.launch.submit.helpers import executable, training
 
@@ -57,6 +66,10 @@ def test_workers_have_the_gpus_and_the_head_only_the_driver(config):
     assert "nvidia.com/gpu" not in head["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (2, 2, 2)
     assert group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "4"
+    assert head["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"] == "4"
+    assert group["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"] == "16"
+    few = manifests(config, workers=1, cpus="2.5")[1]["spec"]["rayClusterSpec"]["headGroupSpec"]
+    assert few["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"] == "2.5"
     alone = manifests(config, workers=0, gpus=4)[1]["spec"]["rayClusterSpec"]
     assert "workerGroupSpecs" not in alone
     assert alone["headGroupSpec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "4"
@@ -125,12 +138,26 @@ def test_shared_memory_is_the_object_store_the_published_versions_and_some_room(
         ({"namespace": "My"}, "--namespace 'My' is not a Kubernetes name"),
         ({"workers": -1}, "--workers -1: give 0 or more"),
         ({"memory": "lots"}, "--memory 'lots' is not a quantity"),
+        ({"cpus": "4Gi"}, "--cpus '4Gi' is no number of cores"),
         ({"image": "a b"}, "not the name of an image"),
     ],
 )
 def test_a_request_that_kubernetes_would_refuse_is_refused(wrong, match):
     with pytest.raises(UsageError, match=match):
         KuberayOptions(**{"image": "x"} | wrong)
+
+
+@pytest.mark.parametrize("volumes", [("a:/data", "b:/data"), ("a:/dev/shm",), ("a:/etc/offbeat",)])
+def test_two_things_at_one_path_of_a_pod_are_refused(volumes):
+    with pytest.raises(UsageError, match="something else is there; change the path"):
+        KuberayOptions("x", volumes=tuple(map(Volume.parse, volumes)))
+
+
+@pytest.mark.parametrize(
+    ("memory", "number"), [("7", 7), ("1.5k", 1500), ("2M", 2 * 10**6), ("3Gi", 3 * 2**30), ("1Ti", 2**40)]
+)
+def test_an_amount_of_memory_is_read_with_its_unit(memory, number):
+    assert bytes_of(memory) == number
 
 
 @pytest.mark.parametrize("text", ["data", "data:relative", "Data:/x", "data:/x:rw", ":/x"])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from actors.errors import UsageError
 from launch.cli import main
 from launch.settings.loading import load_config
-from launch.submit.needs import MOST_GPUS, cores_per_node, gpus_per_node
+from launch.submit.needs import MOST_GPUS, cores_per_node, gpus_per_node, memory_notes
 
 GIVEN = ("model.path=m", "prompts.source=p", "judging.judge.path=j")
 """What presets for GPUs leave to the user."""
@@ -98,3 +102,40 @@ def test_launchers_ask_before_they_print_a_script(words, option, capsys):
     captured = capsys.readouterr()
     assert f"{option} is too few" in captured.err
     assert captured.out == ""
+
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def policy(tmp_path):
+    """A Llama of 2 layers, 134M parameters by its headers: 0.25 GiB in bfloat16."""
+    sizes = {"hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 2, "vocab_size": 2**17}
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "intermediate_size": 4096, **sizes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"embed": torch.zeros(2**17, 1024, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def memory(policy, pods: int, each: int, *overrides: str) -> list[str]:
+    config = load_config("chat", [f"model.path={policy}", "learner.dtype=float32", *overrides])
+    return memory_notes(config, pods, each, 100, f"--memory {each // GIB}Gi")
+
+
+def test_a_pod_s_memory_is_compared_with_what_the_run_takes(policy):
+    """Training in float32 takes 16 bytes a parameter, 2 GiB, before engine, reference and processes of a GiB each."""
+    assert memory(policy, 1, 64 * GIB) == []
+    (note,) = memory(policy, 1, 6 * GIB)
+    assert note.startswith("--memory 6Gi is 6.0 GiB for the pod, and the run takes learner ")
+    assert note.endswith("; ask for more, or lower generators.count or learner.ranks")
+    with pytest.raises(UsageError, match=r"--memory 1Gi is 1\.0 GiB for each of 2 pods, and the run takes learner "):
+        memory(policy, 2, GIB)
+
+
+def test_a_model_that_is_not_here_is_not_counted(tmp_path):
+    assert memory(tmp_path / "none", 1, GIB) == []
+
+
+def test_memory_without_a_unit_is_told_as_bytes(policy):
+    with pytest.raises(UsageError, match=r"--memory 0Gi is 128 bytes for the pod, and its /dev/shm of 100 MiB counts"):
+        memory(policy, 1, 128)

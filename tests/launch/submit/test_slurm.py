@@ -18,7 +18,7 @@ import pytest
 from actors.errors import INTERRUPTED, RunError, UsageError
 from launch.cli import main
 from launch.submit import slurm
-from launch.submit.slurm import SlurmOptions, SlurmRun, plan_slurm, submit_slurm
+from launch.submit.slurm import SlurmOptions, SlurmRun, plan_slurm, seconds_of, submit_slurm
 from tests.house import ROOT
 from tests.launch.submit.helpers import executable, training
 
@@ -79,6 +79,8 @@ def test_the_batch_script_is_bash_and_keeps_odd_words_whole(tmp_path):
         ({"account": "--test-only"}, "not a Slurm name"),
         ({"exclude": "n1 n2"}, "not a Slurm name"),
         ({"notice": 10}, "--notice 10: Slurm takes 60 to 65535"),
+        ({"notice": 120, "time": "2"}, "--notice 120 s before the end leaves nothing of --time 2, which is 120 s"),
+        ({"notice": 900, "time": "0-00:15"}, "leaves nothing of --time 0-00:15, which is 900 s; raise --time"),
         ({"container": "a,b"}, "not an image"),
         ({"container": "img", "container_mounts": ("data",)}, "--container-mounts 'data': write /FOLDER"),
         ({"container_mounts": ("/data",)}, "name its image with --container"),
@@ -346,3 +348,11 @@ def test_shellcheck_finds_nothing(container):
     script = rendered(options(container=container, requeue=True))
     checked = subprocess.run(["shellcheck", "-s", "bash", "-"], input=script, text=True, capture_output=True)
     assert (checked.returncode, checked.stdout) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("90", 5400), ("1:30", 90), ("24:00:00", 86_400), ("1-2", 93_600), ("2-00:30", 174_600), ("1-00:00:05", 86_405)],
+)
+def test_a_time_limit_is_read_as_slurm_reads_it(time, seconds):
+    assert seconds_of(time) == seconds
