@@ -51,7 +51,7 @@ def share(path: str) -> str:
 EVALUATE = [
     choice(
         "Of {choice/candidates} answers to each of {task/test} held-out problems a vote is right in "
-        f"{share('majority')}, the solver's own likelihood in {share('rows/k=16/verifiers/1')}, the verifier's in "
+        f"{share('majority')}, the verifier's likelihood in "
         f"{share('rows/k=16/verifiers/0')}, and its reward in {share('by_reward/k=16')}."
     )
 ]
