@@ -65,9 +65,18 @@ def cores() -> float:
     return 2.0 * min(seconds(1) for _ in range(3)) / min(seconds(2) for _ in range(3))
 
 
-def others(directory: Path) -> float:
+def start(directory: Path) -> str:
+    """Train the policy that all runs start from, once; return the setting that names it."""
+    from learner.world.policy import train_sft
+
+    if not (directory / "config.json").is_file():
+        train_sft(directory, updates=300, seed=0)
+    return f"model.path={directory}"
+
+
+def others(directory: Path, policy: str) -> float:
     """Train once more; return the cores that all processes but generators and learner keep busy while it learns."""
-    command = [sys.executable, "-m", "launch", "train", *BASE, f"output={directory}"]
+    command = [sys.executable, "-m", "launch", "train", *BASE, policy, f"output={directory}"]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     seen: list[tuple[float, dict[int, float]]] = []
     while driver.poll() is None:
@@ -107,13 +116,14 @@ def main() -> None:
     measured: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
         work = (arguments.work or Path(scratch)).absolute()
+        policy = start(work / "start")
         if "--cores" not in options:
-            measured = {"two busy processes": cores(), "others": others(Path(scratch) / "observed")}
+            measured = {"two busy processes": cores(), "others": others(Path(scratch) / "observed", policy)}
             options += ["--cores", f"{measured['two busy processes'] - measured['others']:.2f}"]
         directories = {name: work / f"run{number}" for number, name in enumerate(RUNS)}
         for name, directory in directories.items():
             if not (directory / "summary.json").is_file():
-                offbeat("train", *BASE, *RUNS[name], f"output={directory}")
+                offbeat("train", *BASE, policy, *RUNS[name], f"output={directory}")
         base, second, *_ = directories.values()
         predicted = {name: directories[name] for name in [*RUNS][2:]}
         alone = {name: compared(base, other, options) for name, other in predicted.items()}
