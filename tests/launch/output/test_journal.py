@@ -264,9 +264,8 @@ def test_without_a_journal_nothing_is_written_and_what_is_no_longer_true_is_remo
 
 def test_a_directory_that_cannot_be_written_ends_the_run_with_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "journal").write_text("in the way")
-    with pytest.raises(
-        RunError, match=r"cannot write the journal in .*journal: .*; make it writable, or set journal\."
-    ):
+    step = r"use another directory, or set journal\."
+    with pytest.raises(RunError, match=f"cannot write the journal in .*journal: .*; a file has the name .*: {step}"):
         journal_in(tmp_path / "journal")
 
 

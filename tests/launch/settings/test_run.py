@@ -350,7 +350,8 @@ def test_stale_opponents_and_old_samples_of_dpo_have_an_anchor_unless_it_is_turn
 @pytest.mark.parametrize(("bound", "steps", "expected"), [(0, 64, None), (1, 4, None), (1, 5, 0.8), (2, 3, 0.8)])
 def test_the_age_of_samples_is_counted_in_optimizer_steps(bound, steps, expected):
     """The last step on a version's last samples: (S + 1) k - 1 steps, at least 8. On-policy runs have no anchor."""
-    config = _game(learner={"loss": {"kind": "dpo"}}, replay={"max_staleness": bound, "updates_per_publish": steps})
+    replay = {"max_staleness": bound, "updates_per_publish": steps}
+    config = _game(learner={"loss": {"kind": "dpo"}}, replay=replay, updates=steps)
     assert (None if config.anchor is None else config.anchor.weight) == expected
 
 
