@@ -20,15 +20,14 @@ from typing import TypeVar, cast
 
 from torch import Tensor
 
-from learner.losses.config import GameLossConfig, PairLossConfig, PpoLossConfig, RewardLossConfig, pull_setting
+from learner.losses.config import GameLossConfig, PairLossConfig, PpoLossConfig, RewardLossConfig
 
 Loss = TypeVar("Loss", bound=PairLossConfig | RewardLossConfig | PpoLossConfig | GameLossConfig)
 
 
 def anchored(loss: Loss, weight: float) -> Loss:
     """Return `loss` with `weight` added to the strength of its pull: `tau`, or `beta` of losses on pairs."""
-    field = pull_setting(loss)
-    assert field is not None
+    field = "beta" if isinstance(loss, PairLossConfig) else "tau"
     return cast("Loss", loss.model_copy(update={field: getattr(loss, field) + weight}))
 
 

@@ -149,13 +149,6 @@ class GameLossConfig(Settings):
 LossConfig = PairLossConfig | BestOfNLossConfig | RewardLossConfig | GrpoLossConfig | PpoLossConfig | GameLossConfig
 
 
-def pull_setting(loss: LossConfig) -> Literal["beta", "tau"] | None:
-    """Name the setting of a loss's pull towards the reference; None if it has none."""
-    if isinstance(loss, BestOfNLossConfig):
-        return None
-    return "beta" if isinstance(loss, PairLossConfig) else "tau"
-
-
 class AnchorConfig(Settings):
     """A pull towards the slow average of the policy's own weights: it damps the cycles that stale opponents cause."""
 
@@ -195,10 +188,14 @@ def settled_anchor(given: AnchorConfig, loss: LossConfig, max_staleness: int, st
     lag in steps: shorter is unstable.
     """
     lag = (max_staleness + 1) * steps
-    weight = given.weight
-    if weight is None:
-        old = loss.kind == "dpo" and lag > OLD
-        weight = DPO_ANCHOR if old else 0.0 if loss.opponent is None else GAME_ANCHOR
-        weight = 0.0 if max_staleness == 0 else weight
+    weight = _usual_weight(loss, max_staleness, lag) if given.weight is None else given.weight
     horizon = max(SHORTEST_HORIZON, 2 * lag) if given.horizon is None else given.horizon
     return Anchor(weight, horizon) if weight else None
+
+
+def _usual_weight(loss: LossConfig, max_staleness: int, lag: int) -> float:
+    if max_staleness == 0:
+        return 0.0
+    if loss.kind == "dpo" and lag > OLD:
+        return DPO_ANCHOR
+    return 0.0 if loss.opponent is None else GAME_ANCHOR
