@@ -27,6 +27,7 @@ from launch.demo.triangle import Curve, triangle_text
 from launch.output.board import clock
 from launch.output.run_directory import next_free
 from launch.output.summary import Summary
+from launch.run.pools.countdown import telling
 from launch.run.staleness_limit import beta_of
 from launch.run.world import mean_shares
 from launch.settings.run import RunConfig
@@ -110,7 +111,8 @@ class Demo:
         path = self._directory / "start"
         self._say(f"supervised training of the world's policy: {many(world.sft_updates, 'update')}")
         threads, size = os.cpu_count() or 1, SIZES[world.size]
-        report = train_sft(path, updates=world.sft_updates, seed=world.seed, threads=threads, size=size)
+        with telling("supervised training", self._say):
+            report = train_sft(path, updates=world.sft_updates, seed=world.seed, threads=threads, size=size)
         with writing(path, "or choose another directory with --output"):
             manifest.seal(path)
         self._sft_seconds = report.seconds

@@ -25,6 +25,7 @@ from actors.foreign.text import many
 from actors.records import TRANSPORTS
 from actors.settings import STARTS, WORLD
 from actors.world import MAX_NEW_TOKENS, POLICY_SETTINGS_FILE, VOCABULARY, Task, World
+from launch.run.pools.countdown import telling
 from launch.run.protocols import Publication, PublicationObserver, RunPlugin
 from launch.settings.run import RunConfig
 
@@ -73,11 +74,12 @@ class EmbeddedWorld(RunPlugin):
         settings = {"updates": world.sft_updates, "seed": world.seed, "size": SIZES[world.size]}
         say(f"supervised training of the world's policy: {many(world.sft_updates, 'update')}")
         started = time.monotonic()
-        if (shared := os.environ.get(STARTS)) is None or directory.exists():
-            on_all_cores(train_sft, directory, **settings)
-        else:
-            kept = Path(shared) / f"{world.size}-{world.seed}-{world.sft_updates}"
-            _share(kept, directory, lambda: on_all_cores(train_sft, kept, **settings))
+        with telling("supervised training", say):
+            if (shared := os.environ.get(STARTS)) is None or directory.exists():
+                on_all_cores(train_sft, directory, **settings)
+            else:
+                kept = Path(shared) / f"{world.size}-{world.seed}-{world.sft_updates}"
+                _share(kept, directory, lambda: on_all_cores(train_sft, kept, **settings))
         self._sft_seconds = time.monotonic() - started
         return str(directory)
 

@@ -27,6 +27,7 @@ from launch.output.process import interrupts
 from launch.output.session import Resume, Session, Status, board_of, stopping_on_signals, tell_skipped
 from launch.output.summary import package_versions
 from launch.run.divergence import DivergenceGuard, DivergenceWatch, figures_of
+from launch.run.pools.countdown import telling
 from launch.run.preflight import MANY_EPOCHS, model_content
 from launch.run.protocols import StagePort
 from launch.settings.loading import with_recorded_defaults
@@ -183,7 +184,8 @@ class StageRun:
             # Left by an earlier part with other data or settings, which died before its first checkpoint.
             shutil.rmtree(self._directory.start, ignore_errors=True)
         try:
-            prepared = self._prepare(self.config, self._directory.path)
+            with telling("preparing model and data", self._say):
+                prepared = self._prepare(self.config, self._directory.path)
             self._check_held_out(prepared)
         except UsageError:
             if not self._session.resume:

@@ -290,19 +290,22 @@ def test_no_verb_s_summary_is_cut_off_on_a_terminal_of_80_columns(group, capsys,
 
 
 def test_help_answers_at_once_and_imports_nothing_heavy():
-    """Under half a second on an idle machine. Processor time is compared, which a busy machine inflates less."""
+    """In half a second of an idle processor, which is six times what the import of pydantic takes of a busy one too."""
     script = (
         "import sys\nfrom launch.cli import main\ncode = main(['train', '--help'])\n"
         f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)\nsys.exit(code)"
     )
-    seconds = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert done.stderr == "[]\n"
-    assert min(seconds) < 1.0
+    rounds = [(_processor_seconds("from pydantic import BaseModel"), _processor_seconds(script, "[]\n")) for _ in "123"]
+    imported, helped = (min(each) for each in zip(*rounds, strict=True))
+    assert helped < 12.0 * imported
+
+
+def _processor_seconds(script: str, stderr: str = "") -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.stderr == stderr
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def test_python_m_launch_is_the_same_command():

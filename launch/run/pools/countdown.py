@@ -1,7 +1,9 @@
 """How far a long step is: a line now and then, with the time that is left. Knows nothing of the step."""
 
+import contextlib
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 FIRST_SECONDS = 10.0
 """A step that ends sooner says nothing."""
@@ -32,3 +34,25 @@ class Countdown:
         rest = f"{seconds} s" if seconds < LONGEST_IN_SECONDS else f"{round(seconds / 60)} minutes"
         foretold = f", about {rest} left" if self._done >= ENOUGH * self._total else ""
         self._say(f"{self._step}: {self._done} of {self._total}{foretold}")
+
+
+@contextlib.contextmanager
+def telling(
+    step: str, say: Callable[[str], None], first: float = FIRST_SECONDS, then: float = SECONDS
+) -> Iterator[None]:
+    """Tell `say` now and then, from a thread, how long the block has taken. For a step whose parts nobody counts."""
+    ended, started = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        pause = first
+        while not ended.wait(pause):
+            say(f"{step}: {round(time.monotonic() - started)} s so far")
+            pause = then
+
+    thread = threading.Thread(target=tell, name="telling", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

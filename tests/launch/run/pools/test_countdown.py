@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from launch.run.pools.countdown import FIRST_SECONDS, SECONDS, Countdown
+import threading
+
+import pytest
+
+from launch.run.pools.countdown import FIRST_SECONDS, SECONDS, Countdown, telling
 
 
 def test_a_long_step_tells_its_pace_and_what_is_left_now_and_then() -> None:
@@ -44,3 +48,23 @@ def test_the_first_of_many_parts_foretells_nothing() -> None:
     now[0] = 60.0
     countdown.add(3)
     assert said == ["sampling: 1 of 40", "sampling: 4 of 40, about 9 minutes left"]
+
+
+def test_a_step_without_parts_tells_how_long_it_has_taken() -> None:
+    said, told = [], threading.Event()
+
+    def say(text: str) -> None:
+        said.append(text)
+        told.set()
+
+    with telling("preparing", say, first=0.0, then=1000.0):
+        assert told.wait(30.0)
+    assert said == ["preparing: 0 s so far"]
+
+
+def test_a_step_without_parts_that_ends_soon_says_nothing_and_leaves_no_thread() -> None:
+    said: list[str] = []
+    with pytest.raises(ValueError, match="of the step"), telling("preparing", said.append):
+        raise ValueError("of the step")
+    assert said == []
+    assert "telling" not in {thread.name for thread in threading.enumerate()}
