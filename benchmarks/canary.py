@@ -148,8 +148,8 @@ class Learner:
     def __init__(self, model: str, dtype: str, directory: Path) -> None:
         from transformers import AutoTokenizer
 
+        from actors.host import free_port
         from actors.hub import answer_ends
-        from actors.network import free_port
         from learner.config import LearnerConfig, LearnerSpec
         from learner.publication.config import PublicationConfig
         from learner.training.process import RankPlace

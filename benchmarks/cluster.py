@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from actors.network import free_port
+from actors.host import free_port
 
 NODE = "OFFBEAT_NODE"
 """In the environment of every process of a node: which."""

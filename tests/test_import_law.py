@@ -35,7 +35,7 @@ CONFIGS = (
 ALLOWED = {
     "actors": {
         "adapters": "errors hub settings",
-        "data": "errors files foreign records settings world",
+        "data": "errors files foreign host records settings world",
         "environments": "data errors records settings user_code",
         "foreign": "errors redaction",
         "generation": "adapters environments errors foreign hub records settings",
@@ -79,7 +79,7 @@ ALLOWED = {
     },
 }
 """For each top folder: a room (a sub-package or a file), and the rooms beside it that it may import."""
-MOST_ARROWS = {"actors": 51, "learner": 23, "launch": 67}
+MOST_ARROWS = {"actors": 52, "learner": 23, "launch": 67}
 
 # Exceptions. Each list may only become shorter: an entry that is no exception any more has to be removed.
 CYCLES: set[str] = set()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.generation.config import GeneratorConfig, GeneratorSpec, OpponentConfig, SamplingConfig
 from actors.generation.engine import engine_environment
-from actors.network import free_port
+from actors.host import free_port
 from actors.records import TRANSPORTS, Completion, Manifest, Pair
 from benchmarks.gpu_acceptance.children import Child, gpu_environment
 from benchmarks.gpu_acceptance.parts import Setup

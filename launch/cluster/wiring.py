@@ -22,8 +22,8 @@ from actors.data.text import load_tokenizer
 from actors.errors import RunError, UsageError
 from actors.foreign.text import many
 from actors.generation.config import GeneratorSpec
+from actors.host import free_port, threads
 from actors.hub import answer_ends, resolve
-from actors.network import free_port
 from actors.records import TRANSPORTS
 from launch.cluster import interchangeable, loopback, placement, security_warnings
 from launch.cluster.carriers import CONCURRENCY_GROUPS, PULSE
@@ -362,11 +362,9 @@ def run_on_all_cores(function: Any, *arguments: Any, **keywords: Any) -> Any:
     It has a thread for each core, or as many as OMP_NUM_THREADS gives this process.
     """
     cores = int(max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]))
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    threads = min(cores, int(given)) if given.isdecimal() and int(given) > 0 else cores
     task = ray.remote(function).options(num_cpus=cores, max_retries=0, runtime_env={"env_vars": _environment()})
     try:
-        return ray.get(task.remote(*arguments, threads=threads, **keywords))
+        return ray.get(task.remote(*arguments, threads=threads(cores), **keywords))
     except RayTaskError as error:
         raise origin(error) from None
 

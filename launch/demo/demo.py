@@ -7,7 +7,6 @@ its optimum is exploitable; Nash-MD mixes them. Both routes are ordinary runs.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from rich.text import Text
 
 from actors.errors import UsageError, writing
 from actors.foreign.text import many, shown
+from actors.host import threads, usable_cores
 from actors.settings import WORLD
 from actors.world import MAX_NEW_TOKENS, World, corpus_outcome_probabilities
 from launch.demo.triangle import Curve, triangle_text
@@ -110,9 +110,9 @@ class Demo:
         world = next(iter(self._routes.values())).world
         path = self._directory / "start"
         self._say(f"supervised training of the world's policy: {many(world.sft_updates, 'update')}")
-        threads, size = os.cpu_count() or 1, SIZES[world.size]
+        size, cores = SIZES[world.size], threads(usable_cores())
         with telling("supervised training", self._say):
-            report = train_sft(path, updates=world.sft_updates, seed=world.seed, threads=threads, size=size)
+            report = train_sft(path, updates=world.sft_updates, seed=world.seed, threads=cores, size=size)
         with writing(path, "or choose another directory with --output"):
             manifest.seal(path)
         self._sft_seconds = report.seconds

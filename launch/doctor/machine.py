@@ -15,11 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from actors.network import free_port
+from actors.host import CGROUP, cpu_quota, free_port
 from launch.doctor.findings import Finding, graded
 from launch.doctor.footprint import size
 
-CGROUP = Path("/sys/fs/cgroup")
 SMI_SECONDS = 30.0
 SMI_FIELDS = "index,name,memory.total,memory.used,driver_version"
 BUSY_BYTES = 1 << 30  # above this, a GPU counts as in use
@@ -107,12 +106,8 @@ def memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = CGROUP) -> Memo
 
 def cpus(cgroup: Path = CGROUP) -> int:
     """Count the cores that a Ray started here would find: the host's, within the control group's quota."""
-    count = os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = (cgroup / "cpu.max").read_text().split()
-        if quota != "max":
-            count = min(count, max(1, int(quota) // int(period)))
-    return count
+    count, quota = os.cpu_count() or 1, cpu_quota(cgroup)
+    return count if quota is None else min(count, max(1, int(quota)))
 
 
 def _number(path: Path, pattern: str = r"\d+") -> int | None:

@@ -3,13 +3,13 @@
 `launch/stages/driver.py` trains; the loss is in `learner/stages/preference.py`.
 """
 
-import os
 from pathlib import Path
 
 from actors.data.rows import held_out_notes
 from actors.data.text import load_tokenizer
 from actors.errors import UsageError
 from actors.foreign.text import many
+from actors.host import threads, usable_cores
 from actors.hub import answer_ends, positions_of, read_text_config, resolve
 from actors.settings import WORLD
 from launch.output.session import Resume
@@ -68,7 +68,7 @@ def _starting_model(config: PreferenceRunConfig, directory: Path) -> Path:
     from learner.world.policy import train_sft
 
     world = config.data.world
-    train_sft(directory, updates=world.sft_updates, seed=world.seed, threads=os.cpu_count() or 1)
+    train_sft(directory, updates=world.sft_updates, seed=world.seed, threads=threads(usable_cores()))
     return directory
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 from actors.errors import RunError, system_error, writing_remedy
-from actors.network import bound_socket
+from actors.host import bound_socket
 
 MEETING = "offbeat://"
 """The `init_method` with which torch's ranks meet as `_meet` does."""

@@ -21,7 +21,7 @@ from actors.errors import RunError, TransferInterruptedError, UsageError, writin
 from actors.files import atomic_file
 from actors.generation.transfer_group import TransferGroup, bucket_bytes, buckets, give_up, views
 from actors.generation.weights import dtype_name
-from actors.network import bound_socket
+from actors.host import bound_socket
 from actors.records import Manifest, Seat, TensorRecord
 from learner.publication.config import PublicationConfig
 from learner.publication.safetensors_file import write_safetensors

@@ -16,6 +16,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from actors import world
 from actors.errors import UsageError, writing
 from actors.files import atomic_directory
+from actors.host import usable_cores
 from learner.world.exact import corpus_cross_entropy, exact_policy
 from learner.world.quiet import silence
 
@@ -88,7 +89,7 @@ def train_sft(
     if done is not None:
         return done
     threads_before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(min(threads, usable_cores()))
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

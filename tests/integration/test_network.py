@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.network import free_port
+from actors.host import free_port
 from launch.cluster.loopback import SWITCH
 from launch.cluster.ray_job import auth_token
 from tests.integration.runs import ROOT, leaving_nothing, small_run, start, wait_for_updates

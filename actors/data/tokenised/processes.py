@@ -18,6 +18,7 @@ from actors.data.batches import Batch
 from actors.data.config import PromptConfig
 from actors.data.tokenised.parsing import Part, tokenise
 from actors.errors import UsageError
+from actors.host import usable_cores
 
 MOST_PROCESSES = 16
 """More would wait for the one that reads the source."""
@@ -31,7 +32,7 @@ def count(tokenizer: Any) -> int:
         ForkingPickler.dumps(tokenizer)
     except Exception:  # whatever an object's own pickling raises
         return 1
-    return min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
+    return min(usable_cores(), MOST_PROCESSES)
 
 
 def in_this_process(batches: Iterable[Batch], config: PromptConfig, tokenizer: Any) -> Generator[Part, None, None]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from actors.network import free_port
+from actors.host import free_port
 from actors.records import Completion, Pair
 from learner.config import LearnerConfig, LearnerSpec, OptimizerConfig
 from learner.losses.config import Anchor, CorrectionConfig, GameLossConfig, PairLossConfig

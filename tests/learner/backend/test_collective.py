@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch.distributed as dist
 
-from actors.network import free_port
+from actors.host import free_port
 from learner.backend.collective import MEETING
 from learner.publication.senders import BroadcastSender
 from tests.listening import Listener, listeners_of

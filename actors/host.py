@@ -1,9 +1,13 @@
-"""TCP ports of this host. Standard library only."""
+"""The cores that this process may use, and TCP ports of this host. Standard library only."""
 
+import contextlib
 import errno
+import os
 import secrets
 import socket
+from pathlib import Path
 
+CGROUP = Path("/sys/fs/cgroup")
 _CANDIDATES = range(20_000, 32_768)
 """Above the ports of Ray's workers and below those that Linux gives to outgoing connections."""
 _ATTEMPTS = 50
@@ -42,3 +46,29 @@ def bound_socket(host: str, port: int = 0) -> socket.socket:
         bound.close()
         raise
     return bound
+
+
+def usable_cores(cgroup: Path = CGROUP) -> int:
+    """Count the cores of this process's affinity, within its control group's quota; at least 1."""
+    cores, quota = len(os.sched_getaffinity(0)), cpu_quota(cgroup)
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def cpu_quota(cgroup: Path = CGROUP) -> float | None:
+    """Read how many cores' time the control group may use; None if it has no limit.
+
+    Of version 2, or of version 1, whose `-1` is no limit.
+    """
+    old = (cgroup / "cpu" / "cpu.cfs_quota_us", cgroup / "cpu" / "cpu.cfs_period_us")
+    for files in ((cgroup / "cpu.max",), old):
+        with contextlib.suppress(OSError, ValueError):  # `max` is no number
+            quota, period = (int(part) for file in files for part in file.read_text().split())
+            if quota > 0 and period > 0:
+                return quota / period
+    return None
+
+
+def threads(cores: int) -> int:
+    """Return a thread for each of `cores`, or as many as OMP_NUM_THREADS gives this process if these are fewer."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(given)) if given.isdecimal() and int(given) > 0 else cores
