@@ -10,6 +10,8 @@ MOST_POINTS = 600
 """Points of one drawn line."""
 SMOOTHED = 20
 """Fewest points of a line that gets a running mean."""
+ROUNDING = 1e-6
+"""Of values computed with single precision, a few times over."""
 Point = tuple[float, float]
 
 
@@ -65,9 +67,12 @@ class Scale:
 
 
 def scale_of(values: Sequence[float], ticks: int = 4) -> Scale:
-    """Return the scale of finite values: their range and a little more, with about `ticks` ticks of 1, 2 or 5."""
+    """Return the scale of finite values: their range and a little more, with about `ticks` ticks of 1, 2 or 5.
+
+    Values that differ by rounding alone are one, in the middle.
+    """
     low, high = min(values), max(values)
-    if low == high:
+    if high - low <= ROUNDING * max(abs(low), abs(high)):
         pad = abs(low) * 0.5 or 0.5
         low, high = low - pad, high + pad
     step = _round_step((high - low) / ticks)

@@ -52,6 +52,12 @@ def test_a_scale_leaves_room_around_the_values_but_none_below_zero():
     assert scale_of([1.0, 101.0]).low == -3.0
 
 
+def test_values_that_differ_by_rounding_alone_are_drawn_as_one_level():
+    scale = scale_of([0.5, 0.5 + 6e-8, 0.5 - 3e-8])
+    assert [scale.label(tick) for tick in scale.ticks] == ["0.4", "0.6"]
+    assert scale.share(0.5) == pytest.approx(0.5, abs=1e-6)
+
+
 def test_updates_have_whole_ticks():
     assert whole_scale(1, 300).ticks == (100.0, 200.0, 300.0)
     assert whole_scale(1, 3).ticks == (1.0, 2.0, 3.0)
