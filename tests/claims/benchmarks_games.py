@@ -80,6 +80,40 @@ ROUTES = [
     ),
 ]
 
+# ---------------------------------------------------------------- equal wall time
+
+SECONDS, WINDOW = 380.0, 30.0
+
+
+def watched(row: str, number: Callable[[list[list[float]]], float]) -> Callable[[Any], float]:
+    """Compute `number` of a run's evaluations in the last `WINDOW` of its first `SECONDS`."""
+
+    def value(raw: Any) -> float:
+        (run,) = (each for each in raw["runs"] if each["row"] == row)
+        timed = zip(run["curve"], run["curve_seconds"], strict=True)
+        return number([point for point, seconds in timed if SECONDS - WINDOW <= seconds <= SECONDS])
+
+    return value
+
+
+def exploitability(points: list[list[float]]) -> float:
+    return sum(point[1] for point in points) / len(points)
+
+
+EQUAL_TIME = [
+    of(PAGE, "nash_time.json")(
+        "In {seconds:.0f} s a run with a bound of 64 made {old:.0f} updates, on samples at most "
+        "{runs/row=lag-64/staleness/max} versions old, and a synchronous one {fresh:.0f} (`nash lag-64 lag-0`, one run "
+        "each). Exploitability was {old_ends:.3f} and {fresh_ends:.3f} over the last {window:.0f} s.",
+        seconds=lambda raw: SECONDS,
+        window=lambda raw: WINDOW,
+        old=watched("lag-64", lambda points: points[-1][0]),
+        fresh=watched("lag-0", lambda points: points[-1][0]),
+        old_ends=watched("lag-64", exploitability),
+        fresh_ends=watched("lag-0", exploitability),
+    )
+]
+
 # ---------------------------------------------------------------- bound 0
 
 ON_POLICY = [
@@ -90,4 +124,4 @@ ON_POLICY = [
     ),
 ]
 
-CLAIMS = [*ROUTES, *ON_POLICY]
+CLAIMS = [*ROUTES, *EQUAL_TIME, *ON_POLICY]

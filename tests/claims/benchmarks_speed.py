@@ -43,7 +43,7 @@ UPDATES = [
         "computing a prompt once for its {settings/completions} completions makes the learner "
         "{shared_over_one_row_each:.2f} times as fast, {shared_over_bare:.1f} times as fast as bare transformers"
     ),
-    reference("an update takes {update_ratio:.3f} of the time, with the same loss"),
+    reference("an update takes {update_ratio:.3f} of the time"),
 ]
 
 # ---------------------------------------------------------------- two models in one engine, TRL, padding

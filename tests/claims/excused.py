@@ -1,7 +1,6 @@
-"""Figures that no raw result can hold, by page and reason, and those whose raw result is missing.
+"""Figures that no raw result can hold, by page and reason.
 
-A text stands in its page once; `…` in it stands for what comes between. Measure what is missing, link it to the raw
-result by a claim, and take it out here.
+A text stands in its page once; `…` in it stands for what comes between.
 """
 
 from __future__ import annotations
@@ -42,4 +41,3 @@ def read(file: Path) -> tuple[Excuse, ...]:
 
 
 EXCUSED = read(Path(__file__).with_name("excused.txt"))
-UNSUPPORTED = read(Path(__file__).with_name("unsupported.txt"))

@@ -117,6 +117,10 @@ PREFERENCE = [
 
 OTHERS = [
     of("docs/reference.md", "reference.json")("on CPU, an update takes {update_ratio:.3f} of the time"),
+    of("docs/environments.md", "calculator.json")(
+        "reward {start:.3f} at the start, {value:.3f} at the end, a rise of {rise:.3f} [{low:.3f}, {high:.3f}]",
+        at="summary/reward",
+    ),
     of("docs/judges.md", "answers.json")(
         "All {golds_right:,} gold answers of GSM8K are right by it, and none of {altered:,} altered ones"
     ),
