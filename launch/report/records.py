@@ -47,9 +47,9 @@ class Run:
 
     @property
     def status(self) -> str:
-        """`running`, or as the summary has it, or `unfinished` if there is none."""
-        if self.running:
-            return "running"
+        """`running`, or `replayed`, or as the summary has it, or `unfinished` if there is none."""
+        if self.running or self.replayed:
+            return "running" if self.running else "replayed"
         return str(self.summary.get("status") or "unfinished")
 
     @property

@@ -129,7 +129,7 @@ def _status(run: Run) -> str:
     done = (
         f"{run.updates:,} of {many(run.planned, 'update')}" if run.planned is not None else many(run.updates, "update")
     )
-    if run.replayed:
+    if run.status == "replayed":
         return f"It is a replay of {run.replayed}: it trained {what}, {done}."
     if run.status == "completed":
         return f"The run completed: it trained {what}, {done}{took}."

@@ -103,7 +103,7 @@ def test_a_replay_is_told_as_one_and_not_as_a_run_that_was_killed(tmp_path):
     write_rows(tmp_path, [{"loss": 1.0}])
     (tmp_path / "report.json").write_text('{"run": "runs/chat"}')
     run = read_run(tmp_path)
-    assert run.missing == []
+    assert (run.status, run.missing) == ("replayed", [])
     first, second, *_ = verdict(run).sentences
     assert first.startswith("It is a replay of runs/chat: it trained")
     assert second.startswith("A replay evaluates nothing")
