@@ -17,6 +17,7 @@ from actors.data.prompts import PromptSource
 from actors.data.text import save_template
 from actors.errors import INTERRUPTED, RunError, UsageError, writing
 from actors.files import atomic_write
+from actors.foreign.documents import read_object
 from actors.foreign.text import many
 from actors.records import Group
 from actors.replay_buffer.buffer import Batch, ReplayBuffer, group_from_dict, group_to_dict
@@ -33,6 +34,7 @@ from launch.output.reporter import Reporter
 from launch.output.run_directory import SharedMemory
 from launch.output.samples import SampleLog, write_before_and_after
 from launch.output.session import Resume, Session, Status, board_of, stopping_on_signals, tell_skipped
+from launch.output.summary import Summary
 from launch.run.divergence import DivergedError, DivergenceGuard
 from launch.run.evaluation import EvaluationSet
 from launch.run.loop import LoopEvents, TrainingLoop
@@ -96,6 +98,8 @@ def _run(config: RunConfig, *, resume: Resume) -> int:
     notes += [*repetition(config, prompts), *slow_anchor(config)]
     session = Session(config, resume=resume)
     session.check_same(fixed_settings(config, prompts, plugin))
+    if session.finished:
+        return _show_again(config, session)
     buffer = ReplayBuffer(config.replay, prompts, config.updates)
     if session.checkpoint is not None:
         _restore(config, buffer, session.state["buffer"], session.checkpoint, prompts)
@@ -124,6 +128,14 @@ def _run(config: RunConfig, *, resume: Resume) -> int:
         run = TrainingRun(config, session, plugin, prompts, buffer, board)
         stack.callback(run.metrics.close)
         return run.run(shared_memory.path)
+
+
+def _show_again(config: RunConfig, session: Session) -> int:
+    """Show the result of a run that has nothing left to do: another evaluation would be another draw."""
+    with board_of(config) as board:
+        Summary.model_validate(read_object(session.directory.summary)).render(board.console)
+        board.message(f"all {many(config.updates, 'update')} were done before; to go on, raise updates")
+    return 0
 
 
 def _restore(

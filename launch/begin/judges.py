@@ -135,7 +135,7 @@ def _function(place: str, name: str, sample: Sample, answer: str | None) -> Judg
     named = [each for each in parameters if each not in _GIVEN and each in sample.columns]
     gold = answer_column(sample, answer) if answer is not None or "answer" in named else None
     columns = tuple(each for each in named if each not in ("answer", gold))
-    why = "your function, called once before the run starts; higher scores are better"
+    why = "your function, called once before the run starts; higher is better"
     return Judge(
         (Line("judging.judge.kind", "function", why), Line("judging.judge.path", f"{module}:{name}")), gold, columns
     )

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from actors.data.config import PromptConfig
 from actors.errors import UsageError, writing_remedy
@@ -23,6 +24,7 @@ from launch.begin.rows import Lengths, Sample
 from launch.settings.fields import settings
 from launch.settings.loading import preset_names
 from launch.settings.run import RunConfig
+from learner.losses.config import GameLossConfig
 
 SHIPPED = "instructions"
 STEP = 16
@@ -225,10 +227,13 @@ def _learning(given: Given, here: Machine, loss: str) -> list[Line]:
     few = given.sample.whole and given.lengths.good
     count, tested = (min(together, few), min(asked, few)) if few else (together, asked)
     why = "of one update; more are steadier and slower" if count == together else "all that there are"
+    short = loss in get_args(GameLossConfig.model_fields["kind"].annotation) and not here.gpus
+    anchor = Line("learner.anchor.weight", 0, "none: it would hold so short a run near its start")
     return [
         Line("replay.prompts_per_update", count, why),
         Line("learner.dtype", "bfloat16", "half the memory of float32; the optimizer's state is float32"),
         Line("learner.loss.kind", loss, "the best answer of a prompt against its worst" if loss == "dpo" else ""),
+        *([anchor] if short else []),
         learning_rate(given.policy.facts, gpus=bool(here.gpus)),
         Line("evaluation.prompts", tested, "judged at the start and at the end, to compare"),
     ]

@@ -106,6 +106,7 @@ def _begin(name: str, max_new_tokens: int, temperature: float) -> Conversation:
     from learner.backend.models import load_model
 
     directory = resolve(model_of(name))
+    print(shown(f"offbeat: loading {name}"), file=sys.stderr, flush=True)
     tokenizer = load_tokenizer(str(directory))
     gpu = torch.cuda.is_available()
     model: Any = load_model(Path(directory), "bfloat16" if gpu else "float32")

@@ -12,6 +12,7 @@ from actors.foreign.text import many, shown
 from actors.records import Failure, Group, Lease, Prompt
 from launch.run.pools.countdown import Countdown
 from launch.run.pools.judge_pool import JudgePool, judge_all
+from launch.run.pools.waiting import until_ready
 from launch.run.protocols import GeneratorDeadError, GeneratorPort, GeneratorUnavailableError, JudgePort
 from launch.settings.run import RunConfig
 
@@ -47,18 +48,21 @@ async def sample(
     shares = [leases[number :: len(generators)] for number in range(len(generators))]
     countdown = Countdown("sampling", len(prompts), say)
     served = await asyncio.gather(
-        *[_serve(port, share, countdown) for port, share in zip(generators, shares, strict=True)]
+        *[_serve(port, share, countdown, say) for port, share in zip(generators, shares, strict=True)]
     )
     groups = {group.lease.index: group for part in served for group in part}
     return [groups[index] for index in range(len(prompts))]
 
 
-async def _serve(port: GeneratorPort, leases: Sequence[Lease], countdown: Countdown) -> list[Group]:
+async def _serve(
+    port: GeneratorPort, leases: Sequence[Lease], countdown: Countdown, say: Callable[[str], None]
+) -> list[Group]:
     waiting = {lease.index: lease for lease in leases}
     groups: list[Group] = []
     while waiting:
         try:
-            await port.ready()
+            await until_ready(port.ready(), port.name, "loading its model", say)
+            countdown.begin()
             await port.submit(list(waiting.values()))
             while waiting:
                 for item in await port.collect(COLLECT_SECONDS):

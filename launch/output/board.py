@@ -27,7 +27,7 @@ from actors.records import GeneratorStatus
 
 MIN_SECONDS = 5.0
 """Least time between two lines of a plain log."""
-MAX_SECONDS = 60.0
+MAX_SECONDS = 30.0
 """Longest silence of a plain log, so that a waiting run does not look like a hanging one."""
 PROGRESS_STEP = 0.1
 """Share of all updates after which a line is due."""
@@ -161,11 +161,9 @@ class _Lines(StringIO):
 
 
 def line_due(last: RunSnapshot | None, now: RunSnapshot) -> bool:
-    """Return whether a plain log needs a line: first and last snapshot, a tenth of the run, or a minute of silence."""
-    if last is None:
+    """Return whether a plain log needs a line: first snapshot, last update, a tenth of the run, or a long silence."""
+    if last is None or last.updates < now.updates == now.total_updates:
         return True
-    if now.updates >= now.total_updates:
-        return last.updates < now.total_updates
     silence = now.elapsed_seconds - last.elapsed_seconds
     advanced = now.progress - last.progress >= PROGRESS_STEP - 1e-9
     return silence >= MAX_SECONDS or (advanced and silence >= MIN_SECONDS)

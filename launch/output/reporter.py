@@ -77,12 +77,14 @@ class Reporter:
 
     def _scores(self, loop: TrainingLoop) -> dict[str, str | None]:
         """Write the figures that this run's loss and judge are about."""
-        progress, stats, rate = loop.progress, loop.progress.stats, loop.progress.win_rate
+        progress, newest, rate = loop.progress, loop.progress.stats, loop.progress.win_rate
+        # A batch of ties has a loss, and nothing else of it was measured: its means are 0.
+        stats = None if newest is None or 0 < newest.pairs == newest.ties else newest
 
         def of_update(name: str, form: str = ".3f") -> str | None:
             return None if stats is None else written(getattr(stats, name), form)
 
-        scores = {"loss": of_update("loss", ".4f")}
+        scores = {"loss": None if newest is None else written(newest.loss, ".4f")}
         if self._config.opponent is not None:
             scores["preference"] = of_update("player_preference")
         else:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from actors.errors import OffbeatError, UsageError, surroundings, writing
 from actors.files import discard
+from actors.foreign.documents import read_object
 from actors.foreign.text import shown
 from launch.output.board import Board, JsonBoard
 from launch.output.process import interrupts, supervisor
@@ -47,8 +48,12 @@ class Session:
         """What the driver saved with `checkpoint`; empty for a new run."""
         self.fixed: dict[str, Any] = {}
         """What a resumed run must share with this one, once `check_same` has been called."""
+        self.finished = False
+        """Whether the run is to go on from its newest checkpoint, and has nothing left to do."""
         if resume:
             wanted = resume if isinstance(resume, str) else None
+            if (self.directory.checkpoints / checkpoints.POINTER).is_file():
+                board_of(config).message(f"reading the checkpoints of {self.directory.path}")
             found = checkpoints.to_resume(self.directory.checkpoints, wanted, self.directory.run_id)
             self.checkpoint, self.notes = found
             if self.checkpoint is None and self.directory.completed:
@@ -64,7 +69,9 @@ class Session:
             check_layout(self.checkpoint, config)
             for directory in (self.directory.start, self.directory.baseline.parent):
                 manifest.check(directory)
-            self.notes += changed_settings(self.directory.config, config)
+            changed = changed_settings(self.directory.config, config)
+            self.notes += changed
+            self.finished = resume is True and not changed and has_finished(self.directory)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[RunDirectory]:
@@ -150,16 +157,28 @@ def check_same_run(saved: Mapping[str, Any], given: Mapping[str, Any], checkpoin
     keys = {name: new_key(name) or name for name in saved}
     saved = {keys[name]: new_value(keys[name], value) for name, value in saved.items()}
     changed = [
-        f"{name} (was {saved[name]}, is {value})"
+        f"{key} (was {was}, is {now})"
         for name, value in given.items()
         if name in saved and saved[name] != value and (name, value) != ("evaluation.prompts", 0)
         if _BY_CONTENT.get(name) not in saved.keys() & given.keys()
+        for key, was, now in _differences(name, saved[name], value)
     ]
     if changed:
         raise UsageError(
             f"cannot resume from {checkpoint}: changed since it was saved: {'; '.join(changed)}; resume with the same, "
             "or start a new run with another --output"
         )
+
+
+def _differences(name: str, was: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield each setting at or below `name` that differs, with both values; one of a section may be unset."""
+    if isinstance(was, Mapping) and isinstance(now, Mapping):
+        for key in {**was, **now}:
+            before, after = was.get(key, "unset"), now.get(key, "unset")
+            if before != after:
+                yield from _differences(f"{name}.{key}", before, after)
+    else:
+        yield name, was, now
 
 
 def check_layout(checkpoint: Path, config: TrainingConfig) -> None:
@@ -177,6 +196,14 @@ def changed_settings(recorded: Path, config: TrainingConfig) -> list[str]:
     changed = list(changes(read_recorded(recorded), parse_yaml(dump_config(config)), type(config)))
     more = f"; and {len(changed) - SHOWN_CHANGES} more" if len(changed) > SHOWN_CHANGES else ""
     return [f"changed since the run was last started: {'; '.join(changed[:SHOWN_CHANGES])}{more}"] if changed else []
+
+
+def has_finished(run: RunDirectory) -> bool:
+    """Return whether a run of a number of updates has made and evaluated them, and its final model stands."""
+    with contextlib.suppress(UsageError):
+        wanted, done = read_recorded(run.config).get("updates"), read_object(run.summary).get("updates")
+        return run.completed and wanted is not None and wanted == done and manifest.check(run.final) is not None
+    return False
 
 
 def stage_name(updates: int) -> str:

@@ -156,8 +156,10 @@ def _summary(directory: Path) -> dict[str, Any]:
     staleness = summary.get("staleness") if isinstance(summary, dict) else None
     consumed = staleness.get("histogram") if isinstance(staleness, dict) else None
     if not consumed or not summary.get("groups_per_second"):
+        resumed = isinstance(summary, dict) and summary.get("updates")
+        when = "trained on nothing since its last resume" if resumed else "ended before it trained on anything"
         raise UsageError(
-            f"the run in {directory} ended before it trained on anything, so there is nothing to measure; give a run "
+            f"the run in {directory} {when}, so there is nothing to measure; give a run "
             "with at least one update, or --generator-seconds and --update-seconds without a run"
         )
     return dict(summary)

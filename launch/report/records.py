@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.errors import UsageError
+from actors.foreign.documents import read_object
 from launch.output.metrics import damaged_lines, read_json_lines
 from launch.output.run_directory import MOST_NAMED, RUN_ID, RunDirectory, no_run, runs_below
 from launch.report.drawing.series import Point
@@ -35,6 +37,8 @@ class Run:
     missing: Sequence[str]
     """What could not be read, a sentence each."""
     label: str = ""  # what tells it from other runs
+    replayed: str = ""
+    """The run whose journal it trained on, if it is a replay, which evaluates nothing and leaves no summary."""
 
     @property
     def name(self) -> str:
@@ -43,9 +47,9 @@ class Run:
 
     @property
     def status(self) -> str:
-        """`running`, or as the summary has it, or `unfinished` if there is none."""
-        if self.running:
-            return "running"
+        """`running`, or `replayed`, or as the summary has it, or `unfinished` if there is none."""
+        if self.running or self.replayed:
+            return "running" if self.running else "replayed"
         return str(self.summary.get("status") or "unfinished")
 
     @property
@@ -113,16 +117,25 @@ def read_run(directory: Path) -> Run:
     config, config_text = _config(directory / "config.yaml", missing)
     files = RunDirectory(directory)
     running = files.in_use
+    replayed = _replayed(directory / "report.json")
     return Run(
         files=files,
         config=config,
         config_text=config_text,
         rows=_rows(directory / "metrics.jsonl", missing),
-        summary=_summary(files.summary, running, missing),
+        summary={} if replayed else _summary(files.summary, running, missing),
+        replayed=replayed,
         error_text=_text(directory / "error.txt"),
         running=running,
         missing=missing,
     )
+
+
+def _replayed(path: Path) -> str:
+    """Return which run the directory of `path` is a replay of; empty if it is none."""
+    with contextlib.suppress(UsageError):
+        return str(read_object(path).get("run") or "") if path.is_file() else ""
+    return ""
 
 
 def require_run(directory: Path) -> None:

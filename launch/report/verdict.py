@@ -69,7 +69,8 @@ def verdict(run: Run) -> Verdict:
     decided = kinds - {"not separable"}
     outcome: Outcome = "mixed" if len(decided) > 1 else next(iter(decided or kinds), "not measured")
     said = [found.sentence for found in findings]
-    said = said or ["Nothing was evaluated yet, so the record does not say whether the policy got better."]
+    silent = "A replay evaluates nothing" if run.replayed else "Nothing was evaluated yet"
+    said = said or [f"{silent}, so the record does not say whether the policy got better."]
     return Verdict(run.status, outcome, tuple(filter(None, (_status(run), *said, _staleness(run)))))
 
 
@@ -128,6 +129,8 @@ def _status(run: Run) -> str:
     done = (
         f"{run.updates:,} of {many(run.planned, 'update')}" if run.planned is not None else many(run.updates, "update")
     )
+    if run.status == "replayed":
+        return f"It is a replay of {run.replayed}: it trained {what}, {done}."
     if run.status == "completed":
         return f"The run completed: it trained {what}, {done}{took}."
     if run.status == "interrupted":

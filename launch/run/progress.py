@@ -151,8 +151,11 @@ class Progress:
         return self.ties / self.pairs if self.pairs else None
 
     def seconds_left(self, updates: int) -> float | None:
-        """Estimate the seconds of `updates` more updates at the mean pace so far; None before the first."""
-        return updates * self.learning_seconds / self.updates if self.updates and self.learning_seconds else None
+        """Estimate the seconds of `updates` more updates at the mean pace so far; None before the first one, and after
+        the last one, where what is left is an evaluation."""
+        if not (updates and self.updates and self.learning_seconds):
+            return None
+        return updates * self.learning_seconds / self.updates
 
     def consume(self, batch: Batch, consumed: Consumed) -> None:
         """Count what one update consumes."""

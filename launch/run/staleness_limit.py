@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
+from actors.foreign.text import many
 from actors.generation.config import OpponentConfig
 from actors.records import Game, Group
 from actors.replay_buffer.pairing import game_of
@@ -183,7 +184,7 @@ def announce(config: RunConfig) -> str:
         step = largest_anchored_step(loss.tau, beta, lag, CYCLE_FREQUENCY, pull)
         pulls = _pulls(loss.tau, beta, *pull)
     return (
-        f"staleness limit: with {pulls} and opponents up to {bound} versions old, steps up to "
+        f"staleness limit: with {pulls} and opponents up to {many(bound, 'version')} old, steps up to "
         f"{step:.3g} per update are stable on a cycle of three; the step that learning rate "
         f"{config.learner.optimizer.lr:g} makes is measured over the first {PROBES} updates"
     )

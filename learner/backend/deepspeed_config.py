@@ -130,6 +130,8 @@ def schedule_notes(
             "learner.optimizer.warmup_updates"
         )
     done, lr = int(last.get("update") or last.get("step") or 0), last.get("lr")
+    if done >= total_updates:
+        return notes  # no update is left that could learn with another rate
     if done and lr is not None and not math.isclose(lr, learning_rate(config, done - 1, total_updates), rel_tol=1e-6):
         following = learning_rate(config, done, total_updates)
         notes.append(

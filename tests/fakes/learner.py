@@ -25,6 +25,8 @@ class FakeStats:
     skipped: bool = False
     log_ratio_max: float = 0.0
     step_size: float | None = None
+    pairs: int = 0
+    ties: int = 0
 
 
 class FakeLearner:

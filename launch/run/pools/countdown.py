@@ -19,8 +19,18 @@ class Countdown:
         self, step: str, total: int, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._step, self._total, self._say, self._clock = step, total, say, clock
-        self._done, self._started = 0, clock()
+        self._done, self._begun = 0, False
+        self._set_off()
+
+    def _set_off(self) -> None:
+        self._started = self._clock()
         self._due = self._started + FIRST_SECONDS
+
+    def begin(self) -> None:
+        """Count the time from now on, which is the first call: what a start took says nothing of what is left."""
+        if not self._begun:
+            self._begun = True
+            self._set_off()
 
     def add(self, count: int = 1) -> None:
         """Count parts that were done; tell if a line is due and something is left."""

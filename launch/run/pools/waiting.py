@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-FIRST_SECONDS = 60.0
+FIRST_SECONDS = 25.0
 """Time until the first message; doubles each time, because waiting for a node may take days."""
 
 

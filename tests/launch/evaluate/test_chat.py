@@ -87,7 +87,9 @@ def test_every_line_of_a_pipe_gets_an_answer_of_a_real_model(tmp_path, monkeypat
     make_model(tmp_path / "model", texts, ScratchConfig(vocabulary=300, layers=1, heads=1, max_tokens=64, seed=0))
     monkeypatch.setattr("sys.stdin", io.StringIO("What\n\nis it?\n"))
     assert main(["chat", str(tmp_path / "model"), "--max-new-tokens", "3", "--temperature", "0"]) == 0
-    assert len(capsys.readouterr().out.split("\n")) >= 3
+    said = capsys.readouterr()
+    assert len(said.out.split("\n")) >= 3
+    assert said.err.startswith(f"offbeat: loading {tmp_path / 'model'}\n"), "a large one takes minutes"
 
 
 def test_a_model_that_is_not_there_is_refused(tmp_path, capsys):

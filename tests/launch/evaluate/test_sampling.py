@@ -7,6 +7,7 @@ import pytest
 from actors.errors import RunError
 from actors.records import Failure, Group
 from launch.evaluate.sampling import judged_groups, line_printer, sample
+from launch.run.pools import waiting
 from launch.settings.loading import load_config
 from tests.fakes.generators import FakeGenerator, FakePrompts
 from tests.fakes.judges import FakeJudge
@@ -28,6 +29,19 @@ def test_a_generator_that_comes_back_is_given_its_prompts_again_and_a_dead_one_e
     assert (back.deaths, len(groups)) == (1, 7)
     with pytest.raises(RunError, match=r"a; look in \S+/ray/session_latest/logs on its host, then run again"):
         asyncio.run(sample([FakeGenerator("a", die_after=0, dead_for_good=True)], PROMPTS, print))
+
+
+def test_a_generator_that_loads_for_long_is_told(monkeypatch):
+    """Evaluation and comparison were silent until the first answers."""
+
+    class Loading(FakeGenerator):
+        async def ready(self):
+            await asyncio.sleep(0.05)
+
+    monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.01)
+    said = []
+    asyncio.run(sample([Loading("generator-0")], PROMPTS[:1], said.append))
+    assert said[0].startswith("generator-0 has not answered for 0 s: it is still loading its model")
 
 
 def test_a_prompt_that_cannot_be_generated_ends_the_evaluation():

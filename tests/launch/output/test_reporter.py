@@ -145,6 +145,17 @@ def test_the_board_of_a_loss_on_pairs_is_about_the_reward() -> None:
     }
 
 
+def test_the_board_leaves_out_what_a_batch_of_ties_cannot_tell() -> None:
+    """Its means are 0: the board showed an accuracy of 0.000 and a KL of 0.00 beside a policy at 0.26 nats."""
+    loop = _loop()
+    loop.pool = Account()  # type: ignore[assignment]
+    loop.progress.stats = _stats(pairs=4, ties=4, accuracy=0.0, kl_chosen=0.0, kl_rejected=0.0)
+    scores = _reporter(loop).snapshot(loop).scores
+    assert (scores["loss"], scores["accuracy"], scores["KL"], scores["max log-ratio"]) == ("0.2500", None, None, None)
+    loop.progress.kl = 0.5
+    assert _reporter(loop).snapshot(loop).scores["KL"] == "0.50", "of the last evaluation"
+
+
 def test_the_board_of_a_loss_on_games_is_about_preference_and_exploitability() -> None:
     loop = _loop(learner={"loss": {"kind": "nash_pg"}}, prompts={"source": "world"})
     loop.pool = Account()  # type: ignore[assignment]

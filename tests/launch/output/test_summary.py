@@ -1,6 +1,7 @@
 """The summary: names that scripts rely on, a verdict that claims no more than the interval, intervals that cover."""
 
 import json
+from io import StringIO
 
 import pytest
 from rich.console import Console
@@ -137,6 +138,19 @@ def test_the_end_of_a_run_shows_result_bound_and_where_time_went():
     assert "75% training, 25% waiting of 40 s" in text
     assert "4 returned (4 generator_died), 0 dropped" in text
     assert "runs/demo" in text
+
+
+def test_a_log_has_one_line_for_each_fact_and_a_terminal_has_columns():
+    """In a pipe they were broken at 80 columns, and filled up with spaces."""
+    record = summary(reward=Reward(value=0.75, start=0.5, rise=0.25, low=0.125, high=0.375, n=256))
+    out = StringIO()
+    record.render(Console(file=out, width=80))
+    lines = out.getvalue().splitlines()
+    assert "reward      0.500 at the start, 0.750 at the end, a rise of 0.250 [0.125, 0.375] (95% in" in lines[3]
+    assert [line for line in lines if line != line.rstrip() or line.startswith(" ")] == []
+    out = StringIO()
+    record.render(Console(file=out, width=80, force_terminal=True, color_system=None))
+    assert max(map(len, out.getvalue().splitlines()[3:])) <= 80
 
 
 def test_the_end_of_a_run_shows_how_much_the_reward_rose_unless_the_game_is_known():

@@ -202,6 +202,8 @@ def test_a_directory_that_is_no_ended_run_is_refused(tmp_path, capsys):
     summary = tmp_path / "run" / "summary.json"
     summary.write_text('{"status": "failed", "error": "x"}')
     assert "ended before it trained on anything" in refused(capsys, tmp_path / "run")
+    summary.write_text('{"status": "interrupted", "updates": 6, "staleness": {"histogram": {}}}')
+    assert "trained on nothing since its last resume" in refused(capsys, tmp_path / "run")
     summary.unlink()
     assert "has no summary.json: the run goes on" in refused(capsys, tmp_path / "run")
 

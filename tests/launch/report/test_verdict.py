@@ -97,6 +97,18 @@ def test_a_run_without_a_summary_is_judged_by_its_last_evaluation(tmp_path):
     assert "2 of 4 updates" in found.sentences[0]
 
 
+def test_a_replay_is_told_as_one_and_not_as_a_run_that_was_killed(tmp_path):
+    """`offbeat report RUN/replay` said that the run was ended before it could say why."""
+    write_config(tmp_path)
+    write_rows(tmp_path, [{"loss": 1.0}])
+    (tmp_path / "report.json").write_text('{"run": "runs/chat"}')
+    run = read_run(tmp_path)
+    assert (run.status, run.missing) == ("replayed", [])
+    first, second, *_ = verdict(run).sentences
+    assert first.startswith("It is a replay of runs/chat: it trained")
+    assert second.startswith("A replay evaluates nothing")
+
+
 def test_a_run_that_evaluated_nothing_says_so(tmp_path):
     found = judged(tmp_path, win_rate=None)
     assert found.outcome == "not measured"

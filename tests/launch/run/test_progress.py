@@ -150,5 +150,6 @@ def test_what_was_consumed_says_the_reward_and_the_pace() -> None:
     progress.learning_seconds = 3.0
     assert progress.score == (0 + 1 + 2 + 2 + 2) / 5
     assert progress.seconds_left(5) == 15.0
+    assert progress.seconds_left(0) is None, "it was told as 0:00:00 for as long as the last evaluation took"
     progress.consume(Batch(2, 2, (), ()), Consumed((), ()))
     assert (progress.score, progress.seconds_left(5)) == (7 / 5, 7.5), "an empty update has no reward, and took time"

@@ -236,11 +236,14 @@ def test_no_law_is_told_of_an_average_which_has_no_one_age() -> None:
     assert "none is known for learner.loss.opponent.kind ema" in announce(config)
 
 
-@pytest.mark.parametrize(("replay", "versions"), [({"max_staleness": 5}, 5), ({"updates_per_publish": 3}, 1)])
-def test_before_anything_is_measured_the_largest_step_for_the_bound_is_told(replay: Any, versions: int) -> None:
+@pytest.mark.parametrize(
+    ("replay", "versions"),
+    [({"max_staleness": 5}, "5 versions"), ({"updates_per_publish": 3}, "1 version")],
+)
+def test_before_anything_is_measured_the_largest_step_for_the_bound_is_told(replay: Any, versions: str) -> None:
     """Lag 5 both times: to first order stable up to .05 * 12 / 5.5 = .109; what is told must be where the law turns."""
     text = announce(_config(replay=replay))
-    assert f"opponents up to {versions} versions old" in text
+    assert f"opponents up to {versions} old" in text
     step = float(text.partition("steps up to ")[2].partition(" ")[0])
     assert _law(_config(replay=replay), 0.999 * step).kept
     assert not _law(_config(replay=replay), 1.01 * step).kept

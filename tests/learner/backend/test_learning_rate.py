@@ -45,6 +45,14 @@ def test_a_schedule_that_is_over_is_told_on_a_resume() -> None:
     assert "the learning rate is 0 from the next update on" in note
 
 
+def test_a_finished_run_is_not_warned_of_rates_that_no_update_will_have() -> None:
+    """Resumed after all its updates, a run with default settings was told to raise its schedule, which was over."""
+    config = OptimizerConfig(lr=1.0)
+    last = {"update": 100, "lr": learning_rate(config, 99, 100)}
+    assert schedule_notes(config, 100, last) == []
+    assert schedule_notes(OptimizerConfig(lr=2.0), 100, last) == []
+
+
 def test_a_warm_up_longer_than_the_run_is_told() -> None:
     """Warm-up 10 and 5 updates: the largest rate is 5/11 of the peak."""
     (note,) = schedule_notes(OptimizerConfig(lr=1.0, warmup_updates=10), 5)

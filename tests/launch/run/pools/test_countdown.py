@@ -32,6 +32,18 @@ def test_a_step_that_ends_soon_says_nothing_and_one_that_ends_late_not_that_noth
     assert said == []
 
 
+def test_the_time_of_a_start_is_not_taken_for_that_of_a_part() -> None:
+    """Engines load for 28 seconds, and the first of four prompts takes 2: 90 seconds were foretold instead of 6."""
+    now, said = [0.0], []
+    countdown = Countdown("sampling", 10, said.append, lambda: now[0])
+    for second in (28.0, 36.0):  # a second engine begins later
+        now[0] = second
+        countdown.begin()
+    now[0] = 40.0
+    countdown.add(5)
+    assert said == ["sampling: 5 of 10, about 12 s left"]
+
+
 def test_minutes_are_counted_past_an_hour() -> None:
     now, said = [0.0], []
     countdown = Countdown("sampling", 10_000, said.append, lambda: now[0])
