@@ -17,7 +17,6 @@ from actors.data.prompts import PromptSource
 from actors.data.text import save_template
 from actors.errors import INTERRUPTED, RunError, UsageError, writing
 from actors.files import atomic_write
-from actors.foreign.documents import read_object
 from actors.foreign.text import many
 from actors.records import Group
 from actors.replay_buffer.buffer import Batch, ReplayBuffer, group_from_dict, group_to_dict
@@ -98,8 +97,8 @@ def _run(config: RunConfig, *, resume: Resume) -> int:
     notes += [*repetition(config, prompts), *slow_anchor(config)]
     session = Session(config, resume=resume)
     session.check_same(fixed_settings(config, prompts, plugin))
-    if session.finished:
-        return _show_again(config, session)
+    if session.result is not None:
+        return _show_again(config, session.result)
     buffer = ReplayBuffer(config.replay, prompts, config.updates)
     if session.checkpoint is not None:
         _restore(config, buffer, session.state["buffer"], session.checkpoint, prompts)
@@ -130,10 +129,10 @@ def _run(config: RunConfig, *, resume: Resume) -> int:
         return run.run(shared_memory.path)
 
 
-def _show_again(config: RunConfig, session: Session) -> int:
+def _show_again(config: RunConfig, result: Summary) -> int:
     """Show the result of a run that has nothing left to do: another evaluation would be another draw."""
     with board_of(config) as board:
-        Summary.model_validate(read_object(session.directory.summary)).render(board.console)
+        result.render(board.console)
         board.message(f"all {many(config.updates, 'update')} were done before; to go on, raise updates")
     return 0
 

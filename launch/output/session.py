@@ -14,6 +14,7 @@ from actors.foreign.text import shown
 from launch.output.board import Board, JsonBoard
 from launch.output.process import interrupts, supervisor
 from launch.output.run_directory import RunDirectory
+from launch.output.summary import Summary
 from launch.settings.loading import dump_config
 from launch.settings.renamed import changes, new_key, new_value
 from launch.settings.run import TrainingConfig
@@ -48,8 +49,8 @@ class Session:
         """What the driver saved with `checkpoint`; empty for a new run."""
         self.fixed: dict[str, Any] = {}
         """What a resumed run must share with this one, once `check_same` has been called."""
-        self.finished = False
-        """Whether the run is to go on from its newest checkpoint, and has nothing left to do."""
+        self.result: Summary | None = None
+        """Of a run that is to go on from its newest checkpoint and has nothing left to do."""
         if resume:
             wanted = resume if isinstance(resume, str) else None
             if (self.directory.checkpoints / checkpoints.POINTER).is_file():
@@ -71,7 +72,7 @@ class Session:
                 manifest.check(directory)
             changed = changed_settings(self.directory.config, config)
             self.notes += changed
-            self.finished = resume is True and not changed and has_finished(self.directory)
+            self.result = result_of(self.directory) if resume is True and not changed else None
 
     @contextlib.contextmanager
     def running(self) -> Iterator[RunDirectory]:
@@ -198,12 +199,13 @@ def changed_settings(recorded: Path, config: TrainingConfig) -> list[str]:
     return [f"changed since the run was last started: {'; '.join(changed[:SHOWN_CHANGES])}{more}"] if changed else []
 
 
-def has_finished(run: RunDirectory) -> bool:
-    """Return whether a run of a number of updates has made and evaluated them, and its final model stands."""
-    with contextlib.suppress(UsageError):
-        wanted, done = read_recorded(run.config).get("updates"), read_object(run.summary).get("updates")
-        return run.completed and wanted is not None and wanted == done and manifest.check(run.final) is not None
-    return False
+def result_of(run: RunDirectory) -> Summary | None:
+    """Return the summary of a run that made and evaluated all its updates, if its final model stands; else None."""
+    with contextlib.suppress(UsageError, ValueError):
+        wanted, summary = read_recorded(run.config).get("updates"), Summary.model_validate(read_object(run.summary))
+        if run.completed and wanted == summary.updates and manifest.check(run.final) is not None:
+            return summary
+    return None
 
 
 def stage_name(updates: int) -> str:

@@ -73,3 +73,13 @@ def test_a_resume_says_what_it_reads_before_it_reads_it(
     said.clear()
     again(tmp_path, actors)
     assert said[0] == f"reading the checkpoints of {tmp_path / 'run'}"
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"updates": 6}'])
+def test_a_finished_run_whose_summary_cannot_be_shown_is_evaluated_again(
+    tmp_path: Path, actors: Actors, text: str
+) -> None:
+    train.run_training(config_of(tmp_path))
+    (tmp_path / "run" / "summary.json").write_text(text)
+    assert again(tmp_path, actors).loaded
+    assert summary_of(tmp_path)["status"] == "completed"

@@ -34,7 +34,7 @@ class Requests:
     def hear(self, number: int, now: float) -> Literal["stop", "repeat", "end"] | None:
         """Return `stop`: save and end; `repeat`: say again that the run does; `end`: end at once; None: nothing new."""
         first, self._stopped = not self._stopped, True
-        if number in WARNINGS:
+        if number in WARNINGS or (number == signal.SIGHUP and not first):  # after Ctrl-C the terminal may be closed
             return "stop" if first else None
         before, self._asked = self._asked, (number, now)
         if first:

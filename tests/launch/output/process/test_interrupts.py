@@ -76,6 +76,7 @@ INT, TERM, HUP, CPU, USR1 = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal
         ([(CPU, float(second)) for second in range(60)], ["stop", *[None] * 59]),
         ([(USR1, 0.0), (TERM, 60.0), (TERM, 90.0)], ["stop", "repeat", "end"]),
         ([(TERM, 0.0), (CPU, 5.0), (INT, 9.0)], ["stop", None, "end"]),
+        ([(INT, 0.0), (HUP, 5.0), (HUP, 9.0), (TERM, 20.0)], ["stop", None, None, "end"]),
     ],
     ids=[
         "two Ctrl-C are two",
@@ -85,6 +86,7 @@ INT, TERM, HUP, CPU, USR1 = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal
         "a limit of CPU time tells every second",
         "a scheduler warns, and then ends the job",
         "a warning does not count as the second",
+        "a terminal that closes after Ctrl-C does not hurry it",
     ],
 )
 def test_what_signals_ask_of_a_run(signals: list[tuple[int, float]], asked: list[str | None]) -> None:
