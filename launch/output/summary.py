@@ -125,17 +125,17 @@ class Summary(BaseModel):
         for text in (self.error, verdict(self)):
             if text is not None:
                 console.print(Text(shown(text, lines=True), style="bold"), soft_wrap=True)
-        facts = {name: shown(text) for name, text in _facts(self).items()}
+        facts = _facts(self)
         if not console.is_terminal:  # a log has no width: one line for each
             wide = max(map(len, facts))
             for name, text in facts.items():
-                console.print(Text(f"{name:<{wide}}  {text}"), soft_wrap=True)
+                console.print(Text(shown(f"{name:<{wide}}  {text}")), soft_wrap=True)
             return
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(style="dim", no_wrap=True)
         table.add_column()
         for name, text in facts.items():
-            table.add_row(name, Text(text))
+            table.add_row(name, Text(shown(text)))
         console.print(table)
 
 
