@@ -278,7 +278,7 @@ class TrainingLoop:
     async def _train(self, batch: Batch) -> dict[str, float]:
         progress, consumed = self.progress, Consumed.of(batch, self.config)
         progress.consume(batch, consumed)
-        if warning := progress.unfinished_warning(self.config.judging.missing_eos_score):
+        for warning in progress.warnings(self.config):
             self._on_message(warning)
         if not consumed.items:
             return {}

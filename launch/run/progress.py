@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from actors.errors import RunError
+from actors.foreign.text import many
 from actors.records import Game, Pair, flatten
 from actors.replay_buffer.buffer import Batch
 from actors.replay_buffer.pairing import best_and_worst, game_of, unfinished_won
@@ -19,6 +20,9 @@ from learner.records import UpdateStats
 ENOUGH_MIXED_GROUPS = 50
 """Groups with finished and unfinished completions before the run says that unfinished ones win too often."""
 TOO_OFTEN = 0.05
+ENOUGH_COMPLETIONS = 200
+"""Completions before the run says that almost none of them ends."""
+SELDOM = 0.05
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,8 @@ class Progress:
     ties: int = 0  # of these
     mixed_groups: int = 0  # with finished and unfinished completions
     unfinished_won: int = 0  # mixed groups in which an unfinished completion has the best score
+    completions: int = 0
+    finished: int = 0  # of these
     skipped: int = 0
     updates: int = 0  # that this process made
     score: float | None = None
@@ -142,6 +148,7 @@ class Progress:
     average: Evaluated | None = None  # of the mean of the last weights
     _reported: WinRate | None = None
     _warned: bool = False
+    _told_cut: bool = False
     learning_seconds: float = 0.0
     """Wall time from the wait for the first update to the end of the last one."""
 
@@ -169,11 +176,33 @@ class Progress:
         self.updates += 1
         if batch.groups:
             self.score = _mean_score(batch)
-        self.tokens += sum(completion.sampled_tokens for completion in flatten(batch.groups))
+        completions = flatten(batch.groups)
+        self.tokens += sum(completion.sampled_tokens for completion in completions)
+        self.completions += len(completions)
+        self.finished += sum(completion.finished for completion in completions)
         self.pairs += sum(isinstance(item, Pair) for item in consumed.items)
         self.ties += consumed.ties
         self.mixed_groups += len(consumed.unfinished_won)
         self.unfinished_won += sum(consumed.unfinished_won)
+
+    def warnings(self, config: RunConfig) -> list[str]:
+        """Return what is to be said of the completions, each once."""
+        found = (
+            self.unfinished_warning(config.judging.missing_eos_score),
+            self.cut_warning(config.sampling.max_new_tokens),
+        )
+        return [warning for warning in found if warning]
+
+    def cut_warning(self, most: int) -> str | None:
+        """Say, once, that almost no completion ends; `most` is sampling.max_new_tokens."""
+        if self._told_cut or self.completions < ENOUGH_COMPLETIONS or self.finished >= SELDOM * self.completions:
+            return None
+        self._told_cut = True
+        return (
+            f"warning: {self.finished} of {many(self.completions, 'completion')} ended by themselves, and the judge "
+            f"scores the others as they were cut off; sampling.max_new_tokens is {most}: raise it, or have the prompt "
+            "ask for shorter answers"
+        )
 
     def unfinished_warning(self, setting: object) -> str | None:
         """Say, once, that unfinished completions win too often; `setting` is judging.missing_eos_score."""

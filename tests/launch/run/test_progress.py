@@ -130,6 +130,25 @@ def test_it_is_said_once_that_unfinished_completions_win_too_often() -> None:
     assert (quiet.unfinished_won, quiet.items[0].margin) == ((False,), 1.0)
 
 
+def test_it_is_said_once_that_almost_no_completion_ends() -> None:
+    """With 16 tokens for each answer, 92% of the pairs were ties, and no word led to the setting."""
+    made = group(0, (0, 0))
+    cut = replace(made, completions=tuple(replace(each, finished=False) for each in made.completions))
+    progress, said = Progress(), []
+    for update in range(150):
+        one = batch(0, made if update < 4 else cut)
+        progress.consume(one, Consumed.of(one, config("dpo")))
+        said += [progress.cut_warning(16)]
+    assert [update for update, text in enumerate(said) if text] == [99], "200 completions, of which 8 ended"
+    assert "8 of 200 completions ended by themselves" in str(said[99])
+    assert "sampling.max_new_tokens is 16: raise it" in str(said[99])
+    often = Progress()
+    for update in range(150):
+        one = batch(0, made if update % 10 == 0 else cut)
+        often.consume(one, Consumed.of(one, config("dpo")))
+        assert often.cut_warning(16) is None
+
+
 def test_the_share_of_ties_is_of_all_pairs_and_games_have_none() -> None:
     """85 of 100 pairs were ties, and a run said so nowhere."""
     progress = Progress()
