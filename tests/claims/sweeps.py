@@ -107,6 +107,10 @@ ROBUSTNESS = [
         "at {ppo_medium} and {ppo_large} instead of {dpo_medium} and {dpo_large}.",
         **{f"{loss}_{size}": at(loss, size, 16) for loss in ("ppo", "dpo") for size in ("medium", "large")},
     ),
+    robustness(
+        "in the largest model RLOO ends lowest, at {rloo}.",
+        rloo=at("rloo", "large", 64),
+    ),
 ]
 
 CLAIMS = [*CHAT, *SHORT, *PLAN, *ROBUSTNESS]
