@@ -49,8 +49,13 @@ def bound_socket(host: str, port: int = 0) -> socket.socket:
 
 
 def usable_cores(cgroup: Path = CGROUP) -> int:
-    """Count the cores of this process's affinity, within its control group's quota; at least 1."""
-    cores, quota = len(os.sched_getaffinity(0)), cpu_quota(cgroup)
+    """Count the cores of this process's affinity, within its control group's quota."""
+    return within_quota(len(os.sched_getaffinity(0)), cgroup)
+
+
+def within_quota(cores: int, cgroup: Path = CGROUP) -> int:
+    """Return as many of `cores` as the control group may use, whole ones and at least 1."""
+    quota = cpu_quota(cgroup)
     return cores if quota is None else max(1, min(cores, int(quota)))
 
 

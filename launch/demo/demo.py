@@ -110,9 +110,9 @@ class Demo:
         world = next(iter(self._routes.values())).world
         path = self._directory / "start"
         self._say(f"supervised training of the world's policy: {many(world.sft_updates, 'update')}")
-        size, cores = SIZES[world.size], threads(usable_cores())
+        own = threads(usable_cores())
         with telling("supervised training", self._say):
-            report = train_sft(path, updates=world.sft_updates, seed=world.seed, threads=cores, size=size)
+            report = train_sft(path, updates=world.sft_updates, seed=world.seed, threads=own, size=SIZES[world.size])
         with writing(path, "or choose another directory with --output"):
             manifest.seal(path)
         self._sft_seconds = report.seconds

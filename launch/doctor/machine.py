@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from actors.host import CGROUP, cpu_quota, free_port
+from actors.host import CGROUP, free_port, within_quota
 from launch.doctor.findings import Finding, graded
 from launch.doctor.footprint import size
 
@@ -106,8 +106,7 @@ def memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = CGROUP) -> Memo
 
 def cpus(cgroup: Path = CGROUP) -> int:
     """Count the cores that a Ray started here would find: the host's, within the control group's quota."""
-    count, quota = os.cpu_count() or 1, cpu_quota(cgroup)
-    return count if quota is None else min(count, max(1, int(quota)))
+    return within_quota(os.cpu_count() or 1, cgroup)
 
 
 def _number(path: Path, pattern: str = r"\d+") -> int | None:

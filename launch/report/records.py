@@ -48,8 +48,10 @@ class Run:
     @property
     def status(self) -> str:
         """`running`, or `replayed`, or as the summary has it, or `unfinished` if there is none."""
-        if self.running or self.replayed:
-            return "running" if self.running else "replayed"
+        if self.running:
+            return "running"
+        if self.replayed:
+            return "replayed"
         return str(self.summary.get("status") or "unfinished")
 
     @property
