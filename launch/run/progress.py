@@ -158,8 +158,10 @@ class Progress:
         return self.ties / self.pairs if self.pairs else None
 
     def seconds_left(self, updates: int) -> float | None:
-        """Estimate the seconds of `updates` more updates at the mean pace so far; None before the first one, and after
-        the last one, where what is left is an evaluation."""
+        """Estimate the seconds of `updates` more updates at the mean pace so far.
+
+        None before the first update, and after the last one, when only an evaluation is left.
+        """
         if not (updates and self.updates and self.learning_seconds):
             return None
         return updates * self.learning_seconds / self.updates
@@ -186,7 +188,7 @@ class Progress:
         self.unfinished_won += sum(consumed.unfinished_won)
 
     def warnings(self, config: RunConfig) -> list[str]:
-        """Return what is to be said of the completions, each once."""
+        """Return the warnings on completions that are due; each is given once."""
         found = (
             self.unfinished_warning(config.judging.missing_eos_score),
             self.cut_warning(config.sampling.max_new_tokens),
@@ -199,9 +201,9 @@ class Progress:
             return None
         self._told_cut = True
         return (
-            f"warning: {self.finished} of {many(self.completions, 'completion')} ended by themselves, and the judge "
-            f"scores the others as they were cut off; sampling.max_new_tokens is {most}: raise it, or have the prompt "
-            "ask for shorter answers"
+            f"warning: only {self.finished} of {many(self.completions, 'completion')} ended by themselves, and the "
+            f"others were cut off; sampling.max_new_tokens is {most}: raise it, or have the prompt ask for shorter "
+            "answers"
         )
 
     def unfinished_warning(self, setting: object) -> str | None:

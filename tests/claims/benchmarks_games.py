@@ -102,8 +102,8 @@ def exploitability(points: list[list[float]]) -> float:
 
 EQUAL_TIME = [
     of(PAGE, "nash_time.json")(
-        "In {seconds:.0f} s a run with a bound of 64 made {old:.0f} updates, on samples at most "
-        "{runs/row=lag-64/staleness/max} versions old, and a synchronous one {fresh:.0f} (`nash lag-64 lag-0`, one run "
+        "In {seconds:.0f} s Nash-MD with a bound of 64 made {old:.0f} updates, on samples at most "
+        "{runs/row=lag-64/staleness/max} versions old, and {fresh:.0f} synchronously (`nash lag-64 lag-0`, one run "
         "each). Exploitability was {old_ends:.3f} and {fresh_ends:.3f} over the last {window:.0f} s.",
         seconds=lambda raw: SECONDS,
         window=lambda raw: WINDOW,

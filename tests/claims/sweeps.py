@@ -108,7 +108,7 @@ ROBUSTNESS = [
         **{f"{loss}_{size}": at(loss, size, 16) for loss in ("ppo", "dpo") for size in ("medium", "large")},
     ),
     robustness(
-        "in the largest model RLOO ends lowest, at {rloo}.",
+        "in the largest model RLOO's is lowest, {rloo}.",
         rloo=at("rloo", "large", 64),
     ),
 ]

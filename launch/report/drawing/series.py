@@ -11,7 +11,7 @@ MOST_POINTS = 600
 SMOOTHED = 20
 """Fewest points of a line that gets a running mean."""
 ROUNDING = 1e-6
-"""Of values computed with single precision, a few times over."""
+"""Relative, with room: single precision rounds to 6e-8."""
 Point = tuple[float, float]
 
 
@@ -69,7 +69,7 @@ class Scale:
 def scale_of(values: Sequence[float], ticks: int = 4) -> Scale:
     """Return the scale of finite values: their range and a little more, with about `ticks` ticks of 1, 2 or 5.
 
-    Values that differ by rounding alone are one, in the middle.
+    Values that differ by rounding alone count as equal and lie in the middle.
     """
     low, high = min(values), max(values)
     if high - low <= ROUNDING * max(abs(low), abs(high)):

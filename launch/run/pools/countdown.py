@@ -27,7 +27,7 @@ class Countdown:
         self._due = self._started + FIRST_SECONDS
 
     def begin(self) -> None:
-        """Count the time from now on, which is the first call: what a start took says nothing of what is left."""
+        """Start the clock again at the first call, so that loading an engine does not enter the time left."""
         if not self._begun:
             self._begun = True
             self._set_off()
@@ -50,7 +50,7 @@ class Countdown:
 def telling(
     step: str, say: Callable[[str], None], first: float = FIRST_SECONDS, then: float = SECONDS
 ) -> Iterator[None]:
-    """Tell `say` now and then, from a thread, how long the block has taken. For a step whose parts nobody counts."""
+    """Tell `say` now and then, from a thread, how long the block has taken; use it if a step has no parts to count."""
     ended, started = threading.Event(), time.monotonic()
 
     def tell() -> None:

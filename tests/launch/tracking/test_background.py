@@ -99,7 +99,7 @@ def test_the_run_never_waits_for_a_slow_tracker(monkeypatch: pytest.MonkeyPatch)
     started = time.monotonic()
     for step in range(200):
         behind.call("log", step, {}, 0.0)
-    assert time.monotonic() - started < 10.0, "it hangs for good: one call that waited for it would not return"
+    assert time.monotonic() - started < 10.0, "the tracker hangs for good, so a call that waits for it never returns"
     assert said == [text for text in said if "10 of them wait, and the oldest are left out" in text]
     assert len(said) == 1
     tracker.release.set()
@@ -114,7 +114,7 @@ def test_the_trackers_of_a_run_share_the_time_at_its_end() -> None:
         each.call("end", "completed", {})
     started = time.monotonic()
     close(behind, 3.0)
-    assert time.monotonic() - started < 6.0, "two that hang, with a time each"
+    assert time.monotonic() - started < 6.0, "each of the two that hang had a time of its own"
     assert trackers[2].calls == [("end", "completed", {})]
     for each in trackers[:2]:
         each.release.set()
