@@ -1,18 +1,34 @@
 """`offbeat merge`: write a LoRA adapter and its base as one model."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from safetensors.torch import load_file
+from pydantic import ValidationError
 
 from actors.adapters import peft_form
 from actors.adapters.config import LoraConfig
 from actors.errors import UsageError, writing
-from actors.files import atomic_directory
+from actors.files import atomic_directory, unwritable
 from actors.foreign.documents import read_object
+from actors.foreign.tensor_files import read_header
 from actors.foreign.text import WHOLE, shown
 from actors.hub import ADAPTER_CONFIG, quiet, read_config, resolve, unique_tensors
 from learner.backend import manifest
-from learner.backend.models import load_model, settle_generation, write_model
+
+_FOLLOWED = {"r", "lora_alpha", "target_modules", "base_model_name_or_path"}
+_NO_EFFECT = {"task_type", "revision", "inference_mode", "lora_dropout", "auto_mapping", "peft_version"}
+"""Fields of peft's configuration that change nothing in what an adapter makes of its base."""
+_LONGEST = 80
+"""Characters of a field that are shown."""
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "init_lora_weights": (True, "gaussian", "orthogonal"),  # others change the base
+    "megatron_core": ("megatron.core",),
+    "qalora_group_size": (16,),
+}
+"""Values, beside None, False and nothing, that ask for no more than W + (alpha / r) B A."""
 
 
 def run_merge(adapter: Path, into: Path, base: str | None = None) -> int:
@@ -21,23 +37,25 @@ def run_merge(adapter: Path, into: Path, base: str | None = None) -> int:
     `base` replaces the directory or hub name that the adapter names. Raises UsageError if one is not there or they do
     not fit together.
     """
-    described, weights = adapter / ADAPTER_CONFIG, adapter / peft_form.ADAPTER_FILE
-    if not described.is_file() or not weights.is_file():
-        if not adapter.is_dir():
-            raise UsageError(f"there is no directory {adapter} (looked in {Path.cwd()}); give that of a LoRA adapter")
-        lacking = ADAPTER_CONFIG if not described.is_file() else peft_form.ADAPTER_FILE
-        raise UsageError(
-            f"{adapter} holds no LoRA adapter: it lacks {lacking}; give the directory that peft or a run with "
-            "learner.lora wrote, as runs/NAME/final"
-        )
+    _require_adapter(adapter)
     if into.exists():
         raise UsageError(f"{into} exists; give a directory that does not")
+    if (problem := unwritable(into)) is not None:
+        raise UsageError(f"{into} cannot be written: {problem}; give another directory")
+    weights = adapter / peft_form.ADAPTER_FILE
+    fields = read_object(adapter / ADAPTER_CONFIG)
+    lora = _settings(fields, read_header(weights), adapter)
     manifest.check(adapter)
-    fields = read_object(described)
-    source = resolve(base or str(fields.get("base_model_name_or_path") or ""))
+    source = resolve(base or _base_of(fields, adapter))
+
+    # From here on with torch, whose import alone takes seconds.
+    from safetensors.torch import load_file
+
+    from learner.backend.models import load_model, settle_generation, write_model
+
     with quiet():
         model = load_model(source, _dtype(source))
-    peft_form.adapt(model, _settings(fields, adapter), str(source))
+    peft_form.adapt(model, lora, str(source))
     peft_form.load(model, load_file(weights))
     settle_generation(model, adapter if (adapter / "generation_config.json").is_file() else source, ())
     state = peft_form.merged(model, {name: each.detach() for name, each in unique_tensors(model).items()})
@@ -48,19 +66,54 @@ def run_merge(adapter: Path, into: Path, base: str | None = None) -> int:
     return 0
 
 
-def _settings(fields: dict[str, object], adapter: Path) -> LoraConfig:
+def _require_adapter(adapter: Path) -> None:
+    lacking = [name for name in (ADAPTER_CONFIG, peft_form.ADAPTER_FILE) if not (adapter / name).is_file()]
+    if not adapter.is_dir():
+        raise UsageError(f"there is no directory {adapter} (looked in {Path.cwd()}); give that of a LoRA adapter")
+    if lacking:
+        raise UsageError(
+            f"{adapter} holds no LoRA adapter: it lacks {lacking[0]}; give the directory that peft or a run with "
+            "learner.lora wrote, as runs/NAME/final"
+        )
+
+
+def _settings(fields: Mapping[str, Any], header: Mapping[str, Any], adapter: Path) -> LoraConfig:
     """Read what peft wrote. Raises UsageError for forms of LoRA that are not merged by W + (alpha / r) B A."""
-    other = [
-        name
-        for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias")
-        if fields.get(name)
+    if other := [*_other_fields(fields), *_other_tensors(header)]:
+        raise UsageError(f"{adapter} has {', '.join(other)}, which offbeat merge does not know; merge it with peft")
+    layers = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in header})
+    try:
+        return LoraConfig.model_validate(
+            {"rank": fields.get("r"), "alpha": fields.get("lora_alpha"), "targets": layers}
+        )
+    except ValidationError as error:
+        wrong = {"rank": "r", "alpha": "lora_alpha"}.get(str(error.errors()[0]["loc"][0]))
+        said = f"{wrong}: {fields.get(wrong)!r}" if wrong else "no tensors"
+        raise UsageError(
+            f"{adapter} is no adapter that offbeat merge can read: it has {said}; allowed: whole numbers, r from 1 to "
+            "512 and lora_alpha from 1; merge it with peft"
+        ) from None
+
+
+def _other_fields(fields: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} {value!r}"[:_LONGEST]
+        for name, value in fields.items()
+        if name not in _FOLLOWED | _NO_EFFECT
+        and not (value is None or value is False or value in ({}, [], *_PLAIN.get(name, ())))
     ]
-    if other or not isinstance(fields.get("target_modules"), list):
-        what = ", ".join(other) or "no list of target_modules"
-        raise UsageError(f"{adapter} has {what}, which offbeat merge does not know; merge it with peft")
-    return LoraConfig.model_validate(
-        {"rank": fields["r"], "alpha": fields["lora_alpha"], "targets": fields["target_modules"]}
-    )
+
+
+def _other_tensors(header: Mapping[str, Any]) -> list[str]:
+    factors = tuple(f".lora_{letter}.weight" for letter in "AB")
+    return [f"a tensor {name}" for name in sorted(header) if not name.endswith(factors)][:1]
+
+
+def _base_of(fields: Mapping[str, Any], adapter: Path) -> str:
+    name = fields.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise UsageError(f"{adapter} names no base model; give it with --base MODEL")
+    return name
 
 
 def _dtype(directory: Path) -> str:

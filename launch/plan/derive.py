@@ -5,9 +5,7 @@ Must not read files or print.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
 
 from actors.errors import UsageError
 from actors.foreign.text import many
@@ -16,6 +14,7 @@ from launch.plan.model import Generators, Judges, Learner, Model, Times, rank_sp
 from launch.plan.prediction import predict
 from launch.plan.recorded import Recorded
 from launch.settings.run import RunConfig
+from launch.settings.yaml_text import leaves
 
 BATCHING_CPU, BATCHING_GPU = 4.0, 16.0
 EFFICIENCY = 0.9
@@ -234,17 +233,10 @@ def under(derived: Derived, measured: RunConfig, wanted: RunConfig) -> Derived:
 def differences(one: RunConfig, other: RunConfig) -> set[str]:
     """Return the settings that differ and whose effect on seconds the model does not know."""
     found = set()
-    first, second = _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+    first, second = (dict(leaves(config.model_dump(mode="json"))) for config in (one, other))
     for key in first.keys() | second.keys():
         if first.get(key) != second.get(key) and not any(f"{key}.".startswith(f"{known}.") for known in FOLLOWED):
             found.add(key)
-    return found
-
-
-def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= _flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
     return found
 
 

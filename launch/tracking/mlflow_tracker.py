@@ -12,7 +12,8 @@ from typing import Any
 
 from actors.files import atomic_write
 from launch.settings.output import MlflowConfig
-from launch.tracking.tracker import RunFacts, figures_in, flat
+from launch.settings.yaml_text import leaves
+from launch.tracking.tracker import RunFacts, figures_in
 
 RUN_FILE = "mlflow_run"
 """In the run's directory for trackers: the id of its MLflow run, which MLflow draws."""
@@ -109,7 +110,9 @@ class MlflowTracker:
         from mlflow.entities import Param
 
         given = [
-            Param(_name(key), str(value)[:LONGEST_PARAMETER]) for key, value in flat(config) if _name(key) not in logged
+            Param(_name(key), str(value)[:LONGEST_PARAMETER])
+            for key, value in leaves(config)
+            if _name(key) not in logged
         ]
         for start in range(0, len(given), MOST_PARAMETERS):
             self._client.log_batch(self._id, params=given[start : start + MOST_PARAMETERS])

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from launch.settings.yaml_text import leaves
+
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
@@ -50,21 +52,11 @@ class Tracker(Protocol):
         """Let go of what would keep this process from ending. Called at any moment, by another thread."""
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested mappings with dotted names; lists are leaves."""
-    for name, value in tree.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{key}.")
-        else:
-            yield key, value
-
-
 def figures_in(summary: Mapping[str, Any]) -> dict[str, float]:
     """Return the finite numbers of a summary as `summary/NAME`."""
     return {
         f"summary/{name}": float(value)
-        for name, value in flat(summary)
+        for name, value in leaves(summary)
         if isinstance(value, int | float) and math.isfinite(value)
     }
 

@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors import world
@@ -69,13 +72,66 @@ def test_a_directory_without_adapter_is_refused(adapter, tmp_path):
         run_merge(tmp_path / "base", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("field", ["use_dora", "use_rslora"])
-def test_other_forms_of_adapters_are_refused_with_their_name(adapter, tmp_path, field):
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"use_dora": True}, "has use_dora True, which offbeat merge does not know; merge it with peft"),
+        ({"use_rslora": True}, "has use_rslora True, which"),
+        ({"rank_pattern": {"q_proj": 5}}, "has rank_pattern {'q_proj': 5}, which"),
+        ({"layers_to_transform": 0}, "has layers_to_transform 0, which"),
+        ({"init_lora_weights": "pissa"}, "has init_lora_weights 'pissa', which"),
+        ({"bias": "all", "peft_type": "IA3"}, "has bias 'all', peft_type 'IA3', which"),
+        ({"r": 0}, "it has r: 0; allowed: whole numbers, r from 1 to 512 and lora_alpha from 1"),
+        ({"lora_alpha": None}, "it has lora_alpha: None; allowed"),
+        ({"base_model_name_or_path": None}, "names no base model; give it with --base MODEL"),
+    ],
+)
+def test_an_adapter_of_another_form_is_refused_by_the_field_that_makes_it_so(adapter, tmp_path, fields, said):
     path = adapter[0] / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {field: True}))
-    with pytest.raises(UsageError, match=f"adapter has {field}, which offbeat merge does not know; merge it with peft"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    with pytest.raises(UsageError) as refused:
         run_merge(adapter[0], tmp_path / "whole")
+    assert said in str(refused.value)
     assert not (tmp_path / "whole").exists()
+
+
+def test_an_adapter_of_an_embedding_is_refused(adapter, tmp_path):
+    file = adapter[0] / "adapter_model.safetensors"
+    name = "base_model.model.model.embed_tokens.lora_embedding_A"
+    save_file(load_file(file) | {name: torch.zeros(3, 18)}, file)
+    with pytest.raises(UsageError, match=f"has a tensor {name}, which offbeat merge does not know; merge it with peft"):
+        run_merge(adapter[0], tmp_path / "whole")
+
+
+def test_layers_named_by_an_expression_are_those_that_the_file_holds(adapter, tmp_path):
+    directory, model = adapter
+    path = directory / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": r".*\.(q_proj|down_proj)"}))
+    run_merge(directory, tmp_path / "whole")
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.float32).eval()
+    torch.testing.assert_close(whole(input_ids=IDS).logits, model(input_ids=IDS).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_no_adapter_is_refused_before_torch_is_imported(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", f"""
+import sys
+from pathlib import Path
+from launch.cli import main
+code = main(["merge", {str(tmp_path)!r}, {str(tmp_path / "whole")!r}])
+assert code == 2 and not {{"torch", "transformers", "peft"}} & set(sys.modules), code
+"""],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "holds no LoRA adapter: it lacks adapter_config.json" in done.stderr
+
+
+def test_a_target_that_cannot_be_written_is_refused_before_the_base_is_read(adapter, tmp_path):
+    (tmp_path / "file").touch()
+    shutil.rmtree(tmp_path / "base")
+    with pytest.raises(UsageError, match=r"cannot be written: .*file is not a writable directory; give another"):
+        run_merge(adapter[0], tmp_path / "file" / "whole")
 
 
 def test_an_adapter_of_another_base_is_refused(adapter, tmp_path):
