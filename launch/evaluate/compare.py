@@ -20,6 +20,7 @@ from actors.files import atomic_write
 from actors.foreign.text import WHOLE, many, shown
 from actors.hub import resolve
 from actors.intervals import mean_interval, share_interval
+from actors.preferences import mean_win_probabilities
 from actors.records import Group, Prompt
 from actors.replay_buffer.pairing import MissingEos, effective_scores
 from launch.cluster import wiring
@@ -43,8 +44,8 @@ class Comparison:
     answers: int  # per model and prompt
     win_rates: tuple[tuple[Estimate | None, ...], ...]
     """`win_rates[i][j]`: how often model i is preferred to model j, ties one half; None on the diagonal."""
-    rewards: tuple[Estimate, ...]
-    """The judge's mean score of each model."""
+    rewards: tuple[Estimate, ...] | None
+    """The judge's mean score of each model; None from a judge that only compares."""
 
 
 def compare(judged: Sequence[Group], models: Sequence[str], missing_eos_score: MissingEos) -> Comparison:
@@ -78,8 +79,15 @@ def compare(judged: Sequence[Group], models: Sequence[str], missing_eos_score: M
         len({group.lease.prompt.token_ids for group in judged}),
         answers,
         tuple(tuple(None if one == other else share(one, other) for other in numbers) for one in numbers),
-        tuple(map(reward, numbers)),
+        None if all(map(_only_compared, judged)) else tuple(map(reward, numbers)),
     )
+
+
+def _only_compared(group: Group) -> bool:
+    """Return whether a judge's scores are but the shares that answers win, which the matrix has."""
+    assert group.judgement is not None
+    preferences = group.judgement.preferences
+    return preferences is not None and group.judgement.scores == mean_win_probabilities(preferences)
 
 
 # ---------------------------------------------------------------- sampling and judging
@@ -174,7 +182,9 @@ def render(found: Comparison) -> str:
     letters = [chr(ord("A") + number) for number in range(len(found.models))]
     named = [f"{letter}  {name}" for letter, name in zip(letters, found.models, strict=True)]
     rows = [[letter, *map(_cell, row)] for letter, row in zip(letters, found.win_rates, strict=True)]
-    table = [["wins against", *letters], *rows, ["mean score", *map(_cell, found.rewards)]]
+    table = [["wins against", *letters], *rows]
+    if found.rewards is not None:
+        table.append(["mean score", *map(_cell, found.rewards)])
     return "\n".join(in_columns([_size(found), *named, "", *table], 16))
 
 
@@ -208,10 +218,11 @@ def as_text(found: Comparison, suffix: str) -> str:
         f"<tr><th>{html.escape(name)}</th>{''.join(f'<td>{_cell(each)}</td>' for each in row)}</tr>"
         for name, row in zip(found.models, found.win_rates, strict=True)
     )
-    scores = "".join(f"<td>{_cell(each)}</td>" for each in found.rewards)
+    scores = "".join(f"<td>{_cell(each)}</td>" for each in found.rewards or ())
+    scores = f"<tr><th>mean score</th>{scores}</tr>" if scores else ""
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Comparison</title><style>'
         "body{font:16px sans-serif;color-scheme:light dark}td,th{padding:.4em;text-align:left}</style><body><table>"
-        f"<tr><th>wins against</th>{head}</tr>{body}<tr><th>mean score</th>{scores}</tr></table>"
+        f"<tr><th>wins against</th>{head}</tr>{body}{scores}</table>"
         f"<p>{_size(found)}</p></body></html>\n"
     )

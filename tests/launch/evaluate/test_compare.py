@@ -31,6 +31,7 @@ def test_a_scalar_judge_s_higher_score_wins_and_a_tie_counts_half():
     assert a_wins is not None
     assert b_wins is not None
     assert (a_wins.value, b_wins.value) == (0.625, 0.375)
+    assert found.rewards is not None
     assert [each.value for each in found.rewards] == [1.5, 0.75]
     assert (found.prompts, found.answers) == (4, 1)
     assert a_wins.low is not None
@@ -52,6 +53,18 @@ def test_a_judge_of_pairs_is_asked_both_ways_round():
     assert found.win_rates[0][1].value == pytest.approx(0.8)
     assert found.win_rates[1][0] is not None
     assert found.win_rates[1][0].value == pytest.approx(0.2)
+
+
+def test_a_judge_that_only_compares_has_no_mean_score():
+    """Its scores are the shares .8 and .2; a preference model's own rewards, 3 and 1, are scores."""
+    table = ((0.5, 0.8), (0.2, 0.5))
+    compared = compare([judged(0, (0.8, 0.2), table)], ["a", "b"], None)
+    assert compared.rewards is None
+    assert "mean score" not in render(compared) + as_text(compared, ".html")
+    assert json.loads(as_text(compared, ".json"))["rewards"] is None
+    scored = compare([judged(0, (3.0, 1.0), table)], ["a", "b"], None)
+    assert scored.rewards is not None
+    assert "mean score" in as_text(scored, ".html")
 
 
 def test_a_repeated_prompt_is_one_draw():
