@@ -57,7 +57,7 @@ def _marks(run: Run, ends: Sequence[float], rows: Sequence[tuple[Mapping[str, An
     for end, (row, _, _) in zip(ends, rows, strict=True):
         at[int(row["step"])] = end
         if (rate := finite(row.get("win_rate"))) is not None:
-            evaluated.append((end, f"win rate {number(rate)}, told with update {int(row['step'])}"))
+            evaluated.append((end, f"win rate {number(rate)}, reported with update {int(row['step'])}"))
         if (exact := finite(row.get("exploitability"))) is not None:
             evaluated.append((end, f"exploitability {number(exact)} after update {int(row['step'])}"))
     kept = [int(found[1]) for name in _names(run) if (found := _CHECKPOINT.fullmatch(name))]

@@ -56,7 +56,7 @@ def slurm(
     exclude: Annotated[str | None, Option(metavar="HOSTS", help="hosts that must not be used")] = None,
     requeue: Annotated[bool, Option("--requeue", help="at the time limit queue the job again, and resume")] = False,
     notice: Annotated[
-        int, Option(metavar="SECONDS", help="time before the limit at which the run is told to save and end")
+        int, Option(metavar="SECONDS", help="time before the limit at which Slurm asks the run to save and end")
     ] = 120,
     container: Annotated[str | None, Option(metavar="IMAGE", help="image to run in, with pyxis and enroot")] = None,
     container_mounts: Annotated[

@@ -66,7 +66,7 @@ short = of("docs/sweep.md", "short_solutions.json")
 SHORT = [
     short("the mean score rises by {rise},", rise=rises("loss=dpo,staleness=0")),
     short("on samples 16 versions old by {rise},", rise=rises("loss=dpo,staleness=16")),
-    short("the default there, by {rise} (one seed)", rise=rises("loss=dpo-anchor,staleness=16")),
+    short("the default there, by {rise}.", rise=rises("loss=dpo-anchor,staleness=16")),
 ]
 
 # ---------------------------------------------------------------- what offbeat plan predicts
