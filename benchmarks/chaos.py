@@ -77,7 +77,7 @@ class Account:
 
 ORPHAN_SECONDS = 20.0
 PAUSE_SECONDS = 6.0
-"""Of a paused process: more than `watchdog.tell_seconds`, less than `watchdog.end_seconds`."""
+"""Of a paused process: more than `watchdog.warn_seconds`, less than `watchdog.end_seconds`."""
 
 
 class Driver:
@@ -191,7 +191,7 @@ def configuration(directory: Path, model: Path, updates: int) -> Path:
         "checkpoints": {"every_updates": 20},
         "evaluation": {"prompts": 0, "exact_every_updates": 0},
         "cluster": {"address": "local", "num_cpus": 4, "object_store_mib": 128},
-        "watchdog": {"tell_seconds": 3.0, "end_seconds": 10.0},
+        "watchdog": {"warn_seconds": 3.0, "end_seconds": 10.0},
     }
     path = directory / "chaos.yaml"
     path.write_text(yaml.safe_dump(document))

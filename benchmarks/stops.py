@@ -30,7 +30,7 @@ ROLES = ("generator", "judge", "learner", "raylet", "gcs", "driver")
 VITAL = ROLES[2:]
 """Without which a run ends."""
 PAUSE_SECONDS = 60.0
-TELL_SECONDS = 12.0
+WARN_SECONDS = 12.0
 END_SECONDS = 40.0
 """Without SIGCONT; more than `PAUSE_SECONDS` with it."""
 MOST_SECONDS = 20.0
@@ -121,7 +121,7 @@ def main() -> None:
         for again in halves:
             settings = yaml.safe_load(config.read_text())
             settings["watchdog"] = {
-                "tell_seconds": TELL_SECONDS,
+                "warn_seconds": WARN_SECONDS,
                 "end_seconds": 10 * END_SECONDS if again else END_SECONDS,
             }
             config.write_text(yaml.safe_dump(settings))

@@ -51,7 +51,7 @@ class Watchdog:
     A thread beside the event loop looks at Ray's own processes on this host and at the loop itself: a call into Ray
     waits for a stopped raylet, and the loop with it.
 
-    `say` gets a sentence about an actor that has been silent, or without progress on its work, for `tell_seconds`,
+    `say` gets a sentence about an actor that has been silent, or without progress on its work, for `warn_seconds`,
     about one that is back, and about one whose start lasts longer than `start_seconds`. After `end_seconds` of silence
     the actor is ended. `record` gets the stacks of a silent actor and of the driver as text.
     """
@@ -73,12 +73,12 @@ class Watchdog:
     async def run(self) -> None:
         """Watch until cancelled. Raises RunError if an actor without which the run cannot go on stays silent."""
         ended = threading.Event()
-        if self._config.tell_seconds:
+        if self._config.warn_seconds:
             self._ticked = self._clock()
             threading.Thread(target=self._watch_beside, args=(ended,), name="watchdog", daemon=True).start()
         try:
             async with asyncio.TaskGroup() as tasks:
-                for actor in self._actors if self._config.tell_seconds else ():
+                for actor in self._actors if self._config.warn_seconds else ():
                     tasks.create_task(self._watch(actor))
                 while True:
                     self._ticked = self._clock()
@@ -125,7 +125,7 @@ class Watchdog:
                     else:
                         told = self._starting(actor, looked - since, told)
                 last = asked.result()
-                if last.stalled_seconds < (self._config.tell_seconds or 0.0) and told:
+                if last.stalled_seconds < (self._config.warn_seconds or 0.0) and told:
                     self._say(f"{actor.name} goes on")
                     told = False
                 told = await self._silent(actor, last, last.stalled_seconds, told, "has made no progress on its work")
@@ -167,7 +167,7 @@ class Watchdog:
 
     def _is_news(self, name: str, seconds: float, told: set[str]) -> bool:
         """Return whether so long a stop is to be told now; say that `name` goes on when a told one is over."""
-        lasts = self._config.tell_seconds is not None and seconds >= self._config.tell_seconds
+        lasts = self._config.warn_seconds is not None and seconds >= self._config.warn_seconds
         if lasts == (name in told):
             return False
         told ^= {name}
@@ -193,8 +193,8 @@ class Watchdog:
         self, actor: Watched, last: Pulse, seconds: float, told: bool, what: str = "has not answered"
     ) -> bool:
         """Tell and end as the limits say; return whether it was told. Raises ProcessLookupError if it was ended."""
-        tell, end = self._config.tell_seconds, self._config.end_seconds
-        if tell is None or seconds < tell:
+        warn, end = self._config.warn_seconds, self._config.end_seconds
+        if warn is None or seconds < warn:
             return told
         where = f"process {last.process} on {last.host}"
         if not told:

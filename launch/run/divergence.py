@@ -145,7 +145,7 @@ class DivergenceGuard:
         saved = self._keep(departure.batches)
         text = f"the run diverges: {departure.describe()}{saved}"
         remedy = "lower learner.optimizer.lr, or widen the band"
-        if self._action == "tell":
+        if self._action == "warn":
             self._say(f"warning: {text}; {remedy}")
             return
         if self._action == "stop":

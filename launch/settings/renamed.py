@@ -14,9 +14,13 @@ from launch.settings.yaml_text import leaves
 
 Tree = dict[str, Any]
 
-RENAMED = {"learner.correction": "learner.loss.correction", "opponent": "learner.loss.opponent"}
+RENAMED = {
+    "learner.correction": "learner.loss.correction",
+    "opponent": "learner.loss.opponent",
+    "watchdog.tell_seconds": "watchdog.warn_seconds",
+}
 """Old dotted key -> new dotted key. The entry of a section covers every key below it."""
-VALUES = {"learner.loss.kind": {"reward_pg": "rloo"}}
+VALUES = {"learner.loss.kind": {"reward_pg": "rloo"}, "divergence.action": {"tell": "warn"}}
 """New dotted key -> its values of older versions, and what they are called now."""
 
 

@@ -91,9 +91,9 @@ class BandConfig(Settings):
 class DivergenceConfig(BandConfig):
     """What a run does once its figures leave a band: a policy that diverges, or a poisoned batch."""
 
-    action: Literal["tell", "stop", "rollback"] = Field(
-        default="tell",
-        description="tell: a message and the board; stop: save a checkpoint, then fail; rollback: go on from the last "
+    action: Literal["warn", "stop", "rollback"] = Field(
+        default="warn",
+        description="warn: a message and the board; stop: save a checkpoint, then fail; rollback: go on from the last "
         "checkpoint from before, with new completions",
     )
     max_kl: float | None = Field(
@@ -154,7 +154,7 @@ class ClusterConfig(Settings):
 class WatchdogConfig(Settings):
     """What to do about actors that live and do nothing."""
 
-    tell_seconds: float | None = Field(
+    warn_seconds: float | None = Field(
         default=12.0, gt=0.0, description="silence of an actor after which the run says so; null: no watchdog"
     )
     end_seconds: float | None = Field(
@@ -319,7 +319,7 @@ class RunConfig(TrainingConfig):
         }
         if self.divergence.action == "rollback":
             raise ValueError(
-                "deterministic makes the same updates again after a rollback; set divergence.action to stop or tell, "
+                "deterministic makes the same updates again after a rollback; set divergence.action to stop or warn, "
                 "or leave deterministic out"
             )
         wrong = [f"{name} is {given!r} and must be {only!r}" for name, (given, only) in wanted.items() if given != only]

@@ -11,8 +11,8 @@ from learner.stages.config import DpoConfig, PreferenceConfig, SftConfig, StageC
 class StageDivergenceConfig(BandConfig):
     """What a stage does once its figures leave a band. It never goes back: it would make the same updates again."""
 
-    action: Literal["tell", "stop"] = Field(
-        default="tell", description="tell: a message; stop: save a checkpoint, then fail"
+    action: Literal["warn", "stop"] = Field(
+        default="warn", description="warn: a message; stop: save a checkpoint, then fail"
     )
 
 

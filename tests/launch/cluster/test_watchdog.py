@@ -68,7 +68,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[str], lis
     ) -> tuple[list[str], list[str]]:
         said: list[str] = []
         records: list[str] = []
-        config = WatchdogConfig(tell_seconds=tell, end_seconds=end, start_seconds=start)
+        config = WatchdogConfig(warn_seconds=tell, end_seconds=end, start_seconds=start)
 
         async def working() -> Any:
             return await work()

@@ -128,6 +128,8 @@ def test_old_keys_of_a_file_and_of_overrides_are_refused_with_the_new_ones_besid
 def test_an_older_value_is_read_from_a_recorded_configuration_and_named_to_who_writes_it_anew() -> None:
     """`reward_pg` is RLOO."""
     assert with_new_keys({"learner": {"loss": {"kind": "reward_pg"}}}) == {"learner": {"loss": {"kind": "rloo"}}}
+    older = {"watchdog": {"tell_seconds": 3.0}, "divergence": {"action": "tell"}}
+    assert with_new_keys(older) == {"watchdog": {"warn_seconds": 3.0}, "divergence": {"action": "warn"}}
     assert with_new_keys({"learner": {"loss": None}, "updates": 1}) == {"learner": {"loss": None}, "updates": 1}
     assert (new_value("learner.loss.kind", "dpo"), new_value("name", "reward_pg")) == ("dpo", "reward_pg")
     with pytest.raises(UsageError, match=r"learner\.loss\.kind: given 'reward_pg'; allowed: .*; nearest: rloo"):
