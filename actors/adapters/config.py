@@ -35,7 +35,7 @@ class LoraConfig(Settings):
 
     @property
     def fixed(self) -> dict[str, Any]:
-        """Settings that may not change on resume."""
+        """Return the settings that may not change on resume."""
         return self.model_dump(include={"rank", "alpha", "targets"})
 
 

@@ -1,4 +1,4 @@
-"""Adapters in peft's form: put into a model, listed by the names of peft's files, and described for peft and engines.
+"""Put adapters in peft's form into a model, list their tensors by peft's names, describe them for peft and engines.
 
 Engines derive from a base directory alone what a learner of it must publish. Must not know ranks or engines.
 """
@@ -27,9 +27,9 @@ _BASE_WEIGHT = ".base_layer.weight"
 def adapt(model: Any, lora: LoraConfig, base: str = "", whole: str | None = None) -> None:
     """Freeze `model`, a causal language model of transformers, and put adapters into its linear layers.
 
-    B starts as zeros, so that the model computes what it did. A comes from torch's random state. `base`: directory or
-    hub name, under which others find the base of saved adapters. `whole`: name of a layer that is trained as it is.
-    Raises UsageError if a name in `lora.targets` is none of a linear layer, heads left out.
+    B starts as zeros, so the model's outputs do not change. A comes from torch's random state. `base`: directory or
+    hub name under which others find the base of saved adapters. `whole`: name of a layer that is trained as it is.
+    Raises UsageError if a name in `lora.targets` names no linear layer; heads do not count.
     """
     from peft import LoraConfig as PeftConfig
     from peft import TaskType, inject_adapter_in_model
@@ -59,7 +59,7 @@ def adapt(model: Any, lora: LoraConfig, base: str = "", whole: str | None = None
 
 @contextlib.contextmanager
 def without_adapters(model: Any) -> Iterator[None]:
-    """Let `model` compute what its base does, within the context."""
+    """Turn the adapters off within the context, so that `model` computes as its base does."""
     from peft.tuners.lora import LoraLayer
 
     adapted = [module for module in model.modules() if isinstance(module, LoraLayer)]
@@ -74,7 +74,7 @@ def without_adapters(model: Any) -> Iterator[None]:
 
 
 def linear_layers(model: Any) -> list[str]:
-    """Return the last parts of the names of the model's linear layers, the head's left out."""
+    """Return the last parts of the names of the model's linear layers, without the head."""
     import torch
 
     head = model.get_output_embeddings()
@@ -89,7 +89,7 @@ def tensors(model: Any) -> dict[str, Any]:
 
 
 def load(model: Any, given: Mapping[str, Any]) -> None:
-    """Copy tensors, by peft's names, into the adapters of `model`. Raises UsageError unless they are all of them."""
+    """Copy tensors, by peft's names, into the adapters of `model`. Raises UsageError unless names and shapes match."""
     import torch
 
     own = tensors(model)
@@ -121,7 +121,7 @@ def units(names: Iterable[str]) -> list[list[str]]:
 
 
 def merged(model: Any, held: Mapping[str, Any]) -> dict[str, Any]:
-    """Return tensors of `model`, by its own names, as those of the base with the adapters merged in.
+    """Return tensors of `model`, by its own names, with the adapters merged into the base.
 
     `held` holds whole `units`. W + (alpha / rank) B A is computed in float32 and rounded to the dtype of W.
     """
@@ -142,7 +142,7 @@ def merged(model: Any, held: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def described(model: Any) -> str:
-    """Return the content of peft's `adapter_config.json` for the adapters in `model`."""
+    """Return the text of peft's `adapter_config.json` for the adapters in `model`."""
     fields = model.peft_config[_NAME].to_dict() | {"inference_mode": True}
     plain = {name: sorted(value) if isinstance(value, set) else value for name, value in fields.items()}
     return json.dumps(plain, indent=2, sort_keys=True) + "\n"
@@ -162,7 +162,7 @@ def _outline(model_dir: str, settings: str) -> dict[str, Shape]:
 def outline(model_dir: str | Path, lora: LoraConfig) -> dict[str, Shape]:
     """Return names and shapes of the adapter tensors that a learner of this model directory publishes.
 
-    Reads `config.json` alone. Engines ask before vLLM builds its model: for some architectures it changes transformers'
-    classes. Raises UsageError as `adapt`.
+    Reads `config.json` alone. Engines call this before vLLM builds its model, because vLLM changes transformers'
+    classes for some architectures. Raises UsageError as `adapt`.
     """
     return dict(_outline(str(model_dir), lora.model_dump_json(include={"rank", "targets"})))

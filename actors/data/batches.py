@@ -1,4 +1,4 @@
-"""Rows in batches, as a source yields them: cheap to send to another process, and decoded only by who reads them.
+"""Rows in batches, as a source yields them: cheap to send to another process, and decoded only by their reader.
 
 Must not know which columns a row should have, or where sources lie.
 """
@@ -15,7 +15,7 @@ from actors.errors import UsageError
 
 ROWS_PER_BATCH = 1024
 BYTES_PER_BATCH = 2 << 20
-"""Lines of this many bytes make a batch of fewer rows."""
+"""Bytes of lines that end a batch before it has its full number of rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +25,10 @@ class Row:
     id: str
     """`<file or source name>:<row>`; JSONL lines count from 1 and table rows from 0, as their tools count them."""
     place: str
-    """Its name in errors: path and line, or path and row."""
+    """Name of the row in errors: path and line, or path and row."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
-    """Why the row cannot be read; None if it can."""
+    """Reason why the row cannot be read; None if it can."""
 
 
 class Batch(Protocol):
@@ -36,7 +36,7 @@ class Batch(Protocol):
 
     @property
     def work(self) -> float:
-        """Its work, as a share of that of a full batch."""
+        """Return the work of tokenising this batch, as a share of a full batch's work."""
         ...
 
     def rows(self) -> Iterator[Row]:
@@ -46,7 +46,7 @@ class Batch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ReadRows:
-    """Rows that were decoded as they were read."""
+    """Rows that their reader has already decoded."""
 
     read: Sequence[Row]
 
@@ -60,7 +60,7 @@ class ReadRows:
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """Lines of a JSONL file by their number; None for one that is too long to be read."""
+    """Lines of a JSONL file by number; None for a line that is too long to be read."""
 
     file: Path
     lines: Sequence[tuple[int, bytes | None]]
@@ -102,7 +102,7 @@ class ArrowRows:
 
 @contextmanager
 def reading_parquet(place: str) -> Iterator[None]:
-    """Turn what pyarrow raises into UsageError."""
+    """Turn pyarrow's errors into UsageError."""
     import pyarrow
 
     try:
@@ -112,14 +112,14 @@ def reading_parquet(place: str) -> Iterator[None]:
 
 
 def batches_of_rows(rows: Iterable[Row]) -> Iterator[ReadRows]:
-    """Group rows."""
+    """Group rows into batches."""
     rows = iter(rows)
     while read := list(islice(rows, ROWS_PER_BATCH)):
         yield ReadRows(read)
 
 
 def batches_of_lines(file: Path, lines: Iterable[tuple[int, bytes | None]]) -> Iterator[Lines]:
-    """Group the lines of a JSONL file by number and size."""
+    """Group the lines of a JSONL file into batches, limited by number and size."""
     held: list[tuple[int, bytes | None]] = []
     size = 0
     for number, line in lines:
@@ -133,7 +133,7 @@ def batches_of_lines(file: Path, lines: Iterable[tuple[int, bytes | None]]) -> I
 
 
 def row_of_record(file: Path, number: int, columns: Mapping[str, Any] | None, problem: str | None) -> Row:
-    """Name a record of a text file."""
+    """Return a record of a text file as a row, with its id and its name in errors."""
     document = suffix_of(file).startswith(".json") and not suffix_of(file).startswith(".jsonl")
     place = f"{file} item {number}" if document else f"{file}:{number}"
     return Row(f"{file.name}:{number}", place, columns or {}, problem)

@@ -38,7 +38,7 @@ def _checked_names(options: dict[str, Any]) -> dict[str, Any]:
 
 
 class ChatTemplateConfig(Settings):
-    """How a tokenizer writes chats. Part of the section that names the tokenizer."""
+    """A tokenizer's way of writing chats. Part of the section that names the tokenizer."""
 
     chat_template: str | None = Field(
         default=None, description="Jinja file, or Jinja text, to use for chats; unset: the tokenizer's own template"
@@ -49,7 +49,7 @@ class ChatTemplateConfig(Settings):
 
 
 class SourceConfig(Settings):
-    """Where rows come from, and what happens to malformed ones."""
+    """The source of rows, and the treatment of malformed ones."""
 
     source: str = Field(
         description="a .jsonl or .parquet file, a directory of them or one written by `datasets.save_to_disk`, or a "
@@ -63,7 +63,7 @@ class SourceConfig(Settings):
 
 
 class SplitSourceConfig(SourceConfig):
-    """Rows of which some are held out."""
+    """Rows, some of which are held out."""
 
     validation_fraction: float = Field(
         default=0.05,
@@ -84,7 +84,7 @@ class HeldOutConfig(SplitSourceConfig):
 
 
 class PromptConfig(SourceConfig):
-    """Where prompts come from, and their order."""
+    """The source of prompts, and their order."""
 
     source: str = Field(
         default=WORLD,
@@ -132,7 +132,7 @@ class PromptConfig(SourceConfig):
 
     @property
     def validates_elsewhere(self) -> bool:
-        """Whether evaluations draw from a file, a data set or a split of their own."""
+        """Return whether evaluations draw from a file, a data set or a split of their own."""
         return self.validation_source is not None or self.validation_split is not None
 
 

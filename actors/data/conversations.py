@@ -1,6 +1,6 @@
 """Conversations: one way to write a prompt with its answer, and to close it, for training, sampling and judges.
 
-Pure: messages in, text and token ids out, or a reason why the tokens are not what was written. Must not read files.
+Pure: messages in, text and token ids out, or a reason why the tokens would differ from the text. Must not read files.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -21,7 +21,7 @@ _PROBE = "\ue000"  # a private character: stands for an answer in a rendered cha
 
 
 class BrokenConversationError(MalformedRowError):
-    """The tokens of a conversation would not be what was written; `reason` says why."""
+    """The tokens of a conversation would differ from its text; `reason` says why."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
@@ -30,7 +30,7 @@ class BrokenConversationError(MalformedRowError):
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A prompt as the policy reads it, and the answer as it would write it. Made by `written`."""
+    """A prompt as the policy reads it, and the answer as the policy would write it. Made by `written`."""
 
     prompt: str
     answer: str
@@ -43,7 +43,7 @@ def render(
     """Render `messages` in the chat template up to the start of the answer, or whole if they are `answered`.
 
     Raises UsageError, naming `what`, if the tokenizer has no valid chat template; BrokenConversationError if the
-    template refuses them or, if `checked`, leaves out what a user or the system says.
+    template refuses them or, if `checked`, leaves out the text of a user or the system.
     """
     from jinja2 import TemplateSyntaxError
 
@@ -80,7 +80,7 @@ def written(
     tools: Any = None,
     checked: bool = True,
 ) -> Conversation:
-    """Write a prompt, a text or a chat, with its answer, a text or an assistant message.
+    """Write a prompt (a text or a chat) with its answer (a text or an assistant message).
 
     A text goes into `template`. Raises as `answered_chat`.
     """
@@ -94,7 +94,7 @@ def written(
 def answered_chat(
     messages: Messages, tokenizer: Any, what: str, *, tools: Any = None, checked: bool = True
 ) -> tuple[str, str]:
-    """Render a chat that ends with the answer; return the text before the answer, and what the policy would write.
+    """Render a chat that ends with the answer; return the text before the answer, and the text that the policy writes.
 
     Raises as `render`, and BrokenConversationError if the template renders an answered prompt differently or, if
     `checked`, loses a part of the answer.
@@ -132,7 +132,7 @@ def conversation_tokens(
 
 
 def closing(tokenizer: Any, ends: Collection[int] = (), *, chat: bool, whole: bool = False) -> list[int]:
-    """Return the token ids after a finished answer: the end of `conversation_tokens`, or all that the template writes.
+    """Return the token ids after a finished answer: the end of `conversation_tokens`, or the template's `whole` end.
 
     Raises as `render`.
     """
@@ -147,14 +147,14 @@ def closing(tokenizer: Any, ends: Collection[int] = (), *, chat: bool, whole: bo
 
 
 def continued(text: str, tokenizer: Any) -> list[int]:
-    """Tokenise a text as it follows another, without a space of its own. Raises UsageError as `encoded`."""
+    """Tokenise a text that follows another one, without adding a space. Raises UsageError as `encoded`."""
     return _unclosed([Conversation("a", text)], tokenizer)[0]
 
 
 def _answer_after_thought(before: str, messages: Messages, tokenizer: Any, what: str, tools: Any) -> tuple[str, str]:
-    """Return the answer, and what opens it in `before`, for a template that opens a thought for the policy only.
+    """Return the answer, and the tag that opens it in `before`, for templates that open a thought for the policy only.
 
-    The policy writes the rest of the thought, its end, and what the template writes of the answer.
+    The policy writes the rest of the thought, its end, and the answer as the template renders it.
     """
     message = messages[-1]
     whole = render(
@@ -181,7 +181,7 @@ def _answer_after_thought(before: str, messages: Messages, tokenizer: Any, what:
 
 
 def _unclosed(conversations: Sequence[Conversation], tokenizer: Any) -> list[list[int]]:
-    """Tokenise answers; as they follow their prompts, if the tokenizer would put a space before a text of its own."""
+    """Tokenise answers as continuations of their prompts: without the space that some tokenizers put before a text."""
     if not _gains_space(tokenizer):
         return encoded([each.answer for each in conversations], tokenizer, add_special_tokens=False)
     texts = list(dict.fromkeys(each.prompt for each in conversations))
@@ -195,14 +195,14 @@ def _unclosed(conversations: Sequence[Conversation], tokenizer: Any) -> list[lis
 
 
 def _after_line_break(text: str, tokenizer: Any) -> list[int]:
-    """Tokenise a text whose first token would merge with the prompt's last, without a space of its own if possible."""
+    """Tokenise a text whose first token would merge with the prompt's last. Adds no space if possible."""
     alone, line, after = encoded([text, "\n", f"\n{text}"], tokenizer, add_special_tokens=False)
     return after[len(line) :] if after[: len(line)] == line else alone
 
 
 @lru_cache(maxsize=4)
 def _gains_space(tokenizer: Any) -> bool:
-    """Return whether a text of its own gets a space that it does not get after a line break, as with sentencepiece."""
+    """Return whether the tokenizer puts a space before a separate text, but not after a line break (sentencepiece)."""
     try:
         start, alone, after = encoded(["\n", "a", "\na"], tokenizer, add_special_tokens=False)
     except UsageError:  # it knows whole words only
@@ -226,7 +226,7 @@ def _problem(prompt: list[int], answer: list[int], rest: list[int], tokenizer: A
 
 
 def _check_calls_kept(message: Mapping[str, Any], text: str, what: str) -> None:
-    """Raise as `_check_kept` for the names of the calls; how arguments are written is the template's choice."""
+    """Raise as `_check_kept` for the names of the calls. Templates are free in how they write arguments."""
     for call in message.get("tool_calls") or ():
         called = call.get("function") or call if isinstance(call, dict) else {}
         name = called.get("name") if isinstance(called, dict) else None

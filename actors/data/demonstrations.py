@@ -46,13 +46,13 @@ class Demonstrations:
 
 
 def demonstration_rows(config: DemonstrationConfig, split: str | None = None) -> Iterator[Row]:
-    """Read all rows of `split`, by default the training split. Raises UsageError as `rows_from`."""
+    """Read all rows of `split`; None is the training split. Raises UsageError as `rows_from`."""
     wanted = columns_named({f"data.{setting}": name for setting, name in _fields(config).items()})
     return rows_from(RowSource(config.source, split or config.split, "data.", wanted))
 
 
 def texts_of(config: DemonstrationConfig) -> Iterator[str]:
-    """Return prompts, in their template, and responses: texts to train a tokenizer on.
+    """Return the texts to train a tokenizer on: prompts in their template, and responses.
 
     Leaves out chats, which need a tokenizer with a chat template, and malformed rows, which `load_demonstrations`
     reports. Raises UsageError as `demonstration_rows`.

@@ -1,6 +1,6 @@
 """Records of one file: JSON lines, a JSON document, comma- or tab-separated values; each may be gzipped.
 
-Every record that cannot be read is one with a problem. Must not know which columns a record should have.
+A record that cannot be read carries its problem. Must not know which columns a record should have.
 """
 
 import csv
@@ -21,16 +21,16 @@ TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 SUFFIXES = (".parquet", *TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES))
 ALLOWED = ".jsonl (one JSON object per line), .json, .csv and .tsv, each also as .gz, and .parquet"
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
-"""What stands between cells of files that are given for another kind."""
+"""Separators of cells, with the nouns that errors use for them."""
 LONGEST_LINE = 64 * 2**20  # bytes; longer ones are not held in memory
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record of a file: `columns`, or the `problem` that it has."""
+    """One record of a file: its `columns`, or its `problem`."""
 
     number: int
-    """Line from 1 on which it begins; item from 0 in a JSON document."""
+    """Number of the line on which it begins, from 1; in a JSON document number of the item, from 0."""
     columns: dict[str, Any] | None = None
     problem: str | None = None
 
@@ -42,7 +42,7 @@ def suffix_of(file: Path) -> str:
 
 
 def data_files(directory: Path) -> list[Path]:
-    """Return the .jsonl and .parquet files, or without any all of the other formats: .json may describe the data."""
+    """Return the .jsonl and .parquet files; without any, all of the other formats, as .json may describe the data."""
     files = sorted(file for file in directory.iterdir() if file.is_file() and not file.name.startswith("."))
     return [file for file in files if suffix_of(file) in (".jsonl", ".parquet")] or [
         file for file in files if suffix_of(file) in SUFFIXES
@@ -50,7 +50,7 @@ def data_files(directory: Path) -> list[Path]:
 
 
 def wrong_content(head: bytes, suffix: str) -> str | None:
-    """Say what a file is instead of what its name ends in, by its first bytes; None if it may be that."""
+    """Say why the first bytes of a file do not fit its suffix; None if they may fit."""
     for start, what in _STARTS.items():
         if head.startswith(start) and not suffix.endswith(_ENDINGS.get(start, ("none",))):
             return what
@@ -73,9 +73,9 @@ _STARTS = {
     b"\x28\xb5\x2f\xfd": "is compressed with zstd; unpack it",
     LFS_POINTER: "is a Git LFS pointer, not the file itself; run `git lfs pull`",
 }
-"""First bytes of files that are given for another kind."""
+"""Errors for files whose suffix does not fit their first bytes, by these bytes."""
 _ENDINGS = {b"\x1f\x8b": (".gz",), b"PAR1": (".parquet",)}
-"""Endings of names that promise these first bytes."""
+"""Suffixes that promise these first bytes."""
 
 
 def records(file: Path) -> Iterator[Record]:
@@ -92,7 +92,7 @@ def records(file: Path) -> Iterator[Record]:
 
 
 def numbered_lines(content: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
-    """Return lines by their number from 1; None for one that is longer than `LONGEST_LINE`."""
+    """Yield each line with its number from 1; None for a line longer than `LONGEST_LINE`."""
     number = 0
     while line := content.readline(LONGEST_LINE):
         number += 1
@@ -132,7 +132,7 @@ def record_of_line(number: int, line: bytes | None) -> Record | None:
 
 
 def _problem(error: ValueError | RecursionError, needed: str) -> str:
-    """Say why a text was not decoded; one with a key written twice is JSON."""
+    """Say why a text was not decoded. A text with a repeated key is JSON, so it gets its own message."""
     return str(error) if isinstance(error, RepeatedKeyError) else f"not JSON: {no_json(error)}; {needed}"
 
 
@@ -143,7 +143,7 @@ def _object(number: int, value: Any, each: str) -> Record:
 
 
 def _json_document(content: BinaryIO) -> Iterator[Record]:
-    """Read a list of objects, or an object with one list of them; JSON lines in a file of this name are read too."""
+    """Read a list of objects, or an object that holds one such list. Also reads JSON lines in a .json file."""
     raw = content.read()
     try:
         document = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=unique_keys)

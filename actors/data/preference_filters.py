@@ -1,4 +1,4 @@
-"""Which preferences are worth training on: duplicates, rules on perplexity, and a split by prompt.
+"""Choose the preferences worth training on: find duplicates, apply rules on perplexity, split by prompt.
 
 Pure: numbers and rows in, one decision per row out: the reason why the row is left out, or None if it is kept. Must not
 know files or models.
@@ -17,7 +17,7 @@ from actors.data.preference_layouts import PreferenceRow
 from actors.data.rows import held_out
 
 Selection = Literal["duplicate", "contradictory", "unlike_own_samples", "fluency_gap", "no_mistake"]
-"""Why a well-formed row is left out."""
+"""Reasons to leave out a well-formed row."""
 SELECTIONS: tuple[Selection, ...] = get_args(Selection)
 Split = Literal["train", "validation"]
 DIGEST = 16  # bytes
@@ -26,7 +26,7 @@ DIGEST = 16  # bytes
 def duplicates_among(
     keys: Sequence[bytes], *, duplicates: bool = True, contradictory: Literal["keep", "drop"] = "keep"
 ) -> list[Selection | None]:
-    """Find rows, by their `comparison_key`, that repeat or contradict others.
+    """Find rows that repeat or contradict others, by their `comparison_key`.
 
     With `duplicates` every row after the first with the same prompt, chosen and rejected is a duplicate. If a pair
     occurs both ways round, `drop` makes all its rows contradictory, because neither order is more credible; `keep`
@@ -65,7 +65,7 @@ def _unordered(key: bytes) -> tuple[bytes, frozenset[bytes]]:
 
 
 def split_of(row: PreferenceRow, validation_fraction: float, seed: int) -> Split:
-    """Return the side of `row`, by the hash of its normalised prompt and `seed` alone.
+    """Return whether `row` is in training or validation, by the hash of its normalised prompt and `seed` alone.
 
     A prompt is on one side only, and new rows move no other. `validation_fraction` is the expected share of prompts;
     the share of rows differs if prompts have several.
@@ -74,7 +74,7 @@ def split_of(row: PreferenceRow, validation_fraction: float, seed: int) -> Split
 
 
 def side_of(prompt: str, validation_fraction: float, seed: int) -> Split:
-    """Return `split_of` a row with this `prompt_key`."""
+    """Return the result of `split_of` for a row with this `prompt_key`."""
     return "validation" if held_out(f"{seed}:{prompt}".encode(), validation_fraction) else "train"
 
 
@@ -87,12 +87,12 @@ class PerplexityRules:
     """
 
     ceiling: float | None = None
-    """Nats per token. Rule 1 drops a pair with a response above it: text that the policy would never produce."""
+    """Nats per token. Rule 1 drops a pair with a response above it: the policy would never produce that text."""
     max_gap: float | None = None
-    """Nats per token. Rule 2 drops a pair whose responses differ by more: fluency alone tells them apart."""
+    """Nats per token. Rule 2 drops a pair whose responses differ by more: fluency alone separates them."""
     mistakes_only: bool = False
-    """Rule 3 keeps only pairs whose rejected response is at least as likely as the chosen one: the policy's real
-    mistakes."""
+    """True if rule 3 applies: it keeps only the policy's real mistakes, pairs whose rejected response is at least as
+    likely as the chosen one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +103,11 @@ class RuleOutcome:
     judged: int  # pairs that the rules before it had kept
     rejected: int  # of these
     rejected_alone: int
-    """Of all pairs, if it were the only rule."""
+    """Pairs that this rule would reject of all pairs, if it were the only rule."""
 
     @property
     def acceptance(self) -> float | None:
-        """Share of the judged pairs that it kept; None if it judged none."""
+        """Return the share of the judged pairs that the rule kept; None if it judged no pair."""
         return 1.0 - self.rejected / self.judged if self.judged else None
 
 

@@ -1,4 +1,4 @@
-"""Public layouts of preferences as the columns of `preference_layouts.py`; the layout is told from the columns.
+"""Convert public layouts of preferences to the columns of `preference_layouts.py`. The columns identify the layout.
 
 Pure: columns in, columns of one or more pairs out. Must not know files or tokenizers.
 """
@@ -15,13 +15,13 @@ Columns = Mapping[str, Any]
 
 
 class FormError(Exception):
-    """A row has the columns of a layout, and a value that the layout does not allow; the message says which."""
+    """A row has the columns of a layout, but the layout does not allow one of its values; the message says which."""
 
 
 def pairs_of(columns: Columns, ranked_pairs: RankedPairs = "all") -> list[Columns]:
-    """Return the pairs of a row; the row itself if it has none of the layouts here. Raises FormError.
+    """Return the pairs of a row; the row itself if it has no layout of this module. Raises FormError.
 
-    Of ranked responses `all` that differ make pairs, or the best and the worst one.
+    Ranked responses give every pair that differs (`all`), or only the best with the worst.
     """
     given = {name: _as_messages(value, name) for name, value in columns.items() if value is not None}
     form = next((form for form in FORMS if form <= given.keys()), None)
@@ -36,9 +36,9 @@ def pairs_of(columns: Columns, ranked_pairs: RankedPairs = "all") -> list[Column
 
 
 class Halves:
-    """Rows of KTO's layout, `prompt`, `completion` and `label`: two of one prompt with other labels make a pair.
+    """Rows of KTO's layout (`prompt`, `completion`, `label`) that wait for their other half.
 
-    Holds the rows that wait for their other half.
+    Two rows with the same prompt and different labels make a pair.
     """
 
     def __init__(self) -> None:
@@ -46,11 +46,11 @@ class Halves:
 
     @staticmethod
     def holds(columns: Columns) -> bool:
-        """Return whether a row is of the layout."""
+        """Return whether a row has the layout."""
         return all(columns.get(name) is not None for name in KTO) and "chosen" not in columns
 
     def add(self, columns: Columns, place: str) -> list[Columns]:
-        """Return the pair that a row completes, if it does. Raises FormError."""
+        """Return the pair that a row completes, in a list; empty if the row has to wait. Raises FormError."""
         given = {name: _as_messages(value, name) for name, value in columns.items() if value is not None}
         wanted = _value(given, "label", {True: True, False: False})
         try:
@@ -75,20 +75,20 @@ def _as_messages(value: Any, name: str) -> Any:
 
 
 def columns_for(names: Sequence[str]) -> list[str] | None:
-    """Return the columns of the layout here that a table with these columns has; None if it has none."""
+    """Return the columns of the layout that a table with the columns `names` has; None if it has no layout of these."""
     form = next((form for form in (*FORMS, KTO) if form <= set(names)), None)
     return None if form is None else [name for name in (*form, *OPTIONAL) if name in names]
 
 
 def _pair(prompt: Any, first: Any, second: Any, first_preferred: bool | None) -> Columns:
-    """Return one pair; a tie, None, has the probability 1/2."""
+    """Return one pair; a tie (None) has the probability 1/2."""
     chosen, rejected = (second, first) if first_preferred is False else (first, second)
     tie = {"preference": "tie", "probability": 0.5} if first_preferred is None else {}
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **tie}
 
 
 def _value(given: Columns, name: str, allowed: Mapping[Any, Any]) -> Any:
-    """Return what the value of a column means. Raises FormError if it is none of `allowed`."""
+    """Return the meaning of a column's value. Raises FormError if the value is not in `allowed`."""
     for value, meaning in allowed.items():
         if given[name] == value or (isinstance(value, int) and given[name] == str(value)):
             return meaning
@@ -97,7 +97,7 @@ def _value(given: Columns, name: str, allowed: Mapping[Any, Any]) -> Any:
 
 
 def _sharegpt(given: Columns) -> Iterator[Columns]:
-    """A conversation, and its next turn as a turn, a list of one, or a text."""
+    """ShareGPT: a conversation, and its next turn as a turn, a list of one turn, or a text."""
     conversation = given["conversations"]
     if not isinstance(conversation, list):
         raise FormError(f"'conversations' is of type {type(conversation).__name__}, not a list of turns")
@@ -174,7 +174,7 @@ def _answers(given: Columns) -> Iterator[Columns]:
 
 
 def _by_value(prompt: Any, responses: Sequence[Any], values: Sequence[float]) -> Iterator[Columns]:
-    """Yield every pair whose values differ, that of the best and the worst first."""
+    """Yield every pair whose values differ, the best with the worst first."""
     ranked = list(zip(responses, values, strict=True))
     numbers = range(len(ranked))
     best, worst = (pick(numbers, key=lambda number: values[number], default=0) for pick in (max, min))
@@ -195,7 +195,7 @@ _NEAR = 0.66  # of a role: `sys` is `system`, and `agent` no `assistant`
 
 
 def meant_role(role: str) -> str | None:
-    """Return the role that a misspelt one was to be; None for a known role, or one that only a template can know."""
+    """Return the role that a misspelt `role` probably means; None if it is known, or unlike any known role."""
     if role in _ROLES:
         return None
     name = role.strip().lower()
@@ -216,4 +216,4 @@ FORMS: dict[frozenset[str], Callable[[Columns], Iterator[Columns]]] = {
     frozenset({"prompt", "answers"}): _answers,
     frozenset({"instruction", "completions"}): _answers,
 }
-"""Layouts by the columns that they need; the first one whose columns are there is read."""
+"""Layouts by the columns that they need. The first layout whose columns are all present applies."""

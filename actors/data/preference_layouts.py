@@ -1,4 +1,4 @@
-"""Preferences of any layout in one form: a prompt, a chosen and a rejected response, a probability.
+"""Bring preferences of any layout into one form: a prompt, a chosen and a rejected response, a probability.
 
 Pure: columns in, a row or a reason out. Must not know files, tokenizers or models.
 """
@@ -20,7 +20,7 @@ from actors.data.config import ProbabilityFrom
 from actors.data.preference_forms import meant_role
 from actors.data.rows import MalformedRowError, list_or_json
 
-Message = dict[str, Any]  # A chat message: the strings `role` and `content`, and those of `MESSAGE_PARTS` that it has
+Message = dict[str, Any]  # a chat message: the strings `role` and `content`, and any of `MESSAGE_PARTS`
 MESSAGE_PARTS = ("reasoning_content", "tool_calls", "tool_call_id", "name")
 Reason = Literal[
     "not_json",
@@ -38,7 +38,7 @@ Reason = Literal[
     "long_prompt",
     "long_response",
 ]
-"""Why a row is malformed."""
+"""Reasons why a row is malformed."""
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
 COLUMNS = (
@@ -66,13 +66,13 @@ class PreferenceRow:
     """An assistant's message if it has more than a content, such as tool calls."""
     rejected: str | Message
     probability: float = 1.0
-    """That `chosen` is preferred to `rejected`; 1 if the source does not say."""
+    """Probability that `chosen` is preferred to `rejected`; 1 if the source does not say."""
     tools: list[Any] | None = None
-    """What the chat template shows the policy beside the chat."""
+    """Tools that the chat template shows to the policy beside the chat."""
 
     @property
     def keys(self) -> tuple[str, str, str]:
-        """Return what stands for prompt, chosen and rejected in comparisons."""
+        """Return the texts that represent prompt, chosen and rejected in comparisons."""
         return prompt_key(self.prompt, self.tools), response_key(self.chosen), response_key(self.rejected)
 
     @property
@@ -82,14 +82,14 @@ class PreferenceRow:
 
     @property
     def is_plain(self) -> bool:
-        """Return whether roles and texts say all of it."""
+        """Return whether roles and texts hold the whole row: no tools, no other parts of messages."""
         prompt = [] if isinstance(self.prompt, str) else self.prompt
         texts = isinstance(self.chosen, str) and isinstance(self.rejected, str)
         return texts and not self.tools and all(len(message) == 2 for message in prompt)
 
 
 class MalformedPreferenceError(MalformedRowError):
-    """One row cannot be read as a preference; `reason` says what kind of problem it has."""
+    """One row cannot be read as a preference; `reason` is the kind of problem."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
@@ -128,7 +128,7 @@ def response_key(response: str | Message) -> str:
 
 
 def text_of(response: str | Message) -> str:
-    """Return what a response says, without its tool calls."""
+    """Return the text of a response, without its tool calls."""
     return response if isinstance(response, str) else response["content"]
 
 
@@ -161,7 +161,7 @@ def parse_preference(columns: Mapping[str, Any], probability_from: ProbabilityFr
 
 
 def _tools(value: Any, prompt: str | list[Message]) -> list[Any] | None:
-    """Return the column `tools`. Raises MalformedPreferenceError if a text prompt has no place for them."""
+    """Return the column `tools`. Raises MalformedPreferenceError for a text prompt, which has no place for tools."""
     tools = _list(value, "'tools'", "tools")
     if tools and isinstance(prompt, str):
         raise MalformedPreferenceError(
@@ -178,7 +178,7 @@ def _list(value: Any, what: str, of: str) -> list[Any] | None:
 
 
 def _rest(message: Message) -> list[dict[str, Any]]:
-    """Return the parts of a message beside role and content, if it has any, in a list of one."""
+    """Return the parts of a message beside role and content in a list of one dict; empty if it has no such part."""
     rest = {name: value for name, value in message.items() if name not in ("role", "content")}
     return [rest] if rest else []
 
@@ -263,7 +263,7 @@ def _parts(given: Mapping[str, Any], columns: Mapping[str, Any]) -> _Parts:
 
 
 def _whole(text: str) -> bool:
-    """Whether a response is a transcript that begins with the prompt."""
+    """Return whether a response is a transcript that begins with the prompt."""
     return text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
 
 
@@ -297,7 +297,7 @@ def _message(place: str, message: Any) -> Message:
 
 
 def _answer(message: Message) -> str | Message:
-    """Return the last message of a chat: its content if that says all, or the message."""
+    """Return the last message of a chat: only its content if it has no other parts, else the whole message."""
     return message if _rest(message) else message["content"]
 
 
@@ -342,7 +342,7 @@ def _transcript(chosen: str, rejected: str) -> tuple[list[Message], str, str]:
 
 
 def _check_unicode(parts: Sequence[Any]) -> None:
-    """Refuse half a surrogate pair: valid in JSON, but not in files or tokenizers; and values that JSON has not."""
+    """Refuse half a surrogate pair, which is valid in JSON but not in files or tokenizers, and values outside JSON."""
     for part in filter(None, parts):
         try:
             text = part if isinstance(part, str) else json.dumps(part, ensure_ascii=False)

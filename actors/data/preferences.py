@@ -1,7 +1,7 @@
-"""Preferences: rows of any layout become one form and token ids, and go back to Parquet.
+"""Read preferences of any layout into one form, tokenise them, and give columns to write them to Parquet.
 
-Knows files and what happens to malformed rows. Must not know models or which preferences are worth training on; that
-is `preference_filters.py`.
+Knows files and the treatment of malformed rows. Must not know models or which preferences are worth training on:
+`preference_filters.py` decides that.
 """
 
 import json
@@ -46,7 +46,7 @@ Answered = tuple[list[int], list[int]] | BrokenConversationError
 _TEXTS = {"role": pyarrow.string(), "content": pyarrow.string()}
 MESSAGES = pyarrow.list_(pyarrow.struct(list(_TEXTS.items())))
 WHOLE_MESSAGES = pyarrow.list_(pyarrow.struct(list((_TEXTS | dict.fromkeys(MESSAGE_PARTS, pyarrow.string())).items())))
-"""Of chats with more than roles and texts; `tool_calls` are JSON, because a column has one type only."""
+"""Type of chats with more than roles and texts; `tool_calls` are JSON, because a column has one type only."""
 COLUMN_TYPES = {
     "prompt": pyarrow.string(),
     "chosen": pyarrow.string(),
@@ -54,20 +54,20 @@ COLUMN_TYPES = {
     "probability": pyarrow.float64(),
     "id": pyarrow.string(),
 }
-"""Of the files of preferences; a chat prompt is of `MESSAGES`."""
+"""Types of the columns in files of preferences; a chat prompt has the type `MESSAGES`."""
 WHOLE_TYPES = (
     COLUMN_TYPES | dict.fromkeys(("prompt", "chosen", "rejected"), WHOLE_MESSAGES) | {"tools": pyarrow.string()}
 )
-"""Of the files that hold a row which is not `is_plain`; responses are chats of one message, `tools` JSON."""
+"""Types in files with a row that is not `is_plain`: responses are chats of one message, `tools` are JSON."""
 TEXTS = ("prompt", "chosen", "rejected", "response_a", "response_b", "preference")
-"""Columns without which a row of their layout is none."""
+"""Columns that a row of their layout must have."""
 ROWS_PER_GROUP = 20_000
-"""Rows that are held as a table while a file is written."""
+"""Rows that are held in memory as one table while a file is written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """All pairs of a source and its malformed rows, blank lines not counted; a row of K responses may be several."""
+    """All pairs of a source, and its malformed rows (not blank lines). A row of K responses may give several pairs."""
 
     rows: list[PreferenceRow] = field(default_factory=list)
     places: list[str] = field(default_factory=list)  # the place of each of `rows`
@@ -78,7 +78,7 @@ class PreferenceColumns:
     """The columns of a source, the names that they are read under, and which of them make preferences."""
 
     def __init__(self, columns: Mapping[str, str] | None = None) -> None:
-        """Take the source's columns by the name that they are read under."""
+        """Take a mapping from the name that a column is read under to its name in the source."""
         self._ours = {theirs: ours for ours, theirs in (columns or {}).items()}
         self._read: dict[tuple[str, ...], set[str]] = {}  # the columns to read, by all columns of rows
 
@@ -94,9 +94,9 @@ class PreferenceColumns:
         return chosen
 
     def renamed(self, columns: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Give columns the names that they are read under; one that is there under both names is read as told.
+        """Rename columns to the names that they are read under; if a row has both names, `columns` of the source win.
 
-        Raises MalformedPreferenceError if one that holds a text or a chat is not there.
+        Raises MalformedPreferenceError if a configured column of a text or a chat is missing.
         """
         for theirs, ours in self._ours.items():
             if theirs not in columns and ours in TEXTS:
@@ -113,7 +113,7 @@ class PreferenceColumns:
         return {**{name: value for name, value in columns.items() if name not in self._ours}, **told}
 
     def layouts(self) -> list[str]:
-        """Return the columns that were read of each layout, under the source's names."""
+        """Return the columns that were read in each layout, under the source's names."""
         return sorted({", ".join(name for name in names if name in read) for names, read in self._read.items()})
 
     def unread(self) -> list[str]:
@@ -199,10 +199,10 @@ def each_preference(
     ranked_pairs: RankedPairs = "all",
     section: str = "",
 ) -> Iterator[tuple[str, PreferenceRow | Problem]]:
-    """Yield the place of each row with its pair, or with what is wrong; a row of K responses may be several pairs.
+    """Yield the place of each row with its pair, or with its `Problem`. A row of K responses may give several pairs.
 
-    `columns` tell afterwards what was read; `ranked_pairs` is as in `pairs_of`. Raises UsageError if the source is
-    unreadable.
+    `columns` reports afterwards which columns were read; `ranked_pairs` is as in `pairs_of`. Raises UsageError if the
+    source is unreadable.
     """
     halves, columns = Halves(), columns or PreferenceColumns()
     for row in rows_from(RowSource(source, split, section, columns.choose)):
@@ -274,7 +274,8 @@ def preference_tokens(
     template: str = "{prompt}",
     limits: TokenLimits = TokenLimits(),
 ) -> list[PreferenceTokens | MalformedPreferenceError]:
-    """Tokenise each row as the policy would sample it; an error for a row beyond `limits` or refused by the template.
+    """Tokenise each row as the policy would sample it; return an error for a row that exceeds `limits`, or whose chat
+    the template refuses.
 
     A text goes into `template` and gets the tokenizer's special tokens, without a final end-of-sequence; its responses
     get an end-of-sequence only. A chat goes into the chat template; its responses are what they add to it, up to the
@@ -288,7 +289,7 @@ def preference_tokens(
 
 
 def _with_chats(columns: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Read the chats that columns hold as JSON. Raises MalformedPreferenceError as `chat_or_value`."""
+    """Decode the chats that columns hold as JSON. Raises MalformedPreferenceError for an error of `chat_or_value`."""
     try:
         return {name: chat_or_value(value, f"'{name}'") for name, value in columns.items()}
     except MalformedRowError as error:

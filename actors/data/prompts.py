@@ -40,7 +40,7 @@ class PromptSource:
         """
         self._config = config
         self.notes: list[str] = []
-        """What to say of how the prompts were read."""
+        """Messages for the user about the reading of the prompts."""
         self._table = self._read(config, tokenizer)
         self._places, self._validation_places = _split(self._table, config)
         self._validation = self._table
@@ -83,12 +83,12 @@ class PromptSource:
 
     @property
     def evaluation_size(self) -> int:
-        """The number of prompts that evaluations draw from."""
+        """Return the number of prompts that evaluations draw from."""
         return len(self._validation_places)
 
     @property
     def evaluated(self) -> str:
-        """What evaluations draw from, for messages."""
+        """Return the name of the source that evaluations draw from, for messages."""
         config = self._config
         if config.validation_fraction:
             return f"the {config.validation_fraction:.0%} of prompts.source '{config.source}' that is held out"
@@ -105,19 +105,19 @@ class PromptSource:
         return self._table.prompt(int(self._order(epoch)[place]))
 
     def evaluation_prompts(self, n: int) -> list[Prompt]:
-        """Return `n` prompts, the same at every call and after a resume; repeated only if there are fewer."""
+        """Return `n` prompts, the same at every call and after a resume. Repeats prompts only if there are fewer."""
         order = self._permutation(self._validation_places, EVALUATION_STREAM)
         return [self._validation.prompt(int(order[i % len(order)])) for i in range(n)]
 
     def different_evaluation_prompts(self, n: int) -> int:
-        """Count the different ones among `evaluation_prompts(n)`, without going over repeats."""
+        """Count the different prompts among `evaluation_prompts(n)`, without going over repeats."""
         order = self._permutation(self._validation_places, EVALUATION_STREAM)
         return len({self._validation.prompt(int(place)).token_ids for place in order[:n]})
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of texts, answers and token ids in file order: positions mean nothing on other data.
 
-        Covers what is held out as well.
+        Covers held-out prompts as well.
         """
         own = self._table.facts.fingerprint
         if self._validation is not self._table:
@@ -140,7 +140,7 @@ class PromptSource:
 
 
 def _split(table: PromptTable, config: PromptConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Return the places that are trained on and those that evaluations draw from. Raises UsageError if one is empty."""
+    """Return the places of prompts to train on, and of prompts for evaluations. Raises UsageError if one is empty."""
     everything = np.arange(len(table))
     if not config.validation_fraction:
         return everything, everything

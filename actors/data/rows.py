@@ -1,7 +1,7 @@
-"""Rows from files, saved data sets, hubs and the embedded world; which are malformed, which are held out.
+"""Read rows from files, saved data sets, hubs and the embedded world; report malformed rows, hold rows out.
 
-Knows file formats and places in files. Must not import tokenizers or decide what makes a good row: `prompts.py`,
-`demonstrations.py` and `preferences.py` do.
+Knows file formats and places in files. Must not import tokenizers or decide what makes a good row: that is up to
+`prompts.py`, `demonstrations.py` and `preferences.py`.
 """
 
 import hashlib
@@ -57,14 +57,14 @@ class MalformedRowError(Exception):
 
 
 class MalformedRowsError(UsageError):
-    """Rows of a source cannot be used, and may not be skipped."""
+    """A source has rows that cannot be used and may not be skipped."""
 
     problems: Sequence[Problem] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class RowSource:
-    """Where rows are, and the settings that say so."""
+    """The place of rows, and the settings that name it."""
 
     source: str
     """A file, a directory or a hub data set."""
@@ -81,13 +81,13 @@ class OpenedSource:
 
     batches: Iterator[Batch]
     files: Sequence[Path] = ()
-    """Files that hold all that is read; empty if there are none, or it lies elsewhere as well."""
+    """Files that hold all of the rows; empty if some rows, or all, are not in files."""
     reading: str = ""
-    """How the files are read, if their content does not say it."""
+    """Settings of the reading that the content of the files does not determine."""
 
 
 def columns_named(wanted: Mapping[str, str]) -> Callable[[Sequence[str], str], list[str]]:
-    """Require the columns of `wanted`, which maps settings to column names."""
+    """Return a `RowSource.choose` that requires the columns of `wanted`, which maps settings to column names."""
     return partial(_require_columns, wanted)
 
 
@@ -101,12 +101,12 @@ def column_of(row: Row, name: str) -> Any:
 
 
 def held_out(key: bytes, fraction: float, byteorder: Literal["big", "little"] = "big") -> bool:
-    """Decide by the SHA-256 of `key` alone whether rows with that key are held out: no other row matters."""
+    """Decide whether rows with `key` are held out, by its SHA-256 alone: other rows do not matter."""
     return int.from_bytes(hashlib.sha256(key).digest()[:8], byteorder) < fraction * 2**64
 
 
 def held_out_split(config: HeldOutConfig) -> str | None:
-    """Return the split to hold out, or None if a share of the rows is. Reads no rows."""
+    """Return the split to hold out, or None if a share of the rows is held out instead. Reads no rows."""
     if config.validation_split != "auto":
         return None if config.validation_split == "none" else config.validation_split
     path = Path(config.source).expanduser()
@@ -119,13 +119,13 @@ def held_out_split(config: HeldOutConfig) -> str | None:
 
 
 def splits_to_read(config: HeldOutConfig) -> dict[str, Literal["train", "validation"] | None]:
-    """Return the side of each split's rows; None if a hash decides."""
+    """Return each split to read, with the side of its rows; None if a hash decides for each row."""
     held = held_out_split(config)
     return {config.split: None} if held is None else {config.split: "train", held: "validation"}
 
 
 def held_out_notes(config: HeldOutConfig) -> list[str]:
-    """Return what to say about a split that is held out."""
+    """Return the notes to print about a split that is held out."""
     held = held_out_split(config)
     if held is None:
         return []
@@ -135,7 +135,7 @@ def held_out_notes(config: HeldOutConfig) -> list[str]:
 def check_problems(
     problems: Sequence[Problem], good: int, source: str, on_malformed: Literal["error", "skip"], section: str = ""
 ) -> None:
-    """Raise UsageError if none of the rows is good, MalformedRowsError if malformed ones may not be skipped.
+    """Raise UsageError if no row is good, MalformedRowsError if there are malformed rows that may not be skipped.
 
     Args:
         problems: malformed rows, in file order.
@@ -168,7 +168,7 @@ def check_problems(
 
 
 def check_training_rows(train: int, validation: int, malformed: int, source: str, fraction: float) -> None:
-    """Raise UsageError if no row is left to train on because all good ones are held out."""
+    """Raise UsageError if no row is left to train on because all good rows are held out."""
     if not train:
         skipped = f", {many(malformed, 'row')} malformed" if malformed else ""
         raise UsageError(
@@ -229,7 +229,7 @@ def _opened(table: RowSource) -> OpenedSource:
 
 
 def _require_no_split(table: RowSource) -> None:
-    """Raise UsageError if a split is asked of a source without any; the default is asked of every source."""
+    """Raise UsageError if settings name a split of a source that has no splits. The default split is always allowed."""
     if table.split != "train":
         raise UsageError(
             f"{table.section}source '{table.source}' has no splits, and {table.section}split is '{table.split}'; leave "
@@ -278,7 +278,7 @@ def _file_batches(files: Sequence[Path], table: RowSource) -> Iterator[Batch]:
 
 
 def _check_content(file: Path, table: RowSource) -> None:
-    """Raise UsageError if a file is none, or begins as one of another kind. A pipe would be waited for."""
+    """Raise UsageError for a file that is not regular (a pipe would block), or that begins as one of another kind."""
     name = f"{table.section}source '{file}'"
     if not stat.S_ISREG(file.stat().st_mode):
         raise UsageError(f"{name} is a pipe or a device, which cannot be read twice; write the rows to a file")
@@ -289,7 +289,7 @@ def _check_content(file: Path, table: RowSource) -> None:
 
 
 def _no_source(table: RowSource, path: Path) -> UsageError:
-    """Return the error of a source that is not there, with what was probably meant."""
+    """Return the error for a source that does not exist, with the name that was probably meant."""
     given, section = table.source, table.section
     if "://" in given:
         name = hub_name_of(given)
@@ -316,7 +316,7 @@ def _text_batches(file: Path) -> Iterator[Batch]:
 
 
 def list_or_json(value: Any, what: str, of: str) -> list[Any] | None:
-    """Return a list, or that of a JSON text; None if there is none or it is empty. Raises MalformedRowError."""
+    """Return `value` as a list, decoded if it is JSON text; None if it is absent or empty. Raises MalformedRowError."""
     if isinstance(value, str):
         try:
             value = json.loads(value, object_pairs_hook=unique_keys)
@@ -387,7 +387,7 @@ def _load_from_hub(table: RowSource) -> Any:
 
 def _opened_table(content: Any, table: RowSource) -> OpenedSource:
     columns = table.choose(content.column_names, f"{table.section}source '{table.source}'")
-    # Rows that were selected or mapped in memory lie in no file as they are read here.
+    # Rows that were selected or mapped in memory exist in no file in this form.
     files = [] if content._indices is not None else [Path(each["filename"]) for each in content.cache_files]
     return OpenedSource(
         batches_of_rows(_table_rows(content.select_columns(columns), table)), files, repr(content.features)

@@ -1,4 +1,4 @@
-"""Text to token ids as the policy sees it: tokenizers, chat templates, special tokens, ends of sequences.
+"""Turn text into the token ids that the policy sees: tokenizers, chat templates, special tokens, ends of sequences.
 
 Prompts, demonstrations and preferences share it, so that training and sampling see the same tokens. Must not read
 files of rows.
@@ -22,7 +22,7 @@ from actors.foreign.text import shown
 
 ROWS_PER_TOKENIZER_CALL = 1024
 LARGEST_TOKENIZER = 256 << 20
-"""Bytes of a tokenizer's file; those of the largest vocabularies have some 30 MB."""
+"""Most bytes of a tokenizer's file; the largest vocabularies take some 30 MB."""
 _CHAT = re.compile(r"""\s*\[\s*\{\s*["'](role|from|content|value)["']\s*:\s*["']""")
 _TURN = {"role", "from"}
 
@@ -33,10 +33,10 @@ def load_tokenizer(path: str, *, needs_eos: bool = True, chats: ChatTemplateConf
     Args:
         path: directory or hub name.
         needs_eos: True if completions will be written with it; they end with an end-of-sequence token.
-        chats: a template of one's own and its variables; None for the tokenizer's.
+        chats: the user's template and its variables; None for the tokenizer's.
 
-    Raises UsageError if it cannot be loaded, lacks the end-of-sequence token that it needs, has a chat template that
-    does not end, or as `own_template`.
+    Raises UsageError if it cannot be loaded, lacks a needed end-of-sequence token, or has a chat template that does
+    not end; also as `own_template`.
     """
     from transformers import AutoTokenizer
 
@@ -71,9 +71,9 @@ def load_tokenizer(path: str, *, needs_eos: bool = True, chats: ChatTemplateConf
 
 
 def template_problem(tokenizer: Any) -> str | None:
-    """Say why the chat template cannot write a message of a user; None if it can, or there is none.
+    """Say why the chat template cannot write a user's message; None if it can, or if there is no template.
 
-    Call `check_chat_template` first: this renders it in this process.
+    Call `check_chat_template` first: this function renders the template in this process.
     """
     if not getattr(tokenizer, "chat_template", None):
         return None
@@ -87,7 +87,7 @@ def template_problem(tokenizer: Any) -> str | None:
 
 
 def _why_none(directory: Path, error: Exception) -> str:
-    """Say in one line why a directory, or the hub, gave no tokenizer."""
+    """Say in one line why loading a tokenizer from a directory or the hub failed."""
     if not directory.is_dir():
         return hub_problem(error)
     if not (directory / "tokenizer.json").is_file():
@@ -111,8 +111,8 @@ def check_tokenizer_files(directory: Path) -> None:
 def own_template(chats: ChatTemplateConfig, default: Any = None) -> str | None:
     """Return the template of `chats` with its variables set in its first line; None if nothing is set.
 
-    `default` is the tokenizer's own, which is read if only variables are set. Raises UsageError if a file or a template
-    is missing, or the template does not read a variable.
+    `default` is the tokenizer's own template, which is used if only variables are set. Raises UsageError if a file or a
+    template is missing, or the template does not read a variable.
     """
     if chats.chat_template is None and not chats.chat_template_kwargs:
         return None
@@ -127,7 +127,7 @@ def own_template(chats: ChatTemplateConfig, default: Any = None) -> str | None:
                 f"chat_template_kwargs sets {name!r}, which the chat template does not read; correct the name, or "
                 "leave it out"
             )
-    # As defaults: what is set later, for a model that was saved with variables, comes first.
+    # As defaults, so that a model saved with variables still obeys variables that are set later.
     options = "".join(
         f"{{% set {name} = {name} | default({value!r}) %}}" for name, value in chats.chat_template_kwargs.items()
     )
@@ -135,7 +135,7 @@ def own_template(chats: ChatTemplateConfig, default: Any = None) -> str | None:
 
 
 def save_template(chats: ChatTemplateConfig, directory: Path) -> None:
-    """Write the template of `chats` into a saved model, which will be asked as it was trained. Raises RunError."""
+    """Write the template of `chats` into a saved model, so that it is prompted as in training. Raises RunError."""
     from transformers import AutoTokenizer
 
     if chats.chat_template is not None or chats.chat_template_kwargs:
@@ -148,7 +148,7 @@ def save_template(chats: ChatTemplateConfig, directory: Path) -> None:
 
 
 def _template_text(given: str) -> str:
-    """Return Jinja text, or that of a file. Raises UsageError if it is neither."""
+    """Return `given` if it is Jinja text, or the text of the file that it names. Raises UsageError if it is neither."""
     if "{{" in given or "{%" in given:
         return given
     try:
@@ -174,9 +174,9 @@ def checked_text(text: str, name: str) -> str:
 
 
 def checked_messages(messages: Sequence[Any], name: str) -> Sequence[Mapping[str, Any]]:
-    """Return chat messages; one with tool calls may lack a content, which is then empty.
+    """Return chat messages; a message with tool calls may lack `content`, which is then empty.
 
-    ShareGPT's `from` and `value` are read as well. Raises MalformedRowError unless each has the strings `role` and
+    Also reads ShareGPT's `from` and `value`. Raises MalformedRowError unless each message has the strings `role` and
     `content`.
     """
     if not messages:
@@ -208,9 +208,9 @@ def _checked_message(message: Any, place: str) -> Mapping[str, Any]:
 
 
 def chat_or_value(value: Any, what: str) -> Any:
-    """Return the chat that a text holds as JSON, as a cell of a CSV file must; anything else as it is.
+    """Decode a chat that a text holds as JSON, as in a cell of a CSV file; return anything else unchanged.
 
-    Raises MalformedRowError for a chat that was written as Python prints it.
+    Raises MalformedRowError for a chat in Python's notation.
     """
     if not isinstance(value, str) or not _CHAT.match(value) or not value.rstrip().endswith("]"):
         return value
@@ -241,7 +241,7 @@ def checked_prompt(value: Any, name: str) -> str | Sequence[Mapping[str, Any]]:
 def tools_of(columns: Mapping[str, Any], prompt: str | Sequence[Any]) -> list[Any] | None:
     """Return the column `tools`, a list or its JSON, for the chat template of `prompt`; None without it.
 
-    Raises MalformedRowError if it is something else, or the prompt is a text, which has no place for tools.
+    Raises MalformedRowError if the column holds anything else, or the prompt is a text, which has no place for tools.
     """
     tools = list_or_json(columns.get("tools"), "field 'tools'", "tools")
     if tools and isinstance(prompt, str):
@@ -257,8 +257,8 @@ def in_template(prompt: str, template: str) -> str:
 
 
 def prompt_token_ids(all_texts: Sequence[str], chats: Sequence[bool], tokenizer: Any) -> list[list[int]]:
-    """Tokenise prompts. A chat has its special tokens in the text; plain text gets the tokenizer's, without a final
-    end-of-sequence, because the policy continues it. A text that holds a beginning-of-sequence gets no second one."""
+    """Tokenise prompts. A chat has its special tokens in the text. Plain text gets the tokenizer's special tokens, but
+    no final end-of-sequence, because the policy continues it. No text gets a second beginning-of-sequence."""
     ids: list[list[int]] = [[] for _ in all_texts]
     for chat in (False, True):
         chosen = [index for index, is_chat in enumerate(chats) if is_chat == chat]
@@ -287,8 +287,8 @@ def response_token_ids(
 ) -> list[list[int]]:
     """Close the token ids of responses as a policy samples them: at the first token that ends an answer.
 
-    `ends` are those of `answer_ends`; the tokenizer's end-of-sequence always counts. Chat templates write one
-    themselves; a response without any gets end-of-sequence.
+    `ends` are those of `answer_ends`; the tokenizer's end-of-sequence always counts. Chat templates write an end
+    themselves; a response without an end gets end-of-sequence.
     """
     eos = tokenizer.eos_token_id
     return [closed(ids, {*ends, eos}) or [*ids, eos] for ids in encodings]
@@ -317,7 +317,7 @@ def encoded(texts: Sequence[str], tokenizer: Any, *, add_special_tokens: bool) -
     options = {"add_special_tokens": add_special_tokens}
     whole = 1 if _only_passes_on(tokenizer) else len(texts)
     try:
-        # The tokenizer's own call, also for what it sets: truncation, padding, whether special tokens are split.
+        # The tokenizer's own call also applies its settings: truncation, padding, whether special tokens are split.
         ids = tokenizer(list(texts[:whole]), return_attention_mask=False, verbose=False, **options)["input_ids"]
         if whole == len(texts):
             return ids
@@ -333,7 +333,7 @@ def encoded(texts: Sequence[str], tokenizer: Any, *, add_special_tokens: bool) -
 
 
 def _only_passes_on(tokenizer: Any) -> bool:
-    """Return whether a tokenizer's call does nothing to texts itself, as those of transformers that wrap another."""
+    """Return whether a tokenizer passes texts to its backend unchanged, as plain wrappers of transformers do."""
     if not hasattr(tokenizer, "backend_tokenizer"):
         return False
     from transformers import PreTrainedTokenizerFast

@@ -1,7 +1,7 @@
-"""Tokenised prompts kept on disk for the next start, by what they are the result of.
+"""Keep tokenised prompts on disk for the next start, under a hash of the inputs that they depend on.
 
-A file is complete and of its identity, or it is not used: it ends with a header that names both and holds a checksum of
-everything before it. Several runs may write and read the same folder. Must not know rows or tokenizers.
+A file is used only if it is complete and has the right identity: it ends with a header that names the identity and
+holds a checksum of everything before it. Several runs may share a folder. Must not know rows or tokenizers.
 """
 
 import contextlib
@@ -29,13 +29,13 @@ FOLDER_VARIABLE, LIMIT_VARIABLE = "OFFBEAT_CACHE", "OFFBEAT_CACHE_GB"
 DEFAULT_LIMIT_GB = 20.0
 SUFFIX = ".prompts"
 ABANDONED_SECONDS = 3600.0
-"""Age above which a temporary file that nobody has locked is one of a process that died."""
+"""Age from which an unlocked temporary file counts as the remains of a dead process."""
 _MAGIC = b"OFFBEATP"
 _TAIL_BYTES = len(_MAGIC) + 8 + 32  # after the header: its length and its checksum
 
 
 class NotKeptError(Exception):
-    """The prompts can be had, but not kept; the message says why."""
+    """The prompts can be read but not kept on disk; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,10 @@ class Cache:
 
     folder: Path
     limit: int
-    """Bytes of all files together."""
+    """Most bytes of all files together."""
 
     def load(self, identity: str) -> PromptTable | None:
-        """Return the prompts of an identity; None if there are none that can be trusted."""
+        """Return the prompts of an identity; None if the folder has no file of it that can be trusted."""
         path = self._path(identity)
         try:
             file = path.open("rb")
@@ -67,10 +67,10 @@ class Cache:
     def store(
         self, identity: str, parts: Iterable[Part], unchanged: Callable[[], bool]
     ) -> tuple[PromptTable, str | None]:
-        """Write parts as they come, and return the prompts as read from the file, and why they are not kept, if so.
+        """Write parts as they come; return the prompts mapped from the file, and the reason if the file is not kept.
 
-        `unchanged` tells at the end whether the parts are still of that identity. Raises NotKeptError if the disk
-        refuses; `parts` are then used up.
+        `unchanged` is called at the end: it returns whether the parts still have that identity. Raises NotKeptError if
+        the disk refuses; `parts` are then used up.
         """
         temporary: str | None = None
         try:
@@ -78,7 +78,7 @@ class Cache:
             descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY, suffix=SUFFIX, dir=self.folder)
             path = Path(temporary)
             file = os.fdopen(descriptor, "r+b")
-            _lock(file, fcntl.LOCK_SH)  # until the prompts are not used any more
+            _lock(file, fcntl.LOCK_SH)  # until the prompts are no longer used
             gathering = Gathering()
             size = _write_columns(file, gathering.note(parts))
             content = _mapped(file, size)
@@ -109,7 +109,7 @@ class Cache:
         return None if unchanged() else "their files changed as they were read"
 
     def _shrink(self, kept: Path) -> None:
-        """Remove the files that were not used for longest while all have more bytes than the limit."""
+        """Remove the least recently used files until all together are within the limit."""
         files = []
         for path in self.folder.glob(f"*{SUFFIX}"):
             with contextlib.suppress(OSError):
@@ -124,7 +124,7 @@ class Cache:
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Cache | None:
-    """Return the cache that the environment names; None if it is turned off. Raises NotKeptError if it is wrong."""
+    """Return the cache that the environment names; None if it is off. Raises NotKeptError if a variable is wrong."""
     named = environment.get(FOLDER_VARIABLE)
     if named == "off":
         return None
@@ -146,7 +146,7 @@ def _lock(file: BinaryIO, kind: int) -> None:
 
 
 def _removed(path: Path) -> bool:
-    """Remove a file that no process uses. On a network's disk a process that uses it would lose it."""
+    """Remove a file unless a process uses it: on a network file system that process would lose it."""
     try:
         with path.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -182,9 +182,9 @@ def _write_header(file: BinaryIO, size: int, identity: str, facts: Facts) -> Non
 
 
 def _table(file: BinaryIO, identity: str) -> PromptTable | None:
-    """Return the prompts of a file of this user if it is whole, and of this identity.
+    """Return the prompts of a file if it belongs to this user, is whole, and has this identity.
 
-    Raises what broken content raises.
+    Broken content may raise any exception.
     """
     if os.fstat(file.fileno()).st_uid != os.geteuid():
         return None

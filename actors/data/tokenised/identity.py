@@ -1,4 +1,4 @@
-"""What tokenised prompts are the result of: files, settings, tokenizer and code, by their content.
+"""Identify the inputs of tokenised prompts by content: files, settings, tokenizer and code.
 
 Two identities are equal only if reading and tokenising again would give the same prompts, ids and problems.
 """
@@ -21,12 +21,12 @@ BLOCK = 1 << 20
 _ORDER = {"seed", "shuffle", "on_malformed", "validation_fraction", "validation_source", "validation_split"}
 """Settings that change no prompt."""
 _CHANGING = re.compile(r"strftime_now|\brandom\b|\blipsum\b")
-"""What a chat template of which the text depends on the hour or on chance reads."""
+"""Names in a chat template whose text depends on the time or on chance."""
 _PACKAGES = ("transformers", "tokenizers", "jinja2", "pyarrow", "datasets")
 
 
 def identity(source: OpenedSource, config: PromptConfig, tokenizer: Any) -> str | None:
-    """Return what the prompts of `source` are known by; None if it cannot be told. Raises OSError."""
+    """Return a hash of all inputs of the prompts of `source`; None if some input cannot be hashed. Raises OSError."""
     known = _tokenizer_content(tokenizer)
     if not source.files or known is None:
         return None
@@ -43,13 +43,13 @@ def identity(source: OpenedSource, config: PromptConfig, tokenizer: Any) -> str 
 
 
 def stamps(files: Iterable[Path]) -> list[tuple[int, ...]]:
-    """Return what changes if a file is written to: inode, size and time. Raises OSError."""
+    """Return figures of each file that change if somebody writes to it: inode, size and times. Raises OSError."""
     found = [file.stat() for file in files]
     return [(each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns) for each in found]
 
 
 def content_sum(file: BinaryIO, size: int = sys.maxsize) -> str:
-    """Hash what an open file still holds, or `size` bytes of it. Raises OSError."""
+    """Hash the rest of an open file, or its next `size` bytes. Raises OSError."""
     digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(BLOCK))
     while size and (read := file.readinto(buffer[: min(size, BLOCK)])):  # type: ignore[attr-defined]
         digest.update(buffer[:read])
@@ -63,7 +63,7 @@ def _file_sum(path: Path) -> str:
 
 
 def _tokenizer_content(tokenizer: Any) -> str | None:
-    """Hash all that turns a text or a chat into token ids; None if it is not known, or changes by itself."""
+    """Hash all parts that turn a text or a chat into token ids; None if a part is unknown, or may change by itself."""
     backend, template = getattr(tokenizer, "backend_tokenizer", None), tokenizer.chat_template
     if backend is None or _CHANGING.search(json.dumps(template)):
         return None

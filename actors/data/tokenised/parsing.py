@@ -1,4 +1,4 @@
-"""One batch of rows becomes prompts: parsed, tokenised, and problems told. Runs in any process.
+"""Turn one batch of rows into prompts: parse and tokenise rows, report problems. Runs in any process.
 
 Must not know other batches, files of tokens, or the order of prompts.
 """
@@ -29,7 +29,7 @@ from actors.foreign.text import many
 
 SCHEMA = pyarrow.schema(
     {
-        "id": pyarrow.large_binary(),  # of files whose names are no Unicode as well
+        "id": pyarrow.large_binary(),  # bytes, because names of files need not be Unicode
         "text": pyarrow.large_string(),
         "answer": pyarrow.large_string(),
         "metadata": pyarrow.large_string(),  # JSON; null if there is none, or JSON does not hold it
@@ -46,7 +46,7 @@ class Part:
 
     prompts: Any  # pyarrow.RecordBatch of SCHEMA
     written: bytes
-    """Texts, answers and columns in order, as the fingerprint reads them."""
+    """Texts, answers and columns in order, as bytes for the fingerprint."""
     problems: list[Problem]
     doubled_bos: int
     others: dict[int, Mapping[str, Any]]
@@ -67,7 +67,7 @@ class _Parsed:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What `Prompt.metadata` will hold."""
+        """Return the future content of `Prompt.metadata`."""
         return (
             ({} if self.messages is None else {"messages": self.messages})
             | ({"columns": self.columns} if self.columns else {})
@@ -77,7 +77,7 @@ class _Parsed:
 
     @property
     def written(self) -> bytes:
-        """What the fingerprint reads beside token ids."""
+        """Return the row's part of the fingerprint's input, apart from token ids."""
         columns = repr(sorted(self.columns.items())).encode() if self.columns else b""
         return repr((self.text, self.answer)).encode() + columns
 
@@ -128,7 +128,7 @@ def _columns(good: list[_Parsed], metadata: list[str | None], token_ids: list[li
 
 
 def _json(metadata: Mapping[str, Any]) -> str | None:
-    """Return metadata as JSON; None if there is none, or JSON would make something else of it."""
+    """Return metadata as JSON; None if there is none, or if it would not survive a round trip through JSON."""
     return json.dumps(metadata) if metadata and _is_plain(metadata) else None
 
 
@@ -162,7 +162,7 @@ def _column(row: Row, name: str) -> Any:
 
 
 def _answer(row: Row, field: str | tuple[str, ...]) -> tuple[str, Any]:
-    """Return an answer as text, and its structure: None, a list, or a dict of columns; its text is then JSON."""
+    """Return an answer as text, and its structure: None for a text or number, else a list or dict, written as JSON."""
     value = column_of(row, field) if isinstance(field, str) else {name: column_of(row, name) for name in field}
     name = field if isinstance(field, str) else ", ".join(field)
     if isinstance(value, bool) or not isinstance(value, str | int | float | list | dict):

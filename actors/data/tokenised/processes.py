@@ -1,6 +1,6 @@
-"""Batches tokenised by several processes, in order. Each has a tokenizer of its own, and ends with its parent.
+"""Tokenise batches in several processes, in order. Each process has its own tokenizer, and ends with its parent.
 
-Fresh interpreters, not forks: the tokenizer's threads and torch's do not survive one.
+The processes are fresh interpreters, not forks: the tokenizer's threads and torch's do not survive a fork.
 """
 
 import gc
@@ -21,13 +21,13 @@ from actors.errors import UsageError
 from actors.host import usable_cores
 
 MOST_PROCESSES = 16
-"""More would wait for the one that reads the source."""
+"""Most processes: more would wait for the process that reads the source."""
 _given: list[tuple[PromptConfig, Any]] = []
-"""In a process of the pool: what it tokenises with."""
+"""Settings and tokenizer of this process, if it is one of the pool."""
 
 
 def count(tokenizer: Any) -> int:
-    """Return how many processes this machine's cores allow; 1 if no other process can have the tokenizer."""
+    """Return how many processes this machine's cores allow; 1 if the tokenizer cannot be sent to another process."""
     try:
         ForkingPickler.dumps(tokenizer)
     except Exception:  # whatever an object's own pickling raises
@@ -43,9 +43,9 @@ def in_this_process(batches: Iterable[Batch], config: PromptConfig, tokenizer: A
 def in_processes(
     batches: Iterable[Batch], config: PromptConfig, tokenizer: Any, processes: int
 ) -> Generator[Part, None, None]:
-    """Tokenise batches in several processes; yield in order, and hold no more than three batches for each.
+    """Tokenise batches in several processes; yield in order, and hold at most three batches per process.
 
-    Raises UsageError as `tokenise`, for the first batch that has one; BrokenProcessPool if a process dies.
+    Raises UsageError as `tokenise`, for the first batch that causes one; BrokenProcessPool if a process dies.
     """
     pool = ProcessPoolExecutor(
         processes, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(config, tokenizer)
@@ -69,13 +69,13 @@ def in_processes(
 
 
 def _begin(config: PromptConfig, tokenizer: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that began it ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends this one
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there are as many processes as cores
     _given.append((config, tokenizer))
-    gc.freeze()  # modules stay; what is collected again and again is then small
+    gc.freeze()  # modules stay for good; later collections then have little to scan
 
 
 def _end_with(parent: Any) -> None:

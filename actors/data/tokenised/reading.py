@@ -1,4 +1,4 @@
-"""How the prompts of a source are had: a few in this process, many from the cache or by several processes.
+"""Read the prompts of a source: a few in this process, many from the cache or in several processes.
 
 Must not know the order of prompts, or whether malformed rows are allowed.
 """
@@ -20,13 +20,13 @@ from actors.data.tokenised.parsing import Part
 from actors.data.tokenised.table import PromptTable, in_memory
 
 LITTLE_WORK, MUCH_WORK = 16.0, 64.0
-"""Full batches that are tokenised in less time than a cache is worth, and in more than processes need to start."""
+"""Work in full batches: below the first a cache does not pay; from the second on, starting processes does."""
 
 
 def read_prompts(config: PromptConfig, tokenizer: Any) -> tuple[PromptTable, list[str]]:
-    """Return the prompts of a source, and what should be told of how they were read.
+    """Return the prompts of a source, and notes for the user on the reading.
 
-    Raises UsageError if the source cannot be read, or the tokenizer cannot read it.
+    Raises UsageError if the source cannot be read, or the tokenizer cannot tokenise it.
     """
     source = open_prompts(config)
     first, work = _first(source.batches)
@@ -36,14 +36,14 @@ def read_prompts(config: PromptConfig, tokenizer: Any) -> tuple[PromptTable, lis
     count = processes.count(tokenizer) if work >= MUCH_WORK else 1
     try:
         return _read_many(source, config, tokenizer, count)
-    except (BrokenProcessPool, OSError) as error:  # one was killed, or none can be started
+    except (BrokenProcessPool, OSError) as error:  # a process was killed, or cannot be started
         note = f"warning: several processes could not tokenise the prompts ({error}); one does"
         table, notes = _read_many(open_prompts(config), config, tokenizer, 1)
         return table, [note, *notes]
 
 
 def _first(batches: Iterator[Batch]) -> tuple[list[Batch], float]:
-    """Return the batches with which much work begins, and how much it is; all of them if there is less."""
+    """Return the first batches that add up to `MUCH_WORK`, or all if they have less, and their work."""
     first: list[Batch] = []
     work = 0.0
     while work < MUCH_WORK and (batch := next(batches, None)) is not None:
@@ -53,7 +53,7 @@ def _first(batches: Iterator[Batch]) -> tuple[list[Batch], float]:
 
 
 def _read_many(source: OpenedSource, config: PromptConfig, tokenizer: Any, count: int) -> tuple[PromptTable, list[str]]:
-    """Return prompts and notes, from the cache if it has them; they are kept in it otherwise."""
+    """Return prompts and notes. Takes the prompts from the cache, or tokenises and stores them there."""
     parts = partial(_parts, config=config, tokenizer=tokenizer, count=count)
     notes: list[str] = []
     cache = known = None

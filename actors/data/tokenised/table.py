@@ -1,4 +1,4 @@
-"""All prompts of a source as Arrow columns, in memory or in a mapped file; a `Prompt` is made when it is asked for.
+"""All prompts of a source as Arrow columns, in memory or in a mapped file. Each `Prompt` is made on request.
 
 Must not know rows, tokenizers, or the order of prompts.
 """
@@ -19,7 +19,7 @@ from actors.records import Prompt
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of all prompts together."""
+    """Facts about all prompts of a source together."""
 
     fingerprint: str
     """SHA-256 of texts, answers, columns and token ids in file order."""
@@ -36,9 +36,9 @@ class PromptTable:
 
         Args:
             content: pyarrow.Table of `SCHEMA`.
-            facts: of the same prompts.
-            others: metadata that is not in `content`, by number.
-            held: what must live as long as the columns, such as the lock of their file.
+            facts: facts about the same prompts.
+            others: metadata that is not in `content`, by the prompt's number.
+            held: an object that must live as long as the columns, such as the locked file behind them.
         """
         self.facts = facts
         self._content, self._others, self._held = content, others, held
@@ -49,11 +49,11 @@ class PromptTable:
 
     @property
     def complete(self) -> bool:
-        """Whether the columns hold all of the prompts."""
+        """Return whether the columns hold all data of the prompts, so that no metadata is kept apart."""
         return not self._others
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the columns' content: a copy has no file."""
+        """Pickle the content of the columns, without their file."""
         return PromptTable, (self._content, self.facts, self._others)
 
     def texts(self) -> Iterator[str]:
@@ -75,7 +75,7 @@ class PromptTable:
 
 
 class Gathering:
-    """What is noted of parts as they pass, until all of them are there."""
+    """Facts collected from parts as they pass, until all have passed."""
 
     def __init__(self) -> None:
         self.prompts = 0
@@ -85,7 +85,7 @@ class Gathering:
         self._digest = hashlib.sha256()
 
     def note(self, parts: Iterable[Part]) -> Iterator[Any]:
-        """Yield the columns of each part, once it is noted."""
+        """Collect the facts of each part, then yield its columns."""
         for part in parts:
             self._digest.update(part.written)
             self._problems += part.problems
@@ -95,7 +95,7 @@ class Gathering:
             yield part.prompts
 
     def facts(self, content: Any) -> Facts:
-        """Return what is known of `content`, the columns of all parts, in order."""
+        """Return the facts about `content`, the columns of all parts in order."""
         digest, largest, tokens = self._digest.copy(), -1, 0
         ends: list[np.ndarray] = []
         for chunk in content.column("token_ids").chunks:
