@@ -1,4 +1,4 @@
-"""Errors that users can cause or must see. Each says what happened, the value, the limit and the next step."""
+"""Errors that users can cause or must see. Each message names the event, the value, the limit and the next step."""
 
 import errno
 import os
@@ -31,7 +31,7 @@ class WeightMismatchError(RunError):
 
 
 class EngineStartError(RunError):
-    """An engine that has worked does not start again. `process` identifies the process in which it failed."""
+    """An engine that has worked does not start again. `process` identifies the process in which the start failed."""
 
     def __init__(self, message: str, process: str) -> None:
         super().__init__(message, process)
@@ -49,7 +49,7 @@ LOG_IS = "; its log is "
 
 
 def logged(text: str) -> str:
-    """End an error of this process with the place of its log."""
+    """Append the place of this process's log to an error text."""
     try:
         log = os.readlink("/proc/self/fd/2")
     except OSError:
@@ -84,7 +84,7 @@ _SURROUNDINGS = {
     errno.EMFILE: "let a process open more files (`ulimit -n`)",
     errno.ENFILE: "let this host open more files (`sysctl fs.file-max`)",
 }
-"""What to do about each fault of the machine, by error number."""
+"""Remedies for faults of the machine, by error number."""
 _OF_PATHS = {
     errno.EACCES: "give this user the right to write there",
     errno.EPERM: "give this user the right to write there",
@@ -96,12 +96,12 @@ _MOST_CAUSES = 10
 
 
 def remedy_of(error: BaseException) -> str | None:
-    """Return what to do about a full disk or another fault of the machine; None if the error is none."""
+    """Return the remedy for a full disk or another fault of the machine; None for any other error."""
     return _SURROUNDINGS.get(_number(error))
 
 
 def writing_remedy(error: BaseException) -> str:
-    """Return what to do about an error of writing, whatever it is."""
+    """Return the remedy for any error of writing."""
     name = getattr(system_error(error), "filename", None)
     if _number(error) == errno.ENOENT and isinstance(name, str) and os.path.isdir(os.path.dirname(name) or os.curdir):
         return "the system makes no files there, as below /proc: use another directory"
@@ -111,14 +111,14 @@ def writing_remedy(error: BaseException) -> str:
 def system_error(error: BaseException) -> BaseException:
     """Return the system's error that `error` was raised from; `error` itself if there is none.
 
-    Libraries that write in C++ tell the last symptom: torch says at which position a file of a full disk is.
+    Libraries that write in C++ report the last symptom: on a full disk torch reports a position in the file.
     """
     found = (each for each in _chain(error) if isinstance(each, OSError) and each.errno is not None)
     return next(found, error)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and what it was raised from."""
+    """Yield an error, then the errors that it was raised from."""
     for _ in range(_MOST_CAUSES):
         if error is None:
             return
@@ -129,11 +129,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _number(error: BaseException) -> int:
-    """Return the system's error number that an error, or what it was raised from, has or quotes; 0 if none."""
+    """Return the system's error number that an error or one of its causes has or quotes; 0 without one."""
     for each in _chain(error):
         if isinstance(each, OSError) and each.errno is not None:
             return each.errno
-        # Arrow, torch, and what is written in Rust raise errors of their own, with the system's words in them.
+        # Arrow, torch and libraries in Rust raise errors of their own that quote the system's text.
         for number in _SURROUNDINGS:
             if os.strerror(number) in str(each):
                 return number
@@ -144,7 +144,7 @@ def _number(error: BaseException) -> int:
 def writing(what: str | Path, then: str, *also: type[Exception]) -> Iterator[None]:
     """Turn an error of the system, or of the types in `also`, into a RunError with `what` and the remedy.
 
-    `then` says how to go on after it: "then use --resume", "or choose another directory".
+    `then` says how to go on after the remedy: "then use --resume", "or choose another directory".
     """
     kinds: tuple[type[Exception], ...] = (OSError, *also)
     try:
@@ -161,7 +161,7 @@ def writing(what: str | Path, then: str, *also: type[Exception]) -> Iterator[Non
 def surroundings(then: str) -> Iterator[None]:
     """Turn an error that a full disk or another fault of the machine caused into a RunError with the remedy.
 
-    For what nobody expected there: `writing` knows what was written. `then` says how to go on.
+    For unexpected errors; use `writing` if the written file is known. `then` says how to go on.
     """
     try:
         yield

@@ -1,6 +1,6 @@
-"""Files and directories written whole or not at all: a temporary neighbour is filled, then renamed into place.
+"""Write files and directories whole or not at all: fill a temporary neighbour, then rename it into place.
 
-A reader never sees half a file, and a full disk leaves the old one. Standard library only.
+A reader never sees half a file, and a full disk leaves the old file. Standard library only.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ def atomic_write(path: Path, content: str | bytes, *, durable: bool = False) -> 
 
 
 def write_json_lines(path: Path, values: Iterable[Any]) -> None:
-    """Write one JSON value per line, and the file's directory if there is none. Raises OSError."""
+    """Write one JSON value per line; make the file's directory if it is missing. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
 
@@ -109,7 +109,7 @@ def sync_tree(root: Path) -> None:
 def open_lock(path: str | Path, *, create: bool = True, mode: int = 0o600, own: bool = True) -> int:
     """Open a lock file in a place where others may have put something else; return its descriptor.
 
-    Raises OSError, also unless it is a regular file and, if `own`, of this user. A pipe or a link is not waited for.
+    Raises OSError, also unless the file is regular and, if `own`, belongs to this user. A pipe or a link never blocks.
     """
     flags = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
@@ -135,7 +135,7 @@ def nearest_folder(path: Path) -> tuple[Path, bool]:
     while not _exists(existing):
         existing = existing.parent
     made = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
-    return existing, made and os.statvfs(existing).f_blocks > 0  # none below /proc, where nothing can be made
+    return existing, made and os.statvfs(existing).f_blocks > 0  # 0 below /proc, where nothing can be made
 
 
 def unwritable(path: Path) -> str | None:
@@ -149,7 +149,7 @@ def unwritable(path: Path) -> str | None:
 
 
 def _exists(path: Path) -> bool:
-    """Return whether a path is there; a link that leads nowhere is, as nothing can be made in its place."""
+    """Return whether a path exists. A dangling link counts, because nothing can be made in its place."""
     try:
         return os.path.lexists(path)
     except OSError:  # a name that is too long

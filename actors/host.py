@@ -1,4 +1,4 @@
-"""The cores that this process may use, and TCP ports of this host. Standard library only."""
+"""Count the cores that this process may use, and find TCP ports of this host. Standard library only."""
 
 import contextlib
 import errno
@@ -9,7 +9,7 @@ from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
 _CANDIDATES = range(20_000, 32_768)
-"""Above the ports of Ray's workers and below those that Linux gives to outgoing connections."""
+"""Ports above those of Ray's workers and below those that Linux gives to outgoing connections."""
 _ATTEMPTS = 50
 
 
@@ -36,7 +36,7 @@ def _bound(host: str, port: int) -> int:
 
 
 def bound_socket(host: str, port: int = 0) -> socket.socket:
-    """Return a socket for a server that shall listen at `host` alone; port 0 is any. Raises OSError if it is taken."""
+    """Return a socket bound to `host` alone, for a server; port 0 is any port. Raises OSError if the port is taken."""
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         # As torch's servers do: connections of an earlier server may still be waiting for their end.
@@ -54,7 +54,7 @@ def usable_cores(cgroup: Path = CGROUP) -> int:
 
 
 def within_quota(cores: int, cgroup: Path = CGROUP) -> int:
-    """Return as many of `cores` as the control group may use, whole ones and at least 1."""
+    """Return as many of `cores` as the control group may use: a whole number, at least 1."""
     quota = cpu_quota(cgroup)
     return cores if quota is None else max(1, min(cores, int(quota)))
 
@@ -62,7 +62,7 @@ def within_quota(cores: int, cgroup: Path = CGROUP) -> int:
 def cpu_quota(cgroup: Path = CGROUP) -> float | None:
     """Read how many cores' time the control group may use; None if it has no limit.
 
-    Of version 2, or of version 1, whose `-1` is no limit.
+    Reads control groups of version 2, or of version 1, in which `-1` is no limit.
     """
     old = (cgroup / "cpu" / "cpu.cfs_quota_us", cgroup / "cpu" / "cpu.cfs_period_us")
     for files in ((cgroup / "cpu.max",), old):
@@ -74,6 +74,6 @@ def cpu_quota(cgroup: Path = CGROUP) -> float | None:
 
 
 def threads(cores: int) -> int:
-    """Return a thread for each of `cores`, or as many as OMP_NUM_THREADS gives this process if these are fewer."""
+    """Return the number of threads: one for each of `cores`, but at most OMP_NUM_THREADS if that is set."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     return min(cores, int(given)) if given.isdecimal() and int(given) > 0 else cores

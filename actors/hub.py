@@ -1,6 +1,6 @@
-"""A model's files, by directory or hub name: its configuration, and the weights that it must hold.
+"""Read a model's files, by directory or hub name: its configuration, and the weights that it must hold.
 
-Every process that loads a model or reads what its directory says does so here, so that all of them decide alike.
+Every process that loads a model or reads its directory does so here, so that all of them decide alike.
 transformers and torch are imported by the functions that need them.
 """
 
@@ -31,7 +31,7 @@ DTYPE_NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
-"""Dtype names of safetensors to those of torch."""
+"""Torch's names of dtypes, by those of safetensors."""
 
 ADAPTER_CONFIG = "adapter_config.json"  # of peft
 # Fields of config.json that do not change what a model computes.
@@ -42,7 +42,8 @@ _IMMATERIAL_SUFFIXES = ("_token_id", "dropout", "_pdrop")
 def resolve(path: str | Path, *, weights: bool = True) -> Path:
     """Return the local directory of a model or tokenizer; download it if `path` is a hub name.
 
-    Without `weights` only configuration and tokenizer are downloaded. Raises UsageError if it is neither.
+    Without `weights`, downloads only configuration and tokenizer. Raises UsageError if `path` is neither a directory
+    nor a hub name.
     """
     require_model_place("model", path, tokenizer=not weights)
     if Path(path).is_dir():
@@ -107,7 +108,7 @@ def read_config(path: str | Path) -> Any:
 
 
 def read_text_config(setting: str, path: str | Path) -> Any:
-    """Read the configuration of a model's text part. Raises UsageError, naming `setting`, if there is no such model."""
+    """Read the configuration of a model's text part. Raises UsageError, naming `setting`, if there is no model."""
     require_model_place(setting, path)
     try:
         require_safetensors(path)
@@ -132,14 +133,14 @@ def require_unquantised(path: str | Path) -> None:
 
 
 def positions_of(config: Any) -> int | None:
-    """Return the longest sequence of a text configuration in tokens; None if it does not say."""
+    """Return the longest sequence of a text configuration in tokens; None if it states no limit."""
     return getattr(config, "max_position_embeddings", None)
 
 
 def check_same_architecture(policy_dir: str | Path, reference_dir: str | Path) -> None:
-    """Compare two models that one engine mixes: it builds both from the policy's `config.json`.
+    """Check that one engine can mix two models: it builds both from the policy's `config.json`.
 
-    Raises UsageError naming the first field that changes what a model computes and differs.
+    Raises UsageError, naming the first differing field that changes a model's outputs.
     """
     policy, reference = read_config(policy_dir).to_dict(), read_config(reference_dir).to_dict()
     telling = ["architectures", "vocab_size"]
@@ -185,15 +186,15 @@ def load_complete(
         may_lack: names of weights that may be missing and then are random: those of a new head.
         options: further arguments of `from_pretrained`.
 
-    Returns the model, and the weights that were missing. Raises UsageError that names weights that are missing or have
-    another shape; OSError, ValueError and RuntimeError as transformers. `outline` lists names that are not used.
+    Returns the model, and the weights that were missing. Raises UsageError, naming weights that are missing or have
+    another shape; OSError, ValueError and RuntimeError as transformers. `outline` lists unused names.
     """
     import torch
 
     local = Path(path).expanduser()
     require_safetensors(local)
     for file in weight_files(local) if local.is_dir() else ():
-        read_header(file)  # of a damaged one transformers raises what nobody catches
+        read_header(file)  # for a damaged file transformers raises errors that nobody catches
     options = {**attention_of(read_config(path)), **options}
     with quiet():
         model, loading = model_class.from_pretrained(
@@ -214,34 +215,34 @@ def load_complete(
 
 def attention_of(config: Any) -> dict[str, str]:
     """Return the options that make transformers build a model with the attention that its engine computes."""
-    # Torch's fused attention leaves a cap on attention's logits out without a word: another function than the engine's.
+    # Torch's fused attention silently drops a cap on attention's logits, so it would not compute the engine's function.
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     return {"attn_implementation": "eager"} if capped else {}
 
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """The tensors of a model, and how those of its files differ. Made by `outline`."""
+    """The tensors of a model, and the differences in its files. Made by `outline`."""
 
     kind: str  # class of the model in transformers
     tensors: dict[str, tuple[Shape, str]]
-    """Shape and dtype of each tensor, by the name that training saves it under; tied ones once."""
+    """Shape and dtype of each tensor, by its name in saved checkpoints; tied tensors once."""
     missing: list[str]  # tensors of the model that no file holds
     mismatched: list[Mismatch]
     unused: list[str]  # names in the files that the model does not load
 
     def require_complete(self, path: str | Path, may_lack: Collection[str] = ()) -> None:
-        """Raise UsageError for what `load_complete` would refuse."""
+        """Raise UsageError if `load_complete` would refuse the weights."""
         lacking = [name for name in self.missing if name not in may_lack]
         _refuse_incomplete(path, self.kind, lacking, self.mismatched)
 
 
 def outline(model_dir: str | Path, model_class: Any = None, **options: Any) -> Outline:
-    """Compare the model of a `config.json` with its files, by their headers. Reads no weight.
+    """Compare the model of a `config.json` with the headers of its files. Reads no weights.
 
     `model_class` is an auto class of transformers, None for `AutoModelForCausalLM`; `options` override fields of the
-    configuration. Names are renamed and merged as transformers does on loading and saving, on torch's meta device.
-    Raises UsageError if there is no such model or a file is damaged.
+    configuration. Renames and merges tensors as transformers does on loading and saving, on torch's meta device.
+    Raises UsageError if there is no model or a file is damaged.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -264,7 +265,7 @@ def outline(model_dir: str | Path, model_class: Any = None, **options: Any) -> O
                 weight_mapping=get_model_conversion_mapping(model),
             )
             loading, _ = convert_and_load_state_dict_in_model(model, _once(held, model), settings)
-            unused = sorted(loading.unexpected_keys)  # before transformers leaves out what it never mentions
+            unused = sorted(loading.unexpected_keys)  # before transformers drops the names that it never reports
             model.tie_weights(missing_keys=loading.missing_keys, recompute_mapping=False)
             model._adjust_missing_and_unexpected_keys(loading)
     except Exception as error:  # values of a wrong type or size raise anything
@@ -283,7 +284,7 @@ def outline(model_dir: str | Path, model_class: Any = None, **options: Any) -> O
 
 
 def unique_tensors(model: Any) -> dict[str, Any]:
-    """Return parameters and persistent buffers by name, as a checkpoint holds them: tied ones once, first name."""
+    """Return parameters and persistent buffers by name, as in a checkpoint: tied ones once, under the first name."""
     named: dict[str, Any] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -294,7 +295,7 @@ def unique_tensors(model: Any) -> dict[str, Any]:
 
 
 def checkpoint_names(model: Any, state: dict[str, Any]) -> dict[str, Any]:
-    """Return `state` in the names and layout of `save_pretrained`, which for some architectures differ in memory."""
+    """Return `state` in the names and layout of `save_pretrained`. Some architectures use others in memory."""
     from transformers.core_model_loading import revert_weight_conversion
 
     return revert_weight_conversion(model, state)
@@ -302,9 +303,9 @@ def checkpoint_names(model: Any, state: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' report on a checkpoint: what matters in it is refused or listed in words of ours.
+    """Silence transformers' report on a checkpoint: our code refuses or lists all that matters in it.
 
-    And DeepSpeed, which transformers imports to save a model, and which prints what it found.
+    Also silence DeepSpeed, which transformers imports to save a model, and which prints its findings.
     """
     from transformers.utils import logging
 
@@ -321,7 +322,7 @@ def quiet() -> Iterator[None]:
 
 
 def _once(held: dict[str, Any], model: Any) -> dict[str, Any]:
-    """Leave out tensors that the files repeat although the model ties them."""
+    """Leave out repeated tensors of the files that the model ties."""
     repeated = {target for target, source in model.all_tied_weights_keys.items() if source in held}
     return {name: tensor for name, tensor in held.items() if name not in repeated}
 
@@ -346,7 +347,7 @@ def _refuse_incomplete(path: str | Path, kind: str, missing: Sequence[str], mism
 
 
 def _refuse_untied(path: str | Path, model: Any) -> None:
-    """Refuse weights that config.json ties and that differ in the files: engine and learner would untie them
+    """Raise UsageError if weights that config.json ties differ in the files: engine and learner would untie them
     differently."""
     if getattr(model.config.get_text_config(), "tie_word_embeddings", False):
         head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
@@ -358,7 +359,7 @@ def _refuse_untied(path: str | Path, model: Any) -> None:
 
 
 def listed(names: Sequence[str], shown: int = 3) -> str:
-    """Return the first names, quoted, and how many more there are."""
+    """Return the first names, quoted, and the number of further names."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(f"{name!r}" for name in names[:shown]) + more
 
@@ -366,9 +367,9 @@ def listed(names: Sequence[str], shown: int = 3) -> str:
 def answer_ends(model_dir: str | Path, tokenizer: Any) -> tuple[int, ...]:
     """Return every token id that ends an answer, ascending.
 
-    They are the end-of-sequence ids of the tokenizer, of `generation_config.json` and of `config.json` together: models
-    name their end of turn in one and their end of text in another. Raises UsageError if none names one, or a file is
-    unreadable.
+    These are the end-of-sequence ids of the tokenizer, of `generation_config.json` and of `config.json` together:
+    models may name their end of turn in one place and their end of text in another. Raises UsageError if no place
+    names an id, or a file is unreadable.
     """
     ends = {each for name in ("generation_config.json", "config.json") for each in _eos_of(Path(model_dir) / name)}
     if tokenizer.eos_token_id is not None:
@@ -382,7 +383,7 @@ def answer_ends(model_dir: str | Path, tokenizer: Any) -> tuple[int, ...]:
 
 
 def _eos_of(path: Path) -> Iterator[int]:
-    """Yield the values of `eos_token_id` in a configuration file, and in that of its text part."""
+    """Yield the values of `eos_token_id` in a configuration file and its text part."""
     if not path.is_file():
         return
     try:

@@ -1,4 +1,4 @@
-"""95% intervals of a mean over prompts: one place for every figure that is told with one. Pure; knows only numbers.
+"""Compute 95% intervals of a mean over prompts, for every reported figure that has one. Pure; knows only numbers.
 
 Prompts are the independent draws, so a prompt's completions count once, as their mean: more of them make the interval
 narrower only by making that mean vary less. For a difference on the same prompts, give the differences.
@@ -17,7 +17,7 @@ Interval = tuple[float, float]
 
 
 def means_by(keys: Iterable[Hashable], values: Iterable[float]) -> list[float]:
-    """Average the values of each key, in order of the keys: repeats of a prompt are no further draws."""
+    """Average the values of each key, in order of the keys: a repeated prompt is not a further draw."""
     found: dict[Hashable, list[float]] = {}
     for key, value in zip(keys, values, strict=True):
         found.setdefault(key, []).append(value)
@@ -27,7 +27,7 @@ def means_by(keys: Iterable[Hashable], values: Iterable[float]) -> list[float]:
 def mean_interval(values: Sequence[float]) -> Interval | None:
     """Return mean ± t s / sqrt(n) of n prompts' values, t of n - 1 degrees of freedom.
 
-    None if n < 2 or all values are equal: nothing then says how far they vary. Exact for normal values (Student, "The
+    None if n < 2 or all values are equal: then their variation is unknown. Exact for normal values (Student, "The
     probable error of a mean", Biometrika 6, 1908).
     """
     n = len(values)
@@ -41,7 +41,7 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 
 
 def share_interval(shares: Sequence[float]) -> Interval | None:
-    """Return an interval of the mean of n prompts' shares, each in [0, 1]; None if n < 2.
+    """Return an interval for the mean of n prompts' shares, each in [0, 1]; None if n < 2.
 
     Wilson's with as many coin flips as would vary like the shares, n (p (1 - p) + s^2 / n) / s^2, and Student's t of
     n - 1 degrees of freedom (Franco et al. 2019, "Comparative Study of Confidence Intervals for Proportions in Complex
@@ -79,7 +79,7 @@ def wilson_interval(wins: float, n: float, z: float = _NORMAL) -> Interval:
 
 @functools.cache
 def student_t(degrees: int) -> float:
-    """Return the t with P(|T| <= t) = 0.95 for Student's T of `degrees` >= 1 degrees of freedom, to 1e-8 at least."""
+    """Return the t with P(|T| <= t) = 0.95, to within 1e-8. T: Student's, with `degrees` >= 1 degrees of freedom."""
     if degrees > 200:  # Abramowitz and Stegun 1964, 26.7.5
         z, n = _NORMAL, degrees
         return (

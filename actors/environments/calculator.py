@@ -23,11 +23,11 @@ class Calculator:
     """Answers each message that ends with a call; the first without one ends the conversation."""
 
     def __init__(self, role: str = "tool") -> None:
-        """`role`: of the answers; some chat templates have no `tool`."""
+        """Take the `role` of the answers: some chat templates have no `tool`."""
         self._role = role
 
     def reset(self, prompt: Prompt) -> None:
-        """Nothing is kept between calls."""
+        """Do nothing: no state is kept between calls."""
 
     def step(self, message: str) -> Message | None:
         """Evaluate the last call in `message`."""

@@ -8,7 +8,8 @@ from actors.settings import Settings
 
 
 class EnvironmentConfig(Settings):
-    """What answers the policy between its turns. A conversation's tokens together obey sampling.max_new_tokens."""
+    """The code that answers the policy between its turns. All tokens of a conversation together obey
+    sampling.max_new_tokens."""
 
     path: str = Field(
         description="import path of the environment's class, `package.module:Class`, from the working directory of the "

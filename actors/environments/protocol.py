@@ -1,4 +1,4 @@
-"""The contract of an environment, and how its class is found and its answers are checked."""
+"""The contract of an environment. Imports its class and checks its answers."""
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
@@ -13,7 +13,7 @@ Message = Mapping[str, Any]  # a chat message: `role` and `content`
 
 
 class Environment(Protocol):
-    """A tool, a simulated user or a critic. Each conversation makes one, which one thread at a time uses."""
+    """A tool, a simulated user or a critic. Each conversation makes its own; one thread at a time uses it."""
 
     def reset(self, prompt: Prompt) -> None:
         """Prepare for a conversation about `prompt`. Called once, before the first `step`."""

@@ -1,7 +1,7 @@
 """Rollouts from an engine's requests: one turn each, or a conversation in which an environment answers between turns.
 
-Driven by the thread that owns the engine. Environments run in threads of their own, so that an answer that takes long
-holds up nobody else. Must not depend on leases, groups or Ray.
+Driven by the thread that owns the engine. Environments run in threads of their own, so that a slow answer holds up no
+other conversation. Must not depend on leases, groups or Ray.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from actors.errors import OffbeatError, RunError
 from actors.records import Completion, Prompt
 from actors.user_code import UserCodeError, raised
 
-_POLL_SECONDS = 0.02  # wait for an answer while nothing is sampled; orders to the generator wait as long
+_POLL_SECONDS = 0.02  # longest wait for an answer while nothing is sampled; orders to the generator wait as long
 
 
 class TurnEngine(Protocol):
@@ -48,7 +48,7 @@ class TurnEngine(Protocol):
 
 @dataclass(slots=True)
 class _Conversation:
-    """A conversation so far, and where it stands."""
+    """A conversation so far, and its state."""
 
     prompt: Prompt
     opponent: bool
@@ -102,9 +102,9 @@ class _Answer:
 class Rollouts:
     """Adds requests to `engine` and returns whole completions.
 
-    `limit`: tokens of a completion, an environment's included. `stops`: tokens besides `ends` after which the policy
-    waits for an answer, rather than having been cut. With `in_order`, each answer is waited for at once, so that what
-    the engine samples does not depend on how long it takes.
+    `limit`: most tokens of a completion, including the environment's. `stops`: tokens besides `ends` after which the
+    policy waits for an answer; a turn that ends otherwise was cut. With `in_order`, `step` waits for each answer at
+    once, so that the engine's samples do not depend on the environment's speed.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Rollouts:
 
     @property
     def busy(self) -> bool:
-        """Whether `step` has work to do, or to wait for."""
+        """Return whether `step` has work to do, or to wait for."""
         return self._engine.busy or bool(self._conversations)
 
     def add(self, request_id: str, prompt: Prompt, opponent: bool = False, seed: int | None = None) -> None:
@@ -143,9 +143,9 @@ class Rollouts:
         self._engine.abort(request_ids)
 
     def step(self) -> list[tuple[str, Completion | OffbeatError]]:
-        """Sample one token of every running request; return the completions that are whole, or why one never will be.
+        """Sample one token of every running request; return completed conversations, and errors of failed ones.
 
-        If nothing is sampled because all wait for their environment, wait for it a moment.
+        If all conversations wait for their environment, wait a moment for an answer instead.
         """
         done: list[tuple[str, Completion | OffbeatError]] = []
         waiting_only = not self._engine.busy
@@ -163,7 +163,7 @@ class Rollouts:
         return done + self._heard(wait_seconds=_POLL_SECONDS if waiting_only else 0.0)
 
     def _ask(self, request_id: str, conversation: _Conversation, turn: Completion) -> None:
-        """Let the environment answer in a thread; it may hang, and a daemon thread does not keep the process."""
+        """Let the environment answer in a daemon thread: it may hang, and must not keep the process alive."""
         assert self._config is not None
         assert self._make is not None
         conversation.deadline, make = time.monotonic() + self._config.timeout_seconds, self._make
@@ -187,9 +187,9 @@ class Rollouts:
     def _heard(
         self, wait_seconds: float = 0.0, wait_for: str | None = None
     ) -> list[tuple[str, Completion | OffbeatError]]:
-        """Go on with conversations that were answered; return those that ended or failed.
+        """Continue conversations that have an answer; return those that ended or failed.
 
-        With `wait_for`, wait until this one was answered or its time is over.
+        With `wait_for`, wait until this conversation has an answer or its time is over.
         """
         done: list[tuple[str, Completion | OffbeatError]] = []
         while True:
@@ -201,7 +201,7 @@ class Rollouts:
             except queue.Empty:
                 break
             wait_seconds = 0.0
-            # Another one has this id if the first was given up.
+            # If the conversation was given up, another one may have its id now.
             if self._conversations.get(request_id) is answer.conversation:
                 done += self._continue(request_id, answer)
         return done + self._late()
@@ -235,7 +235,7 @@ class Rollouts:
         return request_id, self._conversations.pop(request_id).completion(last, finished=finished)
 
     def _late(self) -> list[tuple[str, Completion | OffbeatError]]:
-        """Give up conversations whose environment did not answer in time."""
+        """Fail conversations whose environment did not answer in time."""
         assert self._config is not None or not self._conversations
         now = time.monotonic()
         late = [

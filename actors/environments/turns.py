@@ -12,10 +12,10 @@ _ANSWER = "QXZ0QXZ"  # stands for the policy's turn; no template writes it
 
 
 def tokens_between(reply: Message, tokenizer: Any, ends: Collection[int], *, closed: bool) -> list[int]:
-    """Return the tokens from the policy's last one to the start of its next turn: what the chat template writes there.
+    """Return the tokens that the chat template writes from the policy's last token to the start of its next turn.
 
-    `closed`: whether the last one is in `ends`, so that the template's own end of turn is already there. Without a chat
-    template the reply follows as plain text.
+    `closed`: True if the last token is in `ends`, so that the template's own end of turn is already there. Without a
+    chat template the reply follows as plain text.
 
     Raises RunError if the template refuses the reply's role or loses the policy's turn.
     """
@@ -39,7 +39,7 @@ def tokens_between(reply: Message, tokenizer: Any, ends: Collection[int], *, clo
 
 
 def _after_end(text: str, tokenizer: Any, ends: Collection[int]) -> str:
-    """Leave out the end of turn that `text` begins with, if it does."""
+    """Remove an end of turn from the start of `text`, if there is one."""
     for end in tokenizer.convert_ids_to_tokens(sorted(ends)):
         if end and text.lstrip().startswith(end):
             return text.lstrip()[len(end) :]

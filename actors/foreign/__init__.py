@@ -1,5 +1,5 @@
-"""What comes from outside: text as it may be shown, and files and templates read under limits.
+"""Handle input from outside: make text safe to show, read files and templates under limits.
 
-Everything here treats its input as chosen by somebody else: a judge's server, a data set, a model's directory. Imports
+Everything here treats its input as hostile: a judge's server, a data set or a model's directory chose it. Imports
 nothing heavy, and knows neither judges nor runs.
 """

@@ -1,4 +1,4 @@
-"""JSON files from outside, bounded in size and depth: whatever is wrong with one is a sentence that names it."""
+"""Read JSON files from outside, bounded in size and depth. Any fault becomes an error that names the file."""
 
 import json
 from pathlib import Path
@@ -8,18 +8,18 @@ from actors.errors import UsageError
 from actors.foreign.text import shown
 
 LARGEST = 64 << 20
-"""Bytes of a model's configuration or index that are read; the largest known index has 10 MB."""
+"""Most bytes of a model's configuration or index that are read; the largest known index has 10 MB."""
 RESTORE = "restore it from its source"
 LFS_POINTER = b"version https://git-lfs"
-"""First bytes of what Git leaves in place of a large file that it has not fetched."""
+"""First bytes of the pointer that Git leaves in place of a large file that it has not fetched."""
 
 
 class RepeatedKeyError(ValueError):
-    """An object of JSON has a key twice, of which Python would keep the last; the message says which."""
+    """A JSON object has a key twice, and Python would silently keep the last value. The message names the key."""
 
 
 def read_json(path: str | Path, *, largest: int = LARGEST, remedy: str = RESTORE) -> Any:
-    """Read a JSON file. Raises UsageError, naming it and `remedy`, if it is none, too long or nested too deeply."""
+    """Read a JSON file. Raises UsageError, naming it and `remedy`, if it is not JSON, too long or too deeply nested."""
     try:
         with Path(path).open("rb") as file:
             content = file.read(largest + 1)
@@ -29,7 +29,7 @@ def read_json(path: str | Path, *, largest: int = LARGEST, remedy: str = RESTORE
 
 
 def read_object(path: str | Path, *, largest: int = LARGEST, remedy: str = RESTORE) -> dict[str, Any]:
-    """Read a JSON file that holds an object. Raises UsageError as `read_json`, and for anything else."""
+    """Read a JSON file that holds an object. Raises UsageError as `read_json`, and for any other value."""
     value = read_json(path, largest=largest, remedy=remedy)
     if not isinstance(value, dict):
         raise unreadable(path, f"it holds {named(value)}, not an object", remedy)
@@ -52,7 +52,7 @@ def parse_json(content: bytes, path: str | Path, *, largest: int = LARGEST, reme
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of JSON, as `object_pairs_hook`. Raises RepeatedKeyError."""
+    """Build a JSON object; use as `object_pairs_hook`. Raises RepeatedKeyError."""
     made = dict(pairs)
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
@@ -62,12 +62,12 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def no_json(error: ValueError | RecursionError) -> str:
-    """Say why a text could not be read as JSON, without what Python advises its programmers."""
+    """Say why a text could not be read as JSON, without Python's advice to programmers."""
     return str(error).partition("; use sys.")[0]
 
 
 def with_sizes(config: Any, path: str) -> Any:
-    """Return a transformers configuration whose model has layers and tokens. Raises UsageError if it has none."""
+    """Return a transformers configuration unchanged. Raises UsageError if its model has no layers or no tokens."""
     text = config.get_text_config()
     for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
         if isinstance(size := getattr(text, name, None), int) and size < 1:

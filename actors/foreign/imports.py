@@ -1,4 +1,4 @@
-"""Imports of large packages, which make objects by the hundred thousand."""
+"""Pause garbage collection during imports of large packages, which make objects by the hundred thousand."""
 
 import contextlib
 import gc
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 def gc_paused() -> Iterator[None]:
     """Exempt objects made by imports from garbage collection, now and later.
 
-    They live as long as the process; scanning vLLM's takes a third of an engine's start on CPU.
+    These objects live as long as the process; scanning vLLM's takes a third of an engine's start on CPU.
     """
     collecting = gc.isenabled()
     gc.disable()

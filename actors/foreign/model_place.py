@@ -1,6 +1,7 @@
-"""What a setting that names a model points at, before any library reads it: a directory, or a name on the hub.
+"""Check a setting that names a model, before any library reads it: is it a directory with a model, or a hub name?
 
-Says what is there instead, and which path was probably meant. Reads names of files, and asks whether the hub answers.
+Errors describe the actual content and suggest the intended path. Reads only names of files, and checks whether the hub
+answers.
 """
 
 import difflib
@@ -15,7 +16,7 @@ from actors.errors import UsageError
 from actors.foreign.text import shown
 
 PRETRAINED = "smollm2-135m-instruct"
-"""The directory below models/ that `make pretrained` writes, and that the preset `chat` trains."""
+"""Directory below models/ that `make pretrained` writes, and that the preset `chat` trains."""
 HUB_SECONDS = 5.0  # to connect
 
 _HUB_URL = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(datasets/)?([\w.-]+/[\w.-]+)")
@@ -26,7 +27,7 @@ _GIVE = "give a Hugging Face directory, with config.json and *.safetensors"
 
 
 def missing_model_remedy(path: str) -> str:
-    """Say what to do about a model directory `path` that does not exist."""
+    """Return the remedy for a model directory `path` that does not exist."""
     made = path.rstrip("/").endswith(f"models/{PRETRAINED}")
     return f"`make pretrained` writes models/{PRETRAINED} in a checkout" if made else "give an existing directory"
 
@@ -52,7 +53,7 @@ def require_model_place(setting: str, path: str | Path, *, tokenizer: bool = Fal
 
 
 def is_offline() -> bool:
-    """Return whether libraries of the hub were told not to use it."""
+    """Return whether the environment forbids the hub's libraries to use the network."""
     return any(os.environ.get(name, "").upper() in ("1", "TRUE", "YES", "ON") for name in _OFFLINE)
 
 
@@ -60,7 +61,7 @@ _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 def hub_problem(error: BaseException) -> str:
-    """Say in one line why the hub gave nothing."""
+    """Say in one line why the download from the hub failed."""
     if is_offline():
         return "HF_HUB_OFFLINE is set, and it is not in this machine's cache"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -95,7 +96,10 @@ _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY"
 
 @cache
 def _no_answer(name: str) -> str | None:
-    """Say that the hub cannot be asked for a model that is not cached here, rather than try for half a minute."""
+    """Return an error text if model `name` is not cached and the hub does not answer, else None.
+
+    Saves half a minute of the libraries' retries.
+    """
     from huggingface_hub import constants, try_to_load_from_cache
 
     cached = any(isinstance(try_to_load_from_cache(name, file), str) for file in (_CONFIG, "tokenizer.json"))
@@ -114,7 +118,7 @@ def _no_answer(name: str) -> str | None:
 
 
 def _no_model(place: Path) -> str | None:
-    """Say what a directory is that holds no model; None if it holds one, or an adapter, which is told elsewhere."""
+    """Describe a directory that holds no model; None if it holds a model, or an adapter, which others report."""
     try:
         names = sorted(entry.name for entry in place.iterdir())
     except OSError as error:

@@ -1,6 +1,6 @@
-"""What settings pass on to other programs: environment variables, Ray's resources, and arguments by their names.
+"""Check the values that settings pass on to other programs: environment variables, Ray's resources, named arguments.
 
-Refuses names that Offbeat owns, unknown ones, and secrets: a configuration is saved with its run. Imports little.
+Refuses unknown names, names that Offbeat owns, and secrets: a configuration is saved with its run. Imports little.
 """
 
 import difflib
@@ -31,9 +31,9 @@ _OF_RAY = {
 
 
 def checked_environment(given: Any, owned: Mapping[str, str]) -> Any:
-    """Return environment variables of one role. `owned` says for each name that Offbeat sets why it may not be set.
+    """Return the environment variables of one role. `owned`: names that Offbeat sets, with the reason to refuse each.
 
-    Raises ValueError for a name that is none or is owned, a value that is no text, and a secret.
+    Raises ValueError for an invalid or owned name, a value that is no text, and a secret.
     """
     if not isinstance(given, Mapping):
         return {} if given is None else given
@@ -55,7 +55,7 @@ def checked_environment(given: Any, owned: Mapping[str, str]) -> Any:
 
 
 def checked_resources(given: Any) -> Any:
-    """Return amounts of Ray's custom resources. Raises ValueError for one of its own, and an amount that it refuses."""
+    """Return amounts of Ray's custom resources. Raises ValueError for Ray's own resources, and for refused amounts."""
     if not isinstance(given, Mapping):
         return {} if given is None else given
     for name, amount in given.items():
@@ -73,7 +73,7 @@ def checked_resources(given: Any) -> Any:
 
 
 def checked_labels(given: Any) -> Any:
-    """Return Ray's label selector: names of labels, and their values or conditions. Raises ValueError for another."""
+    """Return Ray's label selector: names of labels, with values or conditions. Raises ValueError for other forms."""
     if not isinstance(given, Mapping):
         return {} if given is None else given
     for name, value in given.items():
@@ -88,7 +88,7 @@ def checked_labels(given: Any) -> Any:
 
 
 def meets(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
-    """Return whether a node with `labels` meets Ray's label selector; a label that is not there is no value."""
+    """Return whether a node with `labels` meets Ray's label selector. A missing label has no value."""
     return all((labels.get(name) in _values(value)) != value.startswith("!") for name, value in selector.items())
 
 
@@ -100,7 +100,7 @@ def _values(condition: str) -> list[str]:
 def check_name(name: Any, allowed: Collection[str], refused: Mapping[str, str], owner: str) -> None:
     """Raise ValueError unless `name` is allowed: with the reason if it is refused, else with the nearest name.
 
-    `owner`: whose names these are, for the message.
+    `owner`: the owner of the names, for the message.
     """
     if name in refused:
         raise ValueError(f"{name} cannot be set here: {refused[name]}")

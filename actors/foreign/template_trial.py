@@ -1,7 +1,7 @@
-"""A script that renders a Jinja template with each of several sets of variables, in a process with limits of its own.
+"""Render a Jinja template with each of several sets of variables, as a script in a process with limits of its own.
 
-Run by `templates.py`, which sends JSON: the template, the variables, the seconds. The process is ended by a signal if
-the template loops. An error of the template itself is none here: its reader says it better.
+`templates.py` runs it and sends JSON: the template, the variables, the seconds. A signal ends the process if the
+template loops. Other errors of the template are ignored here: the template's reader reports them better.
 """
 
 import json
@@ -28,12 +28,12 @@ class Generation(jinja2.ext.Extension):
 
 
 def refuse(message: str) -> None:
-    """Raise an error for a template that refuses its messages."""
+    """Raise an error, called by a template that refuses its messages."""
     raise jinja2.TemplateError(message)
 
 
 def main() -> None:
-    """Render; end with an exit code of 0, or by a signal."""
+    """Render the template; end with exit code 0, or by a signal."""
     given = json.load(sys.stdin)
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
@@ -42,7 +42,7 @@ def main() -> None:
     environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: form}
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # From here on, and of this process alone: starting Python on a busy machine is nobody's fault.
+    # Limit from here on only, and for this process alone: a busy machine may start Python slowly.
     signal.setitimer(signal.ITIMER_PROF, given["seconds"])
     for variables in given["variables"]:
         try:

@@ -1,6 +1,6 @@
-"""Jinja templates from outside: none that loops is rendered in a process that matters.
+"""Check Jinja templates from outside: render them first in a process that may be killed, as they may loop.
 
-Jinja's sandbox keeps a template from reaching anything, and limits one `range`, but not loops in each other.
+Jinja's sandbox keeps a template from reaching anything, and limits one `range`, but not nested loops.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 from actors.errors import UsageError
 
 SECONDS = 1.0  # of CPU time to render a few short messages; templates of models need milliseconds
-PATIENCE = 60.0  # wall seconds, also on a machine that is busy otherwise
+PATIENCE = 60.0  # wall seconds, enough for a busy machine
 LONGEST = 1 << 20  # characters
 _TRIAL = Path(__file__).with_name("template_trial.py")
 _CHATS: Sequence[Sequence[Mapping[str, str]]] = (
@@ -26,9 +26,9 @@ _CHATS: Sequence[Sequence[Mapping[str, str]]] = (
 
 
 def check_chat_template(template: Any, what: str) -> None:
-    """Raise UsageError, naming `what`, if a chat template does not end with short messages. None and "" are fine.
+    """Raise UsageError, naming `what`, if rendering a chat template never ends, even for short messages.
 
-    `template` is a text, or several by name, as tokenizers have them.
+    `template` is a text, or a dict of several by name, as tokenizers have them. None and "" are fine.
     """
     texts = template.values() if isinstance(template, Mapping) else [template]
     shared = {"bos_token": "<s>", "eos_token": "</s>", "tools": None, "documents": None}
@@ -41,14 +41,14 @@ def check_chat_template(template: Any, what: str) -> None:
 
 
 def check_judge_template(template: str, names: Sequence[str], what: str) -> None:
-    """Raise UsageError, naming `what`, if a template does not end with short texts under `names`."""
+    """Raise UsageError, naming `what`, if rendering a template never ends, even for short texts under `names`."""
     texts = dict.fromkeys(names, "a")
     _check(template, json.dumps([{**texts, "messages": _CHATS[1]}, {**texts, "messages": None}]), what)
 
 
 @lru_cache(maxsize=64)
 def _check(template: str, variables: str, what: str) -> None:
-    """Render `template` in a process with limits, with each of `variables`, a JSON list. Raises UsageError."""
+    """Render `template` in a process with limits, once per item of the JSON list `variables`. Raises UsageError."""
     if len(template) > LONGEST:
         raise UsageError(f"{what} has {len(template):,} characters, of at most {LONGEST:,}; give a shorter one")
     given = {"template": template, "variables": json.loads(variables), "seconds": SECONDS}

@@ -1,4 +1,4 @@
-"""Headers and indices of safetensors files, checked before anything in them is believed.
+"""Read headers and indices of safetensors files, and check them before anything in them is believed.
 
 The format and its limits: https://github.com/huggingface/safetensors#format. A header that is accepted here describes
 the whole file: every byte belongs to exactly one tensor.
@@ -25,14 +25,14 @@ BITS = {
 """Bits of an element, by the format's names of dtypes."""
 WHOLE_NUMBERS = ("BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64")
 MOST_READ = 1 << 30
-"""Bytes of weights whose values are looked at before a run starts: a second or two."""
+"""Most bytes of weights whose values are checked before a run starts; takes a second or two."""
 _EXPONENTS = {"F16": (2, 0x7C00), "BF16": (2, 0x7F80), "F32": (4, 0x7F800000), "F64": (8, 0x7FF << 52)}
 """Bytes of an element, and the bits of its exponent (IEEE 754; bfloat16 is the upper half of a float32)."""
-_PART = 1 << 22  # elements that are looked at together
+_PART = 1 << 22  # elements that are checked together
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """Return the safetensors files of a Hugging Face directory: those of its index, the one file, or all there are.
+    """Return the safetensors files of a Hugging Face directory: those of its index, else model.safetensors, else all.
 
     Raises UsageError if the index is damaged or names a file elsewhere.
     """
@@ -49,7 +49,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def require_numbers(directory: Path) -> None:
-    """Raise UsageError, naming file and tensor, for a weight of whole numbers, or one that is not finite.
+    """Raise UsageError, naming file and tensor, for a weight of whole numbers, or with NaN or infinity.
 
     The values are read only if all files together have at most `MOST_READ` bytes.
     """
@@ -73,7 +73,7 @@ def require_numbers(directory: Path) -> None:
 
 
 def _finite(path: Path, start: int, entry: Mapping[str, Any]) -> bool:
-    """Return whether no element has an exponent of ones alone, as NaN and infinity have; True for other dtypes."""
+    """Return whether all elements are finite: an exponent of ones is NaN or infinity. True for other dtypes."""
     import numpy as np
 
     size, exponent = _EXPONENTS.get(entry["dtype"], (0, 0))
@@ -85,7 +85,7 @@ def _finite(path: Path, start: int, entry: Mapping[str, Any]) -> bool:
 
 
 def no_weights(directory: Path) -> str:
-    """Say that a directory holds no safetensors weights, and what it holds instead."""
+    """Return an error text: the directory holds no safetensors weights, but these other files."""
     names = sorted(path.name for path in directory.iterdir())
     halves = [name for name in names if name.endswith((".incomplete", ".part", ".aria2", ".crdownload"))]
     said = f"{shown(directory)} has no *.safetensors weights"
@@ -102,7 +102,7 @@ def no_weights(directory: Path) -> str:
 def read_header(path: Path) -> dict[str, dict[str, Any]]:
     """Return a safetensors file's header, `{name: {"dtype", "shape", "data_offsets"}}`.
 
-    Raises UsageError, naming the file, if it is missing, cut, or describes something else than the file holds.
+    Raises UsageError, naming the file, if the file is missing or cut, or its header does not describe its content.
     """
     try:
         with path.open("rb") as file:
@@ -129,7 +129,7 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _problems(header: Mapping[str, Any], size: int) -> Iterator[str]:
-    """Yield what a header says that cannot be: types, dtypes, sizes; then gaps and overlaps of its `size` bytes."""
+    """Yield a header's faults: wrong types, dtypes or sizes; then gaps and overlaps in the `size` bytes of data."""
     spans = []
     for name, entry in header.items():
         what = f"the tensor {name[:100]!r}"

@@ -1,7 +1,7 @@
-"""Text from outside as it may be shown: nothing that a terminal obeys, no keys, a bounded length. Reasons by kind.
+"""Make text from outside safe to show: no terminal controls, no keys, a bounded length. Count failures by kind.
 
-Every message ends in `shown` before it is printed, whoever wrote it: its parts may be a server's body, a judge's
-exception, a file's name.
+Every message passes through `shown` before it is printed, because its parts may come from outside: a server's body, a
+judge's exception, a file's name.
 """
 
 import re
@@ -12,12 +12,12 @@ from difflib import get_close_matches
 from actors.redaction import environment_keys, redact, without_key
 
 LONGEST = 4_000
-"""Characters of a message that are shown."""
-WHOLE = 1_000_000  # characters of what is one's own and long: a traceback, a report
+"""Most characters of a message that are shown."""
+WHOLE = 1_000_000  # most characters of long texts of our own: a traceback, a report
 LONGEST_FAILURE = 1_000  # characters of one failure
 LONGEST_REASON = 120  # characters of a kind of failure
 MOST_KINDS = 64
-"""Kinds of failure that a ledger tells apart; further ones are counted as `OTHER`."""
+"""Most kinds of failure that a ledger counts apart; further kinds are counted as `OTHER`."""
 OTHER = "other reasons"
 
 _OBEYED = re.compile(
@@ -38,19 +38,19 @@ _OF_ANOTHER_KIND = re.compile(r"Unrecognized configuration class <class '[\w.]*?
 
 
 def many(count: int, noun: str, nouns: str = "") -> str:
-    """Return a number with its noun: `1 file`, `2,000 files`; `nouns` if it takes more than an s."""
+    """Return a number with its noun: `1 file`, `2,000 files`. `nouns`: the plural, if it is irregular."""
     return f"{count:,} {noun if count == 1 else nouns or f'{noun}s'}"
 
 
 def suggestion(wanted: str, names: Sequence[str]) -> str:
-    """Return the end of an error message: the names nearest to `wanted`, and all of them."""
+    """Return the end of an error message: the names nearest to `wanted`, and all names."""
     near = get_close_matches(wanted, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return f"{hint}it has: {', '.join(map(repr, names)) or 'nothing'}"
 
 
 def shown(text: object, limit: int = LONGEST, *, lines: bool = False) -> str:
-    """Return `text` as it may be printed: control characters escaped, keys masked, cut after `limit` characters.
+    """Make `text` safe to print: escape control characters, mask keys, cut after `limit` characters.
 
     Keys are those that `redact` knows by their form, and those in this process's environment. With `lines`, line breaks
     and tabs are kept.
@@ -65,7 +65,7 @@ def shown(text: object, limit: int = LONGEST, *, lines: bool = False) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Return what a library says of a model in one line; of a key that it does not know it says only the key."""
+    """Return a library's error about a model in one line. A KeyError's text is the key alone, so it gets a sentence."""
     if "trust_remote_code" in str(error):
         return "it brings code of its own, which Offbeat never runs (trust_remote_code)"
     line = next(iter(str(error).splitlines()), type(error).__name__)
@@ -77,7 +77,7 @@ def first_line(error: Exception) -> str:
 def kind_of(reason: str) -> str:
     """Return the kind of a failure: its reason without ids, numbers and quotations, cut after `LONGEST_REASON`.
 
-    The status of an HTTP answer is kept, and a name that Python says is missing.
+    Keeps the status of an HTTP answer, and a name that Python reports as missing.
     """
     text = " ".join(shown(reason, LONGEST, lines=True).split())
     kind = _UNIQUE.sub(lambda found: found["kept"] or "#", text)
@@ -99,5 +99,5 @@ def by_kind(counts: Mapping[str, int]) -> Counter[str]:
 
 
 def _escaped(character: str) -> str:
-    """Return a character as Python writes it in a text: `\\n`, `\\x1b`, `\\u202e`."""
+    """Return a character in Python's escaped notation: `\\n`, `\\x1b`, `\\u202e`."""
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
