@@ -85,7 +85,7 @@ def _finite(path: Path, start: int, entry: Mapping[str, Any]) -> bool:
 
 
 def no_weights(directory: Path) -> str:
-    """Return an error text: the directory holds no safetensors weights, but these other files."""
+    """Return an error text: the directory holds no safetensors weights. Names a broken download or GGUF file in it."""
     names = sorted(path.name for path in directory.iterdir())
     halves = [name for name in names if name.endswith((".incomplete", ".part", ".aria2", ".crdownload"))]
     said = f"{shown(directory)} has no *.safetensors weights"

@@ -18,14 +18,14 @@ from actors.hub import resolve
 from actors.settings import MOST_ACTORS, SMALLEST_SHARE, Settings
 
 MAX_REQUESTS = 1024
-"""Most requests, each of one completion, that an engine runs together; more wait inside it."""
+"""Most requests (one completion each) that an engine runs together; further requests wait inside it."""
 LONGEST_SEQUENCE = 10_000_000  # tokens
 LOWEST_TEMPERATURE = 0.01
-"""vLLM samples at it instead of any lower one."""
+"""Lowest temperature that vLLM samples at; it replaces any lower one."""
 
 
 class SamplingConfig(Settings):
-    """How rollouts are sampled. Temperature only: truncation (top-p, top-k) would bias the behaviour log-probs."""
+    """Sampling of rollouts. Temperature only: truncation (top-p, top-k) would bias the behaviour log-probs."""
 
     completions_per_prompt: int = Field(
         default=4, ge=2, le=MAX_REQUESTS, description="completions per prompt; K in the papers"
@@ -53,7 +53,7 @@ class SamplingConfig(Settings):
 
 
 MEAN_SHARE = 0.2
-"""Mean difference of a long sequence that is refused, as a fraction of the tolerance of one token."""
+"""Mean difference from which a long sequence is refused, as a fraction of the tolerance of one token."""
 
 
 class OpponentConfig(Settings):
@@ -87,12 +87,12 @@ class OpponentConfig(Settings):
 
     @property
     def sampled(self) -> bool:
-        """Whether opponents are sampled separately; otherwise each half of the policy's completions plays the other."""
+        """Return whether opponents are sampled separately. If not, the halves of the policy's completions play."""
         return self.max_staleness is not None or self.needs_second_model
 
     @property
     def needs_second_model(self) -> bool:
-        """Whether the engine must hold a second model beside the policy."""
+        """Return whether the engine must hold a second model beside the policy."""
         return self.engine_beta is not None
 
     @property
@@ -115,7 +115,7 @@ _OWN_VARIABLES = {
     "VLLM_NO_USAGE_STATS": "Offbeat lets vLLM report nothing to its authors; leave it out",
     "VLLM_USE_V2_MODEL_RUNNER": "Offbeat sets it where the opponent needs a second model; leave it out",
 }
-"""Variables that Offbeat sets for an engine's process, and what to do instead."""
+"""Variables that Offbeat sets for an engine's process, with the remedy for users who set them."""
 
 
 class GeneratorConfig(Settings):
@@ -211,7 +211,7 @@ class GeneratorConfig(Settings):
 
     @property
     def gpu_memory_share(self) -> float:
-        """Fraction of each of its cards' memory that an engine takes."""
+        """Fraction of a GPU's memory that an engine takes, on each of its GPUs."""
         return 0.85 * self.gpus if self.gpu_memory_utilization is None else self.gpu_memory_utilization
 
     @property
@@ -225,8 +225,8 @@ class GeneratorConfig(Settings):
     def canary_limits(self, tokens: int) -> tuple[float, float]:
         """Return the mean and the largest difference (nats) on `tokens` tokens above which a publication is refused.
 
-        In bfloat16 single tokens that the policy finds unlikely differ by more than a nat; their mean tells. The mean
-        of fewer scatters more.
+        In bfloat16 single unlikely tokens differ by more than a nat, so the mean decides. The mean of fewer tokens
+        scatters more.
         """
         tolerance = self.log_prob_tolerance
         return MEAN_SHARE * tolerance * (1.0 + tokens**-0.5), tolerance * (5.0 if self.dtype == "bfloat16" else 1.0)
@@ -238,7 +238,7 @@ class GeneratorConfig(Settings):
 
 
 def adapter_problem(dtype: str, *, gpu: bool) -> str | None:
-    """Say why an engine cannot apply adapters in this dtype; None if it can. `gpu`: whether it runs on GPUs."""
+    """Say why an engine cannot apply adapters in this dtype; None if it can. `gpu`: True if it runs on GPUs."""
     if not gpu or dtype != "float32":
         return None
     return (
@@ -250,8 +250,8 @@ def adapter_problem(dtype: str, *, gpu: bool) -> str | None:
 def seed_of(*keys: str | int, bits: int = 63) -> int:
     """Return the seed of the random stream that `keys` name, in [0, 2^bits).
 
-    Name all that sets a stream apart, the run's seed first. Sums are no names: the run seed 0 with generator 1 has the
-    sum of run seed 1 with generator 0. Needs bits <= 64.
+    Pass everything that identifies the stream, the run's seed first. Do not pass sums: run seed 0 with generator 1 has
+    the same sum as run seed 1 with generator 0. Needs bits <= 64.
     """
     digest = hashlib.sha256(":".join(map(str, keys)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> (64 - bits)
@@ -269,18 +269,18 @@ class GeneratorSpec:
     its average from it."""
     tokenizer: str | None = None  # directory or hub name; None: the model's own
     chat_template: str | None = None  # for an environment's messages; None: the tokenizer's own
-    head_dtype: str = "model"  # of the logits; float32, or that of the weights
+    head_dtype: str = "model"  # of the logits: float32, or model for the weights' dtype
     generators: GeneratorConfig
     sampling: SamplingConfig
     opponent: OpponentConfig | None = None  # None if the loss has no opponent
     adapter: LoraConfig | None = None
-    """The adapters that publications hold, for a base that stays; None if they hold all weights."""
+    """Adapters that publications hold for a fixed base; None if publications hold all weights."""
     seed: int = 0  # of the run
     number: int = 0  # among the generators of the run
     start: int = 0
-    """Sets the engine's random stream apart from those of this generator's earlier starts."""
+    """Number of this start: gives the engine another random stream than this generator's earlier starts."""
     deterministic: bool = False
-    """A lease's rollouts depend on seed, weights and the leases submitted with it, but not on earlier leases."""
+    """True if a lease's rollouts depend on seed, weights and the leases submitted with it, not on earlier leases."""
 
     def on_this_host(self) -> GeneratorSpec:
         """Replace hub names by local directories; download what is missing."""
@@ -289,7 +289,7 @@ class GeneratorSpec:
 
     @property
     def engine_seed(self) -> int:
-        """Seed of the engine's sampler, of which no two engines of one run or of two have the same."""
+        """Seed of the engine's sampler; differs between any two engines, of one run or of two."""
         return seed_of(self.seed, "generator", self.number, "engine", self.start, bits=32)  # as many as numpy takes
 
     @property
@@ -299,7 +299,7 @@ class GeneratorSpec:
 
     @property
     def opponent_is_base(self) -> bool:
-        """Whether opponents are sampled by the base without its adapter, so that one model serves both."""
+        """Return whether the base without its adapter samples opponents, so that one model serves both."""
         return (
             self.adapter is not None
             and self.opponent is not None
@@ -309,5 +309,5 @@ class GeneratorSpec:
 
     @property
     def publishes_average(self) -> bool:
-        """Whether a publication includes the average of past policies, under `weights.REFERENCE_PREFIX`."""
+        """Return whether a publication includes the average of past policies, under `weights.REFERENCE_PREFIX`."""
         return self.opponent is not None and self.opponent.kind == "ema"

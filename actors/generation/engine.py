@@ -25,7 +25,7 @@ _CANARY_PRIORITY, _SAMPLE_PRIORITY = 0, 1
 def engine_environment(generators: GeneratorConfig, *, cuda: bool | None = None) -> dict[str, str]:
     """Return the environment variables that an engine's process needs.
 
-    `cuda`: whether it will run on GPUs; None asks torch about this machine.
+    `cuda`: True if it will run on GPUs; None asks torch about this machine.
     """
     if cuda is None:
         import torch
@@ -47,7 +47,7 @@ def engine_environment(generators: GeneratorConfig, *, cuda: bool | None = None)
 
 
 class Engine:
-    """A vLLM engine whose weights can be replaced between two steps while requests are running.
+    """A vLLM engine with weights that can be replaced between two steps while requests are running.
 
     If the opponent needs a second model, the engine holds it beside the policy. Raises UsageError if the directories or
     settings of `spec` do not fit an engine.
@@ -62,9 +62,9 @@ class Engine:
         self._spec = spec
         self.version = 0  # policy version in use
         self.failure: RunError | None = None
-        """Why every further call raises; None while the engine works."""
+        """Error that every further call raises; None while the engine works."""
         self._canaries = CanaryCheck(spec.generators)
-        self._running: dict[str, bool] = {}  # by request id: whether it samples an opponent
+        self._running: dict[str, bool] = {}  # by request id: True if it samples an opponent
         self._finished: list[tuple[str, Completion]] = []
         os.environ.update(engine_environment(spec.generators))
         with start_files.noted():
@@ -75,7 +75,7 @@ class Engine:
         self._requests = Requests(spec, self._llm.get_tokenizer(), self._llm.model_config.get_vocab_size())
 
     def _begin_adapters(self) -> Any:
-        """Put version 0 in place; return what every request carries. Raises UsageError if vLLM cannot apply it."""
+        """Put version 0 in place; return vLLM's `LoRARequest` for every request. Raises UsageError if vLLM refuses."""
         refusal = self._call_workers("begin_adapters", self._spec.adapter, expected_adapter(self._spec))
         if refusal is not None:
             raise UsageError(not_applied(str(self._spec.model_dir), refusal))
@@ -106,7 +106,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether `step` has work to do."""
+        """Return whether `step` has work to do."""
         return bool(self._running or self._finished)
 
     def add(
@@ -186,8 +186,8 @@ class Engine:
             raise WeightMismatchError(refusal)
 
     def _finish_step_in_flight(self) -> None:
-        """Take the tokens of steps that have begun, without beginning another; the next `step` returns those that
-        finished."""
+        """Finish the steps that have begun, without beginning another. The next `step` returns their finished
+        requests."""
         self._llm.sleep(level=0, mode="keep")  # schedule nothing more; at this level nothing else sleeps
         for _ in range(self._llm.vllm_config.max_concurrent_batches):
             self._finished += self._completions(self._llm.step())
@@ -198,7 +198,7 @@ class Engine:
         from actors.generation.weight_receiver import Interruption
 
         replies = [reply for reply in self._llm.collective_rpc(method, args=arguments) if reply is not None]
-        # A worker that refuses says why; the others of this engine may only have been interrupted by it.
+        # The worker that refuses gives the reason; it may have interrupted the engine's other workers.
         replies.sort(key=lambda reply: isinstance(reply, Interruption))
         if replies and isinstance(replies[0], Interruption):
             raise TransferInterruptedError(replies[0])
@@ -209,9 +209,9 @@ class Engine:
 
         The canary's steps advance the other requests too; the next `step` returns those that finish.
         """
-        # Cached keys and values belong to the old weights. Preempting all requests frees their blocks, without which
-        # nothing is dropped, and lets the canary run in the very next step, because its priority is higher. Where
-        # running requests keep theirs, no later request finds them: `Requests` salts prompts with the version.
+        # Cached keys and values belong to the old weights. Preempting all requests frees their blocks (otherwise vLLM
+        # drops nothing) and lets the canary run in the very next step, because its priority is higher. If running
+        # requests keep their blocks, no later request finds them: `Requests` salts prompts with the version.
         kept = self._spec.generators.on_update == "keep" and self._running
         if not kept and not self._llm.reset_prefix_cache(reset_running_requests=True):
             raise RunError(

@@ -1,6 +1,6 @@
-"""Which of vLLM's `EngineArgs` the section `generators.engine` may set, and why not the others.
+"""List the `EngineArgs` of vLLM that the section `generators.engine` may set, and the reasons to refuse the others.
 
-Listed here, because vLLM's own list takes ten seconds to import; a test compares the two. Must not import vLLM.
+vLLM's own list takes ten seconds to import; a test compares the two. Must not import vLLM.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ _WORDS: dict[str, tuple[tuple[type, ...], str]] = {
     "list": ((list, tuple), "a list"),
     "mapping": ((dict,), "a section of `key: value` lines"),
 }
-"""For each kind of argument the types of its values, and how they are described."""
+"""Types and description of the values of each kind of argument."""
 ALLOWED: Mapping[str, str] = MappingProxyType(
     {
         name: kind
@@ -149,17 +149,16 @@ _REASONS = {
         return_sampling_mask served_model_name show_hidden_metrics_for_version shutdown_timeout tokens_only
     """,
 }
-"""Why arguments that no setting replaces are refused."""
+"""Reasons to refuse arguments that no setting replaces."""
 REFUSED: Mapping[str, str] = MappingProxyType(
     {name: f"Offbeat sets it; set {setting}" for name, setting in _SETTINGS.items()}
     | {name: reason for reason, names in _REASONS.items() for name in names.split()}
 )
-"""Arguments that a run may not set, and why."""
+"""Arguments that a run may not set, with the reasons."""
 
 
 def checked_arguments(given: Any) -> Any:
-    """Return arguments of the engine. Raises ValueError that names the first which is refused, unknown or of another
-    kind."""
+    """Return arguments of the engine. Raises ValueError for the first that is refused, unknown or of the wrong kind."""
     if not isinstance(given, Mapping):
         return {} if given is None else given
     for name, value in given.items():

@@ -26,7 +26,7 @@ GENERATING, UPDATING, IDLE = "generating", "updating", "idle"
 
 
 class EngineLike(TurnEngine, Protocol):
-    """The part of `engine.Engine` that a generator uses. `tokenizer` and `ends` only in conversations."""
+    """The part of `engine.Engine` that a generator uses. Only conversations use `tokenizer` and `ends`."""
 
     @property
     def failure(self) -> RunError | None: ...
@@ -48,7 +48,7 @@ class _Running:
 
 
 def requested_roles(sampling: SamplingConfig, opponent: OpponentConfig | None) -> dict[Draw, tuple[bool, ...]]:
-    """Return, for each draw, whether each completion is an opponent's; the policy's come first."""
+    """Return a flag for each completion of each draw: True if it is an opponent's. The policy's come first."""
     players = (False,) * sampling.completions_per_prompt
     opponents = () if opponent is None else (True,) * opponent.completions_per_prompt
     sampled = opponent is not None and opponent.sampled
@@ -61,7 +61,7 @@ def request_seed(seed: int, lease_index: int, position: int) -> int:
 
 
 def did_not_start_again(error: Exception) -> EngineStartError:
-    """Return what a generator says whose process was restarted and whose engine failed to start with `error`."""
+    """Return the error of a generator whose process was restarted, but whose engine failed to start with `error`."""
     cause = str(error) if isinstance(error, OffbeatError) else f"{type(error).__name__}: {error}"
     return EngineStartError(f"its engine did not start again: {cause}", secrets.token_hex(8))
 
@@ -116,7 +116,7 @@ class Generator:
             self._withdrawn.update(leases)
 
     def collect(self, timeout_seconds: float) -> list[Group | Failure]:
-        """Return results as soon as there are any; empty if none arrive within `timeout_seconds`."""
+        """Return results as soon as there are any; an empty list after `timeout_seconds` without results."""
         with self._changed:
             self._changed.wait_for(lambda: self._results or self._failure or self._closed, timeout_seconds)
             self._check()
@@ -126,9 +126,9 @@ class Generator:
     def take_weights(self, manifest: Manifest, payload: Sequence[Any] | None = None) -> int:
         """Load a publication between two engine steps, as `Engine.load` does; return the version then in use.
 
-        `payload` is what the transport brings beside the manifest. Raises WeightMismatchError if it is refused, and
-        TransferInterruptedError if another generator's failure ended its transfer; unless the model was already
-        changed, generation continues with the old weights.
+        `payload`: the transport's data beside the manifest. Raises WeightMismatchError if the publication is refused,
+        TransferInterruptedError if another generator's failure ended its transfer. Generation then continues with the
+        old weights, unless the model was already changed.
         """
 
         def load(engine: EngineLike) -> int:
@@ -138,7 +138,7 @@ class Generator:
         return self._order(load)
 
     def check_weights(self, manifest: Manifest) -> None:
-        """Check version, names and shapes before a transfer that cannot be refused once it has begun.
+        """Check version, names and shapes before a transfer, which cannot be refused once it has begun.
 
         Raises WeightMismatchError if the version is older than the one in use, or a name or shape does not fit.
         """
@@ -167,7 +167,7 @@ class Generator:
 
     def pulse(self) -> Pulse:
         """Return a sign of life, with the time since the engine's step under way began."""
-        # Without the lock: its holder may be what hangs.
+        # Without the lock, because its holder may hang.
         return Pulse.of_this_process(time.monotonic() - self._since if self._activity == GENERATING else 0.0)
 
     def close(self) -> None:
@@ -267,7 +267,7 @@ class Generator:
                 done.set_result(result)
 
     def _startable(self) -> Lease | None:
-        """Return the first waiting lease that the current weights may serve, or None if there is no room."""
+        """Return the first waiting lease that the current weights may serve; None without one, or without room."""
         if len(self._running) >= self._spec.generators.max_running_prompts:
             return None
         return next((lease for lease in self._waiting if lease.min_version <= self._version), None)

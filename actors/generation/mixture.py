@@ -1,4 +1,4 @@
-"""The geometric mixture of two models, token by token, inside one vLLM engine: a vLLM plugin.
+"""Sample from the geometric mixture of two models, token by token, inside one vLLM engine: a vLLM plugin.
 
     p(v | prefix) proportional to (policy(v | prefix)^(1 - beta) reference(v | prefix)^beta)^(1 / T)
 
@@ -60,11 +60,11 @@ def engine_arguments(
     skip_reference: bool = False,
     published_reference: bool = False,
 ) -> dict[str, Any]:
-    """Return the extra arguments with which vLLM's `EngineArgs` or `LLM` of the policy holds the mixture.
+    """Return the extra arguments for vLLM's `EngineArgs` or `LLM` of the policy, so that the engine holds the mixture.
 
     `skip_reference` leaves the reference out of batches in which no request mixes. Then every request with a beta needs
-    a `cache_salt` that no request without one has, because blocks cached without the reference lack its keys and
-    values. `published_reference` tells Offbeat's weight receiver that publications include the reference's weights.
+    a `cache_salt` that no request without a beta has, because blocks cached without the reference lack its keys and
+    values. `published_reference`: True if publications include the reference's weights, for Offbeat's weight receiver.
 
     Raises UsageError if the two models differ in more than their weights.
     """
@@ -113,7 +113,7 @@ class _Mixing:
 
     def __init__(self) -> None:
         self.betas: dict[int, float] = {}
-        """By row of the batch, only rows with a beta. Updated by the processor before each forward pass."""
+        """Beta by row of the batch, only for rows with a beta. The processor updates it before each forward pass."""
         self.hidden: Tensor | None = None
         """[rows, hidden]: the reference's last hidden states at the sampled positions. Set by the model."""
         self.reference: nn.Module | None = None
@@ -138,7 +138,7 @@ class GeometricMixtureForCausalLM(nn.Module, SupportsLoRA):
         check_engine(vllm_config)
         settings = settings_of(vllm_config.model_config.hf_config)
         self.policy = _inner(vllm_config, maybe_prefix(prefix, "policy"))
-        # Graphs compiled in this process are kept by this tag, those of earlier processes by the hash in `_inner`.
+        # This tag is the key of graphs compiled in this process, the hash in `_inner` of those of earlier processes.
         with set_model_tag("reference"):
             self.reference = _inner(vllm_config, maybe_prefix(prefix, "reference"))
         self.config = self.policy.config

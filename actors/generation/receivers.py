@@ -1,7 +1,7 @@
-"""Where a publication's tensors come from: the receiver's side of each transport.
+"""Receive a publication's tensors: the receiver's side of each transport.
 
-A receiver returns tensors that were checked against the manifest, in memory that the engine's model does not use; so a
-refused or interrupted publication changes nothing. Runs inside every engine worker.
+A receiver returns tensors that were checked against the manifest, in memory that the engine's model does not use. So a
+refused or interrupted publication does not change the model. Runs inside every engine worker.
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ class SharedDeviceReceiver:
 
 
 class BroadcastReceiver:
-    """Takes part in the learner's broadcast (`gloo`, `nccl`); the payload is the seat of this generator's first worker.
+    """Takes part in the learner's broadcast (`gloo`, `nccl`). The payload is the seat of this generator's first worker.
 
-    What arrives is kept in host memory until all of it is there: one copy of the weights per worker. On a GPU each
-    bucket is checked there, before it is copied. A refusal is raised after the last bucket, so that it never leaves
-    other members waiting.
+    Arriving tensors stay in host memory until all are there: one copy of the weights per worker. On a GPU each bucket
+    is checked there, before it is copied. A refusal is raised after the last bucket, so that other members never wait
+    for it.
     """
 
     def __init__(self, backend: str, device: torch.device, worker: int) -> None:
@@ -142,7 +142,7 @@ def _refusal(manifest: Manifest, part: Sequence[Any], arrived: Mapping[str, Tens
 
 
 def receiver_of(transport: str, device: torch.device, worker: int) -> Receiver:
-    """Return the receiver of a transport for one engine worker: its device and its number among the generator's."""
+    """Return a transport's receiver for one engine worker, given its device and its number in the generator."""
     makers: dict[str, Callable[[], Receiver]] = {
         "shm": SharedMemoryReceiver,
         "object_store": ObjectStoreReceiver,
@@ -154,5 +154,5 @@ def receiver_of(transport: str, device: torch.device, worker: int) -> Receiver:
 
 
 def read(manifest: Manifest, payload: Sequence[Any]) -> dict[str, Tensor]:
-    """Return the checked tensors of a publication outside of an engine, if its transport lets anyone read it."""
+    """Return the checked tensors of a publication, outside of an engine, if anyone may read its transport."""
     return dict(receiver_of(manifest.transport, torch.device("cpu"), worker=0).fetch(manifest, payload))

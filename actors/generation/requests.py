@@ -1,4 +1,4 @@
-"""What vLLM is asked for one request, and the completion that it returns. Imports vLLM when parameters are made.
+"""Make vLLM's arguments of one request, and the completion from its output. Imports vLLM when it makes parameters.
 
 Must not know weights, versions in use or which requests are running.
 """
@@ -36,15 +36,15 @@ class Requests:
         max_tokens: int | None = None,
         version: int = 0,
     ) -> tuple[dict[str, Any], Any]:
-        """Return prompt and sampling parameters of one request, as `Engine.add` takes it.
+        """Check one request of `Engine.add`; return its prompt and sampling parameters for vLLM.
 
-        `version`: of the weights in use. Raises UsageError if the prompt does not fit the engine.
+        `version`: policy version in use. Raises UsageError if the prompt does not fit the engine.
         """
         self._check_prompt(request_id, prompt_token_ids, max_tokens or self._spec.sampling.max_new_tokens)
         prompt: dict[str, Any] = {"prompt_token_ids": list(prompt_token_ids)}
         salts = [_MIXED] if opponent and self._engine_beta is not None else []
         if self._spec.generators.on_update == "keep":
-            salts.append(str(version))  # what is cached under older weights stays, for requests of theirs alone
+            salts.append(str(version))  # blocks cached under older weights stay, for requests of that version alone
         if salts:
             prompt["cache_salt"] = ":".join(salts)
         params = self.opponent_params if opponent else self.params
@@ -54,7 +54,7 @@ class Requests:
         return prompt, params
 
     def scoring(self, token_ids: Sequence[int]) -> tuple[dict[str, Any], Any]:
-        """Return prompt and parameters of a request whose prompt's log-probs are wanted, and no text."""
+        """Return prompt and parameters of a request for the log-probs of its prompt, without text."""
         from vllm import SamplingParams
 
         temperature = self._spec.sampling.temperature
@@ -88,7 +88,7 @@ class Requests:
         return SamplingParams(
             temperature=self._spec.sampling.temperature,
             max_tokens=self._spec.sampling.max_new_tokens,
-            # Exactly these end a completion: vLLM's own reading of the model's files may name others.
+            # Only these tokens end a completion: vLLM may read others from the model's files.
             ignore_eos=True,
             stop_token_ids=sorted(token for token in stops if token < self._vocabulary),
             logprobs=0,  # only of the sampled token

@@ -1,8 +1,8 @@
-"""A group that carries one publication at a time from the learner to all engine workers, over gloo or NCCL.
+"""Carry one publication at a time from the learner to all engine workers, over gloo or NCCL.
 
-Both sides use it: rank 0 is the learner. It stands apart from every default process group. A member that fails never
-blocks the others for longer than the deadline, and no longer than a moment if somebody says that the transfer is given
-up. After an interruption the group is of no use any more. Must not know vLLM's engines, DeepSpeed or Ray.
+Both sides use the group: rank 0 is the learner. It is separate from every default process group. A failed member never
+blocks the others for longer than the deadline, and only for a moment if somebody gives the transfer up. After an
+interruption the group cannot be used again. Must not know vLLM's engines, DeepSpeed or Ray.
 
 NCCL's part is written against vLLM 0.32's `PyNcclCommunicator` and was not run on GPUs so far.
 """
@@ -29,13 +29,13 @@ BUCKET_BYTES = 64 << 20
 """Tensors travel together up to this size; a larger one travels alone."""
 IN_FLIGHT = 2  # broadcasts that are started before the first has ended
 POLL_SECONDS = 0.001
-CHECK_SECONDS = 0.05  # between two looks at whether the transfer is given up
+CHECK_SECONDS = 0.05  # between two checks whether the transfer is given up
 _ALIGNMENT = 16
 _GIVEN_UP = "given up"
 
 
 def buckets(records: Sequence[TensorRecord]) -> Iterator[list[TensorRecord]]:
-    """Split into parts of up to `BUCKET_BYTES` that travel as one; both sides get the same ones."""
+    """Split `records` into buckets of up to `BUCKET_BYTES` that travel as one; both sides get the same buckets."""
     part: list[TensorRecord] = []
     for record in records:
         if part and bucket_bytes([*part, record]) > BUCKET_BYTES:
@@ -74,13 +74,13 @@ def _padded(size: int) -> int:
 
 
 def give_up(store: dist.Store, group: str, reason: str) -> None:
-    """Tell all members of `group` that its transfer has no future."""
+    """Signal all members of `group` to give up its transfer."""
     dist.PrefixStore(group, store).set(_GIVEN_UP, reason)
 
 
 class _Work(Protocol):
     def done(self) -> bool:
-        """Whether it has ended. Raises RuntimeError if it failed."""
+        """Return whether it has ended. Raises RuntimeError if it failed."""
 
 
 class TransferGroup:
@@ -102,7 +102,7 @@ class TransferGroup:
             self._backend: Any = (_Nccl if backend == "nccl" else _Gloo)(self._store, seat, device)
 
     def begin(self) -> None:
-        """Start the clock of a transfer. For the first it started with the group."""
+        """Start the clock of a transfer. The first transfer's clock started with the group."""
         if self._transfers:
             self._deadline = time.monotonic() + self.seat.seconds
         self._transfers += 1
@@ -122,16 +122,16 @@ class TransferGroup:
                 yield waiting.popleft()
 
     def settle(self) -> None:
-        """Return when every member has all regions; only then may one leave."""
+        """Wait until every member has all regions; only then may a member leave."""
         with self._interruptions():
             self._meet(f"received {self._transfers}")
 
     def close(self) -> None:
-        """Leave. Works that never end are left to end by themselves."""
+        """Leave the group. Unfinished broadcasts end in a thread of their own."""
         backend, works, self._backend = self._backend, list(self._works), None
         self._works.clear()
         if backend is not None:
-            # It may wait for what an interrupted broadcast still does.
+            # Closing may wait for an interrupted broadcast.
             threading.Thread(target=backend.close, args=(works,), daemon=True).start()
 
     def _meet(self, what: str) -> None:
@@ -151,7 +151,7 @@ class TransferGroup:
         return self._deadline - time.monotonic()
 
     def _look(self) -> None:
-        """Raise if the deadline has passed or the transfer is given up."""
+        """Raise TransferInterruptedError if the deadline has passed or the transfer is given up."""
         if self._left() < 0.0:
             raise TransferInterruptedError(f"it took longer than {self.seat.seconds:g} s")
         now = time.monotonic()
@@ -173,7 +173,7 @@ class _Gloo:
     def __init__(self, store: dist.Store, seat: Seat, device: torch.device) -> None:
         options = dist.ProcessGroupGloo._Options()
         options._timeout = timedelta(seconds=seat.seconds)
-        # Without it gloo listens at the address of this host's name, which others may not reach.
+        # By default gloo listens at the address of this host's name, which others may not reach.
         options._devices = [dist.ProcessGroupGloo.create_device(hostname=_address_towards(seat))]
         self._group = dist.ProcessGroupGloo(store, seat.rank, seat.size, options)
 

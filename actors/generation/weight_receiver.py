@@ -1,6 +1,6 @@
-"""Receives publications inside every vLLM worker, as its `worker_extension_cls`.
+"""Receive publications inside every vLLM worker, as its `worker_extension_cls`.
 
-The model changes only after the whole publication was checked, so a refused one leaves the old weights in use. Must not
+The model changes only after the whole publication was checked, so after a refusal the old weights stay in use. Must not
 handle versions of requests, caches or the canary: `engine.py` does.
 
 Methods return the text of a refusal, because a worker may be another process and exceptions lose their type on the way.
@@ -30,15 +30,15 @@ from actors.generation.startup import start_files
 from actors.records import Manifest
 
 GIVE_BACK_EVERY = 50
-"""Loads after which freed memory is returned: each leaves a few KiB in pieces, of every layer."""
+"""Loads after which freed memory is returned to the system: each load leaves fragments of a few KiB per layer."""
 
 
 class Interruption(str):
-    """Why a transfer ended early, as a worker's answer. The same publication may come again."""
+    """A worker's answer: the reason why a transfer ended early. The same publication may come again."""
 
 
 def give_back() -> None:
-    """Return freed memory to the system, where the C library can (glibc); about 15 ms for a heap of 500 MiB."""
+    """Return freed memory to the system, if the C library can (glibc). Takes 15 ms for a heap of 500 MiB."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -62,29 +62,29 @@ class WeightReceiver:
     distributed_init_method: str
 
     def start_files(self) -> list[str]:
-        """Return the names that this worker does not need any more, and expect their removal."""
+        """Return the names of files that this worker no longer needs, and expect their removal."""
         start_files.expect_missing()
         return start_files.of_process(rendezvous=self.distributed_init_method)
 
     def begin_adapters(self, lora: LoraConfig, expected: Mapping[str, tuple[weights.Shape, str]]) -> str | None:
-        """Put the adapter of version 0 in place, before a first request.
+        """Put the adapter of version 0 in place, before the first request.
 
-        `expected`: the tensors of each publication, instead of all weights. Returns why this engine cannot apply them,
-        or None.
+        `expected`: the tensors of each publication, instead of all weights. Returns why this engine cannot apply
+        adapters, or None.
         """
         self.expected_publication = dict(expected)
         self.adapter_slot = AdapterSlot(self.model_runner, lora, {name: shape for name, (shape, _) in expected.items()})
         return self.adapter_slot.begin()
 
     def adapter_applied(self) -> str | None:
-        """Say what is wrong if nothing was computed with the adapter since it was loaded; None if something was."""
+        """Return an error text if no token was computed with the adapter since it was loaded; None if any was."""
         return None if self.adapter_slot is None else self.adapter_slot.applied()
 
     def check_publication(self, manifest: Manifest, payload: Sequence[Any]) -> str | None:
         """Fetch and check a publication; stage it for `load_publication`.
 
-        `payload` is what the transport's receiver needs beside the manifest. Returns why it was refused, or None; the
-        text is an `Interruption` if nothing is wrong with the publication.
+        `payload`: data that the transport's receiver needs beside the manifest. Returns the reason of a refusal, or
+        None. The reason is an `Interruption` if the publication itself has no fault.
         """
         self.staged_publication = None
         try:
@@ -97,9 +97,9 @@ class WeightReceiver:
         return None
 
     def load_publication(self, changed: float) -> str | None:
-        """Load what `check_publication` staged; return what is wrong with the model then, or None.
+        """Load the publication that `check_publication` staged; return a fault of the model afterwards, or None.
 
-        `changed` is the fraction of tensors that differ from those in use.
+        `changed` is the fraction of matrices that differ from those in use.
         """
         staged, self.staged_publication = self.staged_publication, None
         if staged is None:
@@ -109,7 +109,7 @@ class WeightReceiver:
             give_back()
         if self.adapter_slot is not None:
             return self.adapter_slot.put(staged)
-        # By vLLM's own reload, layer by layer: on CPU a linear layer's weight is stored repacked, and loading into it
+        # Use vLLM's own reload, layer by layer: on CPU a linear layer's weight is stored repacked, and loading into it
         # directly fails halfway.
         if self.loaded_weights is None:
             self.loaded_weights = LoadedWeights(self.model_runner.get_model(), self._frozen())
@@ -134,16 +134,16 @@ class WeightReceiver:
         if self.expected_publication is None:
             model_config = self.vllm_config.model_config
             with_reference = settings_of(model_config.hf_config).get("published_reference", False)
-            # A worker of its own has built vLLM's model before, whose changes to transformers' classes need the config.
+            # A separate worker has built vLLM's model before; vLLM's changes to transformers' classes need the config.
             with set_current_vllm_config(self.vllm_config):
                 self.expected_publication = weights.expected_tensors(model_config.model, with_reference=with_reference)
         return self.expected_publication
 
     def _rebuild_tied_head(self) -> None:
-        """Repack what the reload leaves as it is: a tied model's output projection and, on CPU, experts.
+        """Repack the layers that the reload skips: a tied model's output projection and, on CPU, experts.
 
         No tensor is published for a tied projection, so the reload would keep the packed old embedding: silently wrong
-        log-probs. vLLM packs experts for its CPU kernel at the first load only, and would run it on unpacked ones.
+        log-probs. vLLM packs experts for its CPU kernel at the first load only, and would then run unpacked ones.
         """
         for module in self.model_runner.get_model().modules() if current_platform.is_cpu() else ():
             kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)

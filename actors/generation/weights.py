@@ -1,6 +1,6 @@
-"""The content of a weight publication and its verification: names, shapes, fingerprints and a canary sequence.
+"""Describe and verify the content of a weight publication: names, shapes, fingerprints and a canary sequence.
 
-Shared by the publisher and every receiver. How the bytes travel is not decided here. All checks raise
+Shared by the publisher and every receiver. Transports decide how the bytes travel. All checks raise
 WeightMismatchError with the version and the first tensor that does not fit.
 """
 
@@ -29,13 +29,13 @@ REFERENCE_PREFIX = "reference."
 
 _MASK = (1 << 64) - 1
 _BLOCK = 1 << 17
-"""Words of a block. A block, its keys and what becomes of it fit a CPU's cache."""
+"""Words of a block. A block, its keys and its result fit a CPU's cache."""
 _BLOCKS_AT_ONCE = {"cpu": 1}
-"""Of other devices 32: each operation has to be worth its launch."""
+"""Blocks computed at once, by type of device; 32 for other types, so that each operation is worth its launch."""
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Return torch's name without its prefix: `float32`, `bfloat16`."""
+    """Return torch's name of a dtype without its prefix: `float32`, `bfloat16`."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -120,7 +120,7 @@ def is_tied(model_dir: str | Path) -> bool:
 def outline_once(model_dir: str) -> Outline:
     """Return the `outline` of a directory that does not change while this process lives.
 
-    Engines ask before vLLM builds its model: for some architectures it changes transformers' classes.
+    Engines call this before vLLM builds its model, because vLLM changes transformers' classes for some architectures.
     """
     return outline(model_dir)
 
@@ -130,10 +130,10 @@ def expected_tensors(
 ) -> dict[str, tuple[Shape, str]]:
     """Return names, shapes and dtypes of the tensors that a learner of this model directory publishes.
 
-    They are those that its training saves, by the directory's `config.json`: so an engine tells whether the learner
-    trains the model that it holds itself, whatever else its files hold. `with_reference` adds every tensor again as
-    `reference.<name>`, as in publications with an averaged second model. With `adapter` they are an adapter's alone.
-    Raises UsageError as `outline`.
+    These are the tensors that training saves, by the directory's `config.json`. So an engine can check that the learner
+    trains the engine's own model, whatever else the files hold. `with_reference` adds every tensor again as
+    `reference.<name>`, as in publications with an averaged second model. With `adapter`, returns only the adapter's
+    tensors. Raises UsageError as `outline`.
     """
     if adapter is not None:
         return {name: (shape, "float32") for name, shape in peft_form.outline(model_dir, adapter).items()}
@@ -144,7 +144,7 @@ def expected_tensors(
 
 
 def check_expected(manifest: Manifest, expected: Mapping[str, tuple[Shape, str]]) -> None:
-    """Check the manifest's names and shapes against the weights that a model was loaded from.
+    """Check the manifest's names and shapes against those that the engine's model expects.
 
     Dtypes may differ: the engine casts.
     """
@@ -161,7 +161,7 @@ def check_expected(manifest: Manifest, expected: Mapping[str, tuple[Shape, str]]
 def check_not_older(manifest: Manifest, version: int) -> None:
     """Check that the manifest is not older than `version`, the receiver's version in use.
 
-    Versions may be skipped. The same one may come again, if the receiver's acknowledgement was lost.
+    Versions may be skipped. The same version may come again if the receiver's acknowledgement was lost.
     """
     if manifest.version < version:
         raise WeightMismatchError(
@@ -171,7 +171,7 @@ def check_not_older(manifest: Manifest, version: int) -> None:
 
 
 def check_against(manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
-    """Check the tensors that arrived against the manifest: names, shapes, dtypes and bits, in this order."""
+    """Check the arrived tensors against the manifest: names, shapes, dtypes and bits, in this order."""
     _check_names(manifest, tensors, {record.name for record in manifest.tensors}, "the manifest")
     for record in manifest.tensors:
         tensor = tensors[record.name]
@@ -222,9 +222,9 @@ def read_shm(manifest: Manifest) -> dict[str, Tensor]:
 
 
 def mapped_tensors(path: Path) -> dict[str, Tensor]:
-    """Map the tensors of a safetensors file into memory. Raises UsageError for a header that is wrong.
+    """Map the tensors of a safetensors file into memory. Raises UsageError for a wrong header.
 
-    Not by safetensors 0.8.0, which loses 64 bytes with each tensor: a generator reads thousands of publications.
+    Avoids safetensors 0.8.0, which leaks 64 bytes with each tensor: a generator reads thousands of publications.
     """
     header = read_header(path)
     size = path.stat().st_size

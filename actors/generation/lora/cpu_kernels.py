@@ -1,7 +1,7 @@
 """Products with the one adapter of an engine on CPU.
 
-vLLM's CPU kernels copy the adapter for every token of a step, and give tokens without an adapter the last one there is.
-Must not know publications.
+vLLM's CPU kernels copy the adapter for every token of a step, and apply the last adapter to tokens without one. Must
+not know publications.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
-"""The one adapter of an engine worker: put in place between two steps, without files, and read back.
+"""Put the one adapter of an engine worker in place between two steps, without files, and read it back.
 
-vLLM loads adapters by path, and only if it does not know their number yet. Here the tensors come from a publication
-that was checked, and replace the adapter that vLLM knows. Must not know manifests, transports or versions.
+vLLM loads adapters by path, and only if it does not know their number yet. Here the tensors come from a checked
+publication, and replace the adapter that vLLM knows. Must not know manifests, transports or versions.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class AdapterSlot:
         self._manager = model_runner.lora_manager._adapter_manager
         self._dtype = model_runner.lora_config.lora_dtype
         self._layers = {name: _place(self._manager.model, name) for name in shapes}
-        """By peft's name of a tensor: vLLM's name of its layer, and whether it is A."""
+        """vLLM's name of each tensor's layer, and True for A or False for B, by peft's name of the tensor."""
         self._loaded = LoadedAdapters(self._manager, (layer for layer, _ in self._layers.values()))
         if current_platform.is_cpu():
             self._use_own_kernels()
@@ -44,9 +44,9 @@ class AdapterSlot:
         self._manager.set_adapter_mapping = self._note_and_map
 
     def begin(self) -> str | None:
-        """Put version 0 in place, which changes nothing; return why this engine cannot apply adapters, or None.
+        """Put version 0 in place, which changes no output; return why this engine cannot apply adapters, or None.
 
-        An adapter of random numbers comes first, to see whether every tensor arrives.
+        First puts an adapter of random numbers, to see whether every tensor arrives.
         """
         if current_platform.is_cpu() and is_moe_model(self._manager.model):
             return "vLLM computes a mixture of experts beside adapters on GPUs alone"
@@ -58,14 +58,14 @@ class AdapterSlot:
         return wrong or self.put({name: torch.zeros(shape) for name, shape in self._shapes.items()})
 
     def put(self, tensors: Mapping[str, Tensor]) -> str | None:
-        """Replace the adapter between two steps; return what is wrong with the layers then, or None.
+        """Replace the adapter between two steps; return a fault of the layers afterwards, or None.
 
-        `tensors`: in peft's form, any dtype; they are left as they are.
+        `tensors`: in peft's form, of any dtype; they are not changed.
         """
         own = {}
         for name, tensor in tensors.items():
             layer, is_a = self._layers[name]
-            # vLLM scales B in place, and what is staged may be memory that others read.
+            # vLLM scales B in place, and others may read the staged memory.
             own[f"{layer}.lora_{'A' if is_a else 'B'}.weight"] = tensor.to("cpu", self._dtype, copy=True)
         targets = sorted({layer.rpartition(".")[2] for layer, _ in self._layers.values()})
         helper = PEFTHelper(r=self._lora.rank, lora_alpha=self._lora.alpha, target_modules=targets)
@@ -76,12 +76,12 @@ class AdapterSlot:
             self._manager.activate_adapter(ADAPTER_ID)
             if absent := self._loaded.absent(ADAPTER_ID):
                 return absent
-            self._map_rows(LoRAMapping(_ROWS, _ROWS, is_prefill=True))  # the next step maps its own
+            self._map_rows(LoRAMapping(_ROWS, _ROWS, is_prefill=True))  # the next step maps its own rows
             self._was_applied = False
             return self._loaded.verdict(self._pairs(tensors))
 
     def applied(self) -> str | None:
-        """Say what is wrong if no token since the last `put` was computed with the adapter; None if one was."""
+        """Return an error text if no token since the last `put` was computed with the adapter; None if any was."""
         return None if self._was_applied else "the engine computed without the adapter"
 
     def _note_and_map(self, mapping: LoRAMapping) -> None:
@@ -105,7 +105,7 @@ class AdapterSlot:
 
 
 def _place(model: Any, name: str) -> tuple[str, bool]:
-    """Return vLLM's name of the layer that a tensor in peft's form belongs to, and whether the tensor is A."""
+    """Return vLLM's name of the layer of a tensor in peft's form, and whether the tensor is A."""
     policy = model.policy if isinstance(model, GeometricMixtureForCausalLM) else model
     mapper = getattr(policy, "hf_to_vllm_mapper", None)
     layer, is_a = parse_fine_tuned_lora_name(name, None if mapper is None else mapper.get_rename_mapper())

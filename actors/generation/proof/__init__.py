@@ -1,1 +1,1 @@
-"""What proves after a weight sync that an engine computes with the published weights."""
+"""Prove after a weight sync that an engine computes with the published weights."""

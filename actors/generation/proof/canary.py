@@ -1,4 +1,4 @@
-"""Whether an engine's log-probs are the learner's, and whether an update reached its publication. Pure decisions.
+"""Decide whether an engine's log-probs are the learner's, and whether an update reached its publication. Pure.
 
 Every publication carries a canary: the policy's own answer to a prompt, with the same tokens at every version, and the
 learner's log-probs of it; and, after the first update, the same of a rollout that was just trained on.
@@ -15,14 +15,15 @@ from actors.generation.config import GeneratorConfig
 from actors.records import Canary, Manifest
 
 MOVED = 0.01
-"""Change of a log-prob between two versions that is one, as a fraction of the tolerance of a token."""
+"""Smallest difference of a log-prob between two versions that counts as a change, as a fraction of the tolerance of a
+token."""
 
 
 def newest_canary(manifest: Manifest) -> Canary:
     """Return the sequence that an engine scores under a publication's weights.
 
-    A rollout if there is one: the policy may have left the canary's answer behind, and rounding is larger on tokens
-    that have become unlikely.
+    It is a rollout if the publication has one: the canary's answer may have become unlikely under the policy, and
+    rounding is larger on unlikely tokens.
     """
     return manifest.fresh or manifest.canary
 
@@ -34,12 +35,12 @@ class CanaryCheck:
         self._config = config
         self._before: Manifest | None = None  # the publication in use
         self.gap: float | None = None
-        """Largest difference (nats) on the last rollout that both scored; None before the first."""
+        """Largest difference (nats) on the last rollout that engine and learner scored; None before the first."""
 
     def changed(self, manifest: Manifest) -> float:
         """Return the fraction of a publication's matrices whose bits differ from those in use; 0 before the first.
 
-        Norms are left out: in bfloat16 they stay as they are for many updates.
+        Norms are left out: in bfloat16 they do not change for many updates.
         """
         before = {} if self._before is None else _matrices(self._before)
         now = _matrices(manifest)
@@ -47,10 +48,10 @@ class CanaryCheck:
         return changed / max(1, len(now))
 
     def check_before(self, manifest: Manifest) -> None:
-        """Check what needs no engine, before anything is loaded.
+        """Check a publication before anything is loaded, without the engine.
 
-        Raises UsageError if a canary does not fit the engine, WeightMismatchError if the tensors are those in use
-        although the learner's log-probs moved.
+        Raises UsageError if its canary does not fit the engine, WeightMismatchError if its tensors are those in use
+        although the learner's log-probs changed.
         """
         canary = newest_canary(manifest)
         length, answer = len(canary.token_ids), len(canary.logprobs)
@@ -75,9 +76,9 @@ class CanaryCheck:
         self._before = manifest
 
     def _learner_moved(self, manifest: Manifest) -> float:
-        """Return how far the learner's canary moved since the version in use; 0 if not, or if they cannot be compared.
+        """Return the change (nats) of the learner's canary since the version in use; 0 if none, or not comparable.
 
-        The learner scores the canary alone, so equal weights give equal bits.
+        The learner scores the canary in a batch by itself, so equal weights give equal bits.
         """
         if self._before is None or manifest.canary.token_ids != self._before.canary.token_ids:
             return 0.0
@@ -89,7 +90,7 @@ class CanaryCheck:
         mean, largest = float(np.abs(np.subtract(scored, expected)).mean()), _largest(scored, expected)
         if mean <= mean_limit and largest <= limit:
             return largest
-        raise WeightMismatchError(  # NaN too
+        raise WeightMismatchError(  # also for NaN
             f"version {version}: engine and learner differ by {largest:.4g} nats on the canary, {limit:g} are allowed, "
             f"and by {mean:.4g} in the mean of its {len(expected)} tokens, {mean_limit:.3g} are allowed; rollouts "
             "since then are discarded. Restart this generator; if it recurs, "

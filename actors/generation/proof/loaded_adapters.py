@@ -1,7 +1,7 @@
-"""Whether an engine's adapter layers hold, to the bit, the adapter that was just put into them, and multiply with it.
+"""Check that an engine's adapter layers hold the adapter just put into them, to the bit, and multiply with it.
 
-vLLM cuts an adapter for tensor parallelism, scales B, pads both to its largest rank, and skips what it finds no layer
-for. Here each tensor's place is found when the engine starts, and read back after each load. Must not know
+vLLM cuts an adapter for tensor parallelism, scales B, pads both to its largest rank, and skips tensors without a layer.
+This module finds each tensor's place when the engine starts, and reads it back after each load. Must not know
 publications, requests or versions.
 """
 
@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 from actors.generation.proof.loaded_weights import GROSS
 
 VECTORS = 2
-"""Rows that each layer multiplies."""
+"""Rows that each layer multiplies in the check."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,31 +32,32 @@ class Pair:
 class LoadedAdapters:
     """The adapter layers of one worker's model.
 
-    `manager`: vLLM's own; `adapted`: the names, in vLLM's form, of the layers that an adapter has pairs for.
+    `manager`: vLLM's adapter manager; `adapted`: the layers that an adapter has pairs for, by vLLM's names.
     """
 
     def __init__(self, manager: Any, adapted: Iterable[str]) -> None:
         self._manager, names = manager, set(adapted)
         self._parts: dict[str, list[str | None]] = {}
-        """By layer: for each slice of its outputs the name in `adapted`; None if nothing is published for it."""
+        """Name in `adapted` of each slice of a layer's outputs, by layer; None if nothing is published for a slice."""
         for layer, module in manager.modules.items():
             parts = manager.packed_modules.get(layer, [layer])
             if manager.model.get_submodule(layer) is module and _is_cut_plainly(module, len(parts)):
                 self._parts[layer] = [part if part in names else None for part in parts]
         self.unplaced = sorted(names.difference(*self._parts.values()))
-        """Layers that this engine would leave as they are, or adapts in a form that cannot be read back here."""
+        """Layers that this engine would not adapt, or adapts in a form that cannot be read back here."""
 
     def absent(self, adapter_id: int) -> str | None:
-        """Say what is wrong if the slot does not hold this adapter."""
+        """Return an error text if the slot does not hold this adapter; None if it does."""
         slots, found = list(self._manager.lora_index_to_id), set(self._manager.list_adapters())
         if slots != [adapter_id] or found != {adapter_id}:
             return f"the engine's one slot for adapters holds {slots} of {sorted(found)} instead of {adapter_id}"
         return None
 
     def verdict(self, pairs: Mapping[str, Pair]) -> str | None:
-        """Say what is wrong with the layers now; None if nothing is.
+        """Return a fault of the layers; None if they are right.
 
-        `pairs`: what they must hold, by vLLM's names. Needs kernels that give the adapter to the first `VECTORS` rows.
+        `pairs`: the tensors that they must hold, by vLLM's names. Needs kernels that apply the adapter to the first
+        `VECTORS` rows.
         """
         checks: list[tuple[str, Tensor]] = []
         for layer, parts in self._parts.items():
@@ -73,14 +74,14 @@ class LoadedAdapters:
 
 
 def _is_cut_plainly(module: Any, parts: int) -> bool:
-    """Return whether each of `parts` has a slice of the layer's outputs of its own, cut in equal parts over workers."""
+    """Return whether each of `parts` has its own slice of the layer's outputs, cut equally over workers."""
     slices, base = len(getattr(module, "lora_a_stacked", ())), getattr(module, "base_layer", None)
     fused = slices == 1 and len(getattr(base, "output_sizes", ())) > 1
     return slices == parts and not (fused and module.tp_size > 1)
 
 
 def _wanted(module: Any, pairs: Sequence[Pair | None]) -> list[Tensor]:
-    """Return the content of the layer's stacked tensors, all A before all B; zeros where nothing was published."""
+    """Return the right content of the layer's stacked tensors, all A before all B; zeros for unpublished parts."""
     wanted = []
     for stacked, own, dim in ((module.lora_a_stacked, "a", 1), (module.lora_b_stacked, "b", 0)):
         for held, pair in zip(stacked, pairs, strict=True):
@@ -93,7 +94,7 @@ def _wanted(module: Any, pairs: Sequence[Pair | None]) -> list[Tensor]:
 
 
 def _differs(module: Any, wanted: Sequence[Tensor]) -> Tensor:
-    """Return whether a product with the adapter is off by more than rounding."""
+    """Return whether a product with the adapter is wrong by more than rounding."""
     count, inputs = len(module.output_slices), wanted[0].shape[1]
     x = torch.randn(VECTORS, inputs, generator=torch.Generator().manual_seed(inputs)).to(wanted[0])
     actual = x.new_zeros(VECTORS, sum(module.output_slices))
@@ -108,7 +109,7 @@ def _differs(module: Any, wanted: Sequence[Tensor]) -> Tensor:
 def _share(tensor: Tensor, dim: int, held: Tensor, module: Any) -> Tensor:
     """Return this worker's part of a tensor, which is cut along `dim` unless all workers hold the whole.
 
-    Fewer parts than workers: neighbours hold the same, as with fewer key-value heads than workers.
+    With fewer parts than workers, neighbours hold the same part, as with fewer key-value heads than workers.
     """
     parts = tensor.shape[dim] // held.shape[dim]
     if parts <= 1:

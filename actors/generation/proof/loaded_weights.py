@@ -1,10 +1,10 @@
-"""Whether an engine computes with the weights that it was just given: asked in every worker after each reload.
+"""Check that an engine computes with the weights just loaded, in every worker after each reload.
 
-Log-probs cannot tell in bfloat16: one update at the learning rates of fine-tuning moves them less than rounding does.
-So each linear layer is asked for some columns of its weight: a vector that is 1 at one input and 0 elsewhere comes out
-as that column, to the bit, whatever form the engine's kernels keep the weight in. It must be the column that was
-loaded, taken in the moment before the engine packs it. A vector without zeros asks for all columns at once, to
-rounding. Must not know publications, requests or versions.
+Log-probs do not show it in bfloat16: one update at the learning rates of fine-tuning moves them less than rounding
+does. So each linear layer multiplies vectors that read some columns of its weight: a vector that is 1 at one input and
+0 elsewhere gives that column, to the bit, whatever form the engine's kernels keep the weight in. The result must equal
+the loaded column, sampled just before the engine packs the weight. A vector without zeros reads all columns at once,
+up to rounding. Must not know publications, requests or versions.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import torch
 from torch import Tensor, nn
 
 COLUMNS, ROWS = 15, 64
-"""Of each weight: columns that are read back, and rows that are compared with those of the version before."""
+"""Columns of each weight that are read back, and rows that are compared with those of the version before."""
 GROSS = 0.25
-"""Difference that is no rounding, as a fraction of the outputs' root mean square."""
+"""Difference beyond rounding, as a fraction of the outputs' root mean square."""
 WHOLLY_CHANGED = 0.9
-"""Fraction of the published matrices that changed, from which on the sample must have changed somewhere."""
+"""Fraction of changed matrices in a publication from which on the sample must have changed somewhere."""
 
 
 @dataclass(slots=True)
 class _Sample:
-    """What a layer's new weight says, taken before the engine packs it."""
+    """Expected products of a layer's new weight, computed before the engine packs it."""
 
     vectors: Tensor  # [COLUMNS + 1, inputs]: one for each column, and one for all
     outputs: Tensor  # [COLUMNS + 1, outputs]
@@ -42,7 +42,7 @@ class _Sample:
 class LoadedWeights:
     """The linear layers and vectors of one worker's model.
 
-    `frozen`: prefix of layers that no publication holds, as those of a reference beside the policy.
+    `frozen`: prefix of layers that no publication holds, such as those of a reference beside the policy.
     """
 
     def __init__(self, model: nn.Module, frozen: str | None = None) -> None:
@@ -56,11 +56,11 @@ class LoadedWeights:
         self._inexact: set[str] | None = None
         """Layers of float32 whose kernels round a column, found at the first reload."""
         self._otherwise: set[str] | None = None
-        """Vectors that an engine keeps in another form than published, found at the first reload."""
+        """Vectors that the engine keeps in another form than published, found at the first reload."""
 
     @contextlib.contextmanager
     def reloading(self) -> Iterator[dict[str, _Sample]]:
-        """Sample each layer's weight while the engine reloads, in the moment before it is packed."""
+        """Sample each layer's weight while the engine reloads, just before it is packed."""
         taken: dict[str, _Sample] = {}
         with contextlib.ExitStack() as stack:
             for name, layer in self._layers.items():
@@ -68,10 +68,10 @@ class LoadedWeights:
             yield taken
 
     def verdict(self, taken: dict[str, _Sample], staged: Mapping[str, Tensor], *, changed: float) -> str | None:
-        """Say what is wrong with the layers now; None if nothing is.
+        """Return a fault of the layers; None if they are right.
 
-        `taken` comes from `reloading`, `staged` holds the tensors that were loaded, and `changed` is the fraction of
-        the matrices among them that differ from the previous publication.
+        `taken` comes from `reloading`, `staged` holds the loaded tensors, and `changed` is the fraction of their
+        matrices that differ from the previous publication.
         """
         unloaded = [name for name in self._layers if name not in taken]
         for name in unloaded:
@@ -86,7 +86,7 @@ class LoadedWeights:
         return wrong
 
     def _source_of(self, name: str, taken: Mapping[str, _Sample]) -> Tensor | None:
-        """Return the weight of a layer that shares one which was loaded, such as a tied output projection."""
+        """Return the weight of a layer that shares a loaded weight, such as a tied output projection; else None."""
         weight = getattr(self._layers[name], "weight", None)
         if weight is None or not weight.numel():
             return None
@@ -120,7 +120,7 @@ class LoadedWeights:
         return None
 
     def _wrong_vector(self, staged: Mapping[str, Tensor]) -> str | None:
-        """Compare norms and biases, which engines keep as they are published."""
+        """Compare norms and biases, which engines keep in the published form."""
         equal = {
             name: torch.equal(parameter.to(staged[name].dtype), staged[name].to(parameter.device))
             for name, parameter in self._model.named_parameters()
@@ -143,7 +143,7 @@ def _multiplies(module: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def _sampling(name: str, layer: Any, taken: dict[str, _Sample]) -> Iterator[None]:
-    """Have the layer's weight sampled when the engine is about to pack it."""
+    """Sample the layer's weight just before the engine packs it, within the context."""
     method = layer.quant_method
     pack, own = method.process_weights_after_loading, "process_weights_after_loading" in vars(method)
 

@@ -1,1 +1,1 @@
-"""How an engine starts: vLLM's arguments from a generator's settings, its loader, and no file left behind."""
+"""Start an engine: vLLM's arguments from a generator's settings, its loader, and no file left behind."""

@@ -1,4 +1,4 @@
-"""Builds the vLLM engine that a generator's settings describe. Imports vLLM when it builds one.
+"""Build the vLLM engine that a generator's settings describe. Imports vLLM on call.
 
 Must not know requests, versions or publications.
 """
@@ -14,11 +14,11 @@ from actors.generation.lora.arguments import engine_arguments, not_applied
 from actors.hub import require_safetensors
 
 MAX_BATCHED_TOKENS = 8192
-"""Lower limit of tokens per engine step, so that a running batch is prefilled in few steps after a weight sync."""
+"""Least `max_num_batched_tokens` of an engine step, to prefill a running batch in few steps after a weight sync."""
 
 
 def build(spec: GeneratorSpec, **more: Any) -> Any:
-    """Return the engine of `spec`, ready to step. `more`: arguments of vLLM beside those that `spec` leads to.
+    """Return the engine of `spec`, ready to step. `more`: arguments of vLLM beyond those of `spec`.
 
     Raises UsageError if its directories or settings do not fit an engine.
     """
@@ -63,7 +63,7 @@ def build(spec: GeneratorSpec, **more: Any) -> Any:
 
 
 def _options(spec: GeneratorSpec, *, cpu: bool) -> dict[str, Any]:
-    """Return the arguments that depend on the platform, the opponent and the model's files, and `generators.engine`."""
+    """Return the arguments that depend on platform, opponent and model files, then those of `generators.engine`."""
     config, opponent = spec.generators, spec.opponent
     drawn = spec.sampling.completions_per_prompt
     drawn += opponent.completions_per_prompt if opponent is not None and opponent.sampled else 0
@@ -83,7 +83,7 @@ def _options(spec: GeneratorSpec, *, cpu: bool) -> dict[str, Any]:
 
 
 def _load_options(spec: GeneratorSpec) -> dict[str, Any]:
-    """Return the arguments with which the engine loads the tensors that the learner loads too, and no others."""
+    """Return the arguments that make the engine load exactly the tensors that the learner loads."""
     from actors.generation.startup.known_tensors import LOAD_FORMAT, UNUSED
     from actors.generation.weights import REFERENCE_PREFIX, outline_once
 
@@ -117,7 +117,7 @@ def _adapter_options(spec: GeneratorSpec, *, gpu: bool) -> dict[str, Any]:
 
 
 def expected_adapter(spec: GeneratorSpec) -> dict[str, Any]:
-    """Return the tensors of every publication of an adapter: by peft's name, shape and dtype."""
+    """Return shape and dtype of each tensor in publications of an adapter, by peft's name."""
     from actors.generation.weights import expected_tensors
 
     return expected_tensors(spec.model_dir, adapter=spec.adapter)

@@ -1,4 +1,4 @@
-"""vLLM's loader of safetensors files, without the tensors that the learner does not load either.
+"""A safetensors loader for vLLM that skips the tensors that the learner does not load either.
 
 vLLM refuses a file with a name that its model does not have, such as the value head of a training library. Registered
 as a load format in every process of an engine, by the import of this module.
@@ -15,12 +15,12 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 LOAD_FORMAT = "offbeat"
 UNUSED = "unused"
-"""Key of `model_loader_extra_config`: names to leave out, as the loader passes them to the model."""
+"""Key of `model_loader_extra_config` for names to leave out, in the form that the loader passes to the model."""
 
 
 @register_model_loader(LOAD_FORMAT)
 class KnownTensorsLoader(DefaultModelLoader):
-    """Loads all tensors of the files but the unused ones."""
+    """Loads all tensors of the files except the unused ones."""
 
     def __init__(self, load_config: LoadConfig) -> None:
         extra = dict(load_config.model_loader_extra_config or {})

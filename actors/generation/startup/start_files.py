@@ -1,7 +1,7 @@
-"""Names that an engine's processes need only until they have found each other, so that nothing of it is left behind.
+"""Remove the file names that an engine's processes need only to find each other, so that a killed engine leaves none.
 
-vLLM removes its shared-memory segments, sockets and rendezvous file at an orderly end, and engines are mostly killed.
-What is mapped or connected stays so without its name, and ends with the processes, also after kill -9.
+vLLM removes its shared-memory segments, sockets and rendezvous file only at an orderly end, but engines are mostly
+killed. Mapped memory and connections work on without their names, and end with the processes, also after kill -9.
 """
 
 import contextlib
@@ -19,30 +19,30 @@ from pathlib import Path
 from typing import Any
 
 _SEGMENT = re.compile(r"/dev/shm/(?:psm_|vllm_dist_)[^\s/]+$", re.MULTILINE)
-"""A segment that a process maps, at the end of a line of its maps: queues, and collectives of CPU workers."""
+"""Path of a mapped segment (queues, collectives of CPU workers), at the end of a line of /proc/PID/maps."""
 _SOCKET = re.compile(r"(\d+) (/\S+)$", re.MULTILINE)
 """Inode and path of a bound socket, at the end of a line of /proc/net/unix."""
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-"""The name of a socket of vLLM's."""
+"""Name of one of vLLM's sockets."""
 _NOTE = f"offbeat-{os.getuid()}-engine-"
 """Prefix of notes in the temporary directory."""
 _RENDEZVOUS = re.compile(r"file://(/.+/vllm_dist_\w+)")
-"""Where workers meet, as their `distributed_init_method`. torch does not miss the file at its end."""
+"""File at which workers meet, in their `distributed_init_method`. torch ends without error if the file is gone."""
 
 
 def segments_in(maps: str) -> set[str]:
-    """Return the paths of vLLM's segments in the text of a /proc/PID/maps that still have their name."""
+    """Return the paths of vLLM's segments that still have their name, from the text of a /proc/PID/maps."""
     return set(_SEGMENT.findall(maps))
 
 
 def sockets_in(table: str, inodes: Iterable[int]) -> set[str]:
-    """Return the paths of the sockets among `inodes` in the text of /proc/net/unix."""
+    """Return the paths of the sockets with these `inodes`, from the text of /proc/net/unix."""
     own = set(inodes)
     return {path for inode, path in _SOCKET.findall(table) if int(inode) in own}
 
 
 def of_process(pid: int | str = "self", rendezvous: str = "", proc: Path = Path("/proc")) -> list[str]:
-    """Return the names that vLLM's part in a process made or uses. `rendezvous`: its `distributed_init_method`.
+    """Return the names that vLLM made or uses in a process. `rendezvous`: its `distributed_init_method`.
 
     Raises OSError if there is no such process.
     """
@@ -62,21 +62,21 @@ def of_process(pid: int | str = "self", rendezvous: str = "", proc: Path = Path(
 
 
 def remove(names: Iterable[str]) -> None:
-    """Remove these names once all of the engine's processes have met; what they stand for stays in use."""
+    """Remove these names, once all of the engine's processes have met; their memory and sockets stay in use."""
     for name in names:
         with contextlib.suppress(OSError):
             os.unlink(name)
 
 
 def forget(names: Iterable[str]) -> None:
-    """Tell Python's tracker, one for all of the engine's processes, that it need not remove these at the end."""
+    """Unregister these from Python's resource tracker, shared by the engine's processes, which would remove them."""
     for name in set(names):
         if name.startswith("/dev/shm/psm_"):
             resource_tracker.unregister(name.removeprefix("/dev/shm"), "shared_memory")
 
 
 def expect_missing() -> None:
-    """Print nothing if vLLM's destructors in this process do not find a segment, because it was removed before."""
+    """Silence vLLM's destructors in this process if they do not find a segment, because it was removed before."""
     shown = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -89,9 +89,10 @@ def expect_missing() -> None:
 
 @contextlib.contextmanager
 def noted(every_seconds: float = 0.25) -> Iterator[None]:
-    """Within it, note the names that this process and its children make, and first remove what dead notes name.
+    """Note in a file, within the context, the names that this process and its children make.
 
-    A start lasts half a minute; if everything is killed meanwhile, the next engine on the host finds the note.
+    First removes the names in notes of dead engines. A start lasts half a minute; if all of the engine is killed
+    meanwhile, the next engine on the host finds the note.
     """
     remove_dead()
     descriptor, hidden = tempfile.mkstemp(prefix=f".{_NOTE}", suffix=".names")
@@ -110,7 +111,7 @@ def noted(every_seconds: float = 0.25) -> Iterator[None]:
 
 
 def remove_dead() -> None:
-    """Remove the names in this user's notes whose engines are dead, and the notes."""
+    """Remove this user's notes whose engines are dead, and the names in them."""
     for path in Path(tempfile.gettempdir()).glob(f"{_NOTE}*.names"):
         with contextlib.suppress(OSError):
             # Anyone may put a file, a link or a FIFO there.
