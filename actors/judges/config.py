@@ -16,7 +16,7 @@ Task = Literal["transitive", "intransitive"]
 
 
 class WorldJudgeConfig(Settings):
-    """Shared by the embedded world's judges."""
+    """Settings shared by the embedded world's judges."""
 
     kind: str
     task: Task | None = Field(default=None, description="task of the embedded world; unset: world.task")
@@ -36,7 +36,7 @@ class BradleyTerryJudgeConfig(WorldJudgeConfig):
 
 
 class ModelJudgeConfig(Settings):
-    """Shared by judges that run a model in their own process."""
+    """Settings shared by judges that run a model in their own process."""
 
     kind: str
     path: ModelPath = Field(description="directory or hub name of the model")
@@ -129,7 +129,7 @@ def _members(judge: Any) -> tuple[Any, ...]:
 
 
 def _batch_seconds(given: dict[str, Any]) -> float:
-    """Return the default limit of a batch, in which a request of the judge in `given` may end."""
+    """Return the default time limit of a batch (s), long enough for any one request of the judge in `given`."""
     judges = _members(given.get("judge"))
     return max([60.0, *(each.longest_request_seconds for each in judges if isinstance(each, HttpJudgeConfig))])
 
@@ -138,7 +138,7 @@ JudgeKind = Annotated[SingleJudgeConfig | EnsembleJudgeConfig, Field(discriminat
 
 
 class JudgingConfig(Settings):
-    """How judges are run, whatever their kind."""
+    """The running of judges, whatever their kind."""
 
     judge: JudgeKind = Field(default_factory=GoldJudgeConfig, description="which judge")
     missing_eos_score: float | Literal["below_finished"] | None = Field(
@@ -193,7 +193,7 @@ class JudgingConfig(Settings):
 
     @property
     def judges(self) -> tuple[JudgeKind, ...]:
-        """The judge, or the members of an ensemble."""
+        """Return the judge, or the members of an ensemble, as a tuple."""
         return _members(self.judge)
 
     @property

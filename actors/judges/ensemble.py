@@ -23,11 +23,11 @@ class EnsembleJudge:
         self._weights = [each.weight / total for each in config.members]
 
     async def judge(self, groups: Sequence[Group]) -> list[Judgement | OffbeatError]:
-        """Return the members' mean per group; for a group that a member failed, its error with the member's name.
+        """Return the members' mean per group; for a group that a member failed, that error with the member's name.
 
-        Raises RunError if a member raised an error or gave unusable answers; UsageError if it raised that.
+        Raises RunError if a member raised any error or gave unusable answers, UsageError if it raised a UsageError.
         """
-        # Wait for all members: each remembers the answers it paid for, in case the batch is tried again.
+        # Wait for all members: each remembers the answers that it paid for, in case the batch is retried.
         asked = [self._ask(name, groups) for name in self._members]
         answers: list[Sequence[Judgement | OffbeatError]] = []
         for answer in await asyncio.gather(*asked, return_exceptions=True):
@@ -54,7 +54,7 @@ class EnsembleJudge:
                 member.close()
 
     def metrics(self) -> dict[str, float]:
-        """Return the members' counts as `NUMBER_KIND.NAME`."""
+        """Return the members' counts under the names `NUMBER_KIND.NAME`."""
         return {
             f"{name}.{key}": value
             for name, member in self._members.items()
@@ -92,7 +92,7 @@ class EnsembleJudge:
 
 
 def _of_member(name: str, error: Exception) -> OffbeatError:
-    """Name the member in its error. A UsageError stays one, which is not retried."""
+    """Name the member in its error. A UsageError stays a UsageError, which is not retried."""
     kind = UsageError if isinstance(error, UsageError) else RunError
     said = str(error) if isinstance(error, OffbeatError) else f"raised {type(error).__name__}: {error}"
     return kind(f"judge {name} of the ensemble: {said}")

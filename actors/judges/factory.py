@@ -1,4 +1,4 @@
-"""From a judge's configuration to the judge. Each kind is imported only when it is made."""
+"""Make a judge from its configuration. Each kind is imported only when a judge of it is made."""
 
 from actors.judges import config as kinds
 from actors.judges.protocol import Judge

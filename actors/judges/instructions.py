@@ -1,4 +1,4 @@
-"""A judge function for checkable instructions: how well does an answer do what its prompt asks of its form?
+"""Score how well an answer follows its prompt's checkable instructions on form: a judge function.
 
 The preset `chat` names it as `actors.judges.instructions:followed`, and the prompts in `actors/data/instructions.jsonl`
 name their checks. It reads texts only; copy it to start a judge of your own (docs/judges.md).
@@ -73,4 +73,4 @@ def includes(word: str) -> Callable[[str], float]:
 CHECKS: dict[str, Callable[[str], Callable[[str], float]]] = {
     check.__name__: check for check in (words, sentences, no_commas, lowercase, bullets, includes)
 }
-"""Name of a check: from its argument, the text after `=`, to a function that scores an answer."""
+"""Functions from a check's argument, the text after `=`, to a function that scores an answer, by the check's name."""

@@ -1,13 +1,13 @@
-"""Regular expressions from settings, whose last match holds an answer in group 1."""
+"""Search texts with regular expressions from settings. Group 1 of the last match is the answer."""
 
 import re
 
-import regex  # as `re`, and with a limit of time
+import regex  # like `re`, but with a time limit
 
 from actors.errors import RunError, UsageError
 
 MOST_SECONDS = 0.5
-"""Longest search of one text: nested repetitions, as in `(a|aa)+$`, may otherwise take years for a short text."""
+"""Longest search of one text: without it, nested repetitions as in `(a|aa)+$` may take years for a short text."""
 
 
 class AnswerPattern:
@@ -46,7 +46,7 @@ class AnswerPattern:
 
 
 def last_match(pattern: re.Pattern[str], text: str) -> str | None:
-    """Return group 1 of the last match of a pattern of ours in `text`; None without a match."""
+    """Return group 1 of the last match in `text` of one of our own patterns; None without a match."""
     last = None
     for match in pattern.finditer(text):
         last = match.group(1)

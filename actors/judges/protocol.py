@@ -31,7 +31,7 @@ class Judge(Protocol):
         """Return one judgement per group, in order, each with one finite score per completion.
 
         A judge that retries by itself returns, not raises, the error of a group that it gave up. The worker does not
-        ask for that group again, and the other groups keep their judgements.
+        retry that group, and the other groups keep their judgements.
         """
         ...
 
@@ -47,25 +47,25 @@ class MeasuredJudge(Protocol):
 
 @runtime_checkable
 class HostedJudge(Protocol):
-    """A judge that works in a process which it starts itself."""
+    """A judge that works in a process of its own, which it starts itself."""
 
     @property
     def name(self) -> str:
-        """Name it in messages, with the user's file and line."""
+        """Return the judge's name for messages, with the user's file and line."""
         ...
 
     async def prepare(self) -> None:
-        """Start the process again if it has ended; takes no time of the batch's. Raises RunError if it cannot."""
+        """Start the process again if it has ended; does not count as time of the batch. Raises RunError if it fails."""
         ...
 
     def close(self) -> None:
-        """End the process and all that it started."""
+        """End the process and all its children."""
         ...
 
 
 @contextmanager
 def closing(judge: Judge) -> Iterator[Judge]:
-    """Close a judge that works in a process of its own at the end."""
+    """Close the judge at the end of the context, if it works in a process of its own."""
     try:
         yield judge
     finally:
@@ -74,7 +74,7 @@ def closing(judge: Judge) -> Iterator[Judge]:
 
 
 async def judge_in_time(judge: Judge, groups: Sequence[Group], seconds: float) -> Sequence[Judgement | OffbeatError]:
-    """Return the judge's checked answers. Raises JudgeTimeoutError after `seconds`, and what the judge raises."""
+    """Return the judge's checked answers. Raises JudgeTimeoutError after `seconds`, and the judge's own errors."""
     if isinstance(judge, HostedJudge):
         await judge.prepare()
     try:
@@ -82,7 +82,7 @@ async def judge_in_time(judge: Judge, groups: Sequence[Group], seconds: float) -
             answers = await judge.judge(groups)
     except TimeoutError as error:
         if not limit.expired():
-            raise  # the judge's own, of a request that it made
+            raise  # the judge's own timeout, of a request that it made
         who = judge.name if isinstance(judge, HostedJudge) else "the judge"
         raise JudgeTimeoutError(f"{who} did not answer within {seconds:g} s") from error
     check_answers(answers, groups)
@@ -92,8 +92,8 @@ async def judge_in_time(judge: Judge, groups: Sequence[Group], seconds: float) -
 def check_answers(answers: Sequence[Judgement | OffbeatError], groups: Sequence[Group]) -> None:
     """Raise RunError unless every group has an error or a judgement: finite scores and, if given, valid preferences.
 
-    Reasons are counted, so they name no prompt.
-    Judgements are checked nowhere else; everything after the worker trusts them.
+    Reasons are counted by their text, so they name no prompt. Judgements are checked nowhere else: all code after the
+    worker trusts them.
     """
     answered = len(answers) if isinstance(answers, Sequence) else 0
     if answered != len(groups):

@@ -1,4 +1,4 @@
-"""Meet a judge before a run needs it: make it, and let it judge two made-up completions of a real prompt."""
+"""Try a judge before a run needs it: make it, and let it judge two made-up completions of a real prompt."""
 
 import asyncio
 from dataclasses import replace
@@ -18,7 +18,7 @@ TEXTS = ("Yes.", "I would rather not say, and so this answer is longer than the 
 def trial_group(prompt: Prompt, tokenizer: Any, *, conversations: bool = False) -> Group:
     """Make a group of two finished completions, the gold answer first if the prompt has one.
 
-    With `conversations` each is one of a single message.
+    With `conversations`, each completion is a conversation of a single message.
     """
     completions = [_completion(text, tokenizer) for text in (prompt.answer or TEXTS[0], TEXTS[1])]
     if conversations:
@@ -27,9 +27,9 @@ def trial_group(prompt: Prompt, tokenizer: Any, *, conversations: bool = False) 
 
 
 def meet(judge: JudgeKind, judging: JudgingConfig, group: Group, tokenizer: str | None) -> str:
-    """Let the judge of `judge` judge `group` once and describe its answer; `tokenizer` as in `make_judge`.
+    """Make the judge of `judge`, let it judge `group` once, and describe its answer; `tokenizer` as in `make_judge`.
 
-    Raises UsageError with the cause if it cannot be made, fails, gives no usable answer, or takes longer than
+    Raises UsageError with the cause if the judge cannot be made, fails, gives no usable answer, or takes longer than
     `judging.timeout_seconds`.
     """
     name = name_of(judge)
@@ -57,7 +57,7 @@ def meet(judge: JudgeKind, judging: JudgingConfig, group: Group, tokenizer: str 
 
 
 def check_model_inputs(judge: ModelJudgeConfig, group: Group, tokenizer: str | None) -> None:
-    """Check, without loading a judge's model, that its tokenizer can write the prompts and that it has one head.
+    """Check that a judge's tokenizer can write the prompts, and that a reward model has one label. Loads no model.
 
     Raises UsageError if not.
     """
@@ -85,7 +85,7 @@ def check_model_inputs(judge: ModelJudgeConfig, group: Group, tokenizer: str | N
 
 
 def name_of(judge: JudgeKind) -> str:
-    """Name a judge in messages: its kind, and what sets it apart from others of the kind."""
+    """Return a judge's name for messages: its kind, with its path or model if it has one."""
     what = getattr(judge, "path", None) or getattr(judge, "model", None)
     return judge.kind if what is None else f"{judge.kind} {what}"
 
@@ -100,7 +100,7 @@ def _completion(text: str, tokenizer: Any) -> Completion:
 
 
 def _range(judge: JudgeKind) -> str:
-    """Say between which numbers the scores of a judge lie."""
+    """Describe the range of a judge's scores in words."""
     if judge.kind in ("verifier", "code", "instructions"):
         return "from 0 to 1"
     return "from {:g} to {:g}".format(*judge.scale) if judge.kind == "endpoint" else "of any size"

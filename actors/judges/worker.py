@@ -1,4 +1,4 @@
-"""A judge at work: batches, time limits, retries, the check of every answer, counts. Must not import Ray or the buffer.
+"""Run a judge: batches, time limits, retries, a check of every answer, counts. Must not import Ray or the buffer.
 
 A group that cannot be judged comes back as a `Failure` with the reason. It never gets a made-up score.
 """
@@ -37,7 +37,7 @@ class JudgeWorker:
         self._counts = dict.fromkeys(("groups", "failed_groups"), 0.0)
 
     async def judge(self, groups: Sequence[Group]) -> list[Group | Failure]:
-        """Judge `groups` in batches of at most `max_batch_groups`, and of no more programs than end in time.
+        """Judge `groups` in batches: at most `max_batch_groups` each, and no more programs than can end in time.
 
         A batch is tried `1 + retries` times, with pauses of `retry_backoff_seconds`, doubled each time. If it still
         fails, each of its groups is tried once alone, so that one bad group does not fail the others.
@@ -80,7 +80,7 @@ class JudgeWorker:
             except Exception as error:  # judges may be foreign code that raises anything; cancellation passes through
                 before, reason = reason, _reason(error)
                 if reason == before and _of_code(error):
-                    break  # the same groups would meet it again
+                    break  # a retry would meet the same error
         return [_failure(batch[0], reason)] if len(batch) == 1 else await self._judge_one_by_one(batch)
 
     async def _judge_one_by_one(self, batch: Sequence[Group]) -> list[Group | Failure]:
@@ -111,7 +111,7 @@ class JudgeWorker:
 
 
 def batches(groups: Sequence[Group], config: JudgingConfig) -> list[list[Group]]:
-    """Split `groups`, in order, into batches that `config` allows; a group that is too large alone is one."""
+    """Split `groups`, in order, into batches that `config` allows. A group that is too large is a batch by itself."""
     split: list[list[Group]] = []
     completions = 0
     for group in groups:
@@ -131,7 +131,7 @@ _FAULTS = (TypeError, ValueError, LookupError, AttributeError, NameError, Arithm
 
 
 def _of_code(error: Exception) -> bool:
-    """Return whether an error is one of a judge's code or answer, not of a service or the machine."""
+    """Return whether a judge's code or answer caused an error, rather than a service or the machine."""
     if isinstance(error, UserCodeError):
         raised = getattr(builtins, str(error).partition(" raised ")[2].partition(":")[0], None)
         return isinstance(raised, type) and issubclass(raised, _FAULTS)
@@ -139,7 +139,7 @@ def _of_code(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Return the message of our own errors, which stand alone, and type and message of any other."""
+    """Return the message of our own errors, which is complete; else type and message."""
     if isinstance(error, OffbeatError):
         return str(error)
     return f"the judge raised {type(error).__name__}: {error}"

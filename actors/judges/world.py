@@ -16,7 +16,7 @@ from actors.world import PROMPTS, World, corpus_outcome_probabilities, outcome, 
 
 
 class GoldJudge:
-    """Gold rewards in the transitive task; in the intransitive one preferences, and their means as scores."""
+    """Gold rewards in the transitive task; in the intransitive task preferences, with their means as scores."""
 
     def __init__(self, config: GoldJudgeConfig) -> None:
         self._world = _world(config)
@@ -38,7 +38,7 @@ class GoldJudge:
 
 
 class BradleyTerryJudge:
-    """Rewards that a reward model would learn from unlimited pairs of the corpus; no preferences.
+    """Rewards that a reward model would learn from unlimited pairs of the corpus. Gives no preferences.
 
     Outcomes without end-of-sequence, invalid ones and the empty response score lowest.
     """
@@ -58,7 +58,7 @@ class BradleyTerryJudge:
 
 
 def fit_bradley_terry(preferences: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Fit rewards r [n], in logits, that maximise sum_ij w_i w_j P_ij log sigmoid(r_i - r_j), with mean 0 under w.
+    """Fit the rewards r [n] that maximise sum_ij w_i w_j P_ij log sigmoid(r_i - r_j). In logits; mean 0 under w.
 
     Args:
         preferences: P [n, n], the probability that i is preferred to j; every entry above 0, P_ij + P_ji = 1.

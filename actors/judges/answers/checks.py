@@ -1,9 +1,9 @@
-"""The instructions of IFEval that a rule can check: from an instruction's arguments to a function of an answer.
+"""Check the instructions of IFEval that a rule can check: an instruction's arguments give a check of an answer.
 
 Source: Zhou et al. 2023, arXiv 2311.07911, appendix, and the arguments of its public data. Rules need no library:
 words are runs of letters, digits and underscores. Sentences end with a period, question or exclamation mark before a
-space or the end, unless it belongs to a common abbreviation or an initial. So a count of sentences can differ a little
-from one made with NLTK.
+space or the end, unless it belongs to a common abbreviation or an initial. So counts of sentences can differ a little
+from NLTK's.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 Check = Callable[[str], bool]
 
 UNSUPPORTED: dict[str, str] = {"language:response_language": "telling languages apart needs a model"}
-"""Instructions that no rule here can check, and why."""
+"""Instructions that no rule here can check, with the reason."""
 
 CONSTRAINED = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 _ABBREVIATION = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|e\.g|i\.e|[A-Z]))\.$")
@@ -22,7 +22,7 @@ _SENTENCE_END = re.compile(r"(?<![.!?])[.!?]+[\"')\]*]*(?=\s|$)")
 
 
 def _compare(relation: str | None, limit: int) -> Callable[[int], bool]:
-    """Return whether a count is `at least` or `less than` a limit."""
+    """Return a test of a count: `at least` or `less than` the limit."""
     if relation not in ("at least", "less than"):
         raise ValueError(f"relation {relation!r} is neither 'at least' nor 'less than'")
     return (lambda count: count >= limit) if relation == "at least" else (lambda count: count < limit)
@@ -34,7 +34,7 @@ def words(text: str) -> list[str]:
 
 
 def sentences(text: str) -> int:
-    """Count sentences; what follows the last mark is one too."""
+    """Count sentences; text after the last mark is one more."""
     start, count = 0, 0
     for match in _SENTENCE_END.finditer(text):
         if match[0][0] == "." and _ABBREVIATION.search(text[max(0, match.start() - 6) : match.start() + 1]):
@@ -60,13 +60,13 @@ def forbidden_words(forbidden_words: Sequence[str]) -> Check:
 
 
 def frequency(keyword: str, frequency: int, relation: str) -> Check:
-    """Expect a keyword so often, in any case, within words too."""
+    """Expect a keyword this often, in any case, within words too."""
     fits = _compare(relation, int(frequency))
     return lambda text: fits(len(re.findall(re.escape(keyword.strip()), text, re.IGNORECASE)))
 
 
 def letter_frequency(letter: str, let_frequency: int, let_relation: str) -> Check:
-    """Expect a letter so often, in any case."""
+    """Expect a letter this often, in any case."""
     fits, wanted = _compare(let_relation, int(let_frequency)), letter.strip().lower()
     if len(wanted) != 1:
         raise ValueError(f"{letter!r} is not one letter")
@@ -74,19 +74,19 @@ def letter_frequency(letter: str, let_frequency: int, let_relation: str) -> Chec
 
 
 def number_words(num_words: int, relation: str) -> Check:
-    """Expect so many words."""
+    """Expect this many words."""
     fits = _compare(relation, int(num_words))
     return lambda text: fits(len(words(text)))
 
 
 def number_sentences(num_sentences: int, relation: str) -> Check:
-    """Expect so many sentences."""
+    """Expect this many sentences."""
     fits = _compare(relation, int(num_sentences))
     return lambda text: fits(sentences(text))
 
 
 def number_paragraphs(num_paragraphs: int) -> Check:
-    """Expect so many paragraphs, separated by the line ***; none but the first and last may be empty."""
+    """Expect this many paragraphs, separated by the line ***. Only the first and the last may be empty."""
 
     def check(text: str) -> bool:
         parts = [part.strip() for part in re.split(r"\s?\*\*\*\s?", text)]
@@ -98,7 +98,7 @@ def number_paragraphs(num_paragraphs: int) -> Check:
 
 
 def nth_paragraph_first_word(num_paragraphs: int, nth_paragraph: int, first_word: str) -> Check:
-    """Expect so many paragraphs, separated by empty lines, and a first word of the n-th, in any case."""
+    """Expect this many paragraphs, separated by empty lines, and a first word of the n-th, in any case."""
     count, place, wanted = int(num_paragraphs), int(nth_paragraph), first_word.lower()
 
     def check(text: str) -> bool:
@@ -113,7 +113,7 @@ def nth_paragraph_first_word(num_paragraphs: int, nth_paragraph: int, first_word
 
 
 def number_placeholders(num_placeholders: int) -> Check:
-    """Expect at least so many placeholders in square brackets, such as [name]."""
+    """Expect at least this many placeholders in square brackets, such as [name]."""
     return lambda text: len(re.findall(r"\[[^\[\]]*\]", text)) >= int(num_placeholders)
 
 
@@ -126,12 +126,12 @@ def postscript(postscript_marker: str) -> Check:
 
 
 def number_bullet_lists(num_bullets: int) -> Check:
-    """Expect exactly so many bullet points: lines that start with * or -."""
+    """Expect exactly this many bullet points: lines that start with * or -."""
     return lambda text: len(re.findall(r"^[ \t]*(?:\*[^*\n]|-)", text, re.MULTILINE)) == int(num_bullets)
 
 
 def number_highlighted_sections(num_highlights: int) -> Check:
-    """Expect at least so many sections highlighted by *one* or **two** asterisks."""
+    """Expect at least this many sections highlighted by *one* or **two** asterisks."""
 
     def check(text: str) -> bool:
         double = [part for part in re.findall(r"\*\*([^\n*]+)\*\*", text) if part.strip()]
@@ -142,7 +142,7 @@ def number_highlighted_sections(num_highlights: int) -> Check:
 
 
 def multiple_sections(section_spliter: str, num_sections: int) -> Check:
-    """Expect at least so many sections that start with the splitter and a number, as in SECTION 1."""
+    """Expect at least this many sections that start with the splitter and a number, as in SECTION 1."""
     pattern = re.compile(rf"\s?{re.escape(section_spliter.strip())}\s?\d+\s?")
     return lambda text: len(pattern.findall(text)) >= int(num_sections)
 
@@ -180,7 +180,7 @@ def constrained_response() -> Check:
 
 
 def capital_word_frequency(capital_frequency: int, capital_relation: str) -> Check:
-    """Expect so many words in capitals only."""
+    """Expect this many words in capitals only."""
     fits = _compare(capital_relation, int(capital_frequency))
     return lambda text: fits(sum(word.isupper() for word in re.findall(r"\w+(?:[-']\w+)*", text)))
 
@@ -246,4 +246,4 @@ _GROUPS: dict[str, Sequence[Callable[..., Check]]] = {
 CHECKS: dict[str, Callable[..., Any]] = {
     f"{group}:{check.__name__}": check for group, checks in _GROUPS.items() for check in checks
 }
-"""Name of an instruction: from its arguments to a check of an answer."""
+"""Functions from an instruction's arguments to a check of an answer, by the instruction's name."""

@@ -1,7 +1,7 @@
-"""Programs as answers: the last code block of a completion is run on the prompt's tests, in a sandbox.
+"""Judge programs: run the last code block of a completion on the prompt's tests, in a sandbox.
 
-Tests are statements, such as `assert f(1) == 2`, or inputs with the outputs that a program must print for them. How
-they are kept from the program, and the program from this machine, is said in `actors/judges/sandbox`.
+Tests are statements, such as `assert f(1) == 2`, or inputs with the outputs that a program must print for them.
+`actors/judges/sandbox` hides the tests from the program, and protects this machine from the program.
 """
 
 import ast
@@ -34,17 +34,17 @@ class Checks:
 
 
 class CodeJudge:
-    """Scores the share of the tests that a completion's program passes, or 1 if it passes all."""
+    """Scores the share of the tests that a completion's program passes, or if set so, 1 for passing all, else 0."""
 
     def __init__(self, config: CodeJudgeConfig) -> None:
-        """Raise UsageError if programs cannot be confined on this machine."""
+        """Take the settings. Raises UsageError if programs cannot be confined on this machine."""
         check_sandbox()
         self._all = config.score == "all"
         self._limits = Limits(config.time_limit_seconds, config.memory_mb, config.processes, config.disk_mb)
         self._turns = asyncio.Semaphore(config.max_concurrent_programs)
 
     async def judge(self, groups: Sequence[Group]) -> list[Judgement]:
-        """Run every completion's program. Raises UsageError if a prompt has no tests that can be read."""
+        """Run every completion's program. Raises UsageError if a prompt has no readable tests."""
         tests = [read_tests(group.lease.prompt) for group in groups]
         async with asyncio.TaskGroup() as tasks:
             scores = [
@@ -76,7 +76,7 @@ class CodeJudge:
 
 
 def last_block(text: str) -> str | None:
-    """Return the last closed code block in Python, or in no language; None without one."""
+    """Return the last closed code block that is marked as Python or as no language; None without one."""
     blocks = [block for language, block in _BLOCK.findall(text) if language.strip().lower() in _LANGUAGES]
     return blocks[-1].removesuffix("\n") if blocks else None
 
@@ -88,7 +88,7 @@ def same_output(printed: str, wanted: str) -> bool:
 
 
 def read_tests(prompt: Prompt) -> Checks:
-    """Read a prompt's tests. Raises UsageError, naming the forms, if there are none or another form."""
+    """Read a prompt's tests. Raises UsageError, naming the forms, if tests are missing or have another form."""
     given = prompt.metadata.get("answer", prompt.answer)
     try:
         tests = _read(_unpacked(given))
@@ -106,7 +106,7 @@ def read_tests(prompt: Prompt) -> Checks:
 
 
 def _unpacked(given: Any) -> Any:
-    """Read JSON text, and a single column's value as it is."""
+    """Decode JSON text, and unwrap the value of a single column."""
     if isinstance(given, str) and given.lstrip()[:1] in ("{", "["):
         given = json.loads(given)
     if isinstance(given, Mapping) and len(given) == 1:
@@ -132,12 +132,12 @@ def _read(given: Any) -> Checks:
 
 
 def _text(value: Any) -> str:
-    """Write a case's text; a list is its lines."""
+    """Return a case's input or output as text; a list holds its lines."""
     return value if isinstance(value, str) else "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _statements(source: str) -> Checks:
-    """Make a test of each top-level assert; everything else is their common setup."""
+    """Make a test of each top-level assert; all other code is their common setup."""
     body = ast.parse(source).body
     asserts = [ast.unparse(node) for node in body if isinstance(node, ast.Assert)]
     rest = "\n".join(ast.unparse(node) for node in body if not isinstance(node, ast.Assert))

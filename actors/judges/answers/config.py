@@ -43,12 +43,12 @@ class CodeJudgeConfig(Settings):
     max_concurrent_programs: int = Field(default=4, ge=1, description="programs that run at a time")
 
     def longest_seconds(self, programs: int) -> float:
-        """Return the longest time for a batch of `programs`, of which another as large takes half the turns."""
+        """Return the longest time (s) for a batch of `programs`, if another batch as large takes half the turns."""
         return 2 * math.ceil(programs / self.max_concurrent_programs) * self.time_limit_seconds
 
 
 class InstructionsJudgeConfig(Settings):
-    """Instructions of IFEval that a rule can check: how many of a prompt's are followed."""
+    """Instructions of IFEval that a rule can check; scores how many of a prompt's instructions are followed."""
 
     kind: Literal["instructions"] = "instructions"
     score: Literal["share", "all"] = Field(

@@ -1,6 +1,6 @@
-r"""The exact rule: two answers are equal as exact numbers, or as text without notation. Pure functions, no library.
+r"""Compare answers by the exact rule: equal as exact numbers, or as text without notation. Pure functions, no library.
 
-GSM8K needs no more, and ten thousand answers take a second.
+GSM8K needs no other rule, and ten thousand answers take a second.
 """
 
 import re
@@ -22,7 +22,7 @@ _VARIABLE = re.compile(r"\\?[a-zA-Z]\w*\s*=\s*(.+)", re.DOTALL)
 _DECIMAL = r"(?:\d+\.?\d*|\.\d+)"
 NUMBER = re.compile(rf"([+-]?)\s*(?:(\d+)\s+(?=\d+\s*/))?({_DECIMAL})(?:\s*/\s*([+-]?{_DECIMAL}))?", re.ASCII)
 _WITH_UNIT = re.compile(rf"([+-]?\s*{_DECIMAL}(?:\s*/\s*{_DECIMAL})?)\s+([^\W\d_][^\d=+*<>(){{}}\\]*)", re.ASCII)
-# Words that change the value, or name a second one, so they are no units.
+# Words that change the value, or introduce a second value, so they are no units.
 _NO_UNIT = re.compile(
     r"\b(?:[a-z]|pi|sqrt|or|and|to|by|plus|minus|times|over|mod|less|more|half|halves|thirds?|quarters?|"
     r"dozens?|hundreds?|thousands?|millions?|billions?|trillions?)\b",
@@ -31,9 +31,9 @@ _NO_UNIT = re.compile(
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Return the content of the last complete `\boxed{...}` or `\fbox{...}`, nested braces included; None without one.
+    r"""Return the content of the last complete `\boxed{...}` or `\fbox{...}`; None without one.
 
-    Escaped braces do not count.
+    Nested braces belong to the content; escaped braces do not count.
     """
     last: tuple[int, int] | None = None
     open_braces: list[int | None] = []  # where a box's content starts; None for other braces
@@ -63,7 +63,7 @@ def normalise(answer: str) -> str:
 
 
 def number(answer: str) -> Fraction | None:
-    """Return the exact value of a normalised answer such as `-72`, `72.50`, `3/4` or `1 1/2`; None for others."""
+    """Return the exact value of a normalised answer such as `-72`, `72.50`, `3/4` or `1 1/2`; None for other text."""
     match = NUMBER.fullmatch(answer) if len(answer) <= LONGEST_ANSWER else None
     if match is None:
         return None
@@ -76,9 +76,9 @@ def number(answer: str) -> Fraction | None:
 
 
 def without_unit(answer: str) -> tuple[str, str]:
-    """Split a normalised answer into number and unit, as in (`72`, `apples`); the unit is empty if there is none.
+    """Split a normalised answer into number and unit, as in (`72`, `apples`). The unit may be empty.
 
-    A unit is words of two letters or more that do not change the value, as `2 million` or `3 or 4` do.
+    A unit consists of words of two letters or more that do not change the value. (`2 million` and `3 or 4` change it.)
     """
     match = _WITH_UNIT.fullmatch(answer) if len(answer) <= LONGEST_ANSWER else None
     if match is None or _NO_UNIT.search(match.group(2)):
@@ -102,7 +102,7 @@ def same_answer(first: str, second: str) -> bool:
 
 
 def _plain_fraction(match: re.Match[str]) -> str:
-    """Write ` a/b` if both are plain numbers (the space separates a whole number before it), else leave it."""
+    """Write ` a/b` if both are plain numbers (the space separates a whole number before it); else keep the text."""
     numerator, denominator = match[1] or match[2] or "", match[3] or match[4] or ""
     if number(numerator.strip()) is None or number(denominator.strip()) is None:
         return f"\\frac{{{numerator}}}{{{denominator}}}"

@@ -1,4 +1,4 @@
-r"""Whether two mathematical expressions are equal: math-verify reads them, behind bounds; their values decide.
+r"""Decide whether two mathematical expressions are equal: math-verify parses them, behind bounds; values decide.
 
 An expression has no comma, relation or set at its top level; `forms.py` takes answers apart into expressions.
 math-verify reads LaTeX with ANTLR, which can take minutes for a few nested brackets. Its own comparison rounds to six
@@ -25,7 +25,7 @@ MOST_VARIABLES = 4
 MOST_CHARACTERS = 90  # that are read for one answer, the gold one included
 MOST_BRACKETS = 10
 
-# Commands that cost no more than they say: no sums, products, integrals, limits, factorials.
+# Commands of bounded cost: no sums, products, integrals, limits, factorials.
 _COMMANDS = frozenset(
     {"frac", "sqrt", "pi", "theta", "alpha", "beta", "lambda", "phi", "cdot", "times", "div", "infty", "binom"}
     | {"sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "log", "ln"}
@@ -33,23 +33,23 @@ _COMMANDS = frozenset(
 )
 _ALLOWED = re.compile(r"(?:\\[a-zA-Z]+|[a-zA-Z0-9.+\-*/^_{}()\[\]| ])*")
 _VARIABLE = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])|(?<![\\a-zA-Z])[a-zA-Z]{2,3}(?![a-zA-Z])")
-_GLUED = re.compile(r"[)}\]]\s*\d|[a-zA-Z]\d|\|\s*\d+$")  # `\sqrt{5}1`: a digit too many, not a product
+_GLUED = re.compile(r"[)}\]]\s*\d|[a-zA-Z]\d|\|\s*\d+$")  # `\sqrt{5}1`: a stray digit, not a product
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{4,}")
 _LOG_BASE = re.compile(r"\\log_\{\w{1,3}\}")
 _EXPONENT = re.compile(r"(?:\^|\*\*)\s*(?:\{((?:[^{}^]|\{[^{}^]*\})*)\}|([^\s{]))")
 _LARGE_BINOMIAL = re.compile(r"\\binom.*(?:\d{4}|\^)|(?:\d{4}|\^).*\\binom")
 _POINTS = (Fraction(29, 41), Fraction(173, 97), Fraction(-13, 37))
-_ONE_AT_A_TIME = threading.Lock()  # ANTLR keeps tables that threads would share
+_ONE_AT_A_TIME = threading.Lock()  # because threads would share ANTLR's tables
 
 
 class Comparison:
-    """Compares the expressions of one answer with those of the gold one, up to `MOST_CHARACTERS` in all."""
+    """Compares the expressions of one answer with the gold answer's, up to `MOST_CHARACTERS` in all."""
 
     def __init__(self) -> None:
         self._seen: set[str] = set()
 
     def __call__(self, first: str, second: str) -> bool:
-        """Decide whether two expressions are equal; False if one is outside the bounds, or cannot be read."""
+        """Decide whether two expressions are equal; False if either is out of bounds or unreadable."""
         one, other = number(first), number(second)
         if one is not None and other is not None:
             return one == other
@@ -111,7 +111,7 @@ def _exponents_are_small(text: str, has_variable: bool) -> bool:
 
 @lru_cache(maxsize=4096)
 def _parsed(text: str) -> Any:
-    """Return the SymPy expression of `text`; None if it is none, or a relation or a set."""
+    """Return the SymPy expression of `text`; None if the text is no expression, but for example a relation or a set."""
     math_verify = _math_verify()
     # Its own normalisation would drop units: `10 m` would be 10, and `10 km` too.
     plain = math_verify.parser.NormalizationConfig(units=False, malformed_operators=False, nits=False, boxed="none")
@@ -122,7 +122,7 @@ def _parsed(text: str) -> Any:
 
 
 def _agree(left: Any, right: Any) -> bool:
-    """Say whether both have the same value in 50 digits at every point at which both have one, and there is one."""
+    """Return whether both agree in 50 digits at every point at which both have a value; False without such a point."""
     import sympy
 
     symbols = sorted(left.free_symbols | right.free_symbols, key=str)
@@ -141,9 +141,9 @@ def _agree(left: Any, right: Any) -> bool:
 
 @lru_cache(maxsize=1)
 def _math_verify() -> Any:
-    """Import math-verify when it is first needed: SymPy takes a third of a second."""
+    """Import math-verify on first use, because SymPy takes a third of a second."""
     import math_verify
 
-    # It warns that it sets no alarm. Alarms work in a main thread only, and the bounds above do without.
+    # Without a timeout it logs a warning. Its alarms work in a main thread only; the bounds above replace them.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     return math_verify

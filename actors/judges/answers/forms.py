@@ -1,4 +1,4 @@
-r"""Whether two mathematical answers are the same: notation removed, then compared by their form.
+r"""Decide whether two mathematical answers are the same: remove notation, then compare them by their form.
 
 An answer is a set, a tuple or an interval, a list in any order, a union, a matrix, a relation, a choice, words, a
 number with a unit, or an expression. Forms are compared part by part, and expressions by `expressions.py`, so an
@@ -63,7 +63,7 @@ _Part = tuple[str, str]
 
 
 def same_form(first: str, second: str) -> bool:
-    """Decide whether two answers, as taken from a box, are the same mathematics; False for what is out of bounds."""
+    """Decide whether two answers, taken from boxes, mean the same; False if either is out of bounds."""
     if max(len(first), len(second)) > LONGEST_ANSWER:
         return False
     one, other = spelled(first), spelled(second)
@@ -77,7 +77,7 @@ def same_form(first: str, second: str) -> bool:
 
 
 def spelled(answer: str) -> str:
-    r"""Write LaTeX in one way: `\dfrac12` as `\frac{1}{2}`, `\sqrt5` as `\sqrt{5}`, no spaces that say nothing."""
+    r"""Write LaTeX in one way: `\dfrac12` as `\frac{1}{2}`, `\sqrt5` as `\sqrt{5}`, no meaningless spaces."""
     text = re.sub(r"\\[()\[\]]|\\\$|\$", "", answer).replace("\N{MINUS SIGN}", "-").replace("\\%", "").replace("%", "")
     for pattern, by in _NAMES_COMPILED:
         text = pattern.sub(by, text)
@@ -92,7 +92,7 @@ def spelled(answer: str) -> str:
 
 
 def _grouped(text: str) -> bool:
-    """Say whether every comma of `text` separates thousands of a single number."""
+    """Return whether every comma of `text` separates thousands of a single number."""
     return re.fullmatch(r"[^\d,]*\d{1,3}(?:,\d{3})+(?:\.\d+)?[^\d,]*", text) is not None
 
 
@@ -171,7 +171,7 @@ def _form(kind: str, ordered: bool, parts: Sequence[str]) -> _Form:
 
 
 def _listed(text: str) -> _Form | None:
-    r"""`1,2`, `1 \text{ and } 2`, `\pm 1`: values in any order."""
+    r"""Read values in any order: `1,2`, `1 \text{ and } 2`, `\pm 1`. None for a single value."""
     text = re.sub(r",?\s*\\text\{\s*,?\s*(?:and|or)\s*\}|(?<=[\d}) ])\s*\b(?:and|or)\b\s*(?=[\d(\\{ -])", ",", text)
     parts = [each for part in split(text, ",") for each in _both_signs(part)]
     names = {part.partition("=")[0] if "=" in part else "" for part in parts}
@@ -201,7 +201,7 @@ def _matrix(text: str) -> _Form | None:
 
 
 def _bracketed(text: str) -> _Form | None:
-    r"""`\{1,2\}` in any order; `(1,2)`, `[1,2)` in order, with the brackets as they are."""
+    r"""Read `\{1,2\}` in any order, and `(1,2)` or `[1,2)` in order, with these brackets. None for other text."""
     if text.startswith("\\{") and text.endswith("\\}"):
         inner = text[2:-2]
         return _form("set", False, split(inner, ",") if inner.strip() else [])
@@ -211,7 +211,7 @@ def _bracketed(text: str) -> _Form | None:
 
 
 def _same_relation(first: str, second: str, equal: Comparison) -> bool:
-    """Compare relations side by side, in both directions; `x = 5` is also `5`, and `y = 2` is not `x = 2`."""
+    """Compare relations side by side, in both directions. `x = 5` also equals `5`, but not `y = 5`."""
     one, other = _chain(first), _chain(second)
     if len(one[0]) == 1 or len(other[0]) == 1:
         bare, (sides, signs) = (first, other) if len(one[0]) == 1 else (second, one)
@@ -235,7 +235,7 @@ def _is_equation(text: str) -> bool:
 
 
 def split(text: str, separator: str) -> list[str]:
-    """Split outside all brackets; half-open intervals close with either bracket."""
+    """Split `text` at separators outside all brackets. Half-open intervals close with either bracket."""
     parts, depth, start, index = [], 0, 0, 0
     while index < len(text):
         if text[index] in _OPEN:

@@ -1,4 +1,4 @@
-"""Verifiable instructions as a judge: how many of a prompt's instructions does an answer follow?
+"""Judge answers by verifiable instructions: count the prompt's instructions that an answer follows.
 
 Instructions and their arguments are those of IFEval (Zhou et al. 2023, arXiv 2311.07911), from two columns of the data:
 `instruction_id_list` and `kwargs`. The rules are in `checks.py`.
@@ -12,11 +12,11 @@ from actors.judges.answers.checks import CHECKS, UNSUPPORTED, Check
 from actors.judges.answers.config import InstructionsJudgeConfig
 from actors.records import Group, Judgement, Prompt
 
-LONGEST_ANSWER = 50_000  # characters; nothing longer follows anything
+LONGEST_ANSWER = 50_000  # characters; a longer answer follows no instruction
 
 
 class InstructionsJudge:
-    """Scores the share of the instructions that are followed, or 1 if all are."""
+    """Scores the share of the instructions that are followed, or if set so, 1 for following all, else 0."""
 
     def __init__(self, config: InstructionsJudgeConfig) -> None:
         self._all = config.score == "all"
@@ -36,14 +36,14 @@ class InstructionsJudge:
 
 
 def follows(text: str, check: Check, *, loose: bool) -> bool:
-    """Say whether an answer follows an instruction, or one of its loose variants does; an empty one follows none."""
+    """Return whether an answer, or if `loose` one of its variants, follows an instruction. An empty answer does not."""
     if len(text) > LONGEST_ANSWER:
         return False
     return any(variant.strip() != "" and check(variant) for variant in (variants(text) if loose else [text]))
 
 
 def variants(text: str) -> Iterator[str]:
-    """Yield an answer without first line, last line, both or none, with asterisks and without (section 2.2)."""
+    """Yield an answer without first line, last line, both or neither, with and without asterisks (section 2.2)."""
     lines = text.split("\n")
     for some in (text, *("\n".join(each).strip() for each in (lines[1:], lines[:-1], lines[1:-1]))):
         yield some
@@ -51,7 +51,7 @@ def variants(text: str) -> Iterator[str]:
 
 
 def read_checks(prompt: Prompt) -> list[Check]:
-    """Read a prompt's instructions. Raises UsageError if there are none, or one cannot be read or checked."""
+    """Read a prompt's instructions. Raises UsageError if there are none, or if any cannot be read or checked."""
     given = prompt.metadata.get("answer")
     who = f"prompt '{prompt.id}'"
     names, arguments = _columns(given)
@@ -75,7 +75,7 @@ def _check(who: str, name: str, arguments: Any) -> Check:
         raise UsageError(f"{who}: instruction '{name}' cannot be checked: {UNSUPPORTED[name]}; leave such prompts out")
     if name not in CHECKS:
         raise UsageError(f"{who}: instruction '{name}' is unknown; known are {', '.join(sorted(CHECKS))}")
-    # Parquet gives every row every key, null where the instruction has none.
+    # Parquet gives every row every key, with null if the instruction lacks the argument.
     given = {key: value for key, value in (arguments or {}).items() if value is not None}
     try:
         return CHECKS[name](**given)

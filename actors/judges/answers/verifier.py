@@ -1,7 +1,7 @@
-r"""Verification of final answers: a completion scores 1 if its final answer is the gold one, or one of several.
+r"""Verify final answers: a completion scores 1 if its final answer is the gold answer, or one of several.
 
-What follows a marker, as in GSM8K (`#### 72`, Cobbe et al. 2021), is compared by the exact rule of `exact.py`; the last
-`\boxed{...}`, as in MATH (Hendrycks et al. 2021), by its mathematical form too.
+An answer after a marker, as in GSM8K (`#### 72`, Cobbe et al. 2021), is compared by the exact rule of `exact.py`; the
+last `\boxed{...}`, as in MATH (Hendrycks et al. 2021), by its mathematical form too.
 """
 
 import re
@@ -27,7 +27,7 @@ class VerifierJudge:
     """Scores 1 for a gold answer, `format_score` for another answer in the format, 0 for none."""
 
     def __init__(self, config: VerifierJudgeConfig) -> None:
-        """Raise UsageError if the pattern is not a regular expression or has no group."""
+        """Compile the pattern. Raises UsageError if it is not a regular expression or has no group."""
         self._pattern = AnswerPattern("judging.judge.answer_pattern", config.answer_pattern, r"####\s*([^\n]+)")
         self._format = config.format
         self._format_score = config.format_score
@@ -45,7 +45,7 @@ class VerifierJudge:
         return judged() if self._format == "pattern" else await in_daemon_thread(judged)
 
     def final_answer(self, text: str) -> str | None:
-        """Find the final answer in `text`, verbatim; None if there is none in the format."""
+        """Return the final answer in `text`, verbatim; None if no answer has the format."""
         match self._format:
             case "pattern":
                 return self._pattern.answer(text)
@@ -66,7 +66,7 @@ class VerifierJudge:
         match self._format:
             case "pattern":
                 return same_answer(answer, gold)
-            case "boxed":  # what was right before math-verify stays right
+            case "boxed":  # answers that were right without math-verify stay right
                 return same_answer(answer, gold) or same_form(answer, gold)
             case "math":
                 return same_form(answer, gold)
@@ -93,7 +93,7 @@ class VerifierJudge:
 
 
 def said_answer(text: str) -> str | None:
-    """Return what follows the last `the answer is` or `Answer:`, up to the end of its sentence; None without one."""
+    """Return the text after the last `the answer is` or `Answer:`, up to the sentence's end; None without one."""
     said = last_match(_SAID, text)
     if said is None:
         return None
@@ -102,7 +102,7 @@ def said_answer(text: str) -> str | None:
 
 
 def choice(text: str) -> str | None:
-    r"""Return the letter of a choice: in the last box, after `the answer is`, or at the start, as in `(A)`."""
+    r"""Return the letter of a choice such as `(A)`: in the last box, after `the answer is`, or at the start."""
     boxed, said = last_boxed(text), said_answer(text)
     match = _BARE.match(boxed[:100]) if boxed else _NAMED.match(said) if said else _BARE.match(text[:100])
     return match[1] if match else None

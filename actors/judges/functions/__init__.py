@@ -1,4 +1,4 @@
-"""A user's Python function as a judge, in a process that ends with the judge and never takes the judge with it.
+"""Judge with a user's Python function, in a process that ends with the judge, but cannot end the judge.
 
-`judge.py` and `host.py` run in the judge actor, `supervisor.py` between the two, and `child.py` with the function.
+`judge.py` and `host.py` run in the judge actor, `child.py` in the function's process, `supervisor.py` between the two.
 """

@@ -1,4 +1,4 @@
-"""What a user's function may answer, and its reading as a judgement. Runs in the function's process."""
+"""Read the answer of a user's function as a judgement. Runs in the function's process."""
 
 import math
 import sys
@@ -12,9 +12,9 @@ from actors.records import Judgement
 
 
 def read_answer(path: str, answer: Any, n: int, *, lists: bool) -> Judgement:
-    """Read what the function at `path` answered for `n` completions; `lists`: it has TRL's signature.
+    """Read the answer of the function at `path` for `n` completions. `lists`: True if it has TRL's signature.
 
-    Raises RunError if it is neither one finite number per completion nor, without `lists`, a preference table.
+    Raises RunError if the answer is neither one finite number per completion nor, without `lists`, a preference table.
     """
     scores = _numbers(_without_none(answer) if lists else answer, n)
     if scores is not None and all(map(math.isfinite, scores)):
@@ -30,7 +30,7 @@ def read_answer(path: str, answer: Any, n: int, *, lists: bool) -> Judgement:
 
 
 def described(answer: Any) -> str:
-    """Say what kind of thing a function answered, without values: reasons are counted."""
+    """Describe the type of a function's answer, without values, because reasons are counted by their text."""
     if answer is None:
         return "None"
     kind = type(answer).__name__
@@ -49,7 +49,7 @@ def _not_finite(values: Any) -> bool:
 
 
 def _items(answer: Any) -> Sequence[Any] | None:
-    """Return the items of a list, tuple, array or tensor; None of anything else: sets have no order, keys no score."""
+    """Return the items of a list, tuple, array or tensor; else None: sets have no order, and keys are no scores."""
     if isinstance(answer, list | tuple):
         return answer
     is_array = hasattr(answer, "tolist") and len(getattr(answer, "shape", ())) > 0
@@ -57,7 +57,7 @@ def _items(answer: Any) -> Sequence[Any] | None:
 
 
 def _without_none(answer: Any) -> Any:
-    """Give completions without a score the mean of the others; TRL's functions return None for those."""
+    """Replace each None by the mean of the other scores: TRL's functions return None for a completion without score."""
     items = _items(answer)
     if items is None or all(item is None for item in items):
         return answer
@@ -69,7 +69,7 @@ def _without_none(answer: Any) -> Any:
 
 
 def _numbers(answer: Any, count: int) -> tuple[float, ...] | None:
-    """Read `answer` as `count` numbers, finite or not; return None if it is anything else."""
+    """Read `answer` as `count` numbers, finite or not; return None for anything else."""
     numbers = tuple(map(_plain, _items(answer) or ()))
     if len(numbers) != count or not all(isinstance(number, Real) for number in numbers):
         return None
@@ -80,7 +80,7 @@ def _numbers(answer: Any, count: int) -> tuple[float, ...] | None:
 
 
 def _table(answer: Any, count: int) -> Table | None:
-    """Read `answer` as a preference table [count][count]; return None if it is anything else."""
+    """Read `answer` as a preference table [count][count]; return None for anything else."""
     rows = [_numbers(row, count) or () for row in _items(answer) or ()]
     try:
         check_preferences(rows, count)
@@ -90,7 +90,7 @@ def _table(answer: Any, count: int) -> Table | None:
 
 
 def _plain(score: Any) -> Any:
-    """Unwrap a one-element array or tensor; return None for a larger or masked one, and anything else unchanged."""
+    """Unwrap a one-element array or tensor; None if it is larger or masked. Return any other value unchanged."""
     try:
         if getattr(score, "mask", False):  # numpy's masked value, which reads as 0
             return None

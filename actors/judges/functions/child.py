@@ -1,6 +1,6 @@
-"""The process of a user's function: imports it once, and answers requests until its judge is gone.
+"""Run a user's function in its process: import it once, and answer requests until its judge is gone.
 
-Must not import anything heavy: what is imported here delays every start of a judge.
+Must not import anything heavy: imports here delay every start of a judge.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from actors.user_code import UserCodeError, place_of, raised
 
 
 class Function:
-    """The user's function: a plain one is called in a thread, an async one in the event loop."""
+    """The user's function: called in a thread if it is plain, in the event loop if it is async."""
 
     def __init__(self, path: str) -> None:
         """Import the function. Raises UsageError if it cannot be called with either signature."""
@@ -39,7 +39,7 @@ class Function:
         """Judge the groups one after another.
 
         Raises UserCodeError if the function raises, RunError if an answer is neither one finite number per completion
-        nor a preference table, UsageError if a column that it names is not read from the data.
+        nor a preference table, UsageError if the function names a column that is not read from the data.
         """
         judgements = []
         for group in groups:
@@ -72,7 +72,7 @@ def main(descriptor: int, path: str) -> None:
         connection.sendall(wire.frame(wire.Failed(0, usage=True, message=str(error))))
         return
     connection.sendall(wire.frame(wire.Loaded(function.place, function.signature)))
-    # Not asyncio.run: if a task of the user's raises SystemExit, it would tell the function of a cancellation instead.
+    # Not asyncio.run: if a task of the user's raises SystemExit, asyncio.run would cancel the function instead.
     asyncio.new_event_loop().run_until_complete(_serve(connection, function))
 
 
@@ -85,7 +85,7 @@ async def _serve(connection: socket.socket, function: Function) -> None:
             size = int.from_bytes(await reader.readexactly(wire.LENGTH_BYTES), "big")
             request = wire.read_request(await reader.readexactly(size))
         except (asyncio.IncompleteReadError, ConnectionError):
-            os._exit(0)  # threads of the user's would keep the interpreter
+            os._exit(0)  # the user's threads would keep the interpreter alive
         task = asyncio.create_task(_answer(request, function, writer.write))
         answering.add(task)
         task.add_done_callback(answering.discard)

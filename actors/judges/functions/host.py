@@ -1,6 +1,6 @@
-"""The judge's side of a function's process: start, requests, limits, and why it ended.
+"""Manage a function's process from the judge's side: start, requests, limits, and the reason of its end.
 
-All of it runs in one event loop in a thread of its own, which lives as long as this process: the kernel ends a
+Everything runs in one event loop in a thread of its own, which lives as long as this process: the kernel ends a
 supervisor when the thread that started it ends.
 """
 
@@ -35,7 +35,7 @@ from actors.user_code import UserCodeError
 T = TypeVar("T")
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 MOST_PRINTED = 8 << 20
-"""Bytes that one process may print; the rest is dropped."""
+"""Most bytes that one process may print; the rest is dropped."""
 END_SECONDS = 5.0
 """Longest wait for a process and its children to end by themselves."""
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[3]); from actors.judges.functions.child import main; "
@@ -72,8 +72,8 @@ class FunctionProcess:
         self._waiting = {0: self._loaded}
         self._numbers = itertools.count(1)
         self._cause: JudgeDeathError | None = None
-        """Why we ended it; None if it ended by itself."""
-        self._lost = False  # it has ended, or does not answer any more
+        """Error with the reason why we ended it; None if it ended by itself."""
+        self._lost = False  # True once it has ended, or no longer answers
         self._how = ""
         self.name = f"judge function '{config.path}'"
         self.signature = ""
@@ -125,13 +125,13 @@ class FunctionProcess:
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended or is about to."""
+        """Return whether the process has ended or is about to end."""
         return self._cause is not None or self._lost
 
     async def judge(self, groups: Sequence[Group]) -> list[Judgement]:
-        """Send the groups and wait for their judgements. If this is cancelled, the process is ended.
+        """Send the groups and wait for their judgements. Cancelling this call ends the process.
 
-        Raises what `Function.judge` raised there, and JudgeDeathError or AnotherBatchError if the process ends.
+        Raises the error of `Function.judge` in the process, and JudgeDeathError or AnotherBatchError if that ends.
         """
         number, answer = next(self._numbers), asyncio.get_running_loop().create_future()
         try:
@@ -150,13 +150,13 @@ class FunctionProcess:
             del self._waiting[number]
 
     async def end(self, cause: str) -> None:
-        """End the process and all that it started; what waits for it fails with `cause`."""
+        """End the process and all its children; waiting requests fail with `cause`."""
         self._condemn(cause, JudgeDeathError)
         await self._stop()
         await self.gone()
 
     async def gone(self) -> None:
-        """Wait until a process that has `ended` is gone, and those that wait for it have been told."""
+        """Wait until a process that has `ended` is gone, and its waiting requests have failed."""
         await self._listening
 
     def _condemn(self, cause: str, kind: type[JudgeDeathError]) -> None:
@@ -170,11 +170,11 @@ class FunctionProcess:
                 await asyncio.wait([self._exited], timeout=END_SECONDS)
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
-        """Read answers until the process has ended; then fail all that wait."""
+        """Read answers until the process has ended; then fail all waiting requests."""
         reading = asyncio.create_task(self._read(reader))
         await asyncio.wait([reading, self._exited], return_when=asyncio.FIRST_COMPLETED)
         self._lost = True
-        await asyncio.wait([reading, self._exited], timeout=1.0)  # answers under way, or an exit that follows
+        await asyncio.wait([reading, self._exited], timeout=1.0)  # for answers under way, or the exit that follows
         if not self._exited.done():
             self._how = "closed or broke the connection to its judge"
         await self._stop()
@@ -233,7 +233,7 @@ def _command(config: FunctionJudgeConfig, descriptor: int) -> list[str]:
 
 
 def _copy(output: int, name: str) -> None:
-    """Write what the process prints to standard error, until it has ended; never make it wait for long."""
+    """Copy the process's output to standard error until it has ended. Never blocks the process for long."""
     left = MOST_PRINTED
     with os.fdopen(output, "rb", 0) as file, contextlib.suppress(OSError):
         while part := file.read(1 << 16):

@@ -1,4 +1,4 @@
-"""A user's function as a judge: requests to a process of its own, which is started again after it ended."""
+"""Judge with a user's function: send requests to its process, and start the process again after it ended."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from actors.records import Group, Judgement
 
 
 class FunctionJudge:
-    """Has the function called once per group, one group after another."""
+    """Calls the function once per group, one group after another, in its process."""
 
     def __init__(self, config: FunctionJudgeConfig) -> None:
         """Start the process and wait for the import. Raises UsageError if the function cannot be used."""
@@ -36,15 +36,15 @@ class FunctionJudge:
         return self._process.signature
 
     async def prepare(self) -> None:
-        """Start the process again if it has ended. Raises JudgeDeathError if the function cannot be used any more."""
+        """Start the process again if it has ended. Raises JudgeDeathError if the function can no longer be used."""
         await asyncio.wrap_future(hosted(self._alive()))
 
     async def judge(self, groups: Sequence[Group]) -> list[Judgement]:
-        """Judge the groups. If this is cancelled, the process and all that it started are ended.
+        """Judge the groups. Cancelling this call ends the process and all its children.
 
         Raises UserCodeError if the function raises, RunError if an answer is neither one finite number per completion
-        nor a preference table, UsageError if a column that it names is not read from the data, JudgeDeathError if the
-        process ends.
+        nor a preference table, UsageError if the function names a column that is not read from the data,
+        JudgeDeathError if the process ends.
         """
         return await asyncio.wrap_future(hosted(self._judged(groups)))
 
@@ -58,7 +58,7 @@ class FunctionJudge:
                 await self._process.gone()
                 try:
                     self._process = await FunctionProcess.start(self._config)
-                except UsageError as error:  # it worked before: no fault of the batch
+                except UsageError as error:  # the function worked before, so the batch is not at fault
                     raise JudgeDeathError(f"{self.name} could not be started again: {error}") from error
             return self._process
 

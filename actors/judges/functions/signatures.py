@@ -1,4 +1,4 @@
-"""How a user's function is called: in Offbeat's signature, or in the one of TRL's reward functions."""
+"""Call a user's function with its signature: Offbeat's, or that of TRL's reward functions."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -22,13 +22,13 @@ class Signature:
     """The arguments that one function is called with."""
 
     def __init__(self, function: Callable[..., Any], path: str) -> None:
-        """Raise UsageError if the function, at `path`, can be called in neither way."""
+        """Find the signature. Raises UsageError if the function at `path` has neither."""
         self._path = path
         self.lists = takes_lists(function, path)
         self._parameters = inspect.signature(function).parameters if self.lists else {}
 
     def arguments(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return positional and named arguments. Raises UsageError if a column that it names is not read."""
+        """Return positional and named arguments. Raises UsageError if the function names a column that is not read."""
         if not self.lists:
             return (prompt, completions), {}
         given = trl_arguments(prompt, completions)

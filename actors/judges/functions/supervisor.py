@@ -1,9 +1,9 @@
-"""Run a command, and leave nothing of it behind: `supervisor.py PARENT MEGABYTES DESCRIPTOR COMMAND...`.
+"""Run a command, and leave no process of it behind: `supervisor.py PARENT MEGABYTES DESCRIPTOR COMMAND...`.
 
-Runs in a bare interpreter. Ends the command and all that it started, in sessions of their own too, when the command
-ends, when this process gets SIGTERM, or when process PARENT, which started it, dies in any way. MEGABYTES limits the
-address space of each process; 0: no limit. DESCRIPTOR is a file descriptor that only the command keeps. Ends as the
-command did: with its exit status, or by its signal.
+Runs in a bare interpreter. Ends the command and all its descendants, even in sessions of their own, when the command
+ends, when this process gets SIGTERM, or when its parent process PARENT dies in any way. MEGABYTES limits the address
+space of each process; 0: no limit. DESCRIPTOR is a file descriptor that only the command keeps. Ends as the command
+did: with its exit status, or by its signal.
 """
 
 import contextlib
@@ -17,15 +17,15 @@ from typing import NoReturn
 
 SET_DEATH_SIGNAL, SET_SUBREAPER = 1, 36  # <linux/prctl.h>
 SIGNALS = (signal.SIGTERM, signal.SIGCHLD)
-NOT_STARTED = 127  # exit status of a command that cannot be started, as a shell has it
+NOT_STARTED = 127  # exit status for a command that cannot be started, as in a shell
 
 libc = ctypes.CDLL(None)
 
 
 def wait(child: int) -> int | None:
-    """Wait until the child ends, and return its status; None if this process is to end."""
+    """Wait until the child ends, and return its status; None if a signal asks this process to end."""
     while signal.sigwait(SIGNALS) == signal.SIGCHLD:
-        while (ended := os.waitpid(-1, os.WNOHANG))[0]:  # orphans of the command are ours to reap
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:  # we must also reap the command's orphans
             if ended[0] == child:
                 return ended[1]
     return None
@@ -44,7 +44,7 @@ def end_all() -> None:
 
 
 def children() -> list[int]:
-    """Return the processes whose parent is this one."""
+    """Return the ids of this process's children."""
     mine = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -60,10 +60,10 @@ def children() -> list[int]:
 def supervise(parent: int, descriptor: int, work: Callable[[int], NoReturn]) -> NoReturn:
     """Have a child process call `work` with the id of this one; end with it, after all of its descendants."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # an ignored one, inherited, would reap children unseen
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if inherited as ignored, the kernel would reap children unseen
     libc.prctl(SET_SUBREAPER, 1, 0, 0, 0)
     libc.prctl(SET_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:  # it died before we could be told
+    if os.getppid() != parent:  # the parent died before its death signal was set
         os._exit(0)
     mine = os.getpid()
     child = os.fork()
@@ -80,7 +80,7 @@ def supervise(parent: int, descriptor: int, work: Callable[[int], NoReturn]) -> 
 
 
 def execute(command: list[str], megabytes: int) -> NoReturn:
-    """Become the command, in a process group of its own."""
+    """Replace this process by the command, in a process group of its own."""
     libc.prctl(SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
     os.setpgid(0, 0)
     if megabytes:
@@ -90,7 +90,7 @@ def execute(command: list[str], megabytes: int) -> NoReturn:
 
 
 def end_as(code: int) -> NoReturn:
-    """End with exit status `code`, or by the signal of which it is the negative number."""
+    """End with exit status `code`; if `code` is negative, by the signal -`code`."""
     if code < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -1,4 +1,4 @@
-"""What a judge and the process of its function tell each other: msgpack with types, never pickles."""
+"""Messages between a judge and the process of its function: msgpack with types, never pickles."""
 
 import datetime
 import decimal
@@ -12,7 +12,7 @@ from actors.records import Group, Judgement
 
 LENGTH_BYTES = 4
 LONGEST_ANSWER = 1 << 26
-"""Bytes of an answer; more is no answer of ours."""
+"""Most bytes of an answer; our processes never send more."""
 
 
 class Request(msgspec.Struct):
@@ -23,7 +23,7 @@ class Request(msgspec.Struct):
 
 
 class Loaded(msgspec.Struct, tag=True):
-    """The function is imported and can be called. Made by the process, first of all."""
+    """The function is imported and can be called. The process's first message."""
 
     place: str  # file and line of the function
     signature: str  # how it is called
@@ -38,10 +38,10 @@ class Judged(msgspec.Struct, tag=True):
 
 
 class Failed(msgspec.Struct, tag=True):
-    """Why there are no judgements, or with `number` 0 why the function cannot be used. Made by the process."""
+    """The reason why there are no judgements or, for `number` 0, why the function is unusable. Made by the process."""
 
     number: int
-    usage: bool  # the request itself is wrong: nothing would change if it were tried again
+    usage: bool  # True if the request itself is wrong, so that a retry would not help
     message: str
     trace: str = ""  # of the user's error, from the user's file on
 
@@ -56,9 +56,9 @@ _EXTENSIONS: tuple[tuple[type, Callable[[Any], str], Callable[[str], Any]], ...]
     (int, hex, lambda text: int(text, 16)),
     (str, str, str),
 )
-"""Values of a data set's columns that msgpack does not have, or not exactly: type, to text, from text."""
+"""Types in a data set's columns that msgpack lacks or does not keep exactly: type, to text, from text."""
 _LISTS = len(_EXTENSIONS)
-"""Extension of a tuple, written as the list of its items."""
+"""Extension number of a tuple, which is written as the list of its items."""
 
 
 def frame(message: msgspec.Struct) -> bytes:
@@ -78,7 +78,7 @@ def read_request(content: bytes) -> Request:
 
 
 def read_answer(content: bytes) -> Loaded | Judged | Failed:
-    """Read an answer without its length. Raises msgspec.DecodeError if it is none."""
+    """Read an answer without its length. Raises msgspec.DecodeError if `content` is no answer."""
     return _ANSWERS.decode(content)
 
 
@@ -90,7 +90,7 @@ def _with_extensions(group: Group) -> Group:
 
 
 def _extended(value: Any) -> Any:
-    """Replace what msgpack cannot carry by extensions, in nested values too."""
+    """Replace values that msgpack cannot carry by extensions, in nested values too."""
     if value is None or isinstance(value, bool | float | bytes):
         return value
     if isinstance(value, str) and not _has_surrogates(value):

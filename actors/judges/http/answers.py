@@ -1,6 +1,6 @@
-"""What a chat completion says: its text without reasoning, why it ended, its tokens, its log-probs.
+"""Read a chat completion: its text without reasoning, the reason of its end, its tokens, its log-probs.
 
-Pure; must not know HTTP or the question. Whatever a server sends becomes a value or an error that names the cause.
+Pure; must not know HTTP or the question. Anything that a server sends becomes a value or an error with the cause.
 """
 
 import math
@@ -21,7 +21,7 @@ CUT_SHORT = {
     "length": "stopped by the limit on tokens (raise judging.judge.max_tokens)",
     "content_filter": "stopped by the endpoint's content filter",
 }
-"""Reasons to end that are not the model's own, with what to say of them."""
+"""Reasons of an answer's end that are not the model's own, with their wording in messages."""
 REASONS = CUT_SHORT | {"out_of_scale": "outside judging.judge.scale or without one of the criteria, in every try"}
 """Reasons of abstentions."""
 
@@ -47,7 +47,7 @@ Verdict: TypeAlias = float | Abstention
 
 
 def told(abstentions: Sequence[Abstention]) -> str:
-    """Say in parentheses how many had which reason, after a space; empty if none had one."""
+    """Count the reasons of abstentions, as text in parentheses after a space; empty without reasons."""
     reasons = Counter(each.reason for each in abstentions if each.reason)
     said = [f"{count:,} {REASONS[reason]}" for reason, count in reasons.items()]
     return f" ({', '.join(said)})" if said else ""
@@ -68,16 +68,16 @@ def read_answer(answer: Any) -> Answer:
 
 
 def without_reasoning(text: str) -> str:
-    """Return what follows the last `</think>`; nothing if the text is, or then begins with, an unfinished thought.
+    """Return the text after the last `</think>`; empty if that text, or the whole, is an unfinished thought.
 
-    Templates that open the thought themselves leave only its end in the text.
+    If a template opens the thought itself, only the end of the thought is in the text.
     """
     *_, rest = _THOUGHT_END.split(text)
     return "" if _THOUGHT.match(rest) else rest
 
 
 def token_counts(answer: Any) -> tuple[int, int] | None:
-    """Return the tokens that the endpoint counted, in and out; None if it counted none, or no plausible number.
+    """Return the endpoint's counts of tokens, in and out; None if they are missing or implausible.
 
     A missing or null count beside a number is 0.
     """
@@ -121,7 +121,7 @@ def read_probability(tokens: Any, verdict: str) -> float | None:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a value of JSON is a finite number, and not a truth value."""
+    """Return whether a value of JSON is a finite number, and not a truth value."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
@@ -147,7 +147,7 @@ def _letter(word: str) -> str | None:
 
 
 def _text(content: Any) -> str:
-    """Join the text of a message: null, a string, or a list of parts, of which those of other types are no text."""
+    """Return the text of a message's content: null, a string, or a list of parts, of which only text parts count."""
     if isinstance(content, str):
         return content
     if content is None:

@@ -1,4 +1,4 @@
-"""JSON over HTTP for judges: retries, a concurrency limit, counts. Must not know what is asked.
+"""Send JSON over HTTP for judges, with retries, a concurrency limit and counts. Must not know the questions.
 
 The key is read from the environment, sent in one header, and removed from every text that leaves this module.
 """
@@ -24,11 +24,11 @@ from actors.redaction import without_key
 T = TypeVar("T")
 
 MISREAD = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError)
-"""What reading a foreign answer may raise: it is then garbage."""
-LONGEST_WHOLE = 400  # digits of a whole number; Python refuses to read one of thousands
+"""Errors that reading a foreign answer may raise; the answer then counts as garbage."""
+LONGEST_WHOLE = 400  # digits of a whole number; Python refuses to read thousands
 RETRIED = (408, 425, 429)  # statuses below 500 that are worth a retry
 LARGEST_ANSWER = 16 << 20  # bytes; a longer answer counts as garbage
-QUOTED = 16 << 10  # bytes of an answer that are looked through for what to quote
+QUOTED = 16 << 10  # bytes of an answer from which an error may quote
 EXCERPT = 300  # characters of an answer quoted in an error
 
 
@@ -41,7 +41,7 @@ class _AttemptError(Exception):
         super().__init__(reason)
         self.count = count  # the field of `RequestCounts` to add to
         self.retry_after = retry_after  # pause that the server asks for (seconds)
-        self.cause = cause  # what reading the answer raised
+        self.cause = cause  # error of reading the answer
 
 
 class RefusedError(UsageError):
@@ -58,12 +58,12 @@ class GivenUpError(RunError):
     def __init__(self, text: str, cause: Exception | None) -> None:
         super().__init__(text)
         self.cause = cause
-        """What reading the last answer raised; None if the last attempt got none."""
+        """Error of reading the last answer; None if the last attempt got no answer."""
 
 
 @dataclass
 class RequestCounts:
-    """Outcomes of all attempts; `requests` is the sum of the next six and of cancelled attempts."""
+    """Outcomes of all attempts. `requests` is the sum of the next six counts and of cancelled attempts."""
 
     requests: int = 0
     answered: int = 0
@@ -95,7 +95,7 @@ class HttpClient:
         environ: Mapping[str, str] = os.environ,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        """Raise UsageError if `api_key_env` names a variable that is unset or holds no key."""
+        """Read the key. Raises UsageError if `api_key_env` names a variable that is unset or holds no key."""
         self._config = config
         self._key = _key(config.api_key_env, environ)
         self._sleep = sleep
@@ -103,7 +103,7 @@ class HttpClient:
         self.counts = RequestCounts()
 
     def session(self) -> aiohttp.ClientSession:
-        """Return the connections for one batch, an asynchronous context manager."""
+        """Return the connections for one batch, as an asynchronous context manager."""
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         timeout = aiohttp.ClientTimeout(total=self._config.request_timeout_seconds)
         connector = aiohttp.TCPConnector(limit=0)  # the slots are the limit
@@ -114,9 +114,9 @@ class HttpClient:
     ) -> T:
         """Post `body` as JSON to the configured URL + `path`, with retries, and return `read(answer)`.
 
-        `read` raises one of `MISREAD` for an answer of the wrong shape, which is garbage and asked for again.
-        Raises GivenUpError if no attempt succeeds, RunError if the server asks for too long a pause, RefusedError if
-        it refuses the request itself, which no retry would help.
+        If `read` raises one of `MISREAD`, the answer has the wrong shape: it counts as garbage, and the request is
+        sent again. Raises GivenUpError if no attempt succeeds, RunError if the server asks for too long a pause,
+        RefusedError if it refuses the request itself, so that no retry would help.
         """
         config, url = self._config, f"{self._config.url}{path}"
         # The slot is kept during pauses, so that an overloaded server gets fewer requests.
@@ -197,7 +197,7 @@ class HttpClient:
         return f"{url}: status {status}, a wrong request: {excerpt}"
 
     def _excerpt(self, content: bytes) -> str:
-        """Return the beginning of an answer, as it may be shown."""
+        """Return the beginning of an answer, made safe to show."""
         # The key is removed before any cut, so that no part of it is left.
         text = self._without_key(content[:QUOTED].decode("utf-8", errors="replace"))
         return shown(" ".join(text.split()), EXCERPT)
@@ -213,7 +213,7 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
         return float(text)
     if (when := _date(text)) is None:
         return None
-    # By the server's own clock, which the date is of: this host's may be an hour off.
+    # By the server's clock, because this host's may be an hour off.
     now = _date(headers.get("Date", "")) or datetime.now(UTC)
     return max(0.0, (when - now).total_seconds())
 
@@ -237,7 +237,7 @@ async def _read_body(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _whole(digits: str) -> int | float:
-    """Read a whole number of JSON; infinity, which readers refuse where it matters, for one of too many digits."""
+    """Read a whole number of JSON; infinity, which readers refuse if it matters, if it has too many digits."""
     return int(digits) if len(digits) <= LONGEST_WHOLE else float(digits)
 
 

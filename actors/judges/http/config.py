@@ -14,7 +14,7 @@ from actors.settings import Settings, item_mistakes
 
 
 def _port_of(parts: SplitResult) -> int | None:
-    """Return the port of a URL, that of its scheme if it names none; None if it is no port."""
+    """Return the port of a URL, or its scheme's default port; None if the URL's port is invalid."""
     try:
         return parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError:
@@ -29,7 +29,7 @@ SCORE_PATTERN = (
 
 
 class HttpJudgeConfig(Settings):
-    """Shared by judges behind HTTP: the server, its key, time limits, retries and concurrency."""
+    """Settings shared by judges behind HTTP: the server, its key, time limits, retries and concurrency."""
 
     url: str = Field(description="address of the server, `http://` or `https://`, without key, query and fragment")
     model: str = Field(description="name of the model on the server")
@@ -155,7 +155,7 @@ class EndpointJudgeConfig(HttpJudgeConfig):
     def _with_defaults_of_its_mode(cls, settings: Any) -> Any:
         if not isinstance(settings, Mapping) or settings.get("mode") not in ("score", "rubric"):
             return settings
-        # Letters find no number: they are of a configuration that had another mode.
+        # A pattern for letters finds no number: it is left from a configuration of another mode.
         given = {name: value for name, value in settings.items() if value != PAIR_PATTERN}
         return {"structured": "auto", "max_tokens": 256, "verdict_pattern": SCORE_PATTERN} | given
 

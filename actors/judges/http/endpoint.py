@@ -1,8 +1,8 @@
-"""A language model as a judge, behind an OpenAI-compatible endpoint: it compares completions, or scores each.
+"""Judge with a language model behind an OpenAI-compatible endpoint: it compares completions, or scores each.
 
 Each pair is shown in both orders and the answers are averaged, so that a position bias cancels (Zheng et al. 2023,
-"Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", section 3.4). HTTP itself is in `client.py`, the questions are
-in `questions.py`, and what an answer says is read by `answers.py`.
+"Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", section 3.4). `client.py` speaks HTTP, `questions.py` writes
+the questions, and `answers.py` reads the answers.
 """
 
 import asyncio
@@ -29,19 +29,19 @@ from actors.records import Group, Judgement, Prompt
 TOP_LOGPROBS = 20  # the API's maximum
 NO_RESPONSE_FORMAT = (400, 422)  # statuses by which servers refuse `response_format`
 REMEMBERED = 10_000
-"""Comparisons whose verdicts are kept, so that a batch that is retried pays for none of them twice."""
+"""Most verdicts that are kept, so that a retried batch does not pay for them twice."""
 
 
 class EndpointJudge:
     """Asks for P(i > j) of every pair of a group's completions, or for a score of each."""
 
     def __init__(self, config: EndpointJudgeConfig) -> None:
-        """Raise UsageError if the template or pattern is invalid or the key is missing. Nothing is sent yet."""
+        """Compile the question. Raises UsageError for an invalid template or pattern, or a missing key. Sends nothing."""
         self._config = config
         self._client = HttpClient(config)
         self._question = Question(config)
         self._structured = config.structured != "off" and "response_format" not in config.extra_body
-        # An answer of the one token that was asked for is whole, though it ends at the limit.
+        # If only one token is requested, an answer of that token is whole, although it ends at the limit.
         limits = config.extra_body.get("max_completion_tokens"), config.extra_body.get("max_tokens", config.max_tokens)
         self._one_token = 1 in limits
         self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
@@ -50,7 +50,7 @@ class EndpointJudge:
     async def judge(self, groups: Sequence[Group]) -> list[Judgement | OffbeatError]:
         """Return each group's preferences or scores, or the error of its first question that failed.
 
-        n completions of different text cost n (n - 1) requests in pairs, n otherwise; equal texts tie.
+        n completions with different texts cost n (n - 1) requests in mode `pairs`, else n; equal texts tie.
         """
         async with self._client.session() as session:
             return list(await asyncio.gather(*[self._judge_one(session, group) for group in groups]))
@@ -91,7 +91,7 @@ class EndpointJudge:
             scores = _scores(verdicts)
             return Judgement(tuple(scores[row] for row in rows))
         table, both = _preferences(dict(zip(orders, verdicts, strict=True)), len(texts))
-        if any(new for _, new in (task.result() for task in asked)):  # else counted when the batch was first tried
+        if any(new for _, new in (task.result() for task in asked)):  # else an earlier try of the batch counted them
             self._counts.count_orders(both)
         preferences = tuple(tuple(table[i][j] for j in rows) for i in rows)
         return Judgement(scores=mean_win_probabilities(preferences), preferences=preferences)
@@ -99,7 +99,7 @@ class EndpointJudge:
     async def _ask(
         self, session: aiohttp.ClientSession, prompt: Prompt, shown: Mapping[str, str]
     ) -> tuple[Verdict, bool]:
-        """Return the verdict on what is `shown`, and whether it is new; raise RunError if an abstention is to fail."""
+        """Return the verdict on `shown`, and whether it is new. Raises RunError if settings make abstentions fail."""
         body = self._request(prompt, shown)
         key = hashlib.sha256(json.dumps(body).encode()).digest()
         self._counts.count_question(self._config.mode)
@@ -134,7 +134,7 @@ class EndpointJudge:
                         f"{error}; if it refuses the response_format, set judging.judge.structured to auto or off"
                     ) from error
         verdict = await self._post(session, body)
-        if structured:  # only now: a request that is refused in both forms says nothing of the format
+        if structured:  # only now: a server that refuses both forms does not refuse the format
             self._structured = False
         return verdict
 
@@ -161,10 +161,10 @@ class EndpointJudge:
         return body | config.extra_body
 
     def _read(self, answer: Any, *, structured: bool) -> Verdict:
-        """Read a verdict and count the answer's tokens, which are paid for whatever it says.
+        """Read a verdict, and count the answer's tokens, which cost money with or without a verdict.
 
-        An answer that was cut short has no verdict: its last letter may belong to an unfinished thought. Raises
-        ValueError for anything but a chat completion, OutOfScaleError for a number outside the scale.
+        A cut answer has no verdict: its last letter may belong to an unfinished thought. Raises ValueError for
+        anything but a chat completion, OutOfScaleError for a number outside the scale.
         """
         self._counts.count_tokens(token_counts(answer))
         said = read_answer(answer)
@@ -185,9 +185,9 @@ class EndpointJudge:
 
 
 def _preferences(verdicts: Mapping[tuple[int, int], Verdict], count: int) -> tuple[Table, list[tuple[float, float]]]:
-    """Average both orders of each pair, [count][count]; an abstention counts as 1/2.
+    """Average both orders of each pair into a table [count][count]; an abstention counts as 1/2.
 
-    Returns the table, and both verdicts of each pair that has two.
+    Returns the table, and both verdicts of each pair that has two verdicts.
     """
     table = [[0.5] * count for _ in range(count)]
     both: list[tuple[float, float]] = []
@@ -202,7 +202,7 @@ def _preferences(verdicts: Mapping[tuple[int, int], Verdict], count: int) -> tup
 
 
 def _scores(verdicts: Sequence[Verdict]) -> list[float]:
-    """Return the scores; an abstention gets the mean of the others, so that it is neither the best nor the worst."""
+    """Return the scores. An abstention gets the mean of the others, so that it is neither best nor worst."""
     given = [verdict for verdict in verdicts if not isinstance(verdict, Abstention)]
     mean = fmean(given)
     return [mean if isinstance(verdict, Abstention) else verdict for verdict in verdicts]

@@ -1,6 +1,6 @@
-"""What a language model as a judge counts, and the shares that say how far to trust it.
+"""Counts of a language model as a judge, and the shares that show how far to trust it.
 
-Counts of several judges add up; shares do not, so they are computed from the sums, by `with_shares`.
+Counts of several judges add up; shares do not, so `with_shares` computes them from the sums.
 """
 
 import math
@@ -11,10 +11,10 @@ from actors.intervals import student_t
 from actors.judges.http.answers import REASONS, Abstention, Verdict
 
 REASON_COUNTS = {"cut_off": "length", "filtered": "content_filter", "out_of_scale": "out_of_scale"}
-"""The counts of abstentions by reason."""
+"""Reasons of abstentions, by the name of their count."""
 FREQUENT = 0.05
-"""Share of answers without a verdict above which the reasons and the remedy are said."""
-FEWEST = 20  # answers; of fewer, a share says little
+"""Share of answers without a verdict above which reasons and remedy are reported."""
+FEWEST = 20  # answers; a share of fewer means little
 
 
 @dataclass
@@ -31,13 +31,13 @@ class Counts:
     out_of_scale: int = 0  # of these, with a number outside the scale or without a criterion in every try
     pairs: int = 0  # pairs with a verdict in both orders
     order_disagreements: int = 0
-    """Such pairs in which the two orders prefer different completions."""
+    """Pairs of these in which the two orders prefer different completions."""
     order_changes: int = 0
-    """Such pairs whose outcome (one, the other, neither) depends on the order."""
-    first_place_groups: int = 0  # groups with such pairs
+    """Pairs of these whose outcome (one, the other, neither) depends on the order."""
+    first_place_groups: int = 0  # groups with pairs of these
     first_place_sum: float = 0.0
-    """Over these groups, of the mean preference for whatever was shown first."""
-    first_place_squares: float = 0.0  # of its squares
+    """Sum, over these groups, of the mean preference for the completion shown first."""
+    first_place_squares: float = 0.0  # sum of that mean's squares
     tokens_in: int = 0
     tokens_out: int = 0
     unmetered: int = 0  # answers whose tokens the endpoint did not report, or not as a plausible number
@@ -54,7 +54,7 @@ class Counts:
         self.ratings += mode != "pairs"
 
     def count_verdict(self, verdict: Verdict) -> None:
-        """Count a new verdict, or why there is none."""
+        """Count a new verdict, or the reason of an abstention."""
         self.verdicts += 1
         if isinstance(verdict, Abstention):
             self.abstentions += 1
@@ -62,7 +62,7 @@ class Counts:
                 setattr(self, name, getattr(self, name) + (verdict.reason == reason))
 
     def count_orders(self, pairs: Sequence[tuple[float, float]]) -> None:
-        """Count one group's pairs with a verdict in both orders, each the preference for what was shown first."""
+        """Count one group's pairs with a verdict in both orders. A verdict is the preference for the first shown."""
         if not pairs:
             return
         self.pairs += len(pairs)
@@ -75,10 +75,11 @@ class Counts:
 
 
 def with_shares(figures: Mapping[str, float]) -> dict[str, float]:
-    """Add the shares to the counts of one or several judges; those of an ensemble's members keep their prefix.
+    """Add the shares to the counts of one or several judges. Shares of an ensemble's members keep their prefix.
 
-    `abstention_rate` of the answers, `order_change_rate` of the pairs, and `first_place_share` of the first place's
-    wins, 1/2 without position bias, with its 95% interval over groups, `first_place_low` to `first_place_high`.
+    `abstention_rate` is a share of the answers, `order_change_rate` of the pairs. `first_place_share` is the share of
+    wins of the first place, 1/2 without position bias; its 95% interval over groups is `first_place_low` to
+    `first_place_high`.
     """
     told = dict(figures)
     for prefix in language_models(figures):
@@ -88,12 +89,12 @@ def with_shares(figures: Mapping[str, float]) -> dict[str, float]:
 
 
 def language_models(figures: Mapping[str, float]) -> list[str]:
-    """Return the prefixes of the figures of judges that may abstain: empty, or `MEMBER.` of an ensemble."""
+    """Return the prefix of the figures of each judge that may abstain: empty, or `MEMBER.` in an ensemble."""
     return [name.removesuffix("abstentions") for name in figures if name.endswith("abstentions")]
 
 
 def frequent_abstentions(figures: Mapping[str, float], prefix: str) -> str:
-    """Say how many answers had no verdict, and why, if that is frequent; else nothing. `figures` have shares."""
+    """Report the share of answers without verdict, and the reasons; empty if it is small. `figures` have shares."""
     rate = figures.get(f"{prefix}abstention_rate", 0.0)
     if rate <= FREQUENT or figures.get(f"{prefix}verdicts", 0.0) < FEWEST:
         return ""
@@ -103,7 +104,7 @@ def frequent_abstentions(figures: Mapping[str, float], prefix: str) -> str:
 
 
 def _shares(counts: Mapping[str, float]) -> dict[str, float]:
-    """Compute the shares of one judge; those without a denominator are left out."""
+    """Compute the shares of one judge, without those whose denominator is 0."""
     shares: dict[str, float] = {}
     pairs, groups = counts.get("pairs", 0.0), counts.get("first_place_groups", 0.0)
     if verdicts := counts.get("verdicts", 0.0):

@@ -1,4 +1,4 @@
-"""What a language model is asked about completions, and how its text becomes a preference or a score.
+"""Write the question to a language model about completions, and read its text as a preference or a score.
 
 Pure; must not know HTTP. Text becomes a verdict exactly or not at all: a number outside the scale is an error.
 """
@@ -69,16 +69,16 @@ _FLAT_OBJECT = re.compile(r"\{[^{}]*\}")
 
 
 class OutOfScaleError(ValueError):
-    """A number was given, but not one of the scale."""
+    """The model gave a number outside the scale."""
 
 
 class Question:
     """The question of one mode."""
 
     def __init__(self, config: EndpointJudgeConfig) -> None:
-        """Raise UsageError if the template or the pattern is invalid."""
+        """Compile template and pattern. Raises UsageError if either is invalid."""
         self._config = config
-        if config.template is not None:  # before it is compiled, which computes what is constant in it
+        if config.template is not None:  # before compiling it, which already evaluates constant parts
             names = ["prompt", "answer", *NEEDED[config.mode]]
             check_judge_template(config.template, names, "judging.judge.template")
         self._template = compile_template(config.template or TEMPLATES[config.mode], config.mode)
@@ -126,7 +126,7 @@ class Question:
         """
         if self._config.mode == "score":
             found, end = last_object(text, ["score"])
-            # What follows the object counts instead: the object may be a quotation.
+            # The text after the object counts instead: the object may be a quotation.
             value = self._number(text[end:])
             value = _exact(found["score"]) if found and value is None else value
             return None if value is None else self._checked("the score", value)
@@ -175,9 +175,9 @@ def compile_template(text: str, mode: str) -> jinja2.Template:
 
 
 def last_object(text: str, names: Sequence[str]) -> tuple[dict[str, Any], int]:
-    """Return what the last JSON object with one of `names`, in any case, says of them, and its end in the text.
+    """Return the values under `names`, in any case, of the last JSON object that has any, and its end in the text.
 
-    It is the whole text, or an object without others inside. Returns ({}, 0) if there is none.
+    The object is the whole text, or has no objects inside. Returns ({}, 0) if there is no such object.
     """
     candidates = [(match[0], match.end()) for match in _FLAT_OBJECT.finditer(text)]
     for candidate, end in ((text, len(text)), *reversed(candidates)):
@@ -193,7 +193,7 @@ def last_object(text: str, names: Sequence[str]) -> tuple[dict[str, Any], int]:
 
 
 def _lines(text: str, names: Sequence[str], high: float) -> dict[str, str]:
-    """Return the numbers of lines such as `NAME: 7` or `2. NAME: 7/HIGH`, the last one of each name."""
+    """Return the numbers of lines such as `NAME: 7` or `2. NAME: 7/HIGH`, the last number of each name."""
     found: dict[str, str] = {}
     for name in names:
         start, of = rf"(?im)^[^\w\n]*(?:[0-9]+[.)][^\w\n]*)?{re.escape(name)}\b", rf"(?:\s*/\s*{high:g})?"
@@ -204,7 +204,8 @@ def _lines(text: str, names: Sequence[str], high: float) -> dict[str, str]:
 
 
 def _exact(value: Any) -> float | None:
-    """Return a number of JSON, or of text that is nothing else; None for anything else. Too long a one is infinite."""
+    """Return a number of JSON, or of a text that is only a number; else None. A number with too many digits is
+    infinite."""
     if isinstance(value, str):
         return float(value) if re.fullmatch(NUMBER, value.strip()) else None
     return float(value) if is_number(value) or value in (float("inf"), -float("inf")) else None

@@ -1,4 +1,4 @@
-"""A reward model behind vLLM's server as a judge: one logit per completion, from `/classify` of the pooling runner."""
+"""Judge with a reward model behind vLLM's server: one logit per completion, from the pooling runner's `/classify`."""
 
 import asyncio
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ class ServedRewardModelJudge:
     """Scores prompt + completion with a served sequence-classification model of one label."""
 
     def __init__(self, config: ServedRewardModelJudgeConfig, policy_tokenizer: str | None = None) -> None:
-        """Load the tokenizer. Raises UsageError if that fails or the key is missing. Nothing is sent yet."""
+        """Load the tokenizer. Raises UsageError if that fails or the key is missing. Sends nothing."""
         self._model = config.model
         self._client = HttpClient(config)
         self._inputs = ModelInputs(config.tokenizer or config.model, policy_tokenizer)
 
     async def judge(self, groups: Sequence[Group]) -> list[Judgement | OffbeatError]:
-        """Score with logits, one request per group; return the error for a group that the server did not answer."""
+        """Score with logits, one request per group. Return the error of each group that the server did not answer."""
         async with self._client.session() as session:
             return list(await asyncio.gather(*[self._judge_one(session, group) for group in groups]))
 
@@ -34,7 +34,7 @@ class ServedRewardModelJudge:
 
     async def _judge_one(self, session: aiohttp.ClientSession, group: Group) -> Judgement | OffbeatError:
         sequences = [self._inputs.sequence(group.lease.prompt, completion) for completion in group.completions]
-        # Without activation: the logit itself, not its sigmoid.
+        # Without activation, to get the logit itself, not its sigmoid.
         body = {"model": self._model, "input": sequences, "use_activation": False}
         try:
             return Judgement(

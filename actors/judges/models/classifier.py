@@ -24,7 +24,7 @@ class ModelJudge(ABC):
     """A judge with a model in its own process. Forward passes run in a thread, one batch of groups at a time."""
 
     def __init__(self, config: ModelJudgeConfig, token_ids: Callable[[Prompt, Completion], Any]) -> None:
-        """Take a function that returns what the model reads. Raises UsageError if a GPU is configured but missing."""
+        """Take a function that returns the model's input. Raises UsageError if a GPU is configured but missing."""
         if config.gpus > 0 and not torch.cuda.is_available():
             raise UsageError(f"judging.judge.gpus is {config.gpus:g}, but torch finds no CUDA device here; set it to 0")
         self.token_ids = token_ids
@@ -36,7 +36,7 @@ class ModelJudge(ABC):
         read = [[self.token_ids(group.lease.prompt, one) for one in group.completions] for group in groups]
 
         def judgements() -> list[Judgement]:
-            # After a timeout the abandoned pass still runs; the next one waits for it instead of competing with it.
+            # After a timeout the abandoned pass still runs; the next pass waits for it instead of competing with it.
             with self._forward_lock:
                 return self._judgements(read)
 
@@ -50,10 +50,10 @@ class ModelJudge(ABC):
 def load_classifier(
     path: str | Path, outputs: int | None, dtype: str, *, new_head: bool = False
 ) -> tuple[Any, list[str]]:
-    """Load a sequence-classification model on the CPU, and name the weights that it lacks.
+    """Load a sequence-classification model on the CPU; return it with the names of missing weights.
 
     `path` is a directory or hub name; `outputs` is the number of labels, or None to take the model's own. With
-    `new_head` its head may be missing. Raises UsageError if it cannot be loaded or lacks other weights.
+    `new_head` the head may be missing. Raises UsageError if the model cannot be loaded or lacks other weights.
     """
     try:
         return load_complete(

@@ -14,10 +14,11 @@ REMEMBERED = 4096  # prompts whose template has been compared
 
 
 class ModelInputs:
-    """Writes prompts and completions in a judge model's vocabulary, with the sampled token ids if it is the policy's.
+    """Writes prompts and completions in a judge model's vocabulary.
 
-    Otherwise they are tokenised again, as in the training of preference models. However a finished completion was
-    ended when it was sampled, it ends here as the judge's own chat template ends an answer, or with end-of-sequence.
+    If the vocabulary is the policy's, the sampled token ids are used; otherwise the texts are tokenised again, as in
+    the training of preference models. A finished completion always ends as the judge's own chat template ends an
+    answer, or with end-of-sequence, whatever token ended it when it was sampled.
     """
 
     def __init__(self, tokenizer: str, policy_tokenizer: str | None = None, *, needs_eos: bool = False) -> None:
@@ -33,7 +34,7 @@ class ModelInputs:
     def sequence(self, prompt: Prompt, completion: Completion) -> Sequence[int]:
         """Return the one sequence that a reward model reads.
 
-        A chat is written in the judge's own template, if it has one, which also ends the answer.
+        A chat is written in the judge's own template, if there is one; it also ends the answer.
         """
         messages = None if self._tokenizer.chat_template is None else prompt.metadata.get("messages")
         if self.same_vocabulary and (messages is None or self._is_own(prompt)):
@@ -65,12 +66,12 @@ class ModelInputs:
             ) from error
         (tokens,) = conversation_tokens([conversation], self._tokenizer, self._ends, checked=False)
         if isinstance(tokens, BrokenConversationError):
-            raise tokens  # unchecked conversations have none
+            raise tokens  # never happens: unchecked conversations give no errors
         before, answer = tokens
         return tuple(before), tuple(answer if completion.finished else answer[:-1])
 
     def joined(self, prompt: Prompt, completion: Completion) -> Tokens:
-        """Return the one sequence of `parts`, for a preference model that is read as a reward model."""
+        """Join `parts` to one sequence, for a preference model that is used as a reward model."""
         before, answer = self.parts(prompt, completion)
         return (*before, *answer)
 
@@ -88,9 +89,9 @@ class ModelInputs:
         return self._own[prompt.id]
 
     def _sampled(self, completion: Completion, *, chat: bool, whole: bool) -> list[int]:
-        """Return the sampled ids; a finished completion ends as in training, or as the `whole` template ends it.
+        """Return the sampled ids. A finished completion ends as in training, or with the template's `whole` end.
 
-        A policy can have several ends: reading the score at another one than in training would give another score.
+        A policy can have several end tokens, and a score read at another token than in training would differ.
         """
         ids = list(completion.token_ids)
         if not completion.finished or not ids:
@@ -98,7 +99,7 @@ class ModelInputs:
         if chat not in self._closings:
             try:
                 self._closings[chat] = closing(self._tokenizer, self._ends, chat=chat, whole=whole)
-            except MalformedRowError:  # the template refuses the chat that would tell
+            except MalformedRowError:  # the template refuses the chat that would show its end
                 self._closings[chat] = ids[-1:]
         after = self._closings[chat]
         said = ids[: -len(after)] if ids[-len(after) :] == after else ids[:-1]

@@ -1,4 +1,4 @@
-"""A trained preference model as a judge: probabilities among a prompt's completions, and scores made from them."""
+"""Judge with a trained preference model: probabilities among a prompt's completions, and scores from these."""
 
 from collections.abc import Sequence
 

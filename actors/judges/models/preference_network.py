@@ -1,4 +1,4 @@
-"""Preference models: what a model reads of a prompt and two responses, and the preference that its outputs give.
+"""Preference models: the sequences that a model reads, and the preference between two responses that it computes.
 
 Three forms of the logit s(x, y1, y2) of "y1 is preferred to y2 as an answer to x", each antisymmetric by construction,
 so that P(y1 > y2) + P(y2 > y1) = 1 and P(y > y) = 1/2:
@@ -38,12 +38,12 @@ FORM_FILE = "preference.json"
 
 @dataclass(frozen=True, slots=True)
 class PreferenceForm:
-    """How a model's outputs make a preference. Stored in the model's directory as `preference.json`."""
+    """The form in which a model's outputs give a preference. Stored in its directory as `preference.json`."""
 
     kind: Kind
     separator: int
-    """Token id after each response of a pair: end-of-sequence. A finished response ends with it already, which tells it
-    from an unfinished one."""
+    """Token id after each response of a pair: end-of-sequence. A finished response has one of its own before it, unlike
+    an unfinished response."""
     skew_blocks: int = 0
     """k: rotations in R; u has 2k entries. 0 for the other kinds."""
     temperature: float = 1.0  # divides the logits
@@ -73,10 +73,10 @@ class PreferenceForm:
 
 
 class PreferenceNetwork(nn.Module):
-    """A sequence-classification model, read at the last token of each sequence whatever its padding token is."""
+    """A sequence-classification model, read at the last token of each sequence, whatever the padding token is."""
 
     def __init__(self, model: Any) -> None:
-        """Raise UsageError if the model has no linear head `score` on single tokens."""
+        """Take a transformers model. Raises UsageError if it has no linear head `score` on single tokens."""
         super().__init__()
         if not isinstance(getattr(model, "score", None), nn.Linear):
             raise UsageError(

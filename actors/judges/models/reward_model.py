@@ -1,4 +1,4 @@
-"""A Bradley-Terry reward model as a judge: one logit of a sequence-classification model per completion.
+"""Judge with a Bradley-Terry reward model: one logit of a sequence-classification model per completion.
 
 Score r(x, y) as in Ouyang et al. 2022, equation 1, read at the last token, without normalisation and without KL term.
 """
@@ -27,10 +27,10 @@ class RewardModelJudge(ModelJudge):
     def __init__(self, config: RewardModelJudgeConfig, policy_tokenizer: str | None = None) -> None:
         """Load the model.
 
-        Raises UsageError if the model or a tokenizer cannot be loaded, it has not exactly one label, its score head is
-        missing, or a GPU is configured and there is none.
+        Raises UsageError if the model or a tokenizer cannot be loaded, the model does not have exactly one label, its
+        score head is missing, or a GPU is configured but missing.
         """
-        # A preference model has learned to be read at the end of the answer, others after all of their chat template.
+        # A preference model was trained to be read at the end of the answer, others after all of their chat template.
         ours = (resolve(config.path) / FORM_FILE).is_file()
         inputs = ModelInputs(config.path, policy_tokenizer, needs_eos=ours)
         super().__init__(config, inputs.joined if ours else inputs.sequence)

@@ -1,9 +1,9 @@
 """Start a command without rights: `confine.py SETTINGS COMMAND...`. Runs in a bare interpreter.
 
 SETTINGS is JSON: {"paths": read-only directories, "mb", "processes", "cpu_seconds", "disk_mb", "files": {name: text}}.
-Namespaces of its own for users, processes, network, files and IPC: the command sees the interpreter read-only, an empty
-working directory in memory, no network and no other process. It runs as the second process of its namespace, without
-capabilities; if the first one ends, the kernel kills everything in there.
+The command gets its own namespaces for users, processes, network, files and IPC. It sees the interpreter read-only, an
+empty working directory in memory, no network and no other process. It runs as the second process of its namespace,
+without capabilities; if the first process ends, the kernel kills all others in the namespace.
 
 Exit status: the command's; 125 if the sandbox cannot be made, with the reason on standard error.
 """
@@ -35,7 +35,7 @@ def call(name: str, *arguments: Any) -> None:
 
 
 def enter() -> None:
-    """Enter namespaces of our own; a user who is not root becomes root in there."""
+    """Enter namespaces of our own; a user who is not root becomes root in them."""
     uid, gid = os.getuid(), os.getgid()
     call("unshare", NEW_MOUNTS | NEW_IPC | NEW_PIDS | NEW_NETWORK | (NEW_USER if uid else 0))
     if uid:
@@ -45,7 +45,7 @@ def enter() -> None:
 
 
 def make_root(settings: dict[str, Any]) -> None:
-    """Make a root of the interpreter's directories, read-only, and an empty /box, and leave the old one."""
+    """Build a new root from the interpreter's directories, read-only, and an empty /box; leave the old root."""
     call("mount", b"none", b"/", None, RECURSIVE | PRIVATE, None)
     size = f"size={settings['disk_mb']}m,nr_inodes=2000,mode=755".encode()
     sources = [(path, os.open(path, os.O_PATH | os.O_DIRECTORY)) for path in settings["paths"]]
@@ -73,7 +73,7 @@ def make_root(settings: dict[str, Any]) -> None:
 
 
 def give_up_rights(settings: dict[str, Any], stranger: int) -> None:
-    """Become nobody with limits; `stranger` is the user to become if root started us, else 0."""
+    """Set limits and drop all rights. `stranger`: id of the user to become if root started us, else 0."""
     limits = {
         resource.RLIMIT_CPU: settings["cpu_seconds"],
         resource.RLIMIT_AS: settings["mb"] * 2**20,
@@ -95,7 +95,7 @@ def give_up_rights(settings: dict[str, Any], stranger: int) -> None:
 
 
 def serve(settings: dict[str, Any], command: list[str], stranger: int) -> NoReturn:
-    """Be the first process: start the command as the second, and end with it."""
+    """Run as the first process of the namespace: start the command as the second, and end with it."""
     call("prctl", SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
     make_root(settings)
     child = os.fork()
@@ -112,7 +112,7 @@ def serve(settings: dict[str, Any], command: list[str], stranger: int) -> NoRetu
 
 
 def fail(error: BaseException) -> NoReturn:
-    """Tell why there is no sandbox, and end."""
+    """Write the reason why there is no sandbox to standard error, and end with status 125."""
     os.write(2, f"no sandbox: {error}".encode())
     os._exit(125)
 
@@ -122,7 +122,7 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     try:
         call("prctl", SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
-        # A user for each sandbox, so that the kernel counts its processes apart. Root itself has no such limit.
+        # Each sandbox gets its own user, so that the kernel counts its processes apart. Root itself has no limit.
         stranger = 0 if os.getuid() else 2_000_000_000 + os.getpid()
         enter()
         first = os.fork()

@@ -1,4 +1,4 @@
-"""Sandboxed processes of the judge: a program on an input, or tests against a program's functions."""
+"""Run sandboxed processes for the judge: a program on an input, or tests against a program's functions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST_OUTPUT = 1 << 20  # bytes of standard output that are read
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one sandboxed process may use."""
+    """Limits of one sandboxed process."""
 
     seconds: float  # of wall time; CPU time is limited to as much, rounded up, plus one
     mb: int  # address space of each process (MiB)
@@ -72,7 +72,7 @@ def confined(limits: Limits, files: dict[str, str], command: Sequence[str]) -> l
 
 @contextlib.asynccontextmanager
 async def _running(command: Sequence[str], **streams: Any) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Start a command in a process group of its own; kill all of it at the end."""
+    """Start a command in a process group of its own; kill the whole group at the end of the context."""
     process = await asyncio.create_subprocess_exec(*command, env={}, cwd="/", start_new_session=True, **streams)
     try:
         yield process
@@ -85,7 +85,7 @@ async def _running(command: Sequence[str], **streams: Any) -> AsyncIterator[asyn
 
 
 async def run_program(program: str, given: str, limits: Limits) -> str | None:
-    """Run a program on standard input `given`; return what it printed, None if it failed or went past a limit."""
+    """Run a program on standard input `given`; return its output, or None if it failed or exceeded a limit."""
     python, _ = interpreter()
     files = {"program": program, "input": given}
     # From a file: a program need not read its input.
@@ -104,9 +104,9 @@ async def run_program(program: str, given: str, limits: Limits) -> str | None:
 
 
 async def run_tests(program: str, tests: Sequence[str], setup: str, limits: Limits) -> int:
-    """Return how many tests pass. Programs and tests run in two sandboxes, and share only lines of data.
+    """Return how many tests pass. Program and tests run in two sandboxes, and exchange only lines of data.
 
-    Tests that had no turn within the time limit fail.
+    Tests that did not run within the time limit fail.
     """
     python, _ = interpreter()
     server = (HERE / "solution.py").read_text(encoding="utf-8")

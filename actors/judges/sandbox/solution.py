@@ -1,8 +1,8 @@
 """Serve calls of a program's functions: `solution.py PROGRAM`. Runs in a sandbox and imports nothing of ours.
 
 Reads one JSON request a line from standard input and answers on standard output: the values of the program's names,
-calls, attributes, items. It never sees a test, only the arguments of the call; and whoever asks takes only data from
-it, so whatever the program does to this process, it can lie about no comparison.
+calls, attributes, items. It never sees a test, only the arguments of the call. The tester takes only data from it, so
+even a program that takes over this process cannot fake a comparison.
 """
 
 import itertools
@@ -16,7 +16,7 @@ _CONTAINERS: dict[str, Any] = {kind.__name__: kind for kind in (list, tuple, set
 
 
 def encode(value: Any, kept: Any) -> Any:
-    """Write plain data as JSON; anything else is kept here, and named by a number."""
+    """Write plain data as JSON; keep any other object here, and send a number for it."""
     if value is None or isinstance(value, (bool, str)):
         return value if type(value) in (type(None), bool, str) else str(value)
     if isinstance(value, int):
@@ -59,7 +59,7 @@ def decode(value: Any, kept: Any) -> Any:
 
 
 def answer(request: dict[str, Any], names: dict[str, Any], kept: list[Any]) -> dict[str, Any]:
-    """Do what is asked of an object: read an attribute, call it, or list its items."""
+    """Answer a request about an object: its value, an attribute, a call, or its items."""
     target = names[request["name"]] if "name" in request else kept[request["kept"]]
     if request["do"] == "get":
         return {"value": encode(target, kept)}
@@ -73,7 +73,7 @@ def answer(request: dict[str, Any], names: dict[str, Any], kept: list[Any]) -> d
 
 
 def main() -> None:
-    """Run the program, then serve. What it prints goes nowhere."""
+    """Run the program, then serve requests. The program's output is dropped."""
     requests, answers = os.fdopen(os.dup(0), "r"), os.fdopen(os.dup(1), "w")
     empty = os.open("/box/output", os.O_RDWR | os.O_CREAT)
     for descriptor in range(3):

@@ -1,8 +1,9 @@
 """Run trusted tests on a program that runs elsewhere: `tester.py TESTS`. Runs in a sandbox too.
 
-TESTS is a JSON file {"tests": [source, ...], "setup": source}. The program's functions are asked for on standard output
-and answer on standard input; the number of each test that passed goes to standard error. A test's names are its own,
-Python's, the standard library's modules, and only then the program's, so a program cannot replace `abs` or `math`.
+TESTS is a JSON file {"tests": [source, ...], "setup": source}. Calls of the program's functions go to standard output,
+and their answers come from standard input; the number of each passed test goes to standard error. A name in a test is
+its own, else Python's, else a module of the standard library, and only then the program's: so a program cannot replace
+`abs` or `math`.
 """
 
 import builtins
@@ -16,7 +17,7 @@ from actors.judges.sandbox.solution import decode, encode
 
 
 class FailedError(Exception):
-    """What the program raised, if that is no exception of Python's own."""
+    """The program raised an exception that is not one of Python's own."""
 
 
 Ask = Callable[[dict[str, Any]], dict[str, Any]]
@@ -67,7 +68,7 @@ class _Remotes:
 
 
 def _update(before: Any, after: Any) -> None:
-    """Give a list, dict or set the content that the program left in its copy."""
+    """Copy the content that the program left in its copy of a list, dict or set back into `before`."""
     if type(before) is type(after) is list:
         before[:] = after
     elif type(before) is type(after) and isinstance(before, (dict, set)):
@@ -76,7 +77,7 @@ def _update(before: Any, after: Any) -> None:
 
 
 class Names(dict[str, Any]):
-    """The names of a test."""
+    """Names that a test can use."""
 
     def __init__(self, ask: Ask, offered: set[str]) -> None:
         super().__init__(__name__="tests", __builtins__=builtins)
