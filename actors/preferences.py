@@ -1,4 +1,4 @@
-"""Preference tables [n][n] among one prompt's completions: made from scores, checked, rounded, averaged to scores.
+"""Preference tables [n][n] among one prompt's completions: make them from scores, check, round, average to scores.
 
 Entry [i][j] is P(completion i is preferred to completion j). Pure; must not import judges or the replay buffer.
 """
@@ -49,10 +49,10 @@ def check_preferences(preferences: Sequence[Sequence[float]], count: int) -> Non
 
 
 def antisymmetric(preferences: Sequence[Sequence[float]]) -> Table:
-    """Average both entries of each pair: P(i > j) becomes (p + 1 - q) / 2 of p = P(i > j) and q = P(j > i).
+    """Average both entries of each pair, clipped to [0, 1].
 
-    In the result each pair adds up to exactly 1 and the diagonal is 1/2. Entries are clipped to [0, 1] first, so that a
-    checked table only loses its rounding errors. The diagonal is not read.
+    With p = P(i > j) and q = P(j > i), the result is P(i > j) = (p + 1 - q) / 2: each pair adds up to exactly 1, and
+    the diagonal is 1/2. A checked table only loses its rounding errors. The diagonal is not read.
     """
     count = len(preferences)
     table = [[0.5] * count for _ in range(count)]
@@ -65,7 +65,7 @@ def antisymmetric(preferences: Sequence[Sequence[float]]) -> Table:
 
 
 def finished_first(preferences: Sequence[Sequence[float]], finished: Sequence[bool]) -> Table:
-    """Let every finished completion beat every unfinished one, and unfinished ones tie; other entries stay."""
+    """Let every finished completion beat every unfinished one, and unfinished ones tie; keep all other entries."""
     return tuple(
         tuple(p if a and b else 0.5 + 0.5 * (a - b) for p, b in zip(row, finished, strict=True))
         for row, a in zip(preferences, finished, strict=True)

@@ -24,11 +24,11 @@ class Prompt:
     answer: str | None = None
     """Gold answer for verifiers, verbatim from the data; None if the data has none."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """If the data have them: `messages` of a chat, `tools`, `columns` for judges, and a structured `answer`."""
+    """Data of the row, if present: `messages` of a chat, `tools`, `columns` for judges, a structured `answer`."""
 
 
 Draw = Literal["all", "policy", "opponents"]
-"""Completions a lease asks for: the whole group, only the policy's K, or only the opponents' M."""
+"""Completions that a lease requests: the whole group, only the policy's K, or only the opponents' M."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Lease:
     index: int
     """Position in the global order of leases; see `admission.py`. Negative for leases that never enter the buffer."""
     attempt: int
-    """Earlier grants of this lease; an answer to an older attempt is ignored."""
+    """Number of earlier grants of this lease. An answer to an older attempt is ignored."""
     prompt: Prompt
     min_version: int  # oldest policy version that may generate it
     deadline: float
@@ -57,7 +57,7 @@ class Completion:
     versions: tuple[int, ...]  # policy version that sampled or read each token; never decreasing
     text: str  # decoded response without special tokens; in a conversation, the policy's last message
     finished: bool
-    """True if it ended with end-of-sequence, False if it was cut at the length limit or by another stop token."""
+    """True if it ended with end-of-sequence; False if the length limit or another stop token cut it."""
     opponent: bool = False
     """True if it was sampled as an opponent, from the mixture for example; False if it is the policy's own."""
     given: tuple[tuple[int, int], ...] = ()
@@ -65,7 +65,7 @@ class Completion:
     messages: tuple[tuple[str, str], ...] = ()
     """Role and content of each message of a conversation, from the policy's first; empty without an environment."""
     reference_logprobs: tuple[float, ...] = ()
-    """Log-prob of each token (nats) under the frozen reference; 0 if it is `given`. Empty if no actor has scored it."""
+    """Log-prob of each token (nats) under the frozen reference; 0 if it is `given`. Empty if no actor scored them."""
 
     @property
     def oldest_version(self) -> int:
@@ -73,7 +73,7 @@ class Completion:
 
     @property
     def transcript(self) -> str:
-        """The text or, of a conversation, every message under its role."""
+        """Return the text or, for a conversation, every message under its role."""
         return "\n\n".join(f"{role}: {content}" for role, content in self.messages) if self.given else self.text
 
     @property
@@ -82,7 +82,7 @@ class Completion:
         return len(self.token_ids) - sum(end - start for start, end in self.given)
 
     def sampled(self, values: Sequence[T]) -> list[T]:
-        """Return those of `values`, one per token, whose tokens the policy sampled."""
+        """Return the values of sampled tokens; `values` holds one per token."""
         return without(values, self.given)
 
 
@@ -151,7 +151,7 @@ class Game:
     prompt_token_ids: tuple[int, ...]
     players: tuple[Completion, ...]  # the policy's K completions
     opponents: tuple[Completion, ...]
-    """The M opponents. Empty: each half of the players plays against the other."""
+    """The M opponents. Empty if each half of the players plays against the other."""
     preferences: tuple[tuple[float, ...], ...]
     """[K + M][K + M], players first: [i][j] = P(completion i is preferred to j); 1/2 on the diagonal."""
     scores: tuple[float, ...]  # [K + M]: the judge's scores
@@ -185,22 +185,22 @@ class Canary:
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """In nats, at temperature 1: of the last tokens, those of the answer."""
+    """Log-probs (nats, at temperature 1) of the answer's tokens, which come last."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transport:
-    """What the rest of a run has to know of one way of weight sync."""
+    """Properties of one way of weight sync that the rest of a run depends on."""
 
     one_host: bool = False  # generators must run on the learner's host
-    in_files: bool = False  # of a memory-backed file system
+    in_files: bool = False  # weights are in files of a memory-backed file system
     readable: bool = False  # anyone who has the manifest may read the weights, not only generators
     broadcast: bool = False  # one transfer reaches all generators, in which the learner takes part
     needs_gpus: bool = False
 
     @property
     def beside_updates(self) -> bool:
-        """Whether the learner serves generators while it computes an update."""
+        """Return whether the learner serves generators while it computes an update."""
         return not self.readable
 
 
@@ -211,12 +211,12 @@ TRANSPORTS = {
     "nccl": Transport(broadcast=True, needs_gpus=True),
     "ipc": Transport(one_host=True, needs_gpus=True),
 }
-"""By the name in `publication.transport`."""
+"""Transports by their names in `publication.transport`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """A place in a transfer group. Made by the learner and the driver; read by whoever joins."""
+    """A place in a transfer group. Made by the learner and the driver; read by the joining process."""
 
     group: str  # a new name for every membership
     address: str  # of the store at which all meet
@@ -254,12 +254,12 @@ class GeneratorStatus:
     idle_seconds: float
     process: str  # incarnation id; changes when the process restarts
     gap: float | None = None
-    """Largest difference (nats) from the learner's log-probs on a rollout that both scored with this version's weights;
-    None before the first."""
+    """Largest difference (nats) from the learner's log-probs on a rollout, both with this version's weights; None
+    before the first rollout."""
 
 
 def without(values: Sequence[T], given: Sequence[tuple[int, int]]) -> list[T]:
-    """Return `values` outside the ranges [start, end) of `given`, which are in order."""
+    """Return `values` outside the ranges [start, end) of `given`, which must be in order."""
     edges = [0, *(edge for span in given for edge in span), len(values)]
     return [value for start, end in zip(edges[::2], edges[1::2], strict=True) for value in values[start:end]]
 
@@ -270,7 +270,7 @@ def flatten(groups: Sequence[Group]) -> list[Completion]:
 
 
 def with_tuples(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `row` with every list, nested ones too, as a tuple: what records hold, and JSON and Parquet do not."""
+    """Return `row` with every list, nested ones too, as a tuple: records hold tuples, which JSON and Parquet lack."""
     return {name: _as_tuple(value) for name, value in row.items()}
 
 
@@ -285,7 +285,7 @@ class Pulse:
     host: str
     process: int
     stalled_seconds: float = 0.0
-    """Since its last progress, if it has work; 0 if it cannot say."""
+    """Seconds since its last progress, if it has work; 0 if unknown."""
 
     @classmethod
     def of_this_process(cls, stalled_seconds: float = 0.0) -> "Pulse":

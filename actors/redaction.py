@@ -1,4 +1,4 @@
-"""Mask secrets in output: values under a secret's name, text with the shape of a known key, and parts of a known key.
+"""Mask secrets in output: values under a secret's name, text in the shape of a known key, parts of a known key.
 
 A second line of defence: settings take the NAME of an environment variable, never a key. Standard library only. The
 shapes of keys are those that their services document (GitHub, GitLab, Hugging Face, OpenAI, Groq, AWS, Google, Slack,
@@ -14,32 +14,32 @@ from typing import Any
 
 MASK = "***"
 SHORTEST_PART = 6
-"""Characters of a known key from which on a part of it is masked."""
+"""Shortest part of a known key that is masked, in characters."""
 
 SHORTEST_KEY = 12
-"""Characters from which on the value of an environment variable may be a key."""
+"""Shortest value of an environment variable that may be a key, in characters."""
 LONG = 24
-"""Characters of random text from which on it is taken for a key whatever its name."""
+"""Shortest random text that counts as a key under any name, in characters."""
 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _SECRETS = {
     "apikey", "accesskey", "auth", "authorization", "bearer", "cookie", "credential", "credentials", "key", "keys",
     "passphrase", "passwd", "password", "passwords", "pat", "pwd", "secret", "secretkey", "secrets", "token", "tokens",
 }  # fmt: skip
-"""Words for secrets. `tokens` and `keys` count only beside a random value: `max_tokens` is none."""
+"""Words for secrets. `tokens` and `keys` count only beside a random value: `max_tokens` is no secret."""
 _PLURAL = {"keys", "tokens"}
 _SPECIAL_TOKENS = {
     "audio", "begin", "bos", "cls", "decoder", "end", "eos", "first", "image", "last", "mask", "new", "next", "pad",
     "per", "prompt", "sep", "sort", "special", "start", "stop", "unk", "video", "vision",
 }  # fmt: skip
-"""Words before `token` or `key` with which it is a tokenizer's or a table's."""
+"""Words before `token` or `key` that make it a tokenizer's token or a table's key."""
 _ABOUT = {
     "env", "file", "frames", "id", "ids", "length", "limit", "mode", "name", "names", "path", "size", "type", "url",
     "variable",
 }  # fmt: skip
-"""Last words of names of something that belongs to a secret and is none."""
+"""Last words of names of things that belong to a secret but are no secret."""
 _RANDOM = {"adapter", "checksum", "digest", "hash", "id", "ids", "model", "name", "revision", "sha", "uuid", "version"}
-"""Last words of names whose values look random and are no secrets."""
+"""Last words of names whose values look random but are no secrets."""
 _ENVIRONMENT_VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+")
 
 # Every repetition below is bounded or begins at the beginning of a word, so that no text takes long.
@@ -74,8 +74,8 @@ _IN_TEXT = (
 def redact(value: Any, name: str = "") -> Any:
     """Return JSON-like `value` with every secret replaced by `***`.
 
-    Secrets are values under a secret's name, keys of known services, and in text users and passwords of URLs,
-    `Authorization`, and what is assigned to a secret's name.
+    Secrets are values under a secret's name, keys of known services, and in text also users and passwords of URLs,
+    `Authorization`, and values that are assigned to a secret's name.
     """
     if isinstance(value, Mapping):
         return {key: redact(below, str(key)) for key, below in value.items()}
@@ -120,7 +120,7 @@ def without_key(text: str, key: str, instead: str = MASK) -> str:
 
 
 def environment_keys(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the values of environment variables that are keys, by their names and their look; no path is one."""
+    """Return the values of environment variables that are keys, judging by name and look. Paths are never keys."""
     return [
         value
         for name, value in environ.items()
@@ -129,7 +129,7 @@ def environment_keys(environ: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def looks_random(text: str, least: int = 12) -> bool:
-    """Return whether some word of a text has the look of a generated key: letters and digits without an order."""
+    """Return whether a word of a text looks like a generated key: letters and digits without order."""
     return any(_is_random(word) for word in re.findall(rf"[A-Za-z0-9+]{{{least},}}", text))
 
 
@@ -151,7 +151,7 @@ def _words(name: str) -> list[str]:
 
 
 def _is_secret(name: str, value: str) -> bool:
-    """Return whether a value's name says that it is secret: for certain, or by a word of it beside a random value."""
+    """Return whether a value is secret by its name: for certain, or by a word in the name if the value looks random."""
     words = _words(name)
     if not words or words[-1] in _ABOUT:
         return False
@@ -179,7 +179,7 @@ def _without_known_shapes(text: str) -> str:
 
 
 def _is_assignment(found: re.Match[str], value: str, written: str) -> bool:
-    """Return whether a text gives a secret its value; `token: missing` and `key: 5` are prose."""
+    """Return whether a text assigns a value to a secret's name. `token: missing` and `key: 5` are prose."""
     option, name = found["option"], found["option"] or found["name"]
     if not _is_secret(name, value) or value.startswith(MASK) or _ENVIRONMENT_VARIABLE.fullmatch(value):
         return False

@@ -24,21 +24,21 @@ from actors.judges.worker import JudgeWorker
 from actors.records import GeneratorStatus, Manifest
 
 COLLECTING_CALLS = 8
-"""Calls one actor serves at a time. `collect` blocks, and `submit`, `take_weights` and `status` must get past it."""
+"""Calls that one actor serves at a time: `submit`, `take_weights` and `status` must get past a blocking `collect`."""
 
 
 class RemoteGenerator(Generator):
     """A generator that finds models on its own host, and takes payloads as arguments, which Ray resolves.
 
-    `after` is for Ray alone: values that must exist before it starts. A first start that fails raises, because its
-    settings are wrong. A restart that fails, as when a dead process still holds GPU memory, lets `status` raise
-    EngineStartError: Ray would give up an actor whose constructor raises, whatever restarts it has left.
+    `after` is for Ray alone: values that must exist before the actor starts. A failed first start raises, because its
+    settings are wrong. After a failed restart (a dead process may still hold GPU memory) `status` raises
+    EngineStartError instead: Ray would give up an actor whose constructor raises, even with restarts left.
     """
 
     def __init__(self, spec: GeneratorSpec, *after: Any, **settings: Any) -> None:
         self._start_failure: Exception | None = None
         again = ray.get_runtime_context().was_current_actor_reconstructed
-        if again:  # or it would draw the random numbers of its first life once more
+        if again:  # otherwise it would draw the random numbers of its first start again
             spec = replace(spec, start=secrets.randbits(32))
         try:
             with _turn_on_gpu() if spec.generators.gpus < 1.0 else contextlib.nullcontext():
@@ -59,7 +59,7 @@ class RemoteGenerator(Generator):
 
 @contextlib.contextmanager
 def _turn_on_gpu() -> Iterator[None]:
-    """Keep other engines from starting on this process's GPU meanwhile: each measures what the others leave."""
+    """Keep other engines from starting on this process's GPU within the context: each measures the free memory."""
     card = re.sub(r"\W", "-", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     path = os.path.join(tempfile.gettempdir(), f"offbeat-{os.getuid()}-gpu-{card}.lock")
     with writing(path, "or set TMPDIR to a directory of your own"):
@@ -73,7 +73,7 @@ def _turn_on_gpu() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class GeneratorPlace:
-    """Where one generator runs."""
+    """The place of one generator: GPUs, host, environment."""
 
     gpus: float
     """GPUs to reserve, over all workers of the engine; 0 on CPU."""

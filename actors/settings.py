@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 WORLD = "world"
 """Selects the embedded world wherever a setting takes a path or a data set."""
 STARTS = "OFFBEAT_STARTS"
-"""A variable that a sweep gives its runs: a directory that keeps the world's policies that they start from."""
+"""Environment variable that a sweep sets for its runs: directory of the world's policies that the runs start from."""
 
 
 def _at_home(path: str) -> str:
@@ -37,7 +37,7 @@ class Settings(BaseModel):
 
 
 MOST_ACTORS = 10_000
-"""Processes of one role: each is listed before any cluster is asked for room."""
+"""Most processes of one role: all are listed before any cluster is asked for room."""
 SMALLEST_SHARE = 0.0001
 """Smallest share of a core or a GPU that Ray can reserve."""
 
@@ -53,7 +53,7 @@ GpuShare = Annotated[float, AfterValidator(_reservable)]
 
 
 def item_mistakes(error: ValidationError, noun: str) -> str:
-    """Say what is wrong with a list's items, each a `noun`, without the values: one may be a misplaced secret."""
+    """Describe the mistakes in a list's items, each a `noun`. Shows no values: one may be a misplaced secret."""
 
     def said(detail: Any) -> str:
         index, *path = detail["loc"] or ("",)
@@ -61,7 +61,7 @@ def item_mistakes(error: ValidationError, noun: str) -> str:
         return f"{where}{''.join(f'.{part}' for part in path)}: {_said_of(detail)}"
 
     found = error.errors(include_url=False)
-    # A list is short as well if its items are wrong.
+    # If items are wrong, pydantic also reports the list as too short.
     of_items = [each for each in found if each["loc"]]
     return "; ".join(map(said, of_items or found))
 

@@ -1,4 +1,4 @@
-"""Python code of users: found by import path; its errors with file and line, from the user's own file on."""
+"""Import users' Python code by path, and report its errors with file and line, from the user's own file on."""
 
 import importlib
 import inspect
@@ -26,9 +26,9 @@ class UserCodeError(RunError):
 
 
 def load_named(setting: str, path: str, example: str) -> Any:
-    """Import what `path` names; `example` shows the form in messages, such as `package.module:function`.
+    """Import the callable that `path` names. `example`: the form for messages, such as `package.module:function`.
 
-    Raises UsageError if the path is malformed, its module cannot be imported, or holds no such callable.
+    Raises UsageError if the path is malformed, or its module cannot be imported or holds no callable of that name.
     """
     module_name, _, name = path.partition(":")
     of_file = module_name.endswith(".py") and not os.path.isdir(module_name.removesuffix(".py"))
@@ -58,14 +58,14 @@ def load_named(setting: str, path: str, example: str) -> Any:
 
 
 def _correction(error: BaseException) -> str:
-    """Return the next step after an error of a module's import."""
+    """Return the remedy for an error of a module's import."""
     if isinstance(error, ImportError) and "relative import" in str(error):
         return "the module is in no package: import what is beside it by its name alone, without the dot"
     return "correct the module"
 
 
 def _meant(path: str) -> str:
-    """Return the end of an error: the import path that a file's path or a dotted name was meant as, if it is clear."""
+    """Return the end of an error: the import path that `path`, a file or a dotted name, means; empty if unclear."""
     file, colon, name = path.rpartition(":")
     if not colon:
         file, name = path.removesuffix(".py"), "function"
@@ -80,7 +80,7 @@ def _meant(path: str) -> str:
 
 
 def place_of(function: Any) -> str:
-    """Return file and line of a callable's definition, the file alone if Python does not know more."""
+    """Return file and line of a callable's definition, or only the file if Python does not know the line."""
     function = inspect.unwrap(getattr(function, "func", function))  # of a functools.partial
     code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
     if code is not None:
@@ -90,7 +90,7 @@ def place_of(function: Any) -> str:
 
 
 def raised(who: str, error: BaseException, *machinery: str) -> UserCodeError:
-    """Describe an error of a user's code. Frames up to the last in a file of `machinery` are left out."""
+    """Describe an error of a user's code. Leaves out frames up to the last one in a file of `machinery`."""
     frames = traceback.extract_tb(error.__traceback__)
     hidden = {__file__, importlib.__file__, *machinery}
     ours = [number for number, frame in enumerate(frames) if frame.filename in hidden or _imports(frame.filename)]
@@ -104,7 +104,7 @@ def raised(who: str, error: BaseException, *machinery: str) -> UserCodeError:
 
 
 def _message(error: BaseException, deepest: int = 3) -> str:
-    """Return an error's type and text, and those of the errors that it was raised from or holds."""
+    """Return type and text of an error, and of the errors that it was raised from or holds."""
     try:
         text = str(error)
     except BaseException:  # of a class of the user's

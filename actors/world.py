@@ -1,7 +1,7 @@
 """The embedded world: 16 prompts, 259 complete responses, and two preferences known in closed form.
 
-It is so small that win rates, divergences and exploitability can be computed exactly, by enumeration. This module holds
-the language, the gold preferences and the corpus for supervised training. Must not import torch or know policies;
+It is so small that enumeration gives exact win rates, divergences and exploitability. This module holds the language,
+the gold preferences and the corpus for supervised training. Must not import torch or know policies;
 `learner.world.exact` does.
 
 A prompt is `<bos> P Q <sep>`, P a colour (p = 0..3) and Q a direction (q = 0..3). A response is up to three of six
@@ -101,7 +101,7 @@ def quality(p: int, q: int, symbols: Sequence[int]) -> float:
 
 
 def family(symbols: Sequence[int]) -> int:
-    """Return the family (0 rock, 1 paper, 2 scissors) with most symbols; the first symbol's on a tie; -1 if empty."""
+    """Return the family (0 rock, 1 paper, 2 scissors) with most symbols. On a tie the first symbol's; -1 if empty."""
     if not symbols:
         return NO_FAMILY
     families = [symbol // 2 for symbol in symbols]
@@ -109,7 +109,7 @@ def family(symbols: Sequence[int]) -> int:
 
 
 def _read_only(table: NDArray[Any]) -> NDArray[Any]:
-    """Protect a cached table from its readers."""
+    """Make a cached table read-only, so that readers cannot change it."""
     table.flags.writeable = False
     return table
 
@@ -266,7 +266,7 @@ def corpus_outcome_probabilities(prompt_dependent: bool = True) -> NDArray[np.fl
 
 @cache
 def family_cycle() -> NDArray[np.intp]:
-    """Return each prompt's families around its cycle, [16, 3]: the corpus's favourite, what beats it, what beats that.
+    """Return each prompt's families around its cycle, [16, 3]: first the corpus's favourite; each next beats the last.
 
     Prompts differ in the favourite and in the cycle's direction; in this order their games are alike.
     """

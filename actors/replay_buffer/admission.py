@@ -1,4 +1,4 @@
-"""Admission: which prompts may be generated now, and which groups the next update consumes, within the staleness bound.
+"""Admission: decide which prompts may be generated and which groups an update consumes, within the staleness bound.
 
 A pure state machine over lease indices, driven from one thread; time is an argument. Must not depend on prompts,
 tokens, actors or a clock: `buffer.py` keeps what the indices stand for.
@@ -56,7 +56,7 @@ class Take:
     update: int
     version: int
     indices: tuple[int, ...]
-    """Empty if every lease of the update was dropped; the run continues."""
+    """Consumed leases. Empty if every lease of the update was dropped; the run continues."""
     staleness: tuple[int, ...]
     """`version` minus the oldest token version, per index; between 0 and `max_staleness`."""
 
@@ -67,19 +67,19 @@ class _Entry:
 
     attempt: int = 0
     failures: int = 0
-    """Failed grants; a restart of the run does not count as one."""
+    """Failed grants; a restart of the run does not count."""
     deadline: float = 0.0
     generated: bool = False
     oldest_version: int = 0
     uses: int = 0
     held: bool = False
-    """Waiting on purpose, for opponents for example: it does not expire."""
+    """True while it waits on purpose, for opponents for example, so that it does not expire."""
 
 
 class Admission:
     """Grants leases, records answers and chooses batches, with staleness at most `config.max_staleness`.
 
-    `total_updates` are those of the whole run; no lease beyond them is granted. None: no end. Raises UsageError if
+    `total_updates`: updates of the whole run, beyond which no lease is granted; None: no end. Raises UsageError if
     `config.max_reuse` can never be met. A report on a grant whose lease has moved on returns False and counts as late.
     """
 
@@ -130,7 +130,7 @@ class Admission:
         return index in self._buffered or index in self._reusable
 
     def ages(self) -> list[int]:
-        """Return the staleness (versions) of each held group if the next update consumed it."""
+        """Return the staleness (versions) that each held group would have in the next update."""
         return [self.training_version - entry.oldest_version for entry in (self._buffered | self._reusable).values()]
 
     def grant(self, limit: int, now: float) -> list[Grant]:
@@ -150,7 +150,7 @@ class Admission:
         return grants
 
     def generated(self, index: int, attempt: int) -> bool:
-        """Record that the lease's completions exist and go to a judge. A second report is late too."""
+        """Record that the lease's completions exist and go to a judge. A second report counts as late."""
         entry = self._current(index, attempt, ungenerated=True)
         if entry is None:
             return False
@@ -196,7 +196,7 @@ class Admission:
         return True
 
     def returned(self, index: int, attempt: int, reason: str) -> bool:
-        """Take back a failed lease: it is granted again, or dropped after `max_attempts`."""
+        """Take back a failed lease, to grant it again, or to drop it after `max_attempts` failures."""
         if self._current(index, attempt) is None:
             return False
         self._fail(index, self._in_flight.pop(index), reason)
@@ -204,7 +204,7 @@ class Admission:
         return True
 
     def lost(self, indices: Iterable[int], reason: str) -> list[int]:
-        """Take back those of `indices` that were being generated, and return them; generated groups are not lost."""
+        """Take back the leases of `indices` that are being generated; return them. Generated groups are not lost."""
         gone = [index for index in indices if index in self._in_flight and not self._in_flight[index].generated]
         for index in gone:
             self.returned(index, self._in_flight[index].attempt, reason)
@@ -220,7 +220,7 @@ class Admission:
     def take(self) -> Take | None:
         """Take the next update's groups; return None while some are missing and after the last update.
 
-        Discards groups that exceed the bound first, in either order, whether or not the update is ready.
+        First discards groups that exceed the bound, in both orders, even if the update is not ready.
         """
         if self.updates == self.total_updates:
             return None
@@ -328,7 +328,7 @@ class Admission:
         return self.updates * self.config.prompts_per_update + len(self._buffered) + len(self._in_flight)
 
     def _current(self, index: int, attempt: int, *, ungenerated: bool = False) -> _Entry | None:
-        """Return the entry of a lease in flight; count the report as late and return None if it has moved on."""
+        """Return the entry of a lease in flight. If the lease has moved on, count a late report and return None."""
         entry = self._in_flight.get(index)
         if entry is not None and entry.attempt == attempt and not (ungenerated and entry.generated):
             return entry
@@ -349,8 +349,8 @@ class Admission:
         self._waiting[index] = _Entry(attempt=entry.attempt + 1, failures=entry.failures)
 
     def _sweep(self) -> None:
-        """Discard groups that exceed the bound; forget those that were already trained on. Until a version ends, only
-        new groups can."""
+        """Discard groups that exceed the bound; forget the ones that were already trained on. Until a version ends,
+        only new groups can exceed it."""
         aged = self._swept_version != self.training_version
         for index in list(self._buffered) if aged else self._unswept:
             entry = self._buffered.get(index)
@@ -375,7 +375,7 @@ class Admission:
         return [index for index in span if index in self._buffered] if complete else None
 
     def _in_ready_order(self) -> list[int] | None:
-        """Return groups never trained on before reused ones, oldest tokens first: reuse only fills the gaps."""
+        """Choose unused groups before reused ones, oldest tokens first, so that reuse only fills gaps."""
         wanted = self.config.prompts_per_update
         if self.held < wanted:
             return None

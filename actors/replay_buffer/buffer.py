@@ -27,7 +27,7 @@ class Batch:
     version: int
     """Policy version that the update trains: `update // updates_per_publish`."""
     groups: tuple[Group, ...]
-    """By lease index in lease order, oldest tokens first in ready order. Empty: this update has nothing to train on."""
+    """Groups by lease index in lease order, oldest tokens first in ready order. Empty: nothing to train on."""
     staleness: tuple[int, ...]
     """`version` minus the oldest token version of each group; at most `max_staleness`."""
 
@@ -54,9 +54,9 @@ class ReplayBuffer(Admission):
         ]
 
     def in_time(self, group: Group) -> Group:
-        """Return a late group as the answer to its lease's next grant, if that waits for one; else the group itself.
+        """Return a late group as an answer to its lease's newer grant if that is still open; else the group itself.
 
-        If its tokens are too old for that, it is discarded as any other: see `take`.
+        If its tokens are too old, it is discarded like any other group: see `take`.
         """
         lease, entry = group.lease, self._in_flight.get(group.lease.index)
         if entry is None or entry.generated or lease.attempt >= entry.attempt:
@@ -64,7 +64,7 @@ class ReplayBuffer(Admission):
         return replace(group, lease=replace(lease, attempt=entry.attempt))
 
     def awaits(self, index: int) -> bool:
-        """Return whether completions of lease `index` are still to come."""
+        """Return whether the completions of lease `index` are still missing."""
         entry = self._in_flight.get(index)
         return index in self._waiting if entry is None else not entry.generated
 

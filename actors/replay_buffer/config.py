@@ -46,10 +46,10 @@ class ReplayConfig(Settings):
 
     @property
     def prompts_per_version(self) -> int:
-        """B: prompts consumed between two published versions."""
+        """Return B: prompts consumed between two published versions."""
         return self.prompts_per_update * self.updates_per_publish
 
     @property
     def most_uses(self) -> int:
-        """Updates in which a group stays within the bound: [vk, (v + S + 1)k) for tokens of version v."""
+        """Return in how many updates a group is within the bound: [vk, (v + S + 1)k) for tokens of version v."""
         return (self.max_staleness + 1) * self.updates_per_publish

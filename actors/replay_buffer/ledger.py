@@ -1,4 +1,4 @@
-"""The two sums that a ledger must keep: every prompt and every grant is somewhere, once.
+"""Check the two sums of a ledger: every prompt and every grant is counted exactly once.
 
 offered = waiting + in flight + buffered + trained + dropped        (prompts)
 leased  = in flight + buffered + trained + returned + dropped       (grants)
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def imbalance(ledger: Mapping[str, Any]) -> str:
-    """Return which of the two sums a ledger breaks, with its numbers; empty if both hold."""
+    """Return the sum that a ledger breaks, with its numbers; empty if both sums hold."""
     returned, dropped = sum(ledger["returned"].values()), sum(ledger["dropped"].values())
     settled = ledger["in_flight"] + ledger["buffered"] + ledger["trained"] + dropped
     broken = []

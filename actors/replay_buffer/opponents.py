@@ -1,4 +1,4 @@
-"""When to draw a group's opponents: late enough to be fresh, as early as their staleness bound allows.
+"""Decide when to draw a group's opponents: late enough to be fresh, as early as their staleness bound allows.
 
 A pure schedule over lease indices and versions. Must not depend on a clock, tasks, generators or judges.
 
@@ -18,7 +18,7 @@ from actors.records import Group
 
 
 class OpponentScheduler:
-    """Holds groups of the policy's completions until their opponents may be drawn.
+    """Groups of the policy's completions that wait until their opponents may be drawn.
 
     `max_staleness`: S' (versions). The schedule holds in lease order, for S' at most `replay.max_staleness`.
     """

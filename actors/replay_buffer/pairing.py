@@ -11,14 +11,14 @@ from actors.preferences import antisymmetric, bradley_terry, finished_first
 from actors.records import Game, Group, Judgement, Pair
 
 MissingEos = float | Literal["below_finished"] | None
-"""`judging.missing_eos_score`."""
+"""Type of `judging.missing_eos_score`."""
 
 
 def effective_scores(group: Group, missing_eos_score: MissingEos) -> tuple[float, ...]:
     """Return the judge's scores; those of unfinished completions are replaced if `missing_eos_score` is not None.
 
-    `below_finished` puts all of them as far below the group's lowest finished score as the judge's scores spread,
-    whatever their unit; if none finished, all get the lowest score of the group.
+    `below_finished` puts all of these below the group's lowest finished score, by the spread of the judge's scores,
+    whatever their unit. If no completion finished, all get the lowest score of the group.
     """
     scores = [float(score) for score in _judgement(group).scores]
     finished = [completion.finished for completion in group.completions]
@@ -32,7 +32,7 @@ def effective_scores(group: Group, missing_eos_score: MissingEos) -> tuple[float
 
 
 def unfinished_won(group: Group, missing_eos_score: MissingEos) -> bool | None:
-    """Return whether an unfinished completion has the best score of its group; None unless some of both kinds exist."""
+    """Return whether an unfinished completion has the best score of its group; None if only one kind exists."""
     finished = [completion.finished for completion in group.completions]
     if all(finished) or not any(finished):
         return None

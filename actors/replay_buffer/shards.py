@@ -1,4 +1,4 @@
-"""D coordinators as one whole: which of them owns a lease, and how their parts make the batches of the whole.
+"""Combine D coordinators into one whole: decide which shard owns a lease, and unite their parts into batches.
 
 Each shard is a `ReplayBuffer`, unchanged, with b/D of an update's prompts. Lease i of the whole is lease n = floor(i/D)
 of shard j = i mod D, so i = nD + j. D divides b, hence floor(i/b) = floor(n / (b/D)): a shard's own lease has the
@@ -27,10 +27,10 @@ from actors.replay_buffer.config import ReplayConfig
 
 @dataclass(frozen=True, slots=True)
 class Shards:
-    """How `count` shards, D, share the leases of a run with `config`. Raises UsageError if D does not divide b."""
+    """The division of a run's leases among `count` shards, D. Raises UsageError if D does not divide b."""
 
     config: ReplayConfig
-    """Of the whole."""
+    """Settings of the whole."""
     count: int
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class Shards:
 
     @property
     def each(self) -> ReplayConfig:
-        """The settings of every shard: those of the whole, with b/D prompts for each update."""
+        """Return the settings of every shard: those of the whole, with b/D prompts for each update."""
         return self.config.model_copy(update={"prompts_per_update": self.config.prompts_per_update // self.count})
 
     def owner(self, index: int) -> int:
@@ -55,7 +55,7 @@ class Shards:
         return index % self.count
 
     def local(self, index: int) -> int:
-        """Return the number that lease `index` of the whole has in its shard."""
+        """Return the number of lease `index` of the whole within its shard."""
         return index // self.count
 
     def index(self, shard: int, local: int) -> int:
@@ -63,13 +63,13 @@ class Shards:
         return local * self.count + shard
 
     def buffer(self, shard: int, prompts: PromptOrder, total_updates: int | None = None) -> ReplayBuffer:
-        """Make the buffer of `shard`. `prompts` are those of the whole; it reads only its own positions."""
+        """Make the buffer of `shard`. `prompts` are those of the whole; the buffer reads only its own positions."""
         return ReplayBuffer(self.each, _OwnPrompts(self, shard, prompts), total_updates)
 
 
 @dataclass(frozen=True, slots=True)
 class _OwnPrompts:
-    """One shard's prompts, by its own numbers."""
+    """One shard's prompts, by the shard's own numbers."""
 
     shards: Shards
     shard: int
@@ -80,9 +80,9 @@ class _OwnPrompts:
 
 
 class Assembly:
-    """Unites parts into batches, on the learner's side. Parts of one shard come in order; shards need not keep step.
+    """Unites parts into batches, on the learner's side. Each shard's parts come in order; shards need not keep step.
 
-    A part that comes early waits. Update u is complete when all D shards have given their part for u.
+    An early part waits. Update u is complete when all D shards have given their part for u.
     """
 
     def __init__(self, shards: Shards) -> None:
@@ -98,7 +98,7 @@ class Assembly:
 
     @property
     def missing(self) -> list[int]:
-        """Shards whose part the next update waits for."""
+        """Return the shards whose part for the next update is missing."""
         return [shard for shard, parts in enumerate(self._parts) if not parts]
 
     def wanted(self, shard: int) -> int:
@@ -108,7 +108,7 @@ class Assembly:
     def add(self, shard: int, part: Batch) -> bool:
         """Add a shard's part. Return False and ignore the part if it was given before.
 
-        Raises RunError if a part before it is missing.
+        Raises RunError if an earlier part of the shard is missing.
         """
         wanted = self.wanted(shard)
         if part.update > wanted:
@@ -123,7 +123,7 @@ class Assembly:
     def batch(self) -> Batch | None:
         """Unite the parts of the next update, with indices of the whole; return None while a part is missing.
 
-        By lease index in lease order, shard after shard in ready order.
+        Groups are sorted by lease index in lease order, shard after shard in ready order.
         """
         if self.missing:
             return None
@@ -141,9 +141,9 @@ class Assembly:
         return batch
 
     def ledger(self, buffers: Sequence[ReplayBuffer]) -> dict[str, Any]:
-        """Return the sum of the shards' ledgers; its two sums hold because theirs do.
+        """Return the sum of the shards' ledgers. Its two sums hold because they hold in each shard.
 
-        `trained` and `reused` count what shards gave; `given` is how much of that waits for other shards' parts.
+        `trained` and `reused` count groups that shards gave; `given` counts those that wait for other shards' parts.
         """
         ledgers = [buffer.ledger() for buffer in buffers]
         total = {name: _sum([ledger[name] for ledger in ledgers]) for name in ledgers[0]}
