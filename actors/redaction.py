@@ -1,4 +1,4 @@
-"""Mask secrets in output: values under a secret's name, text in the shape of a known key, parts of a known key.
+"""Mask secrets in output: values under a secret's name, text in a known key's shape, parts of a known key.
 
 A second line of defence: settings take the NAME of an environment variable, never a key. Standard library only. The
 shapes of keys are those that their services document (GitHub, GitLab, Hugging Face, OpenAI, Groq, AWS, Google, Slack,
@@ -151,7 +151,7 @@ def _words(name: str) -> list[str]:
 
 
 def _is_secret(name: str, value: str) -> bool:
-    """Return whether a value is secret by its name: for certain, or by a word in the name if the value looks random."""
+    """Return whether a value's name makes it a secret, either always or only because the value also looks random."""
     words = _words(name)
     if not words or words[-1] in _ABOUT:
         return False

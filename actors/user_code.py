@@ -65,7 +65,7 @@ def _correction(error: BaseException) -> str:
 
 
 def _meant(path: str) -> str:
-    """Return the end of an error: the import path that `path`, a file or a dotted name, means; empty if unclear."""
+    """Return the end of an error: the import path meant by `path`, a file or a dotted name. Empty if unclear."""
     file, colon, name = path.rpartition(":")
     if not colon:
         file, name = path.removesuffix(".py"), "function"

@@ -94,7 +94,7 @@ def written(
 def answered_chat(
     messages: Messages, tokenizer: Any, what: str, *, tools: Any = None, checked: bool = True
 ) -> tuple[str, str]:
-    """Render a chat that ends with the answer; return the text before the answer, and the text that the policy writes.
+    """Render a chat that ends with the answer; return the text before it, and the text that the policy writes.
 
     Raises as `render`, and BrokenConversationError if the template renders an answered prompt differently or, if
     `checked`, loses a part of the answer.
@@ -152,7 +152,7 @@ def continued(text: str, tokenizer: Any) -> list[int]:
 
 
 def _answer_after_thought(before: str, messages: Messages, tokenizer: Any, what: str, tools: Any) -> tuple[str, str]:
-    """Return the answer, and the tag that opens it in `before`, for templates that open a thought for the policy only.
+    """Return the answer, and its opening tag in `before`, if a template opens a thought for the policy only.
 
     The policy writes the rest of the thought, its end, and the answer as the template renders it.
     """

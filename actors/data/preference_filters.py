@@ -91,8 +91,8 @@ class PerplexityRules:
     max_gap: float | None = None
     """Nats per token. Rule 2 drops a pair whose responses differ by more: fluency alone separates them."""
     mistakes_only: bool = False
-    """True if rule 3 applies: it keeps only the policy's real mistakes, pairs whose rejected response is at least as
-    likely as the chosen one."""
+    """True if rule 3 keeps only the policy's real mistakes: pairs whose rejected response is at least as likely as the
+    chosen one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ Columns = Mapping[str, Any]
 
 
 class FormError(Exception):
-    """A row has the columns of a layout, but the layout does not allow one of its values; the message says which."""
+    """A row has the columns of a layout, but a value that the layout does not allow. The message says which."""
 
 
 def pairs_of(columns: Columns, ranked_pairs: RankedPairs = "all") -> list[Columns]:
@@ -75,7 +75,7 @@ def _as_messages(value: Any, name: str) -> Any:
 
 
 def columns_for(names: Sequence[str]) -> list[str] | None:
-    """Return the columns of the layout that a table with the columns `names` has; None if it has no layout of these."""
+    """Return the columns of the layout that the columns `names` form; None if they form no layout here."""
     form = next((form for form in (*FORMS, KTO) if form <= set(names)), None)
     return None if form is None else [name for name in (*form, *OPTIONAL) if name in names]
 
@@ -97,7 +97,7 @@ def _value(given: Columns, name: str, allowed: Mapping[Any, Any]) -> Any:
 
 
 def _sharegpt(given: Columns) -> Iterator[Columns]:
-    """ShareGPT: a conversation, and its next turn as a turn, a list of one turn, or a text."""
+    """Read ShareGPT: a conversation, and its next turn as a turn, a list of one turn, or a text."""
     conversation = given["conversations"]
     if not isinstance(conversation, list):
         raise FormError(f"'conversations' is of type {type(conversation).__name__}, not a list of turns")
@@ -131,26 +131,26 @@ def messages_of(turns: Any, name: str) -> list[dict[str, Any]]:
 
 
 def _pku(given: Columns) -> Iterator[Columns]:
-    """PKU-SafeRLHF: `better_response_id` names the more helpful response."""
+    """Read PKU-SafeRLHF: `better_response_id` names the more helpful response."""
     first = _value(given, "better_response_id", {0: True, 1: False})
     yield _pair(given["prompt"], given["response_0"], given["response_1"], first)
 
 
 def _shp(given: Columns) -> Iterator[Columns]:
-    """SHP: `labels` 1 if A has the higher score."""
+    """Read SHP: `labels` is 1 if A has the higher score."""
     first = _value(given, "labels", {1: True, 0: False})
     yield _pair(given["history"], given["human_ref_A"], given["human_ref_B"], first)
 
 
 def _arena(given: Columns) -> Iterator[Columns]:
-    """Chatbot Arena: two whole conversations, which must share all but the last answer."""
+    """Read Chatbot Arena: two whole conversations, which must share all but the last answer."""
     winners = {"model_a": True, "model_b": False, "tie": None, "tie (bothbad)": None}
     pair = _pair(None, given["conversation_a"], given["conversation_b"], _value(given, "winner", winners))
     yield {name: value for name, value in pair.items() if name != "prompt"}
 
 
 def _ranked(given: Columns) -> Iterator[Columns]:
-    """Every pair of K responses whose ranks (1 is best) or scores (higher is better) differ."""
+    """Yield every pair of K responses whose ranks (1 is best) or scores (higher is better) differ."""
     name = "ranks" if "ranks" in given else "scores"
     responses, values = given["responses"], given[name]
     if not isinstance(responses, list) or not isinstance(values, list) or len(responses) != len(values):
@@ -161,7 +161,7 @@ def _ranked(given: Columns) -> Iterator[Columns]:
 
 
 def _answers(given: Columns) -> Iterator[Columns]:
-    """Nectar (`answer`, `rank`) and UltraFeedback (`response`, `overall_score`): a list of objects."""
+    """Read Nectar (`answer`, `rank`) and UltraFeedback (`response`, `overall_score`): a list of objects."""
     nectar = "answers" in given
     name, text, value = ("answers", "answer", "rank") if nectar else ("completions", "response", "overall_score")
     prompt = given["prompt" if nectar else "instruction"]

@@ -178,7 +178,7 @@ def _list(value: Any, what: str, of: str) -> list[Any] | None:
 
 
 def _rest(message: Message) -> list[dict[str, Any]]:
-    """Return the parts of a message beside role and content in a list of one dict; empty if it has no such part."""
+    """Return a list of one dict: the parts of a message beside role and content. Empty without any."""
     rest = {name: value for name, value in message.items() if name not in ("role", "content")}
     return [rest] if rest else []
 

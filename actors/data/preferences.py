@@ -94,7 +94,7 @@ class PreferenceColumns:
         return chosen
 
     def renamed(self, columns: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Rename columns to the names that they are read under; if a row has both names, `columns` of the source win.
+        """Rename columns to the names that they are read under. If a row has both names, the renamed column wins.
 
         Raises MalformedPreferenceError if a configured column of a text or a chat is missing.
         """
@@ -274,8 +274,8 @@ def preference_tokens(
     template: str = "{prompt}",
     limits: TokenLimits = TokenLimits(),
 ) -> list[PreferenceTokens | MalformedPreferenceError]:
-    """Tokenise each row as the policy would sample it; return an error for a row that exceeds `limits`, or whose chat
-    the template refuses.
+    """Tokenise each row as the policy would sample it. A row that exceeds `limits`, or whose chat the template refuses,
+    gives an error.
 
     A text goes into `template` and gets the tokenizer's special tokens, without a final end-of-sequence; its responses
     get an end-of-sequence only. A chat goes into the chat template; its responses are what they add to it, up to the

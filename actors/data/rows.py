@@ -278,7 +278,7 @@ def _file_batches(files: Sequence[Path], table: RowSource) -> Iterator[Batch]:
 
 
 def _check_content(file: Path, table: RowSource) -> None:
-    """Raise UsageError for a file that is not regular (a pipe would block), or that begins as one of another kind."""
+    """Raise UsageError unless the file is regular (a pipe would block) and its first bytes fit its suffix."""
     name = f"{table.section}source '{file}'"
     if not stat.S_ISREG(file.stat().st_mode):
         raise UsageError(f"{name} is a pipe or a device, which cannot be read twice; write the rows to a file")

@@ -208,7 +208,7 @@ def _checked_message(message: Any, place: str) -> Mapping[str, Any]:
 
 
 def chat_or_value(value: Any, what: str) -> Any:
-    """Decode a chat that a text holds as JSON, as in a cell of a CSV file; return anything else unchanged.
+    """Decode a chat that a text holds as JSON, as in a CSV file's cell. Return anything else unchanged.
 
     Raises MalformedRowError for a chat in Python's notation.
     """

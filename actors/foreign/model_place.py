@@ -1,4 +1,4 @@
-"""Check a setting that names a model, before any library reads it: is it a directory with a model, or a hub name?
+"""Check, before any library reads it, that a setting names a model: a directory, or a name on the hub.
 
 Errors describe the actual content and suggest the intended path. Reads only names of files, and checks whether the hub
 answers.

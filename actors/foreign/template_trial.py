@@ -1,4 +1,4 @@
-"""Render a Jinja template with each of several sets of variables, as a script in a process with limits of its own.
+"""Render a Jinja template with several sets of variables, as a script in a process with limits of its own.
 
 `templates.py` runs it and sends JSON: the template, the variables, the seconds. A signal ends the process if the
 template loops. Other errors of the template are ignored here: the template's reader reports them better.

@@ -1,4 +1,4 @@
-"""Try a judge before a run needs it: make it, and let it judge two made-up completions of a real prompt."""
+"""Try a judge before a run needs it: let it judge two made-up completions of a real prompt."""
 
 import asyncio
 from dataclasses import replace

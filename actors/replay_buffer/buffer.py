@@ -54,7 +54,7 @@ class ReplayBuffer(Admission):
         ]
 
     def in_time(self, group: Group) -> Group:
-        """Return a late group as an answer to its lease's newer grant if that is still open; else the group itself.
+        """Return a late group as an answer to its lease's newer grant, if that still waits; else unchanged.
 
         If its tokens are too old, it is discarded like any other group: see `take`.
         """

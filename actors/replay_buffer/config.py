@@ -51,5 +51,8 @@ class ReplayConfig(Settings):
 
     @property
     def most_uses(self) -> int:
-        """Return in how many updates a group is within the bound: [vk, (v + S + 1)k) for tokens of version v."""
+        """Return the number of updates in which a group is within the bound.
+
+        These are the updates [vk, (v + S + 1)k) for tokens of version v.
+        """
         return (self.max_staleness + 1) * self.updates_per_publish

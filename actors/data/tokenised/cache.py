@@ -67,7 +67,7 @@ class Cache:
     def store(
         self, identity: str, parts: Iterable[Part], unchanged: Callable[[], bool]
     ) -> tuple[PromptTable, str | None]:
-        """Write parts as they come; return the prompts mapped from the file, and the reason if the file is not kept.
+        """Write parts as they come; return the prompts, mapped from the file, and a reason if it is not kept.
 
         `unchanged` is called at the end: it returns whether the parts still have that identity. Raises NotKeptError if
         the disk refuses; `parts` are then used up.

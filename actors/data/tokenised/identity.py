@@ -63,7 +63,7 @@ def _file_sum(path: Path) -> str:
 
 
 def _tokenizer_content(tokenizer: Any) -> str | None:
-    """Hash all parts that turn a text or a chat into token ids; None if a part is unknown, or may change by itself."""
+    """Hash all that turns a text or a chat into token ids; None if a part is unknown or varies by itself."""
     backend, template = getattr(tokenizer, "backend_tokenizer", None), tokenizer.chat_template
     if backend is None or _CHANGING.search(json.dumps(template)):
         return None

@@ -162,7 +162,8 @@ def _column(row: Row, name: str) -> Any:
 
 
 def _answer(row: Row, field: str | tuple[str, ...]) -> tuple[str, Any]:
-    """Return an answer as text, and its structure: None for a text or number, else a list or dict, written as JSON."""
+    """Return an answer as text, and its structure. That is None for a text or number, else a list or dict, written as
+    JSON."""
     value = column_of(row, field) if isinstance(field, str) else {name: column_of(row, name) for name in field}
     name = field if isinstance(field, str) else ", ".join(field)
     if isinstance(value, bool) or not isinstance(value, str | int | float | list | dict):

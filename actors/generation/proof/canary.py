@@ -15,8 +15,7 @@ from actors.generation.config import GeneratorConfig
 from actors.records import Canary, Manifest
 
 MOVED = 0.01
-"""Smallest difference of a log-prob between two versions that counts as a change, as a fraction of the tolerance of a
-token."""
+"""Difference of a log-prob between two versions above which it has changed, as a fraction of a token's tolerance."""
 
 
 def newest_canary(manifest: Manifest) -> Canary:

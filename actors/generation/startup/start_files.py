@@ -1,4 +1,4 @@
-"""Remove the file names that an engine's processes need only to find each other, so that a killed engine leaves none.
+"""Remove the file names by which an engine's processes find each other, so that a killed engine leaves none.
 
 vLLM removes its shared-memory segments, sockets and rendezvous file only at an orderly end, but engines are mostly
 killed. Mapped memory and connections work on without their names, and end with the processes, also after kill -9.

@@ -34,7 +34,7 @@ class Checks:
 
 
 class CodeJudge:
-    """Scores the share of the tests that a completion's program passes, or if set so, 1 for passing all, else 0."""
+    """Scores the share of the tests that a completion's program passes, or 1 if it passes all."""
 
     def __init__(self, config: CodeJudgeConfig) -> None:
         """Take the settings. Raises UsageError if programs cannot be confined on this machine."""

@@ -111,7 +111,7 @@ def _exponents_are_small(text: str, has_variable: bool) -> bool:
 
 @lru_cache(maxsize=4096)
 def _parsed(text: str) -> Any:
-    """Return the SymPy expression of `text`; None if the text is no expression, but for example a relation or a set."""
+    """Return the SymPy expression of `text`; None if it is unreadable, a relation or a set."""
     math_verify = _math_verify()
     # Its own normalisation would drop units: `10 m` would be 10, and `10 km` too.
     plain = math_verify.parser.NormalizationConfig(units=False, malformed_operators=False, nits=False, boxed="none")
@@ -122,7 +122,7 @@ def _parsed(text: str) -> Any:
 
 
 def _agree(left: Any, right: Any) -> bool:
-    """Return whether both agree in 50 digits at every point at which both have a value; False without such a point."""
+    """Return whether both agree in 50 digits wherever both have a value. False if no point gives both a value."""
     import sympy
 
     symbols = sorted(left.free_symbols | right.free_symbols, key=str)

@@ -16,7 +16,7 @@ LONGEST_ANSWER = 50_000  # characters; a longer answer follows no instruction
 
 
 class InstructionsJudge:
-    """Scores the share of the instructions that are followed, or if set so, 1 for following all, else 0."""
+    """Scores the share of the instructions that are followed, or 1 if all are."""
 
     def __init__(self, config: InstructionsJudgeConfig) -> None:
         self._all = config.score == "all"

@@ -102,7 +102,7 @@ def said_answer(text: str) -> str | None:
 
 
 def choice(text: str) -> str | None:
-    r"""Return the letter of a choice such as `(A)`: in the last box, after `the answer is`, or at the start."""
+    r"""Return the letter of a choice such as `(A)`. It is in the last box, after `the answer is`, or at the start."""
     boxed, said = last_boxed(text), said_answer(text)
     match = _BARE.match(boxed[:100]) if boxed else _NAMED.match(said) if said else _BARE.match(text[:100])
     return match[1] if match else None

@@ -49,7 +49,7 @@ def _not_finite(values: Any) -> bool:
 
 
 def _items(answer: Any) -> Sequence[Any] | None:
-    """Return the items of a list, tuple, array or tensor; else None: sets have no order, and keys are no scores."""
+    """Return the items of a list, tuple, array or tensor, else None. (Sets have no order, and keys are no scores.)"""
     if isinstance(answer, list | tuple):
         return answer
     is_array = hasattr(answer, "tolist") and len(getattr(answer, "shape", ())) > 0

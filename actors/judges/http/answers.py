@@ -147,7 +147,7 @@ def _letter(word: str) -> str | None:
 
 
 def _text(content: Any) -> str:
-    """Return the text of a message's content: null, a string, or a list of parts, of which only text parts count."""
+    """Return the text of a message's content: null, a string, or a list of parts. Only text parts count."""
     if isinstance(content, str):
         return content
     if content is None:

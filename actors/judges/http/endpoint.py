@@ -36,7 +36,7 @@ class EndpointJudge:
     """Asks for P(i > j) of every pair of a group's completions, or for a score of each."""
 
     def __init__(self, config: EndpointJudgeConfig) -> None:
-        """Compile the question; send nothing. Raises UsageError for an invalid template or pattern, or a missing key."""
+        """Compile the question, send nothing. Raises UsageError for a bad template or pattern, or a missing key."""
         self._config = config
         self._client = HttpClient(config)
         self._question = Question(config)

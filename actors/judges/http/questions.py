@@ -175,7 +175,7 @@ def compile_template(text: str, mode: str) -> jinja2.Template:
 
 
 def last_object(text: str, names: Sequence[str]) -> tuple[dict[str, Any], int]:
-    """Return the values under `names`, in any case, of the last JSON object that has any, and its end in the text.
+    """Find the last JSON object with one of `names`, in any case; return their values and its end in the text.
 
     The object is the whole text, or has no objects inside. Returns ({}, 0) if there is no such object.
     """
