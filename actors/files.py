@@ -125,7 +125,7 @@ def discard(path: str | Path) -> None:
     path = Path(path)
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
-    elif os.path.lexists(path):  # a read-only file system refuses to remove even what is not there
+    elif os.path.lexists(path):  # a read-only file system refuses to remove even a missing file
         path.unlink(missing_ok=True)
 
 

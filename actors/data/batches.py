@@ -84,7 +84,7 @@ class ArrowRows:
 
     file: Path
     place: str
-    """The file's name in errors about all of it."""
+    """Name of the file in errors about the whole file."""
     first: int
     content: Any  # pyarrow.RecordBatch
 
@@ -145,5 +145,5 @@ def _arrow_row(file: Path, number: int, scalars: Mapping[str, Any]) -> Row:
         return Row(row_id, place, {name: scalar.as_py() for name, scalar in scalars.items()})
     except UnicodeDecodeError as error:
         return Row(row_id, place, problem=f"not UTF-8: {error.reason} at byte {error.start}")
-    except (ValueError, OverflowError, RecursionError) as error:  # such as a date that Python has not
+    except (ValueError, OverflowError, RecursionError) as error:  # such as a date that Python cannot hold
         return Row(row_id, place, problem=f"not readable: {error}")

@@ -272,7 +272,7 @@ def _messages(name: str, value: Sequence[Any]) -> list[Message]:
 
 
 def _message(place: str, message: Any) -> Message:
-    """Return role, content and the `MESSAGE_PARTS` of a message; one with tool calls may lack a content."""
+    """Return role, content and the `MESSAGE_PARTS` of a message. A message with tool calls may lack `content`."""
     if not isinstance(message, dict):
         message = {}
     if message.get("function_call"):

@@ -70,7 +70,7 @@ class PromptSource:
                 "give other prompts, or set prompts.validation_fraction to hold some of these out"
             )
         if config.validation_split is None and Path(source).expanduser().is_file():
-            split = "train"  # which is that of `source`, not of this file
+            split = "train"  # because the setting names a split of `source`, not of this file
         try:
             return self._read(config.model_copy(update={"source": source, "split": split}), tokenizer)
         except UsageError as error:

@@ -295,7 +295,7 @@ def response_token_ids(
 
 
 def closed(ids: Sequence[int], ends: Collection[int]) -> list[int] | None:
-    """Return `ids` up to their first one in `ends`, which is kept; None if there is none."""
+    """Return `ids` up to and including the first id in `ends`; None without one."""
     for position, token in enumerate(ids):
         if token in ends:
             return list(ids[: position + 1])

@@ -20,7 +20,7 @@ _OPERATIONS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
 
 
 class Calculator:
-    """Answers each message that ends with a call; the first without one ends the conversation."""
+    """Answers each message that ends with a call; the first message without a call ends the conversation."""
 
     def __init__(self, role: str = "tool") -> None:
         """Take the `role` of the answers: some chat templates have no `tool`."""

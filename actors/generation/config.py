@@ -278,7 +278,7 @@ class GeneratorSpec:
     seed: int = 0  # of the run
     number: int = 0  # among the generators of the run
     start: int = 0
-    """Number of this start: gives the engine another random stream than this generator's earlier starts."""
+    """Part of the engine's seed: gives each start of this generator a random stream of its own."""
     deterministic: bool = False
     """True if a lease's rollouts depend on seed, weights and the leases submitted with it, not on earlier leases."""
 

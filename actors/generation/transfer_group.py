@@ -26,7 +26,7 @@ from actors.errors import RunError, TransferInterruptedError
 from actors.records import Seat, TensorRecord
 
 BUCKET_BYTES = 64 << 20
-"""Tensors travel together up to this size; a larger one travels alone."""
+"""Size up to which tensors travel together; a larger tensor travels alone."""
 IN_FLIGHT = 2  # broadcasts that are started before the first has ended
 POLL_SECONDS = 0.001
 CHECK_SECONDS = 0.05  # between two checks whether the transfer is given up
@@ -164,7 +164,7 @@ class TransferGroup:
     def _interruptions(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # what torch raises for a broken connection; its DistErrors are RuntimeErrors
+        except RuntimeError as error:  # torch's error for a broken connection; its DistErrors are RuntimeErrors
             first = next(iter(str(error).splitlines()), type(error).__name__)
             raise TransferInterruptedError(f"another member of the group is gone ({first})") from error
 

@@ -31,7 +31,7 @@ def identity(source: OpenedSource, config: PromptConfig, tokenizer: Any) -> str 
     if not source.files or known is None:
         return None
     parts = {
-        "code": _code(),  # what reads and writes the file is part of it
+        "code": _code(),  # includes the code that reads and writes the cache file
         "versions": [sys.version_info[:2], *map(version, _PACKAGES)],
         # Their paths as well: messages name them.
         "files": [[str(file), _file_sum(file)] for file in source.files],

@@ -28,7 +28,7 @@ WHOLLY_CHANGED = 0.9
 
 @dataclass(slots=True)
 class _Sample:
-    """Expected products of a layer's new weight, computed before the engine packs it."""
+    """Expected products and a digest of a layer's new weight, computed before the engine packs it."""
 
     vectors: Tensor  # [COLUMNS + 1, inputs]: one for each column, and one for all
     outputs: Tensor  # [COLUMNS + 1, outputs]
@@ -102,7 +102,7 @@ class LoadedWeights:
         for name, sample in taken.items():
             layer = self._layers[name]
             actual, wanted = layer.quant_method.apply(layer, sample.vectors), sample.outputs
-            # Kernels may take subnormal numbers for zero.
+            # Kernels may treat subnormal numbers as zero.
             columns = (~((actual[:COLUMNS] - wanted[:COLUMNS]).abs() <= torch.finfo(actual.dtype).tiny)).sum()
             scale = wanted[COLUMNS].float().square().mean().sqrt().clamp_min(1e-30)
             figures.append(torch.stack([columns, (actual[COLUMNS] - wanted[COLUMNS]).abs().max().float() / scale]))

@@ -58,7 +58,7 @@ def children() -> list[int]:
 
 
 def supervise(parent: int, descriptor: int, work: Callable[[int], NoReturn]) -> NoReturn:
-    """Have a child process call `work` with the id of this one; end with it, after all of its descendants."""
+    """Fork a child that calls `work` with this process's id. When it ends, kill all descendants, then end as it did."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if inherited as ignored, the kernel would reap children unseen
     libc.prctl(SET_SUBREAPER, 1, 0, 0, 0)
@@ -101,7 +101,7 @@ def end_as(code: int) -> NoReturn:
 
 
 def main() -> None:
-    """Supervise a supervisor of the command: Ray kills the children of its workers, so one of the two is left."""
+    """Supervise a second supervisor of the command: one of the two is left if Ray kills the children of its workers."""
     parent, megabytes, descriptor = map(int, sys.argv[1:4])
     command = sys.argv[4:]
     supervise(parent, descriptor, lambda outer: supervise(outer, descriptor, lambda _: execute(command, megabytes)))

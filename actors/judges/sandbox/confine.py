@@ -73,7 +73,7 @@ def make_root(settings: dict[str, Any]) -> None:
 
 
 def give_up_rights(settings: dict[str, Any], stranger: int) -> None:
-    """Set limits and drop all rights. `stranger`: id of the user to become if root started us, else 0."""
+    """Drop all rights and set limits. `stranger`: id of the user to become if root started us, else 0."""
     limits = {
         resource.RLIMIT_CPU: settings["cpu_seconds"],
         resource.RLIMIT_AS: settings["mb"] * 2**20,
