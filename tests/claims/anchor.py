@@ -106,7 +106,7 @@ CLAIMS = [
     ),
     of(PAGE, "anchor_nash.json")("Both rows end {gap} above theirs.", gap=above_their_points),
     of(PAGE, "lag_grid.json")(
-        "With an anchor they end within {most:.2f} of their fixed points up to a lag of 64. At 256 they were not at "
+        "With an anchor both end within {most:.2f} of their fixed points up to a lag of 64. At 256 they were not at "
         "rest after {updates:,} updates; Nash-MD's weights alone reached "
         "{runs/row=lag-256/exploitability_tail:.3f}.",
         most=most_above,
@@ -116,7 +116,7 @@ CLAIMS = [
         "The start's exploitability is {start:.3f}, that of online DPO's own fixed point {exploitability:.3f}."
     ),
     of(PAGE, "anchor_cost.json")(
-        "an anchor of {weight} cost online DPO nothing that three seeds can tell (`offbeat sweep anchor-cost`). On "
+        "an anchor of {weight} cost online DPO nothing that three seeds show (`offbeat sweep anchor-cost`). On "
         "samples exactly 1 version old its gap to the best answer ends at {with_1} instead of {without_1}, on samples "
         "4 versions old at {with_4} instead of {without_4}.",
         weight=lambda raw: raw["axes"]["anchor"][1],
