@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from actors.errors import ray_logs
 from actors.foreign.text import many
@@ -94,6 +95,31 @@ def without_notice_of_cpu_time() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+
+
+@contextlib.contextmanager
+def own_handlers() -> Iterator[None]:
+    """Keep this process's signal handlers while Ray starts, and call them at the end for each signal of that time.
+
+    Ray puts a handler of its own in place of the one for SIGTERM. Its exception, as any other, is lost if the signal
+    arrives in a callback, such as Python's at a fork: the run would go on. For the main thread only.
+    """
+    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    arrived = b""
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        signal.signal(signal.SIGTERM, handlers[signal.SIGTERM])
+        with contextlib.suppress(BlockingIOError):
+            arrived = os.read(reading, 4096)
+        os.close(reading)
+        os.close(writing)
+    for number in dict.fromkeys(arrived):
+        if callable(handler := handlers[number]):
+            handler(number, None)
 
 
 class StartingActors:

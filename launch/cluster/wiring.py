@@ -5,7 +5,6 @@ The only module that decides where things run. Everything it starts ends with `r
 
 import contextlib
 import os
-import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from launch.cluster.interchangeable import RayJudge, RayReference
 from launch.cluster.placement import Node, address_to_join, generator_gpus
 from launch.cluster.ray_actors import RayGenerator, RayLearner, RayStage, origin, reason
 from launch.cluster.ray_job import auth_token
-from launch.cluster.ray_processes import no_ray, without_notice_of_cpu_time
+from launch.cluster.ray_processes import no_ray, own_handlers, without_notice_of_cpu_time
 from launch.run.pools.reference_pool import ReferencePool
 from launch.settings.run import ClusterConfig, RunConfig
 from launch.settings.runtime_env import upload_problem
@@ -58,12 +57,9 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
     # No usage reports to Ray's authors.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault(HEAPS, "2")
-    handler = signal.getsignal(signal.SIGTERM)
     try:
-        try:
+        with own_handlers():
             _init(cluster, address)
-        finally:
-            signal.signal(signal.SIGTERM, handler)  # Ray's own ends the process with code 15
         yield
     finally:
         ray.shutdown()

@@ -242,6 +242,7 @@ def stopping_on_signals(stop: Callable[[], str | None], say: Callable[[str], Non
         for number in heard:
             running.add_signal_handler(number, handle, number)
         try:
+            interrupts.check()  # one before, whose exception was lost in a callback
             yield
         finally:
             for number in heard:

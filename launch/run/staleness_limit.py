@@ -140,8 +140,8 @@ def _untold(config: RunConfig) -> str:
         )
     if isinstance(loss, PairLossConfig) and config.sampling.completions_per_prompt < 3:
         return (
-            "staleness limit: none is estimated, because it takes three completions of a prompt to see preferences cycle; "
-            "set sampling.completions_per_prompt to 3 or more to have it estimated"
+            "staleness limit: not estimated, because it takes three completions of a prompt to see preferences cycle; "
+            "set sampling.completions_per_prompt to 3 or more"
         )
     return ""
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from actors.errors import ray_logs
-from launch.cluster.ray_processes import RayProcess, StartingActors, no_ray, ray_processes
+from launch.cluster.ray_processes import RayProcess, StartingActors, no_ray, own_handlers, ray_processes
 
 NAMED = "open('/proc/self/comm', 'w').write('raylet'); print(flush=True); import time; time.sleep(600)"
 
@@ -142,3 +142,46 @@ def test_a_ray_that_does_not_answer_is_told_by_its_address() -> None:
     told = no_ray("head:6379", "refused", runtime_env=True)
     assert told.startswith("Ray could not be joined at head:6379: refused; check that the cluster runs and the address")
     assert told.endswith("and cluster.runtime_env are right, or set cluster.address=local")
+
+
+@pytest.fixture
+def heard() -> Iterator[list[int]]:
+    """Signals that this process's own handlers have heard."""
+    numbers: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    for number in before:
+        signal.signal(number, lambda number, frame: numbers.append(number))
+    yield numbers
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_signal_whose_exception_is_lost_while_ray_starts_reaches_the_own_handler(heard: list[int]) -> None:
+    """SIGTERM came while Python forked: Ray's handler raised SystemExit in a callback, and the run went on."""
+    own = signal.getsignal(signal.SIGTERM)
+    with own_handlers():
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        with pytest.raises(SystemExit):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == []
+    assert heard == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) is own
+
+
+def test_without_a_signal_no_handler_is_called(heard: list[int]) -> None:
+    with own_handlers():
+        pass
+    assert heard == []
+
+
+def test_signals_heard_within_are_not_repeated_if_ray_does_not_start(heard: list[int]) -> None:
+
+    def start() -> None:
+        with own_handlers():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            raise RuntimeError("no Ray")
+
+    with pytest.raises(RuntimeError, match="no Ray"):
+        start()
+    assert heard == [signal.SIGUSR1]
+    assert signal.set_wakeup_fd(-1) == -1
