@@ -158,7 +158,7 @@ def check_machine(config: RunConfig) -> None:
 
 
 class TrainingRun:
-    """What one call of `run_training` holds while actors are alive."""
+    """State of one call of `run_training` while its actors are alive."""
 
     def __init__(
         self,

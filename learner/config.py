@@ -274,7 +274,7 @@ class LearnerSpec:
     model_dir: str
     reference_dir: str | None = None  # None: `model_dir`
     with_reference: bool = True
-    """Whether the ranks hold the reference; without it every completion brings its log-probs."""
+    """True if the ranks hold the reference; otherwise every completion brings its reference log-probs."""
     tokenizer_dir: str | None = None  # None: `model_dir`
     total_updates: int  # length of the learning-rate schedule (updates)
     anchor: Anchor | None = None

@@ -1,4 +1,4 @@
-"""Which keys of DeepSpeed's configuration the section `learner.deepspeed` may set, and why not the others.
+"""Keys of DeepSpeed's configuration that `learner.deepspeed` may set, and the reasons against the others.
 
 Listed here, because DeepSpeed takes seconds to import, and ignores a key that it does not know; a test compares the
 list with DeepSpeed's own. Must not import torch or deepspeed.

@@ -35,7 +35,7 @@ class UpdateStats:
     seconds: float
     """Wall time of the update on the slowest rank."""
     skipped: bool
-    """Whether loss or gradients were not finite on any rank; then no rank took the step."""
+    """True if loss or gradients were not finite on some rank; then no rank took the step."""
     skipped_updates: int  # updates skipped since the start of the run
 
     margin: float | None = None  # pairs: mean implicit reward margin beta * h

@@ -1,4 +1,4 @@
-"""What --judge means: the kinds of judge by names that are easily typed, as settings with reasons."""
+"""Turn --judge into settings with reasons: short names for the kinds of judge."""
 
 import ast
 import re

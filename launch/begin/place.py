@@ -16,7 +16,7 @@ CORES_PER_GPU = 8
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What there is to share out."""
+    """GPUs, cores and memory that a run may use."""
 
     cores: int
     gpus: Sequence[Gpu] = ()

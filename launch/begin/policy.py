@@ -29,7 +29,7 @@ class Policy:
 
     @property
     def chats(self) -> bool:
-        """Whether its tokenizer has a chat template."""
+        """Return whether the policy's tokenizer has a chat template."""
         return bool(self.tokenizer is not None and self.tokenizer.chat_template)
 
 

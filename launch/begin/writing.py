@@ -52,7 +52,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What the request names, as it was read."""
+    """Policy, data and judge of a request, after reading them."""
 
     policy: Policy
     sample: Sample

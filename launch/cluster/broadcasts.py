@@ -40,7 +40,7 @@ class ReceivingGenerator(Protocol):
 
     @property
     def process(self) -> str | None:
-        """Which incarnation of the generator this is."""
+        """Return the identity of the generator's process, which changes at a restart."""
 
     async def check(self, manifest: Manifest) -> None:
         """Raise WeightMismatchError if the version would be refused for its names, shapes or age."""

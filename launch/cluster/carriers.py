@@ -1,4 +1,4 @@
-"""How the driver brings a publication from the learner's actor to a generator's: one class per way.
+"""Carry publications from the learner's actor to the generators' actors: one class for each way.
 
 Chosen once, by the transport's record in `actors.records.TRANSPORTS`.
 """

@@ -1,4 +1,4 @@
-"""Which Ray a run joins, what it reserves, and whether the nodes have room. Imports nothing heavy, and not Ray."""
+"""Choose the Ray that a run joins, and check that its nodes have room. Imports nothing heavy, and not Ray."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,7 +33,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """What one process of a run reserves, and the labels of the nodes that it may run on."""
+    """Reservation of one process of a run, and the labels of the nodes that it may run on."""
 
     role: str
     cpus: float
@@ -44,7 +44,7 @@ class Actor:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an actor goes: the number of its node, and of its GPUs there."""
+    """Place of an actor: the number of its node, and of its GPUs there."""
 
     actor: Actor
     node: int
@@ -163,7 +163,7 @@ def place(actors: Sequence[Actor], nodes: Sequence[Node], *, together: bool = Fa
 
 @dataclass(slots=True)
 class _Room:
-    """What is left of one node."""
+    """Free resources of one node."""
 
     cpus: float
     cards: list[float] = field(default_factory=list)  # share of each GPU that is free

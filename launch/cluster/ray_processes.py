@@ -23,7 +23,7 @@ _ENDED, _STOPPED = "ZX", "Tt"
 
 
 def no_ray(address: str | None, why: str, *, runtime_env: bool) -> str:
-    """Return what to say of a Ray that was not joined at `address`, or, if it is None, did not start here.
+    """Return an error text: Ray could not be joined at `address`, or did not start here if `address` is None.
 
     `runtime_env`: the run sets one. A busy machine takes longer to start than Ray waits.
     """
@@ -53,7 +53,7 @@ class RayProcess:
 
     @property
     def gone(self) -> bool:
-        """Whether it has ended."""
+        """Return whether the process has ended."""
         known = _state(self.process)
         return known is None or known[0] in _ENDED
 

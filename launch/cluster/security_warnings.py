@@ -16,7 +16,7 @@ from actors.redaction import redact
 
 AUTH_MODE = "RAY_AUTH_MODE"
 TOKEN_FILE = Path(".ray") / "auth_token"
-"""Where Ray writes the token that it generates, below the home directory."""
+"""Ray's file for a generated token, below the home directory."""
 
 
 def is_loopback(host: str | None) -> bool:

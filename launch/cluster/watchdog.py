@@ -166,7 +166,7 @@ class Watchdog:
             self._record(f"the driver has waited in one call for {seconds:.0f} s\n{own_stacks()}")
 
     def _is_news(self, name: str, seconds: float, told: set[str]) -> bool:
-        """Return whether so long a stop is to be told now; say that `name` goes on when a told one is over."""
+        """Return whether to warn now of a stop of `seconds`; say when `name` continues after a warning."""
         lasts = self._config.warn_seconds is not None and seconds >= self._config.warn_seconds
         if lasts == (name in told):
             return False
@@ -192,7 +192,10 @@ class Watchdog:
     async def _silent(
         self, actor: Watched, last: Pulse, seconds: float, told: bool, what: str = "has not answered"
     ) -> bool:
-        """Tell and end as the limits say; return whether it was told. Raises ProcessLookupError if it was ended."""
+        """Warn of a silent actor, or end it, by the limits; return whether the warning is out.
+
+        Raises ProcessLookupError if the actor was ended.
+        """
         warn, end = self._config.warn_seconds, self._config.end_seconds
         if warn is None or seconds < warn:
             return told

@@ -55,7 +55,7 @@ class FilterConfig(Settings):
 
     @property
     def active(self) -> bool:
-        """Whether any rule is on."""
+        """Return whether any rule is on."""
         return self.ceiling.kind != "off" or self.max_gap is not None or self.mistakes_only
 
 

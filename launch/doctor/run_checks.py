@@ -135,7 +135,7 @@ def check_attention(config: RunConfig, policy: ModelFacts) -> Iterator[Finding]:
 def check_gpu_memory(config: RunConfig, models: Models, gpus: Sequence[Gpu]) -> Iterator[Finding]:
     """Compare each role's memory with the smallest of `gpus`, and those that share one with all of it.
 
-    Without any GPU the estimates are told alone.
+    Without any GPU reports the estimates alone.
     """
     if config.learner.gpus_per_rank == 0:
         return

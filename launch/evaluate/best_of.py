@@ -1,4 +1,4 @@
-"""What a choice among K sampled answers reaches: by a verifier, by majority, by an oracle. Pure; knows only numbers.
+"""Measure choices among K sampled answers: by a verifier, by majority, by an oracle. Pure; knows only numbers.
 
 Answers are correct or not if a threshold says so, and a choice then has an accuracy. Otherwise it has a mean score, and
 a share of wins against one more answer of the same prompt. Results are means over prompts with 95% intervals
@@ -53,7 +53,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a choice among k candidates reaches: accuracy, or mean score if there is no threshold."""
+    """Result of a choice among k candidates: accuracy, or mean score without a threshold."""
 
     k: int
     oracle: Estimate  # pass@k, at least one is correct; or the mean of the best score

@@ -37,7 +37,7 @@ FORMATS = (".json", ".csv", ".html")
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Who wins against whom. Means over prompts with 95% intervals."""
+    """Win rates of each model against each other one. Means over prompts with 95% intervals."""
 
     models: tuple[str, ...]
     prompts: int  # different ones

@@ -49,7 +49,7 @@ class Request:
     solutions: Path | None = None
     pairs: Path | None = None
     composed: bool = False
-    """Whether to measure composition; `prompts` then counts pairs."""
+    """True to measure composition; `prompts` then counts pairs."""
 
 
 def run_evaluation(config: RunConfig, request: Request) -> int:

@@ -32,8 +32,9 @@ class Solution:
 
 
 def pairs_of(solutions: Iterable[Solution], max_pairs: int, seed: int) -> list[dict[str, Any]]:
-    """Make rows {prompt, chosen, rejected} from the solutions of each prompt, chosen correct and rejected incorrect, or
-    chosen of a higher score if none is called correct.
+    """Make rows {prompt, chosen, rejected}: chosen is correct and rejected is not.
+
+    If no solution is marked as correct or not, chosen has the higher score.
 
     Draws at most `max_pairs` from all such pairs of a prompt's distinct responses (Hosseini et al. 2024, "V-STaR",
     section 3.1); the draw depends on seed and prompt alone. Skips empty responses and those cut at the

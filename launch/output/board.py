@@ -33,7 +33,7 @@ PROGRESS_STEP = 0.1
 """Share of all updates after which a line is due."""
 REFRESH_PER_SECOND = 4
 WARNING = "warning: "
-"""How a message begins that tells of something wrong."""
+"""Beginning of a message about a fault."""
 JSON_WIDTH = 10_000  # columns of a table whose rows are JSON lines
 MAX_ROWS = 8
 """Most generators shown one by one; also the largest staleness bound shown with every age below it."""
@@ -57,7 +57,7 @@ class RunSnapshot:
     learner_state: str  # `training`, `waiting`, `publishing`, `checkpointing` or `evaluating`
     learner_seconds: Mapping[str, float]  # seconds spent in each state so far
     scores: Mapping[str, str | None] = field(default_factory=dict)
-    """What the run is about, by name, written out; None: not known yet."""
+    """Figures of the run's goal as texts, by name; None if not known yet."""
     dropped: Mapping[str, int] = field(default_factory=dict)  # groups dropped, by reason
     outside: tuple[str, ...] = ()  # figures outside the band of `divergence`, with their values
     ended_generators: int = 0  # processes of generators that died or were ended so far

@@ -142,7 +142,7 @@ def _range_of(name: str) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of a journal's files."""
+    """State of a journal's files after a check."""
 
     problems: list[str]  # a sentence for each file that is not as it was written
     torn: bool  # whether that is only the end of the newest ones

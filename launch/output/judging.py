@@ -9,7 +9,7 @@ from actors.judges.http.figures import frequent_abstentions, language_models
 def judging_account(figures: Mapping[str, float]) -> str:
     """Describe a judge's requests, failures, abstentions and position bias; empty if there is nothing to say.
 
-    Counters of an ensemble's members, `MEMBER.NAME`, are added up; their shares are told for each member."""
+    Counters of an ensemble's members, `MEMBER.NAME`, are added up; their shares are listed for each member."""
 
     def total(name: str) -> float:
         return sum(value for key, value in figures.items() if key.rpartition(".")[2] == name)

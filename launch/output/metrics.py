@@ -84,7 +84,7 @@ class MetricsWriter:
 
     A resumed run continues after step `resume_from` (0: a fresh run): later lines of an earlier part are removed, as is
     a line cut short by a crash. Constructor and `write` raise RunError if the file of lines cannot be written.
-    TensorBoard only watches: if its files cannot be written, `say` is told once, and the rest of them is left out.
+    TensorBoard only watches: if its files cannot be written, `say` reports it once, and no more of them are written.
     """
 
     def __init__(

@@ -59,7 +59,7 @@ class RunDirectory:
 
     @property
     def run_id(self) -> str | None:
-        """What identifies the run; None before `begin`, and in directories of older versions."""
+        """Return the run's id; None before `begin`, and in directories of older versions."""
         path = self.path / RUN_ID
         return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else None
 
@@ -135,14 +135,14 @@ class RunDirectory:
 
     @property
     def completed(self) -> bool:
-        """Whether the run's summary says that it completed."""
+        """Return whether the run's summary says that the run completed."""
         with contextlib.suppress(UsageError):
             return bool(read_object(self.summary).get("status") == "completed")
         return False
 
     @property
     def in_use(self) -> bool:
-        """Whether a process holds the directory's lock, as a run does until it ends."""
+        """Return whether a process holds the directory's lock, as a run does until it ends."""
         if (descriptor := _existing_lock(self.path)) is None:
             return False
         try:

@@ -35,7 +35,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the policy answered to one prompt of an update."""
+    """One prompt of an update, and the policy's answers."""
 
     step: int
     """Updates done with this one."""

@@ -1,4 +1,4 @@
-"""What every verb that trains has in common: a directory, checkpoints, signals, and a summary however the run ends."""
+"""Shared by all verbs that train: a directory, checkpoints, signals, and a summary however the run ends."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ SHOWN_CHANGES = 8  # settings that a resume names
 
 Status = Literal["completed", "interrupted", "failed"]
 Resume = bool | str
-"""Whether a run goes on from its last checkpoint; or from which one instead, as `checkpoints.to_resume` wants it."""
+"""True to continue from the last checkpoint; a text names another checkpoint, as for `checkpoints.to_resume`."""
 
 _BY_CONTENT = {"model.path": "the model", "model.reference": "the reference", "reference": "the reference"}
 """Fixed settings that are paths, and the fixed value that identifies what is there."""
@@ -44,11 +44,11 @@ class Session:
         self.directory = RunDirectory.open(config, resume=self.resume)
         self.checkpoint: Path | None = None
         self.notes: list[str] = []
-        """What else should be told, once."""
+        """Notes to print once."""
         self.state: dict[str, Any] = {}
-        """What the driver saved with `checkpoint`; empty for a new run."""
+        """The driver's state in `checkpoint`; empty for a new run."""
         self.fixed: dict[str, Any] = {}
-        """What a resumed run must share with this one, once `check_same` has been called."""
+        """Settings that a resumed run must share with this one; set by `check_same`."""
         self.result: Summary | None = None
         """Of a run that is to go on from its newest checkpoint and has nothing left to do."""
         if resume:

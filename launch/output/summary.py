@@ -52,7 +52,7 @@ class Staleness(_Record):
 
 
 class Summary(BaseModel):
-    """What a run did. Seconds of a role are summed over its actors. A plug-in of the run may add values."""
+    """Figures of a whole run. Seconds of a role are summed over its actors. A plug-in of the run may add values."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 

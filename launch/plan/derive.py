@@ -89,7 +89,7 @@ class Derived:
     fixed_seconds: float = 0.0
     """Of an update, however many prompts it has."""
     notes: tuple[str, ...] = ()
-    """What the model does not know."""
+    """Effects that the model leaves out, a sentence each."""
 
 
 @dataclass(slots=True)

@@ -61,7 +61,7 @@ class Fleet:
 
     @property
     def next_end(self) -> float:
-        """When the next group ends; infinity if none runs."""
+        """Return the time at which the next group ends; infinity without a running group."""
         due, engines = self._due, self._engines
         while due and engines[due[0][2]].turn != due[0][1]:
             heapq.heappop(due)

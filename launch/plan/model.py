@@ -1,4 +1,4 @@
-"""What a run is made of, in seconds: the input of the simulation. Pure; knows no run, no file and no clock."""
+"""Model of a run, in seconds: the input of the simulation. Pure; knows no run, no file and no clock."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Generators:
     group: Times
     """Of one group, if a generator samples nothing else."""
     batching: float = math.inf
-    """How many times as many groups per second a generator samples with very many at a time as with one."""
+    """Groups per second of a generator that samples very many at a time, as a multiple of those with one at a time."""
     take_seconds: float = 0.0
     """To take new weights. Nothing is sampled meanwhile."""
     failure_share: float = 0.0
@@ -111,7 +111,7 @@ class Model:
 
     @property
     def most_groups_per_second(self) -> float:
-        """What no run can exceed: the slower one of all generators with full engines, and of the learner alone."""
+        """Return an upper bound: the speed of all generators with full engines, or the learner's if that is slower."""
         each, learner, replay = self.generators, self.learner, self.replay
         update = learner.update.mean + learner.pause_seconds + learner.publish_seconds / replay.updates_per_publish
         learning = replay.prompts_per_update * replay.max_reuse / update if update else math.inf

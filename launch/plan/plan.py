@@ -22,7 +22,7 @@ NOWHERE = ("model.path=unused", "prompts.source=unused", "judging.judge.kind=gol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What the user asked for."""
+    """The user's request."""
 
     run: Path | None = None
     against: Path | None = None

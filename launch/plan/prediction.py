@@ -1,4 +1,4 @@
-"""What a run reaches, predicted or measured, in one form. Pure but for the simulation that it starts."""
+"""Figures of a run, predicted or measured, in one form. Pure, except that it starts the simulation."""
 
 from __future__ import annotations
 

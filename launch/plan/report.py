@@ -1,4 +1,4 @@
-"""What `offbeat plan` prints: figures side by side, the splits, and where each number of the model is from."""
+"""Render the output of `offbeat plan`: figures side by side, the splits, and the source of each number of the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a second run shows: how a generator slows with many groups, and what an update takes without any."""
+"""Learn from a second run: the slowdown of a generator with many groups, and the seconds of an update without any."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _refuse(run: Recorded, second: Recorded) -> None:
 
 
 def _other_load(run: Recorded, second: Recorded) -> bool:
-    """Whether a generator samples another number of groups at a time."""
+    """Return whether a generator of `second` samples another number of groups at a time."""
     one, other = run.config.generators, second.config.generators
     return (one.count, one.max_running_prompts) != (other.count, other.max_running_prompts)
 

@@ -24,14 +24,14 @@ ASIDE = -1
 """Index of a group that is sampled for an evaluation."""
 GENERATOR = ("generating", "updating", "idle")
 LEARNER = ("training", "waiting", "publishing", "other")
-"""What they can be doing."""
+"""States of a generator, and of the learner."""
 MOST_LEASES = 1_000  # of which none ends in a batch
 EXPIRY_CHECKS = 4  # in the seconds that a lease is valid
 
 
 @dataclass(slots=True)
 class Account:
-    """What was counted until some moment."""
+    """Counts up to one moment."""
 
     seconds: float = 0.0
     updates: int = 0
@@ -72,7 +72,7 @@ class Simulation:
         self._starved = False
         """Admission grants nothing until something changes."""
         self._checks = 0
-        """How often leases were looked at since the learner began to wait."""
+        """Checks of the leases since the learner began to wait."""
         self._driver_free = 0.0
         self._judges_free = [0.0] * model.judges.count
 
@@ -214,7 +214,7 @@ class Simulation:
 
     @property
     def _late(self) -> bool:
-        """Whether leases may have been dropped because they expired."""
+        """Return whether leases may have been dropped because they expired."""
         return self.now >= self.model.replay.lease_seconds
 
     def _learner_ends(self) -> None:

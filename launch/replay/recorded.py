@@ -1,4 +1,4 @@
-"""What a replay reads of its run beside the journal, verified before anything is trained."""
+"""Read and verify a replay's inputs, except the journal, before anything is trained."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def recorded_config(run: Path) -> RunConfig:
 
 
 def verify_start(run: RunDirectory, checkpoint: Path | None) -> list[str]:
-    """Verify the checkpoint, or the run's own starting policy, that a replay begins with; return what should be told.
+    """Verify the checkpoint, or the run's own starting policy, that a replay begins with; return notes to print.
 
     Raises UsageError that names a file that is not as it was written.
     """

@@ -100,7 +100,7 @@ def replay_config(recorded: RunConfig, request: Request) -> RunConfig:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a replay begins."""
+    """Start of a replay."""
 
     update: int  # updates before it, which are not replayed
     checkpoint: Path | None  # None: the run's start
@@ -158,7 +158,7 @@ def without_opponents(group: Group) -> Group:
 
 @dataclass(slots=True)
 class Counts:
-    """What was trained on so far."""
+    """Counts of the data trained on so far."""
 
     trained: int = 0
     groups: int = 0

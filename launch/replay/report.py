@@ -73,7 +73,7 @@ class ReplayReport:
 
     @property
     def unchanged(self) -> bool:
-        """Whether the replay should reach the run's weights."""
+        """Return whether the replay should reach the run's weights."""
         return not (self.changed or self.resumed_with or self.left_out)
 
     def write(self, path: Path) -> None:

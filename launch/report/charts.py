@@ -1,4 +1,4 @@
-"""Which columns of `metrics.jsonl` are drawn, and as what: the few that matter for a loss or a stage."""
+"""Charts of `metrics.jsonl`: the few columns that matter for a loss or a stage."""
 
 from __future__ import annotations
 

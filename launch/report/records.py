@@ -1,4 +1,4 @@
-"""What a run has recorded, read from its directory whatever state it is in. What is missing is said, not guessed."""
+"""Read a run's records from its directory, whatever the run's state. Missing parts are named, not guessed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Run:
     error_text: str  # traceback of a run that failed
     running: bool
     missing: Sequence[str]
-    """What could not be read, a sentence each."""
+    """Unreadable parts, a sentence each."""
     label: str = ""  # what tells it from other runs
     replayed: str = ""
     """The run whose journal it trained on, if it is a replay, which evaluates nothing and leaves no summary."""
@@ -75,7 +75,7 @@ class Run:
 
     @property
     def is_stage(self) -> bool:
-        """Whether it trained on given examples, without generators: the settings or the summary tell."""
+        """Return whether the run trained on given examples, without generators, by its settings or its summary."""
         return "training" in self.config or "train_examples" in self.summary
 
     @property

@@ -1,4 +1,4 @@
-"""What the policy said, and how it was judged: early and late groups of the journal. Reads a few rows of it."""
+"""The policy's answers and their judgements: early and late groups of the journal. Reads only a few of its rows."""
 
 from __future__ import annotations
 

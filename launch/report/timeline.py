@@ -1,4 +1,4 @@
-"""Who was busy when, as far as the lines of `metrics.jsonl` tell. What they do not tell is left out."""
+"""Timeline of the roles' work from the lines of `metrics.jsonl`. Leaves out roles and spans without records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run came to, in a few sentences that claim no more than its intervals do."""
+"""Sum a run up in a few sentences that claim no more than its intervals do."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a run ended, whether its policy got better, and how stale its data were."""
+    """Verdict on a run: its end, the gain of its policy, and the staleness of its data."""
 
     status: str
     outcome: Outcome

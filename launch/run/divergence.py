@@ -1,4 +1,4 @@
-"""Whether a run diverges: figures of updates and evaluations against a band, and what to do once they leave it.
+"""Detect divergence: compare figures of updates and evaluations with a band, and act once they leave it.
 
 The decision is a pure state machine over figures; `DivergenceGuard` acts on it. Knows neither loop nor Ray.
 """
@@ -24,7 +24,7 @@ EVALUATION_KL = "kl"
 """KL to the reference on an evaluation's completions."""
 _KL = ("kl_players", "kl_chosen", "kl_rejected")
 FIGURES = ("loss", "grad_norm", *_KL)
-"""What is read of an update's figures, if its loss has it."""
+"""Figures of an update that are read, if its loss has them."""
 
 
 class DivergedError(RunError):

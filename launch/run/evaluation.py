@@ -1,4 +1,4 @@
-"""What an evaluation needs and says. Must not know actors or the loop."""
+"""Inputs and results of an evaluation. Must not know actors or the loop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class EvaluationSet:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """What an evaluation says of a policy."""
+    """Figures of a policy from one evaluation."""
 
     win_rate: WinRate | None = None
     reward: Reward | None = None

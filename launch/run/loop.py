@@ -58,7 +58,7 @@ async def _not_kept(batch: Batch) -> None: ...
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopEvents:
-    """Whom a loop calls."""
+    """Callbacks of a loop."""
 
     on_update: Callable[[Progress, Mapping[str, float]], None]  # with the metrics of each update
     on_watch: Callable[[TrainingLoop], None]  # about every second

@@ -1,4 +1,4 @@
-"""Which plug-in a run has: the only place on the production path that names one."""
+"""Choose a run's plug-in: the only place on the production path that names one."""
 
 from actors.judges.config import BradleyTerryJudgeConfig, GoldJudgeConfig
 from actors.settings import WORLD

@@ -1,4 +1,4 @@
-"""What `offbeat train` checks of its models before it starts anything, and what a resumed run must not change."""
+"""Check the models of `offbeat train` before it starts anything; list the settings that a resume must not change."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,8 +37,10 @@ MANY_EPOCHS = 20
 
 
 def check_model(config: RunConfig, plugin: RunPlugin) -> list[str]:
-    """Raise UsageError if a model cannot be read or lacks weights, the policy is too short for the run's sequences, or
-    the reference does not fit it. Return what else should be told, once."""
+    """Raise UsageError if a model cannot be read or lacks weights; return notes to print once.
+
+    Also raises it if the policy is too short for the run's sequences, or the reference does not fit the policy.
+    """
     notes = _check_judges(config)
     if not plugin.check_model(config):
         return notes
@@ -105,10 +107,9 @@ def check_split(size: int, settings: Any, path: str | Path) -> None:
 
 
 def check_weights(setting: str, path: str | Path, *, classifier: bool = False, new_head: bool = False) -> list[str]:
-    """Raise UsageError if the files of a local directory lack weights of its model, are not as its manifest says, or
-    hold what is no weight: whole numbers or, in small files, NaN.
+    """Raise UsageError if a local directory's files lack weights of its model; return a note on unused tensors.
 
-    Returns a note on unused tensors.
+    Also raises it if the files differ from their manifest, or hold whole numbers or, in small files, NaN.
 
     The model is a causal language model, or a sequence `classifier`, which may get a `new_head`. Reads only headers of
     large files. A hub name is checked when it is loaded.
@@ -132,8 +133,10 @@ def check_weights(setting: str, path: str | Path, *, classifier: bool = False, n
 
 
 def check_tokenizer(config: RunConfig, tokenizer: Any) -> list[str]:
-    """Raise UsageError if the tokenizer does not fit the policy, nothing ends its answers, or a model trained from it
-    could not be saved. Return what else should be told, once."""
+    """Raise UsageError if the tokenizer does not fit the policy; return notes to print once.
+
+    Also raises it if nothing ends the policy's answers, or a model trained from the policy could not be saved.
+    """
     from learner.backend.models import generation_settings
 
     if config.model.path == WORLD:
@@ -163,7 +166,7 @@ def check_tokenizer(config: RunConfig, tokenizer: Any) -> list[str]:
 
 
 def check_prompts(config: RunConfig, prompts: PromptSource) -> list[str]:
-    """Raise UsageError if a prompt has tokens that the policy does not. Return what else should be told, once."""
+    """Raise UsageError if a prompt has tokens that the policy lacks. Return notes to print once."""
     notes = list(prompts.notes)
     if prompts.doubled_bos:
         notes.append(

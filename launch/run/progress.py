@@ -1,4 +1,4 @@
-"""What an update consumes, what a run has done so far, and where the learner's time went."""
+"""Account of a run: the data of an update, the progress so far, and the learner's time."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class LearnerClock:
 
 @dataclass
 class Progress:
-    """What a run has done so far; read by the board, the metrics and the summary."""
+    """Progress of a run; read by the board, the metrics and the summary."""
 
     clock: LearnerClock = field(default_factory=LearnerClock)
     staleness: dict[int, int] = field(default_factory=dict)

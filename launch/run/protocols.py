@@ -1,4 +1,4 @@
-"""What the training loop needs of generators, judges and learner: the seams between a run and where its parts run.
+"""Interfaces of the training loop to generators, judges and learner, wherever these run.
 
 `launch/cluster/ray_actors.py` implements them with Ray actors; tests implement them in one process. No Ray here.
 """
@@ -154,7 +154,7 @@ class Publication:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolLimits:
-    """What a pool asks of its generators."""
+    """Limits of a pool's requests to its generators."""
 
     max_running: int  # leases that one generator holds at a time
     take_seconds: float  # time for one generator to take one version
@@ -164,7 +164,7 @@ class PoolLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolEvents:
-    """Whom a pool calls."""
+    """Callbacks of a pool."""
 
     on_group: Callable[[Group], None]  # with each finished training group
     on_retire: Callable[[int], None]
@@ -186,7 +186,7 @@ class PublicationObserver(Protocol):
 
 
 class RunPlugin:
-    """What a run's surroundings may change. The defaults suit models and prompts from outside."""
+    """Hooks for a run's surroundings. The defaults suit models and prompts from outside."""
 
     opponent_name = "the starting policy"  # what the policy is evaluated against
 

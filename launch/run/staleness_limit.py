@@ -1,4 +1,4 @@
-"""How stale opponents, or pairs, may be before training becomes unstable: the staleness limit of a run.
+"""Estimate a run's staleness limit: the largest age of opponents, or of pairs, at which training stays stable.
 
 `learner/games/stability.py` computes it, for losses on pairs with `learner/games/best_and_worst.py`; this module feeds
 them with the run's measurements and reports the result.
@@ -27,7 +27,7 @@ PROBES = 8
 MEASURED_STEPS_EVERY = 10
 """After the first estimate, measure the step size every N updates: eight of them make another."""
 TOLD_AGAIN = 2.0
-"""Factor by which a later estimate differs from the one told last when it is told again."""
+"""Factor between an estimate and the one printed last from which it is printed again."""
 CYCLE_FREQUENCY = 0.5 / math.sqrt(3.0)
 """omega of three answers that beat each other with certainty, sampled evenly: the fastest cycle of three."""
 
@@ -131,7 +131,7 @@ def loss_with_limit(config: RunConfig) -> GameLossConfig | PairLossConfig | None
 
 
 def _untold(config: RunConfig) -> str:
-    """Say why no limit is told of a loss on pairs; empty if one is."""
+    """Say why a loss on pairs gets no estimate; empty if it gets one."""
     loss = config.learner.loss
     if isinstance(loss, BestOfNLossConfig) or loss.kind == "slic":
         return (
@@ -165,7 +165,7 @@ def versions_of(steps: float, updates_per_publish: int) -> float:
 def announce(config: RunConfig) -> str:
     """Say before any measurement which step the run's bound allows if preferences cycle as fast as they can.
 
-    Of a loss on pairs say only why no limit will be told; empty if one may be, and for losses on scores.
+    For a loss on pairs only says why it gets no estimate; empty if it may get one, and for losses on scores.
     """
     from learner.games.stability import largest_anchored_step, largest_stable_step
 
@@ -215,7 +215,7 @@ class LimitProbe:
         return self.limit is None or update % MEASURED_STEPS_EVERY == 0
 
     def hear(self, groups: Sequence[Group], items: Sequence[object], step_size: float | None, lr: float) -> str | None:
-        """Add an update on `groups`, its `items` as the loss consumed them; return what is to be told, if anything."""
+        """Add an update on `groups`, its `items` as the loss consumed them; return a text to print, or None."""
         loss = loss_with_limit(self.config)
         games = [item for item in items if isinstance(item, Game)]
         if isinstance(loss, PairLossConfig):
@@ -230,7 +230,7 @@ class LimitProbe:
         return None if limit is None else limit.describe()
 
     def add(self, games: Sequence[Game], step_size: float | None, lr: float) -> StalenessLimit | None:
-        """Add an update; return an estimate that is to be told: the first one, and later ones that say something else.
+        """Add an update; return an estimate that is worth printing: the first one, and later ones that differ from it.
 
         `step_size` was measured at learning rate `lr`; it is scaled to the peak rate.
         """
@@ -305,7 +305,7 @@ def _limit(
 
 @dataclass(frozen=True, slots=True)
 class _Forces:
-    """What holds and what turns a policy near its rest, in preferences."""
+    """Forces on a policy near its rest, one that holds and one that turns it, in preferences."""
 
     tau: float
     beta: float  # of the mixture

@@ -1,4 +1,4 @@
-"""What the driver's asyncio tasks share: a signal, ways to end a task without losing or inventing an error."""
+"""Helpers of the driver's asyncio tasks: a signal, and ways to end a task without losing or inventing an error."""
 
 import asyncio
 from collections.abc import Coroutine

@@ -15,7 +15,7 @@ from actors.replay_buffer.pairing import MissingEos, effective_scores
 
 @dataclass(frozen=True)
 class WinRate:
-    """How often the policy is preferred to the starting policy; a tie counts one half."""
+    """Share of comparisons in which the policy is preferred to the starting policy; a tie counts one half."""
 
     value: float
     low: float | None

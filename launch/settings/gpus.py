@@ -1,4 +1,4 @@
-"""Which roles of a run may share a GPU. Pure; knows no machine."""
+"""Decide which roles of a run may share a GPU. Pure; knows no machine."""
 
 from actors.generation.config import GeneratorConfig
 from actors.records import TRANSPORTS

@@ -1,4 +1,4 @@
-"""What is said of a file that is no configuration of a verb: a directory, of another kind or verb, or not there."""
+"""Explain why a file is no configuration of a verb: a directory, another kind of file, another verb's, or missing."""
 
 import difflib
 import shlex
@@ -26,7 +26,7 @@ _REMEDIES = {
     "more than": "give a configuration, not data",
     "pipe": "",
 }
-"""What to do about each of PyYAML's complaints, by words of it."""
+"""Remedy for each of PyYAML's complaints, by words of the complaint."""
 
 
 def no_yaml(path: Path, error: YamlError) -> str:

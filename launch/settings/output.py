@@ -63,7 +63,7 @@ class MlflowConfig(Settings):
 
 
 class TrackingConfig(Settings):
-    """Who gets a run's figures beside its directory. None of them can end or slow a run."""
+    """Trackers that get a run's figures beside its directory. None of them can end or slow a run."""
 
     wandb: WandbConfig = Field(default_factory=WandbConfig)
     mlflow: MlflowConfig = Field(default_factory=MlflowConfig)

@@ -1,4 +1,4 @@
-"""Settings of earlier runs: renamed ones are read under their new key, and changes since are told.
+"""Settings of earlier runs: read renamed ones under their new key, and list changes since.
 
 Must not know files.
 """

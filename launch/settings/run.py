@@ -89,7 +89,7 @@ class BandConfig(Settings):
 
 
 class DivergenceConfig(BandConfig):
-    """What a run does once its figures leave a band: a policy that diverges, or a poisoned batch."""
+    """Reaction of a run to figures outside a band: a policy that diverges, or a poisoned batch."""
 
     action: Literal["warn", "stop", "rollback"] = Field(
         default="warn",
@@ -108,7 +108,7 @@ class DivergenceConfig(BandConfig):
 
 
 class CheckpointConfig(Settings):
-    """How often checkpoints are saved, and how many are kept."""
+    """Frequency of checkpoints, and the number to keep."""
 
     every_updates: int = Field(
         default=100, ge=0, description="optimizer steps between checkpoints; 0: only at the end or on an interrupt"
@@ -152,7 +152,7 @@ class ClusterConfig(Settings):
 
 
 class WatchdogConfig(Settings):
-    """What to do about actors that live and do nothing."""
+    """Limits for actors that live and do nothing."""
 
     warn_seconds: float | None = Field(
         default=12.0, gt=0.0, description="silence of an actor after which the run says so; null: no watchdog"

@@ -1,4 +1,4 @@
-"""Which addresses and runtime environments of Ray `cluster` may set. Must not import Ray."""
+"""Check the addresses and runtime environments of Ray in `cluster`. Must not import Ray."""
 
 import re
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
-"""What people type, and what it means here: `words.yaml` as settings of a verb, or as reasons why there is none.
+"""Translate the words of other programs in `words.yaml` into settings of a verb, or into reasons why there is none.
 
-Also how a wrong value or name is told. Must not know files of configurations.
+Also writes the messages about wrong values and names. Must not know files of configurations.
 """
 
 import datetime
@@ -28,7 +28,7 @@ _QUOTED = re.compile("[\u2018\u201c\u201e][^\\s{}]*[\u2018\u2019\u201c\u201d]") 
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What a word means for a verb: a setting, maybe with its value, or why there is none."""
+    """Meaning of a word for a verb: a setting, maybe with its value, or the reason why there is none."""
 
     setting: str = ""
     value: str | None = None

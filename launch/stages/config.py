@@ -9,7 +9,7 @@ from learner.stages.config import DpoConfig, PreferenceConfig, SftConfig, StageC
 
 
 class StageDivergenceConfig(BandConfig):
-    """What a stage does once its figures leave a band. It never goes back: it would make the same updates again."""
+    """Reaction of a stage to figures outside a band. It never goes back: it would make the same updates again."""
 
     action: Literal["warn", "stop"] = Field(
         default="warn", description="warn: a message; stop: save a checkpoint, then fail"

@@ -72,7 +72,7 @@ StartRanks = Callable[[Any, Path, Path, int], contextlib.AbstractContextManager[
 
 @dataclass(slots=True)
 class State:
-    """How far a stage is; what a checkpoint keeps of the driver."""
+    """Progress of a stage, as a checkpoint stores it."""
 
     updates: int = 0
     loss: float | None = None  # of the newest step that was taken
@@ -116,7 +116,7 @@ class StageRun:
         )
         self._stopped = False
         self._training = False
-        """Whether steps are taken, after the first evaluation."""
+        """True once steps are taken, after the first evaluation."""
         self._prepared: Prepared
         self._fixed: dict[str, Any]
         self._total = 0

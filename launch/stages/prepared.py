@@ -1,4 +1,4 @@
-"""What preparing a stage hands to its driver: a model and tokenised examples on disk."""
+"""A prepared stage for the driver: a model and tokenised examples on disk."""
 
 import contextlib
 from collections.abc import Mapping

@@ -21,7 +21,7 @@ IMAGES = {"compose.yaml": "offbeat:cuda", "compose.cpu.yaml": "offbeat:cpu"}
 
 @dataclass(frozen=True)
 class ComposeRun:
-    """What is started: the command, the variables that the compose file reads, and the mounts that must exist."""
+    """One start of docker compose: the command, the variables of the compose file, and the mounts that must exist."""
 
     command: list[str]
     variables: dict[str, str]

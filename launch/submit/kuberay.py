@@ -24,7 +24,7 @@ from launch.submit.paths import Mount, local_paths, unseen_in_pods
 from launch.submit.training import Training, refused, started, tell
 
 CONFIG_FOLDER = "/etc/offbeat"
-"""Where pods find the configuration and the script that runs it."""
+"""The pods' folder with the configuration and the script that runs it."""
 LONGEST_NAME = 47
 """Letters of a RayJob's name: KubeRay appends its own to them."""
 PATIENCE = 60
@@ -58,7 +58,7 @@ class Volume:
 
 @dataclass(frozen=True)
 class KuberayOptions:
-    """What the cluster of the job is made of. Raises UsageError for values that Kubernetes would refuse."""
+    """Parts of the job's cluster. Raises UsageError for values that Kubernetes would refuse."""
 
     image: str
     namespace: str = "default"

@@ -1,4 +1,4 @@
-"""What a run needs of machines that somebody else sets up: their GPUs, cores and shared memory."""
+"""Compute a run's needs of machines that somebody else sets up: GPUs, cores and shared memory."""
 
 from __future__ import annotations
 

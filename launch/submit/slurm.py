@@ -38,7 +38,7 @@ SHORTEST_NOTICE = 60
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """What the job asks of Slurm. Raises UsageError for values that Slurm would misread."""
+    """Requests of the job to Slurm. Raises UsageError for values that Slurm would misread."""
 
     nodes: int
     time: str  # limit: minutes, HH:MM:SS or D-HH:MM:SS
@@ -100,7 +100,7 @@ class SlurmOptions:
 
 @dataclass(frozen=True)
 class SlurmRun:
-    """What the batch script runs, and where."""
+    """Command and places of the batch script."""
 
     first: list[str]  # the command that starts the run
     again: list[str]  # the command that resumes it

@@ -1,4 +1,4 @@
-"""How long a sweep still takes, judged by its completed runs. Pure."""
+"""Estimate the time left of a sweep from its completed runs. Pure."""
 
 from __future__ import annotations
 

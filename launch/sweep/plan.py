@@ -43,7 +43,7 @@ class PlannedRun:
 
     @property
     def log(self) -> Path:
-        """What the run's process prints."""
+        """Return the file of the output of the run's process."""
         return self.directory.with_name(f"{self.directory.name}.log")
 
     @property

@@ -29,7 +29,7 @@ class Column:
     half_width: Callable[[float], str] | None = None  # of the interval; None: it is not shown
     of_difference: bool = False
     brief: bool = True
-    """Whether the terminal shows it too."""
+    """True if the terminal shows the column too."""
 
 
 def columns(results: Results) -> list[Column]:

@@ -1,4 +1,4 @@
-"""What one run of a sweep shows, read from its `summary.json` and `metrics.jsonl`."""
+"""Read the results of one run of a sweep from its `summary.json` and `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What is known of one run."""
+    """Results of one run."""
 
     row: str
     labels: Mapping[str, str]

@@ -1,4 +1,4 @@
-"""How many runs of a sweep fit on this machine at a time. Pure; facts of the machine are arguments."""
+"""Count the runs of a sweep that fit on this machine at a time. Pure; facts of the machine are arguments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ THREADS = "OMP_NUM_THREADS"
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What this machine has."""
+    """Resources of this machine."""
 
     cpus: int
     memory: int  # free bytes

@@ -63,7 +63,7 @@ def train_command(run: PlannedRun) -> list[str]:
 
 @dataclass
 class Ended:
-    """How the processes of this call ended."""
+    """Outcome of the processes of this call."""
 
     interrupted: bool = False
     failed: dict[str, str] = field(default_factory=dict)
@@ -143,7 +143,7 @@ class _Process:
 
     @property
     def began(self) -> str:
-        """What was started, and how."""
+        """Return the message of the start: a new run, or one that continues."""
         return f"{self.run.name} {'goes on' if self.resumed else 'begins'}"
 
     @property
@@ -174,7 +174,7 @@ class _Process:
 
 
 class _Pace:
-    """How long runs of each row take: those of earlier calls by their summaries, those of this call by the clock."""
+    """Seconds of the runs of each row: of earlier calls by their summaries, of this call by the clock."""
 
     def __init__(self, runs: Sequence[PlannedRun], slots: int) -> None:
         self._slots = slots

@@ -44,7 +44,7 @@ class TableRow:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What a sweep shows."""
+    """Results of a sweep."""
 
     name: str
     axes: Mapping[str, Sequence[str]]  # labels by axis

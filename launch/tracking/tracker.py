@@ -1,4 +1,4 @@
-"""What a tracker is, what it is told of a run, and the forms of values that trackers share."""
+"""Interface of a tracker, the facts of a run that it gets, and the forms of values that trackers share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launch.settings.yaml_text import leaves
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What trackers are told of a run before its first number. Made by the driver."""
+    """Facts of a run that trackers get before its first number. Made by the driver."""
 
     name: str
     run_id: str

@@ -1,4 +1,4 @@
-"""How the tensors of a model in memory make those of its checkpoint, and which of them belong together.
+"""Convert the tensors of a model in memory to those of its checkpoint, and group those that belong together.
 
 For some architectures the two differ in names and shapes: transformers keeps a layer's experts in one tensor, or a
 projection in three. A model with adapters is saved as these alone, or with them merged in. Must not know ranks, or what

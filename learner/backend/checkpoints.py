@@ -123,7 +123,7 @@ def latest(root: str | Path) -> Path | None:
 
 
 def to_resume(root: str | Path, wanted: str | None = None, run: str | None = None) -> tuple[Path | None, list[str]]:
-    """Return the checkpoint that `run` goes on from, verified, and what else should be told.
+    """Return the verified checkpoint from which `run` continues, and notes to print.
 
     `wanted` is None for the latest, `LAST_GOOD` for the newest that verifies, or the path or name of one below `root`.
     None if none was committed. Raises UsageError that names the bad file and the checkpoint before it.

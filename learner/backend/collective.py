@@ -1,4 +1,4 @@
-"""Where the ranks of a process group meet, and small agreements between them.
+"""Rendezvous of the ranks of a process group, and small agreements between them.
 
 Functions are collective: all ranks must enter them.
 """

@@ -1,4 +1,4 @@
-"""What a stored directory holds: each file's size and checksum, and which run and update wrote it.
+"""Manifest of a stored directory: each file's size and checksum, and the run and update that wrote it.
 
 `offbeat-manifest.json` is written last and read first. Its checksums are xxHash's XXH3 of 128 bits, as `xxhsum -H2`
 prints them; that of a file over 64 MiB is the checksum of its pieces' checksums, one after another. They tell a fault
@@ -40,7 +40,7 @@ class DamagedError(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class FileSum:
-    """What a file holds."""
+    """Size and checksum of a file."""
 
     bytes: int
     xxh3_128: str

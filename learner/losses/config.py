@@ -142,7 +142,7 @@ class GameLossConfig(Settings):
 
     @property
     def weighs_opponents(self) -> bool:
-        """Whether the update needs the opponent's current log-probs."""
+        """Return whether the update needs the opponent's current log-probs."""
         return self.correction.opponents != "none"
 
 

@@ -1,4 +1,4 @@
-"""How a version's tensors leave the learner: the sender's side of each transport.
+"""Send a version's tensors from the learner: the sender's side of each transport.
 
 A sender keeps a version until `retire`, unchanged by later updates. Must not know who computed the weights, or Ray.
 """

@@ -35,7 +35,7 @@ class TokenBatch:
     position_ids: Tensor | None = None
     """[b, t] int64, restarting at 0 for each packed sequence; None: one sequence per row."""
     layout: Layout | None = None
-    """Who attends to whom if prompts are shared; None: each token to all before it."""
+    """Attention between tokens if prompts are shared; None: each token attends to all before it."""
 
     @property
     def padded_tokens(self) -> int:

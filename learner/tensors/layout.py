@@ -1,4 +1,4 @@
-"""Where prompts and completions stand in one row, and which of its tokens attend to which.
+"""Place prompts and completions in one row, and decide which of its tokens attend to which.
 
 A row holds groups without padding: a prompt, then each of its completions, whose positions go on from the prompt's end.
 Attention runs in blocks of similar shape that are gathered from the row. Must not depend on models.
@@ -29,7 +29,7 @@ class Block:
 
     @property
     def long(self) -> bool:
-        """Whether a part may have more than `CALL_SCORES` scores."""
+        """Return whether a part may have more than `CALL_SCORES` scores."""
         return len(self.queries) * len(self.keys) > CALL_SCORES * len(self.parts) ** 2
 
     @property

@@ -25,13 +25,13 @@ def _slices(count: int, chunk: int) -> Iterator[slice]:
 
 @dataclass(frozen=True, slots=True)
 class LogitTransform:
-    """What a model does to its head's output z: z * scale, then softcap * tanh(z / softcap), then z / temperature."""
+    """A model's transform of its head's output z: z * scale, then softcap * tanh(z / softcap), then z / temperature."""
 
     scale: float = 1.0
     softcap: float | None = None
     temperature: float = 1.0
     in_float32: bool = False
-    """Whether z is computed in float32 from weights and hidden states of any dtype; else in theirs."""
+    """True to compute z in float32 from weights and hidden states of any dtype; False in their dtype."""
 
     @property
     def after_cap(self) -> float:

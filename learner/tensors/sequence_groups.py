@@ -13,13 +13,13 @@ _BY_LENGTH = ("dynamic", "longrope")
 
 
 class Share(NamedTuple):
-    """Which micro-batches a rank computes, alone or with others."""
+    """Micro-batches that a rank computes, alone or with others."""
 
     group: int
     """Its number among the groups, each of which computes a micro-batch at a time."""
     groups: int
     leads: bool
-    """Whether it reports them: one rank of each group does."""
+    """True if the rank reports them: one rank of each group does."""
 
 
 def share_of(rank: int, ranks: int, size: int) -> Share:

@@ -1,4 +1,4 @@
-"""Which objective a loss on rollouts is."""
+"""Choose the objective of a loss on rollouts."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Pass:
     completions: slice
     log_ratio: bool = True  # whether log pi and log mu are needed
     opponent: bool = False
-    """Whether log pi' is needed, of the opponent at this update."""
+    """True if log pi' of the opponent at this update is needed."""
     anchor: bool = False  # whether log u is needed, of the policy's slow average
     values: bool = False  # whether the value head's values are needed, with log pi
 
@@ -92,7 +92,7 @@ class Policies:
     opponent: OpponentConfig | None
     temperature: float
     shares_prompts: bool = False
-    """Whether equal prompts stand once in a row. All models must support it."""
+    """True if equal prompts stand once in a row. All models must support it."""
     anchor: SlowPolicy | None = None
 
     def logprobs(

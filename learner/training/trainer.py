@@ -37,7 +37,7 @@ class Measured:
 
 
 class Objective:
-    """How a loss consumes a batch of items. Subclasses must define what raises NotImplementedError.
+    """A loss and its way through a batch. Subclasses must define the methods that raise NotImplementedError.
 
     A micro-batch holds at most `micro_batch_tokens` padded tokens, unless one item alone exceeds them. With
     `shares_prompts` nothing is padded, and the sequences of an item have their prompt in common.

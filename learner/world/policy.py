@@ -41,7 +41,7 @@ SIZES = {
     "medium": PolicySize(),
     "large": PolicySize(hidden=384, heads=12, intermediate=1024),
 }
-"""What `world.size` names: 0.3, 1.3 and 5 million parameters."""
+"""Policies by `world.size`: 0.3, 1.3 and 5 million parameters."""
 TINY = PolicySize(hidden=64, layers=2, heads=2, intermediate=128)
 """Size for tests: a twentieth of the parameters."""
 

@@ -1,4 +1,4 @@
-"""What libraries say as they load and save a small model, which would garble a run's own display."""
+"""Silence libraries that load and save a small model: their output would garble a run's own display."""
 
 import logging
 

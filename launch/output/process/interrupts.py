@@ -1,4 +1,4 @@
-"""What signals ask of a run, and KeyboardInterrupt outside of the event loop until the outcome of a run stands.
+"""Turn signals into requests to a run; outside the event loop into KeyboardInterrupt, until the run has an outcome.
 
 Ray sets a handler of its own, which ends the process with code 15. An interrupt that arrives while a run is taken down
 must not change what its summary says.
@@ -19,13 +19,13 @@ SAME_SECONDS = 1.0
 terminal that closes one more than its shell. Two Ctrl-C are two."""
 _settled = False
 _missed = False
-"""Whether an interrupt came after the outcome."""
+"""True if an interrupt came after the outcome."""
 _raised = False
-"""Whether one was raised that has not ended the run: a package that is being imported may have caught it."""
+"""True if an interrupt was raised and did not end the run: a package that is being imported may have caught it."""
 
 
 class Requests:
-    """What each signal of a run in the event loop asks for. A state machine without a clock."""
+    """The request behind each signal to a run in the event loop. A state machine without a clock."""
 
     def __init__(self) -> None:
         self._stopped = False

@@ -39,7 +39,7 @@ FORWARDED = (
 HEAPS = {"MALLOC_ARENA_MAX": "2"}
 """Of the C library, which keeps one for each thread: what one thread frees, no other can use, and the driver grows."""
 STOP_SECONDS = 12.0
-"""Stop of the driver after which it is told."""
+"""Stop of the driver after which the supervisor warns."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _supervisors: list[int] = []
 """The pipe to this process's supervisor, if it has one."""
@@ -146,7 +146,7 @@ def _control(option: int, value: int) -> None:
 
 
 class _Signals:
-    """What goes to the driver, except while it is taking a run down: Ray lets SIGTERM end a process there."""
+    """Signals for the driver. They wait while it takes a run down: there SIGTERM would end its process."""
 
     def __init__(self) -> None:
         self.sent: set[int] = set()

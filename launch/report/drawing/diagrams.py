@@ -26,7 +26,7 @@ SIDE = 300.0  # of the triangle
 def histogram_figure(title: str, note: str, counts: Mapping[int, int], bound: int | None) -> str:
     """Draw groups by staleness (versions), beside the bound; `counts` is not empty.
 
-    A bound far beyond all of them is told instead, and more than `MOST_BARS` ages share bars.
+    A bound far beyond all of them is written instead of drawn, and more than `MOST_BARS` ages share bars.
     """
     oldest = max(counts)
     far = bound is not None and bound > 3 * oldest + 8

@@ -28,7 +28,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plot:
-    """What a plot shows."""
+    """Content of a plot."""
 
     title: str
     note: str = ""  # what is measured, and its unit

@@ -1,4 +1,4 @@
-"""How far a long step is: a line now and then, with the time that is left. Knows nothing of the step."""
+"""Report the progress of a long step: a line now and then, with the time left. Knows nothing of the step."""
 
 import contextlib
 import threading

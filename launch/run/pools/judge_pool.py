@@ -19,7 +19,7 @@ BATCHES_EACH = 2
 
 
 class Judging(Protocol):
-    """What judges groups: one judge, a pool, or one that waits for reference log-probs too."""
+    """A judge of groups: one judge, a pool, or one that also waits for reference log-probs."""
 
     async def judge(self, groups: Sequence[Group]) -> Sequence[Group | Failure]: ...
 

@@ -1,4 +1,4 @@
-"""How many leases each generator holds, and which holds the fewest: an answer in constant time, for any number of them.
+"""Count the leases of each generator, and find the least loaded one in constant time, for any number of generators.
 
 Must not know what a lease or a generator is.
 """
@@ -22,7 +22,7 @@ class Loads(Generic[T]):
 
     @property
     def room(self) -> int:
-        """How many more leases all members may hold."""
+        """Return the number of further leases that all members together may hold."""
         return len(self._held) * self._most - self._total
 
     def join(self, member: T, held: int = 0) -> None:
