@@ -18,7 +18,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A model, as far as it is on this machine."""
+    """Facts of a model, from the files that are on this machine."""
 
     path: str
     """As the user wrote it."""

@@ -17,7 +17,7 @@ from launch.begin.policy import Policy, may_be_on_the_hub
 MOST_ROWS = 1_000
 """Rows that are read; most data sets are alike from there on."""
 CHARACTERS = 3
-"""Characters of a token at least, where there is no tokenizer to count."""
+"""Fewest characters of a token, if no tokenizer can count."""
 NO_LIMIT = 1 << 30
 PROMPTS = ("prompt", "question", "instruction", "messages", "problem", "query")
 """Names of columns that hold prompts."""

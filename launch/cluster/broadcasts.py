@@ -18,8 +18,10 @@ from actors.records import Manifest, Seat
 GATHER_SECONDS = 0.05
 """Time between the first request for a version and its transfer, in which others join."""
 TRANSFER_SHARE = 0.8
-"""Part of `publication.timeout_seconds` that the transfer itself may take. The rest is for loading and the canary, and
-tells a generator that hangs from those that it kept waiting."""
+"""Part of `publication.timeout_seconds` that the transfer itself may take.
+
+The rest is for loading and the canary. It also separates a generator that hangs from those that it kept waiting.
+"""
 
 
 class BroadcastingLearner(Protocol):

@@ -59,7 +59,7 @@ class Interchangeable:
         ray.kill(self._actor, no_restart=False)
 
     async def _last(self, known: T, call: Callable[[], Awaitable[T]]) -> T:
-        """Return the answer, or what is `known` if it does not reply."""
+        """Return the answer, or `known` if the actor does not reply."""
         with contextlib.suppress(RayActorError, TimeoutError):
             async with asyncio.timeout(ANSWER_SECONDS):
                 known = await answer(call())

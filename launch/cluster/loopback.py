@@ -36,7 +36,7 @@ def own_ray(environ: Mapping[str, str]) -> Iterator[None]:
 def environment(address: str, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that keep an actor's torch, NCCL and vLLM to loopback; none if `address` is another one.
 
-    `address`: this node's. What the user has set in `environ` stays.
+    `address`: this node's. Settings of the user in `environ` stay.
     """
     if not is_loopback(address):
         return {}

@@ -202,7 +202,7 @@ class _Room:
 def in_groups(nodes: Sequence[str], size: int) -> list[int]:
     """Order the bundles on `nodes` so that each `size` in a row are on one node, if it has as many.
 
-    What is left of several nodes comes last. Within a node the order stays.
+    The rest of each node comes last. Within a node the order stays.
     """
     if size == 1:
         return list(range(len(nodes)))
@@ -233,7 +233,7 @@ def counted(roles: Sequence[str]) -> str:
 
 
 def _no_room(actor: Actor, actors: Sequence[Actor], places: Sequence[Place], rooms: Sequence[tuple[int, _Room]]) -> str:
-    """Say which actor finds no room in any of `rooms`, what is left there, and what to change."""
+    """Name the actor that finds no room in any of `rooms`, the room that is left, and the setting to change."""
     number = sum(each.actor.role == actor.role for each in places) + 1
     count = sum(each.role == actor.role for each in actors)
     gpus = f"{actor.gpus:g} of one GPU" if actor.gpus < 1 else f"{actor.gpus:g} free GPUs of one node"

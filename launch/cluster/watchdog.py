@@ -1,4 +1,4 @@
-"""The watchdog: notices actors that live and do nothing, says so, and ends those that stay silent.
+"""The watchdog: notices actors that live and do nothing, warns, and ends those that stay silent.
 
 Ray notices processes that die. One that was stopped, or whose engine hangs, would be waited for without end.
 """
@@ -138,7 +138,7 @@ class Watchdog:
             await asyncio.sleep(PULSE_SECONDS)
 
     def _watch_beside(self, ended: threading.Event) -> None:
-        """Tell of stopped processes of Ray's, of stopped actors that are starting, and of a driver that waits."""
+        """Warn of stopped processes of Ray, of stopped actors that are starting, and of a driver that waits."""
         told: set[str] = set()
         looked = self._clock()
         while not ended.wait(PULSE_SECONDS):

@@ -1,4 +1,4 @@
-"""`offbeat data`: read preferences, leave out what is not worth training on, say why, and write the rest.
+"""`offbeat data`: read preferences, leave out rows that are not worth training on, say why, and write the others.
 
 Decides on every row before it writes; the output directory appears whole or not at all.
 """

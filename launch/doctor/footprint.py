@@ -140,7 +140,7 @@ def loading_bytes(policy: ModelFacts, reference: ModelFacts | None, config: Trai
 
 
 def activation_bytes(policy: ModelFacts, config: TrainerConfig, largest: Pass, head_dtype: str = "model") -> float:
-    """Estimate what the `largest` pass takes at its peak: activations and buffers.
+    """Estimate the peak memory of the `largest` pass: activations and buffers.
 
     With checkpointing (Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models",
     section 5) each layer keeps its input, and one layer at a time the rest. The peak is at the head, with the

@@ -23,7 +23,7 @@ VOCABULARY_STEP = 64
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes of vLLM's attention on CPU."""
 NEARLY_ALL = 0.9
-"""Share of a memory above which an estimate leaves too little for what it does not count."""
+"""Share of a memory above which an estimate leaves too little for everything that it does not count."""
 OTHER_DIRECTORY = "choose another directory with --output DIR or output=DIR"
 
 
@@ -110,7 +110,7 @@ def check_tensor_parallel(config: RunConfig, policy: ModelFacts) -> Iterator[Fin
 
 
 def check_sequence_parallel(config: RunConfig, policy: ModelFacts) -> Iterator[Finding]:
-    """Check that ranks can split the policy's sequences, and say what they exchange; silent if they do not."""
+    """Check that ranks can split the policy's sequences, and report the size of their exchange, if they do."""
     split, ranks = config.learner.sequence_parallel, config.learner.ranks
     if split == 1:
         return

@@ -281,7 +281,7 @@ def _of_startup(path: Path) -> bool:
 
 
 def _existing_lock(directory: Path) -> int | None:
-    """Open the lock of a run's directory for reading; None if there is none, or it is none."""
+    """Open the lock of a run's directory for reading; None without a file, or for a file that is no lock."""
     with contextlib.suppress(OSError):
         return open_lock(directory / LOCK, create=False, own=False)
     return None

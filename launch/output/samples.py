@@ -193,7 +193,7 @@ def _parsed(path: Path, parse: Callable[[dict[str, Any]], Row]) -> tuple[list[Ro
 
 
 def _read_answer(row: dict[str, Any]) -> Answer:
-    """Raises TypeError for what is no answer."""
+    """Raises TypeError for a value that is no answer."""
     answer = Answer(**row)
     if not isinstance(answer.text, str) or not isinstance(answer.score, int | float):
         raise TypeError

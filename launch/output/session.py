@@ -29,7 +29,7 @@ Resume = bool | str
 """True to continue from the last checkpoint; a text names another checkpoint, as for `checkpoints.to_resume`."""
 
 _BY_CONTENT = {"model.path": "the model", "model.reference": "the reference", "reference": "the reference"}
-"""Fixed settings that are paths, and the fixed value that identifies what is there."""
+"""Fixed settings that are paths, each with the fixed value that identifies its content."""
 
 
 class Session:
@@ -221,9 +221,9 @@ def tell_skipped(skipped: Sequence[str], say: Callable[[str], None]) -> None:
 
 @contextlib.contextmanager
 def stopping_on_signals(stop: Callable[[], str | None], say: Callable[[str], None]) -> Iterator[None]:
-    """Within it the first signal calls `stop`, and a second one, as `interrupts.Requests` counts, cancels this task.
+    """Call `stop` at the first signal; cancel this task at a second one, as `interrupts.Requests` counts.
 
-    `stop` returns what to tell the user, or None if there is nothing to save: then the first one cancels too.
+    `stop` returns a text for the user, or None if there is nothing to save: then the first signal cancels too.
     """
     running, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None

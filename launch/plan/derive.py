@@ -133,7 +133,7 @@ def from_numbers(given: Given, config: RunConfig) -> Derived:
 
 
 def from_run(run: Recorded, given: Given) -> Derived:
-    """Make the model of a recorded run with its own settings, so that it can be set beside what was measured."""
+    """Make the model of a recorded run with its own settings, to compare its prediction with the measured figures."""
     sources, config = _Sources(given), run.config
     sampled = run.summary.get("judging", {}).get("groups") or run.sampled
     learner = Learner(
@@ -258,7 +258,7 @@ def _group_times(run: Recorded, sources: _Sources) -> Times:
 
 
 def _pause(run: Recorded, sources: _Sources) -> float:
-    """Return what is left of the learner's time, for each update."""
+    """Return the rest of the learner's time, for each update."""
     pause = run.measured().learner["other"] * run.seconds / run.updates
     note = "per update: evaluation by enumeration, checkpoints, the driver between updates"
     sources.values.append(Value("pause_seconds", pause, "measured", note))

@@ -29,7 +29,7 @@ class Running(NamedTuple):
 
 @dataclass(slots=True)
 class Engine:
-    """One generator. `work` is what it has done for each of its groups, in seconds of a group alone, until `at`."""
+    """One generator. `work` is its progress on each of its groups until `at`, in seconds of a group alone."""
 
     work: float = 0.0
     at: float = 0.0

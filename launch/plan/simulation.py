@@ -45,7 +45,7 @@ class Account:
     """Groups that generators have sampled, those of evaluations included."""
 
     def copy(self) -> Account:
-        """Return what it holds now."""
+        """Return the counts now."""
         generator, learner, staleness = dict(self.generator), dict(self.learner), Counter(self.staleness)
         return Account(self.seconds, self.updates, generator, learner, staleness, dict(self.ledger), self.sampled)
 

@@ -30,7 +30,7 @@ class Cards:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """One way to share out the GPUs, and what it reaches."""
+    """One way to share out the GPUs, and its predicted figures."""
 
     generators: int
     ranks: int

@@ -1,7 +1,7 @@
 """`offbeat replay`: train the learner of a run again, on exactly the batches that the run's journal recorded.
 
 Only the learner's ranks are started; batches go to them through the loop's own code (`progress.py`). With nothing
-changed they reach the run's weights; what is changed answers what would have become of the policy on the same samples.
+changed they reach the run's weights; with changed settings it shows the policy that the same samples would have made.
 """
 
 import contextlib

@@ -62,7 +62,7 @@ def body(runs: Sequence[Run], names: Sequence[str], base: Path) -> Iterator[tupl
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:
-    """Name each run by as many last parts of its path as tell it from the others."""
+    """Name each run by the last parts of its path, as many as it takes to distinguish the runs."""
     paths = [run.files.path.resolve().parts for run in runs]
     depth = 1
     while len({path[-depth:] for path in paths}) < len(set(paths)) and depth < max(map(len, paths)):

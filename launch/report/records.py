@@ -25,7 +25,7 @@ LARGEST = 1e150
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run as its files tell it."""
+    """One run, by its files."""
 
     files: RunDirectory
     config: Mapping[str, Any]  # empty if there is none that can be read

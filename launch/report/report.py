@@ -25,7 +25,7 @@ _HERE = Path(__file__).parent
 def run_report(directories: Sequence[Path], output: Path | None) -> int:
     """Write the report of one run, or of several compared; print where it is, and the verdict.
 
-    Raises UsageError for what is no run or may not be replaced, RunError if the file cannot be written.
+    Raises UsageError for a directory without a run or a file that must not be replaced, RunError if writing fails.
     """
     if len(directories) > compare.MOST_RUNS:
         raise UsageError(

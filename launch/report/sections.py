@@ -66,7 +66,7 @@ def body(run: Run, base: Path) -> Iterator[tuple[str, str]]:
 
 
 def curves(run: Run) -> str:
-    """Draw what the lines of the run hold, evaluations first."""
+    """Draw the figures of the run's lines, evaluations first."""
     plots = [plot for chart in charts_of(run) if (plot := _plot(chart, run)) is not None]
     if not plots:
         return svg.paragraph("The run has recorded nothing that could be drawn.", "quiet")
@@ -84,7 +84,7 @@ def _plot(chart: Chart, run: Run) -> Plot | None:
 
 
 def staleness(run: Run) -> str:
-    """Draw the ages of what was trained on, beside the bound."""
+    """Draw the ages of the trained groups, beside the bound."""
     counts = _ages(run.section("staleness"))
     source = "groups consumed at each staleness, % of all, from summary.json"
     if not counts:
@@ -108,7 +108,7 @@ def _ages(told: Mapping[str, Any]) -> dict[int, int]:
 
 
 def timeline(run: Run) -> str:
-    """Draw what the lines of the run tell of who was busy when; say what they do not tell."""
+    """Draw the timeline of the roles' work; name the roles without records."""
     lanes, seconds = lanes_of(run)
     if not lanes:
         return svg.paragraph("The run has recorded no times of its updates.", "quiet")

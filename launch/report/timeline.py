@@ -35,7 +35,7 @@ def moments_of(run: Run) -> tuple[list[float], list[tuple[Mapping[str, Any], flo
 
 
 def lanes_of(run: Run) -> tuple[list[Lane], float]:
-    """Return the lanes that the run's lines tell of, and its length in seconds; no lanes if they tell nothing."""
+    """Return the lanes that the run's lines describe, and its length in seconds; no lanes without records."""
     ends, rows = moments_of(run)
     if not ends or ends[-1] <= 0.0:
         return [], 0.0

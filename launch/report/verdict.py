@@ -63,7 +63,7 @@ class Verdict:
 
 
 def verdict(run: Run) -> Verdict:
-    """Judge one run by what it has recorded."""
+    """Judge one run by its records."""
     findings = [found for found in (_win_rate(run), _reward(run), _exploitability(run), _held_out(run)) if found]
     kinds = {found.outcome for found in findings} - {"not measured"}
     decided = kinds - {"not separable"}
@@ -198,7 +198,7 @@ def _exploitability(run: Run) -> Finding | None:
 
 
 def _held_out(run: Run) -> Finding | None:
-    """Tell of a stage, which has a held-out loss."""
+    """Sum up a stage, which has a held-out loss."""
     column = run.column("held_out_loss")
     start = finite(run.section("held_out_at_start").get("loss"))
     start = column[0][1] if start is None and column else start

@@ -138,7 +138,7 @@ class DivergenceGuard:
         self._action, self._root, self._failed_batches, self._say = action, root, failed_batches, say
 
     async def heed(self, departure: Departure, save: Callable[[], Awaitable[None]]) -> None:
-        """Keep the departure's batches, then tell, stop or go back.
+        """Keep the departure's batches, then warn, stop or go back.
 
         Raises RunError to stop, once `save` has made a checkpoint; DivergedError if the latest is one from before.
         """

@@ -33,7 +33,7 @@ from learner.backend import manifest
 from learner.losses.config import GameLossConfig
 
 MANY_EPOCHS = 20
-"""Epochs over the prompts above which a run tells how many it makes."""
+"""Epochs over the prompts above which a run prints their number."""
 
 
 def check_model(config: RunConfig, plugin: RunPlugin) -> list[str]:

@@ -113,6 +113,6 @@ def sequence_kl(policy: Sequence[Sequence[float]], reference: Sequence[Sequence[
     """Estimate KL(policy || reference) in nats per completion: the mean difference of rollouts' log-probs.
 
     `policy` holds the log-probs of each rollout's tokens under the version that sampled it: those of version v under
-    v + n would tell KL(v || reference) - KL(v || v + n).
+    v + n would estimate KL(v || reference) - KL(v || v + n).
     """
     return sum(sum(ours) - sum(theirs) for ours, theirs in zip(policy, reference, strict=True)) / len(policy)

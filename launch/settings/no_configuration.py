@@ -86,7 +86,7 @@ def missing(path: str, presets: Sequence[str], verb: Verb = TRAIN) -> str:
 
 
 def _alike(file: Path) -> list[Path]:
-    """Return the YAML file beside `file` whose name is most like its; none if none is."""
+    """Return the YAML file beside `file` whose name is most like its; empty if no file is."""
     try:
         names = {each.stem: each for each in sorted(file.parent.glob("*.y*ml"))}
     except OSError:

@@ -88,10 +88,10 @@ SAME_AS = {
 
 
 class OnceCommand(TyperCommand):
-    """Refuse an option that is given twice with different values; tell which of a setting's or variable's counts."""
+    """Refuse an option that is given twice with different values; say which value of a setting or variable counts."""
 
     def make_parser(self, ctx: Any) -> Any:
-        """Return the parser, which tells how often an option was given before the last value is taken."""
+        """Return the parser, which counts an option's values before the last value is taken."""
         parser: Any = super().make_parser(ctx)
         parse = parser.parse_args
 

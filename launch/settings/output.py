@@ -1,4 +1,4 @@
-"""Settings of what a run keeps and tells: samples, journal, trackers, its log. Imports nothing heavy."""
+"""Settings of a run's files and messages: samples, journal, trackers, its log. Imports nothing heavy."""
 
 from __future__ import annotations
 

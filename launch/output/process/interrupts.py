@@ -1,7 +1,7 @@
 """Turn signals into requests to a run; outside the event loop into KeyboardInterrupt, until the run has an outcome.
 
 Ray sets a handler of its own, which ends the process with code 15. An interrupt that arrives while a run is taken down
-must not change what its summary says.
+must not change its summary.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from launch.output.process import supervisor
 
 NUMBERS = supervisor.FORWARDED
 WARNINGS = (signal.SIGXCPU, signal.SIGUSR1, signal.SIGUSR2)
-"""Those that tell of an end which is near, as a limit of CPU time does every second. They never end a run at once."""
+"""Warnings that an end is near; a limit of CPU time sends one every second. They never end a run at once."""
 SAME_SECONDS = 1.0
 """Time within which two signals are one: the kernel sends one for each thread of a supervisor that was killed, and a
 terminal that closes one more than its shell. Two Ctrl-C are two."""
@@ -52,7 +52,7 @@ def heed() -> None:
 
 
 def heard() -> list[signal.Signals]:
-    """Return those that nobody has told this process to ignore."""
+    """Return the signals that this process does not ignore."""
     return [number for number in NUMBERS if signal.getsignal(number) is not signal.SIG_IGN]
 
 

@@ -85,7 +85,7 @@ def _print_interrupted(run: Path | None) -> None:
 
 
 def last_words(run: Path | None) -> str:
-    """Say of an interrupted command what its run in `run` has saved, and how to go on."""
+    """Say what the interrupted run in `run` has saved, and how to continue it."""
     with contextlib.suppress(OSError, TypeError):
         checkpoints = run / "checkpoints"  # type: ignore[operator]
         tag = (checkpoints / "latest").read_text(encoding="utf-8", errors="replace").strip()
@@ -97,7 +97,7 @@ def last_words(run: Path | None) -> str:
 
 
 def supervise(command: Sequence[str]) -> int:
-    """Run `command` as the driver; return the exit code that it told, or 1 if it ended without a word."""
+    """Run `command` as the driver; return the exit code that it reported, or 1 if it ended without a report."""
     signals = _Signals()
     for number in FORWARDED:
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
@@ -135,7 +135,7 @@ def supervise(command: Sequence[str]) -> int:
 def die_with_parent() -> None:
     """Let the kernel ask a new process to end if this one is killed: a driver saves, and ends Ray in order.
 
-    Ray's agents would stay for a minute after a driver that is killed, to tell a GCS that is dead of it.
+    Ray's agents would outlive a killed driver by a minute, to report its death to a GCS that is dead too.
     """
     _control(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -221,7 +221,7 @@ def _children() -> list[int]:
 
 
 def _stat(path: Path) -> list[str]:
-    """Return the state and the parent of a process, and what else /proc tells; empty if it is gone."""
+    """Return the state and the parent of a process, and the other fields of its /proc stat; empty if it is gone."""
     try:
         return path.read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -229,7 +229,7 @@ def _stat(path: Path) -> list[str]:
 
 
 def _say(code: int, told: dict[str, list[str]]) -> int:
-    """Write what is known of a driver that ended without a word to the terminal and to its summary."""
+    """Report a driver that ended without a report, on the terminal and in its summary."""
     how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
     directory = Path(told["run"][-1]) if "run" in told else None
     text = (

@@ -13,7 +13,7 @@ ENOUGH = 0.1  # share of the parts from which the time left is foretold: parts t
 
 
 class Countdown:
-    """Counts the `total` parts of a step, such as prompts that are sampled, and tells `say` how it goes."""
+    """Counts the `total` parts of a step, such as sampled prompts, and reports progress to `say`."""
 
     def __init__(
         self, step: str, total: int, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
@@ -33,7 +33,7 @@ class Countdown:
             self._set_off()
 
     def add(self, count: int = 1) -> None:
-        """Count parts that were done; tell if a line is due and something is left."""
+        """Count finished parts; print a line if one is due and parts are left."""
         self._done += count
         now = self._clock()
         left = self._total - self._done
@@ -50,7 +50,9 @@ class Countdown:
 def telling(
     step: str, say: Callable[[str], None], first: float = FIRST_SECONDS, then: float = SECONDS
 ) -> Iterator[None]:
-    """Tell `say` now and then, from a thread, how long the block has taken; use it if a step has no parts to count."""
+    """Report to `say` now and then how long the block has taken, for steps without parts to count.
+
+    A thread of its own reports."""
     ended, started = threading.Event(), time.monotonic()
 
     def tell() -> None:

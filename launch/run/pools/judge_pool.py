@@ -45,7 +45,7 @@ class JudgePool:
         return answers
 
     async def _tell_abstentions(self) -> None:
-        """After 2, 4, 8, ... batches, tell once of each language model whether its answers often lack a verdict."""
+        """After 2, 4, 8, ... batches, warn once of each language model whose answers often lack a verdict."""
         self._batches += 1
         if self._batches < 2 or self._batches & (self._batches - 1):
             return

@@ -11,7 +11,7 @@ T = TypeVar("T", bound=Hashable)
 
 
 class Loads(Generic[T]):
-    """Loads between 0 and `most`. Among members of one load the one that has had it longest comes first."""
+    """Loads between 0 and `most`. Among members with equal loads, the one that has had its load longest comes first."""
 
     def __init__(self, most: int) -> None:
         self._most = most

@@ -26,13 +26,13 @@ class Member:
     unsent: list[Lease] = field(default_factory=list)
     """The part of `outstanding` that is not submitted yet."""
     dealt: Signal = field(default_factory=Signal)
-    """Tells of new ones."""
+    """Callback for new ones."""
     late: set[Key] = field(default_factory=set)
     """Attempts that expired, and that it still works on."""
     unwanted: list[Key] = field(default_factory=list)
     """Attempts that it should stop."""
     regretted: Signal = field(default_factory=Signal)
-    """Tells of new ones."""
+    """Callback for new ones."""
     status: GeneratorStatus | None = None
 
     def grant(self, leases: Iterable[Lease]) -> None:

@@ -9,7 +9,7 @@ FIRST_SECONDS = 25.0
 
 
 async def until_ready(ready: Awaitable[None], name: str, doing: str, say: Callable[[str], None]) -> None:
-    """Wait for `ready`, telling `say` how long `name` has been `doing` what it does. Raises what `ready` raises."""
+    """Wait for `ready`; report to `say` how long `name` has been `doing` its step. Raises what `ready` raises."""
     telling = asyncio.create_task(_tell(name, doing, say))
     try:
         await ready
