@@ -26,7 +26,7 @@ from launch.output.samples import (
 def show_samples(run: Path, last: int, *, as_json: bool = False) -> int:
     """Print the last samples of a run and, once it has ended, answers before and after; return the exit code 0.
 
-    Raises UsageError if the run has none.
+    Raises UsageError if the run has no file of samples.
     """
     samples, damaged = read_samples(run)
     answers, damaged_answers = read_before_and_after(run)

@@ -233,7 +233,7 @@ def counted(roles: Sequence[str]) -> str:
 
 
 def _no_room(actor: Actor, actors: Sequence[Actor], places: Sequence[Place], rooms: Sequence[tuple[int, _Room]]) -> str:
-    """Name the actor that finds no room in any of `rooms`, the room that is left, and the setting to change."""
+    """Name an actor without room in `rooms`, the room that is left, and the setting to change."""
     number = sum(each.actor.role == actor.role for each in places) + 1
     count = sum(each.role == actor.role for each in actors)
     gpus = f"{actor.gpus:g} of one GPU" if actor.gpus < 1 else f"{actor.gpus:g} free GPUs of one node"
