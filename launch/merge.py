@@ -18,7 +18,7 @@ from learner.backend import manifest
 
 _FOLLOWED = {"r", "lora_alpha", "target_modules", "base_model_name_or_path"}
 _NO_EFFECT = {"task_type", "revision", "inference_mode", "lora_dropout", "auto_mapping", "peft_version"}
-"""Fields of peft's configuration that change nothing in what an adapter makes of its base."""
+"""Fields of peft's configuration without effect on merged weights."""
 _LONGEST = 80
 """Characters of a field that are shown."""
 _PLAIN: dict[str, tuple[Any, ...]] = {
@@ -28,7 +28,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "megatron_core": ("megatron.core",),
     "qalora_group_size": (16,),
 }
-"""Values, beside None, False and nothing, that ask for no more than W + (alpha / r) B A."""
+"""Values of further fields that ask for no more than W + (alpha / r) B A, as None, False and empty ones do."""
 
 
 def run_merge(adapter: Path, into: Path, base: str | None = None) -> int:
