@@ -16,9 +16,11 @@ from actors.foreign.text import WHOLE, shown
 from actors.hub import ADAPTER_CONFIG, quiet, read_config, resolve, unique_tensors
 from learner.backend import manifest
 
-_FOLLOWED = {"r", "lora_alpha", "target_modules", "base_model_name_or_path"}
-_NO_EFFECT = {"task_type", "revision", "inference_mode", "lora_dropout", "auto_mapping", "peft_version"}
-"""Fields of peft's configuration without effect on merged weights."""
+_ANY = {
+    *("r", "lora_alpha", "base_model_name_or_path"),  # merging follows them
+    *("target_modules", "task_type", "revision", "inference_mode", "lora_dropout", "auto_mapping", "peft_version"),
+}
+"""Fields of peft's configuration that may have any value."""
 _LONGEST = 80
 """Characters of a field that are shown."""
 _PLAIN: dict[str, tuple[Any, ...]] = {
@@ -28,7 +30,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "megatron_core": ("megatron.core",),
     "qalora_group_size": (16,),
 }
-"""Values of further fields that ask for no more than W + (alpha / r) B A, as None, False and empty ones do."""
+"""Values of other fields that ask for no more than W + (alpha / r) B A, as None, False and empty ones do."""
 
 
 def run_merge(adapter: Path, into: Path, base: str | None = None) -> int:
@@ -99,8 +101,7 @@ def _other_fields(fields: Mapping[str, Any]) -> list[str]:
     return [
         f"{name} {value!r}"[:_LONGEST]
         for name, value in fields.items()
-        if name not in _FOLLOWED | _NO_EFFECT
-        and not (value is None or value is False or value in ({}, [], *_PLAIN.get(name, ())))
+        if name not in _ANY and not (value is None or value is False or value in ({}, [], *_PLAIN.get(name, ())))
     ]
 
 

@@ -12,7 +12,7 @@ from tests.house import ROOT, House, assert_only
 
 HOUSE = House.at(ROOT)
 MOST_WORDS = 20
-"""Of a function's first sentence. What has no two letters in a row, as most of a formula, does not count."""
+"""Limit on a function's first sentence. Words without two letters in a row, as in formulas, do not count."""
 CLAUSES = {"What", "How", "Whether", "Who", "Whom", "Whose", "Which", "Where", "When"}
 """First words of clauses: only the end of such a docstring says what it is about."""
 TOLD = re.compile(r"\b(?:is|are|was|be|been|being) told\b")
@@ -22,7 +22,7 @@ SENTENCE_END = re.compile(r"[.:;](?=\s)|\n\n|\Z")
 
 
 def docstrings(tree: ast.Module) -> Iterator[tuple[ast.AST, int, str]]:
-    """Yield what each docstring is of, its line and its text; strings below fields and constants count as such."""
+    """Yield each docstring with its owner and line; strings below fields and constants count as docstrings."""
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         for above, each in zip([node, *body], body, strict=False) if isinstance(body, list) else ():

@@ -259,7 +259,7 @@ def _model_and_prompts(config: RunConfig, silent: Collection[str]) -> Iterator[F
 
     tokenizer: Any = None
     local = _with_local_models(config)
-    if local is not None:  # otherwise `_models` has reported it
+    if local is not None:  # otherwise `models_of` has reported it
         path = local.model.tokenizer or local.model.path
         yield _noted("model", f"{local.model.path} fits the run", partial(check_model, local, plugin_of(local)))
         try:

@@ -175,7 +175,6 @@ def test_without_a_signal_no_handler_is_called(heard: list[int]) -> None:
 
 
 def test_signals_heard_within_are_not_repeated_if_ray_does_not_start(heard: list[int]) -> None:
-
     def start() -> None:
         with own_handlers():
             os.kill(os.getpid(), signal.SIGUSR1)
