@@ -11,7 +11,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 from actors.errors import RunError, UsageError
 from actors.records import Failure, Group, Pulse
 from launch.cluster.carriers import PULSE
-from launch.cluster.ray_actors import RESTART_POLL_SECONDS, answer, reason
+from launch.cluster.ray_actors import RESTART_POLL_SECONDS, answer, reason, restarts
 from launch.run.protocols import Rollout
 from launch.settings.run import RunConfig
 from learner.reference.config import ReferenceSpec
@@ -57,6 +57,9 @@ class Interchangeable:
     def kill(self) -> None:
         """Kill its process; it is restarted while restarts are left."""
         ray.kill(self._actor, no_restart=False)
+
+    def silent_restarts(self) -> int:
+        return restarts(self._actor)
 
     async def _last(self, known: T, call: Callable[[], Awaitable[T]]) -> T:
         """Return the answer, or `known` if the actor does not reply."""

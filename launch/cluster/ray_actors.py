@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.state import actors  # `ray.util.state` needs the dashboard's server
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from actors.errors import LOG_IS, EngineStartError, OffbeatError, RunError, WeightMismatchError, ray_logs
@@ -19,6 +20,7 @@ from actors.records import Failure, Game, GeneratorStatus, Group, Lease, Manifes
 from launch.cluster.carriers import PULSE, carrier_of
 from launch.run.pools.reference_pool import ReferencePool
 from launch.run.protocols import GeneratorDeadError, GeneratorUnavailableError, Publication, Rollout
+from launch.run.tasks import give_up
 from learner.records import StageStats, UpdateStats
 
 CLOSE_SECONDS = 10.0
@@ -26,6 +28,8 @@ DEATH_SECONDS = 30.0
 """Longest wait for the news of a rank's death after another rank's error."""
 RESTART_POLL_SECONDS = 0.1
 """Poll interval for a restarting actor; Ray's own retry notices later."""
+LOADING_POLL_SECONDS = 2.0
+"""Pause between two looks for the death of a process that loads its model."""
 START_PAUSE_SECONDS = 5.0
 """Pause before the next try if a restarted engine did not start; doubles each time."""
 
@@ -36,6 +40,11 @@ async def answer(reference: Awaitable[Any]) -> Any:
         return await reference
     except RayTaskError as error:
         raise origin(error) from None
+
+
+def restarts(actor: Any) -> int:
+    """Return how often Ray has restarted the process of `actor`."""
+    return int(actors(actor_id=actor._actor_id.hex()).get("NumRestarts", 0))
 
 
 def origin(error: Exception) -> Exception:
@@ -68,23 +77,48 @@ class RayGenerator:
         self._failed_starts: dict[str, str] = {}
         """By process: why its engine did not start, since one did last."""
         self._failure = ""  # of the engine of an earlier process, if nothing was sampled since
+        self._reported = -1
+        """Deaths that the caller knows of, because each wait but the first follows one."""
 
     async def ready(self) -> None:
+        self._reported += 1
         # A restarting actor answers "unavailable" until it is back.
         while True:
             try:
-                process = (await self.status()).process
+                process = await self._loaded()
                 break
             except _StartFailedError as error:
                 await self._restart(error)
             except GeneratorUnavailableError:
+                self._check_deaths()
                 await asyncio.sleep(RESTART_POLL_SECONDS)
+        self._check_deaths()
+        self._reported = restarts(self._actor)  # fewer, if only the connection broke
         self._failed_starts.clear()
         if self._unreachable and process == self._process:
             # Only the connection broke: an abandoned collect call may still run and would swallow the next results.
             await asyncio.sleep(self._collect_seconds)
         self._process = process
         self._killed = self._unreachable = False
+
+    def silent_restarts(self) -> int:
+        """Return 0: the pool reports its deaths."""
+        return 0
+
+    async def _loaded(self) -> str:
+        """Wait until the engine answers; return its process. A death meanwhile raises, although Ray hides it."""
+        asked = asyncio.ensure_future(self.status())
+        try:
+            while not (await asyncio.wait({asked}, timeout=LOADING_POLL_SECONDS))[0]:
+                self._check_deaths()
+            return asked.result().process
+        finally:
+            give_up(asked)
+
+    def _check_deaths(self) -> None:
+        """Raise GeneratorUnavailableError if a process died and no caller knows: Ray sends its calls to the next."""
+        if restarts(self._actor) > self._reported:
+            raise GeneratorUnavailableError(f"{self.name} (while it loaded its engine)")
 
     async def _restart(self, failed: _StartFailedError) -> None:
         """Use up one more restart, after a pause in which memory may become free. Raises `failed`, once per process.
@@ -188,6 +222,10 @@ class RayRank:
 
     def kill(self) -> None:
         ray.kill(self._actor)
+
+    def silent_restarts(self) -> int:
+        """Return 0: a rank is not restarted."""
+        return 0
 
 
 class RayRanks:

@@ -44,6 +44,9 @@ class Watched(Protocol):
     def kill(self) -> None:
         """End its process; it is restarted while restarts are left."""
 
+    def silent_restarts(self) -> int:
+        """Return how often its process was restarted and nobody else says so."""
+
 
 class Watchdog:
     """Asks every actor for a sign of life every two seconds, from its first one on.
@@ -52,8 +55,8 @@ class Watchdog:
     waits for a stopped raylet, and the loop with it.
 
     `say` gets a sentence about an actor that has been silent, or without progress on its work, for `warn_seconds`,
-    about one that is back, and about one whose start lasts longer than `start_seconds`. After `end_seconds` of silence
-    the actor is ended. `record` gets the stacks of a silent actor and of the driver as text.
+    about one that is back or was restarted, and about one whose start lasts longer than `start_seconds`. After
+    `end_seconds` of silence the actor is ended. `record` gets the stacks of a silent actor and of the driver as text.
     """
 
     def __init__(
@@ -111,7 +114,7 @@ class Watchdog:
 
     async def _watch(self, actor: Watched) -> None:
         last: Pulse | None = None  # None while it starts, which takes as long as its model and the cluster's room take
-        told = False
+        told, restarts = False, 0
         while True:
             asked, since = asyncio.ensure_future(actor.pulse()), self._clock()
             looked = since
@@ -123,8 +126,10 @@ class Watchdog:
                     elif last is not None:
                         told = await self._silent(actor, last, looked - since, told)
                     else:
-                        told = self._starting(actor, looked - since, told)
-                last = asked.result()
+                        told, restarts = self._starting(actor, looked - since, told), self._restarts(actor, restarts)
+                known, last = last, asked.result()
+                if known is None or known.process != last.process:
+                    restarts = self._restarts(actor, restarts)
                 if last.stalled_seconds < (self._config.warn_seconds or 0.0) and told:
                     self._say(f"{actor.name} goes on")
                     told = False
@@ -136,6 +141,12 @@ class Watchdog:
             finally:
                 give_up(asked)
             await asyncio.sleep(PULSE_SECONDS)
+
+    def _restarts(self, actor: Watched, said: int) -> int:
+        """Say that `actor` died, if it was restarted more than `said` times; return how often it was."""
+        if (restarts := actor.silent_restarts()) > said:
+            self._say(f"{actor.name} died and is being restarted; {ray_logs()} on its host says why")
+        return restarts
 
     def _watch_beside(self, ended: threading.Event) -> None:
         """Warn of stopped processes of Ray, of stopped actors that are starting, and of a driver that waits."""

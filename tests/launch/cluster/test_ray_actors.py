@@ -71,6 +71,14 @@ def _unavailable() -> ActorUnavailableError:
     return ActorUnavailableError("restarting", None)
 
 
+@pytest.fixture(autouse=True)
+def restarts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let Ray report that no actor was restarted, or what a test puts in."""
+    counts = [0]
+    monkeypatch.setattr(ray_ports, "restarts", lambda actor: counts.pop(0) if counts[1:] else counts[0])
+    return counts
+
+
 @pytest.fixture
 def killed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     actors: list[Any] = []
@@ -182,6 +190,31 @@ def test_a_restart_whose_engine_does_not_start_is_told_and_tried_again_once_per_
             assert killed == [(actor, False)] * tries
         await generator.ready()
         assert len(killed) == 2
+
+    asyncio.run(test())
+
+
+def test_deaths_of_a_process_that_loads_are_reported_one_by_one_and_not_those_that_the_caller_saw(
+    restarts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray sends the call that waits for the engine to the next process, so it never fails."""
+    monkeypatch.setattr(ray_ports, "LOADING_POLL_SECONDS", 0.01)
+    actor = FakeActor(status=[..., _unavailable(), _status("third"), _status("fourth")], collect=_unavailable())
+
+    async def test() -> None:
+        generator = RayGenerator("g", actor)
+        restarts[:] = [0, 1]
+        with pytest.raises(GeneratorUnavailableError, match=r"^g \(while it loaded its engine\)$"):
+            await generator.ready()
+        restarts[:] = [1, 2]  # it is out of reach after the first, and another died before it answered
+        with pytest.raises(GeneratorUnavailableError, match="while it loaded"):
+            await generator.ready()
+        restarts[:] = [2]
+        await generator.ready()
+        with pytest.raises(GeneratorUnavailableError, match=r"^g$"):
+            await generator.collect(0.0)
+        restarts[:] = [3]
+        await generator.ready()
 
     asyncio.run(test())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def session() -> Iterator[None]:
 
 @pytest.fixture
 def start(session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], RayGenerator]:
-    """Starts a generator with two restarts, whose starts of these numbers fail."""
+    """Starts a generator with two restarts, whose starts of these numbers fail, by a signal if they are negative."""
     monkeypatch.setattr(ray_actors, "START_PAUSE_SECONDS", 0.1)
     count, seeds = tmp_path / "starts", tmp_path / "seeds"
     count.touch()
@@ -47,6 +48,8 @@ def start(session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
                 starts.write(b".")
             if count.stat().st_size in failing:
                 raise UsageError(BUSY)
+            if -count.stat().st_size in failing:
+                os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does for want of memory
             return _Engine()
 
         class _Engine:
@@ -97,6 +100,18 @@ def test_a_generator_that_never_starts_again_ends_with_the_reason_when_its_resta
         generator.kill()
         await asyncio.sleep(1.0)
         with pytest.raises(GeneratorDeadError, match=BUSY):
+            await _tries(generator)
+
+    asyncio.run(test())
+
+
+def test_a_process_that_dies_while_it_loads_is_reported_at_its_first_start_and_at_a_restart(start: Any) -> None:
+    async def test() -> None:
+        generator = start({-1, -3})
+        assert await _tries(generator) == ["generator-0 (while it loaded its engine)"]
+        generator.kill()
+        await asyncio.sleep(1.0)
+        with pytest.raises(GeneratorDeadError):  # its third death, and it may be restarted twice
             await _tries(generator)
 
     asyncio.run(test())

@@ -24,6 +24,7 @@ from launch.settings.run import WatchdogConfig
 from tests.launch.run.pools.serving import heard
 
 ELSEWHERE = Pulse("another-host", 7)
+SUCCESSOR = Pulse("another-host", 8)
 
 
 class Actor:
@@ -33,6 +34,7 @@ class Actor:
         self.name, self.vital = "generator-3", vital
         self.script = list(script)
         self.kills = 0
+        self.restarts = 0
 
     async def pulse(self) -> Pulse:
         answer = self.script.pop(0) if len(self.script) > 1 else self.script[0]
@@ -45,6 +47,9 @@ class Actor:
     def kill(self) -> None:
         self.kills += 1
         self.script = [ELSEWHERE]
+
+    def silent_restarts(self) -> int:
+        return self.restarts
 
 
 BESIDE = Watchdog._watch_beside
@@ -112,6 +117,24 @@ def test_an_actor_that_answers_again_is_told_of(watch: Any) -> None:
 def test_a_start_has_no_limit_and_neither_has_a_restart(watch: Any) -> None:
     assert watch(Actor(...), end=0.2) == ([], [])
     assert watch(Actor(ELSEWHERE, RuntimeError("unavailable"), ...), end=0.2) == ([], [])
+
+
+def test_each_restart_is_said_once_whether_the_actor_answers_again_or_still_loads(watch: Any) -> None:
+    """Ray sends a judge's calls to the next process, and a judge model that found no memory died unseen."""
+
+    class Restarted(Actor):
+        async def pulse(self) -> Pulse:
+            answer = await super().pulse()
+            self.restarts = 2 * (answer == SUCCESSOR)
+            return answer
+
+    for script in ((ELSEWHERE, RuntimeError("unavailable"), SUCCESSOR), (ELSEWHERE, SUCCESSOR)):
+        (said,), _ = watch(Restarted(*script))
+        assert said.startswith("generator-3 died and is being restarted; ")
+    loading = Actor(...)
+    loading.restarts = 1
+    (said,), _ = watch(loading)
+    assert said.startswith("generator-3 died and is being restarted; ")
 
 
 def test_a_start_that_lasts_is_told_once_and_not_ended(watch: Any) -> None:
