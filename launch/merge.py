@@ -58,7 +58,10 @@ def run_merge(adapter: Path, into: Path, base: str | None = None) -> int:
     with quiet():
         model = load_model(source, _dtype(source))
     peft_form.adapt(model, lora, str(source))
-    peft_form.load(model, load_file(weights))
+    given = load_file(weights)
+    if _names_layers(fields):
+        given = _neutral(peft_form.tensors(model), given) | given
+    peft_form.load(model, given)
     settle_generation(model, adapter if (adapter / "generation_config.json").is_file() else source, ())
     state = peft_form.merged(model, {name: each.detach() for name, each in unique_tensors(model).items()})
     with writing(into, "then try again"), atomic_directory(into) as stage, quiet():
@@ -90,11 +93,26 @@ def _settings(fields: Mapping[str, Any], header: Mapping[str, Any], adapter: Pat
         )
     except ValidationError as error:
         wrong = {"rank": "r", "alpha": "lora_alpha"}.get(str(error.errors()[0]["loc"][0]))
-        said = f"{wrong}: {fields.get(wrong)!r}" if wrong else "no tensors"
+        if wrong is None:
+            raise UsageError(
+                f"{adapter} changes no layer: {peft_form.ADAPTER_FILE} holds no tensors; save the adapter again"
+            ) from None
         raise UsageError(
-            f"{adapter} is no adapter that offbeat merge can read: it has {said}; allowed: whole numbers, r from 1 to "
-            "512 and lora_alpha from 1; merge it with peft"
+            f"{adapter} is no adapter that offbeat merge can read: it has {wrong}: {fields.get(wrong)!r}; allowed: "
+            "whole numbers, r from 1 to 512 and lora_alpha from 1; merge it with peft"
         ) from None
+
+
+def _names_layers(fields: Mapping[str, Any]) -> bool:
+    """Return whether the adapter may leave out some layers of a kind: an expression or a whole path names its own."""
+    targets = fields.get("target_modules")
+    return isinstance(targets, str) or any("." in str(each) for each in targets or ())
+
+
+def _neutral(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return zeros for the tensors of `own` whose layers `given` leaves out: they change nothing."""
+    layers = {name.partition(".lora_")[0] for name in given}
+    return {name: each.detach() * 0 for name, each in own.items() if name.partition(".lora_")[0] not in layers}
 
 
 def _other_fields(fields: Mapping[str, Any]) -> list[str]:

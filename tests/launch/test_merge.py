@@ -112,6 +112,30 @@ def test_layers_named_by_an_expression_are_those_that_the_file_holds(adapter, tm
     torch.testing.assert_close(whole(input_ids=IDS).logits, model(input_ids=IDS).logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("targets", [r".*layers\.1\.self_attn\.q_proj", ["layers.1.self_attn.q_proj"]])
+def test_layers_that_the_adapter_names_and_leaves_out_stay_as_they_are(adapter, tmp_path, targets):
+    directory, model = adapter
+    path, file = directory / "adapter_config.json", directory / "adapter_model.safetensors"
+    kept = {name: each for name, each in load_file(file).items() if "layers.1.self_attn.q_proj" in name}
+    save_file(kept, file)
+    with pytest.raises(UsageError, match="use the base that it was trained on"):
+        run_merge(directory, tmp_path / "whole")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": targets}))
+    run_merge(directory, tmp_path / "whole")
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if "lora_B" in name and "layers.1.self_attn.q_proj" not in name:
+                tensor.zero_()
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.float32).eval()
+    torch.testing.assert_close(whole(input_ids=IDS).logits, model(input_ids=IDS).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_an_adapter_without_tensors_is_refused_as_that(adapter, tmp_path):
+    save_file({}, adapter[0] / "adapter_model.safetensors")
+    with pytest.raises(UsageError, match=r"changes no layer: adapter_model\.safetensors holds no tensors"):
+        run_merge(adapter[0], tmp_path / "whole")
+
+
 def test_what_is_no_adapter_is_refused_before_torch_is_imported(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", f"""

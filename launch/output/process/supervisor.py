@@ -167,7 +167,7 @@ class _Signals:
         self._held = held
         while self._driver is not None and self._waiting and not held:
             with contextlib.suppress(ProcessLookupError, IndexError):  # the listener may have been quicker
-                number = self._waiting.pop()
+                number = self._waiting.pop(0)
                 self.sent.add(number)
                 self._driver.send_signal(number)
 

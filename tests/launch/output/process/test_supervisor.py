@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import pytest
 
@@ -168,6 +169,23 @@ supervisor.tell("end", 0)
     process.terminate()
     assert process.communicate(timeout=120) == ("next\nheard\n", "")
     assert process.returncode == 0
+
+
+def test_signals_that_waited_come_in_the_order_in_which_they_were_sent() -> None:
+    class Driver:
+        heard: ClassVar[list[int]] = []
+
+        def send_signal(self, number: int) -> None:
+            self.heard.append(number)
+
+    signals = supervisor._Signals()
+    signals.hold(True)
+    signals.to(cast(Any, Driver()))
+    for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM):
+        signals.pass_on(number)
+    assert Driver.heard == []
+    signals.hold(False)
+    assert Driver.heard == [signal.SIGUSR1, signal.SIGINT, signal.SIGTERM]
 
 
 def test_the_driver_hears_sigterm_if_its_supervisor_is_killed(tmp_path: Path) -> None:
