@@ -65,7 +65,7 @@ OFFBEAT = "Offbeat"
 
 @dataclass(frozen=True)
 class Setting:
-    """What both sides are given for one length."""
+    """Inputs of both sides for one length."""
 
     algorithm: str
     model: str
@@ -74,13 +74,13 @@ class Setting:
     """Token ids, all prompts of one length: none is padded."""
     new_tokens: int
     mean_tokens: int | None
-    """Of completions that nothing cuts; None: all have `new_tokens`."""
+    """Mean length of completions that nothing cuts; None: all have `new_tokens`."""
     completions: int
     """Per step, all together."""
     threads: int
-    """Of TRL."""
+    """Threads of TRL."""
     max_staleness: int
-    """Of Offbeat, in versions."""
+    """Offbeat's bound, in versions."""
     dtype: str = "float32"
     mixture_beta: float = 0.125
     tau: float = 0.008
@@ -166,7 +166,7 @@ class Worker:
         self.ready = self._answer()
 
     def measure(self, steps: int) -> dict[str, Any]:
-        """`step_seconds`, of each of `steps` steps, and what else the worker tells."""
+        """Let the worker take `steps` steps; return its report, with `step_seconds` of each."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{steps}\n")
         self._process.stdin.flush()

@@ -1,4 +1,4 @@
-"""What weight sync refuses in bfloat16: nothing that is honest, and each of eight faults.
+"""Weight sync in bfloat16: it refuses nothing that is honest, and each of eight faults.
 
     make pretrained
     python -m benchmarks.canary [--model models/smollm2-135m-instruct] [--honest 300] [--dtype bfloat16]

@@ -54,7 +54,7 @@ FAULTS = {
     **{"stopped generator": 2, "stopped judge": 2, "stopped learner": 1},
     **{"paused generator": 1, "paused judge": 1, "paused learner": 1, DISK: 2},
 }
-"""What may happen, by weight: the end of a process of a role, its stop, its stop for a while, or a full disk."""
+"""Faults and their weights: a process of a role ends, stops, stops for a while, or the disk is full."""
 DISK_MIB = 512
 """Size of the file system of a run's directory."""
 PROMPTS_PER_UPDATE = 8
@@ -67,7 +67,7 @@ START_SECONDS = 180.0
 
 @dataclass
 class Account:
-    """What was done to the run."""
+    """Faults and starts of a run so far."""
 
     kills: Counter[str] = field(default_factory=Counter)
     starts: int = 0
@@ -77,7 +77,7 @@ class Account:
 
 ORPHAN_SECONDS = 20.0
 PAUSE_SECONDS = 6.0
-"""Of a paused process: more than `watchdog.warn_seconds`, less than `watchdog.end_seconds`."""
+"""Length of a pause: more than `watchdog.warn_seconds`, less than `watchdog.end_seconds`."""
 
 
 class Driver:
@@ -103,7 +103,7 @@ class Driver:
 
     @property
     def pid(self) -> int:
-        """Of the process that was started last: the supervisor, whose child is the driver."""
+        """Process that was started last: the supervisor, whose child is the driver."""
         return self._process.pid
 
     @property
@@ -128,7 +128,7 @@ class Driver:
             ballast.unlink()
 
     def running(self) -> Iterator[psutil.Process]:
-        """Those with the mark, and what they started: Ray's agents overwrite their environment."""
+        """Yield the processes with the mark, and their children: Ray's agents overwrite their environment."""
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if process.environ().get(MARK) == self._mark:
@@ -245,7 +245,7 @@ def _strike(victim: psutil.Process, role: str) -> None:
 def _await_victim(
     driver: Driver, role: str, rng: random.Random, due: float, updates: int, account: Account
 ) -> psutil.Process:
-    """One that lives when it is due and so many updates are made, or as soon as there is one after that."""
+    """Return a process of `role` once the time is `due` and `updates` are made, or the next one to appear."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if driver.code is not None:
@@ -267,7 +267,7 @@ def _again(driver: Driver, account: Account) -> None:
 
 
 def findings(run: Path, updates: int) -> dict[str, Any]:
-    """What the run's own files say of it, and what is wrong, under `violations`."""
+    """Read the run's own files; return its figures, and under `violations` its faults."""
     from launch.output.journal_reader import JournalReader
 
     summary = json.loads((run / "summary.json").read_text())

@@ -1,4 +1,4 @@
-"""What old samples cost a real model: the runs of `offbeat sweep chat-staleness`, and their models beside each other.
+"""Cost of old samples on a real model: the runs of `offbeat sweep chat-staleness`, and their models compared.
 
     offbeat sweep chat-staleness
     python -m benchmarks.chat_staleness runs/chat-staleness [--answers 8] [--output FILE]

@@ -16,7 +16,7 @@ import psutil
 from actors.host import free_port
 
 NODE = "OFFBEAT_NODE"
-"""In the environment of every process of a node: which."""
+"""Variable with the node's name, in the environment of each of its processes."""
 START_SECONDS = 60.0
 OBJECT_STORE_BYTES = 100_000_000
 """Shared memory of each node."""

@@ -57,7 +57,7 @@ def read(directory: Path) -> dict[str, Any]:
 
 
 def figures(summary: dict[str, Any]) -> dict[str, Any]:
-    """What a run's summary says of time."""
+    """Return the times in a run's summary."""
     budget = summary["time_budget"]
     return {
         "seconds": summary["wall_seconds"],

@@ -1,4 +1,4 @@
-"""What one driver carries: groups per second, and processor time per group, with simulated generators.
+"""Capacity of one driver: groups per second, and processor time per group, with simulated generators.
 
     python -m benchmarks.driver [--generators 10 100 1000] [--seconds 10] [--completions 4] [--tokens 128]
 
@@ -38,7 +38,7 @@ TICK_SECONDS = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Of every group: completions, and tokens of each."""
+    """Completions of every group, and tokens of each completion."""
 
     completions: int
     tokens: int
@@ -128,7 +128,7 @@ class Judge:
 
 @dataclass
 class Stats:
-    """Of an update that did not happen."""
+    """Statistics of an update that did not happen."""
 
     loss: float = 0.5
     lr: float = 1e-3
@@ -235,7 +235,7 @@ def checkpoint(directory: Path, size: Size, groups: int) -> dict[str, float]:
     longest = 0.0
 
     async def save() -> float:
-        """As a run does; return its seconds."""
+        """Save a checkpoint as a run does; return its seconds."""
         began = time.perf_counter()
         state = buffer.state_dict()
         held = state.pop("groups")

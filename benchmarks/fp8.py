@@ -1,4 +1,4 @@
-"""How far rounding linear layers to fp8 moves a model's log-probs, beside what bfloat16 does: transformers on CPU.
+"""Change of a model's log-probs if linear layers are rounded to fp8, beside bfloat16: transformers on CPU.
 
     python -m benchmarks.fp8 --model MODEL_DIR [--output benchmarks/results/fp8.json]
 

@@ -1,4 +1,4 @@
-"""What a generator costs over the bare engine: the same requests through `Generator` and through vLLM's own loop.
+"""Overhead of a generator: the same requests through `Generator` and through vLLM's own loop.
 
     python -m benchmarks.generator --model MODEL_DIR [--rounds 5] [--output benchmarks/results/generator.json]
 
@@ -34,7 +34,7 @@ LOADS = ("toy", "model")
 GENERATOR, BARE, WITHOUT = "generator", "bare engine", "bare engine, no log-probs"
 
 Rates = dict[str, dict[str, float]]
-"""For each way, its tokens per second by the clock and by the processor's time."""
+"""Tokens per second of each way, by the clock and by the processor's time."""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ SIGNALS = {
 MOMENTS = ("starting", "first", "mid", "final")
 """Before Ray is up; at the first update; a few updates later; after the last one, while the run evaluates and saves."""
 UPDATES = {"train": 100_000, "sft": 600, "dpo": 600}
-"""That no run reaches before its signal, unless it is for the end."""
+"""Updates that no run reaches before its signal, unless the signal is for the end."""
 MANIFEST = "offbeat-manifest.json"
 LONGEST = 400.0
 ORPHAN_SECONDS = 10.0
@@ -66,7 +66,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Under which the result has it."""
+        """Key of the trial in the result."""
         return f"{self.verb} | {self.moment} | {self.signal}"
 
 
@@ -192,7 +192,7 @@ def _hear_everything() -> None:
 
 
 def has_come(trial: Trial, run: Run) -> Callable[[], bool]:
-    """Return the condition that tells the moment of a trial."""
+    """Return the condition that holds from the moment of a trial on."""
     if trial.moment == "starting":
         return (run.directory / "config.yaml").is_file
     if trial.moment == "mid":
@@ -234,7 +234,7 @@ def try_one(trial: Trial, directory: Path, model: Path) -> dict[str, Any]:
 
 
 def look(run: Run, code: int) -> dict[str, Any]:
-    """What a run that has ended leaves."""
+    """Return the traces of a run that has ended."""
     pointer, summary = run.directory / "checkpoints" / "latest", run.directory / "summary.json"
     lines = [line.strip() for line in run.said().splitlines() if line.strip()]
     return {

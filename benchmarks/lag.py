@@ -1,4 +1,4 @@
-"""Which correction bears how much staleness: Nash-MD and online DPO on the intransitive task at an exact lag.
+"""Corrections for staleness: Nash-MD and online DPO on the intransitive task at an exact lag.
 
     python -m benchmarks.lag [ROW ...] [--updates 400] [--output benchmarks/results/lag.json]
     python -m benchmarks.lag dpo-lag-16 dpo-lag-16-anchor --schedule constant --groups 32 --updates 1600 --seed 1 \
@@ -102,7 +102,7 @@ class Experiment:
         self.reference = exact.exact_policy(self.model)
         kept = 1 + max(row.lag, row.fresh or 0)
         self.weights = deque([self._own_weights()], maxlen=kept)
-        """Of the last `kept` versions, the newest last."""
+        """Weights of the last `kept` versions, the newest last."""
         self.rng = np.random.default_rng(arguments.seed)
         self.order = np.array([], dtype=int)
         self.slow = copy.deepcopy(self.model).requires_grad_(False)

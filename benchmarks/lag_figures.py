@@ -37,7 +37,7 @@ CURES = {
     },
     "dpo": {"": "none", "-fresh": "fresh opponents", "-anchor": "anchor"},
 }
-"""What the end of a row's name stands for, by loss."""
+"""Meaning of the end of a row's name, by loss."""
 TITLES = {"nash_pg": "Nash-MD", "dpo": "online DPO"}
 SMOOTH, EVERY = 20, 10
 """Points of a curve that one of the figure is the mean of, and updates between two."""

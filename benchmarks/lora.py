@@ -30,7 +30,7 @@ FIGURES = {
     "embedded-nash-md": ("exploitability_tail", "preference", "exact_kl"),
     "chat": ("reward", "win_rate", "score_mean_tail"),
 }
-"""What `summary.json` calls the figures that are compared."""
+"""Names in `summary.json` of the figures that are compared."""
 RATES = {"embedded": 3e-4, "embedded-nash-md": 3e-4, "chat": 3e-5}
 FASTER = 10.0
 

@@ -1,4 +1,4 @@
-"""What two models in one engine cost: a plain engine against one that also holds a reference, in one run.
+"""Cost of two models in one engine: a plain engine against one that also holds a reference, in one run.
 
     python -m benchmarks.mixture [--rounds 5] [--requests 256 512] [--output benchmarks/results/mixture.json]
 
@@ -34,7 +34,7 @@ CASES = {
     "mixture engine, half and half": (True, 0.5),
     "mixture engine, mixture alone": (True, 1.0),
 }
-"""By name: whether the engine holds two models, and the share of requests that sample the mixture."""
+"""Ways by name: whether the engine holds two models, and the share of requests that sample the mixture."""
 
 COMPLETIONS = 8
 

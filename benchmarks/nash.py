@@ -1,4 +1,4 @@
-"""Where routes end on the intransitive task: whole runs of the system, measured by enumeration.
+"""Final policies of each route on the intransitive task: whole runs of the system, measured by enumeration.
 
     python -m benchmarks.nash [ROW ...] [--seeds 0 1] [--output benchmarks/results/nash.json]
 

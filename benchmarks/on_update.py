@@ -1,4 +1,4 @@
-"""What a weight sync costs while long requests run: with their keys and values computed again, and with them kept.
+"""Cost of a weight sync while long requests run: with their keys and values computed again, and with them kept.
 
     python -m benchmarks.on_update --model MODEL_DIR [--rounds 3] [--output benchmarks/results/on_update.json]
 

@@ -1,4 +1,4 @@
-"""What `offbeat plan` predicts of other runs from one, and from two, beside what they measured.
+"""Predictions of `offbeat plan` for other runs, from one and from two, beside their measured figures.
 
     python -m benchmarks.planning [--work DIR] [--output benchmarks/results/planning.json] [PLAN OPTION ...]
 

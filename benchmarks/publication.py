@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 def shapes(hidden: int, layers: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
-    """Of a tied Llama with three times as many query as key heads, as SmolLM2-135M (576, 30, 49152)."""
+    """Return the shapes of a tied Llama with three query heads to a key head, as SmolLM2-135M (576, 30, 49152)."""
     inner, keys = hidden * 8 // 3, hidden // 3
     named: dict[str, tuple[int, ...]] = {"embed": (vocabulary, hidden), "norm": (hidden,)}
     for layer in range(layers):
@@ -119,7 +119,7 @@ class Learner:
         self._seat: Any = None
 
     def publish(self, version: int) -> Any:
-        """What an update waits for."""
+        """Publish as the learner does; an update waits for this."""
         return self.publisher.publish(version, self.weights, no_canary())
 
     def bring(self, manifest: Any) -> tuple[float, float]:

@@ -31,7 +31,7 @@ ELSEWHERE = 10_000
 
 
 class Prompts(Protocol):
-    """Where prompts come from."""
+    """Source of prompts."""
 
     def prompt(self, position: int) -> Prompt: ...
 
@@ -59,7 +59,7 @@ def started(config: RunConfig, model_dir: str, prompts: Prompts) -> Iterator[Act
 
 @dataclass(frozen=True)
 class Loop:
-    """What one training loop did."""
+    """Times and counts of one training loop."""
 
     started: float
     """time.monotonic() before the first publication."""

@@ -1,4 +1,4 @@
-"""What every raw result says of the machine, and how it is written."""
+"""Raw results: written whole, each with the machine and the versions."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from benchmarks.chaos import Driver
 from benchmarks.cluster import Cluster
 
 STEADY_SECONDS = 15.0
-"""How long the rate before a kill is measured."""
+"""Length of the measurement of the rate before a kill."""
 UPDATES = 100_000
 """More than there is time for; the run is interrupted at the end."""
 LONGEST_WAIT = 180.0

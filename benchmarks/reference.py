@@ -1,4 +1,4 @@
-"""What the frozen reference costs the learner: an update that computes its log-probs, and one that reads them.
+"""Cost of the frozen reference in the learner: an update that computes its log-probs, and one that reads them.
 
     python -m benchmarks.reference --model MODEL_DIR --output benchmarks/results/reference.json
 

@@ -45,27 +45,27 @@ VOCABULARY = 128_000
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What is simulated. Times in seconds."""
+    """Simulated cluster. Times in seconds."""
 
     shards: int
     group_seconds: float
-    """Of a coordinator's core for each group."""
+    """Time of a coordinator's core for each group."""
     generators: int = 10_000
     slots: int = 8
     """Groups that a generator samples at a time."""
     sampling_seconds: float = 4.0
-    """Of a group, in the mean; uniform from half to one and a half of it, since completions have a token limit."""
+    """Mean time of a group; uniform from half to one and a half of it, since completions have a token limit."""
     prompts: int = 80_000
     """B. A version is one update."""
     max_staleness: int = 4
     train_seconds: float = 3.6
     hop_seconds: float = 0.33
-    """Of a version, whole, from one host to another. In each such step every host that has it sends it to one more."""
+    """Time of a whole version from one host to another. In each step every host that has it sends it to one more."""
     message_seconds: float = 0.01
     deaths_every: float = 10.0
-    """Of one generator, drawn at random."""
+    """Time between two deaths of a generator drawn at random."""
     back_seconds: float = 30.0
-    """Until it has been started again."""
+    """Time until a dead generator runs again."""
     slow_shard: int | None = None
     slow_sampling: float = 1.0
     """Factors for that shard: time to sample, time of its coordinator for a group."""
@@ -83,7 +83,7 @@ class Generator:
     life: int = 0
     alive: bool = True
     running: dict[int, tuple[Lease, int, float]] = field(default_factory=dict)
-    """By lease: the version that it started with, and when."""
+    """Each lease with the version that it started with, and when."""
     waiting: list[Lease] = field(default_factory=list)
     """Leases that need newer weights."""
 
@@ -105,7 +105,7 @@ class Simulation:
         self.starved = [False] * cluster.shards
         """The bound admits no lease at present."""
         self.missing = [Counter[int]() for _ in range(cluster.shards)]
-        """By update: leases of the shard that were judged."""
+        """Judged leases of each shard, by update."""
         self.core_free = [0.0] * cluster.shards
         self.now, self.published, self.training = 0.0, 0, False
         self.measured_from = math.inf

@@ -7,8 +7,8 @@ Every few seconds each process of the run is asked what it has allocated, what i
 it shares (PSS), its open descriptors and its threads; the run's folder in /dev/shm is counted too. A role is all
 processes of one kind, and its figures are their sums. The first tenth of the updates is warming up. A role is flat if
 the median of its allocated memory over the last tenth is at most 2%, or a MiB, above the median over the second tenth,
-and the median of its descriptors no higher. USS is told beside it: pages of Ray's object store, which is of one size,
-count there for whoever happens to be the only one that maps them, tens of MiB that come and go.
+and the median of its descriptors no higher. USS is reported beside it: pages of Ray's object store, which is of one
+size, count there for whoever happens to be the only one that maps them, tens of MiB that come and go.
 Exits with 1 if a role has grown or could not be judged.
 """
 
@@ -35,13 +35,13 @@ from benchmarks import record
 from benchmarks.chaos import Driver
 
 SHARE = 0.1
-"""Of the updates: the length of the warm-up, and of the two windows that are compared."""
+"""Share of the updates in the warm-up, and in each of the two windows that are compared."""
 MOST_GROWTH = 0.02
-"""Of a role's memory between the two windows."""
+"""Largest growth of a role's memory between the two windows, as a share."""
 PAGES_KIB = 1024
 """Growth that is no growth: the raylet and the GCS, of 16 and 28 MiB, go up and down by as much."""
 SECONDS = 2.0
-"""Between two samples."""
+"""Time between two samples."""
 ROLES = {
     "ray::RemoteGenerator": "generator",
     "VLLM::": "engine core",
@@ -49,11 +49,11 @@ ROLES = {
     "ray::LearnerWorker": "learner",
     "ray::": "idle workers",
 }
-"""By the beginning of a process's title."""
+"""Roles by the beginning of a process's title."""
 PROGRAMS = {"raylet": "raylet", "gcs_server": "gcs"}
-"""By the name of the program."""
+"""Roles by the name of the program."""
 FUNCTION = "actors.judges.functions"
-"""In the command of a judge function's process and of its supervisor."""
+"""Module in the command of a judge function's process and of its supervisor."""
 WHOLE_RUN = ("supervisor", "driver", "generator", "judge", "judge function", "learner", "raylet", "gcs", "ray's agents")
 """Roles that every run has from its start to its end; others may come and go."""
 SHARED_MEMORY = "/dev/shm"
@@ -61,12 +61,12 @@ SHARED_MEMORY = "/dev/shm"
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What one process holds, or all of a role together."""
+    """Resources of one process, or of all processes of a role."""
 
     allocated_kib: int = 0
     """Anonymous memory: no file's, no shared memory."""
     uss_kib: int = 0
-    """What would be free if it ended."""
+    """Memory that would be free if it ended."""
     pss_kib: int = 0
     descriptors: int = 0
     threads: int = 0
@@ -164,7 +164,7 @@ def shared_memory(run: Path, root: Path = Path(SHARED_MEMORY)) -> tuple[int, int
 
 
 def _sizes(folder: Path) -> Iterator[int]:
-    """Of all files below it; those that go meanwhile are left out."""
+    """Yield the sizes of all files below `folder`, except those that go meanwhile."""
     for path in folder.rglob("*"):
         with suppress(OSError):
             if path.is_file():

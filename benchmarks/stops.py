@@ -1,11 +1,11 @@
-"""Stops: SIGSTOP of each process of a run, with SIGCONT after a minute and without; who is told of, when, what follows.
+"""Stops: SIGSTOP of each process of a run, with SIGCONT after a minute and without; warnings, times, outcomes.
 
     python -m benchmarks.stops [--only with|without] [--roles ROLE ...] [--output benchmarks/results/stops.json]
 
-The run of `benchmarks.chaos`, with the watchdog's default for telling. With SIGCONT all roles are stopped in one run,
+The run of `benchmarks.chaos`, with the watchdog's default for warnings. With SIGCONT all roles are stopped in one run,
 which must go on each time. Without it the watchdog ends the process; a run that ends with it is started again with
-`--resume`. With `--only` and `--roles` the other results stay as they were. Exits with 1 if a stop was told later than
-after 20 s or not at all, or a run neither went on nor could be resumed.
+`--resume`. With `--only` and `--roles` the other results stay as they were. Exits with 1 if the warning of a stop came
+later than after 20 s or not at all, or a run neither went on nor could be resumed.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from benchmarks.chaos import Driver, configuration
 
 ROLES = ("generator", "judge", "learner", "raylet", "gcs", "driver")
 VITAL = ROLES[2:]
-"""Without which a run ends."""
+"""Roles without which a run ends."""
 PAUSE_SECONDS = 60.0
 WARN_SECONDS = 12.0
 END_SECONDS = 40.0
-"""Without SIGCONT; more than `PAUSE_SECONDS` with it."""
+"""Limit of the trials without SIGCONT; with it, one above `PAUSE_SECONDS`."""
 MOST_SECONDS = 20.0
-"""Until a stop is told."""
+"""Longest time from a stop to its warning."""
 UPDATES = 5
-"""That show that a run goes on."""
+"""Updates that show that a run goes on."""
 LONGEST = 240.0
 TOLD = re.compile(r"warning: (.*) (has not answered|has made no progress|was stopped)")
 
 
 def stop(driver: Driver, log: Path, role: str, *, again: bool) -> dict[str, Any]:
-    """Stops one process of `role`, for a minute if `again`; what was told, when, and what became of the run."""
+    """Stop one process of `role`, for a minute if `again`; return the warning, its time and the outcome."""
     made = driver.updates()
     _until(lambda: driver.updates() > made and bool(_at_work(driver, role)), driver)
     victim = _at_work(driver, role)[0]

@@ -20,7 +20,7 @@ from launch.settings.loading import load_config
 
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "figures" / "triangle.svg"
 COLOURS = ("#d55e00", "#0072b2", "#000000", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""The palette of Okabe and Ito, which colour-blind readers can tell apart."""
+"""The palette of Okabe and Ito, which colour-blind readers can distinguish."""
 SIDE, LEFT, TOP, LEGEND_LINE = 400.0, 110.0, 56.0, 22.0
 HEIGHT = svg.height(SIDE)
 

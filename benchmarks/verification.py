@@ -1,4 +1,4 @@
-"""What verifying a checkpoint costs beside loading it, and what writing its manifest costs beside saving it.
+"""Cost of verifying a checkpoint beside loading it, and of writing its manifest beside saving it.
 
 One rank takes a step with a model, saves, and loads what it saved: with the files in the page cache, as after a fault
 of the run, and without, as after a reboot. Without, verifying fills the cache that the load then finds: compared is a

@@ -10,7 +10,7 @@ verifier learns the pairs of all rounds (`offbeat dpo`), from the first solver. 
 among K solutions of the first and of the last solver (`offbeat evaluate --best-of K --verifier`), by its likelihood, as
 Hosseini et al. 2024, "V-STaR", do, and by its implicit reward. Controls: a vote, and the solver's own likelihood.
 
-`--digits 4 --forgetful 0 --rounds 1 --epochs 8` is a task whose errors are slips, which likelihood does tell.
+`--digits 4 --forgetful 0 --rounds 1 --epochs 8` is a task whose errors are slips, which likelihood does show.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class Route:
 
     @property
     def held_out(self) -> dict[str, Any]:
-        """What each stage of training ended with on its own held-out rows, and its updates."""
+        """Last figures of each stage of training on its own held-out rows, and its updates."""
         kept = ("updates", "train_examples", "held_out", "wall_seconds")
         told = {path.parent.name: json.loads(path.read_text()) for path in sorted(self.work.glob("*/summary.json"))}
         return {name: {key: summary[key] for key in kept} for name, summary in told.items()}

@@ -1,4 +1,4 @@
-"""Whole runs that the pages tell of: commands as a user gives them, and what the last one's summary says.
+"""Whole runs of the pages: commands as a user gives them, and what the last one's summary says.
 
 python -m benchmarks.whole_runs {on_policy,calculator} [--work DIR] [--output FILE]
 """

@@ -63,7 +63,7 @@ class UpdateStats:
     opponent_log_ratio_max: float | None = None
     """Games whose opponents have importance weights: largest |log pi' - log b| of an opponent's token (nats)."""
     kl_anchor: float | None = None
-    """With an anchor: mean of log pi(y|x) - log u(y|x) over the completions (nats per sequence)."""
+    """Runs with an anchor: mean of log pi(y|x) - log u(y|x) over the completions (nats per sequence)."""
     value_error: float | None = None  # ppo: mean squared error of the value head on a token
     step_size: float | None = None
     """Games, dpo and ipo, if requested and the step was taken: eta of mirror descent, the slope of log pi_{t+1}(y|x) -

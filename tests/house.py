@@ -50,9 +50,9 @@ class House:
 
     @classmethod
     @functools.cache
-    def at(cls, root: Path = ROOT) -> House:
+    def at(cls, root: Path = ROOT, tops: tuple[str, ...] = TOPS) -> House:
         paths = {}
-        for path in sorted(path for top in TOPS for path in (root / top).rglob("*.py")):
+        for path in sorted(path for top in tops for path in (root / top).rglob("*.py")):
             name = ".".join(path.relative_to(root).with_suffix("").parts)
             paths[name.removesuffix(".__init__")] = path
         return cls(root, paths, {name: ast.parse(path.read_text("utf-8")) for name, path in paths.items()})

@@ -1,4 +1,4 @@
-"""Docstrings of the product: the action or the thing first, in one breath."""
+"""Docstrings of the product and its benchmarks: the action or the thing first, in one breath."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.house import ROOT, House, assert_only
+from tests.house import ROOT, TOPS, House, assert_only
 
-HOUSE = House.at(ROOT)
+HOUSE = House.at(ROOT, (*TOPS, "benchmarks", "examples"))
 MOST_WORDS = 20
 """Limit on a function's first sentence. Words without two letters in a row, as in formulas, do not count."""
-CLAUSES = {"What", "How", "Whether", "Who", "Whom", "Whose", "Which", "Where", "When"}
-"""First words of clauses: only the end of such a docstring says what it is about."""
-TOLD = re.compile(r"\b(?:is|are|was|be|been|being) told\b")
+CLAUSES = {"What", "How", "Whether", "Who", "Whom", "Whose", "Which", "Where", "When", "That", "Those", "Of"}
+"""First words of clauses and fragments: only the end of such a docstring says what it is about, or its code."""
+TOLD = re.compile(r"\b(?:(?:is|are|was|be|been|being) told|tells?|telling)\b")
 """Computers print, warn, report or pass on."""
 WORD = re.compile(r"[A-Za-z]{2}")
 SENTENCE_END = re.compile(r"[.:;](?=\s)|\n\n|\Z")

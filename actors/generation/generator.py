@@ -93,7 +93,7 @@ class Generator:
         self._activity = IDLE
         self._since = time.monotonic()
         self._requests: dict[str, tuple[tuple[int, int], int]] = {}
-        """By request id: the lease's key in `_running`, and the completion's position."""
+        """Key in `_running` and position of the completion, by request id."""
         ready: Future[None] = Future()
         arguments = (make_engine, ready)
         self._thread = threading.Thread(target=self._serve, args=arguments, name=f"{self._name}-engine", daemon=True)

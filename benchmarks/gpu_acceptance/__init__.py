@@ -1,4 +1,4 @@
-"""What a GPU must do before anyone trusts it with a run: `python -m benchmarks.gpu_acceptance`, docs/benchmarks.md.
+"""Acceptance of a GPU before anyone trusts it with a run: `python -m benchmarks.gpu_acceptance`, docs/benchmarks.md.
 
 `__main__.py` reads the arguments; `runner.py` starts every part in a process of its own and writes the JSON;
 `parts.py` lists the parts; `part.py` is such a process. Parts: `transports.py`, `canary.py`, `mixture.py`,

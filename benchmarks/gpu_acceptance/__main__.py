@@ -1,4 +1,4 @@
-"""What a GPU must do before anyone trusts it with a run, in one command: docs/benchmarks.md.
+"""Acceptance of a GPU before anyone trusts it with a run, in one command: docs/benchmarks.md.
 
     python -m benchmarks.gpu_acceptance --models 0.5b 1b
     python -m benchmarks.gpu_acceptance --model DIR --parts ipc canary

@@ -28,9 +28,9 @@ SIZES = {
 }
 """Llamas with the dimensions of models that people have: SmolLM2, Qwen 2.5, and Llama 3."""
 LOGIT_DEVIATION = 3.0
-"""Of a random model's logits, so that two of them differ by nats, as trained ones do."""
+"""Deviation of a random model's logits, so that two of them differ by nats, as trained ones do."""
 NOISE = 0.2
-"""Of a real model's second one: part of each matrix's own deviation."""
+"""Change that makes a real model's second policy, as a part of each matrix's deviation."""
 
 
 def make(directory: str, size: str | None = None, source: str | None = None) -> Iterator[dict[str, Any]]:

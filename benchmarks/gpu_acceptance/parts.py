@@ -35,12 +35,12 @@ PARTS = {
     "gloo": Part("transports", "transport", 180, once=True),
     "object_store": Part("transports", "transport", 180, once=True),
 }
-"""By name, in the order in which they run: what CPUs cannot say comes first."""
+"""Parts by name, in the order in which they run: those that only a GPU can answer come first."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a part is given. Travels to its process as JSON."""
+    """Input of a part. Travels to its process as JSON."""
 
     part: str
     model: str  # Hugging Face directory of the policy

@@ -32,7 +32,7 @@ ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 @dataclass
 class Outcome:
-    """What became of one part."""
+    """Result of one part."""
 
     part: str
     model: str

@@ -11,7 +11,7 @@ from launch.doctor.machine import Gpu
 from launch.doctor.node import described, what
 
 CORES_PER_GPU = 8
-"""Of a node with GPUs that is not this machine; nodes have more."""
+"""Assumed cores of a node with GPUs that is not this machine; nodes have more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ class Policy:
     """Facts of a model, from the files that are on this machine."""
 
     path: str
-    """As the user wrote it."""
+    """Path as the user wrote it."""
     facts: ModelFacts | None = None
     tokenizer: Any = None
     positions: int | None = None  # longest sequence in tokens; None if unknown

@@ -21,7 +21,7 @@ from launch.settings.run import RunConfig
 
 CACHE_STEP_MIB = 64
 MOST_CACHE_MIB = 1024
-"""Of an engine on CPU, where more sequences at a time are hardly faster."""
+"""Largest cache of an engine on CPU, where more sequences at a time are hardly faster."""
 SEQUENCES = 64
 """Sequences of full length that an engine's cache on CPU should hold."""
 FEW_SEQUENCES = 16  # where memory is short

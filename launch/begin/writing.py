@@ -1,4 +1,4 @@
-"""From a request to the file: reads what it names, puts the settings together, fits them to the machine, writes."""
+"""The file of a request: read what it names, put the settings together, fit them to the machine, write."""
 
 from __future__ import annotations
 

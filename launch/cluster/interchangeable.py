@@ -27,7 +27,7 @@ class Interchangeable:
     """An actor whose calls wait for its restarts, and are sent again; another may take over once it died for good."""
 
     vital = False
-    who, one = "the actor", "the actor"  # in what is told of its death, and of a start that failed
+    who, one = "the actor", "the actor"  # in messages of its death, and of a start that failed
 
     def __init__(self, actor: Any, name: str) -> None:
         self._actor = actor

@@ -75,7 +75,7 @@ class RayGenerator:
         self._unreachable = False
         self._collect_seconds = 0.0
         self._failed_starts: dict[str, str] = {}
-        """By process: why its engine did not start, since one did last."""
+        """Failed starts since the last good one: the reason of each process."""
         self._failure = ""  # of the engine of an earlier process, if nothing was sampled since
         self._reported = -1
         """Deaths that the caller knows of, because each wait but the first follows one."""

@@ -15,7 +15,7 @@ from actors.foreign.text import many
 
 RAYLET = "Ray's raylet"
 NAMES = {"raylet": RAYLET, "gcs_server": "Ray's GCS"}
-"""By the name of the program."""
+"""Ray's own processes, by the name of the program."""
 _STARTING = re.compile(r"ray::(\w+)\.__init__")
 """Title of a worker while it makes an actor."""
 _ENDED, _STOPPED = "ZX", "Tt"

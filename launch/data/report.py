@@ -55,7 +55,7 @@ class Pair:
     place: str  # path and line, or path and row
     tokens: tuple[int, int, int] | None = None  # counted in prompt, chosen and rejected; None without a tokenizer
     log_perplexities: tuple[float, float] | None = None
-    """Of chosen and rejected, nats per token; None without a model, or if the row was left out before."""
+    """Values of chosen and rejected (nats per token); None without a model, or if the row was left out before."""
     left_out: Reason | Selection | None = None  # None while it is kept
     why: str = ""
 

@@ -24,7 +24,7 @@ from actors.foreign.text import many
 _SCHEMA = pyarrow.schema(
     [("text", pyarrow.string()), ("chat", MESSAGES), *list(COLUMN_TYPES.items())[1:], ("whole", pyarrow.string())]
 )
-"""As it is written in the end, but for the prompt, a text or a chat, and JSON of what a row that is not plain holds."""
+"""Columns as in the final file, except two: the prompt as a text or a chat, and JSON for rows that are not plain."""
 
 
 class PairStore:

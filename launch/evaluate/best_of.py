@@ -33,7 +33,7 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over prompts with its 95% interval; no interval if there is too little to tell one from."""
+    """A mean over prompts with its 95% interval; no interval if there are too few prompts for one."""
 
     value: float
     low: float | None

@@ -174,7 +174,7 @@ def _judged(config: RunConfig, groups: Sequence[Group], say: Callable[[str], Non
     return answers
 
 
-# ---------------------------------------------------------------- telling
+# ---------------------------------------------------------------- messages
 
 
 def render(found: Comparison) -> str:

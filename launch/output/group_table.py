@@ -39,7 +39,7 @@ GROUPS = pyarrow.schema(
         ("preferences", pyarrow.list_(_FLOATS)),
     ]
 )
-"""Of a journal. `update` consumed the group first; the other columns are fields of `actors.records`."""
+"""Columns of a journal. `update` consumed the group first; the other columns are fields of `actors.records`."""
 BUFFER = pyarrow.schema(
     [
         ("index", pyarrow.int64()),
@@ -53,8 +53,8 @@ BUFFER = pyarrow.schema(
         ("texts", pyarrow.string()),
     ]
 )
-"""Of a checkpoint: everything of a group but its prompt, which has its place in the prompts. `texts` is JSON, which
-keeps what UTF-8 cannot: the prompt's id, and of each completion text and messages."""
+"""Columns of a checkpoint's buffer: a group without its prompt, which the prompts give again. `texts` is JSON, which
+keeps strings that UTF-8 cannot: the prompt's id, and text and messages of each completion."""
 BUFFER_FILE = "buffer.parquet"
 _ROWS = 64
 """Groups encoded at a time: between two such parts other threads get their turn."""

@@ -27,7 +27,7 @@ from launch.settings.run import NamedConfig
 SHARED_MEMORY = Path("/dev/shm")
 SHM_PREFIX = "offbeat-"
 RUN_ID = "run_id"
-"""In a run's directory: a random name, which the manifests of its checkpoints and its journal repeat."""
+"""File in a run's directory: a random name, which the manifests of its checkpoints and its journal repeat."""
 _STARTUP_FILES = (LOCK, RUN_ID, "error.txt", "config.tmp")
 """Files left by a run that ended during startup, beside unfinished ones; safe to overwrite. Older versions wrote
 `config.tmp`."""

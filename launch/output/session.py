@@ -50,7 +50,7 @@ class Session:
         self.fixed: dict[str, Any] = {}
         """Settings that a resumed run must share with this one; set by `check_same`."""
         self.result: Summary | None = None
-        """Of a run that is to go on from its newest checkpoint and has nothing left to do."""
+        """Summary of a run that resumes from its newest checkpoint and has nothing left to do."""
         if resume:
             wanted = resume if isinstance(resume, str) else None
             if (self.directory.checkpoints / checkpoints.POINTER).is_file():

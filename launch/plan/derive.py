@@ -1,4 +1,4 @@
-"""From a recorded run, or from given numbers, to a model. Pure functions; each value says where it is from.
+"""Models of recorded runs, or of given numbers. Pure functions; each value says where it is from.
 
 Must not read files or print.
 """
@@ -34,7 +34,7 @@ FOLLOWED = (
 MOST = 1e9
 """Largest number that a user may give: of seconds, thirty years."""
 MOST_GPUS = 100_000
-"""To be split: to search longer takes minutes."""
+"""Most GPUs to split; a longer search takes minutes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +87,7 @@ class Derived:
     values: tuple[Value, ...]
     efficiency: float
     fixed_seconds: float = 0.0
-    """Of an update, however many prompts it has."""
+    """Seconds of an update, however many prompts it has."""
     notes: tuple[str, ...] = ()
     """Effects that the model leaves out, a sentence each."""
 

@@ -52,11 +52,11 @@ class Generators:
     slots: int = 1
     """Groups that one of them samples at a time at most: generators.max_running_prompts."""
     group: Times
-    """Of one group, if a generator samples nothing else."""
+    """Times of one group, if a generator samples nothing else."""
     batching: float = math.inf
     """Groups per second of a generator that samples very many at a time, as a multiple of those with one at a time."""
     take_seconds: float = 0.0
-    """To take new weights. Nothing is sampled meanwhile."""
+    """Time to load new weights. Nothing is sampled meanwhile."""
     failure_share: float = 0.0
     """Share of the leases that end in a failure."""
     cpus: float = 1.0
@@ -77,9 +77,9 @@ class Learner:
 
     update: Times
     publish_seconds: float = 0.0
-    """Of one publication, in which the learner stands still."""
+    """Time of one publication, in which the learner stands still."""
     pause_seconds: float = 0.0
-    """After each update: evaluation by enumeration, checkpoints, and the driver's work between two updates."""
+    """Pause after each update: evaluation by enumeration, checkpoints, and the driver's work between two updates."""
     cpus: float = 1.0
     """Cores that it keeps busy as it trains; read only if `Model.cores` is set."""
 

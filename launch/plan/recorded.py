@@ -32,7 +32,7 @@ class Recorded:
     config: RunConfig
     summary: Mapping[str, Any]
     update_seconds: tuple[float, ...] = ()
-    """Of each update, as the learner measured them."""
+    """Seconds of each update, as the learner measured them."""
     damaged: int = 0  # lines of its metrics that cannot be read
     lengths: tuple[float, ...] = ()
     """Tokens of the longest answer of each group, from the journal; a group ends with it."""

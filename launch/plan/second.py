@@ -14,7 +14,7 @@ from launch.plan.recorded import Recorded
 MOST_BATCHING = 256.0
 """Beyond it a generator is as fast with any number of groups."""
 HALVINGS = 6
-"""Of the range of `batching`: the 64th root of 256 is 1.09."""
+"""Halvings of the range of `batching`: the 64th root of 256 is 1.09."""
 
 
 def from_runs(run: Recorded, second: Recorded, given: Given) -> Derived:

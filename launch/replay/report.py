@@ -65,10 +65,10 @@ class ReplayReport:
     windows: list[tuple[int, int]] = field(default_factory=list)
     """First and last step of each window that metrics are averaged over."""
     metrics: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
-    """By name, `recorded` and `replay`: mean over each window; None for a window without values."""
+    """Means over each window, `recorded` and `replay`, by name; None for a window without values."""
     damaged: int = 0  # lines of the run's metrics that cannot be read
     exact: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    """By name, `recorded` and `replay`: exact metrics of the final policy; None: the run did not measure it then."""
+    """Exact metrics of the final policy, `recorded` and `replay`, by name; None if the run did not measure it."""
     seconds: float = 0.0
 
     @property

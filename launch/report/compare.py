@@ -26,7 +26,7 @@ from launch.settings.yaml_text import leaves
 
 MOST_RUNS = 12
 POINTS = 2400
-"""Of all lines of one plot."""
+"""Most points of one plot, over all its lines."""
 COLUMNS = (
     "run", "status", "updates", "loss", "policy", "win rate", "rise of the reward", "exploitability", "KL",
     "staleness", "wall time",

@@ -36,7 +36,7 @@ class Run:
     running: bool
     missing: Sequence[str]
     """Unreadable parts, a sentence each."""
-    label: str = ""  # what tells it from other runs
+    label: str = ""  # distinguishes it from other runs
     replayed: str = ""
     """The run whose journal it trained on, if it is a replay, which evaluates nothing and leaves no summary."""
 

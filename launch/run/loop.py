@@ -65,7 +65,7 @@ class LoopEvents:
     on_checkpoint: Callable[[TrainingLoop], Awaitable[None]]
     on_message: Callable[[str], None]
     on_batch: Callable[[Batch], Awaitable[None]] = _not_kept
-    """With each batch before it is trained on. The update does not wait for what is returned, but the next one does."""
+    """Called with each batch before it is trained on. The update does not wait for the result; the next one does."""
     on_departure: Callable[[Departure], Awaitable[None]] = _not_heeded  # with a figure that left the band
 
 
@@ -87,7 +87,7 @@ class TrainingLoop:
         self.divergence = DivergenceWatch(config.divergence, config.divergence.max_kl)
         self.evaluation_set: EvaluationSet | None = None
         self.judged: Sequence[Group] = ()
-        """Of the newest evaluation, the policy's completions before the starting policy's (`win_rate.against`)."""
+        """Completions of the newest evaluation, the policy's before the starting policy's (`win_rate.against`)."""
         self.evaluation_tokens = 0
         self.config = config
         self.buffer = buffer

@@ -32,9 +32,9 @@ class Consumed:
     items: Sequence[Pair] | Sequence[Game]
     staleness: tuple[int, ...]  # of the policy's completions
     opponent_staleness: tuple[int, ...] = ()
-    """Of the opponents; empty if the loss has none."""
+    """Staleness of the opponents; empty if the loss has none."""
     unfinished_won: tuple[bool, ...] = ()
-    """Of each group with finished and unfinished completions: whether one of the latter has its best score."""
+    """True if an unfinished completion has the best score, for each group that also has finished ones."""
 
     @classmethod
     def of(cls, batch: Batch, config: RunConfig) -> Consumed:

@@ -168,7 +168,7 @@ class PoolEvents:
 
     on_group: Callable[[Group], None]  # with each finished training group
     on_retire: Callable[[int], None]
-    """With each version that no generator needs any more."""
+    """Called with each version that no generator needs any more."""
     on_message: Callable[[str], None]
 
 

@@ -200,7 +200,7 @@ class LimitProbe:
     limit: StalenessLimit | None = None  # the newest estimate
     _told: StalenessLimit | None = None
     _rotates: bool | None = None
-    """On pairs: whether what the judge says can cycle; None before the first batch."""
+    """True if the judge's preferences on pairs can cycle; None before the first batch."""
 
     def due(self, update: int) -> bool:
         """Return whether to measure the step of `update`: all until the first estimate, also after a resume.

@@ -178,7 +178,7 @@ class ExactEvaluation:
     updates: int = 0  # of the whole run
     updates_per_publish: int = 1
     threads: int = 1
-    """As the learner's, so that equal weights give equal figures."""
+    """Threads, as many as the learner has: then equal weights give equal figures."""
     adapted: tuple[Path, LoraConfig] | None = None
     history: list[ExactFigures] = field(default_factory=list)
     _parts: Any = None

@@ -1,4 +1,4 @@
-"""From a YAML file or preset and dotted overrides to one validated configuration of a verb, and back to YAML.
+"""Settings: read a YAML file or preset and dotted overrides into one validated configuration, and write YAML.
 
 Reports every mistake at once, one line each: the dotted key, what was given, what is allowed. Knows files and
 pydantic's errors. Must not know the terminal, and starts nothing.
@@ -27,7 +27,7 @@ RECORDED = "config.yaml"  # in a run's directory: its resolved configuration
 _CHANGED_DEFAULTS = (("judging", "missing_eos_score"), ("learner", "share_prompts"))
 LARGEST_INTEGER = 2**63 - 1
 LOCK = ".lock"
-"""In a run's directory: a file that a live process holds locked. Unlike a process id, valid across containers."""
+"""File in a run's directory that a live process holds locked. Unlike a process id, valid across containers."""
 
 
 def preset_names(verb: Verb = TRAIN) -> list[str]:

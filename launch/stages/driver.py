@@ -79,7 +79,7 @@ class State:
     tokens: int = 0
     held_out_at_start: dict[str, float] = field(default_factory=dict)
     held_out: dict[str, float] = field(default_factory=dict)
-    """Of the newest evaluation; empty if nothing is held out."""
+    """Figures of the newest evaluation; empty if nothing is held out."""
     best_held_out_loss: float | None = None
     best_update: int | None = None
     waited: int = 0  # evaluations since the best one

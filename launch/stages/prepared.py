@@ -16,7 +16,7 @@ class Prepared:
     train: int  # training examples
     validation: int  # held-out examples
     skipped: list[str]  # malformed rows that were left out
-    notes: list[str] = field(default_factory=list)  # told once, at the start
+    notes: list[str] = field(default_factory=list)  # printed once, at the start
     beside: Mapping[str, str] = field(default_factory=dict)  # text files to write into the trained model's directory
 
 

@@ -32,9 +32,9 @@ PATIENCE = 60
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 _IMAGE = re.compile(r"\S+")
 CORES = 16
-"""Of a pod, if the run does not need more."""
+"""Cores of a pod, if the run does not need more."""
 HEAD_CORES = 4
-"""Most of a head that has only the driver."""
+"""Most cores of a head that has only the driver."""
 _CORES = re.compile(r"\d{1,6}(\.\d+)?")
 _QUANTITY = re.compile(r"(?P<number>\d{1,18}(\.\d+)?)(?P<unit>([kMGTP]|[KMGTP]i)?)")
 _VOLUME = re.compile(r"(?P<claim>[a-z0-9]([a-z0-9.-]*[a-z0-9])?):(?P<path>/[^:\s]+?)/?(?P<ro>:ro)?")

@@ -12,10 +12,10 @@ from launch.cluster.placement import GENERATOR, Actor, Node, place, run_actors, 
 from launch.settings.run import RunConfig
 
 MOST_GPUS = 64
-"""That a node may have."""
+"""Most GPUs that a node may have."""
 
 SPARE_MIB = 1024
-"""For what engines and collectives keep there."""
+"""Room for what engines and collectives keep there."""
 
 
 def shared_memory_mib(config: RunConfig) -> int:

@@ -46,7 +46,7 @@ class SlurmOptions:
     partition: str | None = None
     account: str | None = None
     exclude: str | None = None  # hosts
-    notice: int = 120  # seconds before the time limit at which the run is told to end
+    notice: int = 120  # seconds before the time limit at which the run gets its signal to end
     requeue: bool = False  # queue the job again at its time limit, and resume
     container: str | None = None  # image for pyxis
     container_mounts: tuple[str, ...] = ()  # besides those that the run's paths need

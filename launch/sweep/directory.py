@@ -24,7 +24,7 @@ from launch.sweep.plan import Row
 
 SWEEP_FILE = "sweep.yaml"
 ROW_FILE = "row.yaml"
-"""In a row's directory: its whole configuration, without the seeds of its runs."""
+"""File in a row's directory: its whole configuration, without the seeds of its runs."""
 _MOST_SHOWN = 5
 
 

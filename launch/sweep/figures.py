@@ -23,7 +23,7 @@ FORMATS: Mapping[str, Mapping[str, Any]] = {
 STYLE = {"svg.hashsalt": "offbeat", "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}
 STYLE |= {"grid.alpha": 0.3, "font.size": 9, "legend.frameon": False}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, which colour-blind readers tell apart."""
+"""Okabe and Ito's palette, which colour-blind readers can distinguish."""
 MARKERS = "osD^vPX"
 
 

@@ -1,4 +1,4 @@
-"""From a sweep's settings to its runs: every combination of labels, each with every seed. Starts and writes nothing."""
+"""Runs of a sweep by its settings: every combination of labels, each with every seed. Starts and writes nothing."""
 
 from __future__ import annotations
 

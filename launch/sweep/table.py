@@ -1,4 +1,4 @@
-"""From the outcomes of runs to rows: means over seeds, 95% intervals, paired differences, areas under curves. Pure.
+"""Rows of a sweep's table: means over seeds, 95% intervals, paired differences, areas under curves. Pure.
 
 Seeds are the independent draws. An interval is Student's, of n - 1 degrees of freedom, and there is none for one seed.
 """

@@ -16,7 +16,7 @@ from launch.settings.yaml_text import leaves
 from launch.tracking.tracker import RunFacts, figures_in
 
 RUN_FILE = "mlflow_run"
-"""In the run's directory for trackers: the id of its MLflow run, which MLflow draws."""
+"""File in the run's directory for trackers: the id of its MLflow run, which MLflow draws."""
 RUN_TAG = "offbeat.run_id"
 SQLITE = "sqlite:///"
 LONGEST_PARAMETER = 6_000  # characters, MLflow's own limit

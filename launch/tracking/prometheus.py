@@ -1,7 +1,7 @@
 """A run's figures for Prometheus, through the metrics agent that Ray has on each node. Grafana: `grafana.json`.
 
 A figure's name is TensorBoard's, with `_` for `/`, after `offbeat_`; Ray puts `ray_` before it. The labels `run` and
-`run_id` tell runs apart.
+`run_id` distinguish runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RAY_PREFIX = "ray_"
 COLLECTS = "RAY_enable_metrics_collection"
 """Variable with which a Ray that a run starts has its metrics off, unless it is 1."""
 TARGETS = "prometheus.json"
-"""In the run's directory for trackers: the address of the agent, as Prometheus reads it with `file_sd_configs`."""
+"""File in the run's directory for trackers: the address of the agent, as Prometheus reads it with `file_sd_configs`."""
 LABELS = ("run", "run_id")
 _REFUSED = re.compile(r"\W")
 

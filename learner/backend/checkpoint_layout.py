@@ -61,10 +61,10 @@ class AdapterLayout:
     def __init__(self, model: Any) -> None:
         self._model = model
         self.outline: Mapping[str, Tensor] = {name: _outline(each) for name, each in peft_form.tensors(model).items()}
-        """As `CheckpointLayout.outline`."""
+        """See `CheckpointLayout.outline`."""
 
     def parts(self) -> list[dict[str, Tensor]]:
-        """As `CheckpointLayout.parts`."""
+        """See `CheckpointLayout.parts`."""
         return in_parts(peft_form.tensors(self._model), _PART_NUMEL)
 
     def held(self, part: dict[str, Tensor]) -> dict[str, Tensor]:

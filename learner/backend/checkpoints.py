@@ -31,9 +31,9 @@ MODEL = "hf"
 STATE = "run_state.json"
 POINTER = "latest"
 LAYOUT = "layout.json"
-"""In `ENGINE`: ranks, ZeRO stage and dtype that the state was written with."""
+"""File in `ENGINE`: ranks, ZeRO stage and dtype with which the state was written."""
 LAST_GOOD = "last-good"
-"""In place of a checkpoint's path: the newest one that verifies."""
+"""Word for the newest checkpoint that verifies, in place of a path."""
 _MANIFEST_KEY = "manifest"  # of a state that was written with one
 _THEN = "then use --resume: the last good checkpoint is intact"
 

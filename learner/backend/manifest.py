@@ -1,9 +1,9 @@
 """Manifest of a stored directory: each file's size and checksum, and the run and update that wrote it.
 
 `offbeat-manifest.json` is written last and read first. Its checksums are xxHash's XXH3 of 128 bits, as `xxhsum -H2`
-prints them; that of a file over 64 MiB is the checksum of its pieces' checksums, one after another. They tell a fault
-of disk, memory or copy, and a file that was exchanged; not an adversary, who could write a manifest too. Must not
-import torch.
+prints them; that of a file over 64 MiB is the checksum of its pieces' checksums, one after another. They show a
+fault of disk, memory or copy, and an exchanged file; no adversary, who could write a manifest too. Must not import
+torch.
 """
 
 import json
@@ -122,7 +122,7 @@ def _sum(path: Path, offset: int) -> FileSum:
                     mapped.madvise(_POPULATE_READ)
                     return _hashed([mapped])
             except (OSError, ValueError):
-                pass  # reading it tells what is wrong, if anything is
+                pass  # reading it raises what is wrong, if anything is
         file.seek(offset)
         buffer = memoryview(bytearray(_BLOCK))
         blocks = (range(start, min(start + _BLOCK, length)) for start in range(0, length, _BLOCK))

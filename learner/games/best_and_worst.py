@@ -31,7 +31,7 @@ Kind = Literal["dpo", "ipo"]
 SLOPES: dict[Kind, float] = {"dpo": 0.25, "ipo": 1.0}
 """Largest slope of the residual in beta times the difference of log-ratios: sigma'(0), and 1."""
 BISECTIONS = 40
-"""Of the interval that holds a cycle's strength: to 1e-12."""
+"""Halvings of the interval that holds a cycle's strength: to 1e-12."""
 
 
 def pull(kind: Kind, weight: float, completions: int) -> float:

@@ -211,7 +211,7 @@ class BroadcastSender(Sender):
 
     @contextlib.contextmanager
     def _beside_training(self) -> Iterator[None]:
-        """On a GPU, work in a stream of this thread's own: in the default one each bucket would wait for the update."""
+        """Use a stream of this thread's own on a GPU: in the default one each bucket would wait for the update."""
         if self._device.type != "cuda":
             yield
             return

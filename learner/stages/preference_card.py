@@ -245,7 +245,7 @@ def degraded(response: Tokens, other: Tokens, eos: int, rng: random.Random) -> d
 
 
 def degraded_metrics(model: PreferenceModel, pairs: Sequence[TokenPair], eos: int) -> dict[str, dict[str, Any]]:
-    """For each degradation, compute the share of preferred held-out responses that beat their copy; ties count 1/2.
+    """Compute, for each degradation, the share of preferred held-out responses that beat their copy; ties count 1/2.
 
     None, with 0 pairs, if there is nothing to compare: no copy differs, fits the model, or answers another prompt.
     """

@@ -50,7 +50,7 @@ class Layout:
     """[t] int64: where each token's output is among those of all blocks."""
     calls: int = 0  # of `attention` with it
     masks: dict[Any, Tensor] = field(default_factory=dict)
-    """Those of `mask`: all layers have the same, and autograd keeps one for all."""
+    """Masks that `mask` has made: all layers share them, and autograd keeps one for all."""
 
     def mask(self, number: int, window: int | None, heads: int, dtype: torch.dtype) -> Tensor:
         """Return what is added to the scores of block `number`: [n, 1, heads * q, k], 0 or minus infinity.

@@ -34,7 +34,7 @@ class Losses:
     opponent_log_ratio: Tensor | None = None
     """log pi' - log b [tokens] of the opponents, if pi' was computed."""
     detail: Any = None
-    """For `Players.of`, the items, and log pi and advantage of each player [b, K], detached; a pair's K is 2."""
+    """Input of `Players.of`: the items, and log pi and advantage of each player [b, K], detached; a pair's K is 2."""
 
 
 class RolloutObjective(Objective):
@@ -43,7 +43,7 @@ class RolloutObjective(Objective):
     metrics: tuple[str, ...]  # names of the values averaged over items
     kind: type  # type of the items
     weighs_opponents: bool = False  # whether any pass computes the opponent's log-probs
-    measures_step: bool = True  # whether `Losses.detail` tells what a step is measured on
+    measures_step: bool = True  # whether `Losses.detail` has what a step is measured on
 
     def __init__(
         self, config: LearnerConfig, metrics: tuple[str, ...], *, shares_prompts: bool, anchor: Anchor | None

@@ -113,25 +113,25 @@ class LearnerWorker(RankWorker):
                 pass
 
     def adopt_average(self) -> None:
-        """As `TrainEngine.adopt_average`."""
+        """Call `TrainEngine.adopt_average`."""
         self._engine.adopt_average()
 
     # The next four serve generators beside an update, in threads of their own. Rank 0 only.
 
     def open_group(self, size: int, seconds: float) -> Seat:
-        """As `BroadcastSender.open_group`."""
+        """Call `BroadcastSender.open_group`."""
         return self._publisher.sender.open_group(size, seconds)
 
     def send(self, manifest: Manifest, seat: Seat) -> None:
-        """As `BroadcastSender.send`."""
+        """Call `BroadcastSender.send`."""
         self._publisher.sender.send(manifest, seat)
 
     def give_up(self, seat: Seat, reason: str) -> None:
-        """As `BroadcastSender.give_up`."""
+        """Call `BroadcastSender.give_up`."""
         self._publisher.sender.give_up(seat, reason)
 
     def share(self, version: int) -> dict[str, Any]:
-        """As `SharedDeviceSender.share`."""
+        """Call `SharedDeviceSender.share`."""
         return self._publisher.sender.share(version)
 
     def chunk_count(self) -> int:

@@ -133,7 +133,7 @@ def exact_kl(policy: ExactPolicy, reference: ExactPolicy) -> float:
     """Compute KL(policy || reference) in nats per response, mean over prompts.
 
     Uses the chain rule over tokens: the sum over prefixes of the policy's probability of the prefix times the KL of the
-    next token. So it is the expectation of the sampled sum of log-ratios, and tells apart responses that share the
+    next token. So it is the expectation of the sampled sum of log-ratios, and distinguishes responses that share the
     outcome NOEOS or INVALID.
     """
     reached = np.exp(policy.node_logprobs[:, :PREFIXES])

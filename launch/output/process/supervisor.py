@@ -25,7 +25,7 @@ from actors.foreign.text import shown
 VERBS = ("train", "sft", "dpo", "preference", "evaluate", "replay", "demo")
 """Verbs that start Ray."""
 VARIABLE = "OFFBEAT_SUPERVISOR"
-"""Environment variable of the driver: the descriptor on which it tells the supervisor what to clean up."""
+"""Environment variable of the driver: the descriptor on which it lists for the supervisor what to clean up."""
 FORWARDED = (
     signal.SIGINT,
     signal.SIGTERM,
@@ -37,7 +37,7 @@ FORWARDED = (
 )
 """Signals that ask a run to save and end: of terminals, of limits of time, and of the schedulers of clusters."""
 HEAPS = {"MALLOC_ARENA_MAX": "2"}
-"""Of the C library, which keeps one for each thread: what one thread frees, no other can use, and the driver grows."""
+"""Fewer heaps of the C library: of one per thread, no other thread uses the free memory, and the driver grows."""
 STOP_SECONDS = 12.0
 """Stop of the driver after which the supervisor warns."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36

@@ -17,7 +17,7 @@ WIDE = 1000.0
 """Width of a figure that takes the whole page; its texts are larger on a narrow one."""
 MOST_LABELS, MOST_BARS = 12, 60
 COLOURS = {"updating": 1, "publishing": 1, "evaluating": 2, "checkpointing": 4, "idle": 5, "waiting": 5}
-"""Of activities; work of its own, such as generating and training, has the first."""
+"""Colours of activities; work of its own, such as generating and training, has the first."""
 LANE, GAP = 52.0, 54.0  # height of a lane, and of the room for its name above it
 BAR = 40.0
 SIDE = 300.0  # of the triangle

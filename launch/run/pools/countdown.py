@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 FIRST_SECONDS = 10.0
 """A step that ends sooner says nothing."""
 SECONDS = 30.0  # between two lines
-LONGEST_IN_SECONDS = 100  # longer times are told in minutes
+LONGEST_IN_SECONDS = 100  # longer times are given in minutes
 ENOUGH = 0.1  # share of the parts from which the time left is foretold: parts that are begun together end together
 
 

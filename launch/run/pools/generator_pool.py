@@ -65,7 +65,7 @@ class GeneratorPool:
         """Leases that were granted again while an earlier attempt may still be answered."""
         self._ended: list[GeneratorStatus] = []
         self._refused: dict[int, set[str]] = {}
-        """By version: the names of generators that refused it."""
+        """Names of generators that refused a version, by version."""
         self._said = ""
         self._asked = 0  # generators that were asked in turn for their status
 
