@@ -2,10 +2,11 @@
 
     python -m benchmarks.planning [--work DIR] [--output benchmarks/results/planning.json] [PLAN OPTION ...]
 
-One run of the embedded world calibrates, and a second one beside it with `--with`. Five others differ from the first
-in generators and in the bound on staleness, a sixth in the size of an update too. `--cores` of `offbeat plan` is what
-two busy processes get of this machine, less what the driver, the judge and Ray took of it in one more run. Options that
-are not this script's go to `offbeat plan`.
+Five runs of the embedded world differ from the one that calibrates in generators and in the bound on staleness; a sixth
+differs in the size of an update too. Each has a run to calibrate right before it, and one for `--with` right after it:
+a machine whose speed drifts is then as fast for all three. `--cores` of `offbeat plan` is what two busy processes get
+of this machine, less what the driver, the judge and Ray took of it in one more run. Options that are not this script's
+go to `offbeat plan`.
 Run it alone on a machine: what else runs there takes from one run and not from another.
 """
 
@@ -29,15 +30,14 @@ from launch.output.summary import package_versions
 
 BASE = (
     "embedded",
-    "updates=120",
+    "updates=80",
     "cluster.num_cpus=4",
     "checkpoints.every_updates=0",
     "evaluation.every_updates=0",
     "evaluation.prompts=0",
 )
+SECOND = ("generators.count=2", "replay.prompts_per_update=16")
 RUNS: dict[str, tuple[str, ...]] = {
-    "1 generator, S = 2": (),
-    "2 generators, S = 2, half the prompts": ("generators.count=2", "replay.prompts_per_update=16"),
     "1 generator, S = 0": ("replay.max_staleness=0",),
     "1 generator, S = 8": ("replay.max_staleness=8",),
     "2 generators, S = 1": ("generators.count=2", "replay.max_staleness=1"),
@@ -45,11 +45,9 @@ RUNS: dict[str, tuple[str, ...]] = {
     "3 generators, S = 2": ("generators.count=3",),
     "1 generator, S = 4, half the prompts": ("replay.max_staleness=4", "replay.prompts_per_update=16"),
 }
-"""Settings of each run beside those of `BASE`; the first two calibrate."""
-
-
+"""Settings beside those of `BASE`: of the run for `--with`, and of each run to predict."""
 MODELLED = ("ray::RemoteGenerator", "ray::LearnerWorker")
-FIRST, LAST = 5, 118  # updates between which the others are observed
+FIRST, LAST = 5, 78  # updates between which the others are observed
 WORK = "import time, torch; torch.set_num_threads(1); a = torch.rand(512, 512); a @ a; t = time.perf_counter()\n"
 WORK += "for _ in range(400): a @ a\nprint(time.perf_counter() - t)"
 
@@ -120,19 +118,21 @@ def main() -> None:
         if "--cores" not in options:
             measured = {"two busy processes": cores(), "others": others(Path(scratch) / "observed", policy)}
             options += ["--cores", f"{measured['two busy processes'] - measured['others']:.2f}"]
-        directories = {name: work / f"run{number}" for number, name in enumerate(RUNS)}
-        for name, directory in directories.items():
-            if not (directory / "summary.json").is_file():
-                offbeat("train", *BASE, policy, *RUNS[name], f"output={directory}")
-        base, second, *_ = directories.values()
-        predicted = {name: directories[name] for name in [*RUNS][2:]}
-        alone = {name: compared(base, other, options) for name, other in predicted.items()}
-        both = {name: compared(base, other, [*options, "--with", str(second)]) for name, other in predicted.items()}
+        alone, both, calibrating = {}, {}, {}
+        for number, (name, settings) in enumerate(RUNS.items()):
+            base, other, second = (work / f"run{number}-{part}" for part in ("base", "other", "second"))
+            for directory, wanted in ((base, ()), (other, settings), (second, SECOND)):
+                if not (directory / "summary.json").is_file():
+                    offbeat("train", *BASE, policy, *wanted, f"output={directory}")
+            calibrating[name] = json.loads((base / "summary.json").read_text())["groups_per_second"]
+            alone[name] = compared(base, other, options)
+            both[name] = compared(base, other, [*options, "--with", str(second)])
     result = {
         "machine": record.machine(),
         "versions": package_versions(),
-        "settings": {"base": BASE, "runs": RUNS, "options": options},
+        "settings": {"base": BASE, "second": SECOND, "runs": RUNS, "options": options},
         "cores": measured,
+        "calibrating groups per second": calibrating,
         "runs": alone,
         "runs_with_second": both,
     }

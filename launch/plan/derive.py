@@ -5,6 +5,7 @@ Must not read files or print.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
 from actors.errors import UsageError
@@ -161,31 +162,49 @@ def from_run(run: Recorded, given: Given) -> Derived:
     model = replace(configured(model, config), updates=run.updates, cores=given.cores)
     efficiency = sources.pick("efficiency", None, EFFICIENCY, "of each rank after the first")
     rate = run.measured().sampling_rate if given.generator_seconds is None else None
-    training = run.budget("learner", "training") if given.cores and given.update_seconds is None else None
-    if rate is not None or training is not None:
-        model = calibrated(model, rate, training)
+    if rate is not None or given.cores:
+        model = calibrated(model, rate, _seconds(run, given) if given.cores else {})
     if given.generator_seconds is None:
         group = Value("generator_seconds", model.generators.group.mean, "measured", "of a group alone, by `batching`")
         sources.values.insert(0, group)
     return Derived(model=model, values=tuple(sources.values), efficiency=efficiency, notes=_notes(run, given))
 
 
-def calibrated(model: Model, sampling_rate: float | None, training_seconds: float | None = None) -> Model:
-    """Return `model` with the seconds of a group and of an update that lead to what a run measured.
+def calibrated(model: Model, sampling_rate: float | None, seconds: Mapping[str, float]) -> Model:
+    """Return `model` with the seconds of each piece of work that lead to what a run measured.
 
-    `sampling_rate` (groups/s) is a generator's; `training_seconds` are all updates', longer than alone if cores were
-    short. None: those seconds stay.
+    `sampling_rate` (groups/s) is a generator's; None: its groups take what they do. `seconds` are a whole run's by
+    activity, longer than alone if cores were short: the learner's training, publishing and other, and the generators'
+    updating, summed over them. An activity without seconds takes what it does.
     """
     for _ in range(CALIBRATIONS):
         found = predict(model, most_groups=CALIBRATION_GROUPS)
+        generators, learner = model.generators, model.learner
+        spent = {name: share * found.seconds for name, share in found.learner.items()}
+        spent["updating"] = found.generator["updating"] * found.seconds * generators.count
+        factors = {name: seconds[name] / spent[name] if spent[name] else 1.0 for name in seconds}
         if sampling_rate:
-            group = model.generators.group.times(found.sampling_rate / sampling_rate)
-            model = replace(model, generators=replace(model.generators, group=group))
-        trained = found.learner["training"] * found.seconds
-        if training_seconds and trained:
-            update = model.learner.update.times(training_seconds / trained)
-            model = replace(model, learner=replace(model.learner, update=update))
+            generators = replace(generators, group=generators.group.times(found.sampling_rate / sampling_rate))
+        learner = replace(
+            learner,
+            update=learner.update.times(factors.get("training", 1.0)),
+            publish_seconds=learner.publish_seconds * factors.get("publishing", 1.0),
+            pause_seconds=learner.pause_seconds * factors.get("other", 1.0),
+        )
+        generators = replace(generators, take_seconds=generators.take_seconds * factors.get("updating", 1.0))
+        model = replace(model, generators=generators, learner=learner)
     return model
+
+
+def _seconds(run: Recorded, given: Given) -> dict[str, float]:
+    """Return what `run` spent on each activity whose seconds are not given."""
+    measured = {
+        "other": (None, run.measured().learner["other"] * run.seconds),
+        "training": (given.update_seconds, run.budget("learner", "training")),
+        "publishing": (given.publish_seconds, run.publishing),
+        "updating": (given.take_seconds, run.updating),
+    }
+    return {activity: spent for activity, (own, spent) in measured.items() if own is None}
 
 
 def configured(model: Model, config: RunConfig) -> Model:

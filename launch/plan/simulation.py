@@ -64,7 +64,7 @@ class Simulation:
         self._fleet = Fleet(model.generators)
         self._version = 0  # that all generators hold
         self._offered = 0  # the newest publication
-        self._taking = False
+        self._taking, self._take_left, self._coming = False, math.inf, 0
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = count()
         self._activity, self._left = "waiting", math.inf
@@ -91,15 +91,17 @@ class Simulation:
 
     def _step(self) -> None:
         """Go to the next instant at which something ends, and end it."""
-        sampling, training = self._speeds()
-        fleet = self._fleet
-        ends = math.inf if not sampling else self.now + (fleet.next_end - fleet.clock) / sampling
-        learned = self.now + self._left / training
-        then = min(self._events[0][0], ends, learned)
-        self._pass(then, sampling, training)
+        speed, fleet = self._speed(), self._fleet
+        ends = math.inf if self._taking else self.now + (fleet.next_end - fleet.clock) / speed
+        taken = self.now + self._take_left / speed
+        learned = self.now + self._left / speed
+        then = min(self._events[0][0], ends, taken, learned)
+        self._pass(then, speed)
         if ends <= then:
             fleet.clock = fleet.next_end  # exactly, so that equal times stay equal
         limit = then + ROUNDING * max(1.0, then)
+        if taken <= limit:
+            self._taken()
         if learned <= limit:
             self._left = 0.0
             self._learner_ends()
@@ -109,18 +111,18 @@ class Simulation:
             _, _, happen, arguments = heapq.heappop(self._events)
             happen(*arguments)
 
-    def _speeds(self) -> tuple[float, float]:
-        """Return how fast generators sample and the learner works, 1 being at full speed."""
-        model, sampling = self.model, 0.0 if self._taking else 1.0
+    def _speed(self) -> float:
+        """Return how fast generators and the learner work, 1 being at full speed."""
+        model = self.model
         if model.cores is None:
-            return sampling, 1.0
-        trains, works = self._activity == "training", self._activity != "waiting"
+            return 1.0
+        works = self._activity != "waiting"
         at_work = model.generators.count if self._taking else self._fleet.active
         busy = at_work * model.generators.cpus + works * model.learner.cpus
-        share = min(1.0, model.cores / busy) if busy else 1.0
-        return sampling * share, share if trains else 1.0
+        return min(1.0, model.cores / busy) if busy else 1.0
 
-    def _pass(self, then: float, sampling: float, training: float) -> None:
+    def _pass(self, then: float, speed: float) -> None:
+        """Let the time go by in which generators and the learner do `speed` times what they do alone."""
         seconds, account, all_ = then - self.now, self.account, self.model.generators.count
         active = self._fleet.active
         if self._taking:
@@ -129,8 +131,11 @@ class Simulation:
             account.generator["generating"] += active * seconds
             account.generator["idle"] += (all_ - active) * seconds
         account.learner[self._activity] += seconds
-        self._fleet.clock += seconds * sampling
-        self._left -= seconds * training
+        if self._taking:
+            self._take_left -= seconds * speed
+        else:
+            self._fleet.clock += seconds * speed
+        self._left -= seconds * speed
         self.now = account.seconds = then
 
     def _at(self, then: float, happen: Callable[..., None], *arguments: Any) -> None:
@@ -241,16 +246,14 @@ class Simulation:
             self._begin_taking()
 
     def _begin_taking(self) -> None:
-        seconds = self.model.generators.take_seconds
-        self._taking = True
-        if seconds:
-            self._at(self.now + seconds, self._taken, self._offered)
-        else:
-            self._taken(self._offered)
+        self._taking, self._take_left, self._coming = True, self.model.generators.take_seconds, self._offered
+        if not self._take_left:
+            self._taken()
 
-    def _taken(self, version: int) -> None:
-        """All generators hold `version`; what was published meanwhile comes next, and versions between are skipped."""
-        self._version, self._taking, self._starved = version, False, False
-        self.admission.published(version)
-        if self._offered > version:
+    def _taken(self) -> None:
+        """All generators hold a version; what was published meanwhile comes next, and versions between are skipped."""
+        self._version, self._starved = self._coming, False
+        self._taking, self._take_left = False, math.inf
+        self.admission.published(self._version)
+        if self._offered > self._version:
             self._begin_taking()

@@ -73,17 +73,34 @@ SHORT = [
 
 plan = of("docs/plan.md", "planning.json")
 
+
+def speed(part: str, run: str, which: str) -> Callable[[Any], float]:
+    return lambda raw: float(raw[part][run]["outcomes"][which]["groups_per_second"])
+
+
+def speed_error(part: str, run: str) -> Callable[[Any], float]:
+    return lambda raw: speed(part, run, "predicted")(raw) / speed(part, run, "measured")(raw) - 1.0
+
+
 PLAN = [
     plan("of which driver, judge and Ray took {cores/others:.2f}."),
+    plan(
+        "the same run gave between {least:.0f} and {most:.0f} groups per second.",
+        at="calibrating groups per second",
+        least=lambda speeds: min(speeds.values()),
+        most=lambda speeds: max(speeds.values()),
+    ),
     plan(
         "the mean staleness was {measured/staleness/mean:.1f} versions instead of {predicted/staleness/mean:.1f}.",
         at="runs/1 generator, S = 8/outcomes",
     ),
     *(
         plan(
-            f"| {name} | {{measured/groups_per_second:.0f}} | {{predicted/groups_per_second:.0f}} | {{error:+.0%}} |",
-            at=f"runs/{name}/outcomes",
-            error=lambda found: found["predicted"]["groups_per_second"] / found["measured"]["groups_per_second"] - 1.0,
+            f"| {name} | {{measured:.0f}} | {{predicted:.0f}} | {{error:+.0%}} | {{with_second:+.0%}} |",
+            measured=speed("runs", name, "measured"),
+            predicted=speed("runs", name, "predicted"),
+            error=speed_error("runs", name),
+            with_second=speed_error("runs_with_second", name),
         )
         for name in raw_result("planning.json")["runs"]
     ),

@@ -96,11 +96,12 @@ def test_cores_that_are_short_slow_all_who_want_them():
     assert predict(model(100, max_staleness=1, cores=1.0)).seconds == pytest.approx(200.0)
 
 
-def test_a_publication_keeps_a_core_busy_too():
-    """A group of 3 s is the bottleneck. Of it, 1 s is done in the 2 s of an update, half a second in a publication of
-    1 s, and 1.5 s alone: 4.5 s."""
-    found = predict(model(100, group_seconds=3.0, max_staleness=3, publish_seconds=1.0, cores=1.0))
-    assert found.seconds == pytest.approx(450.0, rel=0.01)
+def test_publications_pauses_and_taking_weights_share_cores_too():
+    """On one core all wait for one another, so an update costs the sum: 3 s of sampling, 1 of each other thing."""
+    slow = model(100, group_seconds=3.0, max_staleness=3, publish_seconds=1.0, cores=1.0)
+    assert predict(slow).seconds == pytest.approx(500.0, rel=0.01)
+    more = model(100, max_staleness=3, publish_seconds=1.0, pause_seconds=1.0, take_seconds=1.0, cores=1.0)
+    assert predict(more).seconds == pytest.approx(500.0, rel=0.01)
 
 
 def test_an_evaluation_takes_places_before_leases():
@@ -224,13 +225,23 @@ def test_measured_times_come_once_each_before_any_comes_again():
 
 
 def test_seconds_of_a_run_whose_cores_were_short_are_those_of_each_alone():
-    """Generator and learner of 1 s each shared one core, so 100 groups and 100 updates lasted 200 s between them."""
-    alone = model(100, max_staleness=1, cores=1.0)
+    """Generator and learner shared one core, so 1 s of each thing lasted longer. The shares of time lead back to it."""
+    alone = model(100, max_staleness=1, publish_seconds=1.0, pause_seconds=1.0, take_seconds=1.0, cores=1.0)
     shared = predict(alone)
-    trained = shared.learner["training"] * shared.seconds
-    assert trained > 150.0, "an update seems to take longer than it does alone"
-    guess = model(100, max_staleness=1, cores=1.0, group_seconds=shared.sampling_rate, update_seconds=trained / 100)
-    found = calibrated(guess, shared.sampling_rate, trained)
-    assert found.learner.update.mean == pytest.approx(1.0, rel=0.05)
-    assert found.generators.group.mean == pytest.approx(1.0, rel=0.05)
-    assert predict(replace(found, replay=model(1, max_staleness=0).replay)).seconds == pytest.approx(200.0, rel=0.05)
+    seconds = {name: share * shared.seconds for name, share in shared.learner.items()}
+    seconds["updating"] = shared.generator["updating"] * shared.seconds
+    assert sum(seconds[name] for name in ("training", "publishing", "other")) > 350.0, "they seem to take longer"
+    guess = model(
+        max_staleness=1,
+        group_seconds=1.0 / shared.sampling_rate,
+        update_seconds=seconds["training"] / 100,
+        publish_seconds=seconds["publishing"] / 100,
+        pause_seconds=seconds["other"] / 100,
+        take_seconds=seconds["updating"] / 100,
+        cores=1.0,
+    )
+    found = calibrated(guess, shared.sampling_rate, seconds)
+    learner, generators = found.learner, found.generators
+    for each in (learner.update.mean, learner.publish_seconds, learner.pause_seconds, generators.take_seconds):
+        assert each == pytest.approx(1.0, rel=0.05)
+    assert generators.group.mean == pytest.approx(1.0, rel=0.05)
