@@ -127,14 +127,12 @@ class Simulation:
         active = self._fleet.active
         if self._taking:
             account.generator["updating"] += all_ * seconds
+            self._take_left -= seconds * speed
         else:
             account.generator["generating"] += active * seconds
             account.generator["idle"] += (all_ - active) * seconds
-        account.learner[self._activity] += seconds
-        if self._taking:
-            self._take_left -= seconds * speed
-        else:
             self._fleet.clock += seconds * speed
+        account.learner[self._activity] += seconds
         self._left -= seconds * speed
         self.now = account.seconds = then
 
